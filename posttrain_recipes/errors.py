@@ -1,0 +1,106 @@
+"""What can go wrong, told to a person: what, where, why, and what to do next.
+
+Every failure a user can cause is a `PtlError`; the command line prints it without a traceback and
+exits with its `exit_code` (2: the recipe or its data is at fault, 1: a run failed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class PtlError(Exception):
+    """A run that failed, or an environment that cannot run it.
+
+    Args:
+        what: one sentence that says what happened.
+        why: the cause, where it is not plain from `what`.
+        hint: what the reader should do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.why = why
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.hint:
+            lines.append(f"  next: {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(PtlError):
+    """The command was given something it cannot work on (exit 2)."""
+
+    exit_code = 2
+
+
+class MissingExtraError(PtlError):
+    """A feature needs a package that is not installed; `hint` is the command that installs it."""
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """A place in a text file; `line` and `column` count from 1, and 0 means unknown."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        parts = [self.file]
+        if self.line:
+            parts.append(str(self.line))
+            if self.column:
+                parts.append(str(self.column))
+        return ":".join(parts)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong at one place."""
+
+    location: Location
+    key: str
+    """The path of the key, as `stages.sft.method.learning_rate`; empty for the whole file."""
+    message: str
+
+    def __str__(self) -> str:
+        head = f"{self.location}  {self.key}".rstrip()
+        return f"{head}\n  {self.message}"
+
+    def as_dict(self) -> dict[str, object]:
+        """The fault as `ptl validate --json` prints it."""
+        return {
+            "file": self.location.file,
+            "line": self.location.line,
+            "column": self.location.column,
+            "key": self.key,
+            "message": self.message,
+        }
+
+
+class RecipeError(PtlError):
+    """Everything that is wrong with a recipe or a data file, at once (exit 2)."""
+
+    exit_code = 2
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = sorted(faults, key=lambda fault: (fault.location, fault.key))
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+def display_path(path: Path) -> str:
+    """`path` as a person would type it: relative to the current directory where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

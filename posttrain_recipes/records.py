@@ -1,0 +1,128 @@
+"""What flows between datasets, methods, evals and the tracker. All of it is frozen and plain.
+
+A dataset yields one of the record types (`Conversation`, `Prompt`, `Preference`, `Labelled`), a
+method turns a `Checkpoint` and records into a `Checkpoint`, an eval turns a checkpoint and records
+into an `EvalResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        """The turn as chat templates take it."""
+        return {"role": self.role, "content": self.content}
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all record types share."""
+
+    source: str = ""
+    """Where it was read, as `data/chat.jsonl:12`: errors name it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation(Record):
+    """A conversation to imitate; its last message is the assistant's."""
+
+    messages: Messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Record):
+    """A conversation that waits for the assistant, with what is needed to judge the reply."""
+
+    messages: Messages
+    answer: str | None = None
+    """The reference answer, where there is one."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The record's other fields, as they stood in the data: rewards read them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Record):
+    """Two replies to one prompt; people (or a judge) preferred `chosen`."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Record):
+    """One reply to a prompt with a verdict of its own (unpaired preference data)."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+
+
+RECORD_TYPES: tuple[type[Record], ...] = (Conversation, Prompt, Preference, Labelled)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that a stage can start from or be sampled from.
+
+    `state_uri` restores training (weights and optimizer), `sampler_uri` samples; both are None for
+    a base model that no stage has trained.
+    """
+
+    base_model: str
+    state_uri: str | None = None
+    sampler_uri: str | None = None
+    step: int = 0
+
+    @property
+    def is_base(self) -> bool:
+        """Whether these are the base model's own weights."""
+        return self.state_uri is None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model wrote, for a person to read or a reward to score."""
+
+    prompt: Messages
+    completion: str
+    answer: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
+    truncated: bool = False
+    """Whether the reply ended at the token limit rather than by a stop token."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` records with its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an eval found: estimates by metric name, and samples to look at."""
+
+    metrics: Mapping[str, Estimate]
+    samples: tuple[Sample, ...] = ()
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict, hash=False)
+    """By metric name; a metric not named here is better when higher."""
