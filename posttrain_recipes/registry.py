@@ -1,0 +1,234 @@
+"""Which plugins there are: hooks, discovery through entry points, look-up by kind and name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pluggy
+
+from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError
+from posttrain_recipes.plugin import Dataset, Engine, Eval, Method, Plugin, PluginConfig, Reward
+
+GROUP = "posttrain_recipes"
+"""The entry-point group and the name of the pluggy project."""
+
+BUILTINS = ("datasets", "methods", "rewards", "evals", "engines")
+"""Modules of this package that implement the hooks, as any plugin would."""
+
+KINDS: dict[str, type[Plugin]] = {
+    "dataset": Dataset,
+    "method": Method,
+    "reward": Reward,
+    "eval": Eval,
+    "engine": Engine,
+}
+
+hookspec = pluggy.HookspecMarker(GROUP)
+
+
+class Hooks:
+    """What a plugin module may implement. Each hook returns classes; all of them are optional."""
+
+    @hookspec
+    def ptl_datasets(self) -> Sequence[type[Dataset]]:
+        """Datasets that recipes name with `dataset: {use: ...}`."""
+        return ()
+
+    @hookspec
+    def ptl_methods(self) -> Sequence[type[Method]]:
+        """Methods that recipes name with `method: {use: ...}`."""
+        return ()
+
+    @hookspec
+    def ptl_rewards(self) -> Sequence[type[Reward]]:
+        """Rewards that recipes name with `reward: {use: ...}`."""
+        return ()
+
+    @hookspec
+    def ptl_evals(self) -> Sequence[type[Eval]]:
+        """Evals that recipes name with `eval: [{use: ...}]`."""
+        return ()
+
+    @hookspec
+    def ptl_engines(self) -> Sequence[type[Engine]]:
+        """Engines that recipes name with `engine: NAME` or `engine: {use: NAME, ...}`."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plugin class and where it came from."""
+
+    kind: str
+    cls: type[Plugin]
+    distribution: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        """What a recipe says after `use:`."""
+        return self.cls.name
+
+    @property
+    def config(self) -> type[PluginConfig]:
+        """The class of its options."""
+        return self.cls.Config
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (self.cls.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def missing(self) -> list[str]:
+        """Modules it requires that are not installed."""
+        return [
+            module for module in self.cls.requires if importlib.util.find_spec(module) is None
+        ]
+
+    def require(self) -> None:
+        """Raise `MissingExtraError`, with the command to run, where its packages are missing."""
+        if self.missing:
+            raise MissingExtraError(
+                f"{self.kind} '{self.name}' needs {', '.join(self.missing)}, not installed here",
+                hint=f"pip install '{self.cls.extra or ' '.join(self.missing)}'",
+            )
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An entry point that could not be loaded; the rest goes on without it."""
+
+    name: str
+    distribution: str
+    reason: str
+
+
+@dataclass
+class Registry:
+    """All plugins, by kind and name."""
+
+    entries: dict[str, dict[str, Entry]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
+    broken: list[Broken] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for by_name in self.entries.values():
+            yield from by_name.values()
+
+    def names(self, kind: str) -> list[str]:
+        """The names of one kind, sorted."""
+        return sorted(self.entries[kind])
+
+    def find(self, kind: str, name: str) -> Entry | None:
+        """The plugin, or None."""
+        return self.entries[kind].get(name)
+
+    def get(self, kind: str, name: str) -> Entry:
+        """The plugin; raises `UsageError` with the nearest name."""
+        entry = self.find(kind, name)
+        if entry is None:
+            raise UsageError(f"unknown {kind} '{name}'", hint=suggest(name, self.names(kind)))
+        return entry
+
+    def search(self, name: str) -> list[Entry]:
+        """Every plugin with that name, of whatever kind."""
+        return [entry for entry in self if entry.name == name]
+
+
+def suggest(name: str, options: Sequence[str]) -> str:
+    """`did you mean 'x'?`, or the list of what there is."""
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"there is: {', '.join(options)}" if options else "none is installed"
+
+
+@cache
+def load() -> Registry:
+    """The plugins of this environment, built-ins first. Cached for the process.
+
+    Raises:
+        PtlError: two plugins of one kind share a name; every provider is listed.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(Hooks)
+    registry = Registry()
+    origins: dict[Any, tuple[str, str]] = {}
+    version = _version("posttrain-recipes")
+    for module_name in BUILTINS:
+        module = importlib.import_module(f"posttrain_recipes.{module_name}")
+        manager.register(module, name=f"posttrain_recipes.{module_name}")
+        origins[module] = ("posttrain-recipes", version)
+    for point in importlib.metadata.entry_points(group=GROUP):
+        distribution = point.dist.name if point.dist else "unknown"
+        plugin_name = f"{distribution}:{point.name}"
+        try:
+            module = point.load()
+            manager.register(module, name=plugin_name)
+            manager.check_pending()
+        except Exception as error:  # a stranger's module may fail in any way; the rest works on
+            if manager.has_plugin(plugin_name):
+                manager.unregister(name=plugin_name)
+            registry.broken.append(
+                Broken(point.name, distribution, f"{type(error).__name__}: {error}")
+            )
+            continue
+        origins[module] = (distribution, point.dist.version if point.dist else "0")
+    return _collect(manager, origins, registry)
+
+
+def _collect(
+    manager: pluggy.PluginManager, origins: dict[Any, tuple[str, str]], registry: Registry
+) -> Registry:
+    found: dict[tuple[str, str], list[Entry]] = {}
+    for kind, base in KINDS.items():
+        for impl in getattr(manager.hook, f"ptl_{kind}s").get_hookimpls():
+            distribution, version = origins[impl.plugin]
+            try:
+                classes = list(impl.function())
+                entries = [_entry(kind, base, cls, distribution, version) for cls in classes]
+            except Exception as error:  # as above: one bad plugin must not stop the program
+                registry.broken.append(
+                    Broken(f"ptl_{kind}s", distribution, f"{type(error).__name__}: {error}")
+                )
+                continue
+            for entry in entries:
+                found.setdefault((kind, entry.name), []).append(entry)
+    clashes = []
+    for (kind, name), entries in found.items():
+        if len(entries) > 1:
+            providers = ", ".join(f"{e.distribution} {e.version}" for e in entries)
+            clashes.append(f"{kind} '{name}' is provided by {providers}")
+        registry.entries[kind][name] = entries[0]
+    if clashes:
+        raise PtlError(
+            "two plugins share a name: " + "; ".join(clashes),
+            hint="uninstall all but one of them",
+        )
+    return registry
+
+
+def _entry(kind: str, base: type[Plugin], cls: Any, distribution: str, version: str) -> Entry:
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"ptl_{kind}s returned {cls!r}, which is not a {base.__name__} class")
+    if not isinstance(getattr(cls, "name", None), str) or not cls.name.isidentifier():
+        raise TypeError(f"{cls.__name__}.name must be an identifier such as 'my_{kind}'")
+    if not issubclass(cls.Config, PluginConfig):
+        raise TypeError(f"{cls.__name__}.Config must be a subclass of PluginConfig")
+    return Entry(kind, cls, distribution, version)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
