@@ -1,0 +1,156 @@
+"""The engine's process: `python -m posttrain_recipes.engine --model NAME=PATH --data-dir DIR`.
+
+The token is read from the environment (PTL_ENGINE_TOKEN), never from the command line, which any
+user of the machine can read. `posttrain_recipes.engine.launch` starts it this way; `ptl serve` calls
+`run_server` in its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from posttrain_recipes.engine.api import Access, build
+from posttrain_recipes.engine.service import Service
+
+TOKEN_VARIABLE = "PTL_ENGINE_TOKEN"
+PARENT_CHECK_S = 2.0
+WILDCARDS = {"0.0.0.0", "::", ""}
+
+log = logging.getLogger("posttrain_recipes.engine")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with long polls answered as soon as a signal asks the engine to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own handler, which raises the signal again once the server has stopped.
+        self.service.scheduler.release_polls()
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: at once
+        self.should_exit = True
+
+
+def run_server(
+    models: Mapping[str, str],
+    data_dir: Path,
+    token: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is queued, within seconds, and return.
+
+    Args:
+        models: names served to clients -> directories or hub ids.
+        data_dir: where runs and checkpoints are kept; created if it is not there.
+        token: what clients must send as their API key. The SDK wants it to start with `tml-`.
+        host: the address to listen on.
+        port: the port, 0 for a free one.
+        on_ready: called with the base URL once the port listens; models may still be loading.
+
+    Raises:
+        OSError: the address cannot be listened on, or `data_dir` cannot be made.
+    """
+    service = Service(models, data_dir)
+    access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listener:
+        shown = "127.0.0.1" if host in WILDCARDS else f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        config = uvicorn.Config(
+            build(service, access),
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            timeout_keep_alive=120,
+            timeout_graceful_shutdown=15,
+        )
+        server = _Server(config, service)
+        if on_ready is not None:
+            on_ready(url)
+        server.run(sockets=[listener])
+
+
+def _follow_parent(lifeline: int, parent: int) -> None:
+    """End this process when its parent is gone, however that came about.
+
+    The parent holds the other end of `lifeline`, which the system closes with it. Its id is looked
+    at too, for a parent whose forked children still hold that end. (PR_SET_PDEATHSIG would not do:
+    it fires when the thread that started the engine ends.) Checkpoints are written atomically, so
+    an end at any moment is safe.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            ready, _, _ = select.select([lifeline], [], [], PARENT_CHECK_S)
+            if ready and not os.read(lifeline, 64):
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, name="engine-lifeline", daemon=True).start()
+
+
+def _models(pairs: list[str]) -> dict[str, str]:
+    models = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals:
+            name = path = pair
+        models[name] = str(Path(path).resolve()) if Path(path).is_dir() else path
+    return models
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m posttrain_recipes.engine", description=__doc__)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=PATH_OR_HUB_ID")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-pid", type=int, default=os.getppid(), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if args.lifeline_fd is not None:
+        _follow_parent(args.lifeline_fd, args.parent_pid)
+    token = os.environ.pop(TOKEN_VARIABLE, "")
+    if len(token) < 16:
+        print(f"set {TOKEN_VARIABLE} to the token clients must send: 16 characters or more",
+              file=sys.stderr)
+        return 2
+
+    def ready(url: str) -> None:
+        log.info("listening on %s", url)
+        if args.ready_fd is not None:
+            with os.fdopen(args.ready_fd, "w") as pipe:
+                pipe.write(url)
+
+    try:
+        run_server(
+            _models(args.model), args.data_dir, token, host=args.host, port=args.port,
+            on_ready=ready,
+        )
+    except OSError as error:
+        print(f"cannot serve on {args.host}:{args.port}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""LoRA adapters on a frozen base model, several on one base, with their optimizer.
+
+y = base(x) + (alpha / rank) B A x, arXiv 2106.09685. Alpha is 32 whatever the rank, as on hosted
+Tinker, so that a learning rate carries over from one rank to another. A starts Kaiming-uniform and
+B at zero, so a new adapter changes nothing.
+
+A base model's linear layers are hooked once; each asks its `Slot` which adapter is active. All of
+an adapter's parameters lie in one flat tensor, and so do its gradients and its moments, so that a
+step of Adam is a handful of operations whatever the number of layers, a snapshot is one copy, and
+the same numbers give the same result to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from posttrain_recipes.engine.wire import AdamParams, LoraConfig, RequestError
+
+ALPHA = 32.0
+MAX_RANK = 1024
+_PREFIX = "base_model.model."  # PEFT's name for "the model inside"
+_SUFFIX = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+
+
+@dataclass(frozen=True)
+class Low:
+    """One layer's adapter: A (rank, in), B (out, rank), both float32."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def apply(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
+        y = base(x)
+        delta = F.linear(F.linear(x.to(self.a.dtype), self.a) * self.scale, self.b)
+        return y + delta.to(y.dtype)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A layer's weight with its adapter added in, for sampling: one product instead of three."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None
+
+    def apply(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+View = Mapping[str, Low | Merged]
+
+
+@dataclass
+class Slot:
+    """Which adapter a base model's layers apply now: layer name -> adapter, None for none."""
+
+    active: View | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that adapters may train: its kind is attn, mlp or unembed."""
+
+    kind: str
+    module: nn.Module
+    inputs: int
+    outputs: int
+
+
+def hook(model: nn.Module, slot: Slot) -> dict[str, Target]:
+    """Have every linear layer of `model` consult `slot`. Returns them by name, in model order.
+
+    The layers stay where they are and keep their type (some models read `.weight` directly).
+    """
+    unembed = model.get_output_embeddings()  # type: ignore[operator]
+    targets: dict[str, Target] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            inputs, outputs = module.in_features, module.out_features
+        elif isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+        else:
+            continue
+        attention = re.search(r"attn|attention", name) is not None
+        kind = "unembed" if module is unembed else "attn" if attention else "mlp"
+        targets[name] = Target(kind, module, inputs, outputs)
+        module.forward = _hooked(name, module.forward, slot)  # type: ignore[assignment]
+    return targets
+
+
+def _hooked(name: str, base: Callable[[Tensor], Tensor], slot: Slot) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        layer = slot.active.get(name) if slot.active else None
+        return base(x) if layer is None else layer.apply(x, base)
+
+    return forward
+
+
+def wanted(config: LoraConfig, targets: Mapping[str, Target]) -> dict[str, Target]:
+    """The layers `config` trains. Raises RequestError if there are none, or no such rank."""
+    if not 1 <= config.rank <= MAX_RANK:
+        raise RequestError(422, f"lora rank must be between 1 and {MAX_RANK}, not {config.rank}")
+    chosen = {"attn": config.train_attn, "mlp": config.train_mlp, "unembed": config.train_unembed}
+    kept = {name: target for name, target in targets.items() if chosen[target.kind]}
+    if not kept:
+        raise RequestError(422, "this LoRA configuration trains no layer of this model")
+    return kept
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each matrix lies in the flat tensor: (layer, "A" | "B") -> (offset, shape)."""
+
+    places: Mapping[tuple[str, str], tuple[int, tuple[int, int]]]
+    size: int
+
+    @classmethod
+    def of(cls, rank: int, targets: Mapping[str, Target]) -> Layout:
+        places, offset = {}, 0
+        for name, target in targets.items():
+            for part, shape in (("A", (rank, target.inputs)), ("B", (target.outputs, rank))):
+                places[name, part] = (offset, shape)
+                offset += shape[0] * shape[1]
+        return cls(places, offset)
+
+    def views(self, flat: Tensor) -> dict[tuple[str, str], Tensor]:
+        return {
+            key: flat[offset : offset + shape[0] * shape[1]].view(shape)
+            for key, (offset, shape) in self.places.items()
+        }
+
+
+@dataclass
+class Snapshot:
+    """An adapter's weights at one moment, (parameters,) float32: what a sampler is pinned to."""
+
+    config: LoraConfig
+    flat: Tensor
+    layout: Layout
+    merged: View | None = field(default=None, repr=False)
+
+    @property
+    def scale(self) -> float:
+        return ALPHA / self.config.rank
+
+    def low(self) -> dict[str, Low]:
+        views = self.layout.views(self.flat)
+        names = dict.fromkeys(name for name, _ in views)
+        return {name: Low(views[name, "A"], views[name, "B"], self.scale) for name in names}
+
+    def merge(self, targets: Mapping[str, Target]) -> View:
+        """Every layer's weight with the adapter added, kept for the next batch."""
+        if self.merged is None:
+            merged: dict[str, Low | Merged] = {}
+            for name, layer in self.low().items():
+                module = targets[name].module
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                weight = weight.T if isinstance(module, Conv1D) else weight
+                bias: Tensor | None = module.bias  # type: ignore[assignment]
+                full = torch.addmm(weight, layer.b, layer.a, alpha=layer.scale)
+                merged[name] = Merged(full, bias)
+            self.merged = merged
+        return self.merged
+
+    def save(self, folder: Path, base_model: str, targets: Mapping[str, Target]) -> None:
+        """Write PEFT's adapter_config.json and adapter_model.safetensors into `folder`."""
+        tensors = {
+            f"{_PREFIX}{name}{_SUFFIX[part]}": view.detach().cpu().numpy()
+            for (name, part), view in self.layout.views(self.flat).items()
+        }
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        names = list(dict.fromkeys(name for name, _ in self.layout.places))
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "r": self.config.rank,
+            "lora_alpha": ALPHA,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": _short_names(names, targets),
+            "fan_in_fan_out": any(isinstance(targets[n].module, Conv1D) for n in names),
+            "inference_mode": True,
+        }
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _short_names(names: list[str], targets: Mapping[str, Target]) -> list[str]:
+    """Last parts of the layers' names (`q_proj`) where those say it all, else the full names."""
+    short = {name.rsplit(".", 1)[-1] for name in names}
+    reached = {name for name in targets if name.rsplit(".", 1)[-1] in short}
+    return sorted(short) if reached == set(names) else names
+
+
+class Adapter:
+    """A LoRA adapter in training: weights, accumulated gradients, Adam's moments."""
+
+    def __init__(
+        self, config: LoraConfig, targets: Mapping[str, Target], device: torch.device
+    ) -> None:
+        self.config = config
+        self.layout = Layout.of(config.rank, wanted(config, targets))
+        self.flat, self.grad, self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(self.layout.size, device=device) for _ in range(4)
+        )
+        self.step = 0
+        self._init_weights()
+        self._leaves: dict[tuple[str, str], nn.Parameter] = {}
+        grads = self.layout.views(self.grad)
+        for key, view in self.layout.views(self.flat).items():
+            leaf = nn.Parameter(view)
+            leaf.grad = grads[key]  # autograd adds into it in place
+            self._leaves[key] = leaf
+        names = dict.fromkeys(name for name, _ in self._leaves)
+        scale = ALPHA / config.rank
+        self.view: dict[str, Low] = {
+            name: Low(self._leaves[name, "A"], self._leaves[name, "B"], scale) for name in names
+        }
+
+    def _init_weights(self) -> None:
+        generator = torch.Generator().manual_seed((self.config.seed or 0) & (2**63 - 1))
+        for (_, part), view in self.layout.views(self.flat).items():
+            if part == "A":
+                bound = 1.0 / math.sqrt(view.shape[1])  # kaiming_uniform_(a=sqrt(5)), as PEFT
+                values = torch.rand(view.shape, generator=generator)
+                view.copy_(values.mul_(2 * bound).sub_(bound))
+
+    @torch.no_grad()
+    def adam_step(self, params: AdamParams) -> float:
+        """One step of AdamW on the accumulated gradients, which it clears.
+
+        Returns the gradient's L2 norm before clipping. Raises RequestError, leaving the weights as
+        they were, if the gradient is not finite.
+        """
+        norm = float(torch.linalg.vector_norm(self.grad))
+        if not math.isfinite(norm):
+            self.grad.zero_()
+            raise RequestError(
+                422,
+                f"the gradient's norm is {norm}: the step was not taken and the gradient was "
+                "dropped; lower the learning rate, or look for extreme advantages or weights",
+            )
+        if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
+            self.grad.mul_(params.grad_clip_norm / (norm + 1e-6))
+        self.step += 1
+        beta1, beta2 = params.beta1, params.beta2
+        self.exp_avg.lerp_(self.grad, 1 - beta1)
+        self.exp_avg_sq.mul_(beta2).addcmul_(self.grad, self.grad, value=1 - beta2)
+        if params.weight_decay:
+            self.flat.mul_(1 - params.learning_rate * params.weight_decay)
+        denominator = self.exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**self.step)).add_(params.eps)
+        rate = -params.learning_rate / (1 - beta1**self.step)
+        self.flat.addcdiv_(self.exp_avg, denominator, value=rate)
+        self.grad.zero_()
+        return norm
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the weights, that training will not change."""
+        return Snapshot(self.config, self.flat.detach().clone(), self.layout)
+
+    def load(self, snapshot: Snapshot, optimizer: Mapping[str, Any] | None) -> None:
+        """Take a snapshot's weights, and the optimizer's state or a fresh one."""
+        self.flat.copy_(snapshot.flat)
+        self.grad.zero_()
+        for name, moment in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            moment.zero_()
+            if optimizer is not None:
+                moment.copy_(torch.from_numpy(optimizer[name]))
+        self.step = int(optimizer["step"][0]) if optimizer is not None else 0
+
+    def save_optimizer(self, folder: Path) -> None:
+        """Write Adam's moments, flat in the layout's order, and its step count."""
+        state = {
+            "exp_avg": self.exp_avg.cpu().numpy(),
+            "exp_avg_sq": self.exp_avg_sq.cpu().numpy(),
+            "step": np.array([self.step], dtype=np.int64),
+        }
+        save_file(state, folder / "optimizer.safetensors")
+
+
+def read_optimizer(folder: Path) -> dict[str, Any] | None:
+    """Adam's state as `Adapter.save_optimizer` wrote it, or None where there is none."""
+    path = folder / "optimizer.safetensors"
+    return load_file(path) if path.exists() else None
+
+
+def make_snapshot(
+    tensors: Mapping[str, Any], config: LoraConfig, targets: Mapping[str, Target]
+) -> Snapshot:
+    """A saved adapter's arrays, by PEFT's names, as a snapshot on the base model's device.
+
+    Raises RequestError 422 if they do not fit the base model.
+    """
+    layout = Layout.of(config.rank, wanted(config, targets))
+    flat = torch.empty(layout.size)
+    for (name, part), view in layout.views(flat).items():
+        stored = tensors.get(f"{_PREFIX}{name}{_SUFFIX[part]}")
+        if stored is None or stored.shape != tuple(view.shape):
+            raise RequestError(422, f"the checkpoint does not fit this base model at {name}")
+        view.copy_(torch.from_numpy(stored))
+    weight: Tensor = next(iter(targets.values())).module.weight  # type: ignore[assignment]
+    return Snapshot(config, flat.to(weight.device), layout)

@@ -1,0 +1,139 @@
+"""Loss functions over the log-probabilities of target tokens. Pure, and all SUMS over tokens.
+
+Notation: p is the policy being trained, q the one that sampled, r = p / q their ratio for each
+token, A the advantage. Every tensor is flat over the tokens of a micro-batch, shape (tokens,), or
+(tokens, K) for cross-entropy against K targets a position; units are nats.
+
+Formulas: the Tinker documentation's table of losses; PPO is arXiv 1707.06347 eq. 7 with absolute
+clip bounds on the ratio, CISPO is arXiv 2506.13585 eq. 4, DRO is arXiv 2405.19107 eq. 4 per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Inputs = Mapping[str, Tensor]
+Config = Mapping[str, float]
+
+
+class LossError(ValueError):
+    """The caller asked for a loss, an input or a setting that does not exist."""
+
+
+def cross_entropy(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum w log p. Weights may be negative: a custom loss sends its own gradient that way."""
+    return -(inputs["weights"] * logp).sum()
+
+
+def importance_sampling(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum r A, the unclipped policy gradient, unbiased off-policy."""
+    return -(torch.exp(logp - inputs["logprobs"]) * inputs["advantages"]).sum()
+
+
+def ppo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum min(r A, clip(r) A)."""
+    ratio, advantages = torch.exp(logp - inputs["logprobs"]), inputs["advantages"]
+    clipped = torch.clamp(ratio, *_bounds(inputs, config))
+    return -torch.minimum(ratio * advantages, clipped * advantages).sum()
+
+
+def cispo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum stopgrad(clip r) log p A: clipping bounds a token's weight, never its gradient."""
+    ratio = torch.exp(logp.detach() - inputs["logprobs"])
+    weight = torch.clamp(ratio, *_bounds(inputs, config))
+    return -(weight * logp * inputs["advantages"]).sum()
+
+
+def dro(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum (A log p - beta/2 (log p - log q)^2)."""
+    drift = logp - inputs["logprobs"]
+    return -(inputs["advantages"] * logp - 0.5 * config["beta"] * drift.square()).sum()
+
+
+def _bounds(inputs: Inputs, config: Config) -> tuple[Tensor, Tensor]:
+    """The clip bounds on the ratio: one for each token where the datum gives them, else the
+    configuration's."""
+    low, high = (
+        inputs.get(key, torch.as_tensor(config[key], dtype=inputs["logprobs"].dtype))
+        for key in ("clip_low_threshold", "clip_high_threshold")
+    )
+    return low.to(inputs["logprobs"].device), high.to(inputs["logprobs"].device)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss: its function, the datum inputs it reads beside `target_tokens`, its settings."""
+
+    fn: Callable[[Tensor, Inputs, Config], Tensor]
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    config: Mapping[str, float] = field(default_factory=dict)
+    many_targets: bool = False  # whether targets may be (tokens, K)
+
+
+_POLICY = ("logprobs", "advantages")
+_CLIP = ("clip_low_threshold", "clip_high_threshold")
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": Loss(cross_entropy, optional=("weights",), many_targets=True),
+    "importance_sampling": Loss(importance_sampling, _POLICY),
+    "ppo": Loss(ppo, _POLICY, _CLIP, dict(zip(_CLIP, (0.8, 1.2), strict=True))),
+    "cispo": Loss(cispo, _POLICY, _CLIP, dict(zip(_CLIP, (0.0, 4.0), strict=True))),
+    "dro": Loss(dro, _POLICY, config={"beta": 0.05}),
+}
+
+_ELSEWHERE = {
+    "gspo": "use `ppo` or `importance_sampling`",
+    "stable_reinforce": "its definition is not published: use `ppo`",
+    "custom": "use `forward_backward_custom`, which runs the loss on your side",
+}
+
+
+def find(name: str) -> Loss:
+    """The loss called `name`. Raises LossError, with what to use instead, if there is none."""
+    if name in LOSSES:
+        return LOSSES[name]
+    advice = _ELSEWHERE.get(name, f"choose one of {', '.join(LOSSES)}")
+    raise LossError(f"this engine has no loss {name!r}: {advice}")
+
+
+def settings(name: str, given: Mapping[str, float | str]) -> dict[str, float]:
+    """The loss's settings: defaults, overridden by `given`. Raises LossError on a strange key."""
+    loss = find(name)
+    for key, value in given.items():
+        if key not in loss.config:
+            known = ", ".join(loss.config) or "none"
+            raise LossError(f"loss {name!r} has no setting {key!r} (it takes: {known})")
+        if isinstance(value, str):
+            raise LossError(f"loss {name!r}: setting {key!r} must be a number, not {value!r}")
+    return {**loss.config, **{key: float(value) for key, value in given.items()}}
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log p(target) without keeping a second (tokens, vocabulary) tensor for the backward pass.
+
+    d logp_k / d logits = onehot(target_k) - softmax(logits): one buffer, filled in place.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+        normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
+        ctx.save_for_backward(logits, targets, normalizer)
+        return logits.gather(-1, targets) - normalizer
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normalizer = ctx.saved_tensors  # type: ignore[attr-defined]
+        (grad,) = grads
+        out = torch.sub(logits, normalizer).exp_().mul_(-grad.sum(dim=-1, keepdim=True))
+        return out.scatter_add_(-1, targets, grad.to(out.dtype)), None
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log p of `targets` (..., K) int64 under `logits` (..., V): (..., K), in nats."""
+    result: Tensor = _TokenLogprobs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return result

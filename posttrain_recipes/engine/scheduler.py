@@ -1,0 +1,285 @@
+"""Futures, their order, and the one thread that computes.
+
+A POST is acknowledged at once with a request id; the work runs later on a single worker thread, and
+the client polls for the result. Three rules make that right:
+
+- A model's operations run in the order of their seq_id, whatever order they arrive in: a chunked
+  forward_backward arrives out of order, its first chunk last.
+- A POST that is sent again (same model and seq_id, or same sampler and seq_id) is the same request.
+- Requests for samples that wait for the same weights run as one batch.
+
+All methods but the worker's run on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from posttrain_recipes.engine.wire import JSON, RequestError
+
+log = logging.getLogger(__name__)
+
+KEEP_RETRIEVED_S = 120.0  # a poll whose answer was lost comes again
+KEEP_S = 3600.0  # an answer nobody asked for
+LINGER_S = 0.004  # a batch of samples waits this long for the next request to arrive,
+LINGER_MAX_S = 0.04  # and no longer than this in all
+MAX_BATCH_ROWS = 256
+
+
+class Encodable(Protocol):
+    def encode(self) -> tuple[bytes, str]: ...
+
+
+Work = Callable[[], Encodable | dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Pending:
+    """A request that was accepted. `answer` is (body, media type) once `done` is set."""
+
+    key: Hashable
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    note: dict[str, Any] = field(default_factory=dict)  # sent with the acknowledgement
+    answer: tuple[bytes, str] | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    expires: float = float("inf")
+
+
+@dataclass(eq=False)
+class Batch:
+    """What a request for samples adds to a batch: requests with equal `group` may run together.
+
+    `run` takes the items of a batch and gives one result, or exception, for each.
+    """
+
+    group: Hashable
+    item: Any
+    rows: int
+    run: Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(eq=False)
+class _Job:
+    pending: Pending
+    work: Work | None = None
+    batch: Batch | None = None
+
+
+@dataclass
+class _Line:
+    """A model's queue: the next seq_id to run, and those that came before their turn."""
+
+    next_seq: int = 1
+    early: dict[int, _Job] = field(default_factory=dict)
+
+
+class Scheduler:
+    """See the module's first lines. `start` on the event loop before use; `close` at the end."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line] = {}
+        self._by_key: dict[Hashable, Pending] = {}
+        self._by_id: OrderedDict[str, Pending] = OrderedDict()
+        self._queue: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._last_arrival = 0.0
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine-worker", daemon=True)
+
+    def start(self, first: Callable[[], object] | None = None) -> None:
+        """Start the worker; `first`, if given, runs on it before any request."""
+        self._loop = asyncio.get_running_loop()
+        if first is not None:
+            self._queue.append(_Job(Pending(None), work=lambda: {"done": first() is None}))
+        self._thread.start()
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """Let polls answer, finish what is queued within `grace_s` seconds, and stop."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join, grace_s)
+
+    def release_polls(self) -> None:
+        """Have every waiting poll answer now: the engine is going away."""
+        for pending in self._by_id.values():
+            pending.done.set()
+
+    # Accepting -------------------------------------------------------------------------------
+
+    def submit(self, key: Hashable, work: Work) -> Pending:
+        """Accept `work`, to run when its turn comes. The same `key` again is the same request."""
+        return self._by_key.get(key) or self._accept(_Job(Pending(key), work=work))
+
+    def submit_ordered(self, model_id: str, seq_id: int, work: Work) -> Pending:
+        """Accept the `seq_id`-th operation of a model. It runs after all those before it."""
+        key = (model_id, seq_id)
+        if key in self._by_key:
+            return self._by_key[key]
+        line = self._lines.setdefault(model_id, _Line())
+        if seq_id < line.next_seq:
+            raise RequestError(409 if seq_id > 0 else 400, f"seq_id {seq_id} has already been run")
+        job = _Job(Pending(key), work=work)
+        self._remember(job.pending)
+        line.early[seq_id] = job
+        while line.next_seq in line.early:
+            self._enqueue(line.early.pop(line.next_seq))
+            line.next_seq += 1
+        return job.pending
+
+    def submit_batched(self, key: Hashable, batch: Batch, note: dict[str, Any]) -> Pending:
+        """Accept a request for samples. `note` goes out with the acknowledgement."""
+        if key in self._by_key:
+            return self._by_key[key]
+        return self._accept(_Job(Pending(key, note=note), batch=batch))
+
+    def forget_model(self, model_id: str) -> None:
+        """Drop a model's queue. What already waits for its turn fails."""
+        line = self._lines.pop(model_id, None)
+        for job in line.early.values() if line else ():
+            self._finish([(job, RequestError(404, f"model {model_id} was unloaded"))])
+
+    def idle(self) -> bool:
+        return not self._queue
+
+    def _accept(self, job: _Job) -> Pending:
+        self._remember(job.pending)
+        self._enqueue(job)
+        return job.pending
+
+    def _remember(self, pending: Pending) -> None:
+        self._expire()
+        self._by_key[pending.key] = self._by_id[pending.request_id] = pending
+
+    def _enqueue(self, job: _Job) -> None:
+        with self._wake:
+            if self._closing:
+                raise RequestError(503, "the engine is shutting down")
+            self._last_arrival = time.monotonic()
+            self._queue.append(job)
+            self._wake.notify()
+
+    def _expire(self) -> None:
+        """Forget old answers, oldest request first. Bounded work a call, amortized."""
+        now = time.monotonic()
+        for request_id in list(self._first(4)):
+            pending = self._by_id[request_id]
+            if pending.expires < now:
+                del self._by_id[request_id]
+                self._by_key.pop(pending.key, None)
+            else:
+                self._by_id.move_to_end(request_id)
+
+    def _first(self, count: int) -> Sequence[str]:
+        ids = iter(self._by_id)
+        return [request_id for _, request_id in zip(range(count), ids, strict=False)]
+
+    # Answering -------------------------------------------------------------------------------
+
+    async def wait(self, request_id: str, timeout_s: float) -> tuple[bytes, str] | None:
+        """The answer to a request, or None if it is not there within `timeout_s` seconds."""
+        pending = self._by_id.get(request_id)
+        if pending is None:
+            raise RequestError(
+                410, "this engine does not know the request: it was answered long ago, or the "
+                "engine was restarted; send it again"
+            )
+        try:
+            await asyncio.wait_for(pending.done.wait(), timeout_s)
+        except TimeoutError:
+            return None
+        if pending.answer is not None:
+            pending.expires = time.monotonic() + KEEP_RETRIEVED_S
+        return pending.answer
+
+    def _finish(self, results: Sequence[tuple[_Job, Any]]) -> None:
+        """Encode and publish results; called on the worker, or on the loop for dropped jobs."""
+        answers = [(job.pending, _encode(result)) for job, result in results]
+
+        def publish() -> None:
+            for pending, answer in answers:
+                pending.answer = answer
+                pending.expires = time.monotonic() + KEEP_S
+                pending.done.set()
+
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(publish)
+
+    # Working ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            jobs = self._take()
+            if not jobs:
+                return
+            self._finish(list(zip(jobs, _compute(jobs), strict=True)))
+
+    def _take(self) -> list[_Job]:
+        """The next job, or all waiting jobs that can run as one batch with it. Empty: stop."""
+        with self._wake:
+            while not self._queue:
+                if self._closing:
+                    return []
+                self._wake.wait()
+            head = self._queue[0]
+            if head.batch is None:
+                return [self._queue.popleft()]
+            deadline = time.monotonic() + LINGER_MAX_S
+            while not self._closing and (now := time.monotonic()) < deadline:
+                # Requests sent together arrive one by one, a millisecond or three apart.
+                quiet = self._last_arrival + LINGER_S - now
+                if quiet <= 0 or self._waiting_rows(head.batch.group) >= MAX_BATCH_ROWS:
+                    break
+                self._wake.wait(min(quiet, deadline - now))
+            return self._gather(head.batch.group)
+
+    def _waiting_rows(self, group: Hashable) -> int:
+        return sum(j.batch.rows for j in self._queue if j.batch and j.batch.group == group)
+
+    def _gather(self, group: Hashable) -> list[_Job]:
+        taken: list[_Job] = []
+        left: deque[_Job] = deque()
+        rows = 0
+        for job in self._queue:
+            mine = job.batch is not None and job.batch.group == group
+            if mine and job.batch and (not taken or rows + job.batch.rows <= MAX_BATCH_ROWS):
+                taken.append(job)
+                rows += job.batch.rows
+            else:
+                left.append(job)
+        self._queue = left
+        return taken
+
+
+def _compute(jobs: Sequence[_Job]) -> Sequence[Any]:
+    try:
+        if jobs[0].batch is not None:
+            return jobs[0].batch.run([job.batch.item for job in jobs if job.batch])
+        assert jobs[0].work is not None
+        return [jobs[0].work()]
+    except Exception as error:  # whatever it is, the worker has to go on serving
+        return [error] * len(jobs)
+
+
+def _encode(result: Any) -> tuple[bytes, str]:
+    if isinstance(result, RequestError):
+        return json.dumps({"error": str(result), "category": "user"}).encode(), JSON
+    if isinstance(result, Exception):
+        log.error("a request failed", exc_info=result)
+        message = f"{type(result).__name__}: {result}"
+        return json.dumps({"error": message, "category": "server"}).encode(), JSON
+    if isinstance(result, dict):
+        return json.dumps(result).encode(), JSON
+    body: tuple[bytes, str] = result.encode()
+    return body

@@ -1,0 +1,583 @@
+"""Sessions, models and samplers: what each request means.
+
+Runs on the event loop's thread; whatever needs torch is handed to the scheduler's worker as a
+closure. Models, samplers and sessions live in memory and end with the engine; checkpoints and the
+record of each run are on disk and do not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+import uuid
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_recipes.engine import checkpoints, wire
+from posttrain_recipes.engine.checkpoints import Record, RunRecord, Store
+from posttrain_recipes.engine.scheduler import Batch, Pending, Scheduler
+from posttrain_recipes.engine.wire import LoraConfig, RequestError
+
+if TYPE_CHECKING:
+    from posttrain_recipes.engine.backend import Backend, BaseModel
+    from posttrain_recipes.engine.lora import Adapter, Snapshot
+
+log = logging.getLogger(__name__)
+
+SESSION_LOST_S = 900.0  # no heartbeat (one every 10 s) for so long: the client is gone
+OPTIMIZER = {"type": "adamw"}
+
+
+@dataclass(eq=False)
+class Session:
+    id: str
+    request: wire.CreateSession
+    created: str
+    last_seen: float
+    models: list[str] = field(default_factory=list)
+    samplers: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Model:
+    """A model in training. `adapter` is there once the worker has made it."""
+
+    id: str
+    base_model: str
+    lora: LoraConfig
+    run: RunRecord
+    last_request: str
+    adapter: Adapter | None = None
+    arch: str | None = None
+
+
+@dataclass(eq=False)
+class Weights:
+    """What a sampler is pinned to: a base model, alone or with an adapter. Samplers of the same
+    weights share one of these, and so share batches."""
+
+    base_model: str
+    lora: LoraConfig | None = None
+    tensors: Mapping[str, Any] | None = None  # as read from disk, until the worker has used them
+    snapshot: Snapshot | None = None
+
+    def resolve(self, base: BaseModel) -> Snapshot | None:
+        """The adapter, on the base model's device. On the worker."""
+        if self.tensors is not None and self.lora is not None:
+            from posttrain_recipes.engine.lora import make_snapshot
+
+            self.snapshot = make_snapshot(self.tensors, self.lora, base.targets)
+            self.tensors = None
+        if self.lora is not None and self.snapshot is None:
+            raise RequestError(422, "this sampler's weights could not be saved; see that error")
+        return self.snapshot
+
+
+@dataclass(eq=False)
+class Sampler:
+    id: str
+    weights: Weights
+    model_path: str | None = None
+    clones: int = 0
+
+
+class Service:
+    """The engine's state. `models` maps served names to directories or hub ids."""
+
+    def __init__(self, models: Mapping[str, str], data_dir: Path) -> None:
+        self.names = dict(models)
+        self.store = Store(data_dir)
+        self.scheduler = Scheduler()
+        self.sessions: dict[str, Session] = {}
+        self.models: dict[str, Model] = {}
+        self.samplers: dict[str, Sampler] = {}
+        self._shared: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
+        self._backend: Backend | None = None
+
+    def start(self) -> None:
+        """Start computing; torch is imported, and the served models loaded, on the worker."""
+        self.scheduler.start(first=self._warm_up)
+
+    def _warm_up(self) -> None:
+        start = time.monotonic()
+        for name in self.names:
+            try:
+                self.backend.base(name)
+                log.info("loaded %s after %.1f s", name, time.monotonic() - start)
+            except RequestError as error:  # told to whoever asks for it
+                log.error("%s", error)
+
+    @property
+    def backend(self) -> Backend:
+        """On the worker only: importing torch takes seconds."""
+        if self._backend is None:
+            from posttrain_recipes.engine.backend import Backend
+
+            self._backend = Backend(self.names)
+        return self._backend
+
+    # Sessions --------------------------------------------------------------------------------
+
+    def create_session(self, request: wire.CreateSession) -> dict[str, Any]:
+        session = Session(str(uuid.uuid4()), request, checkpoints.now(), time.monotonic())
+        self.sessions[session.id] = session
+        return {"session_id": session.id, "type": "create_session"}
+
+    def session(self, session_id: str) -> Session:
+        session = self.sessions.get(session_id)
+        if session is None:
+            raise RequestError(
+                404, f"there is no session {session_id}: it has ended, or the engine was restarted"
+            )
+        session.last_seen = time.monotonic()
+        return session
+
+    def heartbeat(self, request: wire.SessionRef) -> dict[str, Any]:
+        self.session(request.session_id)
+        return {"type": "session_heartbeat"}
+
+    def finish_session(self, session_id: str) -> dict[str, Any]:
+        """Forget a session with its models and samplers. Checkpoints stay."""
+        session = self.sessions.pop(session_id, None)
+        if session is not None:
+            for model_id in session.models:
+                self.models.pop(model_id, None)
+                self.scheduler.forget_model(model_id)
+            for sampler_id in session.samplers:
+                self.samplers.pop(sampler_id, None)
+        return {}
+
+    def reap(self) -> None:
+        """End the sessions whose client is gone."""
+        lost = time.monotonic() - SESSION_LOST_S
+        for session in list(self.sessions.values()):
+            if session.last_seen < lost and self.scheduler.idle():
+                log.info("session %s has not been heard of for a while: ended", session.id)
+                self.finish_session(session.id)
+
+    def get_session(self, session_id: str) -> dict[str, Any]:
+        session = self.session(session_id)
+        return {
+            "training_run_ids": session.models,
+            "sampler_ids": session.samplers,
+            "user_metadata": session.request.user_metadata,
+            "display_name": session.request.display_name,
+        }
+
+    # Models ----------------------------------------------------------------------------------
+
+    def create_model(self, request: wire.CreateModel) -> Pending:
+        _check_optimizer(request.optimizer_config)
+        lora = _seeded(request.lora_config or LoraConfig())
+        model = self._new_model(
+            request.session_id, request.model_seq_id, request.base_model, lora,
+            request.user_metadata,
+        )
+        return self.scheduler.submit(("create", model.id), lambda: self._make(model))
+
+    def _new_model(
+        self, session_id: str, seq: int, base_model: str, lora: LoraConfig,
+        user_metadata: dict[str, Any] | None,
+    ) -> Model:
+        session = self.session(session_id)
+        model_id = checkpoints.check_run(f"{session_id}:train:{seq}")
+        if model_id in self.models:
+            return self.models[model_id]
+        created = checkpoints.now()
+        run = RunRecord(model_id, session_id, base_model, lora, created, user_metadata)
+        model = Model(model_id, base_model, lora, run, created)
+        self.models[model_id] = model
+        session.models.append(model_id)
+        return model
+
+    def _make(self, model: Model) -> dict[str, Any]:
+        from posttrain_recipes.engine.backend import new_adapter
+
+        base = self.backend.base(model.base_model)
+        adapter = new_adapter(base, model.lora)
+        model.arch, model.adapter = base.arch, adapter
+        self.store.add_run(model.run)
+        return {"model_id": model.id, "type": "create_model"}
+
+    def model(self, model_id: str) -> Model:
+        model = self.models.get(model_id)
+        if model is None:
+            raise RequestError(
+                404, f"there is no model {model_id} in training: its session has ended, or the "
+                "engine was restarted; create one from a saved checkpoint"
+            )
+        model.last_request = checkpoints.now()
+        session = self.sessions.get(model_id.split(":")[0])
+        if session is not None:
+            session.last_seen = time.monotonic()
+        return model
+
+    def get_info(self, request: wire.ModelRef) -> dict[str, Any]:
+        model = self.model(request.model_id)
+        return {
+            "type": "get_info",
+            "model_id": model.id,
+            "model_name": model.base_model,
+            "model_data": {
+                "arch": model.arch,
+                "model_name": model.base_model,
+                "tokenizer_id": self.names.get(model.base_model, model.base_model),
+            },
+            "is_lora": True,
+            "lora_rank": model.lora.rank,
+            "optimizer_config": OPTIMIZER,
+        }
+
+    def unload_model(self, request: wire.ModelRef) -> Pending:
+        self.model(request.model_id)
+        del self.models[request.model_id]
+        self.scheduler.forget_model(request.model_id)
+        answer = {"model_id": request.model_id, "type": "unload_model"}
+        return self.scheduler.submit(("unload", request.model_id), lambda: answer)
+
+    def forward_backward(self, request: wire.ForwardBackward) -> Pending:
+        model = self.model(request.model_id)
+
+        def work() -> wire.ForwardBackwardResult:
+            from posttrain_recipes.engine.backend import forward_backward
+
+            return forward_backward(
+                self.backend.base(model.base_model), _adapter(model), request.data,
+                request.loss_fn, request.config, request.forward_only,
+            )
+
+        return self.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    def optim_step(self, request: wire.OptimStep) -> Pending:
+        model = self.model(request.model_id)
+        _check_optimizer(request.optimizer_params)
+        params = request.adam_params or wire.AdamParams()
+        _check_adam(params)
+
+        def work() -> dict[str, Any]:
+            norm = _adapter(model).adam_step(params)
+            return {"metrics": {"grad_norm:mean": norm}, "type": "optim_step"}
+
+        return self.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    # Checkpoints -----------------------------------------------------------------------------
+
+    def save_weights(self, request: wire.SaveWeights) -> Pending:
+        """A training checkpoint: adapter, optimizer, step."""
+        model = self.model(request.model_id)
+        path = self._new_path(model, "weights", request)
+        expires = checkpoints.expiry(request.ttl_seconds)
+        return self.scheduler.submit_ordered(
+            model.id, request.seq_id,
+            lambda: self._save(model, path, request, expires, {"type": "save_weights"}),
+        )
+
+    def save_weights_for_sampler(self, request: wire.SaveWeights) -> Pending:
+        """A sampler's weights: with a path, on disk; without, a new sampler in memory."""
+        model = self.model(request.model_id)
+        answer = {"type": "save_weights_for_sampler"}
+        if request.path is not None or request.sampling_session_seq_id is None:
+            path = self._new_path(model, "sampler_weights", request)
+            expires = checkpoints.expiry(request.ttl_seconds)
+            return self.scheduler.submit_ordered(
+                model.id, request.seq_id,
+                lambda: self._save(model, path, request, expires, answer),
+            )
+        session = self.session(model.id.split(":")[0])
+        sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
+        weights = Weights(model.base_model, model.lora)
+        if sampler_id not in self.samplers:
+            self._add_sampler(session, Sampler(sampler_id, weights))
+
+        def work() -> dict[str, Any]:
+            weights.snapshot = _adapter(model).snapshot()
+            return {**answer, "sampling_session_id": sampler_id}
+
+        return self.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    def _new_path(
+        self, model: Model, kind: str, request: wire.SaveWeights
+    ) -> checkpoints.Path_:
+        name = request.path if request.path is not None else f"step-{request.seq_id}"
+        return checkpoints.Path_(model.id, kind, checkpoints.check_name(name))
+
+    def _save(
+        self, model: Model, path: checkpoints.Path_, request: wire.SaveWeights,
+        expires: str | None, answer: dict[str, Any],
+    ) -> dict[str, Any]:
+        adapter, base = _adapter(model), self.backend.base(model.base_model)
+        record = Record(
+            str(path), model.base_model, model.lora, adapter.step, checkpoints.now(), expires,
+            request.user_metadata,
+        )
+
+        def write(folder: Path) -> None:
+            adapter.snapshot().save(folder, base.path, base.targets)
+            if path.kind == "weights":
+                adapter.save_optimizer(folder)
+
+        # Sampler weights are saved again under the same name by loops that resume: newest wins.
+        overwrite = request.overwrite or path.kind == "sampler_weights"
+        self.store.save(path, record, write, overwrite)
+        return {**answer, "path": str(path)}
+
+    def load_weights(self, request: wire.LoadWeights) -> Pending:
+        """Load a checkpoint into a model, or make a model from it (create-via-load)."""
+        _check_optimizer(request.optimizer_config)
+        path = checkpoints.parse_path(request.path)
+        record = self.store.record(path)
+        if request.model_id is not None:
+            model = self.model(request.model_id)
+            return self.scheduler.submit_ordered(
+                model.id, request.seq_id or 0, lambda: self._load(model, path, request)
+            )
+        if request.session_id is None or request.model_seq_id is None:
+            raise RequestError(400, "load_weights needs model_id and seq_id, or session_id and "
+                               "model_seq_id")
+        model = self._new_model(
+            request.session_id, request.model_seq_id, request.base_model or record.base_model,
+            record.lora, request.user_metadata,
+        )
+
+        def work() -> dict[str, Any]:
+            self._make(model)
+            return self._load(model, path, request)
+
+        return self.scheduler.submit(("create", model.id), work)
+
+    def _load(
+        self, model: Model, path: checkpoints.Path_, request: wire.LoadWeights
+    ) -> dict[str, Any]:
+        from posttrain_recipes.engine import lora
+
+        folder = self.store.folder(path)
+        record = self.store.read(folder)
+        if _shape(record.lora) != _shape(model.lora):
+            raise RequestError(
+                422, f"{path} holds a LoRA of {_shape(record.lora)}, this model is one of "
+                f"{_shape(model.lora)}: create the model from the checkpoint instead"
+            )
+        base = self.backend.base(model.base_model)
+        tensors = self.store.tensors(folder)
+        snapshot = lora.make_snapshot(tensors, model.lora, base.targets)
+        optimizer = lora.read_optimizer(folder) if request.optimizer else None
+        if request.optimizer and optimizer is None:
+            raise RequestError(422, f"{path} has no optimizer state: load the weights alone")
+        _adapter(model).load(snapshot, optimizer)
+        return {"path": str(path), "model_id": model.id, "type": "load_weights"}
+
+    # Samplers --------------------------------------------------------------------------------
+
+    def create_sampling_session(self, request: wire.CreateSampler) -> dict[str, Any]:
+        session = self.session(request.session_id)
+        sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
+        if sampler_id not in self.samplers:
+            if request.model_path is not None:
+                weights = self._from_path(request.model_path)
+            elif request.base_model is not None:
+                weights = self._from_base(request.base_model)
+            else:
+                raise RequestError(400, "a sampler needs a base_model or a model_path")
+            self._add_sampler(session, Sampler(sampler_id, weights, request.model_path))
+        return {"sampling_session_id": sampler_id, "type": "create_sampling_session"}
+
+    def _from_path(self, text: str) -> Weights:
+        path = checkpoints.parse_path(text)
+        folder = self.store.folder(path)
+        record = self.store.read(folder)
+        key = f"{record.path}@{record.time}"
+        weights = self._shared.get(key)
+        if weights is None:
+            # Read now: the sampler stays with these weights whatever becomes of the checkpoint.
+            weights = Weights(record.base_model, record.lora, self.store.tensors(folder))
+            self._shared[key] = weights
+        return weights
+
+    def _from_base(self, name: str) -> Weights:
+        if name not in self.names and not Path(name).is_dir() and name.count("/") != 1:
+            served = ", ".join(self.names) or "none"
+            raise RequestError(
+                404, f"there is no base model {name!r}: this engine serves {served}; a directory "
+                "or a hub id of a causal language model works too"
+            )
+        key = f"base:{self.names.get(name, name)}"
+        weights = self._shared.get(key) or Weights(name)
+        self._shared[key] = weights
+        return weights
+
+    def _add_sampler(self, session: Session, sampler: Sampler) -> None:
+        self.samplers[sampler.id] = sampler
+        session.samplers.append(sampler.id)
+
+    def sampler(self, sampler_id: str) -> Sampler:
+        sampler = self.samplers.get(sampler_id)
+        if sampler is None:
+            raise RequestError(
+                404, f"there is no sampler {sampler_id}: its session has ended, or the engine was "
+                "restarted"
+            )
+        session = self.sessions.get(sampler_id.split(":")[0])
+        if session is not None:
+            session.last_seen = time.monotonic()
+        return sampler
+
+    def get_sampler(self, sampler_id: str) -> dict[str, Any]:
+        sampler = self.sampler(sampler_id)
+        return {
+            "sampler_id": sampler.id,
+            "base_model": sampler.weights.base_model,
+            "model_path": sampler.model_path,
+        }
+
+    def join_sampling_session(self, sampler_id: str) -> dict[str, Any]:
+        sampler = self.sampler(sampler_id)
+        sampler.clones += 1
+        return {"client_counter": sampler.clones, "type": "join_sampling_session"}
+
+    def sample(self, request: wire.Sample) -> Pending:
+        sampler = self.sampler(request.sampling_session_id)
+        weights, key = sampler.weights, (sampler.id, request.seq_id)
+
+        def run(items: Sequence[wire.Sample]) -> Sequence[Any]:
+            from posttrain_recipes.engine import sampler as sampling
+
+            base = self.backend.base(weights.base_model)
+            return sampling.sample(base, weights.resolve(base), items)
+
+        ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(max(0, request.num_samples))]
+        batch = Batch(id(weights), request, max(1, request.num_samples), run)
+        return self.scheduler.submit_batched(key, batch, {"sample_sequence_ids": ids})
+
+    # Listings --------------------------------------------------------------------------------
+
+    def capabilities(self) -> dict[str, Any]:
+        return {
+            "supported_models": [
+                {
+                    "model_name": name,
+                    "max_context_length": _context(path),
+                    "trainable": True,
+                    "sampleable": True,
+                }
+                for name, path in self.names.items()
+            ]
+        }
+
+    def training_run(self, run: str) -> dict[str, Any]:
+        record = self.store.run(run)
+        saved = [_checkpoint(item) for item in self.store.checkpoints(run)]
+        model = self.models.get(run)
+
+        def last(kind: str) -> dict[str, Any] | None:
+            return next((c for c in saved if c["checkpoint_type"] == kind), None)
+
+        return {
+            "training_run_id": run,
+            "base_model": record.base_model,
+            "model_owner": "local",
+            "is_lora": True,
+            "lora_rank": record.lora.rank,
+            "last_request_time": model.last_request if model else record.created,
+            "last_checkpoint": last("training"),
+            "last_sampler_checkpoint": last("sampler"),
+            "user_metadata": record.user_metadata,
+        }
+
+    def training_runs(self, limit: int, offset: int) -> dict[str, Any]:
+        records = self.store.runs()
+        page = records[offset : offset + limit]
+        return {
+            "training_runs": [self.training_run(record.run) for record in page],
+            "cursor": {"offset": offset, "limit": limit, "total_count": len(records)},
+        }
+
+    def checkpoints(self, run: str | None, limit: int | None, offset: int) -> dict[str, Any]:
+        if run is not None:
+            self.store.run(run)
+        found = [_checkpoint(item) for item in self.store.checkpoints(run)]
+        if limit is None:
+            return {"checkpoints": found}
+        cursor = {"offset": offset, "limit": limit, "total_count": len(found)}
+        return {"checkpoints": found[offset : offset + limit], "cursor": cursor}
+
+    def weights_info(self, request: wire.PathRef) -> dict[str, Any]:
+        record = self.store.record(checkpoints.parse_path(request.tinker_path))
+        return {
+            "base_model": record.base_model,
+            "optimizer_config": OPTIMIZER,
+            "is_lora": True,
+            "lora_rank": record.lora.rank,
+            "train_unembed": record.lora.train_unembed,
+            "train_mlp": record.lora.train_mlp,
+            "train_attn": record.lora.train_attn,
+        }
+
+
+def _adapter(model: Model) -> Adapter:
+    if model.adapter is None:
+        raise RequestError(422, f"model {model.id} could not be created; see that error")
+    return model.adapter
+
+
+def _seeded(lora: LoraConfig) -> LoraConfig:
+    """The configuration with a seed: one drawn at random is kept, so that it can be looked up."""
+    if lora.seed is not None:
+        return lora
+    return LoraConfig(
+        lora.rank, random.SystemRandom().getrandbits(31), lora.train_unembed, lora.train_mlp,
+        lora.train_attn,
+    )
+
+
+def _shape(lora: LoraConfig) -> str:
+    parts = {"attn": lora.train_attn, "mlp": lora.train_mlp, "unembed": lora.train_unembed}
+    return f"rank {lora.rank} on {'+'.join(name for name, on in parts.items() if on)}"
+
+
+def _check_optimizer(config: Mapping[str, Any] | None) -> None:
+    if config is not None and config.get("type", "adamw") != "adamw":
+        raise RequestError(422, f"this engine has no optimizer {config['type']!r}: use AdamW, "
+                           "the default")
+
+
+def _check_adam(params: wire.AdamParams) -> None:
+    sound = (
+        0 <= params.learning_rate < float("inf")
+        and 0 <= params.beta1 < 1
+        and 0 <= params.beta2 < 1
+        and 0 <= params.eps < 1
+        and 0 <= params.weight_decay < float("inf")
+        and 0 <= params.grad_clip_norm < float("inf")
+    )
+    if not sound:
+        raise RequestError(422, "adam_params: betas and eps must be in [0, 1), and learning_rate, "
+                           "weight_decay and grad_clip_norm finite and not negative")
+
+
+def _context(path: str) -> int | None:
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    value = config.get("max_position_embeddings")
+    return value if isinstance(value, int) else None
+
+
+def _checkpoint(item: tuple[Record, int]) -> dict[str, Any]:
+    record, size = item
+    path = checkpoints.parse_path(record.path)
+    return {
+        "checkpoint_id": f"{path.kind}/{path.name}",
+        "checkpoint_type": checkpoints.KINDS[path.kind],
+        "time": record.time,
+        "tinker_path": record.path,
+        "size_bytes": size,
+        "public": False,
+        "user_metadata": record.user_metadata,
+        "expires_at": record.expires_at,
+    }
