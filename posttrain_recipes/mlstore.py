@@ -1,0 +1,236 @@
+"""Where MLflow keeps runs: one SQLite file that is safe to create, or the server that a user names.
+
+Nothing here imports mlflow until a store is opened: that import costs more than a second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import logging
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "posttrain_recipes"
+"""The MLflow experiment that runs go to."""
+
+DATABASE = "mlflow.db"
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # Otherwise a line with the address is printed at the end of every run.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Traces are written from a thread of the tracker, which knows when they are done.
+    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    # By default a server that is down holds a call for four minutes, and training with it.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+"""Environment for mlflow; what the user has set wins."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store."""
+
+    client: MlflowClient
+    experiment_id: str
+
+
+def configured_uri() -> str | None:
+    """The store that the environment names, or None."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def local_uri(home: Path) -> str:
+    """The address of the SQLite store below `home`."""
+    return f"sqlite:///{(home / DATABASE).resolve()}"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether `uri` is a server's."""
+    return uri.startswith(("http://", "https://"))
+
+
+def make_quiet() -> None:
+    """Set what mlflow reads from the environment when it is imported."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    # Opening a store of an older mlflow or building one announces every migration.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def create_database(home: Path, experiment: str = EXPERIMENT) -> str:
+    """Make sure that the SQLite store below `home` exists whole; returns its address.
+
+    Processes that build the schema in one file at the same time leave it broken for good, so it is
+    built under a lock, in a file of its own, and put in place when it is complete.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    database = (home / DATABASE).resolve()
+    if database.exists():
+        return local_uri(home)
+    with open(database.with_name(f"{DATABASE}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            _build(database, (home / "artifacts").resolve(), experiment)
+    return local_uri(home)
+
+
+def _build(database: Path, artifacts: Path, experiment: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    drafts = f".{DATABASE}."
+    draft = database.with_name(f"{drafts}{os.getpid()}")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{draft}", artifacts.as_uri())
+        # The default is an absolute path under whatever directory the command was started in.
+        store.create_experiment(experiment, artifact_location=artifacts.as_uri())
+        store.engine.dispose()
+        connection = sqlite3.connect(draft)
+        try:
+            # Readers (the UI) and writers do not block each other; the mode stays with the file.
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+        os.replace(draft, database)
+    finally:
+        # Whoever left a draft is dead: the lock is ours.
+        for leftover in database.parent.glob(f"{drafts}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def open_store(home: Path, experiment: str = EXPERIMENT) -> Store:
+    """Open the store that the environment names, or else the one below `home`."""
+    make_quiet()
+    import mlflow
+    from mlflow import MlflowClient
+
+    given = configured_uri()
+    uri = given or create_database(home, experiment)
+    # Traces have no client of their own: they go where the process-wide setting says.
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    location = None if given else (home / "artifacts").resolve().as_uri()
+    return Store(client, _experiment(client, experiment, location))
+
+
+def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except Exception:
+            # Another process may have created it since we looked.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        # Its name stays taken, and runs cannot be added to it.
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+# --- which process holds a run -------------------------------------------------------------------
+
+
+def process_start(pid: int) -> str | None:
+    """What tells process `pid` from an earlier or later one of that number; None: no such process.
+
+    Empty where the system does not say.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        try:
+            # The command's name, in parentheses, may hold spaces; the rest has fixed fields.
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] == "Z":
+                return None
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except (OSError, IndexError):
+            return None
+        return f"{boot}:{fields[19]}"
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+OWNER = ("ptl.host", "ptl.pid", "ptl.process_start")
+"""Tags that name the process which holds a run."""
+
+
+def owner_tags() -> dict[str, str]:
+    """Tags that name this process and its user."""
+    pid = os.getpid()
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        # Containers run under user ids that have no name.
+        user = "unknown"
+    owner = (socket.gethostname(), str(pid), process_start(pid) or "")
+    return {
+        "mlflow.user": user,
+        "mlflow.source.type": "LOCAL",
+        **dict(zip(OWNER, owner, strict=True)),
+    }
+
+
+def end_dead_runs(store: Store) -> list[str]:
+    """End, as KILLED, running runs of this machine whose process is gone; returns their ids."""
+    where = f"attributes.status = 'RUNNING' and tags.`ptl.host` = '{socket.gethostname()}'"
+    runs = store.client.search_runs([store.experiment_id], where, max_results=1000)
+    dead: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        _, pid, start = (run.data.tags.get(tag, "") for tag in OWNER)
+        now = process_start(int(pid)) if pid.isdigit() else None
+        # A number that is in use again is another process if it started at another time.
+        if now is None or (start and now and now != start):
+            dead.setdefault((pid, start), []).append(run)
+    for group in dead.values():
+        seen = [
+            metric.timestamp
+            for run in group
+            for key in list(run.data.metrics)[:1]
+            for metric in store.client.get_metric_history(run.info.run_id, key)
+        ]
+        # When it was last heard of: it may have died days ago.
+        ended = max([*seen, *(run.info.start_time for run in group)])
+        for run in group:
+            store.client.set_terminated(run.info.run_id, "KILLED", ended)
+    return [run.info.run_id for group in dead.values() for run in group]
+
+
+# --- what may be written -------------------------------------------------------------------------
+
+_SECRET_NAME = re.compile(
+    r"(^|_|API)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+@")
+
+
+def redact(text: str) -> str:
+    """`text` without passwords in URIs and without what the environment keeps secret."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return _USER_INFO.sub("***@", text)

@@ -1,0 +1,424 @@
+"""What a run leaves in MLflow: a run for the recipe, a nested run for each stage.
+
+Nothing here may take training down: a write that fails is reported once, kept, and tried again at
+the next flush. A process that is killed loses the metrics of its last few steps at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+from posttrain_recipes import mlstore
+from posttrain_recipes.mlruns import (
+    TrackedRun,
+    dataset_input,
+    flatten,
+    metric_name,
+    samples_table,
+    short_digest,
+    write_trace,
+)
+from posttrain_recipes.mlstore import Store, redact
+from posttrain_recipes.records import EvalResult, Sample
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+logger = logging.getLogger(__name__)
+
+When = Literal["before", "after"]
+
+FLUSH_STEPS = 10
+"""Metrics are written when this many steps wait, as one batch: 3.5 times faster than singly."""
+FLUSH_SECONDS = 5.0
+"""Metrics are also written when the last write is this long ago."""
+MAX_TRACES = 32
+"""Samples of one evaluation that are shown as traces, at 25 ms each."""
+
+
+class Tracker:
+    """Writes runs to MLflow: to the store below `home`, or where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, home: Path, experiment: str = mlstore.EXPERIMENT) -> None:
+        self.home = home
+        self.experiment = experiment
+        self.problems: list[str] = []
+        """What could not be tracked, for the report; each kind once."""
+        self._kinds: set[str] = set()
+        self._store: Store | None = None
+        self._tried = False
+        self._lock = threading.Lock()
+        self._opener: threading.Thread | None = None
+
+    @property
+    def uri(self) -> str:
+        """What `mlflow ui --backend-store-uri` takes; passwords are left out."""
+        return redact(mlstore.configured_uri() or mlstore.local_uri(self.home))
+
+    def start(self) -> None:
+        """Open the store in the background: mlflow takes seconds to import and set up."""
+        if self._opener is None:
+            # A daemon, so that a command that fails at once does not wait for it.
+            self._opener = threading.Thread(target=self._open, name="tracking", daemon=True)
+            self._opener.start()
+
+    def store(self) -> Store | None:
+        """The open store; None where it cannot be opened, which `problems` tells."""
+        if self._opener is not None:
+            self._opener.join()
+        return self._open()
+
+    def _open(self) -> Store | None:
+        with self._lock:
+            if not self._tried:
+                self._tried = True
+                try:
+                    self._store = mlstore.open_store(self.home, self.experiment)
+                except Exception as error:
+                    self.report(f"open {self.uri}, so that nothing is tracked", error)
+            return self._store
+
+    def report(self, what: str, error: BaseException | str) -> None:
+        """Remember that `what` failed, and warn the first time."""
+        if what not in self._kinds:
+            self._kinds.add(what)
+            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            text = redact(f"MLflow: could not {what}: {reason}")
+            self.problems.append(text)
+            logger.warning(text)
+
+    def mark_dead_runs(self) -> list[str]:
+        """End, as killed, the runs that processes of this machine left behind; returns their ids.
+
+        A run whose process is gone without a word (power cut, `kill -9`) would be shown as running
+        for ever.
+        """
+        store = self.store()
+        if store is None:
+            return []
+        try:
+            return mlstore.end_dead_runs(store)
+        except Exception as error:
+            self.report("end the runs of dead processes", error)
+            return []
+
+    @contextmanager
+    def run(
+        self,
+        *,
+        recipe: str,
+        run_name: str,
+        resolved_yaml: str,
+        description_md: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> Iterator[RecipeRun]:
+        """The run of a recipe. `run_id` goes on with an earlier one where the store has it."""
+        run = RecipeRun(self, recipe, run_name, tags or {}, params or {}, run_id, description_md)
+        run.write_text(resolved_yaml, "recipe.yaml")
+        with _terminable(), _closing(run):
+            yield run
+
+
+class RecipeRun(TrackedRun):
+    """The run of a whole recipe, the parent of its stages' runs."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        recipe: str,
+        name: str,
+        tags: Mapping[str, Any],
+        params: Mapping[str, Any],
+        run_id: str | None,
+        description: str | None,
+    ) -> None:
+        self.recipe = recipe
+        self.description = (description or "").strip()
+        self.models: dict[str, str] = {}
+        """Checkpoint URI -> the id of the model that MLflow shows it as."""
+        self.stage_status: dict[str, str] = {}
+        source = {"mlflow.source.name": f"ptl run {recipe}", "ptl.recipe": recipe}
+        super().__init__(tracker, name, {**source, **tags}, params, run_id)
+        self.summary("")
+
+    @contextmanager
+    def stage(
+        self,
+        *,
+        name: str,
+        index: int,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> Iterator[StageRun]:
+        """The run of a stage; `index` counts from 1. Its parameters show on the recipe's run too,
+        because rows start collapsed."""
+        stage = StageRun(self, name, index, tags or {}, params or {}, run_id)
+        self.log_params({f"{name}/{key}": value for key, value in flatten(params or {})})
+        try:
+            with _closing(stage):
+                yield stage
+        finally:
+            self.stage_status[name] = stage.status
+
+    def summary(self, markdown: str) -> None:
+        """What the run's page says at its top: `markdown` (results), then the description."""
+        # The page folds after about three lines, so the description must not come first.
+        text = "\n\n".join(part for part in (markdown.strip(), self.description) if part)
+        if text:
+            self.set_tags({"mlflow.note.content": text})
+
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """End the run; it failed if a stage did and was not repeated with success."""
+        if status == "FINISHED" and "FAILED" in self.stage_status.values():
+            status = "FAILED"
+        super().close(status, error)
+
+
+class StageRun(TrackedRun):
+    """The run of one stage."""
+
+    def __init__(
+        self,
+        parent: RecipeRun,
+        name: str,
+        index: int,
+        tags: Mapping[str, Any],
+        params: Mapping[str, Any],
+        run_id: str | None,
+    ) -> None:
+        self.parent = parent
+        self.stage = name
+        self._metrics: list[Metric] = []
+        self._steps: set[int] = set()
+        self._written = time.monotonic()
+        self._non_finite: list[str] = []
+        self._traces: threading.Thread | None = None
+        labels = {
+            "mlflow.source.name": f"ptl run {parent.recipe}",
+            "mlflow.parentRunId": parent.run_id,
+            "ptl.recipe": parent.recipe,
+            "ptl.stage": name,
+        }
+        full_name = f"{parent.recipe}/{index}-{name}"
+        super().__init__(parent.tracker, full_name, {**labels, **tags}, params, run_id)
+
+    def _begin(self, tags: dict[str, str], run_id: str | None) -> str:
+        # Without its parent a stage would stand in the list as a run of its own.
+        return super()._begin(tags, run_id) if self.parent.run_id else ""
+
+    def _continue(self, client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
+        super()._continue(client, run, tags)
+        for output in (run.outputs.model_outputs or ()) if run.outputs else ():
+            uri = (client.get_logged_model(output.model_id).params or {}).get("checkpoint_uri")
+            if uri:
+                self.parent.models[uri] = output.model_id
+
+    def flush(self) -> None:
+        """Write everything that waits, buffered metrics included."""
+        with self._lock:
+            self._retry_at = 0.0
+            self._write_buffer()
+            super().flush()
+
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """End the run, after the traces that are still being written."""
+        if self._traces is not None:
+            self._traces.join()
+        super().close(status, error)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of a step; written in batches. Steps that the store already has are skipped."""
+        if not self.run_id:
+            return
+        with self._lock:
+            for name, value in metrics.items():
+                key = metric_name(name)
+                # Logged twice after a resume, a step would zigzag in the charts.
+                if step > self._last_step.get(key, step - 1):
+                    self._last_step[key] = step
+                    self._metrics += self._metric(key, value, step)
+            self._steps.add(step)
+            waited = time.monotonic() - self._written
+            if len(self._steps) >= FLUSH_STEPS or waited >= FLUSH_SECONDS:
+                self._write_buffer()
+
+    def _write_buffer(self) -> None:
+        metrics, self._metrics = self._metrics, []
+        self._steps.clear()
+        self._written = time.monotonic()
+        self.write_metrics(metrics)
+
+    def _metric(self, key: str, value: float, step: int, **ties: Any) -> list[Metric]:
+        from mlflow.entities import Metric
+
+        value = float(value)
+        if math.isfinite(value):
+            return [Metric(key, value, int(time.time() * 1000), step, **ties)]
+        # A chart shows a gap, which tells nobody that the loss went to infinity.
+        if len(self._non_finite) < 20:
+            self._non_finite.append(f"{key} = {value} at step {step}")
+            self.set_tags({"non_finite": "; ".join(self._non_finite)})
+        return []
+
+    def log_dataset(
+        self,
+        name: str,
+        path_or_uri: str,
+        digest: str | None,
+        split: str | None = None,
+        revision: str | None = None,
+        context: str = "train",
+        count: int | None = None,
+    ) -> None:
+        """What the stage reads: a local path, a URL or the id of a Hugging Face dataset."""
+        if self.run_id:
+            data = dataset_input(name, path_or_uri, digest, split, revision, context, count)
+            self.write_input(data, context)
+            self.parent.write_input(data, context)
+
+    def log_checkpoint(self, uri: str, sampler_uri: str | None, step: int) -> None:
+        """A checkpoint, as a model that the run put out; what came before is written first."""
+        self.flush()
+        name = re.sub(r"[/:.%\"'\s]", "-", f"{self.parent.recipe}-{self.stage}-step-{step}")
+        params = {"checkpoint_uri": uri, "sampler_uri": sampler_uri or "", "step": str(step)}
+        created: list[str] = []
+
+        def write(client: MlflowClient) -> None:
+            import mlflow
+            from mlflow.entities import LoggedModelOutput
+
+            if uri in self.parent.models:
+                return
+            # A second try must not make a second model.
+            if not created:
+                model = mlflow.create_external_model(
+                    name, self.run_id, params=params, experiment_id=self.experiment_id
+                )
+                created.append(model.model_id)
+            client.log_outputs(self.run_id, [LoggedModelOutput(created[0], step)])
+            self.parent.models[uri] = created[0]
+
+        self.write("log a checkpoint", write)
+
+    def log_eval(
+        self,
+        name: str,
+        when: When,
+        result: EvalResult,
+        step: int,
+        dataset_name: str | None = None,
+        dataset_digest: str | None = None,
+        checkpoint_uri: str | None = None,
+    ) -> None:
+        """What an eval found before or after the stage, with its interval; on the recipe too."""
+        if not self.run_id:
+            return
+        ties: dict[str, Any] = {"model_id": self.parent.models.get(checkpoint_uri or "")}
+        if dataset_name and dataset_digest:
+            ties |= {"dataset_name": dataset_name, "dataset_digest": short_digest(dataset_digest)}
+        metrics: list[Metric] = []
+        mirrored: list[Metric] = []
+        for metric, estimate in result.metrics.items():
+            key = metric_name(f"eval/{name}/{metric}")
+            if step <= self._last_step.get(key, step - 1):
+                continue
+            metrics += self._metric(key, estimate.value, step, **ties)
+            metrics += self._metric(f"{key}_low", estimate.low, step, **ties)
+            metrics += self._metric(f"{key}_high", estimate.high, step, **ties)
+            mirror = metric_name(f"{when}/{self.stage}/{name}/{metric}")
+            mirrored += self._metric(mirror, estimate.value, 0)
+        self.flush()
+        self.write_metrics(metrics)
+        self.parent.write_metrics(mirrored)
+
+    def log_samples(
+        self,
+        name: str,
+        when: When,
+        samples: Sequence[Sample],
+        step: int,
+        checkpoint_uri: str | None = None,
+    ) -> None:
+        """Prompts and replies, to read and compare: as traces and as a Markdown table."""
+        if not self.run_id or not samples:
+            return
+        self.write_text(samples_table(samples), f"samples/{metric_name(name)}-{when}.md")
+        if self._pending:
+            # mlflow itself keeps quiet about traces that it drops.
+            self.tracker.report("log traces", "the store does not answer")
+            return
+        if self._traces is not None:
+            self._traces.join()
+        model_id = self.parent.models.get(checkpoint_uri or "")
+        # Half a second of work that training need not wait for.
+        self._traces = threading.Thread(
+            target=self._write_traces,
+            args=(name, when, samples[:MAX_TRACES], step, model_id),
+            name="traces",
+        )
+        self._traces.start()
+
+    def _write_traces(
+        self, name: str, when: When, samples: Sequence[Sample], step: int, model_id: str | None
+    ) -> None:
+        tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
+        try:
+            last = ""
+            for sample in samples:
+                last = write_trace(self, f"{name} {when}", tags, sample, model_id)
+            if self._client is not None:
+                # Raises if it did not arrive.
+                self._client.get_trace(last, display=False)
+        except Exception as error:
+            self.tracker.report("log traces", error)
+
+
+RunT = TypeVar("RunT", bound=TrackedRun)
+
+
+@contextmanager
+def _closing(run: RunT) -> Iterator[RunT]:
+    """Ends `run` with the status that its end deserves: MLflow itself calls them all finished."""
+    try:
+        yield run
+    except Exception as error:
+        run.close("FAILED", error)
+        raise
+    except BaseException:
+        run.close("KILLED")
+        raise
+    run.close("FINISHED")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside, unless the program already does something about it."""
+
+    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if mine:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
