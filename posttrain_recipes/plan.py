@@ -192,7 +192,7 @@ def _check_secrets(builder: _Builder, value: Any, key: Key) -> None:
 def _check_presets(recipe: Recipe, builder: _Builder) -> None:
     path = recipe.data.get("model")
     if isinstance(path, str) and path.startswith("ptl/") and path not in models.BUNDLED:
-        builder.fault(("model",), f"unknown bundled model; {suggest(path, list(models.BUNDLED))}")
+        builder.fault(("model",), f"unknown bundled model '{path}'; {suggest(path, list(models.BUNDLED))}")
     elif isinstance(path, str) and path.startswith((".", "/", "~")):
         if not local_model(path, recipe.base_dir).joinpath("config.json").is_file():
             builder.fault(("model",), "there is no model directory with a config.json here")
@@ -231,7 +231,9 @@ def _plugin(
         return None
     options = {k: v for k, v in spec.items() if k != "use" and k not in core}
     try:
-        config = entry.config.model_validate(expand_environment(options))
+        # An engine reads its key when it connects: a recipe can be checked without one.
+        known = options if kind == "engine" else expand_environment(options)
+        config = entry.config.model_validate(known)
     except UsageError as error:
         builder.fault(key, f"{error.what}; {error.hint}")
         return None

@@ -32,10 +32,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, Field
@@ -53,9 +54,12 @@ from posttrain_recipes.records import (
     Record,
     Sample,
 )
+from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
     import tinker
+
+T = TypeVar("T")
 
 __all__ = [
     "Checkpoint",
@@ -83,7 +87,9 @@ __all__ = [
     "Reward",
     "Sample",
     "StageContext",
+    "StageSink",
     "UsageError",
+    "Waiter",
     "hookimpl",
 ]
 
@@ -224,6 +230,13 @@ class Resume:
     sampler_uri: str
 
 
+class Waiter(Protocol):
+    """Waits for the engine's answers; the runner provides one that notices a dead engine."""
+
+    def __call__(self, future: tinker.APIFuture[T] | Future[T]) -> T:
+        """The result of `future`. Raises `PtlError` where the engine failed or is gone."""
+
+
 class StageSink(Protocol):
     """Where a stage's numbers and checkpoints go; the runner provides it."""
 
@@ -249,10 +262,10 @@ class StageContext:
     """Where the stage begins; also the fixed reference of methods that need one."""
     lora: LoraConfig
     train: Sequence[Record]
-    test: Sequence[Record]
     renderer: Renderer
     service: tinker.ServiceClient
     sink: StageSink
+    wait: Waiter
     rewards: Sequence[tuple[Reward, float]] = ()
     """Rewards with their weights."""
     resume: Resume | None = None
@@ -260,31 +273,39 @@ class StageContext:
 
     def training_client(self) -> tinker.TrainingClient:
         """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""
-        if self.resume is not None:
-            return self.service.create_training_client_from_state_with_optimizer(
-                self.resume.state_uri
+        resume, state = self.resume, self.start.state_uri
+        if resume is not None:
+            with_optimizer = self.service.create_training_client_from_state_with_optimizer
+            return self.wait(in_thread(lambda: with_optimizer(resume.state_uri)))
+        if state is not None:
+            from_state = self.service.create_training_client_from_state
+            return self.wait(in_thread(lambda: from_state(state)))
+        return self.wait(
+            in_thread(
+                lambda: self.service.create_lora_training_client(
+                    base_model=self.base_model,
+                    rank=self.lora.rank,
+                    seed=self.seed,
+                    train_mlp=self.lora.train_mlp,
+                    train_attn=self.lora.train_attn,
+                    train_unembed=self.lora.train_unembed,
+                )
             )
-        if self.start.state_uri is not None:
-            return self.service.create_training_client_from_state(self.start.state_uri)
-        return self.service.create_lora_training_client(
-            base_model=self.base_model,
-            rank=self.lora.rank,
-            seed=self.seed,
-            train_mlp=self.lora.train_mlp,
-            train_attn=self.lora.train_attn,
-            train_unembed=self.lora.train_unembed,
         )
 
     def sampling_client(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
         """A client that samples from `checkpoint`."""
-        return sampling_client(self.service, checkpoint)
+        return sampling_client(self.service, checkpoint, self.wait)
 
 
-def sampling_client(service: tinker.ServiceClient, checkpoint: Checkpoint) -> tinker.SamplingClient:
+def sampling_client(
+    service: tinker.ServiceClient, checkpoint: Checkpoint, wait: Waiter
+) -> tinker.SamplingClient:
     """A client of `service` that samples from `checkpoint`."""
-    if checkpoint.sampler_uri is None:
-        return service.create_sampling_client(base_model=checkpoint.base_model)
-    return service.create_sampling_client(model_path=checkpoint.sampler_uri)
+    uri, create = checkpoint.sampler_uri, service.create_sampling_client
+    if uri is None:
+        return wait(in_thread(lambda: create(base_model=checkpoint.base_model)))
+    return wait(in_thread(lambda: create(model_path=uri)))
 
 
 class Method(Plugin):
@@ -316,7 +337,7 @@ class EvalContext:
     records: Sequence[Record]
     renderer: Renderer
     sampler: tinker.SamplingClient
-    checkpoint: Checkpoint
+    wait: Waiter
 
 
 class Eval(Plugin):
@@ -367,8 +388,3 @@ class Engine(Plugin):
         Raises:
             PtlError: the engine cannot be reached or started.
         """
-
-
-def config_values(config: PluginConfig) -> dict[str, Any]:
-    """The options as plain JSON values, defaults included."""
-    return config.model_dump(mode="json")

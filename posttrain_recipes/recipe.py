@@ -143,6 +143,16 @@ def load(
     return Recipe(root, path, preset)
 
 
+def preset_names(path: Path) -> list[str]:
+    """The presets that a recipe offers, its own and those of what it extends.
+
+    Raises:
+        RecipeError, UsageError: as `load`.
+    """
+    presets = _load_file(path, seen=()).value.get("presets")
+    return list(presets.value) if presets and isinstance(presets.value, dict) else []
+
+
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     resolved = path.resolve()
     if resolved in seen:

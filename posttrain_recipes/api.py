@@ -1,0 +1,136 @@
+"""The verbs of the command line for notebooks and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain_recipes import plan as planning
+from posttrain_recipes import recipe as recipes
+from posttrain_recipes import registry, report
+from posttrain_recipes.records import Checkpoint, Estimate
+from posttrain_recipes.store import RunRecord, Store, default_home
+
+if TYPE_CHECKING:
+    from posttrain_recipes.events import Reporter
+    from posttrain_recipes.plan import Plan
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage left."""
+
+    name: str
+    checkpoint: Checkpoint | None
+    before: Mapping[str, Mapping[str, Estimate]]
+    """Eval name -> metric -> estimate, before training."""
+    after: Mapping[str, Mapping[str, Estimate]]
+    """The same after training, on the same records."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left. `result["sft"]` is a stage; printed, it is the before/after table."""
+
+    record: RunRecord
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, as `ptl show` takes it."""
+        return self.record.id
+
+    @property
+    def status(self) -> str:
+        """running, finished, failed or killed."""
+        return self.record.status
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The last stage's checkpoint."""
+        return self.record.stages[-1].checkpoint
+
+    @property
+    def stages(self) -> dict[str, StageResult]:
+        """Every stage by name, in the recipe's order."""
+        return {
+            s.name: StageResult(
+                s.name,
+                s.checkpoint,
+                {m.name: m.metrics for m in s.before},
+                {m.name: m.metrics for m in s.after},
+            )
+            for s in self.record.stages
+        }
+
+    def __getitem__(self, stage: str) -> StageResult:
+        return self.stages[stage]
+
+    def __str__(self) -> str:
+        return report.markdown(self.record)
+
+
+def plan(
+    recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
+) -> Plan:
+    """Check a recipe and say what running it would do.
+
+    Args:
+        recipe: path of the recipe.
+        preset: one of its presets; by default `quick` where it has one.
+        overrides: as `--set` takes them, `stages.sft.method.learning_rate=1e-4`.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe.
+        UsageError: the file or the preset is not there.
+    """
+    read = recipes.load(Path(recipe), preset=preset, overrides=overrides)
+    return planning.build(read, registry.load())
+
+
+def validate(
+    recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
+) -> None:
+    """Raise `RecipeError` with everything that is wrong with a recipe, or return."""
+    plan(recipe, preset=preset, overrides=overrides)
+
+
+def run(
+    recipe: str | Path,
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    home: str | Path | None = None,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Run a recipe; an unfinished run of the same recipe goes on where it stopped.
+
+    Args:
+        home: where runs are kept; by default `$PTL_HOME` or `.ptl` here.
+        fresh: start from nothing, whatever earlier runs left.
+        reporter: hears what happens; by default nobody does.
+
+    Raises:
+        RecipeError, UsageError: as `plan`.
+        PtlError: the run failed; what it had is kept.
+    """
+    from posttrain_recipes import runner
+
+    planned = plan(recipe, preset=preset, overrides=overrides)
+    return Result(runner.run(planned, _home(home), reporter, fresh=fresh))
+
+
+def runs(home: str | Path | None = None) -> list[Result]:
+    """Every run, oldest first."""
+    return [Result(record) for record in Store(_home(home)).runs()]
+
+
+def show(run_id: str, home: str | Path | None = None) -> Result:
+    """The run of that id, or the last one of the recipe of that name. Raises `UsageError`."""
+    return Result(Store(_home(home)).find(run_id))
+
+
+def _home(home: str | Path | None) -> Path:
+    return Path(home).expanduser().resolve() if home is not None else default_home()

@@ -1,0 +1,101 @@
+"""The command line: a group whose commands are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from posttrain_recipes import __version__
+from posttrain_recipes.errors import PtlError, RecipeError
+
+COMMANDS = {
+    "init": "Write a starter recipe with its data.",
+    "validate": "Check recipes: form, cross-references, data files.",
+    "plan": "Show what a run would do, and what it would reuse.",
+    "run": "Run a recipe, or go on with an interrupted run.",
+    "runs": "List runs.",
+    "show": "Show a run: results, samples, checkpoints.",
+    "ui": "Open MLflow on these runs.",
+    "plugins": "List and show what recipes can use.",
+    "explain": "Explain a method, eval, dataset or reward.",
+    "schema": "Print the JSON Schema of recipes.",
+    "data": "Check data files.",
+    "serve": "Serve the embedded engine to any Tinker program.",
+}
+"""Every command with its summary: `ptl --help` imports none of them."""
+
+
+class LazyGroup(click.Group):
+    """Imports `cli.<name>` when `<name>` is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"posttrain_recipes.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The summaries above, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """With the nearest command where there is no such one."""
+        from difflib import get_close_matches
+
+        name = args[0]
+        if name not in COMMANDS:
+            near = get_close_matches(name, list(COMMANDS), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"No such command '{name}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ptl")
+def cli() -> None:
+    """LLM post-training from YAML recipes, over the Tinker API.
+
+    Start with: ptl init, then ptl run recipe.yaml
+    """
+
+
+def main() -> None:
+    """The console script `ptl`."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PtlError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # `ptl runs | head`: the reader has what it wanted.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def print_error(error: PtlError) -> None:
+    """The error for a person, on stderr."""
+    if isinstance(error, RecipeError):
+        click.echo(str(error), err=True)
+        count = len(error.faults)
+        click.echo(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.", err=True)
+    else:
+        click.echo(f"error: {error}", err=True)

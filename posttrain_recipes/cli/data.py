@@ -1,0 +1,142 @@
+"""`ptl data`: looks at data files before anything is trained on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from posttrain_recipes.datasets.reading import FileFormat
+
+if TYPE_CHECKING:
+    from posttrain_recipes.datasets.checking import Report, TokenCounter
+    from posttrain_recipes.records import Messages
+
+
+@click.group()
+def data() -> None:
+    """Look at data files."""
+
+
+def _columns(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    from posttrain_recipes.datasets.formats import column_problems
+
+    columns = {}
+    for value in values:
+        ours, equals, theirs = value.partition("=")
+        if not (ours and equals and theirs):
+            raise click.BadParameter(f"'{value}' must read OURS=THEIRS, as prompt=question")
+        columns[ours] = theirs
+    if problems := column_problems(columns):
+        raise click.BadParameter("; ".join(problems))
+    return columns
+
+
+@data.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", help="Count tokens with this model's tokenizer and chat template.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="Longer records are a fault; needs --model."
+)
+@click.option(
+    "--columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    callback=_columns,
+    help="A field under another name, as prompt=question; may be repeated.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(get_args(FileFormat)),
+    help="How the files are written, where their suffix does not say it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+@click.option(
+    "--limit-faults",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Print at most this many faults a file.",
+)
+@click.pass_context
+def check(
+    context: click.Context,
+    files: tuple[Path, ...],
+    model: str | None,
+    max_tokens: int | None,
+    columns: dict[str, str],
+    form: FileFormat | None,
+    as_json: bool,
+    limit_faults: int,
+) -> None:
+    """Find every line of FILES that cannot be trained on, and say what to do about it.
+
+    Exits with 2 where there is one, and with 0 where all is well.
+    """
+    from posttrain_recipes.datasets.checking import check_file
+
+    if max_tokens is not None and model is None:
+        raise click.UsageError("--max-tokens needs --model, whose tokenizer counts")
+    counter = _token_counter(model) if model is not None else None
+    reports = []
+    for path in files:
+        report = check_file(
+            path, columns=columns, form=form, max_tokens=max_tokens, count_tokens=counter
+        )
+        del report.faults[limit_faults:]
+        reports.append(report)
+        if not as_json:
+            _print(report)
+    ok = all(report.ok for report in reports)
+    if as_json:
+        whole = {"ok": ok, "files": [report.as_dict() for report in reports]}
+        click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
+    if not ok:
+        context.exit(2)
+
+
+def _token_counter(model: str) -> TokenCounter:
+    from posttrain_recipes.models import resolve
+    from posttrain_recipes.training.rendering import load_renderer
+
+    renderer = load_renderer(resolve(model))
+
+    def count(messages: Messages) -> int:
+        if messages[-1].role == "assistant":
+            return len(renderer.supervised(messages)[0])
+        return len(renderer.prompt(messages))
+
+    return count
+
+
+def _print(report: Report) -> None:
+    for fault in report.faults:
+        click.echo(f"{fault.location}  {fault.message}")
+    if (hidden := report.fault_count - len(report.faults)) > 0:
+        click.echo(f"{report.path}  and {hidden:,} more; --limit-faults shows more")
+    if report.ok:
+        verdict = "ok"
+    elif report.bad_lines:
+        verdict = f"{report.bad_lines:,} bad line{'s' * (report.bad_lines > 1)}"
+    else:
+        verdict = "cannot be used"
+    parts = [verdict, f"{report.records:,} record{'s' * (report.records != 1)}"]
+    if report.form is not None:
+        alias = f" ({report.form.known_as})" if report.form.known_as else ""
+        parts.append(f"{report.form.name}{alias} -> {report.form.record.__name__}")
+    click.echo(f"{report.path}: {', '.join(parts)}")
+    if report.records:
+        click.echo(_lengths("characters", report.characters.as_dict()))
+        if report.tokens is not None:
+            click.echo(_lengths("tokens", report.tokens.as_dict()))
+
+
+def _lengths(unit: str, values: Mapping[str, float]) -> str:
+    told = "  ".join(f"{name} {value:,}" for name, value in values.items())
+    return f"  {unit:<10}  {told}"

@@ -1,0 +1,279 @@
+"""What a person sees of a run: live in a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from posttrain_recipes import report
+from posttrain_recipes.errors import display_path
+from posttrain_recipes.events import Reporter
+from posttrain_recipes.plan import Plan, PlannedEval, PlannedStage
+from posttrain_recipes.plugin import Resume
+from posttrain_recipes.records import EvalResult
+from posttrain_recipes.store import RunRecord, StageRecord
+
+LINE_SECONDS = 5.0
+"""In a pipe, steps are printed this far apart."""
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _headline(plan: Plan) -> str:
+    preset = f", preset {plan.preset}" if plan.preset else ""
+    return f"{plan.model} on engine {plan.engine.name}{preset}"
+
+
+def _after(record: RunRecord) -> list[str]:
+    """What a person may want to do next."""
+    return [
+        f"ptl show {record.id}".ljust(28) + "samples, checkpoints, options",
+        "ptl ui".ljust(28) + "curves and samples in MLflow",
+    ]
+
+
+class Lines(Reporter):
+    """Plain lines, one for each thing that happened."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.path = Path()
+        self.last = 0.0
+        self.rate = Rate()
+        self.kept: Resume | None = None
+
+    def line(self, text: str = "") -> None:
+        """Print one line now."""
+        print(text, file=self.out, flush=True)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
+        self.path = plan.path
+        if record.status == "finished":
+            self.line(f"{record.id}: already finished with these inputs; --fresh runs it again")
+        else:
+            verb = "goes on" if resumed else "begins"
+            self.line(f"{record.id} {verb}: {_headline(plan)}")
+
+    def doing(self, what: str) -> None:
+        self.line(f"  {what}")
+
+    def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
+        method = f" ({stage.method.name})" if stage.method else ""
+        self.line(f"[{stage.index}/{count}] {stage.name}{method} from {stage.start}")
+
+    def stage_reused(self, stage: PlannedStage, record: StageRecord) -> None:
+        source = f" of run {record.reused_from}" if record.reused_from else ""
+        self.line(f"[{stage.index}] {stage.name}: reused, finished on the same inputs{source}")
+
+    def training(self, stage: PlannedStage, done: int, total: int) -> None:
+        self.rate = Rate(done)
+        self.kept = None
+        self.line(f"  training from step {done} to {total}")
+
+    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.rate.add(number, metrics)
+        now = time.monotonic()
+        if now - self.last >= LINE_SECONDS or number == total:
+            self.last = now
+            self.line(
+                f"  step {number}/{total}  loss {metrics.get('train/loss', float('nan')):.4f}  "
+                f"{self.rate.tokens:,.0f} tokens/s  {self.rate.left(number, total)} left"
+            )
+
+    def saved(self, resume: Resume) -> None:
+        self.kept = resume
+
+    def evaluated(
+        self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
+    ) -> None:
+        for name, estimate in r.metrics.items():
+            label = planned.name if name in (planned.name, "exact_match") else f"{planned.name} {name}"
+            value = report.show(estimate, name in report.SHARES)
+            self.line(f"  {when:6} {label}: {value} (n={estimate.count})")
+
+    def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.line(f"  {stage.name} done in {duration(record.seconds)}")
+
+    def warning(self, text: str) -> None:
+        self.line(f"warning: {text}")
+
+    def run_finished(self, record: RunRecord) -> None:
+        self.table(record)
+        self.line()
+        for text in _after(record):
+            self.line(text)
+
+    def table(self, record: RunRecord) -> None:
+        """Every metric before and after its stage."""
+        table = [("stage", "eval", "n", "before", "after", "change", "")]
+        for row in report.rows(record):
+            before, after = (report.show(e, row.percent) for e in (row.before, row.after))
+            cells = (row.stage, row.label, str(row.count), before, after)
+            table.append((*cells, report.show_change(row), row.verdict))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        self.line()
+        for cells in table:
+            left = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+            right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+            self.line("  ".join([*left, *right]).rstrip())
+        self.line("± is half of a 95% confidence interval; 'same' is within the noise of both")
+
+    def interrupted(self, path: Path) -> None:
+        """Say what was kept and how to go on."""
+        kept = f"kept up to step {self.kept.step}" if self.kept else "nothing of it was trained yet"
+        self.line(f"\nstopped; the current stage is {kept}")
+        self.line(f"go on with: ptl run {display_path(path)}")
+
+
+class Rate:
+    """How fast the steps go, smoothed."""
+
+    def __init__(self, done: int = 0) -> None:
+        self.began = time.monotonic()
+        self.done = done
+        self.tokens = 0.0
+
+    def add(self, number: int, metrics: Mapping[str, float]) -> None:
+        """A step is done."""
+        now = metrics.get("train/tokens_per_second", 0.0)
+        self.tokens = now if not self.tokens else 0.9 * self.tokens + 0.1 * now
+
+    def left(self, number: int, total: int) -> str:
+        """Time until the last step, as a person says it."""
+        steps = number - self.done
+        if steps <= 0:
+            return "?"
+        return duration((time.monotonic() - self.began) / steps * (total - number))
+
+
+class Live(Lines):
+    """A progress bar while training, a spinner while something else is under way, and a table."""
+
+    def __init__(self) -> None:
+        import sys
+
+        from rich.console import Console
+
+        super().__init__(sys.stdout)
+        self.console = Console(highlight=False)
+        self.status = None
+        self.progress = None
+
+    def line(self, text: str = "") -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def doing(self, what: str) -> None:
+        if self.progress is not None:
+            self.close()
+        if self.status is None:
+            self.status = self.console.status("", spinner="dots")
+            self.status.start()
+        self.status.update(f"[dim]{what}[/dim]")
+
+    def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
+        self.path = plan.path
+        if record.status == "finished":
+            super().run_started(plan, record, resumed)
+            return
+        verb = "goes on" if resumed else "begins"
+        self.console.print(f"[bold]{record.id}[/bold] {verb} [dim]{_headline(plan)}[/dim]")
+
+    def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
+        self.close()
+        method = f" [dim]{stage.method.name} from {stage.start}[/dim]" if stage.method else ""
+        self.console.print(f"\n[bold]{stage.index}/{count} {stage.name}[/bold]{method}")
+
+    def training(self, stage: PlannedStage, done: int, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.close()
+        self.rate = Rate(done)
+        self.kept = None
+        self.progress = Progress(
+            TextColumn("  step {task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("[dim]{task.fields[rate]} tok/s[/dim]"),
+            TextColumn("[dim]{task.fields[left]} left[/dim]"),
+            console=self.console,
+            expand=True,
+        )
+        self.task = self.progress.add_task(
+            "", total=total, completed=done, loss="-", rate="-", left="?"
+        )
+        self.progress.start()
+
+    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.rate.add(number, metrics)
+        if self.progress is not None:
+            self.progress.update(
+                self.task,
+                completed=number,
+                loss=f"{metrics.get('train/loss', float('nan')):.4f}",
+                rate=f"{self.rate.tokens:,.0f}",
+                left=self.rate.left(number, total),
+            )
+
+    def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.close()
+        self.console.print(f"  [dim]done in {duration(record.seconds)}[/dim]")
+
+    def warning(self, text: str) -> None:
+        self.console.print("warning: ", style="yellow", end="")
+        self.console.print(text, markup=False)
+
+    def run_finished(self, record: RunRecord) -> None:
+        self.close()
+        super().run_finished(record)
+
+    def table(self, record: RunRecord) -> None:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("stage")
+        table.add_column("eval")
+        for name in ("n", "before", "after", "change"):
+            table.add_column(name, justify="right", no_wrap=True)
+        colours = {"better": "green", "worse": "red", "same": "dim", "": ""}
+        for row in report.rows(record):
+            table.add_row(
+                row.stage,
+                row.label,
+                str(row.count),
+                report.show(row.before, row.percent),
+                report.show(row.after, row.percent),
+                f"[{colours[row.verdict]}]{report.show_change(row)}[/]"
+                if row.verdict
+                else report.show_change(row),
+            )
+        self.console.print()
+        self.console.print(table)
+        self.console.print(
+            "[dim]± half of a 95% interval; green better, red worse, dim within the noise[/dim]"
+        )
+
+    def interrupted(self, path: Path) -> None:
+        self.close()
+        super().interrupted(path)

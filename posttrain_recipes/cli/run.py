@@ -1,0 +1,49 @@
+"""`ptl run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import api, report
+from posttrain_recipes.cli.options import home_option, json_option, recipe_options
+
+
+@click.command()
+@recipe_options
+@home_option
+@click.option("--fresh", is_flag=True, help="Start from nothing, whatever earlier runs left.")
+@json_option
+def run(
+    recipe: Path,
+    preset: str | None,
+    overrides: tuple[str, ...],
+    home: Path | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Run RECIPE: train its stages and measure each before and after.
+
+    A run that was interrupted goes on where it stopped; a stage that an earlier run finished on
+    the same inputs is reused.
+    """
+    planned = api.plan(recipe, preset=preset, overrides=overrides)
+    from posttrain_recipes import runner
+    from posttrain_recipes.cli.progress import Lines, Live
+    from posttrain_recipes.store import default_home
+
+    where = home.expanduser().resolve() if home else default_home()
+    live = sys.stdout.isatty() and not as_json
+    reporter = Live() if live else Lines(sys.stderr if as_json else sys.stdout)
+    try:
+        record = runner.run(planned, where, reporter, fresh=fresh)
+    except KeyboardInterrupt:
+        reporter.interrupted(planned.path)
+        sys.exit(130)
+    finally:
+        reporter.close()
+    if as_json:
+        click.echo(json.dumps(report.as_json(record), indent=2))

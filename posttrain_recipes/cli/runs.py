@@ -1,0 +1,37 @@
+"""`ptl runs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import api, report
+from posttrain_recipes.cli.options import home_option, json_option
+
+
+@click.command()
+@home_option
+@json_option
+def runs(home: Path | None, as_json: bool) -> None:
+    """List runs, the newest last."""
+    found = api.runs(home)
+    if as_json:
+        click.echo(json.dumps([report.as_json(result.record) for result in found], indent=2))
+        return
+    if not found:
+        click.echo("no runs yet; 'ptl run RECIPE' makes one")
+        return
+    table = [("run", "status", "began", "model", "stages")]
+    for result in found:
+        record = result.record
+        stages = " -> ".join(
+            stage.name + ("" if stage.done else f" ({stage.status})") for stage in record.stages
+        )
+        began = record.created[:16].replace("T", " ")
+        table.append((record.id, record.status, began, record.model, stages))
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)]
+    for row in table:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())

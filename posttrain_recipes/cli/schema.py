@@ -1,0 +1,27 @@
+"""`ptl schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import registry
+from posttrain_recipes import schema as schemas
+from posttrain_recipes.store import write_atomic
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.")
+def schema(output: Path | None) -> None:
+    """Print the JSON Schema of recipes, with every installed plugin in it.
+
+    Editors complete and explain recipes by it: put
+    '# yaml-language-server: $schema=PATH' in a recipe's first line.
+    """
+    text = schemas.dump(schemas.recipe_schema(registry.load()))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(output, text)
+        click.echo(f"wrote {output}")

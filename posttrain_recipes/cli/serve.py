@@ -1,0 +1,77 @@
+"""`ptl serve`."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import models
+from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.store import default_home
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command()
+@click.option(
+    "--model",
+    "served",
+    multiple=True,
+    metavar="MODEL",
+    help="A model to offer: bundled, local directory or hub id; NAME=DIRECTORY renames it. "
+    "[default: the bundled ones]",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8765, show_default=True, help="Port; 0 takes a free one.")
+@click.option(
+    "--token",
+    envvar="PTL_ENGINE_TOKEN",
+    help="The key clients must show; starts with tml-. [default: $PTL_ENGINE_TOKEN, or a new one]",
+)
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
+)
+@home_option
+def serve(
+    served: tuple[str, ...],
+    host: str,
+    port: int,
+    token: str | None,
+    data_dir: Path | None,
+    home: Path | None,
+) -> None:
+    """Serve the embedded engine to any program of the Tinker SDK."""
+    if host not in LOOPBACK and not token:
+        raise UsageError(
+            f"--host {host} is reachable from other machines",
+            hint="give a --token of your own, or listen on 127.0.0.1",
+        )
+    if token and not (token.startswith("tml-") and len(token) >= 16):
+        raise UsageError(
+            "the token must start with 'tml-' and have 16 characters or more",
+            why="the SDK refuses to send any other key, and a short one can be guessed",
+        )
+    from posttrain_recipes.engine.__main__ import run_server
+
+    key = token or f"tml-{secrets.token_urlsafe(24)}"
+    offered: dict[str, str] = {}
+    for entry in served or tuple(models.BUNDLED):
+        name, _, where = entry.partition("=")
+        offered[name] = where or models.resolve(name)
+    directory = data_dir or (home or default_home()) / "engine"
+
+    def announce(base_url: str) -> None:
+        click.echo(f"serving {', '.join(offered)} at {base_url}; checkpoints in {directory}")
+        click.echo("in the shell of the program:")
+        click.echo(f"  export TINKER_BASE_URL={base_url}")
+        click.echo(f"  export TINKER_API_KEY={key}")
+
+    try:
+        run_server(offered, directory, key, host=host, port=port, on_ready=announce)
+    except OSError as error:
+        raise PtlError(
+            f"cannot serve on {host}:{port}", why=str(error), hint="take another --port; 0 is free"
+        ) from None

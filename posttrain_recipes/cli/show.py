@@ -1,0 +1,70 @@
+"""`ptl show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import api, report
+from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.store import RunRecord, Store, default_home, load_samples
+
+
+@click.command()
+@click.argument("run")
+@click.option("--samples", default=3, show_default=True, help="Replies to show of each eval.")
+@home_option
+@json_option
+def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
+    """Show RUN (an id of 'ptl runs', or a recipe's name for its last run)."""
+    record = api.show(run, home).record
+    if as_json:
+        click.echo(json.dumps(report.as_json(record), indent=2))
+        return
+    from posttrain_recipes.cli.progress import Lines
+
+    lines = [f"{record.id}: {record.status}, began {record.created}"]
+    if record.error:
+        lines.append(f"  error     {record.error}")
+    lines.append(f"  recipe    {record.path}" + (f" ({record.preset})" if record.preset else ""))
+    lines.append(f"  model     {record.model} on engine {record.engine}, seed {record.seed}")
+    for stage in record.stages:
+        lines.append(f"  {stage.name:9} {stage.status}")
+        if stage.method and stage.records:
+            lines[-1] += f", {stage.total_steps} steps on {stage.records} records"
+        if stage.checkpoint and stage.checkpoint.state_uri:
+            lines.append(f"{'':12}{stage.checkpoint.state_uri}")
+            lines.append(f"{'':12}{stage.checkpoint.sampler_uri}")
+    click.echo("\n".join(lines))
+    _print_samples(record, Store((home or default_home()).resolve()).path(record.id), samples)
+    import sys
+
+    if any(stage.before or stage.after for stage in record.stages):
+        Lines(sys.stdout).table(record)
+
+
+def _print_samples(record: RunRecord, path: Path, count: int) -> None:
+    """The same prompts before and after each stage."""
+    for stage in record.stages:
+        for measured in stage.after or stage.before:
+            before = load_samples(path, stage.name, measured.name, "before")[:count]
+            after = load_samples(path, stage.name, measured.name, "after")[:count]
+            if not before and not after:
+                continue
+            click.echo(f"\n{stage.name}, {measured.name}")
+            for index, sample in enumerate(before or after):
+                click.echo(f"  prompt  {_one_line(sample.prompt[-1].content)}")
+                if sample.answer is not None:
+                    click.echo(f"  answer  {_one_line(sample.answer)}")
+                if before:
+                    click.echo(f"  before  {_one_line(before[index].completion)}")
+                if index < len(after):
+                    click.echo(f"  after   {_one_line(after[index].completion)}")
+                click.echo()
+
+
+def _one_line(text: str, width: int = 100) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 3] + "..."

@@ -1,0 +1,66 @@
+"""`ptl validate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import api
+from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.errors import Fault, Location, PtlError, RecipeError, display_path
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--preset", metavar="NAME", help="Check with this preset only.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="As in 'ptl run'.")
+@json_option
+def validate(
+    recipes: tuple[Path, ...], preset: str | None, overrides: tuple[str, ...], as_json: bool
+) -> int:
+    """Check RECIPES: form, cross-references, data files. Exit 2 where one is at fault.
+
+    All faults are reported at once, and each preset of a recipe is checked too.
+    """
+    results = []
+    for path in recipes:
+        faults: dict[tuple[Location, str, str], Fault] = {}
+        for name in [preset] if preset else _presets(path):
+            try:
+                api.validate(path, preset=name, overrides=overrides)
+            except RecipeError as error:
+                for fault in error.faults:
+                    faults.setdefault((fault.location, fault.key, fault.message), fault)
+            except PtlError as error:
+                if error.exit_code != 2:
+                    raise
+                message = error.what + (f"; {error.hint}" if error.hint else "")
+                fault = Fault(Location(display_path(path)), "", message)
+                faults.setdefault((fault.location, "", message), fault)
+        results.append((path, list(faults.values())))
+    if as_json:
+        listing = [
+            {"recipe": str(path), "ok": not found, "faults": [f.as_dict() for f in found]}
+            for path, found in results
+        ]
+        click.echo(json.dumps(listing, indent=2))
+    else:
+        for path, found in results:
+            for fault in sorted(found, key=lambda f: (f.location, f.key)):
+                click.echo(str(fault))
+            state = f"{len(found)} fault{'s' if len(found) != 1 else ''}" if found else "ok"
+            click.echo(f"{display_path(path)}: {state}")
+    return 2 if any(found for _, found in results) else 0
+
+
+def _presets(path: Path) -> list[str | None]:
+    """The bare recipe, then each preset of it; a file that cannot be read has none."""
+    from posttrain_recipes import recipe
+
+    try:
+        names = recipe.preset_names(path)
+    except PtlError:
+        names = []
+    return [None, *(name for name in names if name != "quick")]

@@ -1,0 +1,171 @@
+"""Where Tinker clients come from: the embedded engine, hosted Tinker, or a compatible server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.plugin import Connection, Engine, PluginConfig, hookimpl
+from posttrain_recipes.waiting import explain, in_thread
+
+if TYPE_CHECKING:
+    import tinker
+
+CONNECT_SECONDS = 30.0
+"""How long an engine may take to say what it can do."""
+
+
+class Local(Engine):
+    """The embedded engine: trains on this machine, starts by itself and ends with the run."""
+
+    name = "local"
+
+    @property
+    def identity(self) -> str:
+        """Its checkpoints lie beside the run, so there is one per run directory."""
+        return "local"
+
+    @contextmanager
+    def connect(
+        self, models: Mapping[str, str], data_dir: Path, log_path: Path
+    ) -> Iterator[Connection]:
+        """Start the engine on a free loopback port and stop it at the end."""
+        from posttrain_recipes.engine import launch
+
+        engine = launch.start(dict(models), data_dir, log_path)
+        try:
+            service = _service(engine.base_url, engine.api_key)
+            yield Connection(service, engine.base_url, lambda: engine.is_alive, log_path)
+        finally:
+            engine.stop()
+
+
+class Hosted(Engine):
+    """Hosted Tinker (thinkingmachines): remote GPUs, billed by the token."""
+
+    name = "tinker"
+
+    class Config(PluginConfig):
+        """Options of the hosted service."""
+
+        api_key: str = Field(default="${env:TINKER_API_KEY}", repr=False)
+        """The key; write it as ${env:NAME}, never in plain text."""
+        base_url: str | None = None
+        """Another address of the service; by default the SDK's own."""
+
+    config: Config
+
+    @property
+    def identity(self) -> str:
+        """The service's address."""
+        return self.config.base_url or "tinker"
+
+    @contextmanager
+    def connect(
+        self, models: Mapping[str, str], data_dir: Path, log_path: Path
+    ) -> Iterator[Connection]:
+        """Log in and see that the models are served."""
+        with _remote(self.config.base_url, self.config.api_key, models) as connection:
+            yield connection
+
+
+class Server(Engine):
+    """Any server that speaks Tinker's protocol: `ptl serve` elsewhere, SkyRL, ..."""
+
+    name = "server"
+
+    class Config(PluginConfig):
+        """Options of a compatible server."""
+
+        base_url: str
+        """Its address, as http://host:port."""
+        api_key: str = Field(default="${env:TINKER_API_KEY}", repr=False)
+        """The key that it asks for; write it as ${env:NAME}, never in plain text."""
+
+    config: Config
+
+    @property
+    def identity(self) -> str:
+        """The server's address."""
+        return self.config.base_url
+
+    @contextmanager
+    def connect(
+        self, models: Mapping[str, str], data_dir: Path, log_path: Path
+    ) -> Iterator[Connection]:
+        """Log in and see that the models are served."""
+        with _remote(self.config.base_url, self.config.api_key, models) as connection:
+            yield connection
+
+
+@hookimpl
+def ptl_engines() -> Sequence[type[Engine]]:
+    """The engines of this package."""
+    return [Local, Hosted, Server]
+
+
+@contextmanager
+def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> Iterator[Connection]:
+    service = _service(base_url, _key(api_key))
+    capabilities = in_thread(service.get_server_capabilities)
+    where = base_url or "hosted Tinker"
+    try:
+        served = capabilities.result(timeout=CONNECT_SECONDS).supported_models
+    except TimeoutError:
+        raise PtlError(
+            f"{where} did not answer within {CONNECT_SECONDS:.0f} s",
+            hint="check the network and the address; 'engine: local' needs neither",
+        ) from None
+    except Exception as error:
+        told = explain(error)
+        what = told.what if isinstance(told, PtlError) else "cannot be reached"
+        why = told.why if isinstance(told, PtlError) else str(error)
+        raise PtlError(f"{where}: {what}", why=why, hint="check its address and key") from None
+    names = sorted(model.model_name for model in served if model.model_name)
+    missing = [name for name in models if names and name not in names]
+    if missing:
+        raise PtlError(
+            f"{where} does not serve the model {', '.join(missing)}",
+            why=f"it serves {', '.join(names)}",
+            hint="change 'model:', or use 'engine: local'",
+        )
+    yield Connection(service, base_url or "")
+
+
+def _key(api_key: str) -> str:
+    if api_key.startswith("${env:"):
+        name = api_key[len("${env:") : -1]
+        value = os.environ.get(name)
+        if not value:
+            raise PtlError(
+                f"the environment variable {name} is not set",
+                hint=f"export {name}=... (keys: https://tinker-console.thinkingmachines.ai), or "
+                "use 'engine: local', which needs none",
+            )
+        return value
+    return api_key
+
+
+def _service(base_url: str | None, api_key: str) -> tinker.ServiceClient:
+    """A client of the SDK, quiet and kept off proxies where the engine is on this machine."""
+    host = urlsplit(base_url).hostname if base_url else None
+    if host in ("127.0.0.1", "localhost", "::1"):
+        for variable in ("NO_PROXY", "no_proxy"):
+            hosts = [h for h in os.environ.get(variable, "").split(",") if h]
+            os.environ[variable] = ",".join(dict.fromkeys([*hosts, host]))
+        os.environ.setdefault("TINKER_TELEMETRY", "0")
+    import tinker
+
+    logging.getLogger("tinker").setLevel(logging.ERROR)
+    try:
+        return tinker.ServiceClient(base_url=base_url, api_key=api_key)
+    except tinker.TinkerError as error:
+        raise PtlError("the Tinker SDK refuses this configuration", why=str(error)) from None

@@ -1,0 +1,56 @@
+"""Share of prompts whose reply is the reference answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import Eval, EvalContext, EvalResult, PluginConfig, Prompt, Record
+from posttrain_recipes.training import answers
+from posttrain_recipes.training.estimates import proportion
+from posttrain_recipes.training.sampling import generate
+
+
+class ExactMatch(Eval):
+    """Share of prompts whose reply, or the answer extracted from it, equals the reference."""
+
+    name = "exact_match"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        max_tokens: int = Field(default=64, ge=1)
+        """Longest reply in tokens; a reply that is cut there is wrong unless it matches."""
+        temperature: float = Field(default=0.0, ge=0)
+        """0 takes the likeliest token each time."""
+        extract: answers.Extract = "whole"
+        """What of the reply is compared: whole, the last number, after hashes (####), boxed."""
+        ignore_case: bool = False
+        """Whether capital letters do not matter."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """One reply a prompt; the interval is Wilson's."""
+        prompts = [cast(Prompt, record) for record in context.records]
+        for prompt in prompts:
+            if prompt.answer is None:
+                raise UsageError(
+                    f"{prompt.source}: eval '{context.name}' needs an answer to compare with",
+                    hint="add an 'answer' to each prompt, or use the 'generations' eval",
+                )
+        config = self.config
+        samples = generate(
+            context, prompts, max_tokens=config.max_tokens, temperature=config.temperature
+        )
+        scored = []
+        for sample in samples:
+            found = answers.extract(sample.completion, config.extract)
+            right = answers.equal(found, sample.answer or "", ignore_case=config.ignore_case)
+            scored.append(replace(sample, scores={"exact_match": float(right)}))
+        hits = sum(sample.scores["exact_match"] for sample in scored)
+        return EvalResult({"exact_match": proportion(hits, len(scored))}, tuple(scored))

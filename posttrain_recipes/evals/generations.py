@@ -1,0 +1,48 @@
+"""Replies for people to read."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import Eval, EvalContext, EvalResult, PluginConfig, Prompt, Record
+from posttrain_recipes.training.estimates import mean, proportion
+from posttrain_recipes.training.sampling import generate
+
+
+class Generations(Eval):
+    """Samples replies for people to read, the same prompts before and after training."""
+
+    name = "generations"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        count: int = Field(default=8, ge=1)
+        """How many prompts, the first of the data."""
+        max_tokens: int = Field(default=128, ge=1)
+        """Longest reply in tokens."""
+        temperature: float = Field(default=0.7, ge=0)
+        """0 takes the likeliest token each time."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """The replies, their mean length in words and how many were cut off."""
+        prompts = [cast(Prompt, record) for record in context.records[: self.config.count]]
+        samples = generate(
+            context,
+            prompts,
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+        )
+        return EvalResult(
+            {
+                "words": mean([float(len(s.completion.split())) for s in samples]),
+                "cut_off": proportion(sum(s.truncated for s in samples), len(samples)),
+            },
+            tuple(samples),
+            higher_is_better={"cut_off": False},
+        )

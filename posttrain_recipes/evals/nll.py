@@ -1,0 +1,54 @@
+"""Negative log-likelihood of held-out conversations."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    Conversation,
+    Eval,
+    EvalContext,
+    EvalResult,
+    PluginConfig,
+    Record,
+)
+from posttrain_recipes.training.estimates import ratio
+from posttrain_recipes.training.examples import tokenize
+from posttrain_recipes.training.sampling import log_likelihoods
+
+
+class NLL(Eval):
+    """Mean negative log-likelihood of a token that the assistant said, in nats; lower is better."""
+
+    name = "nll"
+    takes: ClassVar[tuple[type[Record], ...]] = (Conversation,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        train_on: Literal["last", "all"] = "last"
+        """Score a conversation's last assistant message, or all of them."""
+        max_length: int = Field(default=2048, ge=2)
+        """Longer conversations are cut at this many tokens."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """The mean over tokens; its interval is over conversations."""
+        examples = [
+            tokenize(
+                cast(Conversation, record).messages,
+                context.renderer,
+                train_on=self.config.train_on,
+                max_length=self.config.max_length,
+                truncate=True,
+                source=record.source,
+            )
+            for record in context.records
+        ]
+        losses = [-value for value in log_likelihoods(context, examples)]
+        return EvalResult(
+            {"nll": ratio(losses, [e.learned for e in examples])}, higher_is_better={"nll": False}
+        )

@@ -1,0 +1,61 @@
+"""Share of held-out pairs of which the model finds the chosen reply likelier."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    Eval,
+    EvalContext,
+    EvalResult,
+    PluginConfig,
+    Preference,
+    Record,
+)
+from posttrain_recipes.training.estimates import mean, proportion
+from posttrain_recipes.training.examples import tokenize
+from posttrain_recipes.training.sampling import log_likelihoods
+
+
+class PreferenceAccuracy(Eval):
+    """Share of pairs whose chosen reply the model finds likelier, per token; a tie is half.
+
+    It asks the model alone, with no reference model: about 50% for a model without the preference.
+    """
+
+    name = "preference_accuracy"
+    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        max_length: int = Field(default=2048, ge=2)
+        """Longer conversations are cut at this many tokens."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """Accuracy, and the margin: mean log p per token of chosen minus rejected, in nats."""
+        pairs = [cast(Preference, record) for record in context.records]
+        examples = [
+            tokenize(
+                (*pair.prompt, *reply),
+                context.renderer,
+                max_length=self.config.max_length,
+                truncate=True,
+                source=pair.source,
+            )
+            for pair in pairs
+            for reply in (pair.chosen, pair.rejected)
+        ]
+        per_token = [
+            value / example.learned
+            for value, example in zip(log_likelihoods(context, examples), examples, strict=True)
+        ]
+        margins = [c - r for c, r in zip(per_token[::2], per_token[1::2], strict=True)]
+        wins = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
+        return EvalResult(
+            {"preference_accuracy": proportion(wins, len(margins)), "margin": mean(margins)}
+        )

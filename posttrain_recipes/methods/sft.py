@@ -1,0 +1,77 @@
+"""Supervised fine-tuning: imitate the assistant's messages.
+
+    loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t
+
+over a batch, with w = 1 on the tokens of the assistant's last message (or of all of them) and on
+the token that ends it. The mean is over the tokens of the batch, so long answers weigh more than
+short ones, as in TRL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from posttrain_recipes.plugin import Checkpoint, Conversation, Method, Record, StageContext
+from posttrain_recipes.training import gradient
+from posttrain_recipes.training.examples import Example, datum, tokenize
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class SFT(Method):
+    """Supervised fine-tuning: imitate what the assistant said in example conversations.
+
+    When: first of all, to teach a format, a style or a skill of which there are good examples.
+    When not: to teach which of two plausible answers is better (dpo), or beyond the quality of
+    the examples: it copies their mistakes too.
+    """
+
+    name = "sft"
+    takes: ClassVar[tuple[type[Record], ...]] = (Conversation,)
+    loss = "-sum(w * log p) / sum(w), over the tokens that the assistant said"
+    paper = "Ouyang et al. 2022, Training language models to follow instructions, arXiv 2203.02155"
+
+    class Config(gradient.GradientConfig):
+        """Options of supervised fine-tuning."""
+
+        train_on: Literal["last", "all"] = "last"
+        """Learn a conversation's last assistant message, or all of them."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the stage's conversations."""
+        examples = [
+            tokenize(
+                cast(Conversation, record).messages,
+                stage.renderer,
+                train_on=self.config.train_on,
+                max_length=self.config.max_length,
+                truncate=self.config.truncate,
+                source=record.source,
+            )
+            for record in stage.train
+        ]
+        return gradient.train(stage, self.config, examples, _Likelihood())
+
+
+class _Likelihood:
+    def prepare(self, batch: Sequence[Example]) -> None:
+        pass
+
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[Example]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        # The engine sums over tokens; scaling the weights makes it the mean.
+        scale = 1 / sum(example.learned for example in batch)
+        return client.forward_backward([datum(e, scale) for e in batch], "cross_entropy")
+
+    def metrics(
+        self, batch: Sequence[Example], output: tinker.ForwardBackwardOutput
+    ) -> Mapping[str, float]:
+        return {"train/loss": output.metrics["loss:sum"]}
+
+    def tokens(self, batch: Sequence[Example]) -> int:
+        return sum(len(example.tokens) for example in batch)

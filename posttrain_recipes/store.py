@@ -1,0 +1,314 @@
+"""What is kept on disk about runs: one directory and one `run.json` each, always whole.
+
+    .ptl/runs/sft_then_dpo-1/run.json     recipe, stages, checkpoints, evals
+                             samples/     what evals saw, as JSONL
+                             engine.log
+    .ptl/engine/                          checkpoints of the embedded engine
+    .ptl/mlflow.db, .ptl/artifacts/       tracking
+
+A run directory is locked while a process works on it; a run that says `running` and is not locked
+was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
+from posttrain_recipes.plugin import Resume
+
+FORMAT = 1
+"""Version of `run.json`."""
+LOCK_ATTEMPTS = 10
+"""Tries, 50 ms apart, before a run counts as held."""
+
+
+def default_home() -> Path:
+    """`$PTL_HOME`, or `.ptl` in the current directory."""
+    return Path(os.environ.get("PTL_HOME") or ".ptl").expanduser().resolve()
+
+
+def now() -> str:
+    """The time as it is stored: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass
+class Measured:
+    """What an eval found on one checkpoint; its samples lie in a file of their own."""
+
+    name: str
+    eval: str
+    fingerprint: str
+    data: str
+    metrics: dict[str, Estimate]
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass
+class StageRecord:
+    """One stage of a run."""
+
+    name: str
+    fingerprint: str
+    method: str | None
+    status: str = "waiting"
+    """waiting, running, finished, reused, failed or killed."""
+    started: str | None = None
+    finished: str | None = None
+    seconds: float = 0.0
+    total_steps: int = 0
+    records: int = 0
+    tokens: int = 0
+    """Tokens that were trained on."""
+    resume: Resume | None = None
+    start: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
+    tracking_id: str | None = None
+    reused_from: str | None = None
+    before: list[Measured] = field(default_factory=list)
+    after: list[Measured] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether its checkpoint can be built upon."""
+        return self.status in ("finished", "reused")
+
+
+@dataclass
+class RunRecord:
+    """One run of a recipe: what `run.json` holds."""
+
+    id: str
+    recipe: str
+    fingerprint: str
+    model: str
+    engine: str
+    path: str
+    preset: str | None
+    seed: int
+    resolved: dict[str, Any]
+    created: str
+    stages: list[StageRecord]
+    status: str = "running"
+    """running, finished, failed or killed."""
+    finished: str | None = None
+    error: str | None = None
+    tracking_id: str | None = None
+    tracking_uri: str | None = None
+    version: str = ""
+
+    def stage(self, name: str) -> StageRecord:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+class RunDirectory:
+    """A run that this process holds the lock of."""
+
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        self.path = path
+        self.record = record
+
+    def save(self) -> None:
+        """Write `run.json`."""
+        data = {"format": FORMAT, **asdict(self.record)}
+        write_atomic(self.path / "run.json", json.dumps(data, indent=1, ensure_ascii=False))
+
+    def save_samples(self, stage: str, name: str, when: str, samples: tuple[Sample, ...]) -> None:
+        """Keep what an eval saw, one JSON object a line."""
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
+        write_atomic(samples_path(self.path, stage, name, when), "\n".join(lines) + "\n")
+
+
+def samples_path(run: Path, stage: str, name: str, when: str) -> Path:
+    """Where the samples of an eval lie."""
+    return run / "samples" / f"{stage}-{name}-{when}.jsonl"
+
+
+def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
+    """The samples of an eval; none where it keeps none."""
+    path = samples_path(run, stage, name, when)
+    if not path.is_file():
+        return []
+    samples = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        data = json.loads(line)
+        data["prompt"] = tuple(Message(**message) for message in data["prompt"])
+        samples.append(Sample(**data))
+    return samples
+
+
+class Store:
+    """All runs below one directory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.runs_dir = home / "runs"
+
+    def runs(self) -> list[RunRecord]:
+        """Every run, oldest first; one that cannot be read is left out."""
+        found = []
+        for path in self.runs_dir.glob("*/run.json"):
+            record = _read(path)
+            if record is not None:
+                if record.status == "running" and not self.locked(record.id):
+                    record.status = "killed"
+                found.append(record)
+        return sorted(found, key=lambda record: (record.created, _number(record.id)))
+
+    def find(self, run_id: str) -> RunRecord:
+        """The run of that id, or the last run of the recipe of that name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        runs = self.runs()
+        for record in reversed(runs):
+            if run_id in (record.id, record.recipe):
+                return record
+        recent = ", ".join(record.id for record in runs[-5:])
+        raise UsageError(
+            f"there is no run '{run_id}' in {self.home}",
+            hint=f"the last runs: {recent}" if recent else "'ptl run RECIPE' makes one",
+        )
+
+    def path(self, run_id: str) -> Path:
+        """The directory of a run."""
+        return self.runs_dir / run_id
+
+    def locked(self, run_id: str) -> bool:
+        """Whether a process works on the run now."""
+        try:
+            with (self.path(run_id) / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def finished_stage(self, fingerprint: str) -> tuple[RunRecord, StageRecord] | None:
+        """The newest stage that trained the same weights, with its run."""
+        for record in reversed(self.runs()):
+            for stage in record.stages:
+                if stage.fingerprint == fingerprint and stage.status == "finished":
+                    return record, stage
+        return None
+
+    def latest(self, fingerprint: str) -> RunRecord | None:
+        """The newest run of the same plan."""
+        same = [record for record in self.runs() if record.fingerprint == fingerprint]
+        return same[-1] if same else None
+
+    @contextmanager
+    def open(self, record: RunRecord) -> Iterator[RunDirectory]:
+        """Hold a run while working on it.
+
+        Raises:
+            PtlError: another process holds it.
+        """
+        try:
+            with self._lock(record.id):
+                yield RunDirectory(self.path(record.id), record)
+        except BlockingIOError:
+            holder = (self.path(record.id) / "lock").read_text().strip()
+            raise PtlError(
+                f"run {record.id} is being worked on by process {holder}",
+                hint="wait for it, stop it, or start another with --fresh",
+            ) from None
+
+    @contextmanager
+    def _lock(self, run_id: str) -> Iterator[None]:
+        path = self.path(run_id) / "lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            # The kernel drops the lock with the process, so a crash leaves none behind. Whoever
+            # lists runs holds a shared one for an instant; a run holds its own for long.
+            for attempt in range(LOCK_ATTEMPTS):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == LOCK_ATTEMPTS - 1:
+                        raise
+                    time.sleep(0.05)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def next_id(self, recipe: str) -> str:
+        """A new run's id, `<recipe>-<n>`; its directory is made, so that nobody else takes it."""
+        pattern = re.compile(re.escape(recipe) + r"-(\d+)")
+        names = [path.name for path in self.runs_dir.glob(f"{recipe}-*")]
+        taken = [int(match.group(1)) for name in names if (match := pattern.fullmatch(name))]
+        number = max(taken, default=0) + 1
+        while True:
+            try:
+                (self.runs_dir / f"{recipe}-{number}").mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return f"{recipe}-{number}"
+
+
+def _number(run_id: str) -> int:
+    tail = run_id.rsplit("-", 1)[-1]
+    return int(tail) if tail.isdigit() else 0
+
+
+def _read(path: Path) -> RunRecord | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("format") != FORMAT:
+            return None
+        data["stages"] = [_stage(stage) for stage in data["stages"]]
+        return RunRecord(**data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stage(data: dict[str, Any]) -> StageRecord:
+    for key, cls in (("resume", Resume), ("start", Checkpoint), ("checkpoint", Checkpoint)):
+        data[key] = cls(**data[key]) if data[key] else None
+    for when in ("before", "after"):
+        data[when] = [
+            Measured(**{**m, "metrics": {k: Estimate(**e) for k, e in m["metrics"].items()}})
+            for m in data[when]
+        ]
+    return StageRecord(**data)
+
+
+def measured(name: str, eval_name: str, fingerprint: str, data: str, result: EvalResult) -> Measured:
+    """An eval's result as it is kept."""
+    return Measured(
+        name, eval_name, fingerprint, data, dict(result.metrics), dict(result.higher_is_better)
+    )

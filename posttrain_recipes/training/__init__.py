@@ -1,0 +1,1 @@
+"""The few loops that methods are written over, and what they share."""

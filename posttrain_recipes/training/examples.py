@@ -1,0 +1,82 @@
+"""Conversations as tokens with weights, and those as the engine's data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import Renderer
+from posttrain_recipes.records import Message
+
+if TYPE_CHECKING:
+    import tinker
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids (N,) and what each of them weighs in the loss (N,)."""
+
+    tokens: list[int]
+    weights: list[float]
+
+    @property
+    def learned(self) -> float:
+        """The sum of the weights; the first token is never predicted and does not count."""
+        return sum(self.weights[1:])
+
+
+def tokenize(
+    messages: Sequence[Message],
+    renderer: Renderer,
+    *,
+    train_on: str = "last",
+    max_length: int,
+    truncate: bool = False,
+    source: str = "",
+) -> Example:
+    """A conversation as an example, weights 1 on what the assistant said.
+
+    Raises:
+        UsageError: longer than `max_length` and not to be truncated, or nothing left to learn;
+            the message names `source`.
+    """
+    where = source or "a record"
+    try:
+        tokens, weights = renderer.supervised(messages, train_on)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.what}", why=error.why, hint=error.hint) from None
+    if len(tokens) > max_length:
+        if not truncate:
+            raise UsageError(
+                f"{where}: {len(tokens)} tokens are more than max_length={max_length}",
+                hint="raise 'max_length', set 'truncate: true', or remove the record",
+            )
+        tokens, weights = tokens[:max_length], weights[:max_length]
+    if not any(weights[1:]):
+        raise UsageError(
+            f"{where}: nothing that the assistant said is within max_length={max_length}",
+            hint="raise 'max_length', or remove the record",
+        )
+    return Example(tokens, weights)
+
+
+def datum(example: Example, scale: float = 1.0) -> tinker.Datum:
+    """The example as the engine takes it: N - 1 inputs, N - 1 targets, weights times `scale`."""
+    import tinker
+
+    shape = [len(example.tokens) - 1]
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(example.tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData(
+                data=example.tokens[1:], dtype="int64", shape=shape
+            ),
+            "weights": tinker.TensorData(
+                data=[weight * scale for weight in example.weights[1:]],
+                dtype="float32",
+                shape=shape,
+            ),
+        },
+    )
