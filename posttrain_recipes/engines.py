@@ -42,8 +42,8 @@ class Local(Engine):
 
         engine = launch.start(dict(models), data_dir, log_path)
         try:
-            service = _service(engine.base_url, engine.api_key)
-            yield Connection(service, engine.base_url, lambda: engine.is_alive, log_path)
+            service, rest = _clients(engine.base_url, engine.api_key)
+            yield Connection(service, rest, lambda: engine.is_alive, log_path)
         finally:
             engine.stop()
 
@@ -114,8 +114,8 @@ def ptl_engines() -> Sequence[type[Engine]]:
 
 @contextmanager
 def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> Iterator[Connection]:
-    service = _service(base_url, _key(api_key))
-    capabilities = in_thread(service.get_server_capabilities)
+    service, rest = _clients(base_url, _key(api_key))
+    capabilities = in_thread(lambda: rest.get_server_capabilities().result())
     where = base_url or "hosted Tinker"
     try:
         served = capabilities.result(timeout=CONNECT_SECONDS).supported_models
@@ -137,7 +137,7 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             why=f"it serves {', '.join(names)}",
             hint="change 'model:', or use 'engine: local'",
         )
-    yield Connection(service, base_url or "")
+    yield Connection(service, rest)
 
 
 def _key(api_key: str) -> str:
@@ -154,8 +154,10 @@ def _key(api_key: str) -> str:
     return api_key
 
 
-def _service(base_url: str | None, api_key: str) -> tinker.ServiceClient:
-    """A client of the SDK, quiet and kept off proxies where the engine is on this machine."""
+def _clients(
+    base_url: str | None, api_key: str
+) -> tuple[tinker.ServiceClient, tinker.RestClient]:
+    """Clients of the SDK, quiet and kept off proxies where the engine is on this machine."""
     host = urlsplit(base_url).hostname if base_url else None
     if host in ("127.0.0.1", "localhost", "::1"):
         for variable in ("NO_PROXY", "no_proxy"):
@@ -166,6 +168,9 @@ def _service(base_url: str | None, api_key: str) -> tinker.ServiceClient:
 
     logging.getLogger("tinker").setLevel(logging.ERROR)
     try:
-        return tinker.ServiceClient(base_url=base_url, api_key=api_key)
+        return (
+            tinker.ServiceClient(base_url=base_url, api_key=api_key),
+            tinker.RestClient(base_url=base_url, api_key=api_key),
+        )
     except tinker.TinkerError as error:
         raise PtlError("the Tinker SDK refuses this configuration", why=str(error)) from None

@@ -273,25 +273,24 @@ class StageContext:
 
     def training_client(self) -> tinker.TrainingClient:
         """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""
-        resume, state = self.resume, self.start.state_uri
-        if resume is not None:
-            with_optimizer = self.service.create_training_client_from_state_with_optimizer
-            return self.wait(in_thread(lambda: with_optimizer(resume.state_uri)))
-        if state is not None:
-            from_state = self.service.create_training_client_from_state
-            return self.wait(in_thread(lambda: from_state(state)))
-        return self.wait(
-            in_thread(
-                lambda: self.service.create_lora_training_client(
-                    base_model=self.base_model,
-                    rank=self.lora.rank,
-                    seed=self.seed,
-                    train_mlp=self.lora.train_mlp,
-                    train_attn=self.lora.train_attn,
-                    train_unembed=self.lora.train_unembed,
-                )
-            )
-        )
+        resume, state, service = self.resume, self.start.state_uri, self.service
+
+        def create() -> tinker.TrainingClient:
+            if resume is not None:
+                path = resume.state_uri
+                return service.create_training_client_from_state_with_optimizer(path).result()
+            if state is not None:
+                return service.create_training_client_from_state(state).result()
+            return service.create_lora_training_client(
+                base_model=self.base_model,
+                rank=self.lora.rank,
+                seed=self.seed,
+                train_mlp=self.lora.train_mlp,
+                train_attn=self.lora.train_attn,
+                train_unembed=self.lora.train_unembed,
+            ).result()
+
+        return self.wait(in_thread(create))
 
     def sampling_client(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
         """A client that samples from `checkpoint`."""
@@ -302,10 +301,12 @@ def sampling_client(
     service: tinker.ServiceClient, checkpoint: Checkpoint, wait: Waiter
 ) -> tinker.SamplingClient:
     """A client of `service` that samples from `checkpoint`."""
-    uri, create = checkpoint.sampler_uri, service.create_sampling_client
-    if uri is None:
-        return wait(in_thread(lambda: create(base_model=checkpoint.base_model)))
-    return wait(in_thread(lambda: create(model_path=uri)))
+    where = (
+        {"model_path": checkpoint.sampler_uri}
+        if checkpoint.sampler_uri is not None
+        else {"base_model": checkpoint.base_model}
+    )
+    return wait(in_thread(lambda: service.create_sampling_client(**where).result()))
 
 
 class Method(Plugin):
@@ -359,7 +360,7 @@ class Connection:
     """A live engine."""
 
     service: tinker.ServiceClient
-    base_url: str
+    rest: tinker.RestClient
     alive: Callable[[], bool] = field(default=lambda: True)
     """False once the engine is known to be gone: its clients would wait for ever."""
     log_path: Path | None = None

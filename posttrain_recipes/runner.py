@@ -248,8 +248,7 @@ class _Run:
             return True
         assert checkpoint.state_uri is not None
         try:
-            rest = self.connection.service.create_rest_client()
-            self.wait(rest.get_weights_info_by_tinker_path(checkpoint.state_uri))
+            self.wait(self.connection.rest.get_weights_info_by_tinker_path(checkpoint.state_uri))
         except PtlError:
             return False
         return True
@@ -270,7 +269,7 @@ class _Run:
             return kept.start
         # A state cannot be sampled from: make a sampler of the same weights.
         from_state = self.connection.service.create_training_client_from_state
-        client = self.wait(in_thread(lambda: from_state(stage.start)))
+        client = self.wait(in_thread(lambda: from_state(stage.start).result()))
         sampler = self.wait(client.save_weights_for_sampler(f"{stage.name}-start"))
         return Checkpoint(self.plan.model, stage.start, sampler.path)
 

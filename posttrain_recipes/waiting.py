@@ -78,7 +78,8 @@ class EngineWaiter:
             PtlError: the engine refused the request, failed on it, or is gone.
             KeyboardInterrupt: a signal came.
         """
-        inner = future if isinstance(future, Future) else future.future()
+        # The SDK's own futures may look like concurrent ones too; theirs is the one inside.
+        inner: Future[T] = future.future() if hasattr(future, "future") else future
         while True:
             self._interrupts.check()
             try:
