@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain_recipes import mlstore
 from posttrain_recipes.mlstore import Store, redact
-from posttrain_recipes.records import Messages, Sample
+from posttrain_recipes.records import Estimate, Messages, Sample
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +29,8 @@ MAX_PENDING = 1000
 """Failed writes that are kept for another try; beyond it the oldest are dropped and counted."""
 ERROR = "ptl.error"
 """The tag that says why a run failed."""
+NOTE = "mlflow.note.content"
+"""The tag that is the Markdown at the top of a run's page."""
 
 
 class Backend(Protocol):
@@ -64,7 +67,8 @@ class TrackedRun:
         self._last_step: dict[str, int] = {}
         """By metric: the last step that the store has or will be given."""
         self._inputs: set[tuple[str, str]] = set()
-        self.run_id = self._begin(strings({**mlstore.owner_tags(), **tags}), run_id)
+        self._non_finite: list[str] = []
+        self.run_id = self._begin(strings({**tags, **mlstore.owner_tags()}), run_id)
         """Empty when the store could not be reached: then nothing of this run is tracked."""
         self.log_params(params)
 
@@ -196,6 +200,28 @@ class TrackedRun:
 
         self.write("set tags", write)
 
+    def is_new(self, key: str, step: int) -> bool:
+        """Whether the store has yet to get this metric at `step`; asked once for each."""
+        if step <= self._last_step.get(key, step - 1):
+            return False
+        self._last_step[key] = step
+        return True
+
+    def metric(self, key: str, value: float, step: int, **ties: Any) -> list[Metric]:
+        """The metric as MLflow takes it, as a list: empty when it is not finite."""
+        if not self.run_id:
+            return []
+        from mlflow.entities import Metric
+
+        value = float(value)
+        if math.isfinite(value):
+            return [Metric(key, value, int(time.time() * 1000), step, **ties)]
+        # A chart shows a gap, which tells nobody that the loss went to infinity.
+        if len(self._non_finite) < 20:
+            self._non_finite.append(f"{key} = {value} at step {step}")
+            self.set_tags({"non_finite": "; ".join(self._non_finite)})
+        return []
+
     def write_metrics(self, metrics: Sequence[Metric]) -> None:
         """Log metrics in as few calls as MLflow allows."""
 
@@ -283,8 +309,22 @@ def dataset_input(
 
 
 def short_digest(digest: str | None) -> str:
-    """A digest of the length that MLflow takes."""
-    return (digest or "unknown").removeprefix("sha256:")[:36]
+    """A digest of a length that people read; MLflow takes 36 characters at most."""
+    return (digest or "unknown").removeprefix("sha256:")[:12]
+
+
+def results_table(results: Mapping[tuple[str, str], Mapping[Any, Estimate]]) -> str:
+    """Estimates before and after a stage, by eval and metric, as a Markdown table."""
+    rows = ["| eval | metric | before | after |", "| --- | --- | --- | --- |"]
+    for (name, metric), found in results.items():
+        cells = [
+            f"**{found[when].value:.3g}** [{found[when].low:.3g}, {found[when].high:.3g}]"
+            if when in found
+            else ""
+            for when in ("before", "after")
+        ]
+        rows.append(f"| {name} | {metric} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 def samples_table(samples: Iterable[Sample]) -> str:

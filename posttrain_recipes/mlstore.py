@@ -167,7 +167,7 @@ def process_start(pid: int) -> str | None:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except (OSError, IndexError):
             return None
-        return f"{boot}:{fields[19]}"
+        return f"{fields[19]}-{boot[:8]}"
     command = ["ps", "-o", "lstart=", "-p", str(pid)]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
@@ -175,37 +175,38 @@ def process_start(pid: int) -> str | None:
         return ""
 
 
-OWNER = ("ptl.host", "ptl.pid", "ptl.process_start")
-"""Tags that name the process which holds a run."""
+HOST = "ptl.host"
+PROCESS = "ptl.process"
 
 
 def owner_tags() -> dict[str, str]:
     """Tags that name this process and its user."""
-    pid = os.getpid()
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
         # Containers run under user ids that have no name.
         user = "unknown"
-    owner = (socket.gethostname(), str(pid), process_start(pid) or "")
+    pid = os.getpid()
     return {
         "mlflow.user": user,
         "mlflow.source.type": "LOCAL",
-        **dict(zip(OWNER, owner, strict=True)),
+        HOST: socket.gethostname(),
+        PROCESS: f"{pid}@{process_start(pid) or ''}",
     }
 
 
 def end_dead_runs(store: Store) -> list[str]:
     """End, as KILLED, running runs of this machine whose process is gone; returns their ids."""
-    where = f"attributes.status = 'RUNNING' and tags.`ptl.host` = '{socket.gethostname()}'"
+    where = f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{socket.gethostname()}'"
     runs = store.client.search_runs([store.experiment_id], where, max_results=1000)
-    dead: dict[tuple[str, str], list[Run]] = {}
+    dead: dict[str, list[Run]] = {}
     for run in runs:
-        _, pid, start = (run.data.tags.get(tag, "") for tag in OWNER)
+        process = run.data.tags.get(PROCESS, "")
+        pid, _, start = process.partition("@")
         now = process_start(int(pid)) if pid.isdigit() else None
         # A number that is in use again is another process if it started at another time.
         if now is None or (start and now and now != start):
-            dead.setdefault((pid, start), []).append(run)
+            dead.setdefault(process, []).append(run)
     for group in dead.values():
         seen = [
             metric.timestamp

@@ -7,7 +7,6 @@ the next flush. A process that is killed loses the metrics of its last few steps
 from __future__ import annotations
 
 import logging
-import math
 import re
 import signal
 import threading
@@ -20,16 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from posttrain_recipes import mlstore
 from posttrain_recipes.mlruns import (
+    NOTE,
     TrackedRun,
     dataset_input,
     flatten,
     metric_name,
+    results_table,
     samples_table,
     short_digest,
     write_trace,
 )
 from posttrain_recipes.mlstore import Store, redact
-from posttrain_recipes.records import EvalResult, Sample
+from posttrain_recipes.records import Estimate, EvalResult, Messages, Sample
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -150,6 +151,8 @@ class RecipeRun(TrackedRun):
         self.models: dict[str, str] = {}
         """Checkpoint URI -> the id of the model that MLflow shows it as."""
         self.stage_status: dict[str, str] = {}
+        self.shown_prompts: set[tuple[str, Messages]] = set()
+        """Prompts, by eval, whose first replies are among this run's traces."""
         source = {"mlflow.source.name": f"ptl run {recipe}", "ptl.recipe": recipe}
         super().__init__(tracker, name, {**source, **tags}, params, run_id)
         self.summary("")
@@ -179,7 +182,7 @@ class RecipeRun(TrackedRun):
         # The page folds after about three lines, so the description must not come first.
         text = "\n\n".join(part for part in (markdown.strip(), self.description) if part)
         if text:
-            self.set_tags({"mlflow.note.content": text})
+            self.set_tags({NOTE: text})
 
     def close(self, status: str, error: BaseException | None = None) -> None:
         """End the run; it failed if a stage did and was not repeated with success."""
@@ -202,10 +205,11 @@ class StageRun(TrackedRun):
     ) -> None:
         self.parent = parent
         self.stage = name
+        self.index = index
         self._metrics: list[Metric] = []
         self._steps: set[int] = set()
         self._written = time.monotonic()
-        self._non_finite: list[str] = []
+        self._results: dict[tuple[str, str], dict[When, Estimate]] = {}
         self._traces: threading.Thread | None = None
         labels = {
             "mlflow.source.name": f"ptl run {parent.recipe}",
@@ -248,9 +252,8 @@ class StageRun(TrackedRun):
             for name, value in metrics.items():
                 key = metric_name(name)
                 # Logged twice after a resume, a step would zigzag in the charts.
-                if step > self._last_step.get(key, step - 1):
-                    self._last_step[key] = step
-                    self._metrics += self._metric(key, value, step)
+                if self.is_new(key, step):
+                    self._metrics += self.metric(key, value, step)
             self._steps.add(step)
             waited = time.monotonic() - self._written
             if len(self._steps) >= FLUSH_STEPS or waited >= FLUSH_SECONDS:
@@ -261,18 +264,6 @@ class StageRun(TrackedRun):
         self._steps.clear()
         self._written = time.monotonic()
         self.write_metrics(metrics)
-
-    def _metric(self, key: str, value: float, step: int, **ties: Any) -> list[Metric]:
-        from mlflow.entities import Metric
-
-        value = float(value)
-        if math.isfinite(value):
-            return [Metric(key, value, int(time.time() * 1000), step, **ties)]
-        # A chart shows a gap, which tells nobody that the loss went to infinity.
-        if len(self._non_finite) < 20:
-            self._non_finite.append(f"{key} = {value} at step {step}")
-            self.set_tags({"non_finite": "; ".join(self._non_finite)})
-        return []
 
     def log_dataset(
         self,
@@ -306,7 +297,11 @@ class StageRun(TrackedRun):
             # A second try must not make a second model.
             if not created:
                 model = mlflow.create_external_model(
-                    name, self.run_id, params=params, experiment_id=self.experiment_id
+                    name,
+                    self.run_id,
+                    tags={"mlflow.source.name": f"ptl run {self.parent.recipe}"},
+                    params=params,
+                    experiment_id=self.experiment_id,
                 )
                 created.append(model.model_id)
             client.log_outputs(self.run_id, [LoggedModelOutput(created[0], step)])
@@ -331,19 +326,41 @@ class StageRun(TrackedRun):
         if dataset_name and dataset_digest:
             ties |= {"dataset_name": dataset_name, "dataset_digest": short_digest(dataset_digest)}
         metrics: list[Metric] = []
-        mirrored: list[Metric] = []
         for metric, estimate in result.metrics.items():
-            key = metric_name(f"eval/{name}/{metric}")
-            if step <= self._last_step.get(key, step - 1):
-                continue
-            metrics += self._metric(key, estimate.value, step, **ties)
-            metrics += self._metric(f"{key}_low", estimate.low, step, **ties)
-            metrics += self._metric(f"{key}_high", estimate.high, step, **ties)
-            mirror = metric_name(f"{when}/{self.stage}/{name}/{metric}")
-            mirrored += self._metric(mirror, estimate.value, 0)
+            self._results.setdefault((name, metric), {})[when] = estimate
+            values = {
+                f"eval/{name}/{metric}": estimate.value,
+                # A section that sorts last: beside the value they would crowd out what matters.
+                f"uncertainty/{name}/{metric}_low": estimate.low,
+                f"uncertainty/{name}/{metric}_high": estimate.high,
+            }
+            for key, value in values.items():
+                if self.is_new(metric_name(key), step):
+                    metrics += self.metric(metric_name(key), value, step, **ties)
         self.flush()
         self.write_metrics(metrics)
+        self._show_results()
+        done = self.index if when == "after" else self.index - 1
+        mirrored: list[Metric] = []
+        for metric, estimate in result.metrics.items():
+            # Over the stages a line that starts at the base model, and each stage's own numbers.
+            for key, at in (
+                (f"eval/{name}/{metric}", done),
+                (f"stages/{self.stage}/{name}/{metric}_{when}", self.index),
+            ):
+                if self.parent.is_new(metric_name(key), at):
+                    mirrored += self.parent.metric(metric_name(key), estimate.value, at)
         self.parent.write_metrics(mirrored)
+
+    def _show_results(self) -> None:
+        """Put results on the run's page, and where to read replies of before and after."""
+        compare = self.url().replace(
+            f"{self.run_id}?", f"{self.run_id}/traces?compareToRunUuid={self.parent.run_id}&"
+        )
+        note = results_table(self._results)
+        if any("after" in found for found in self._results.values()):
+            note += f"\n[Replies before and after, side by side]({compare.lstrip('/')})\n"
+        self.set_tags({NOTE: note})
 
     def log_samples(
         self,
@@ -353,7 +370,12 @@ class StageRun(TrackedRun):
         step: int,
         checkpoint_uri: str | None = None,
     ) -> None:
-        """Prompts and replies, to read and compare: as traces and as a Markdown table."""
+        """Prompts and replies, to read and compare: as traces and as a Markdown table.
+
+        Traces of before are on the recipe's run, those of after on the stage's: MLflow sets traces
+        of two runs side by side. What an earlier stage showed is not shown again: its last replies
+        are the first of this one.
+        """
         if not self.run_id or not samples:
             return
         self.write_text(samples_table(samples), f"samples/{metric_name(name)}-{when}.md")
@@ -363,23 +385,35 @@ class StageRun(TrackedRun):
             return
         if self._traces is not None:
             self._traces.join()
+        run: TrackedRun = self
+        samples = samples[:MAX_TRACES]
+        if when == "before":
+            run, known = self.parent, self.parent.shown_prompts
+            samples = [sample for sample in samples if (name, sample.prompt) not in known]
+            known |= {(name, sample.prompt) for sample in samples}
+        if not samples:
+            return
         model_id = self.parent.models.get(checkpoint_uri or "")
+        tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
         # Half a second of work that training need not wait for.
         self._traces = threading.Thread(
             target=self._write_traces,
-            args=(name, when, samples[:MAX_TRACES], step, model_id),
+            args=(run, f"{name} {when}", tags, samples, model_id),
             name="traces",
         )
         self._traces.start()
 
     def _write_traces(
-        self, name: str, when: When, samples: Sequence[Sample], step: int, model_id: str | None
+        self,
+        run: TrackedRun,
+        title: str,
+        tags: Mapping[str, str],
+        samples: Sequence[Sample],
+        model_id: str | None,
     ) -> None:
-        tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
         try:
-            last = ""
             for sample in samples:
-                last = write_trace(self, f"{name} {when}", tags, sample, model_id)
+                last = write_trace(run, title, tags, sample, model_id)
             if self._client is not None:
                 # Raises if it did not arrive.
                 self._client.get_trace(last, display=False)
