@@ -67,6 +67,9 @@ def run_server(
     Raises:
         OSError: the address cannot be listened on, or `data_dir` cannot be made.
     """
+    # Threads that spin while they wait make a step tens of times slower as soon as anything else
+    # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     service = Service(models, data_dir)
     access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -131,8 +134,10 @@ def main(argv: list[str] | None = None) -> int:
         _follow_parent(args.lifeline_fd, args.parent_pid)
     token = os.environ.pop(TOKEN_VARIABLE, "")
     if len(token) < 16:
-        print(f"set {TOKEN_VARIABLE} to the token clients must send: 16 characters or more",
-              file=sys.stderr)
+        print(
+            f"set {TOKEN_VARIABLE} to the token clients must send: 16 characters or more",
+            file=sys.stderr,
+        )
         return 2
 
     def ready(url: str) -> None:
@@ -143,7 +148,11 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         run_server(
-            _models(args.model), args.data_dir, token, host=args.host, port=args.port,
+            _models(args.model),
+            args.data_dir,
+            token,
+            host=args.host,
+            port=args.port,
             on_ready=ready,
         )
     except OSError as error:

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from posttrain_recipes.engine import checkpoints, wire
+from posttrain_recipes.engine import checkpoints, listings, wire
 from posttrain_recipes.engine.scheduler import Pending
 from posttrain_recipes.engine.service import Service
 from posttrain_recipes.engine.wire import RequestError
@@ -86,7 +86,9 @@ class Guard:
             return None
         given = headers.get(b"x-api-key", b"")
         if not hmac.compare_digest(given, self.access.token.encode()):
-            return _error(401, "wrong or missing X-API-Key: it is the token the engine started with")
+            return _error(
+                401, "wrong or missing X-API-Key: it is the token the engine started with"
+            )
         return None
 
 
@@ -127,9 +129,7 @@ def _reply(result: Pending | dict[str, Any]) -> Response:
     return JSONResponse(result)
 
 
-def _post(
-    path: str, kind: type[T], handle: Callable[[T], Pending | dict[str, Any]]
-) -> Route:
+def _post(path: str, kind: type[T], handle: Callable[[T], Pending | dict[str, Any]]) -> Route:
     async def endpoint(request: Request) -> Response:
         return _reply(handle(wire.parse(kind, await _body(request))))
 
@@ -212,7 +212,7 @@ def _routes(service: Service) -> list[Route]:
         return JSONResponse({})
 
     def checkpoints_of(request: Request) -> dict[str, Any]:
-        return service.checkpoints(request.path_params["run"], None, 0)
+        return listings.checkpoints(service, request.path_params["run"], None, 0)
 
     def sessions(request: Request) -> dict[str, Any]:
         limit, offset = _page(request, 20)
@@ -225,7 +225,7 @@ def _routes(service: Service) -> list[Route]:
         _fixed(f"{PREFIX}/client/config", CLIENT_CONFIG),
         _fixed(f"{PREFIX}/client/dynamic_config", {"refresh_interval_sec": 3600}),
         _fixed(f"{PREFIX}/telemetry", {"status": "accepted"}),
-        _on("get_server_capabilities", "GET", lambda r: service.capabilities()),
+        _on("get_server_capabilities", "GET", lambda r: listings.capabilities(service)),
         _post("create_session", wire.CreateSession, service.create_session),
         _post("session_heartbeat", wire.SessionRef, service.heartbeat),
         Route(f"{PREFIX}/sessions/{{session}}/finish", _guarded(finish), methods=["POST"]),
@@ -241,17 +241,22 @@ def _routes(service: Service) -> list[Route]:
         _post("load_weights", wire.LoadWeights, service.load_weights),
         _post("create_sampling_session", wire.CreateSampler, service.create_sampling_session),
         _post(
-            "join_sampling_session", wire.SamplerRef,
+            "join_sampling_session",
+            wire.SamplerRef,
             lambda ref: service.join_sampling_session(ref.sampling_session_id),
         ),
         _on("samplers/{sampler}", "GET", lambda r: service.get_sampler(r.path_params["sampler"])),
         _post("asample", wire.Sample, service.sample),
         Route(f"{PREFIX}/retrieve_future", _guarded(retrieve), methods=["POST"]),
-        _post("weights_info", wire.PathRef, service.weights_info),
-        _on("training_runs", "GET", lambda r: service.training_runs(*_page(r, 20))),
-        _on("training_runs/{run}", "GET", lambda r: service.training_run(r.path_params["run"])),
+        _post("weights_info", wire.PathRef, lambda ref: listings.weights_info(service, ref)),
+        _on("training_runs", "GET", lambda r: listings.training_runs(service, *_page(r, 20))),
+        _on(
+            "training_runs/{run}",
+            "GET",
+            lambda r: listings.training_run(service, r.path_params["run"]),
+        ),
         _on("training_runs/{run}/checkpoints", "GET", checkpoints_of),
-        _on("checkpoints", "GET", lambda r: service.checkpoints(None, *_page(r, 100))),
+        _on("checkpoints", "GET", lambda r: listings.checkpoints(service, None, *_page(r, 100))),
         Route(f"{PREFIX}/{one}", _guarded(delete), methods=["DELETE"]),
         Route(f"{PREFIX}/{one}/ttl", _guarded(set_ttl), methods=["PUT"]),
         *(
@@ -281,4 +286,3 @@ def _refuse(path: str) -> Endpoint:
 def _checkpoint_of(request: Request) -> checkpoints.Path_:
     parts = request.path_params
     return checkpoints.parse_path(f"tinker://{parts['run']}/{parts['kind']}/{parts['name']}")
-

@@ -61,11 +61,12 @@ class BaseModel:
                 f"cannot load base model {name!r} from {path!r}: {reason}. Name a model this "
                 "engine serves, or a directory or hub id of a causal language model",
             ) from error
-        self.model.to(device).eval().requires_grad_(False)
+        self.model.to(device)  # type: ignore[arg-type]
+        self.model.eval().requires_grad_(False)
         self.slot = Slot()
         self.targets = hook(self.model, self.slot)
         config = self.model.config.get_text_config()
-        self.vocab = int(self.model.get_input_embeddings().num_embeddings)
+        self.vocab = int(self.model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.arch = str(getattr(config, "model_type", "unknown"))
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -79,9 +80,7 @@ class BaseModel:
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                self.path, local_files_only=self.local
-            )
+            self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=self.local)
         return self._tokenizer
 
     def eos_ids(self) -> set[int]:

@@ -131,8 +131,11 @@ class Store:
         """Where a checkpoint is kept. Raises RequestError 404 if it is not there (any more)."""
         folder = self._run_folder(path.run) / path.kind / path.name
         if not (folder / "checkpoint.json").exists() or self.read(folder).expired:
-            raise RequestError(404, f"there is no checkpoint {path}: it was never saved, was "
-                               "deleted or has expired, or the engine runs with another --data-dir")
+            raise RequestError(
+                404,
+                f"there is no checkpoint {path}: it was never saved, was "
+                "deleted or has expired, or the engine runs with another --data-dir",
+            )
         return folder
 
     def read(self, folder: Path) -> Record:
@@ -142,18 +145,20 @@ class Store:
     def record(self, path: Path_) -> Record:
         return self.read(self.folder(path))
 
-    def save(self, path: Path_, record: Record, write: Callable[[Path], None], overwrite: bool) -> None:
+    def save(
+        self, path: Path_, record: Record, write: Callable[[Path], None], overwrite: bool
+    ) -> None:
         """Save a checkpoint: `write` puts its tensors into the folder it is handed.
 
         Raises RequestError 409 if the name is taken and `overwrite` is false.
         """
         with self._lock:
             target = self._run_folder(path.run) / path.kind / path.name
-            if (target / "checkpoint.json").exists() and not overwrite:
-                if not self.read(target).expired:
-                    raise RequestError(
-                        409, f"{path} exists: choose another name, or pass overwrite=True"
-                    )
+            taken = (target / "checkpoint.json").exists() and not self.read(target).expired
+            if taken and not overwrite:
+                raise RequestError(
+                    409, f"{path} exists: choose another name, or pass overwrite=True"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
             try:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import posttrain_recipes
 from posttrain_recipes.errors import PtlError
@@ -62,7 +63,7 @@ class EngineProcess:
             os.close(self.lifeline)
             self.lifeline = -1
 
-    def __enter__(self) -> EngineProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

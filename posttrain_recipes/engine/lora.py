@@ -85,7 +85,7 @@ def hook(model: nn.Module, slot: Slot) -> dict[str, Target]:
 
     The layers stay where they are and keep their type (some models read `.weight` directly).
     """
-    unembed = model.get_output_embeddings()  # type: ignore[operator]
+    unembed = model.get_output_embeddings()
     targets: dict[str, Target] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

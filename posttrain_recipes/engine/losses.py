@@ -120,7 +120,9 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, logits: Tensor, targets: Tensor
+    ) -> Tensor:
         normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
         ctx.save_for_backward(logits, targets, normalizer)
         return logits.gather(-1, targets) - normalizer

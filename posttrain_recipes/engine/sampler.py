@@ -29,7 +29,7 @@ from posttrain_recipes.engine.wire import (
     RequestError,
     Sample,
     SampleResult,
-    Sequence_,
+    SampledTokens,
     TopK,
 )
 
@@ -53,7 +53,7 @@ class _Ask:
     prompt_logprobs: NDArray[np.float32] | None = None
     prompt_topk: TopK | None = None
     last_logits: Tensor | None = None  # (V,), where the scoring pass can serve a single token
-    sequences: list[Sequence_] = field(default_factory=list)
+    sequences: list[SampledTokens] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -200,12 +200,12 @@ class _Row:
         text = base.tokenizer.decode(self.tokens[-reach:], skip_special_tokens=False)
         return any(stop in text for stop in self.ask.stop_strings)
 
-    def sequence(self) -> Sequence_:
+    def sequence(self) -> SampledTokens:
         topk = None
         if self.topk:
             ids, values = zip(*self.topk, strict=True)
             topk = TopK(np.array(ids, np.int32), np.array(values, np.float32))
-        return Sequence_(
+        return SampledTokens(
             np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32), self.stopped, topk
         )
 
@@ -216,7 +216,9 @@ def _generate(base: BaseModel, asks: Sequence[_Ask]) -> None:
     single = [row for ask in asks if ask.last_logits is not None for row in rows[id(ask)]]
     for start in range(0, len(single), MAX_ROWS):
         part = single[start : start + MAX_ROWS]
-        logits = torch.stack([row.ask.last_logits for row in part if row.ask.last_logits is not None])
+        logits = torch.stack(
+            [row.ask.last_logits for row in part if row.ask.last_logits is not None]
+        )
         _choose(base, part, logits)
     # Prompts of like length go together; those that may run long last, so that the short finish.
     rest = [row for ask in asks if ask.last_logits is None for row in rows[id(ask)]]
@@ -263,7 +265,7 @@ def _generate_rows(base: BaseModel, rows: list[_Row]) -> None:
     padded = not mask.all()
     out = _forward(base, inputs, attention, padded, None)
     cache, logits = out.past_key_values, out.logits[:, -1].float()[expand]
-    if not (len(rows) == len(prompts)):
+    if len(rows) != len(prompts):
         cache.batch_select_indices(expand)
     attention = attention[expand]
     while True:

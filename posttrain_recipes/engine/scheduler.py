@@ -191,8 +191,9 @@ class Scheduler:
         pending = self._by_id.get(request_id)
         if pending is None:
             raise RequestError(
-                410, "this engine does not know the request: it was answered long ago, or the "
-                "engine was restarted; send it again"
+                410,
+                "this engine does not know the request: it was answered long ago, or the "
+                "engine was restarted; send it again",
             )
         try:
             await asyncio.wait_for(pending.done.wait(), timeout_s)

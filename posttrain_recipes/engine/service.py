@@ -7,7 +7,6 @@ record of each run are on disk and do not.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
@@ -175,13 +174,20 @@ class Service:
         _check_optimizer(request.optimizer_config)
         lora = _seeded(request.lora_config or LoraConfig())
         model = self._new_model(
-            request.session_id, request.model_seq_id, request.base_model, lora,
+            request.session_id,
+            request.model_seq_id,
+            request.base_model,
+            lora,
             request.user_metadata,
         )
         return self.scheduler.submit(("create", model.id), lambda: self._make(model))
 
     def _new_model(
-        self, session_id: str, seq: int, base_model: str, lora: LoraConfig,
+        self,
+        session_id: str,
+        seq: int,
+        base_model: str,
+        lora: LoraConfig,
         user_metadata: dict[str, Any] | None,
     ) -> Model:
         session = self.session(session_id)
@@ -208,8 +214,9 @@ class Service:
         model = self.models.get(model_id)
         if model is None:
             raise RequestError(
-                404, f"there is no model {model_id} in training: its session has ended, or the "
-                "engine was restarted; create one from a saved checkpoint"
+                404,
+                f"there is no model {model_id} in training: its session has ended, or the "
+                "engine was restarted; create one from a saved checkpoint",
             )
         model.last_request = checkpoints.now()
         session = self.sessions.get(model_id.split(":")[0])
@@ -247,8 +254,12 @@ class Service:
             from posttrain_recipes.engine.backend import forward_backward
 
             return forward_backward(
-                self.backend.base(model.base_model), _adapter(model), request.data,
-                request.loss_fn, request.config, request.forward_only,
+                self.backend.base(model.base_model),
+                _adapter(model),
+                request.data,
+                request.loss_fn,
+                request.config,
+                request.forward_only,
             )
 
         return self.scheduler.submit_ordered(model.id, request.seq_id, work)
@@ -273,7 +284,8 @@ class Service:
         path = self._new_path(model, "weights", request)
         expires = checkpoints.expiry(request.ttl_seconds)
         return self.scheduler.submit_ordered(
-            model.id, request.seq_id,
+            model.id,
+            request.seq_id,
             lambda: self._save(model, path, request, expires, {"type": "save_weights"}),
         )
 
@@ -285,7 +297,8 @@ class Service:
             path = self._new_path(model, "sampler_weights", request)
             expires = checkpoints.expiry(request.ttl_seconds)
             return self.scheduler.submit_ordered(
-                model.id, request.seq_id,
+                model.id,
+                request.seq_id,
                 lambda: self._save(model, path, request, expires, answer),
             )
         session = self.session(model.id.split(":")[0])
@@ -300,19 +313,26 @@ class Service:
 
         return self.scheduler.submit_ordered(model.id, request.seq_id, work)
 
-    def _new_path(
-        self, model: Model, kind: str, request: wire.SaveWeights
-    ) -> checkpoints.Path_:
+    def _new_path(self, model: Model, kind: str, request: wire.SaveWeights) -> checkpoints.Path_:
         name = request.path if request.path is not None else f"step-{request.seq_id}"
         return checkpoints.Path_(model.id, kind, checkpoints.check_name(name))
 
     def _save(
-        self, model: Model, path: checkpoints.Path_, request: wire.SaveWeights,
-        expires: str | None, answer: dict[str, Any],
+        self,
+        model: Model,
+        path: checkpoints.Path_,
+        request: wire.SaveWeights,
+        expires: str | None,
+        answer: dict[str, Any],
     ) -> dict[str, Any]:
         adapter, base = _adapter(model), self.backend.base(model.base_model)
         record = Record(
-            str(path), model.base_model, model.lora, adapter.step, checkpoints.now(), expires,
+            str(path),
+            model.base_model,
+            model.lora,
+            adapter.step,
+            checkpoints.now(),
+            expires,
             request.user_metadata,
         )
 
@@ -337,11 +357,15 @@ class Service:
                 model.id, request.seq_id or 0, lambda: self._load(model, path, request)
             )
         if request.session_id is None or request.model_seq_id is None:
-            raise RequestError(400, "load_weights needs model_id and seq_id, or session_id and "
-                               "model_seq_id")
+            raise RequestError(
+                400, "load_weights needs model_id and seq_id, or session_id and model_seq_id"
+            )
         model = self._new_model(
-            request.session_id, request.model_seq_id, request.base_model or record.base_model,
-            record.lora, request.user_metadata,
+            request.session_id,
+            request.model_seq_id,
+            request.base_model or record.base_model,
+            record.lora,
+            request.user_metadata,
         )
 
         def work() -> dict[str, Any]:
@@ -359,8 +383,9 @@ class Service:
         record = self.store.read(folder)
         if _shape(record.lora) != _shape(model.lora):
             raise RequestError(
-                422, f"{path} holds a LoRA of {_shape(record.lora)}, this model is one of "
-                f"{_shape(model.lora)}: create the model from the checkpoint instead"
+                422,
+                f"{path} holds a LoRA of {_shape(record.lora)}, this model is one of "
+                f"{_shape(model.lora)}: create the model from the checkpoint instead",
             )
         base = self.backend.base(model.base_model)
         tensors = self.store.tensors(folder)
@@ -402,8 +427,9 @@ class Service:
         if name not in self.names and not Path(name).is_dir() and name.count("/") != 1:
             served = ", ".join(self.names) or "none"
             raise RequestError(
-                404, f"there is no base model {name!r}: this engine serves {served}; a directory "
-                "or a hub id of a causal language model works too"
+                404,
+                f"there is no base model {name!r}: this engine serves {served}; a directory "
+                "or a hub id of a causal language model works too",
             )
         key = f"base:{self.names.get(name, name)}"
         weights = self._shared.get(key) or Weights(name)
@@ -418,8 +444,9 @@ class Service:
         sampler = self.samplers.get(sampler_id)
         if sampler is None:
             raise RequestError(
-                404, f"there is no sampler {sampler_id}: its session has ended, or the engine was "
-                "restarted"
+                404,
+                f"there is no sampler {sampler_id}: its session has ended, or the engine was "
+                "restarted",
             )
         session = self.sessions.get(sampler_id.split(":")[0])
         if session is not None:
@@ -453,70 +480,6 @@ class Service:
         batch = Batch(id(weights), request, max(1, request.num_samples), run)
         return self.scheduler.submit_batched(key, batch, {"sample_sequence_ids": ids})
 
-    # Listings --------------------------------------------------------------------------------
-
-    def capabilities(self) -> dict[str, Any]:
-        return {
-            "supported_models": [
-                {
-                    "model_name": name,
-                    "max_context_length": _context(path),
-                    "trainable": True,
-                    "sampleable": True,
-                }
-                for name, path in self.names.items()
-            ]
-        }
-
-    def training_run(self, run: str) -> dict[str, Any]:
-        record = self.store.run(run)
-        saved = [_checkpoint(item) for item in self.store.checkpoints(run)]
-        model = self.models.get(run)
-
-        def last(kind: str) -> dict[str, Any] | None:
-            return next((c for c in saved if c["checkpoint_type"] == kind), None)
-
-        return {
-            "training_run_id": run,
-            "base_model": record.base_model,
-            "model_owner": "local",
-            "is_lora": True,
-            "lora_rank": record.lora.rank,
-            "last_request_time": model.last_request if model else record.created,
-            "last_checkpoint": last("training"),
-            "last_sampler_checkpoint": last("sampler"),
-            "user_metadata": record.user_metadata,
-        }
-
-    def training_runs(self, limit: int, offset: int) -> dict[str, Any]:
-        records = self.store.runs()
-        page = records[offset : offset + limit]
-        return {
-            "training_runs": [self.training_run(record.run) for record in page],
-            "cursor": {"offset": offset, "limit": limit, "total_count": len(records)},
-        }
-
-    def checkpoints(self, run: str | None, limit: int | None, offset: int) -> dict[str, Any]:
-        if run is not None:
-            self.store.run(run)
-        found = [_checkpoint(item) for item in self.store.checkpoints(run)]
-        if limit is None:
-            return {"checkpoints": found}
-        cursor = {"offset": offset, "limit": limit, "total_count": len(found)}
-        return {"checkpoints": found[offset : offset + limit], "cursor": cursor}
-
-    def weights_info(self, request: wire.PathRef) -> dict[str, Any]:
-        record = self.store.record(checkpoints.parse_path(request.tinker_path))
-        return {
-            "base_model": record.base_model,
-            "optimizer_config": OPTIMIZER,
-            "is_lora": True,
-            "lora_rank": record.lora.rank,
-            "train_unembed": record.lora.train_unembed,
-            "train_mlp": record.lora.train_mlp,
-            "train_attn": record.lora.train_attn,
-        }
-
 
 def _adapter(model: Model) -> Adapter:
     if model.adapter is None:
@@ -529,7 +492,10 @@ def _seeded(lora: LoraConfig) -> LoraConfig:
     if lora.seed is not None:
         return lora
     return LoraConfig(
-        lora.rank, random.SystemRandom().getrandbits(31), lora.train_unembed, lora.train_mlp,
+        lora.rank,
+        random.SystemRandom().getrandbits(31),
+        lora.train_unembed,
+        lora.train_mlp,
         lora.train_attn,
     )
 
@@ -541,8 +507,9 @@ def _shape(lora: LoraConfig) -> str:
 
 def _check_optimizer(config: Mapping[str, Any] | None) -> None:
     if config is not None and config.get("type", "adamw") != "adamw":
-        raise RequestError(422, f"this engine has no optimizer {config['type']!r}: use AdamW, "
-                           "the default")
+        raise RequestError(
+            422, f"this engine has no optimizer {config['type']!r}: use AdamW, the default"
+        )
 
 
 def _check_adam(params: wire.AdamParams) -> None:
@@ -555,29 +522,8 @@ def _check_adam(params: wire.AdamParams) -> None:
         and 0 <= params.grad_clip_norm < float("inf")
     )
     if not sound:
-        raise RequestError(422, "adam_params: betas and eps must be in [0, 1), and learning_rate, "
-                           "weight_decay and grad_clip_norm finite and not negative")
-
-
-def _context(path: str) -> int | None:
-    try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    value = config.get("max_position_embeddings")
-    return value if isinstance(value, int) else None
-
-
-def _checkpoint(item: tuple[Record, int]) -> dict[str, Any]:
-    record, size = item
-    path = checkpoints.parse_path(record.path)
-    return {
-        "checkpoint_id": f"{path.kind}/{path.name}",
-        "checkpoint_type": checkpoints.KINDS[path.kind],
-        "time": record.time,
-        "tinker_path": record.path,
-        "size_bytes": size,
-        "public": False,
-        "user_metadata": record.user_metadata,
-        "expires_at": record.expires_at,
-    }
+        raise RequestError(
+            422,
+            "adam_params: betas and eps must be in [0, 1), and learning_rate, "
+            "weight_decay and grad_clip_norm finite and not negative",
+        )

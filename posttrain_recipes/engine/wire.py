@@ -11,9 +11,8 @@ Raises RequestError (an HTTP status and a sentence) for anything malformed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from dataclasses import dataclass as plain_dataclass
-from functools import cache
+from dataclasses import field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -193,15 +192,17 @@ class Ttl:
     ttl_seconds: int | None = None
 
 
-@cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
 def parse(kind: type[T], body: bytes) -> T:
     """The JSON `body` as a `kind`. Raises RequestError 400 naming the field at fault."""
+    adapter = _ADAPTERS.get(kind)
+    if adapter is None:
+        adapter = _ADAPTERS[kind] = TypeAdapter(kind)
     try:
-        return _adapter(kind).validate_json(body or b"{}")
+        value: T = adapter.validate_json(body or b"{}")
+        return value
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
@@ -237,7 +238,10 @@ class ForwardBackward:
     data: Sequence[Datum]
 
 
-_DTYPES = {1: np.dtype(np.float32), 2: np.dtype(np.int64)}  # the public DType values
+_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.int64),
+}  # the public DType values
 
 
 def parse_forward_backward(body: bytes) -> ForwardBackward:
@@ -365,7 +369,7 @@ class TopK:
 
 
 @plain_dataclass(frozen=True)
-class Sequence_:
+class SampledTokens:
     """One sampled sequence: tokens (n,) with their log-probabilities (n,), and why it ended."""
 
     tokens: NDArray[np.int32]
@@ -378,7 +382,7 @@ class Sequence_:
 class SampleResult:
     """`prompt_logprobs` (prompt,) is NaN where nothing precedes or nothing was asked."""
 
-    sequences: Sequence[Sequence_]
+    sequences: Sequence[SampledTokens]
     prompt_logprobs: NDArray[np.float32] | None = None
     prompt_topk: TopK | None = None
 
