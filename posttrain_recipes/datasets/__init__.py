@@ -1,0 +1,13 @@
+"""Built-in datasets; they come in through the same hook as anybody's."""
+
+from collections.abc import Sequence
+
+from posttrain_recipes.datasets.huggingface import HuggingFace
+from posttrain_recipes.datasets.jsonl import Jsonl
+from posttrain_recipes.plugin import Dataset, hookimpl
+
+
+@hookimpl
+def ptl_datasets() -> Sequence[type[Dataset]]:
+    """The datasets of this package."""
+    return [Jsonl, HuggingFace]

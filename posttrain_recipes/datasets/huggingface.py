@@ -1,0 +1,125 @@
+"""Records from the Hugging Face hub, or from a directory that `datasets` can load."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_recipes.datasets.formats import RowParser, column_problems
+from posttrain_recipes.datasets.options import RowsConfig, records
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.plugin import Dataset, Record
+
+if TYPE_CHECKING:
+    from posttrain_recipes.datasets.reading import Line
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HuggingFace(Dataset):
+    """Records of a Hugging Face dataset; its columns tell what they are, as with `jsonl`.
+
+    A stage on such data is reused only where `revision` is a commit hash, because anything else
+    may have changed on the hub since.
+    """
+
+    name = "huggingface"
+    requires = ("datasets",)
+
+    class Config(RowsConfig):
+        """Options of a Hugging Face dataset."""
+
+        path: str
+        """Its id on the hub, as `openai/gsm8k`, or a local directory relative to the recipe."""
+        name: str | None = None
+        """Its configuration (subset), where it has several."""
+        split: str = "train"
+        """Which split; slices such as `train[:1000]` work too, except when streaming."""
+        revision: str | None = None
+        """A branch, a tag or a commit hash; a hash makes the run reproducible."""
+        streaming: bool = False
+        """Read over the network as needed, rather than download all of it first."""
+
+    config: Config
+
+    @property
+    def _local(self) -> Path | None:
+        path = self.base_dir / Path(self.config.path).expanduser()
+        return path.resolve() if path.exists() else None
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """What can be told without the network."""
+        for problem in column_problems(self.config.columns):
+            yield "columns", problem
+        if self._local is None and self.config.path.startswith((".", "/", "~")):
+            yield "path", f"there is no directory '{self.config.path}'"
+
+    def digest(self) -> str | None:
+        """The content of a local directory, or the commit; None for what may change on the hub."""
+        config = self.config
+        if self._local is not None:
+            return f"{_content(self._local)}/{config.name}/{config.split}"
+        if config.revision is None or not _COMMIT.fullmatch(config.revision):
+            return None
+        return f"{config.path}@{config.revision}/{config.name}/{config.split}"
+
+    def load(self) -> Iterator[Record]:
+        """The records, in the order of the split; downloads what is not in the cache."""
+        parser = RowParser(
+            f"{self.config.path}/{self.config.split}", self.config.columns, self.config.system
+        )
+        hint = "name its fields with 'columns:', or leave such rows out with 'bad_rows: skip'"
+        yield from records(self._rows(), parser, self.config, hint)
+
+    def _rows(self) -> Iterator[Line]:
+        # The rows come over the network when streaming, so failures come here as well.
+        try:
+            yield from enumerate(self._open(), 1)
+        except PtlError:
+            raise
+        except Exception as error:  # the hub, the network and the file readers: many classes
+            raise self._failed(error) from error
+
+    def _open(self) -> Iterable[dict[str, Any]]:
+        import datasets
+
+        config = self.config
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(
+            str(self._local or config.path),
+            config.name,
+            split=config.split,
+            revision=config.revision,
+            streaming=config.streaming,
+        )
+        return rows
+
+    def _failed(self, error: Exception) -> PtlError:
+        config = self.config
+        reason = (str(error).strip().split("\n") or [""])[0]
+        what = f"cannot load the dataset {config.path} (split {config.split})"
+        why = f"{type(error).__name__}: {reason}"
+        if isinstance(error, ValueError):
+            hint = "check 'split:' and 'name:' against the dataset's page"
+        elif self._local is not None:
+            hint = "check that the directory holds JSONL, CSV or parquet files"
+        elif isinstance(error, ConnectionError):
+            hint = "check the network and HF_HUB_OFFLINE, or download it and name the directory"
+        else:
+            hint = (
+                f"check the id on https://huggingface.co/datasets/{config.path}; "
+                "a gated or private one needs HF_TOKEN"
+            )
+        return PtlError(what, why=why, hint=hint)
+
+
+def _content(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+        whole.update(str(file.relative_to(path)).encode())
+    return whole.hexdigest()

@@ -1,0 +1,147 @@
+"""Records from a file of this machine."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from posttrain_recipes.datasets.formats import RowError, RowParser, column_problems
+from posttrain_recipes.datasets.options import RowsConfig, records
+from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
+from posttrain_recipes.errors import MissingExtraError, PtlError, display_path
+from posttrain_recipes.plugin import Dataset, Record
+
+
+class Jsonl(Dataset):
+    """Records of a local JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
+
+    Known fields: messages; prompt and completion (or response); instruction, input and output;
+    conversations (ShareGPT); prompt, chosen and rejected; prompt, completion and label; question
+    and answer; prompt and answer; prompt. Others are named with `columns`. The text formats may be
+    compressed (`.gz`).
+    """
+
+    name = "jsonl"
+
+    class Config(RowsConfig):
+        """Options of a local file."""
+
+        path: str
+        """The file, relative to the recipe."""
+        format: FileFormat | None = None
+        """How the file is written; by its suffix where not given."""
+
+    config: Config
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return (self.base_dir / Path(self.config.path).expanduser()).resolve()
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """What the first row and the file's name tell; `ptl data check` reads all of it."""
+        if missing := missing_file(self.path, self.config.path):
+            return [("path", missing)]
+        if self.config.format is None and file_format(self.path) is None:
+            return [("path", f"cannot tell the format of '{self.path.name}'; add 'format: jsonl'")]
+        if problems := column_problems(self.config.columns):
+            return [("columns", problem) for problem in problems]
+        try:
+            next(self._first())
+        except StopIteration:
+            return [("path", f"{display_path(self.path)} has no records")]
+        except _FirstRowError as error:
+            blame = "columns" if error.of_columns else "path"
+            where = display_path(self.path) + (f":{error.line}" if error.line else "")
+            return [(blame, f"{where}  {error}")]
+        except MissingExtraError as error:
+            return [("path", f"{error.what}; {error.hint}")]
+        return []
+
+    def record_type(self) -> type[Record] | None:
+        """The type of the first row's record."""
+        try:
+            return next((type(record) for record in self._first()), None)
+        except (_FirstRowError, PtlError):
+            return None
+
+    def digest(self) -> str | None:
+        """SHA-256 of the file's bytes."""
+        try:
+            with self.path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            return None
+
+    def load(self) -> Iterator[Record]:
+        """The records, streamed."""
+        name = display_path(self.path)
+        hint = f"`{check_command(name, self.config.columns, self.config.format)}` lists all of it"
+        yield from records(
+            read_rows(self.path, self.config.format), self._parser(), self.config, hint
+        )
+
+    def _parser(self) -> RowParser:
+        form = self.config.format or file_format(self.path)
+        return RowParser(
+            display_path(self.path),
+            self.config.columns,
+            self.config.system,
+            text_only=form in ("csv", "tsv"),
+        )
+
+    def _first(self) -> Iterator[Record]:
+        parser = self._parser()
+        for line, row in read_rows(self.path, self.config.format):
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                yield parser.parse(row, line)
+            except RowError as error:
+                if self.config.bad_rows == "skip" and line:
+                    continue
+                of_columns = not isinstance(row, RowError) and any(
+                    theirs not in row for theirs in self.config.columns.values()
+                )
+                raise _FirstRowError(str(error), line, of_columns) from None
+
+
+class _FirstRowError(Exception):
+    def __init__(self, message: str, line: int, of_columns: bool) -> None:
+        super().__init__(message)
+        self.line = line
+        self.of_columns = of_columns
+
+
+def check_command(
+    name: str, columns: Mapping[str, str] | None = None, form: FileFormat | None = None
+) -> str:
+    """The command that lists everything that is wrong with a file."""
+    words = ["ptl", "data", "check", name]
+    for ours, theirs in (columns or {}).items():
+        words += ["--columns", f"{ours}={theirs}"]
+    if form is not None:
+        words += ["--format", form]
+    return shlex.join(words)
+
+
+def missing_file(path: Path, given: str) -> str | None:
+    """What to say where `path` is no file, with the nearest name beside it; None: it is one."""
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return f"'{given}' is a directory; name a file in it"
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no file '{given}', nor its directory {display_path(folder)}"
+    names = sorted(
+        other.name for other in folder.iterdir() if other.is_file() and file_format(other)
+    )
+    near = difflib.get_close_matches(path.name, names, n=1)
+    if near:
+        return f"there is no file '{given}'; did you mean '{Path(given).with_name(near[0])}'?"
+    beside = f"; there is: {', '.join(names[:8])}" if names else ""
+    return f"there is no file '{given}'{beside}"

@@ -1,0 +1,57 @@
+"""What the built-in datasets have in common: rows, and options that say how to take them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from posttrain_recipes.datasets.formats import RowError, RowParser
+from posttrain_recipes.datasets.reading import Line
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import DatasetConfig, Record
+
+log = logging.getLogger(__name__)
+
+
+class RowsConfig(DatasetConfig):
+    """Options of datasets that are made of rows."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Fields that go by another name there, as `{question: problem, answer: solution}`."""
+    system: str | None = None
+    """A system prompt for records that have none of their own."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """A row that cannot be used stops the run, or is left out (and their number is logged)."""
+
+
+def records(
+    lines: Iterable[Line], parser: RowParser, config: RowsConfig, hint: str
+) -> Iterator[Record]:
+    """Rows as records, at most `limit` of them.
+
+    Raises:
+        UsageError: a row that cannot be used (unless those are skipped), or no record at all.
+    """
+    made = skipped = 0
+    for line, row in lines:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            record = parser.parse(row, line)
+        except RowError as error:
+            if config.bad_rows == "skip" and line:
+                skipped += 1
+                continue
+            where = f"{parser.name}:{line}" if line else parser.name
+            raise UsageError(f"{where}  {error}", hint=hint) from None
+        yield record
+        made += 1
+        if made == config.limit:
+            break
+    if skipped:
+        log.warning("%s: %d rows cannot be used and were left out", parser.name, skipped)
+    if not made:
+        raise UsageError(f"{parser.name} has no records", hint=hint)
