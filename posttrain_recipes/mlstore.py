@@ -119,6 +119,9 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> Store:
     from mlflow import MlflowClient
 
     given = configured_uri()
+    if given and is_remote(given):
+        # It warns of each try; the tracker says once that the server does not answer.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     uri = given or create_database(home, experiment)
     # Traces have no client of their own: they go where the process-wide setting says.
     mlflow.set_tracking_uri(uri)

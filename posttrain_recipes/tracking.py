@@ -6,6 +6,7 @@ the next flush. A process that is killed loses the metrics of its last few steps
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from posttrain_recipes import mlstore
 from posttrain_recipes.mlruns import (
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-When = Literal["before", "after"]
-
 FLUSH_STEPS = 10
 """Metrics are written when this many steps wait, as one batch: 3.5 times faster than singly."""
 FLUSH_SECONDS = 5.0
@@ -58,7 +57,7 @@ class Tracker:
         """What could not be tracked, for the report; each kind once."""
         self._kinds: set[str] = set()
         self._store: Store | None = None
-        self._tried = False
+        self._failed = False
         self._lock = threading.Lock()
         self._opener: threading.Thread | None = None
 
@@ -71,24 +70,26 @@ class Tracker:
         """Open the store in the background: mlflow takes seconds to import and set up."""
         if self._opener is None:
             # A daemon, so that a command that fails at once does not wait for it.
-            self._opener = threading.Thread(target=self._open, name="tracking", daemon=True)
+            self._opener = threading.Thread(target=self._prepare, name="tracking", daemon=True)
             self._opener.start()
 
     def store(self) -> Store | None:
         """The open store; None where it cannot be opened, which `problems` tells."""
         if self._opener is not None:
             self._opener.join()
-        return self._open()
-
-    def _open(self) -> Store | None:
         with self._lock:
-            if not self._tried:
-                self._tried = True
+            if self._store is None and not self._failed:
                 try:
                     self._store = mlstore.open_store(self.home, self.experiment)
                 except Exception as error:
+                    self._failed = True
                     self.report(f"open {self.uri}, so that nothing is tracked", error)
             return self._store
+
+    def _prepare(self) -> None:
+        # Tried again by whoever needs it: imports of several threads can get in each other's way.
+        with contextlib.suppress(Exception), self._lock:
+            self._store = mlstore.open_store(self.home, self.experiment)
 
     def report(self, what: str, error: BaseException | str) -> None:
         """Remember that `what` failed, and warn the first time."""
@@ -149,7 +150,7 @@ class RecipeRun(TrackedRun):
         self.recipe = recipe
         self.description = (description or "").strip()
         self.models: dict[str, str] = {}
-        """Checkpoint URI -> the id of the model that MLflow shows it as."""
+        """URI of a checkpoint, or of its sampler -> the id of the model that MLflow shows it as."""
         self.stage_status: dict[str, str] = {}
         self.shown_prompts: set[tuple[str, Messages]] = set()
         """Prompts, by eval, whose first replies are among this run's traces."""
@@ -209,7 +210,9 @@ class StageRun(TrackedRun):
         self._metrics: list[Metric] = []
         self._steps: set[int] = set()
         self._written = time.monotonic()
-        self._results: dict[tuple[str, str], dict[When, Estimate]] = {}
+        self._results: dict[tuple[str, str], dict[str, Estimate]] = {}
+        self._evaluated: dict[tuple[str, str], str | None] = {}
+        """By eval and when: the model that was evaluated."""
         self._traces: threading.Thread | None = None
         labels = {
             "mlflow.source.name": f"ptl run {parent.recipe}",
@@ -227,9 +230,12 @@ class StageRun(TrackedRun):
     def _continue(self, client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
         super()._continue(client, run, tags)
         for output in (run.outputs.model_outputs or ()) if run.outputs else ():
-            uri = (client.get_logged_model(output.model_id).params or {}).get("checkpoint_uri")
-            if uri:
-                self.parent.models[uri] = output.model_id
+            self._know(output.model_id, client.get_logged_model(output.model_id).params or {})
+
+    def _know(self, model_id: str, params: Mapping[str, str]) -> None:
+        for key in ("checkpoint_uri", "sampler_uri"):
+            if params.get(key):
+                self.parent.models[params[key]] = model_id
 
     def flush(self) -> None:
         """Write everything that waits, buffered metrics included."""
@@ -305,24 +311,28 @@ class StageRun(TrackedRun):
                 )
                 created.append(model.model_id)
             client.log_outputs(self.run_id, [LoggedModelOutput(created[0], step)])
-            self.parent.models[uri] = created[0]
+            self._know(created[0], params)
 
         self.write("log a checkpoint", write)
 
     def log_eval(
         self,
         name: str,
-        when: When,
+        when: str,
         result: EvalResult,
         step: int,
         dataset_name: str | None = None,
         dataset_digest: str | None = None,
         checkpoint_uri: str | None = None,
     ) -> None:
-        """What an eval found before or after the stage, with its interval; on the recipe too."""
+        """What an eval found `before` or `after` the stage, with its interval; on the recipe too.
+
+        `checkpoint_uri` is that of the checkpoint or of its sampler.
+        """
         if not self.run_id:
             return
-        ties: dict[str, Any] = {"model_id": self.parent.models.get(checkpoint_uri or "")}
+        model_id = self._evaluated[name, when] = self.parent.models.get(checkpoint_uri or "")
+        ties: dict[str, Any] = {"model_id": model_id}
         if dataset_name and dataset_digest:
             ties |= {"dataset_name": dataset_name, "dataset_digest": short_digest(dataset_digest)}
         metrics: list[Metric] = []
@@ -346,7 +356,7 @@ class StageRun(TrackedRun):
             # Over the stages a line that starts at the base model, and each stage's own numbers.
             for key, at in (
                 (f"eval/{name}/{metric}", done),
-                (f"stages/{self.stage}/{name}/{metric}_{when}", self.index),
+                (f"stages/{self.stage}/{name}/{metric}_{when}", 0),
             ):
                 if self.parent.is_new(metric_name(key), at):
                     mirrored += self.parent.metric(metric_name(key), estimate.value, at)
@@ -365,10 +375,9 @@ class StageRun(TrackedRun):
     def log_samples(
         self,
         name: str,
-        when: When,
+        when: str,
         samples: Sequence[Sample],
         step: int,
-        checkpoint_uri: str | None = None,
     ) -> None:
         """Prompts and replies, to read and compare: as traces and as a Markdown table.
 
@@ -393,7 +402,7 @@ class StageRun(TrackedRun):
             known |= {(name, sample.prompt) for sample in samples}
         if not samples:
             return
-        model_id = self.parent.models.get(checkpoint_uri or "")
+        model_id = self._evaluated.get((name, when))
         tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
         # Half a second of work that training need not wait for.
         self._traces = threading.Thread(
