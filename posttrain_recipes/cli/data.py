@@ -102,9 +102,15 @@ def check(
 
 
 def _token_counter(model: str) -> TokenCounter:
+    from posttrain_recipes.errors import UsageError
     from posttrain_recipes.models import resolve
     from posttrain_recipes.training.rendering import load_renderer
 
+    if model.startswith((".", "/", "~")):
+        folder = Path(model).expanduser()
+        if not folder.is_dir():
+            raise UsageError(f"there is no model directory {model}")
+        model = str(folder.resolve())
     renderer = load_renderer(resolve(model))
 
     def count(messages: Messages) -> int:

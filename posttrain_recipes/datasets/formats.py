@@ -77,7 +77,7 @@ def _message(value: Any, where: str) -> Message:
     keys = {}
     for ours, sharegpt in (("role", "from"), ("content", "value")):
         if ours not in value and sharegpt not in value:
-            raise RowError(f"{where} has no '{ours}'{_did_you_mean(ours, value)}")
+            raise RowError(f"{where} has no '{ours}'; {_did_you_mean(ours, value)}")
         keys[ours] = ours if ours in value else sharegpt
     faults: list[str] = []
     name = value[keys["role"]]
@@ -314,7 +314,7 @@ def _reject_leftovers(form: Format, row: Row) -> None:
     """A row that falls back to a lesser form by a slip would lose data without a word."""
     for here, gone in (("chosen", "rejected"), ("rejected", "chosen")):
         if here in row and gone not in row:
-            raise RowError(f"has '{here}' but no '{gone}'{_did_you_mean(gone, row)}")
+            raise RowError(f"has '{here}' but no '{gone}'; {_did_you_mean(gone, row)}")
     for fuller in FORMATS:
         extra = set(fuller.fields) - set(form.fields)
         if not set(form.fields) < set(fuller.fields) or len(extra) != 1:
@@ -344,18 +344,24 @@ def _unknown(row: Row) -> RowError:
 def missing(form: Format, row: Row) -> RowError:
     """What to say of a row that should be of `form` and lacks some of its fields."""
     others = [key for key in row if key not in form.fields]
+    otherwise = f"add it, or map one of these in columns: {', '.join(others[:8])}"
     return RowError(
         *(
-            f"has no '{name}'" + _did_you_mean(name, others, "rename it, or map it in columns")
+            f"has no '{name}'; "
+            + _did_you_mean(
+                name, others, "rename it, or map it in columns", otherwise if others else "add it"
+            )
             for name in form.fields
             if name not in row
         )
     )
 
 
-def _did_you_mean(name: str, keys: Iterable[str], remedy: str = "rename it") -> str:
+def _did_you_mean(
+    name: str, keys: Iterable[str], remedy: str = "rename it", otherwise: str = "add it"
+) -> str:
     near = _nearest(name, keys)
-    return f"; did you mean '{near}'? {remedy}" if near is not None else "; add it"
+    return otherwise if near is None else f"did you mean '{near}'? {remedy}"
 
 
 def _nearest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -441,10 +447,10 @@ def _with_system(record: Record, system: str) -> Record:
 
 def column_problems(columns: Mapping[str, str]) -> list[str]:
     """What is wrong with a `columns` mapping before any row is read."""
-    return [
-        f"unknown field '{ours}'; "
-        + (f"did you mean '{near}'?" if (near := _nearest(ours, FIELDS)) else f"there is: {there}")
-        for ours in columns
-        if ours not in FIELDS
-        for there in [", ".join(FIELDS)]
-    ]
+    problems = []
+    for ours in columns:
+        if ours not in FIELDS:
+            near = _nearest(ours, FIELDS)
+            advice = f"did you mean '{near}'?" if near else f"there is: {', '.join(FIELDS)}"
+            problems.append(f"unknown field '{ours}'; {advice}")
+    return problems

@@ -46,6 +46,9 @@ EXPECTED: dict[str, list[tuple[int, str]]] = {
         (6, "columns: 3 here, 2 in the header; quote a value that has ',' in it"),
     ],
     "cut_short.jsonl": [(2, "is not JSON: it breaks off after column 45")],
+    "dolly.jsonl": [
+        (1, "has no 'output'; add it, or map one of these in columns: context, response")
+    ],
     "duplicates.jsonl": [
         (3, "repeats line 1; remove one of them"),
         (4, "repeats line 2; remove one of them"),
@@ -460,6 +463,8 @@ def test_the_command_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "messages.jsonl:1  is 4 tokens long, over 3; shorten or split it" in result.output
     assert "  tokens      min 3  mean 3.5  median 3  p95 4  max 4" in result.output
     assert ptl_data(GOOD / "prompt.jsonl", "--model", "some/model").exit_code == 0
+    absent = ptl_data(GOOD / "prompt.jsonl", "--model", "./nowhere")
+    assert str(absent.exception) == "there is no model directory ./nowhere"
 
 
 def test_an_answer_counts_towards_the_length(tmp_path: Path) -> None:
