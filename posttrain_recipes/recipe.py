@@ -25,6 +25,10 @@ Key = tuple[str | int, ...]
 
 MAX_NODES = 100_000
 """A recipe larger than this is a mistake, or aliases that multiply."""
+MAX_DEPTH = 50
+"""Mappings and lists inside one another."""
+MAX_DIGITS = 100
+"""Digits of a whole number; a longer one stays text, which no option for numbers takes."""
 
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -35,6 +39,7 @@ _CONSTANTS = {
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists inside one another"
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq")}
 
 
@@ -205,6 +210,8 @@ def parse(text: str, file: str) -> Node:
     """
     try:
         tree = yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        raise RecipeError([Fault(Location(file), "", _TOO_DEEP)]) from None
     except yaml.MarkedYAMLError as error:
         raise RecipeError([_syntax_fault(error, text, file)]) from None
     except yaml.YAMLError as error:
@@ -258,6 +265,8 @@ class _Converter:
             raise RecipeError([Fault(at, path, f"more than {MAX_NODES} values: too large")])
         if any(node is above for above in self.open):
             raise RecipeError([Fault(at, path, "an alias that contains itself")])
+        if len(self.open) == MAX_DEPTH:
+            raise RecipeError([Fault(at, path, _TOO_DEEP)])
         self.open.append(node)
         try:
             return Node(self._value(node, at, path), at, key_at)
@@ -298,7 +307,7 @@ def scalar(text: str) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INT.fullmatch(text):
-        return int(text)
+        return int(text) if len(text) <= MAX_DIGITS else text
     if _FLOAT.fullmatch(text):
         return float(text)
     return _SPECIAL_FLOAT.get(text.lower(), text)
@@ -375,7 +384,7 @@ def _override(text: str, root: Node) -> Node:
     try:
         tree = yaml.compose(value, Loader=_Loader)
         node = Node(None, place) if tree is None else _Converter(place.file).convert(tree)
-    except (yaml.YAMLError, RecipeError) as error:
+    except (yaml.YAMLError, RecipeError, RecursionError) as error:
         raise UsageError(f"--set {text!r}: the value is not YAML", why=str(error)) from None
     node = _at(node, place)
     for part in reversed(path.strip().split(".")):

@@ -89,9 +89,7 @@ class Entry:
     @property
     def missing(self) -> list[str]:
         """Modules it requires that are not installed."""
-        return [
-            module for module in self.cls.requires if importlib.util.find_spec(module) is None
-        ]
+        return [module for module in self.cls.requires if not _installed(module)]
 
     def require(self) -> None:
         """Raise `MissingExtraError`, with the command to run, where its packages are missing."""
@@ -175,6 +173,7 @@ def load() -> Registry:
             module = point.load()
             manager.register(module, name=plugin_name)
             manager.check_pending()
+            origins[module] = (distribution, point.dist.version if point.dist else "0")
         except Exception as error:  # a stranger's module may fail in any way; the rest works on
             if manager.has_plugin(plugin_name):
                 manager.unregister(name=plugin_name)
@@ -182,7 +181,6 @@ def load() -> Registry:
                 Broken(point.name, distribution, f"{type(error).__name__}: {error}")
             )
             continue
-        origins[module] = (distribution, point.dist.version if point.dist else "0")
     return _collect(manager, origins, registry)
 
 
@@ -224,7 +222,19 @@ def _entry(kind: str, base: type[Plugin], cls: Any, distribution: str, version: 
         raise TypeError(f"{cls.__name__}.name must be an identifier such as 'my_{kind}'")
     if not issubclass(cls.Config, PluginConfig):
         raise TypeError(f"{cls.__name__}.Config must be a subclass of PluginConfig")
+    if lacking := sorted(cls.__abstractmethods__):
+        raise TypeError(f"{cls.__name__} lacks {', '.join(lacking)}")
+    if issubclass(cls, (Method, Eval)) and not getattr(cls, "takes", ()):
+        raise TypeError(f"{cls.__name__}.takes must name the record types that it can use")
+    cls.Config.model_json_schema()  # raises for options that no recipe could hold
     return Entry(kind, cls, distribution, version)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # `a.b` where there is no `a`
+        return False
 
 
 def _version(distribution: str) -> str:

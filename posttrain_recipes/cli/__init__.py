@@ -88,6 +88,10 @@ def main() -> None:
         # `ptl runs | head`: the reader has what it wanted.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a directory that cannot be written: the system's words say it best.
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
