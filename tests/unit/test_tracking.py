@@ -1,0 +1,608 @@
+"""What runs leave in MLflow, and that a failing MLflow takes nothing else down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from posttrain_recipes import mlruns, mlstore, tracking
+from posttrain_recipes.cli.ui import ui
+from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
+from posttrain_recipes.tracking import RecipeRun, StageRun, Tracker
+
+ROOT = Path(tracking.__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests: building one takes a second."""
+    home = tmp_path_factory.mktemp("tracking") / "with space" / ".ptl"
+    mlstore.make_quiet()
+    mlstore.create_database(home)
+    return home
+
+
+@pytest.fixture
+def tracker(home: Path) -> Tracker:
+    return Tracker(home)
+
+
+@pytest.fixture
+def client(tracker: Tracker) -> Any:
+    store = tracker.store()
+    assert store is not None
+    return store.client
+
+
+def recipe_run(tracker: Tracker, **more: Any) -> Any:
+    defaults: dict[str, Any] = {
+        "recipe": "sft_then_dpo",
+        "run_name": "sft_then_dpo-1",
+        "resolved_yaml": "name: sft_then_dpo\n",
+        "description_md": "Imitate, then prefer.",
+        "params": {"model": "tiny"},
+        "tags": {"ptl.version": "1"},
+    }
+    return tracker.run(**{**defaults, **more})
+
+
+@pytest.fixture
+def opened(tracker: Tracker) -> Iterator[tuple[RecipeRun, StageRun]]:
+    with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
+        yield run, stage
+    assert tracker.problems == []
+
+
+def history(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
+
+
+def result(value: float, metric: str = "accuracy") -> EvalResult:
+    return EvalResult({metric: Estimate(value, value - 0.1, value + 0.1, 50)})
+
+
+def sample(prompt: str, reply: str) -> Sample:
+    return Sample(
+        (Message("system", "Be brief."), Message("user", prompt)), reply, "4", {"exact": 1.0}
+    )
+
+
+# --- structure -----------------------------------------------------------------------------------
+
+
+def test_a_stage_is_a_child_of_its_recipe(tracker: Tracker, client: Any) -> None:
+    params = {"method": "sft", "learning_rate": 1e-4, "lora": {"rank": 8, "mlp": True}}
+    with recipe_run(tracker) as run:
+        with run.stage(name="sft", index=1, params=params, tags={"ptl.stage": "sft"}) as stage:
+            stage.log_dataset("chat", "data/chat.jsonl", "sha256:" + "ab" * 32, "train", count=7)
+            stage.log_dataset("owner/set", "owner/set", None, "test", "main", context="eval")
+        run.summary("| eval | after |\n|---|---|\n| qa | 0.9 |")
+    assert tracker.problems == []
+
+    parent, child = client.get_run(run.run_id), client.get_run(stage.run_id)
+    assert parent.info.run_name == "sft_then_dpo-1"
+    assert child.info.run_name == "sft_then_dpo/1-sft"
+    assert child.data.tags["mlflow.parentRunId"] == run.run_id
+    assert {parent.info.status, child.info.status} == {"FINISHED"}
+    assert child.data.params == {
+        "method": "sft",
+        "learning_rate": "0.0001",
+        "lora.rank": "8",
+        "lora.mlp": "true",
+    }
+    assert parent.data.params["model"] == "tiny"
+    assert parent.data.params["sft/lora.rank"] == "8"
+    assert parent.data.tags["mlflow.note.content"].startswith("| eval")
+    assert parent.data.tags["mlflow.note.content"].endswith("Imitate, then prefer.")
+    for each in (parent, child):
+        inputs = {i.dataset.name: i.dataset for i in each.inputs.dataset_inputs}
+        assert inputs["chat"].digest == "abababababab"
+        assert json.loads(inputs["chat"].profile) == {"num_rows": 7}
+        assert inputs["owner/set"].source_type == "hugging_face"
+    artifact = client.download_artifacts(run.run_id, "recipe.yaml")
+    assert Path(artifact).read_text() == "name: sft_then_dpo\n"
+
+
+def test_links_lead_to_the_page_with_charts(
+    opened: tuple[RecipeRun, StageRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = opened
+    path = f"/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    assert run.url() == path
+    assert run.url("http://127.0.0.1:5000/") == f"http://127.0.0.1:5000{path}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:password@mlflow.example")
+    assert run.url() == f"https://***@mlflow.example{path}"
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+def test_metrics_are_written_in_batches(
+    opened: tuple[RecipeRun, StageRun], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 1e9)
+    _, stage = opened
+    for step in range(1, 16):
+        stage.log_metrics({"train/loss": 1 / step, "train/tokens": step}, step)
+    written = [(step, 1 / step) for step in range(1, 11)]
+    assert history(client, stage.run_id, "train/loss") == written
+    stage.flush()
+    assert history(client, stage.run_id, "train/tokens") == [(s, float(s)) for s in range(1, 16)]
+
+
+def test_metrics_do_not_wait_for_a_slow_step(
+    opened: tuple[RecipeRun, StageRun], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    _, stage = opened
+    stage.log_metrics({"train/loss": 2.0}, 1)
+    assert history(client, stage.run_id, "train/loss") == [(1, 2.0)]
+
+
+def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> None:
+    def interrupted() -> None:
+        with recipe_run(tracker) as run, run.stage(name="sft", index=1, params={"a": 1}) as stage:
+            ids.extend([run.run_id, stage.run_id])
+            stage.log_eval("qa", "before", result(0.2), 0)
+            for step in range(1, 8):
+                stage.log_metrics({"train/loss": float(step)}, step)
+            stage.log_checkpoint("tinker://a/weights/4", "tinker://a/sampler/4", 4)
+            raise RuntimeError("the engine died")
+
+    ids: list[str] = []
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert client.get_run(ids[1]).data.tags["ptl.error"] == "RuntimeError: the engine died"
+
+    again = Tracker(tracker.home)
+    with (
+        recipe_run(again, run_id=ids[0], params={"model": "tiny", "new": 1}) as run,
+        run.stage(name="sft", index=1, params={"a": 2}, run_id=ids[1]) as stage,
+    ):
+        assert client.get_run(ids[1]).info.status == "RUNNING"
+        stage.log_eval("qa", "before", result(0.2), 0)
+        # It goes on from the checkpoint at step 4; metrics were written up to step 7.
+        for step in range(5, 11):
+            stage.log_metrics({"train/loss": float(step), "train/late": 1.0}, step)
+        stage.log_checkpoint("tinker://a/weights/4", "tinker://a/sampler/4", 4)
+        stage.log_eval("qa", "after", result(0.8), 10, checkpoint_uri="tinker://a/sampler/4")
+    assert again.problems == []
+    assert (run.run_id, stage.run_id) == tuple(ids)
+    assert history(client, ids[1], "train/loss") == [(s, float(s)) for s in range(1, 11)]
+    assert history(client, ids[1], "eval/qa/accuracy") == [(0, 0.2), (10, 0.8)]
+    assert history(client, ids[0], "eval/qa/accuracy") == [(0, 0.2), (1, 0.8)]
+    child = client.get_run(ids[1])
+    assert child.info.status == "FINISHED"
+    assert "ptl.error" not in child.data.tags
+    assert child.data.params["a"] == "1"
+    assert client.get_run(ids[0]).data.params["new"] == "1"
+    assert len(child.outputs.model_outputs) == 1
+
+
+def test_a_run_that_the_store_no_longer_has_begins_anew(tracker: Tracker, client: Any) -> None:
+    with recipe_run(tracker) as first:
+        pass
+    client.delete_run(first.run_id)
+    for gone in (first.run_id, "0" * 32):
+        with recipe_run(tracker, run_id=gone) as run:
+            assert run.run_id not in ("", gone)
+    assert tracker.problems == []
+
+
+def test_numbers_that_are_not_finite_become_a_tag(
+    opened: tuple[RecipeRun, StageRun], client: Any
+) -> None:
+    _, stage = opened
+    stage.log_metrics({"train/loss": 1.0, "kl": float("nan")}, 1)
+    stage.log_metrics({"train/loss": float("inf")}, 2)
+    stage.flush()
+    run = client.get_run(stage.run_id)
+    assert run.data.metrics == {"train/loss": 1.0}
+    assert run.data.tags["non_finite"] == "kl = nan at step 1; train/loss = inf at step 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("pass@8", "pass_at_8"),
+        ("eval/a(b)/x%", "eval/a_b_/x_"),
+        ("//a//b/", "a/b"),
+        ("../a/./b", "a/b"),
+        ("a=b,c#d|e[f]+g", "a_b_c_d_e_f__g"),
+        ("", "_"),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_names_that_mlflow_does_not_take_are_changed(name: str, clean: str) -> None:
+    assert mlruns.metric_name(name) == clean
+
+
+def test_long_and_many_parameters_are_logged(tracker: Tracker, client: Any) -> None:
+    params = {f"p{i}": i for i in range(150)} | {"long": "x" * 9000, "odd@name": None}
+    with recipe_run(tracker, params=params) as run:
+        pass
+    logged = client.get_run(run.run_id).data.params
+    assert len(logged) == 152
+    assert len(logged["long"]) == 6000
+    assert logged["odd_at_name"] == "null"
+    assert tracker.problems == []
+
+
+# --- evals, samples, checkpoints -----------------------------------------------------------------
+
+
+def test_checkpoints_are_models_and_evals_belong_to_them(tracker: Tracker, client: Any) -> None:
+    with recipe_run(tracker) as run:
+        for index, (name, before, after) in enumerate([("sft", 0.1, 0.5), ("dpo", 0.5, 0.7)], 1):
+            with run.stage(name=name, index=index) as stage:
+                stage.log_eval("qa", "before", result(before, "pass@8"), 0)
+                stage.log_checkpoint(f"tinker://{run.run_id}/{name}/weights", f"s-{index}", 20)
+                uri = f"s-{index}"
+                stage.log_eval("qa", "after", result(after, "pass@8"), 20, "qa", "cd" * 32, uri)
+    assert tracker.problems == []
+
+    child = client.get_run(stage.run_id)
+    (output,) = child.outputs.model_outputs
+    assert output.step == 20
+    model = client.get_logged_model(output.model_id)
+    assert model.name == "sft_then_dpo-dpo-step-20"
+    assert model.params["checkpoint_uri"] == f"tinker://{run.run_id}/dpo/weights"
+    assert model.params["step"] == "20"
+    assert {(m.key, m.value) for m in model.metrics} >= {("eval/qa/pass_at_8", 0.7)}
+    assert history(client, stage.run_id, "eval/qa/pass_at_8") == [(0, 0.5), (20, 0.7)]
+    assert history(client, stage.run_id, "uncertainty/qa/pass_at_8_low")[0] == (0, 0.4)
+    assert "| qa | pass@8 | **0.5** [0.4, 0.6] | **0.7** [" in child.data.tags[mlruns.NOTE]
+    assert f"compareToRunUuid={run.run_id}" in child.data.tags[mlruns.NOTE]
+
+    parent = client.get_run(run.run_id)
+    assert not parent.outputs or not parent.outputs.model_outputs
+    # Over the stages, from the base model on.
+    progress = [(0, 0.1), (1, 0.5), (2, 0.7)]
+    assert history(client, run.run_id, "eval/qa/pass_at_8") == progress
+    assert parent.data.metrics["stages/sft/qa/pass_at_8_before"] == 0.1
+    assert parent.data.metrics["stages/dpo/qa/pass_at_8_after"] == 0.7
+
+
+def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
+    before = [sample(f"{i} + 1?", "no | idea\n<b>") for i in range(40)]
+    after = [sample("0 + 1?", "1"), sample("1 + 1?", "2")]
+    with recipe_run(tracker) as run:
+        with run.stage(name="sft", index=1) as first:
+            first.log_samples("qa", "before", before, 0)
+            first.log_samples("qa", "after", after, 20)
+        with run.stage(name="dpo", index=2) as second:
+            second.log_samples("qa", "before", after, 0)
+    assert tracker.problems == []
+
+    def traces(run_id: str) -> list[Any]:
+        found = client.search_traces(locations=[run.experiment_id], run_id=run_id, max_results=100)
+        return list(found)
+
+    assert len(traces(run.run_id)) == tracking.MAX_TRACES
+    assert len(traces(first.run_id)) == 2
+    # Its first replies are the last ones of the stage before.
+    assert traces(second.run_id) == []
+    (trace,) = [t for t in traces(first.run_id) if "1 + 1?" in t.info.request_preview]
+    assert trace.info.response_preview == "2"
+    assert trace.info.tags["when"] == "after"
+    assert {a.name: a.value for a in trace.info.assessments} == {"exact": 1.0, "expected": "4"}
+    assert trace.data.spans[0].inputs["messages"][0] == {"role": "system", "content": "Be brief."}
+
+    path = client.download_artifacts(first.run_id, "samples/qa-before.md")
+    lines = Path(path).read_text().splitlines()
+    assert lines[0] == "| Prompt | Reply | Expected | exact |"
+    assert lines[2] == "| 0 + 1? | no \\| idea<br>&lt;b> | 4 | 1 |"
+    assert len(lines) == 42
+
+
+# --- how runs end --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("bad"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(3), "KILLED"),
+    ],
+)
+def test_the_status_says_how_a_run_ended(
+    tracker: Tracker, client: Any, error: BaseException, status: str
+) -> None:
+    def fail() -> None:
+        with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
+            ids.extend([run.run_id, stage.run_id])
+            stage.log_metrics({"train/loss": 1.0}, 1)
+            raise error
+
+    ids: list[str] = []
+    with pytest.raises(type(error)):
+        fail()
+    assert [client.get_run(each).info.status for each in ids] == [status, status]
+    assert history(client, ids[1], "train/loss") == [(1, 1.0)]
+
+
+def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(tracker: Tracker, client: Any) -> None:
+    for repeat, status in ((False, "FAILED"), (True, "FINISHED")):
+        with recipe_run(tracker) as run:
+            with pytest.raises(ValueError, match="bad"), run.stage(name="sft", index=1):
+                raise ValueError("bad")
+            if repeat:
+                with run.stage(name="sft", index=1):
+                    pass
+        assert client.get_run(run.run_id).info.status == status
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from posttrain_recipes.tracking import Tracker
+tracker = Tracker(Path(sys.argv[1]))
+with tracker.run(recipe="r", run_name="r-1", resolved_yaml="") as run:
+    with run.stage(name="sft", index=1) as stage:
+        stage.log_metrics({"train/loss": 1.0}, 1)
+        stage.flush()
+        print(run.run_id, stage.run_id, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_runs_of_killed_processes_end_as_killed(home: Path, tracker: Tracker, client: Any) -> None:
+    command = [sys.executable, "-c", HOLD, str(home)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holders = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    ids = [holder.stdout.readline().split() for holder in holders if holder.stdout]
+    with recipe_run(tracker) as mine:
+        # A process of this number lives, but it is not the one that held the run.
+        recycled = client.create_run(
+            mine.experiment_id,
+            tags={mlstore.HOST: socket.gethostname(), mlstore.PROCESS: f"{os.getpid()}@long ago"},
+        ).info.run_id
+        assert tracker.mark_dead_runs() == [recycled]
+
+        terminated, killed = holders
+        terminated.terminate()
+        killed.kill()
+        assert terminated.wait(30) == 128 + signal.SIGTERM
+        killed.wait(30)
+        assert [client.get_run(each).info.status for each in ids[0]] == ["KILLED", "KILLED"]
+        assert [client.get_run(each).info.status for each in ids[1]] == ["RUNNING", "RUNNING"]
+        again = Tracker(home)
+        assert sorted(again.mark_dead_runs()) == sorted(ids[1])
+        assert client.get_run(mine.run_id).info.status == "RUNNING"
+    for each in ids[1]:
+        info = client.get_run(each).info
+        assert info.status == "KILLED"
+        assert info.end_time >= info.start_time
+    assert history(client, ids[1][1], "train/loss") == [(1, 1.0)]
+    for holder in holders:
+        assert holder.stdout is not None
+        holder.stdout.close()
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+CREATE = """
+import sys
+from pathlib import Path
+from posttrain_recipes import mlstore
+mlstore.make_quiet()
+mlstore.create_database(Path(sys.argv[1]))
+"""
+
+
+def test_processes_that_meet_on_a_missing_store_build_it_once(tmp_path: Path) -> None:
+    home = tmp_path / ".ptl"
+    home.mkdir()
+    (home / ".mlflow.db.999-draft").write_text("of a process that was killed")
+    command = [sys.executable, "-c", CREATE, str(home)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    outcomes = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    assert outcomes == [("", 0)] * 4
+    assert sorted(path.name for path in home.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    connection = sqlite3.connect(home / "mlflow.db")
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+    connection.close()
+    assert ("posttrain_recipes", (home / "artifacts").as_uri()) in rows
+
+
+def test_the_store_opens_in_the_background(home: Path) -> None:
+    tracker = Tracker(home)
+    tracker.start()
+    tracker.start()
+    with recipe_run(tracker) as run:
+        assert run.run_id
+    assert tracker.uri == f"sqlite:///{home}/mlflow.db"
+
+
+def test_an_own_experiment(home: Path) -> None:
+    tracker = Tracker(home, experiment="mine")
+    store = tracker.store()
+    assert store is not None
+    assert store.client.get_experiment(store.experiment_id).name == "mine"
+    store.client.delete_experiment(store.experiment_id)
+    with recipe_run(Tracker(home, experiment="mine")) as run:
+        assert run.experiment_id == store.experiment_id
+
+
+def test_the_environment_names_the_store(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{home}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = Tracker(tmp_path / "unused")
+    assert tracker.uri == uri
+    with recipe_run(tracker) as run:
+        assert run.run_id
+    assert not (tmp_path / "unused").exists()
+
+
+def test_secrets_stay_out(tracker: Tracker, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-very-secret")
+    monkeypatch.setenv("MAX_TOKENS_NOTE", "not secret at all")
+    with recipe_run(
+        tracker,
+        params={"key": "tml-very-secret", "note": "not secret at all"},
+        tags={"url": "postgresql://me:hunter2@host/db"},
+        resolved_yaml="key: tml-very-secret",
+    ) as run:
+        pass
+    logged = client.get_run(run.run_id).data
+    assert logged.params == {"key": "***", "note": "not secret at all"}
+    assert logged.tags["url"] == "postgresql://***@host/db"
+    assert Path(client.download_artifacts(run.run_id, "recipe.yaml")).read_text() == "key: ***"
+
+
+# --- when tracking fails -------------------------------------------------------------------------
+
+
+def test_what_fails_is_reported_once_and_written_later(
+    tracker: Tracker, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
+        with monkeypatch.context() as broken:
+
+            def refuse(*args: Any, **kwargs: Any) -> None:
+                raise ConnectionError("the disk is full")
+
+            for call in ("log_batch", "set_tag", "log_inputs", "log_text"):
+                broken.setattr(type(client), call, refuse)
+            for step in range(1, 31):
+                stage.log_metrics({"train/loss": float(step)}, step)
+            stage.flush()
+            stage.log_dataset("chat", "chat.jsonl", "ab")
+            stage.log_checkpoint("tinker://retry", None, 30)
+            stage.log_eval("qa", "after", result(0.5), 30)
+            stage.log_samples("qa", "after", [sample("2 + 2?", "4")], 30)
+        assert history(client, stage.run_id, "train/loss") == []
+        stage.flush()
+        assert history(client, stage.run_id, "train/loss") == [(s, float(s)) for s in range(1, 31)]
+    child = client.get_run(stage.run_id)
+    assert len(child.outputs.model_outputs) == 1
+    assert len(child.inputs.dataset_inputs) == 1
+    assert child.data.metrics["eval/qa/accuracy"] == 0.5
+    assert client.get_run(run.run_id).data.metrics["eval/qa/accuracy"] == 0.5
+    failures = [problem for problem in tracker.problems if "the disk is full" in problem]
+    assert len(failures) == len(set(failures))
+    assert "MLflow: could not log metrics: the disk is full" in failures
+    assert len([r for r in caplog.records if "could not log metrics" in r.message]) == 1
+
+
+def test_what_stays_lost_is_said(
+    tracker: Tracker, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlruns, "MAX_PENDING", 3)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("gone")
+
+    with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
+        with monkeypatch.context() as broken:
+            for call in ("log_batch", "set_terminated"):
+                broken.setattr(type(client), call, refuse)
+            for step in range(1, 101):
+                stage.log_metrics({"train/loss": 1.0}, step)
+            stage.close("FINISHED")
+    assert any("records of sft_then_dpo/1-sft: they are lost" in p for p in tracker.problems)
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_what_mlflow_refuses_for_good_holds_nothing_up(tracker: Tracker, client: Any) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    def refuse(_: Any) -> None:
+        raise MlflowException("never", INVALID_PARAMETER_VALUE)
+
+    with recipe_run(tracker) as run:
+        run.write("do the impossible", refuse)
+        run.set_tags({"after": "it"})
+    assert client.get_run(run.run_id).data.tags["after"] == "it"
+    assert "MLflow: could not do the impossible: never" in tracker.problems
+
+
+def test_without_a_store_everything_else_works(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database")
+    tracker = Tracker(tmp_path)
+    tracker.start()
+    assert tracker.mark_dead_runs() == []
+    with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
+        stage.log_dataset("chat", "chat.jsonl", "ab")
+        stage.log_metrics({"train/loss": 1.0}, 1)
+        stage.log_checkpoint("tinker://x", None, 1)
+        stage.log_eval("qa", "before", result(0.5), 0)
+        stage.log_samples("qa", "before", [sample("2 + 2?", "4")], 0)
+        stage.flush()
+        run.summary("done")
+        assert (run.run_id, stage.run_id) == ("", "")
+    assert len(tracker.problems) == 1
+    assert "nothing is tracked" in tracker.problems[0]
+
+
+def test_metrics_from_several_threads_all_arrive(
+    opened: tuple[RecipeRun, StageRun], client: Any
+) -> None:
+    _, stage = opened
+
+    def work(name: str) -> None:
+        for step in range(1, 41):
+            stage.log_metrics({f"{name}/x": 1.0}, step)
+
+    threads = [threading.Thread(target=work, args=(f"t{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stage.flush()
+    for i in range(4):
+        assert len(history(client, stage.run_id, f"t{i}/x")) == 40
+
+
+# --- ptl ui --------------------------------------------------------------------------------------
+
+
+def test_ui_only_names_a_server_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    outcome = CliRunner().invoke(ui, [])
+    assert outcome.exit_code == 0
+    assert outcome.output == "http://mlflow.example:5000/?workflowType=machine_learning\n"
+
+
+def test_ui_says_when_there_are_no_runs(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(ui, ["--home", str(tmp_path)])
+    assert outcome.exception is not None
+    assert "no runs" in str(outcome.exception)
+
+
+def test_ui_help_and_tracking_import_no_mlflow() -> None:
+    code = (
+        "import sys, posttrain_recipes.tracking; from posttrain_recipes.cli.ui import ui;"
+        "ui(['--help'], standalone_mode=False); assert 'mlflow' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
