@@ -344,20 +344,27 @@ def pick(
         heat = torch.tensor(temperatures, device=device, dtype=logits.dtype)[:, None]
         scaled = logits if set(temperatures) == {1.0} else logits / heat.clamp_min(1e-6)
         probs = torch.softmax(scaled, dim=-1, dtype=torch.float64)
-        order = None
         if any(0 < k < vocab for k in top_ks) or any(p < 1 for p in top_ps):
-            probs, order = probs.sort(dim=-1, descending=True, stable=True)
-            limit = torch.tensor([k if k > 0 else vocab for k in top_ks], device=device)[:, None]
-            probs = probs.masked_fill(torch.arange(vocab, device=device) >= limit, 0.0)
-            probs /= probs.sum(dim=-1, keepdim=True)
-            nucleus = torch.tensor(top_ps, device=device, dtype=torch.float64)[:, None]
-            ahead = probs.cumsum(dim=-1) - probs  # mass before a token: the first always stays
-            probs = probs.masked_fill((ahead >= nucleus) & (nucleus < 1), 0.0)
+            probs = probs * _allowed(probs, top_ks, top_ps)
         mass = probs.cumsum(dim=-1)
         at = torch.tensor(draws, device=device, dtype=torch.float64)[:, None] * mass[:, -1:]
         chosen = torch.searchsorted(mass, at, right=True).clamp_max_(vocab - 1)
-        chosen = chosen if order is None else order.gather(-1, chosen)
         if 0.0 in temperatures:
             chosen = torch.where(heat == 0, logits.argmax(dim=-1, keepdim=True), chosen)
     logprobs = logits.gather(-1, chosen)[:, 0] - normalizer
     return chosen[:, 0].tolist(), logprobs.tolist()
+
+
+def _allowed(probs: Tensor, top_ks: Sequence[int], top_ps: Sequence[float]) -> Tensor:
+    """Which tokens top-k and then top-p leave, (R, V) bool, in the vocabulary's order: a row without
+    limits must draw the same token whether or not its neighbours have some."""
+    device, vocab = probs.device, probs.shape[-1]
+    ranked, order = probs.sort(dim=-1, descending=True, stable=True)
+    limit = torch.tensor([k if k > 0 else vocab for k in top_ks], device=device)[:, None]
+    kept = torch.arange(vocab, device=device) < limit
+    ranked = ranked * kept
+    ranked = ranked / ranked.sum(dim=-1, keepdim=True)
+    nucleus = torch.tensor(top_ps, device=device, dtype=probs.dtype)[:, None]
+    ahead = ranked.cumsum(dim=-1) - ranked  # the mass before a token: the first always stays
+    kept = kept & ((ahead < nucleus) | (nucleus >= 1))
+    return torch.zeros_like(kept).scatter_(-1, order, kept)

@@ -1,0 +1,122 @@
+"""The engine's process: started, stopped, never left behind, and light to import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from posttrain_recipes.engine import launch
+from posttrain_recipes.errors import PtlError
+
+DEADLINE_S = 60.0
+
+
+def health(url: str) -> int:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{url}/healthz", timeout=DEADLINE_S) as answer:
+        status: int = answer.status
+        return status
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").exists():
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state == "Z":  # ended; whoever adopted it has not looked yet
+                return
+        time.sleep(0.02)
+    pytest.fail(f"process {pid} is still there")
+
+
+def test_it_starts_answers_and_stops(tmp_path: Path) -> None:
+    with launch.start({}, tmp_path / "data", tmp_path / "logs" / "engine.log") as engine:
+        assert engine.is_alive
+        assert engine.api_key.startswith("tml-")
+        assert health(engine.base_url) == 200
+        command = subprocess.run(
+            ["ps", "-o", "args=", "-p", str(engine.pid)], capture_output=True, text=True, check=True
+        )
+        assert "posttrain_recipes.engine" in command.stdout
+        assert engine.api_key not in command.stdout
+    assert engine.poll() == 0
+    engine.stop()  # again: nothing to do
+    assert "listening on" in engine.log_tail()
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from posttrain_recipes.engine import launch
+engine = launch.start({}, Path(sys.argv[1]) / "data", Path(sys.argv[1]) / "engine.log")
+print(engine.pid, engine.base_url, flush=True)
+if sys.argv[2] == "fork" and os.fork() == 0:
+    time.sleep(600)  # a child that holds a copy of every descriptor
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "fork"])
+def test_killing_the_parent_ends_the_engine(tmp_path: Path, how: str) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path), how],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert parent.stdout is not None
+        pid, url = parent.stdout.readline().split()
+        assert health(url) == 200
+        parent.kill()
+        parent.wait()
+        wait_until_gone(int(pid))
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL) if how == "fork" else parent.kill()
+        parent.stdout.close()  # type: ignore[union-attr]
+
+
+def test_a_failure_to_start_shows_the_log(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(PtlError, match="did not start") as caught:
+        launch.start({}, tmp_path / "data", tmp_path / "engine.log")
+    assert str(tmp_path / "engine.log") in str(caught.value)
+    assert "cannot serve" in str(caught.value)
+
+
+def test_without_a_token_it_does_not_serve(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain_recipes.engine", "--data-dir", str(tmp_path)],
+        env={**os.environ, "PTL_ENGINE_TOKEN": "short"},
+        capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "PTL_ENGINE_TOKEN" in done.stderr
+
+
+def test_the_launcher_is_light() -> None:
+    heavy = "torch", "transformers", "tinker", "starlette", "uvicorn", "pydantic", "numpy"
+    code = (
+        "import sys, posttrain_recipes.engine.launch\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_server_listens_before_torch_is_there(tmp_path: Path) -> None:
+    code = (
+        "import sys, posttrain_recipes.engine.__main__\n"
+        "print([name for name in ('torch', 'transformers', 'tinker') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,241 @@
+"""Generation against transformers' own, distributions against theory, seeds, stops, scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from posttrain_recipes.engine.backend import BaseModel, forward_backward, new_adapter
+from posttrain_recipes.engine.lora import Snapshot
+from posttrain_recipes.engine.sampler import pick, sample
+from posttrain_recipes.engine.wire import (
+    Chunk,
+    Datum,
+    LoraConfig,
+    Prompt,
+    RequestError,
+    Sample,
+    SampleResult,
+    SamplingParams,
+)
+from tests.engine_model import EOS, VOCAB, build
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    folder = build(tmp_path_factory.mktemp("model"))
+    return BaseModel("test", str(folder), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def snapshot(base: BaseModel) -> Snapshot:
+    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(3))
+    adapter.flat.add_(0.05 * noise)
+    return adapter.snapshot()
+
+
+def ids(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, length).tolist()
+
+
+def ask(prompt: list[int], n: int = 1, request: dict[str, Any] | None = None, **params: Any) -> Sample:
+    params = {"max_tokens": 12, "stop": [], **params}
+    chunks = [Chunk(tokens=prompt)]
+    return Sample("s", 0, Prompt(chunks), SamplingParams(**params), n, **(request or {}))
+
+
+def run(base: BaseModel, snapshot: Snapshot | None, *asks: Sample) -> list[SampleResult]:
+    results = sample(base, snapshot, asks)
+    assert all(isinstance(r, SampleResult) for r in results), results
+    return results  # type: ignore[return-value]
+
+
+def tokens(result: SampleResult, i: int = 0) -> list[int]:
+    return result.sequences[i].tokens.tolist()
+
+
+def test_greedy_is_what_transformers_generates(base: BaseModel) -> None:
+    prompts = [ids(n, n) for n in (3, 20, 7, 20, 1)]
+    got = run(base, None, *(ask(p, temperature=0) for p in prompts))
+    for prompt, result in zip(prompts, got, strict=True):
+        out = base.model.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=None
+        )
+        assert tokens(result) == out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logprobs_agree_with_the_training_forward(
+    base: BaseModel, snapshot: Snapshot, temperature: float
+) -> None:
+    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    adapter.load(snapshot, None)
+    prompts = [ids(n, n) for n in (5, 33, 12)]
+    asks = [ask(p, 2, {"prompt_logprobs": True}, temperature=temperature, seed=1) for p in prompts]
+    for prompt, result in zip(prompts, run(base, snapshot, *asks), strict=True):
+        for sequence in result.sequences:
+            whole = np.array(prompt + sequence.tokens.tolist())
+            datum = Datum(whole[:-1], {"target_tokens": whole[1:]})
+            out = forward_backward(base, adapter, [datum], "cross_entropy", {}, True)
+            assert result.prompt_logprobs is not None
+            sampled = np.concatenate([result.prompt_logprobs[1:], sequence.logprobs])
+            np.testing.assert_allclose(sampled, out.logprobs[0], atol=1e-4)
+
+
+def test_a_merged_adapter_samples_as_the_low_rank_one(base: BaseModel, snapshot: Snapshot) -> None:
+    token_ids = torch.tensor([ids(30, 0)])
+    logits = []
+    for view in (snapshot.low(), snapshot.merge(base.targets)):
+        with base.using(view), torch.no_grad():
+            logits.append(base.model(token_ids).logits)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_seeded_sample_does_not_depend_on_its_company(base: BaseModel) -> None:
+    mine = ask(ids(9, 1), 3, seed=42)
+    (alone,) = run(base, None, mine)
+    others = [ask(ids(n, n), n, seed=n) for n in (2, 5, 30)]
+    crowded = run(base, None, *others, mine)[-1]
+    more = run(base, None, ask(ids(9, 1), 5, seed=42))[0]
+    for i in range(3):
+        assert tokens(alone, i) == tokens(crowded, i) == tokens(more, i)
+    assert len({tuple(tokens(alone, i)) for i in range(3)}) == 3
+    assert tokens(run(base, None, ask(ids(9, 1), seed=43))[0]) != tokens(alone)
+
+
+def test_unseeded_samples_differ(base: BaseModel) -> None:
+    request = ask(ids(9, 1))
+    assert tokens(run(base, None, request)[0]) != tokens(run(base, None, request)[0])
+
+
+def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
+    lengths = [1, 17, 3, 9, 2]
+    asks = [ask(ids(n + 2, n), max_tokens=n, temperature=0) for n in lengths]
+    got = run(base, None, *asks)
+    assert [len(tokens(r)) for r in got] == lengths
+    for request, result in zip(asks, got, strict=True):
+        assert tokens(result) == tokens(run(base, None, request)[0])
+
+
+def test_stops(base: BaseModel) -> None:
+    def greedy(**params: Any) -> SampleResult:
+        return run(base, None, ask(ids(6, 3), temperature=0, **params))[0]
+
+    free = tokens(greedy())
+    assert not greedy().sequences[0].stopped
+    cut = greedy(stop=[free[4]])
+    end = free.index(free[4]) + 1
+    assert tokens(cut) == free[:end]  # the token that ended it stays
+    assert cut.sequences[0].stopped
+    text = base.tokenizer.decode(free[:4])
+    by_text = greedy(stop=text[-2:])
+    assert base.tokenizer.decode(tokens(by_text)).endswith(text[-2:])
+    assert len(tokens(by_text)) <= 4
+
+
+def test_eos_ends_a_sequence_unless_stop_is_empty(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (free,) = run(base, None, ask(ids(6, 3), temperature=0))
+    third = tokens(free)[2]
+    monkeypatch.setattr(base.model.generation_config, "eos_token_id", [third, EOS])
+    (ended,) = run(base, None, ask(ids(6, 3), temperature=0, stop=None))
+    assert tokens(ended) == tokens(free)[: tokens(free).index(third) + 1]
+    assert ended.sequences[0].stopped
+    (again,) = run(base, None, ask(ids(6, 3), temperature=0, stop=[]))
+    assert tokens(again) == tokens(free)
+
+
+def test_scores_of_a_prompt(base: BaseModel) -> None:
+    prompt = ids(10, 4)
+    with torch.no_grad():
+        logits = base.model(torch.tensor([prompt])).logits[0]
+    want = logits.log_softmax(-1)
+    wishes = {"prompt_logprobs": True, "topk_prompt_logprobs": 3, "topk_sample_logprobs": 2}
+    for max_tokens in (1, 4):
+        (got,) = run(base, None, ask(prompt, 2, wishes, max_tokens=max_tokens))
+        assert got.prompt_logprobs is not None
+        assert got.prompt_topk is not None
+        assert np.isnan(got.prompt_logprobs[0])
+        np.testing.assert_allclose(
+            got.prompt_logprobs[1:], want[range(9), prompt[1:]], atol=1e-5
+        )
+        top = want[:-1].topk(3)
+        np.testing.assert_array_equal(got.prompt_topk.ids[1:], top.indices)
+        np.testing.assert_allclose(got.prompt_topk.logprobs[1:], top.values, atol=1e-5)
+        assert got.prompt_topk.ids[0].tolist() == [0, 0, 0]
+        assert all(len(s.tokens) == max_tokens for s in got.sequences)
+        first = got.sequences[0].topk
+        assert first is not None
+        np.testing.assert_allclose(first.logprobs[0], want[-1].topk(2).values, atol=1e-5)
+    (tail,) = run(base, None, ask(prompt, 1, {**wishes, "prompt_logprobs_last_n": 3}, max_tokens=1))
+    assert tail.prompt_logprobs is not None
+    assert np.isnan(tail.prompt_logprobs).sum() == 7
+
+
+def test_a_prompt_of_one_token_has_nothing_to_score(base: BaseModel) -> None:
+    (got,) = run(base, None, ask([5], 1, {"prompt_logprobs": True}, max_tokens=1))
+    assert got.prompt_logprobs is not None
+    assert np.isnan(got.prompt_logprobs).all()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, -1, 1.0), (0.5, -1, 1.0), (1.0, 3, 1.0), (2.0, -1, 0.6)]
+)
+def test_tokens_are_drawn_from_the_distribution_asked_for(
+    temperature: float, top_k: int, top_p: float
+) -> None:
+    draws, logits = 20_000, torch.randn(8, generator=torch.Generator().manual_seed(0)) * 1.5
+    probs = np.exp(logits.numpy().astype(float) / temperature)
+    probs /= probs.sum()
+    order = np.argsort(-probs)
+    keep = order[: top_k if top_k > 0 else None]
+    kept = probs[keep] / probs[keep].sum()
+    keep = keep[np.cumsum(kept) - kept < top_p]
+    want = np.zeros(8)
+    want[keep] = probs[keep] / probs[keep].sum()
+    uniform = np.random.default_rng(0).random(draws)
+    chosen, logprobs = pick(
+        logits.expand(draws, -1), [temperature] * draws, [top_k] * draws, [top_p] * draws,
+        uniform.tolist(),
+    )  # fmt: skip
+    seen = np.bincount(chosen, minlength=8)
+    assert not seen[want == 0].any()
+    expected = want * draws
+    chi2 = ((seen - expected)[want > 0] ** 2 / expected[want > 0]).sum()
+    assert chi2 < 30  # 7 degrees of freedom: one seed in ten thousand
+    assert logprobs[0] == pytest.approx(float(logits.log_softmax(-1)[chosen[0]]), abs=1e-5)
+
+
+def test_rows_of_a_batch_keep_their_own_settings() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]] * 3)
+    chosen, _ = pick(logits, [0.0, 1.0, 1.0], [-1, 1, -1], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    assert chosen == [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (ask([]), "empty"),
+        (ask([1, VOCAB]), "vocabulary"),
+        (ask([1], max_tokens=0), "max_tokens"),
+        (ask([1] * 100, max_tokens=100), r"100 \+ 100 > 128"),
+        (ask([1], temperature=-1.0), "temperature"),
+        (ask([1], temperature=float("nan")), "temperature"),
+        (ask([1], top_p=0.0), "top_p"),
+        (ask([1], stop=[""]), "stop"),
+        (ask([1], 0), "num_samples"),
+        (ask([1], 1, {"prompt_alt_tokens_k": 2}), "prompt_alt_tokens_k"),
+    ],
+)
+def test_a_request_at_fault_does_not_spoil_the_batch(
+    base: BaseModel, bad: Sample, says: str
+) -> None:
+    good, refused = sample(base, None, [ask(ids(4, 0), temperature=0), bad])
+    assert isinstance(good, SampleResult)
+    with pytest.raises(RequestError, match=says):
+        raise refused  # type: ignore[misc]
