@@ -1,0 +1,126 @@
+"""What tests of every kind share: a project to plan in, and plugins of strangers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_recipes import plan as planning
+from posttrain_recipes import recipe as recipes
+from posttrain_recipes import registry
+from posttrain_recipes.plan import Plan
+from posttrain_recipes.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CHAT = (
+    '{"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}\n'
+)
+PAIRS = '{"prompt": "hi", "chosen": "hello", "rejected": "what"}\n'
+QUESTIONS = '{"question": "2+2?", "answer": "two and two\\n#### 4"}\n'
+
+
+@dataclass(frozen=True)
+class Project:
+    """A directory with data and a model that is all files and no weights."""
+
+    path: Path
+
+    def write(self, name: str, text: str) -> Path:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        return target
+
+    def load(
+        self,
+        text: str,
+        *,
+        name: str = "mine.yaml",
+        preset: str | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Recipe:
+        self.write(name, text)
+        return recipes.load(Path(name), preset=preset, overrides=overrides)
+
+    def plan(
+        self,
+        text: str,
+        *,
+        name: str = "mine.yaml",
+        preset: str | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Plan:
+        read = self.load(text, name=name, preset=preset, overrides=overrides)
+        return planning.build(read, registry.load())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in the current directory: chat, pairs and questions, and `./model`."""
+    made = Project(tmp_path)
+    made.write("chat.jsonl", CHAT * 4)
+    made.write("pairs.jsonl", PAIRS * 4)
+    made.write("questions.jsonl", QUESTIONS * 4)
+    made.write("model/config.json", '{"model_type": "none"}')
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+@dataclass(frozen=True)
+class _Distribution:
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Point:
+    """An entry point as `importlib.metadata` has them."""
+
+    name: str
+    dist: _Distribution
+    make: Callable[[], Any]
+
+    def load(self) -> Any:
+        return self.make()
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """`install("acme", "1.2", hooks)`: a distribution whose module has these functions.
+
+    A callable in place of the mapping is what its import does.
+    """
+    points: list[_Point] = []
+
+    def entry_points(*, group: str) -> list[_Point]:
+        assert group == "posttrain_recipes"
+        return points
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+
+    def add(
+        distribution: str, version: str, content: Mapping[str, Any] | Callable[[], Any]
+    ) -> None:
+        def module() -> Any:
+            if not isinstance(content, Mapping):
+                return content()
+            made = types.ModuleType(distribution)
+            vars(made).update(content)
+            return made
+
+        points.append(_Point(distribution, _Distribution(distribution, version), module))
+        registry.load.cache_clear()
+
+    registry.load.cache_clear()
+    yield add
+    registry.load.cache_clear()
