@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 Write = Callable[["MlflowClient"], object]
 
-RETRY_SECONDS = 5.0
-"""A store that failed is left alone for this long: each try may wait for a time-out."""
+PAUSE = 10
+"""A store that failed slowly is left alone for so many times as long as that took: waiting for a
+server that is down costs training a tenth of its time at most."""
 MAX_PENDING = 1000
 """Failed writes that are kept for another try; beyond it the oldest are dropped and counted."""
 ERROR = "ptl.error"
@@ -130,6 +131,7 @@ class TrackedRun:
         self.status = status
         if error is not None:
             self.set_tags({ERROR: f"{type(error).__name__}: {error}"})
+        self._retry_at = 0.0
         self.flush()
         self.write("end a run", lambda client: client.set_terminated(self.run_id, status))
         lost = self._lost + len(self._pending)
@@ -150,9 +152,8 @@ class TrackedRun:
             self._drain()
 
     def flush(self) -> None:
-        """Write everything that waits."""
+        """Write everything that waits, unless the store failed just now."""
         with self._lock:
-            self._retry_at = 0.0
             self._drain()
 
     def _drain(self) -> None:
@@ -160,12 +161,15 @@ class TrackedRun:
             return
         while self._pending:
             what, call = self._pending[0]
+            began = time.monotonic()
             try:
                 call(self._client)
             except Exception as error:
+                now = time.monotonic()
                 self.tracker.report(what, error)
                 if getattr(error, "error_code", None) != "INVALID_PARAMETER_VALUE":
-                    self._retry_at = time.monotonic() + RETRY_SECONDS
+                    if now - began > 0.5:
+                        self._retry_at = now + PAUSE * (now - began)
                     return
                 self._lost += 1
             self._pending.popleft()

@@ -96,7 +96,8 @@ class Tracker:
         if what not in self._kinds:
             self._kinds.add(what)
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            text = redact(f"MLflow: could not {what}: {reason}")
+            short = reason if len(reason) <= 200 else f"{reason[:200]}…"
+            text = redact(f"MLflow: could not {what}: {short}")
             self.problems.append(text)
             logger.warning(text)
 
@@ -240,7 +241,6 @@ class StageRun(TrackedRun):
     def flush(self) -> None:
         """Write everything that waits, buffered metrics included."""
         with self._lock:
-            self._retry_at = 0.0
             self._write_buffer()
             super().flush()
 

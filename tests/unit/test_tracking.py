@@ -521,13 +521,16 @@ def test_what_stays_lost_is_said(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("gone")
 
-    with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
-        with monkeypatch.context() as broken:
-            for call in ("log_batch", "set_terminated"):
-                broken.setattr(type(client), call, refuse)
-            for step in range(1, 101):
-                stage.log_metrics({"train/loss": 1.0}, step)
-            stage.close("FINISHED")
+    with (
+        recipe_run(tracker) as run,
+        run.stage(name="sft", index=1) as stage,
+        monkeypatch.context() as broken,
+    ):
+        for call in ("log_batch", "set_terminated"):
+            broken.setattr(type(client), call, refuse)
+        for step in range(1, 101):
+            stage.log_metrics({"train/loss": 1.0}, step)
+        stage.close("FINISHED")
     assert any("records of sft_then_dpo/1-sft: they are lost" in p for p in tracker.problems)
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
