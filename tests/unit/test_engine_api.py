@@ -51,7 +51,9 @@ def test_the_token_is_asked_for_everywhere_but_for_health(client: TestClient) ->
     assert post(client, "create_session").status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""]
+)
 def test_strange_hosts_are_refused(client: TestClient, host: str) -> None:
     assert post(client, "create_session", headers={"Host": host}).status_code == 403
     assert client.get("/healthz", headers={"Host": host}).status_code == 403
@@ -78,7 +80,9 @@ POSTS = [
 
 
 @pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("body", [b"\xff\xfe\x00", b"{", b"[1]", b'{"model_id": [], "tags": 3}', b"\x08\x96\x01"])
+@pytest.mark.parametrize(
+    "body", [b"\xff\xfe\x00", b"{", b"[1]", b'{"model_id": [], "tags": 3}', b"\x08\x96\x01"]
+)
 def test_garbage_is_a_4xx_and_the_engine_goes_on(
     client: TestClient, path: str, body: bytes
 ) -> None:
@@ -89,7 +93,9 @@ def test_garbage_is_a_4xx_and_the_engine_goes_on(
 def test_bodies_have_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "MAX_BODY", 1000)
     assert post(client, "create_session", b" " * 1001).status_code == 413
-    assert post(client, "create_session", b"", headers={"Content-Encoding": "zstd"}).status_code == 415
+    assert (
+        post(client, "create_session", b"", headers={"Content-Encoding": "zstd"}).status_code == 415
+    )
     assert post(client, "create_session").status_code == 200
 
 
@@ -116,7 +122,11 @@ def test_what_is_unknown_is_a_404(client: TestClient) -> None:
 def test_checkpoint_paths_do_not_leave_the_data_folder(client: TestClient, tmp_path: Path) -> None:
     victim = tmp_path / "runs" / "precious"
     victim.mkdir(parents=True)
-    for kind, name in (("..", "precious"), ("weights", "..%2F..%2Fprecious"), ("weights", "%2e%2e")):
+    for kind, name in (
+        ("..", "precious"),
+        ("weights", "..%2F..%2Fprecious"),
+        ("weights", "%2e%2e"),
+    ):
         answer = client.delete(f"/api/v1/training_runs/a:train:0/checkpoints/{kind}/{name}")
         assert 400 <= answer.status_code < 500
     assert victim.is_dir()

@@ -42,7 +42,9 @@ def ids(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
-def ask(prompt: list[int], n: int = 1, request: dict[str, Any] | None = None, **params: Any) -> Sample:
+def ask(
+    prompt: list[int], n: int = 1, request: dict[str, Any] | None = None, **params: Any
+) -> Sample:
     params = {"max_tokens": 12, "stop": [], **params}
     chunks = [Chunk(tokens=prompt)]
     return Sample("s", 0, Prompt(chunks), SamplingParams(**params), n, **(request or {}))
@@ -161,9 +163,7 @@ def test_scores_of_a_prompt(base: BaseModel) -> None:
         assert got.prompt_logprobs is not None
         assert got.prompt_topk is not None
         assert np.isnan(got.prompt_logprobs[0])
-        np.testing.assert_allclose(
-            got.prompt_logprobs[1:], want[range(9), prompt[1:]], atol=1e-5
-        )
+        np.testing.assert_allclose(got.prompt_logprobs[1:], want[range(9), prompt[1:]], atol=1e-5)
         top = want[:-1].topk(3)
         np.testing.assert_array_equal(got.prompt_topk.ids[1:], top.indices)
         np.testing.assert_allclose(got.prompt_topk.logprobs[1:], top.values, atol=1e-5)
@@ -184,7 +184,8 @@ def test_a_prompt_of_one_token_has_nothing_to_score(base: BaseModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, -1, 1.0), (0.5, -1, 1.0), (1.0, 3, 1.0), (2.0, -1, 0.6)]
+    ("temperature", "top_k", "top_p"),
+    [(1.0, -1, 1.0), (0.5, -1, 1.0), (1.0, 3, 1.0), (2.0, -1, 0.6)],
 )
 def test_tokens_are_drawn_from_the_distribution_asked_for(
     temperature: float, top_k: int, top_p: float
