@@ -1,0 +1,156 @@
+"""The JSON Schema of recipes: committed, complete, and the same as what the code generates."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from posttrain_recipes import recipe as recipes
+from posttrain_recipes import registry, schema
+from posttrain_recipes.schema import RESERVED, recipe_schema
+from tests.conftest import ROOT, Install
+
+COMMITTED = ROOT / "schemas" / "recipe.schema.json"
+SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml")) + sorted(
+    (ROOT / "posttrain_recipes" / "starter").rglob("*.yaml")
+)
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[str, Any]:
+    return recipe_schema(registry.load())
+
+
+@pytest.fixture(scope="module")
+def validator(generated: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator(generated)
+
+
+def data_of(path: Path, preset: str | None) -> dict[str, Any]:
+    return recipes.load(path, preset=preset).data
+
+
+CASES = [
+    (path, preset)
+    for path in SHIPPED
+    for preset in [None, *(name for name in recipes.preset_names(path))]
+]
+
+
+def test_the_committed_schema_is_what_the_code_generates(install: Install) -> None:
+    # `install` with nothing installed: the built-ins alone, whatever this machine has.
+    assert COMMITTED.read_text(encoding="utf-8") == schema.dump(recipe_schema(registry.load())), (
+        "run: ptl schema -o schemas/recipe.schema.json"
+    )
+
+
+def test_it_is_a_schema(generated: dict[str, Any]) -> None:
+    Draft202012Validator.check_schema(generated)
+    assert generated["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def properties(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every property that is defined anywhere, with where."""
+    if isinstance(node, dict):
+        for name, inner in node.get("properties", {}).items():
+            if isinstance(inner, dict):
+                yield f"{path}.{name}", inner
+        for key, inner in node.items():
+            yield from properties(inner, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, inner in enumerate(node):
+            yield from properties(inner, f"{path}[{index}]")
+
+
+def test_an_editor_finds_a_description_for_every_option(generated: dict[str, Any]) -> None:
+    found = dict(properties(generated))
+    assert len(found) > 80
+    # `use` of one plugin is a constant: what it means is said where the plugin is chosen.
+    bare = [
+        path
+        for path, option in found.items()
+        if "const" not in option and not option.get("description")
+    ]
+    assert bare == []
+
+
+def test_defaults_are_valid_where_they_stand(generated: dict[str, Any]) -> None:
+    defaults = [(path, o) for path, o in properties(generated) if "default" in o]
+    assert len(defaults) > 30
+    for path, option in defaults:
+        own = {**option, "$defs": generated["$defs"]}
+        assert list(Draft202012Validator(own).iter_errors(option["default"])) == [], path
+
+
+def test_every_reference_leads_somewhere(generated: dict[str, Any]) -> None:
+    text = json.dumps(generated)
+    names = {part.split('"')[0] for part in text.split('"#/$defs/')[1:]}
+    assert names == set(generated["$defs"])
+
+
+def test_there_are_recipes_that_ship() -> None:
+    names = {path.name for path in SHIPPED}
+    assert {"sft.yaml", "dpo.yaml", "sft_then_dpo.yaml", "recipe.yaml"} <= names
+    assert {preset for _, preset in CASES} >= {None, "tiny", "full"}
+
+
+@pytest.mark.parametrize(("path", "preset"), CASES, ids=lambda v: getattr(v, "stem", v))
+def test_what_ships_is_valid_under_every_preset(
+    path: Path, preset: str | None, validator: Draft202012Validator
+) -> None:
+    assert [e.message for e in validator.iter_errors(data_of(path, preset))] == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_an_editor_accepts_the_file_as_it_is_written(
+    path: Path, validator: Draft202012Validator
+) -> None:
+    written = recipes.parse(path.read_text(encoding="utf-8"), path.name).plain()
+    assert [e.message for e in validator.iter_errors(written)] == []
+
+
+BREAKS: dict[str, dict[str, Any]] = {
+    "no model": {"model": None},
+    "an unknown key": {"modle": "x"},
+    "an engine that is not there": {"engine": "cloud"},
+    "a seed below zero": {"seed": -1},
+    "an adapter without rank": {"lora": {"rank": 0}},
+    "a name with a space": {"name": "my recipe"},
+    "no stages": {"stages": []},
+    "another plugin's option": {
+        "stages": [{"name": "a", "method": {"use": "sft", "beta": 0.1}}],
+    },
+    "text for a number": {
+        "stages": [{"name": "a", "method": {"use": "sft", "learning_rate": "1e-3"}}],
+    },
+    "a dataset without its path": {"stages": [{"name": "a", "dataset": {"use": "jsonl"}}]},
+    "an eval that is not there": {"stages": [{"name": "a", "eval": [{"use": "nl"}]}]},
+    "a word of a later version": {"limits": {"max_hours": 2}},
+}
+
+
+@pytest.mark.parametrize("change", BREAKS.values(), ids=BREAKS)
+def test_a_broken_one_is_not(change: dict[str, Any], validator: Draft202012Validator) -> None:
+    good = data_of(ROOT / "recipes" / "sft_then_dpo.yaml", None)
+    assert validator.is_valid(good)
+    broken = copy.deepcopy(good) | change
+    assert not validator.is_valid(broken)
+
+
+def test_nobody_takes_a_word_of_a_later_version(generated: dict[str, Any]) -> None:
+    assert set(RESERVED) == {"repeat", "matrix", "compare", "limits"}
+    assert not RESERVED.keys() & generated["properties"].keys()
+    assert not RESERVED.keys() & generated["$defs"]["stage"]["properties"].keys()
+
+
+def test_a_preset_may_hold_any_key(validator: Draft202012Validator) -> None:
+    """What a preset holds is checked once it is merged, where a fault has a meaning."""
+    good = data_of(ROOT / "recipes" / "sft.yaml", None)
+    assert validator.is_valid(good | {"presets": {"later": {"limits": {"max_hours": 2}}}})
+    assert not validator.is_valid(good | {"presets": {"later": 3}})
