@@ -1,0 +1,24 @@
+"""The bundled base models: small, and there so that every recipe runs on a laptop.
+
+`tools/pretrain.py` makes them.
+
+This module imports neither torch nor transformers; it says where the models lie and no more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+BUNDLED: dict[str, Path] = {
+    "ptl/tiny": _HERE / "tiny",
+    "ptl/nano": _HERE / "nano",
+}
+"""The bundled models, by id."""
+
+
+def resolve(name: str) -> str:
+    """Return the directory of a bundled model, and any other name as it is."""
+    path = BUNDLED.get(name)
+    return name if path is None else str(path)
