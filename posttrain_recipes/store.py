@@ -159,7 +159,8 @@ def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
     if not path.is_file():
         return []
     samples = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines(): a reply may hold U+2028, which JSON leaves as it is.
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         data = json.loads(line)
         data["prompt"] = tuple(Message(**message) for message in data["prompt"])
         samples.append(Sample(**data))
@@ -292,7 +293,7 @@ def _read(path: Path) -> RunRecord | None:
             return None
         data["stages"] = [_stage(stage) for stage in data["stages"]]
         return RunRecord(**data)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
