@@ -67,7 +67,7 @@ class TrackedRun:
         self._logged_params: set[str] = set()
         self._last_step: dict[str, int] = {}
         """By metric: the last step that the store has or will be given."""
-        self._inputs: set[tuple[str, str]] = set()
+        self._inputs: set[tuple[str, str, str]] = set()
         self._non_finite: list[str] = []
         self.run_id = self._begin(strings({**tags, **mlstore.owner_tags()}), run_id)
         """Empty when the store could not be reached: then nothing of this run is tracked."""
@@ -237,7 +237,7 @@ class TrackedRun:
 
     def write_input(self, dataset: DatasetInput, context: str) -> None:
         """Log a dataset, once."""
-        known = (dataset.dataset.name, context)
+        known = (dataset.dataset.name, dataset.dataset.digest, context)
         if known not in self._inputs:
             self._inputs.add(known)
             self.write("log a dataset", lambda client: client.log_inputs(self.run_id, [dataset]))

@@ -125,6 +125,9 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> Store:
     uri = given or create_database(home, experiment)
     # Traces have no client of their own: they go where the process-wide setting says.
     mlflow.set_tracking_uri(uri)
+    if not given:
+        # mlflow writes that setting to the environment, where it would pass for the user's.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     client = MlflowClient(uri)
     location = None if given else (home / "artifacts").resolve().as_uri()
     return Store(client, _experiment(client, experiment, location))

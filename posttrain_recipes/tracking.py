@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -155,6 +156,8 @@ class RecipeRun(TrackedRun):
         self.stage_status: dict[str, str] = {}
         self.shown_prompts: set[tuple[str, Messages]] = set()
         """Prompts, by eval, whose first replies are among this run's traces."""
+        # Up to a second an evaluation that training need not wait for.
+        self.trace_writer = ThreadPoolExecutor(1, "traces")
         source = {"mlflow.source.name": f"ptl run {recipe}", "ptl.recipe": recipe}
         super().__init__(tracker, name, {**source, **tags}, params, run_id)
         self.summary("")
@@ -190,6 +193,7 @@ class RecipeRun(TrackedRun):
         """End the run; it failed if a stage did and was not repeated with success."""
         if status == "FINISHED" and "FAILED" in self.stage_status.values():
             status = "FAILED"
+        self.trace_writer.shutdown(cancel_futures=status == "KILLED")
         super().close(status, error)
 
 
@@ -214,7 +218,6 @@ class StageRun(TrackedRun):
         self._results: dict[tuple[str, str], dict[str, Estimate]] = {}
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
-        self._traces: threading.Thread | None = None
         labels = {
             "mlflow.source.name": f"ptl run {parent.recipe}",
             "mlflow.parentRunId": parent.run_id,
@@ -243,12 +246,6 @@ class StageRun(TrackedRun):
         with self._lock:
             self._write_buffer()
             super().flush()
-
-    def close(self, status: str, error: BaseException | None = None) -> None:
-        """End the run, after the traces that are still being written."""
-        if self._traces is not None:
-            self._traces.join()
-        super().close(status, error)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics of a step; written in batches. Steps that the store already has are skipped."""
@@ -392,8 +389,6 @@ class StageRun(TrackedRun):
             # mlflow itself keeps quiet about traces that it drops.
             self.tracker.report("log traces", "the store does not answer")
             return
-        if self._traces is not None:
-            self._traces.join()
         run: TrackedRun = self
         samples = samples[:MAX_TRACES]
         if when == "before":
@@ -404,13 +399,9 @@ class StageRun(TrackedRun):
             return
         model_id = self._evaluated.get((name, when))
         tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
-        # Half a second of work that training need not wait for.
-        self._traces = threading.Thread(
-            target=self._write_traces,
-            args=(run, f"{name} {when}", tags, samples, model_id),
-            name="traces",
+        self.parent.trace_writer.submit(
+            self._write_traces, run, f"{name} {when}", tags, samples, model_id
         )
-        self._traces.start()
 
     def _write_traces(
         self,

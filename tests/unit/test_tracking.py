@@ -437,6 +437,8 @@ def test_the_store_opens_in_the_background(home: Path) -> None:
     tracker.start()
     with recipe_run(tracker) as run:
         assert run.run_id
+    # mlflow would leave its setting there, where the next tracker took it for the user's.
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     assert tracker.uri == f"sqlite:///{home}/mlflow.db"
 
 
