@@ -1,0 +1,311 @@
+"""What is kept on disk about runs: always whole, held by one process, read back as written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain_recipes import store
+from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.plugin import Resume
+from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
+from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store, write_atomic
+
+
+def record(run_id: str = "demo-1", *, created: str = "2026-01-01T00:00:00+00:00") -> RunRecord:
+    return RunRecord(
+        id=run_id,
+        recipe=run_id.rsplit("-", 1)[0],
+        fingerprint="f0",
+        model="ptl/tiny",
+        engine="local",
+        path="mine.yaml",
+        preset="quick",
+        seed=3,
+        resolved={"name": "demo", "key": "${env:KEY}", "rate": 1e-4},
+        created=created,
+        stages=[StageRecord("sft", "f1", "sft")],
+    )
+
+
+def keep(kept: Store, run: RunRecord) -> None:
+    with kept.open(run) as directory:
+        directory.save()
+
+
+# --- atomic writes -------------------------------------------------------------------------------
+
+
+def test_a_write_makes_the_directories_it_needs(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a" / "b.json", "é\n")
+    assert (tmp_path / "a" / "b.json").read_bytes() == "é\n".encode()
+
+
+@pytest.mark.parametrize("failure", [OSError("disk"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["replace", "fsync"])
+def test_a_write_that_is_stopped_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, step: str
+) -> None:
+    target = tmp_path / "run.json"
+    write_atomic(target, "old")
+
+    def stop(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(store.os, step, stop)
+    with pytest.raises(type(failure)):
+        write_atomic(target, "new")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_the_text_is_on_the_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(store.os, "fsync", lambda f: (done.append("fsync"), fsync(f)))
+    monkeypatch.setattr(store.os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
+    write_atomic(tmp_path / "run.json", "text")
+    assert done == ["fsync", "replace"]
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    made = [kept.next_id(name) for name in ("sft", "sft", "dpo", "sft-long", "sft")]
+    assert made == ["sft-1", "sft-2", "dpo-1", "sft-long-1", "sft-3"]
+
+
+def test_a_number_is_not_used_again_below_the_last(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    for number in (2, 10):
+        (kept.runs_dir / f"sft-{number}").mkdir(parents=True)
+    assert kept.next_id("sft") == "sft-11"
+
+
+def test_two_who_ask_at_once_get_two_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Store(tmp_path)
+    assert kept.next_id("sft") == "sft-1"
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))  # looked before the other made it
+    assert kept.next_id("sft") == "sft-2"
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from posttrain_recipes.store import Store
+kept = Store(Path(sys.argv[1]))
+with kept._lock("demo-1"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(home: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_who_comes_second_is_told_who_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOCK_ATTEMPTS", 1)
+    kept = Store(tmp_path)
+    keep(kept, record())
+    holder = hold(tmp_path)
+    try:
+        assert kept.locked("demo-1")
+        assert kept.find("demo-1").status == "running"
+        with pytest.raises(PtlError) as caught, kept.open(record()):
+            pytest.fail("held by two")
+        assert caught.value.what == f"run demo-1 is being worked on by process {holder.pid}"
+        assert caught.value.exit_code == 1
+    finally:
+        holder.kill()
+        holder.communicate()
+    # The kernel dropped it with its holder.
+    assert not kept.locked("demo-1")
+    assert kept.find("demo-1").status == "killed"
+    with kept.open(record()) as directory:
+        assert (directory.path / "lock").read_text() == str(os.getpid())
+
+
+def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    held = []
+    with contextlib.suppress(RuntimeError), kept.open(record()):
+        held.append(kept.locked("demo-1"))
+        raise RuntimeError
+    assert held == [True]
+    assert not kept.locked("demo-1")
+
+
+def test_an_error_of_the_work_is_not_taken_for_a_lock(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    with pytest.raises(OSError, match="of the work"), kept.open(record()):
+        raise OSError("of the work")
+
+
+def test_looking_at_a_run_takes_no_lock_and_makes_no_file(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    assert not kept.locked("demo-1")
+    assert kept.runs() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def full() -> RunRecord:
+    run = record()
+    run.status, run.finished, run.error, run.tracking_id = "failed", "2026-01-02", "why", "t1"
+    estimate = Estimate(0.5, 0.25, 0.75, 12)
+    run.stages = [
+        StageRecord(
+            name="sft",
+            fingerprint="f1",
+            method="sft",
+            status="finished",
+            seconds=1.5,
+            total_steps=8,
+            records=40,
+            tokens=512,
+            resume=Resume(8, "tinker://a/weights/8", "tinker://a/sampler_weights/8"),
+            start=Checkpoint("ptl/tiny"),
+            checkpoint=Checkpoint("ptl/tiny", "tinker://a/weights/8", "tinker://s", 8),
+            before=[Measured("held_out", "exact_match", "f2", "held.jsonl", {"em": estimate})],
+            after=[
+                Measured("nll", "nll", "f3", "chat (test)", {"nll": estimate}, {"nll": False}),
+            ],
+        ),
+        StageRecord("dpo", "f4", None),
+    ]
+    return run
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    keep(kept, full())
+    assert kept.find("demo-1") == full()
+    assert kept.runs() == [full()]
+
+
+def test_a_run_that_says_running_and_is_not_held_was_killed(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    with kept.open(record()) as directory:
+        directory.save()
+        assert kept.runs()[0].status == "running"
+    assert kept.runs()[0].status == "killed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"format": 1, "id": "demo-2", "rec', "[]", "null", '{"format": 1}', '{"format": 99}'],
+)
+def test_a_run_that_cannot_be_read_is_left_out(tmp_path: Path, text: str) -> None:
+    kept = Store(tmp_path)
+    keep(kept, full())
+    (kept.path("demo-2")).mkdir()
+    (kept.path("demo-2") / "run.json").write_text(text)
+    assert [run.id for run in kept.runs()] == ["demo-1"]
+
+
+def test_a_run_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    kept.path("demo-1").mkdir(parents=True)
+    (kept.path("demo-1") / "run.json").write_bytes(bytes(range(256)))
+    assert kept.runs() == []
+
+
+def test_runs_are_listed_by_age_and_found_by_id_or_recipe(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    for run_id, created in (("b-2", "02"), ("a-1", "03"), ("b-10", "02"), ("b-1", "01")):
+        keep(kept, record(run_id, created=created))
+    assert [run.id for run in kept.runs()] == ["b-1", "b-2", "b-10", "a-1"]
+    assert kept.find("b-2").id == "b-2"
+    assert kept.find("b").id == "b-10"
+
+
+def test_an_unknown_run_is_answered_with_the_last_ones(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        kept.find("demo")
+    assert caught.value.what == f"there is no run 'demo' in {tmp_path}"
+    assert caught.value.hint == "'ptl run RECIPE' makes one"
+    for number in range(1, 8):
+        keep(kept, record(f"demo-{number}"))
+    with pytest.raises(UsageError) as caught:
+        kept.find("x")
+    assert caught.value.hint == "the last runs: demo-3, demo-4, demo-5, demo-6, demo-7"
+
+
+def test_only_a_stage_that_finished_itself_is_reused(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    for number, status in enumerate(["finished", "finished", "reused", "failed", "running"], 1):
+        run = record(f"demo-{number}", created=str(number))
+        run.stages[0].status = status
+        keep(kept, run)
+    found = kept.finished_stage("f1")
+    assert found is not None
+    assert (found[0].id, found[1].name) == ("demo-2", "sft")
+    assert kept.finished_stage("f9") is None
+
+
+def test_the_latest_run_of_a_plan(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    for number in (1, 2):
+        keep(kept, record(f"demo-{number}"))
+    latest = kept.latest("f0")
+    assert latest is not None
+    assert latest.id == "demo-2"
+    assert kept.latest("f9") is None
+
+
+def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
+    samples = (
+        Sample((Message("system", "Be kind."), Message("user", "1+1?\n")), "2\u2028é", "2"),
+        Sample((Message("user", "?"),), "", None, {"exact_match": 0.0}, truncated=True),
+    )
+    kept = Store(tmp_path)
+    with kept.open(record()) as directory:
+        directory.save_samples("sft", "held_out", "before", samples)
+        directory.save_samples("sft", "nll", "before", ())
+    path = kept.path("demo-1")
+    assert store.load_samples(path, "sft", "held_out", "before") == list(samples)
+    assert store.load_samples(path, "sft", "held_out", "after") == []
+    assert store.load_samples(path, "sft", "nll", "before") == []
+
+
+def test_a_result_is_kept_without_its_samples() -> None:
+    estimate = Estimate(1.0, 0.5, 1.5, 3)
+    result = EvalResult({"nll": estimate}, (Sample((), "x"),), {"nll": False})
+    assert store.measured("n", "nll", "f", "data", result) == Measured(
+        "n", "nll", "f", "data", {"nll": estimate}, {"nll": False}
+    )
+
+
+def test_home_is_the_variable_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PTL_HOME", raising=False)
+    assert store.default_home() == tmp_path / ".ptl"
+    monkeypatch.setenv("PTL_HOME", str(tmp_path / "kept"))
+    assert store.default_home() == tmp_path / "kept"
