@@ -1,7 +1,7 @@
 """The engine's process: `python -m posttrain_recipes.engine --model NAME=PATH --data-dir DIR`.
 
-The token is read from the environment (PTL_ENGINE_TOKEN), never from the command line, which any
-user of the machine can read. `posttrain_recipes.engine.launch` starts it this way; `ptl serve` calls
+The token is read from the environment (PTL_ENGINE_TOKEN), never from the command line, which every
+user can read. `posttrain_recipes.engine.launch` starts it this way; `ptl serve` calls
 `run_server` in its own process.
 """
 
@@ -37,12 +37,13 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self._stopping = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own handler, which raises the signal again once the server has stopped.
         self.service.scheduler.release_polls()
-        self.force_exit = self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: at once
-        self.should_exit = True
+        self.force_exit = self._stopping and sig == signal.SIGINT  # Ctrl-C twice: at once
+        self.should_exit = self._stopping = True
 
 
 def run_server(
@@ -120,6 +121,7 @@ def _models(pairs: list[str]) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m posttrain_recipes.engine", description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=PATH_OR_HUB_ID")
     parser.add_argument("--host", default="127.0.0.1")

@@ -71,6 +71,7 @@ class Guard:
         self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with a refusal."""
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -172,7 +173,7 @@ def build(service: Service, access: Access) -> ASGIApp:
         reaper = asyncio.create_task(_reap(service))
         yield
         reaper.cancel()
-        await service.scheduler.close()
+        await service.close()
 
     return Guard(Starlette(routes=_routes(service), lifespan=lifespan), access)
 

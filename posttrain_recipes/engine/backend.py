@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posttrain_recipes.engine import losses
+from posttrain_recipes.engine import cache, losses
 from posttrain_recipes.engine.lora import Adapter, Slot, Snapshot, View, hook
 from posttrain_recipes.engine.wire import (
     Datum,
@@ -31,6 +31,7 @@ from posttrain_recipes.engine.wire import (
 # A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each.
 LOGITS_BUDGET = {"cpu": 1 << 25, "cuda": 1 << 29}
 MERGE_LIMIT = 1 << 28  # adapters are merged for sampling up to this many base parameters
+MERGED_KEPT = 2  # a run compares one model with another: the last two stay merged
 
 
 def pick_device() -> torch.device:
@@ -63,6 +64,7 @@ class BaseModel:
             ) from error
         self.model.to(device)  # type: ignore[arg-type]
         self.model.eval().requires_grad_(False)
+        cache.install(self.model)
         self.slot = Slot()
         self.targets = hook(self.model, self.slot)
         config = self.model.config.get_text_config()
@@ -73,6 +75,7 @@ class BaseModel:
         # Most models can compute the last positions' logits alone, which prefilling wants.
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._tokenizer: Any = None
+        self._merged: list[Snapshot] = []
 
     @property
     def tokenizer(self) -> Any:
@@ -109,8 +112,13 @@ class BaseModel:
         and merging a large model would hold it twice, so those keep the low-rank form."""
         if snapshot is None:
             return None
-        exact = self.model.dtype == torch.float32 and self.parameters <= MERGE_LIMIT
-        return snapshot.merge(self.targets) if exact else snapshot.low()
+        if self.model.dtype != torch.float32 or self.parameters > MERGE_LIMIT:
+            return snapshot.low()
+        if snapshot.merged is None:
+            for old in self._merged[: 1 - MERGED_KEPT]:
+                old.merged = None
+            self._merged = [*self._merged[1 - MERGED_KEPT :], snapshot]
+        return snapshot.merge(self.targets)
 
     def check_ids(self, ids: NDArray[np.int64], what: str) -> None:
         """Raise RequestError 422 unless every token id is in the vocabulary."""
@@ -154,6 +162,7 @@ class BaseModel:
 
 
 def new_adapter(base: BaseModel, config: LoraConfig) -> Adapter:
+    """A new adapter on `base`. Raises RequestError 422."""
     return Adapter(config, base.targets, base.device)
 
 

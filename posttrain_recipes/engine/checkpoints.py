@@ -69,6 +69,7 @@ def check_name(name: str) -> str:
 
 
 def check_run(run: str) -> str:
+    """Raise RequestError 422 unless `run` is a training run's id."""
     if not _RUN.fullmatch(run):
         raise RequestError(422, f"{run!r} is no training run of this engine")
     return run
@@ -109,10 +110,12 @@ class Record:
 
     @property
     def expired(self) -> bool:
+        """Whether its time to live is over."""
         return self.expires_at is not None and self.expires_at < now()
 
 
 def now() -> str:
+    """The time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat()
 
 
@@ -139,10 +142,12 @@ class Store:
         return folder
 
     def read(self, folder: Path) -> Record:
+        """The description in a checkpoint's folder."""
         data = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         return Record(**{**data, "lora": LoraConfig(**data["lora"])})
 
     def record(self, path: Path_) -> Record:
+        """A checkpoint's description. Raises RequestError 404."""
         return self.read(self.folder(path))
 
     def save(
@@ -183,6 +188,7 @@ class Store:
             _write_json(folder / "checkpoint.json", data)
 
     def delete(self, path: Path_) -> None:
+        """Delete a checkpoint. Raises RequestError 404."""
         with self._lock:
             folder = self.folder(path)
             doomed = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
@@ -190,6 +196,7 @@ class Store:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def add_run(self, record: RunRecord) -> None:
+        """Note that a run exists."""
         folder = self._run_folder(record.run)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "run.json", asdict(record))

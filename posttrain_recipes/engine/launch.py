@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import posttrain_recipes
 from posttrain_recipes.errors import PtlError
 
 LOG_LINES = 15  # of the engine's log, shown when it fails
@@ -36,6 +35,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
+        """The engine's process id."""
         return self.process.pid
 
     def poll(self) -> int | None:
@@ -44,6 +44,7 @@ class EngineProcess:
 
     @property
     def is_alive(self) -> bool:
+        """Whether the engine runs."""
         return self.poll() is None
 
     def log_tail(self, lines: int = LOG_LINES) -> str:
@@ -150,7 +151,7 @@ def start(
 
 def _environment(token: str) -> dict[str, str]:
     """The child's environment: the token, and this package found where the parent found it."""
-    root = str(Path(posttrain_recipes.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     return {
         **os.environ,

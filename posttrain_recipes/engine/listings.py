@@ -12,6 +12,7 @@ from posttrain_recipes.engine.service import OPTIMIZER, Service
 
 
 def capabilities(service: Service) -> dict[str, Any]:
+    """The models served by name, and their context windows."""
     return {
         "supported_models": [
             {
@@ -26,6 +27,7 @@ def capabilities(service: Service) -> dict[str, Any]:
 
 
 def training_run(service: Service, run: str) -> dict[str, Any]:
+    """One run with its latest checkpoints. Raises RequestError 404."""
     record = service.store.run(run)
     saved = [_checkpoint(item) for item in service.store.checkpoints(run)]
     model = service.models.get(run)
@@ -47,6 +49,7 @@ def training_run(service: Service, run: str) -> dict[str, Any]:
 
 
 def training_runs(service: Service, limit: int, offset: int) -> dict[str, Any]:
+    """A page of all runs, the newest first."""
     records = service.store.runs()
     page = records[offset : offset + limit]
     return {
@@ -58,6 +61,7 @@ def training_runs(service: Service, limit: int, offset: int) -> dict[str, Any]:
 def checkpoints(
     service: Service, run: str | None, limit: int | None, offset: int
 ) -> dict[str, Any]:
+    """A run's checkpoints, or a page of all, the newest first."""
     if run is not None:
         service.store.run(run)
     found = [_checkpoint(item) for item in service.store.checkpoints(run)]
@@ -68,6 +72,7 @@ def checkpoints(
 
 
 def weights_info(service: Service, request: wire.PathRef) -> dict[str, Any]:
+    """What a checkpoint holds. Raises RequestError 404."""
     record = service.store.record(parse_path(request.tinker_path))
     return {
         "base_model": record.base_model,

@@ -44,6 +44,7 @@ class Low:
     scale: float
 
     def apply(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer's output for x (..., in)."""
         y = base(x)
         delta = F.linear(F.linear(x.to(self.a.dtype), self.a) * self.scale, self.b)
         return y + delta.to(y.dtype)
@@ -57,6 +58,7 @@ class Merged:
     bias: Tensor | None
 
     def apply(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer's output for x (..., in)."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -129,6 +131,7 @@ class Layout:
 
     @classmethod
     def of(cls, rank: int, targets: Mapping[str, Target]) -> Layout:
+        """Lay out an adapter of this rank on these layers, in their order."""
         places, offset = {}, 0
         for name, target in targets.items():
             for part, shape in (("A", (rank, target.inputs)), ("B", (target.outputs, rank))):
@@ -137,6 +140,7 @@ class Layout:
         return cls(places, offset)
 
     def views(self, flat: Tensor) -> dict[tuple[str, str], Tensor]:
+        """Each matrix as a view of `flat` (size,)."""
         return {
             key: flat[offset : offset + shape[0] * shape[1]].view(shape)
             for key, (offset, shape) in self.places.items()
@@ -154,9 +158,11 @@ class Snapshot:
 
     @property
     def scale(self) -> float:
+        """What the low-rank product is multiplied with."""
         return ALPHA / self.config.rank
 
     def low(self) -> dict[str, Low]:
+        """Every layer's matrices."""
         views = self.layout.views(self.flat)
         names = dict.fromkeys(name for name, _ in views)
         return {name: Low(views[name, "A"], views[name, "B"], self.scale) for name in names}
@@ -174,6 +180,10 @@ class Snapshot:
                 merged[name] = Merged(full, bias)
             self.merged = merged
         return self.merged
+
+    def park(self, file: Path) -> None:
+        """Write the flat weights to `file`, for `unpark`."""
+        np.save(file, self.flat.cpu().numpy())
 
     def save(self, folder: Path, base_model: str, targets: Mapping[str, Target]) -> None:
         """Write PEFT's adapter_config.json and adapter_model.safetensors into `folder`."""
@@ -314,3 +324,10 @@ def make_snapshot(
         view.copy_(torch.from_numpy(stored))
     weight: Tensor = next(iter(targets.values())).module.weight  # type: ignore[assignment]
     return Snapshot(config, flat.to(weight.device), layout)
+
+
+def unpark(file: Path, config: LoraConfig, targets: Mapping[str, Target]) -> Snapshot:
+    """A snapshot as `Snapshot.park` wrote it."""
+    layout = Layout.of(config.rank, wanted(config, targets))
+    weight: Tensor = next(iter(targets.values())).module.weight  # type: ignore[assignment]
+    return Snapshot(config, torch.from_numpy(np.load(file)).to(weight.device), layout)

@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain_recipes.engine.backend import BaseModel
+from posttrain_recipes.engine.cache import new_cache
 from posttrain_recipes.engine.lora import Snapshot
 from posttrain_recipes.engine.losses import token_logprobs
 from posttrain_recipes.engine.wire import (
     MASK_LOGPROB,
     RequestError,
     Sample,
-    SampleResult,
     SampledTokens,
+    SampleResult,
     TopK,
 )
 
@@ -263,7 +264,7 @@ def _generate_rows(base: BaseModel, rows: list[_Row]) -> None:
     attention = torch.from_numpy(mask).to(device)
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device)}
     padded = not mask.all()
-    out = _forward(base, inputs, attention, padded, None)
+    out = _forward(base, inputs, attention, padded, new_cache(base.model.config))
     cache, logits = out.past_key_values, out.logits[:, -1].float()[expand]
     if len(rows) != len(prompts):
         cache.batch_select_indices(expand)
@@ -356,7 +357,7 @@ def pick(
 
 
 def _allowed(probs: Tensor, top_ks: Sequence[int], top_ps: Sequence[float]) -> Tensor:
-    """Which tokens top-k and then top-p leave, (R, V) bool, in the vocabulary's order: a row without
+    """Which tokens top-k and then top-p leave, (R, V) bool, in vocabulary order: a row without
     limits must draw the same token whether or not its neighbours have some."""
     device, vocab = probs.device, probs.shape[-1]
     ranked, order = probs.sort(dim=-1, descending=True, stable=True)

@@ -36,7 +36,11 @@ MAX_BATCH_ROWS = 256
 
 
 class Encodable(Protocol):
-    def encode(self) -> tuple[bytes, str]: ...
+    """A result that knows its bytes and their media type."""
+
+    def encode(self) -> tuple[bytes, str]:
+        """(body, media type)."""
+        ...
 
 
 Work = Callable[[], Encodable | dict[str, Any]]
@@ -150,6 +154,7 @@ class Scheduler:
             self._finish([(job, RequestError(404, f"model {model_id} was unloaded"))])
 
     def idle(self) -> bool:
+        """Whether nothing waits for the worker."""
         return not self._queue
 
     def _accept(self, job: _Job) -> Pending:

@@ -8,10 +8,13 @@ record of each run are on disk and do not.
 from __future__ import annotations
 
 import logging
+import os
 import random
+import shutil
 import time
 import uuid
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +32,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SESSION_LOST_S = 900.0  # no heartbeat (one every 10 s) for so long: the client is gone
+SAMPLERS_IN_MEMORY = 8
 OPTIMIZER = {"type": "adamw"}
 
 
 @dataclass(eq=False)
 class Session:
+    """A client, while it is there."""
+
     id: str
     request: wire.CreateSession
     created: str
@@ -64,21 +70,64 @@ class Weights:
     lora: LoraConfig | None = None
     tensors: Mapping[str, Any] | None = None  # as read from disk, until the worker has used them
     snapshot: Snapshot | None = None
+    parked: Path | None = None  # where the snapshot waits while it is not in memory
 
     def resolve(self, base: BaseModel) -> Snapshot | None:
         """The adapter, on the base model's device. On the worker."""
-        if self.tensors is not None and self.lora is not None:
-            from posttrain_recipes.engine.lora import make_snapshot
+        from posttrain_recipes.engine.lora import make_snapshot, unpark
 
+        if self.tensors is not None and self.lora is not None:
             self.snapshot = make_snapshot(self.tensors, self.lora, base.targets)
             self.tensors = None
+        if self.snapshot is None and self.parked is not None and self.lora is not None:
+            self.snapshot = unpark(self.parked, self.lora, base.targets)
         if self.lora is not None and self.snapshot is None:
             raise RequestError(422, "this sampler's weights could not be saved; see that error")
         return self.snapshot
 
+    def park(self, folder: Path) -> None:
+        """Move the snapshot to a file in `folder`, which goes when this object does. On the
+        worker."""
+        if self.snapshot is None:
+            return
+        if self.parked is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parked = folder / f"{uuid.uuid4().hex}.npy"
+            weakref.finalize(self, self.parked.unlink, missing_ok=True)
+            self.snapshot.park(self.parked)
+        self.snapshot = None
+
+
+class Parking:
+    """Keeps the samplers used last in memory and the others' weights in files: a run that makes a
+    sampler at every step would fill the memory, since no client says that it needs one no more."""
+
+    def __init__(self, data_dir: Path) -> None:
+        root = data_dir / "parked"
+        self.folder = root / str(os.getpid())
+        for left in root.glob("[0-9]*"):  # by engines that were killed
+            if not _is_process(int(left.name)) or left == self.folder:
+                shutil.rmtree(left, ignore_errors=True)
+        self._recent: OrderedDict[int, weakref.ref[Weights]] = OrderedDict()
+
+    def use(self, weights: Weights) -> None:
+        """Note that a sampler of one run's is in use; park the one used longest ago."""
+        self._recent[id(weights)] = weakref.ref(weights)
+        self._recent.move_to_end(id(weights))
+        while len(self._recent) > SAMPLERS_IN_MEMORY:
+            _, oldest = self._recent.popitem(last=False)
+            if (found := oldest()) is not None:
+                found.park(self.folder)
+
+    def clear(self) -> None:
+        """Delete the files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 
 @dataclass(eq=False)
 class Sampler:
+    """A name for weights to sample from; `clones` counts its copies in other processes."""
+
     id: str
     weights: Weights
     model_path: str | None = None
@@ -97,10 +146,16 @@ class Service:
         self.samplers: dict[str, Sampler] = {}
         self._shared: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
         self._backend: Backend | None = None
+        self._parking = Parking(data_dir)
 
     def start(self) -> None:
         """Start computing; torch is imported, and the served models loaded, on the worker."""
         self.scheduler.start(first=self._warm_up)
+
+    async def close(self) -> None:
+        """Finish what is queued and stop."""
+        await self.scheduler.close()
+        self._parking.clear()
 
     def _warm_up(self) -> None:
         start = time.monotonic()
@@ -123,11 +178,13 @@ class Service:
     # Sessions --------------------------------------------------------------------------------
 
     def create_session(self, request: wire.CreateSession) -> dict[str, Any]:
+        """Begin a session."""
         session = Session(str(uuid.uuid4()), request, checkpoints.now(), time.monotonic())
         self.sessions[session.id] = session
         return {"session_id": session.id, "type": "create_session"}
 
     def session(self, session_id: str) -> Session:
+        """The session, noted as alive. Raises RequestError 404."""
         session = self.sessions.get(session_id)
         if session is None:
             raise RequestError(
@@ -137,6 +194,7 @@ class Service:
         return session
 
     def heartbeat(self, request: wire.SessionRef) -> dict[str, Any]:
+        """Note that a session is alive."""
         self.session(request.session_id)
         return {"type": "session_heartbeat"}
 
@@ -160,6 +218,7 @@ class Service:
                 self.finish_session(session.id)
 
     def get_session(self, session_id: str) -> dict[str, Any]:
+        """A session's models and samplers."""
         session = self.session(session_id)
         return {
             "training_run_ids": session.models,
@@ -171,6 +230,7 @@ class Service:
     # Models ----------------------------------------------------------------------------------
 
     def create_model(self, request: wire.CreateModel) -> Pending:
+        """Make a new adapter."""
         _check_optimizer(request.optimizer_config)
         lora = _seeded(request.lora_config or LoraConfig())
         model = self._new_model(
@@ -211,6 +271,7 @@ class Service:
         return {"model_id": model.id, "type": "create_model"}
 
     def model(self, model_id: str) -> Model:
+        """The model in training, noted as in use. Raises RequestError 404."""
         model = self.models.get(model_id)
         if model is None:
             raise RequestError(
@@ -225,6 +286,7 @@ class Service:
         return model
 
     def get_info(self, request: wire.ModelRef) -> dict[str, Any]:
+        """What a training client wants to know of its model."""
         model = self.model(request.model_id)
         return {
             "type": "get_info",
@@ -241,6 +303,7 @@ class Service:
         }
 
     def unload_model(self, request: wire.ModelRef) -> Pending:
+        """Forget a model in training. Its checkpoints stay."""
         self.model(request.model_id)
         del self.models[request.model_id]
         self.scheduler.forget_model(request.model_id)
@@ -248,6 +311,7 @@ class Service:
         return self.scheduler.submit(("unload", request.model_id), lambda: answer)
 
     def forward_backward(self, request: wire.ForwardBackward) -> Pending:
+        """Queue a pass; gradients add up until `optim_step`."""
         model = self.model(request.model_id)
 
         def work() -> wire.ForwardBackwardResult:
@@ -265,6 +329,7 @@ class Service:
         return self.scheduler.submit_ordered(model.id, request.seq_id, work)
 
     def optim_step(self, request: wire.OptimStep) -> Pending:
+        """Queue a step of Adam."""
         model = self.model(request.model_id)
         _check_optimizer(request.optimizer_params)
         params = request.adam_params or wire.AdamParams()
@@ -309,6 +374,7 @@ class Service:
 
         def work() -> dict[str, Any]:
             weights.snapshot = _adapter(model).snapshot()
+            self._parking.use(weights)
             return {**answer, "sampling_session_id": sampler_id}
 
         return self.scheduler.submit_ordered(model.id, request.seq_id, work)
@@ -399,6 +465,7 @@ class Service:
     # Samplers --------------------------------------------------------------------------------
 
     def create_sampling_session(self, request: wire.CreateSampler) -> dict[str, Any]:
+        """Make a sampler of a base model or of saved weights."""
         session = self.session(request.session_id)
         sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
         if sampler_id not in self.samplers:
@@ -441,6 +508,7 @@ class Service:
         session.samplers.append(sampler.id)
 
     def sampler(self, sampler_id: str) -> Sampler:
+        """The sampler, its session noted as alive. Raises RequestError 404."""
         sampler = self.samplers.get(sampler_id)
         if sampler is None:
             raise RequestError(
@@ -454,6 +522,7 @@ class Service:
         return sampler
 
     def get_sampler(self, sampler_id: str) -> dict[str, Any]:
+        """What a sampler samples from."""
         sampler = self.sampler(sampler_id)
         return {
             "sampler_id": sampler.id,
@@ -462,11 +531,13 @@ class Service:
         }
 
     def join_sampling_session(self, sampler_id: str) -> dict[str, Any]:
+        """A number for a copy of a sampling client in another process."""
         sampler = self.sampler(sampler_id)
         sampler.clones += 1
         return {"client_counter": sampler.clones, "type": "join_sampling_session"}
 
     def sample(self, request: wire.Sample) -> Pending:
+        """Queue a request for samples, to run with others from the same weights."""
         sampler = self.sampler(request.sampling_session_id)
         weights, key = sampler.weights, (sampler.id, request.seq_id)
 
@@ -474,7 +545,10 @@ class Service:
             from posttrain_recipes.engine import sampler as sampling
 
             base = self.backend.base(weights.base_model)
-            return sampling.sample(base, weights.resolve(base), items)
+            snapshot = weights.resolve(base)
+            if weights.lora is not None:
+                self._parking.use(weights)
+            return sampling.sample(base, snapshot, items)
 
         ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(max(0, request.num_samples))]
         batch = Batch(id(weights), request, max(1, request.num_samples), run)
@@ -527,3 +601,13 @@ def _check_adam(params: wire.AdamParams) -> None:
             "adam_params: betas and eps must be in [0, 1), and learning_rate, "
             "weight_decay and grad_clip_norm finite and not negative",
         )
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # someone else's
+        return True
+    return True

@@ -39,6 +39,8 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class CreateSession:
+    """A new session: what a client does from its start to its end."""
+
     tags: list[str] = field(default_factory=list)
     user_metadata: dict[str, Any] | None = None
     sdk_version: str = ""
@@ -48,6 +50,8 @@ class CreateSession:
 
 @dataclass(frozen=True)
 class LoraConfig:
+    """What a LoRA adapter trains, and its rank and seed."""
+
     rank: int = 32
     seed: int | None = None
     train_unembed: bool = True
@@ -57,6 +61,8 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class CreateModel:
+    """A new adapter on a base model; its id is `{session_id}:train:{model_seq_id}`."""
+
     session_id: str
     model_seq_id: int
     base_model: str
@@ -67,6 +73,8 @@ class CreateModel:
 
 @dataclass(frozen=True)
 class AdamParams:
+    """One step's settings; the defaults are the SDK's."""
+
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.95
@@ -77,6 +85,8 @@ class AdamParams:
 
 @dataclass(frozen=True)
 class OptimStep:
+    """Apply the accumulated gradients. Other optimizers come as `optimizer_params`."""
+
     model_id: str
     seq_id: int
     adam_params: AdamParams | None = None
@@ -85,6 +95,8 @@ class OptimStep:
 
 @dataclass(frozen=True)
 class SaveWeights:
+    """`save_weights` and `save_weights_for_sampler`: `path` is the name to save under."""
+
     model_id: str
     seq_id: int
     path: str | None = None
@@ -97,6 +109,8 @@ class SaveWeights:
 
 @dataclass(frozen=True)
 class LoadWeights:
+    """Load into a model (model_id, seq_id), or make one (session_id, model_seq_id)."""
+
     path: str
     optimizer: bool
     model_id: str | None = None
@@ -110,6 +124,8 @@ class LoadWeights:
 
 @dataclass(frozen=True)
 class CreateSampler:
+    """A sampler of a base model, or of saved weights."""
+
     session_id: str
     sampling_session_seq_id: int
     base_model: str | None = None
@@ -118,12 +134,16 @@ class CreateSampler:
 
 @dataclass(frozen=True)
 class Chunk:
+    """A piece of a prompt; this engine reads the `encoded_text` ones."""
+
     type: str = "encoded_text"
     tokens: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """What a sample continues."""
+
     chunks: list[Chunk]
 
     def tokens(self) -> NDArray[np.int64]:
@@ -138,6 +158,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SamplingParams:
+    """How to sample. `stop`: None is EOS, a list replaces it, `[]` never stops."""
+
     max_tokens: int | None = None
     seed: int | None = None
     stop: str | list[int] | list[str] | None = None
@@ -148,6 +170,8 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Sample:
+    """A request for samples from one prompt, and for scores of the prompt."""
+
     sampling_session_id: str
     seq_id: int
     prompt: Prompt
@@ -164,31 +188,43 @@ class Sample:
 
 @dataclass(frozen=True)
 class SessionRef:
+    """Names a session."""
+
     session_id: str
 
 
 @dataclass(frozen=True)
 class SamplerRef:
+    """Names a sampler."""
+
     sampling_session_id: str
 
 
 @dataclass(frozen=True)
 class ModelRef:
+    """Names a model in training."""
+
     model_id: str
 
 
 @dataclass(frozen=True)
 class FutureRef:
+    """Names an accepted request."""
+
     request_id: str
 
 
 @dataclass(frozen=True)
 class PathRef:
+    """Names a checkpoint."""
+
     tinker_path: str
 
 
 @dataclass(frozen=True)
 class Ttl:
+    """How long to keep a checkpoint; None is for ever."""
+
     ttl_seconds: int | None = None
 
 
@@ -230,6 +266,8 @@ class Datum:
 
 @plain_dataclass(frozen=True)
 class ForwardBackward:
+    """A pass over `data`. `config` holds the settings of the loss."""
+
     model_id: str
     seq_id: int
     forward_only: bool
@@ -246,7 +284,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 
 def parse_forward_backward(body: bytes) -> ForwardBackward:
     """A protobuf ForwardBackwardRequest. Raises RequestError 400 or 422."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tinker.proto import tinker_public_pb2 as pb
 
     message = pb.ForwardBackwardRequest()
@@ -331,6 +369,7 @@ class ForwardBackwardResult:
     metrics: Mapping[str, float]
 
     def encode(self) -> tuple[bytes, str]:
+        """The protobuf message the SDK expects, and its media type."""
         from tinker.proto import tinker_public_pb2 as pb
 
         message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
@@ -387,6 +426,7 @@ class SampleResult:
     prompt_topk: TopK | None = None
 
     def encode(self) -> tuple[bytes, str]:
+        """The protobuf message the SDK expects, and its media type."""
         from tinker.proto import tinker_public_pb2 as pb
 
         message = pb.SampleResponse()

@@ -291,6 +291,20 @@ def test_a_sampler_stays_with_its_weights_while_training_goes_on(
     assert tokens(pickle.loads(pickle.dumps(sampler))) == before  # a clone in another process
 
 
+def test_a_sampler_for_every_step_does_not_fill_the_memory(
+    service: tinker.ServiceClient, data_dir: Path
+) -> None:
+    client = create(service)
+    samplers = []
+    for _ in range(11):  # more than stay in memory
+        samplers.append(client.save_weights_and_get_sampling_client().result())
+        step(client, BATCH)
+    drawn = [tokens(sampler) for sampler in samplers]
+    assert len(list(data_dir.glob("parked/*/*.npy"))) >= 3
+    assert [tokens(sampler) for sampler in reversed(samplers)] == drawn[::-1]
+    assert drawn[0] != drawn[-1]
+
+
 def test_training_continues_from_a_saved_state_as_if_never_interrupted(
     service: tinker.ServiceClient,
 ) -> None:

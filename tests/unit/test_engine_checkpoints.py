@@ -97,7 +97,7 @@ def test_what_has_expired_is_gone(store: Store) -> None:
         f"tinker://{RUN}/weights/{'n' * 129}",
         f"tinker://{RUN}/../weights/a",
         f"tinker://{RUN}/runs/a",
-        f"tinker://a_b:train:0/weights/a",
+        "tinker://a_b:train:0/weights/a",
         "tinker://x/weights/a",
         f"/{RUN}/weights/a",
         "",

@@ -1,0 +1,111 @@
+"""Keys and values of the tokens seen so far, and attention for one new token at a time.
+
+transformers' DynamicCache copies everything it holds at every token, and repeats keys and values
+for every query head. Here a layer writes into a buffer with room to grow, and the query heads that
+share a key head are multiplied with it together. Layers of other kinds (sliding window, linear
+attention) stay as transformers makes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+ATTENTION = "ptl_sdpa"
+GROWTH = 64  # tokens of room added when a buffer is full, or half of what it holds
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values, (rows, heads, tokens, width) views of larger buffers."""
+
+    keys: Tensor
+    values: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Called with the first tokens."""
+        super().lazy_initialization(key_states, value_states)
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add tokens; all keys and values so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old = self.get_seq_length()
+        new = old + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < new:
+            self._room = (self._grown(key_states, new), self._grown(value_states, new))
+            if old:
+                self._room[0][:, :, :old] = self.keys
+                self._room[1][:, :, :old] = self.values
+        self._room[0][:, :, old:new] = key_states
+        self._room[1][:, :, old:new] = value_states
+        self.keys, self.values = (room[:, :, :new] for room in self._room)
+        return self.keys, self.values
+
+    def _grown(self, like: Tensor, tokens: int) -> Tensor:
+        rows, heads, _, width = like.shape
+        return like.new_empty(rows, heads, tokens + max(GROWTH, tokens // 2), width)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; a row may be taken many times."""
+        super().batch_select_indices(indices)
+        self._room = None
+
+
+def new_cache(config: Any) -> DynamicCache:
+    """An empty cache for a model of this configuration."""
+    cache = DynamicCache(config=config)
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer:
+            layer.__class__ = GrowingLayer
+    return cache
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' SDPA attention, and its own way for one query a row on grouped heads.
+
+    query (B, H, L, D), key and value (B, G, T, D), mask bool (B, 1, L, T); gives (B, L, H, D).
+    """
+    rows, heads, length, width = query.shape
+    groups = key.shape[1]
+    plain = length == 1 and groups < heads and key.device.type == "cpu" and not dropout
+    if attention_mask is not None:
+        plain = plain and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
+    if not plain or kwargs.keys() & {"s_aux", "softcap"}:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+    scale = width**-0.5 if scaling is None else scaling
+    grouped = (query * scale).view(rows, groups, heads // groups, width)
+    scores = grouped @ key.transpose(-1, -2)  # (B, G, H / G, T)
+    if attention_mask is not None:
+        scores.masked_fill_(~attention_mask, float("-inf"))
+    out = torch.softmax(scores, dim=-1) @ value
+    return out.view(rows, 1, heads, width), None
+
+
+def install(model: Any) -> None:
+    """Have a model that uses SDPA attention use `attention`."""
+    config = model.config
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        return
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    config._attn_implementation = ATTENTION
