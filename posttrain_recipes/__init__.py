@@ -1,18 +1,19 @@
 """LLM post-training from declarative recipes, over the Tinker API.
 
-    import posttrain_recipes as ptl
+import posttrain_recipes as ptl
 
-    result = ptl.run("recipes/sft_then_dpo.yaml")
-    print(result)
-    result["sft"].after["held_out"]["exact_match"].value
+result = ptl.run("recipes/sft_then_dpo.yaml")
+print(result)
+result["sft"].after["held_out"]["exact_match"].value
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Result", "plan", "run", "runs", "show", "validate"]
+from posttrain_recipes.version import __version__
+
+__all__ = ["Result", "__version__", "plan", "run", "runs", "show", "validate"]
 
 if TYPE_CHECKING:
     from posttrain_recipes.api import Result, plan, run, runs, show, validate
@@ -28,4 +29,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

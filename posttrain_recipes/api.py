@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes import plan as planning
 from posttrain_recipes import recipe as recipes
 from posttrain_recipes import registry, report
+from posttrain_recipes.plan import Plan, build
 from posttrain_recipes.records import Checkpoint, Estimate
 from posttrain_recipes.store import RunRecord, Store, default_home
 
 if TYPE_CHECKING:
     from posttrain_recipes.events import Reporter
-    from posttrain_recipes.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,7 @@ class Result:
         return report.markdown(self.record)
 
 
-def plan(
-    recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
-) -> Plan:
+def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Plan:
     """Check a recipe and say what running it would do.
 
     Args:
@@ -86,7 +83,7 @@ def plan(
         UsageError: the file or the preset is not there.
     """
     read = recipes.load(Path(recipe), preset=preset, overrides=overrides)
-    return planning.build(read, registry.load())
+    return build(read, registry.load())
 
 
 def validate(

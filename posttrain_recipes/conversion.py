@@ -10,8 +10,9 @@ REPLY = "answer"
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last `####`, as in GSM8K; the whole text where there is none."""
-    return text.rsplit("####", 1)[-1].strip()
+    """What stands after the last `####`, as in GSM8K; the whole text where nothing does."""
+    after = text.rpartition("####")[2].strip()
+    return after or text.strip()
 
 
 def can_become(have: type[Record], wanted: tuple[type[Record], ...]) -> type[Record] | None:

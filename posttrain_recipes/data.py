@@ -23,8 +23,7 @@ def load_records(data: Data, wants: type[Record]) -> list[Record]:
     if config.test_size:
         if config.test_size >= len(records):
             raise UsageError(
-                f"{data.label} has {len(records)} records, too few for "
-                f"test_size={config.test_size}"
+                f"{data.label} has {len(records)} records, too few for test_size={config.test_size}"
             )
         chosen = random.Random(data.split_seed).sample(range(len(records)), config.test_size)
         held_out = set(chosen)

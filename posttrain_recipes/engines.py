@@ -154,9 +154,7 @@ def _key(api_key: str) -> str:
     return api_key
 
 
-def _clients(
-    base_url: str | None, api_key: str
-) -> tuple[tinker.ServiceClient, tinker.RestClient]:
+def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, tinker.RestClient]:
     """Clients of the SDK, quiet and kept off proxies where the engine is on this machine."""
     host = urlsplit(base_url).hostname if base_url else None
     if host in ("127.0.0.1", "localhost", "::1"):

@@ -99,7 +99,7 @@ class RecipeError(PtlError):
 
 
 def display_path(path: Path) -> str:
-    """`path` as a person would type it: relative to the current directory where it lies below it."""
+    """`path` as a person would type it: relative where it lies below the current directory."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -34,7 +34,9 @@ class Reporter:
     def saved(self, resume: Resume) -> None:
         """A checkpoint is safe."""
 
-    def evaluated(self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult) -> None:
+    def evaluated(
+        self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
+    ) -> None:
         """An eval is done; `when` is before or after."""
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:

@@ -25,7 +25,6 @@ from posttrain_recipes.plugin import (
     Eval,
     LoraConfig,
     Method,
-    Plugin,
     Record,
     Reward,
 )
@@ -133,6 +132,7 @@ class _Builder:
     registry: Registry
     faults: list[Fault] = field(default_factory=list)
     evals: dict[str, PlannedEval] = field(default_factory=dict)
+    engine: Engine | None = None
 
     def fault(self, key: Key, message: str, *, of_key: bool = False) -> None:
         self.faults.append(self.recipe.fault(key, message, of_key=of_key))
@@ -148,8 +148,8 @@ def build(recipe: Recipe, registry: Registry) -> Plan:
     builder = _Builder(recipe, registry, schema.structural_faults(recipe, registry))
     data = recipe.data
     _check_secrets(builder, data, ())
-    _check_presets(recipe, builder)
-    engine = _engine(builder, data.get("engine", "local"))
+    _check_model(recipe, builder)
+    engine = builder.engine = _engine(builder, data.get("engine", "local"))
     stages = _stages(builder, data)
     if builder.faults or engine is None:
         raise RecipeError(_unique(builder.faults))
@@ -179,23 +179,26 @@ def _check_secrets(builder: _Builder, value: Any, key: Key) -> None:
     elif isinstance(value, list):
         items = iter(enumerate(value))
     for part, inner in items:
-        if isinstance(part, str) and _SECRET.search(part) and isinstance(inner, str):
-            if not environment_names(inner):
-                name = re.sub(r"\W", "_", part).upper()
-                builder.fault(
-                    (*key, part),
-                    f"looks like a secret in plain text; write ${{env:{name}}} and export {name}",
-                )
+        secret = isinstance(part, str) and _SECRET.search(part) and isinstance(inner, str)
+        if secret and not environment_names(inner):
+            name = re.sub(r"\W", "_", str(part)).upper()
+            builder.fault(
+                (*key, part),
+                f"looks like a secret in plain text; write ${{env:{name}}} and export {name}",
+            )
         _check_secrets(builder, inner, (*key, part))
 
 
-def _check_presets(recipe: Recipe, builder: _Builder) -> None:
-    path = recipe.data.get("model")
-    if isinstance(path, str) and path.startswith("ptl/") and path not in models.BUNDLED:
-        builder.fault(("model",), f"unknown bundled model '{path}'; {suggest(path, list(models.BUNDLED))}")
-    elif isinstance(path, str) and path.startswith((".", "/", "~")):
-        if not local_model(path, recipe.base_dir).joinpath("config.json").is_file():
-            builder.fault(("model",), "there is no model directory with a config.json here")
+def _check_model(recipe: Recipe, builder: _Builder) -> None:
+    model = recipe.data.get("model")
+    if not isinstance(model, str):
+        return
+    if model.startswith("ptl/") and model not in models.BUNDLED:
+        near = suggest(model, list(models.BUNDLED))
+        builder.fault(("model",), f"unknown bundled model '{model}'; {near}")
+    local = model.startswith((".", "/", "~"))
+    if local and not (local_model(model, recipe.base_dir) / "config.json").is_file():
+        builder.fault(("model",), "there is no model directory with a config.json here")
 
 
 def local_model(name: str, base_dir: Path) -> Path:
@@ -250,9 +253,7 @@ def _plugin(
 
 
 def _engine(builder: _Builder, spec: Any) -> Engine | None:
-    made = _plugin(
-        builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",)
-    )
+    made = _plugin(builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",))
     return made[0] if made else None
 
 
@@ -309,7 +310,7 @@ def _stage(
 ) -> PlannedStage | None:
     key: Key = ("stages", index)
     seed = _first_int(spec.get("seed"), data.get("seed"), 0)
-    start = _start(builder, spec, key, names)
+    start = _start(builder, spec, index, names)
     parent = next((s for s in before if s.name == start), None)
     lora = _lora(builder, data, spec, key, parent)
     made = _plugin(builder, "method", spec.get("method"), (*key, "method"))
@@ -327,11 +328,10 @@ def _stage(
     evals = _evals(builder, spec, key, stage_data)
     if lora is None or builder.faults:
         return None
-    recipe_lora = lora.model_dump(mode="json")
     fingerprint = _digest(
         ["stage", 1, parent.fingerprint if parent else start],
         model_identity(data["model"], builder.recipe.base_dir) if parent is None else "",
-        [seed, recipe_lora, _engine_identity(builder, data)],
+        [seed, lora.model_dump(mode="json"), builder.engine.identity if builder.engine else ""],
         [made[1].distribution, made[1].version, method.name, method.config.model_dump(mode="json")]
         if made and method
         else [],
@@ -357,13 +357,9 @@ def _first_int(*values: Any) -> int:
     return next(v for v in values if isinstance(v, int) and not isinstance(v, bool))
 
 
-def _engine_identity(builder: _Builder, data: dict[str, Any]) -> str:
-    engine = _engine(_Builder(builder.recipe, builder.registry), data.get("engine", "local"))
-    return engine.identity if engine else ""
-
-
-def _start(builder: _Builder, spec: dict[str, Any], key: Key, names: list[Any]) -> str:
-    earlier = [n for n in names[: key[-1]] if isinstance(n, str)]  # type: ignore[misc]
+def _start(builder: _Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
+    key: Key = ("stages", index)
+    earlier = [n for n in names[:index] if isinstance(n, str)]
     start = spec.get("init_from")
     if not isinstance(start, str):
         return earlier[-1] if earlier else BASE
@@ -526,7 +522,9 @@ def _eval(
         builder.fault(
             key,
             f"eval '{name}' has no data: give it a 'dataset:'"
-            + (", or hold some out with 'test_size:' in the stage's dataset" if has_dataset else ""),
+            + (
+                ", or hold some out with 'test_size:' in the stage's dataset" if has_dataset else ""
+            ),
         )
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
@@ -559,9 +557,3 @@ def model_identity(model: str, base_dir: Path) -> str:
         else:
             parts.append([path.name, stat.st_size, stat.st_mtime_ns])
     return _digest(parts)
-
-
-def needs(stage: PlannedStage) -> list[Plugin]:
-    """Every plugin that a stage will use."""
-    used: list[Plugin] = [e.eval for e in stage.evals] + [r for r, _ in stage.rewards]
-    return used + ([stage.method] if stage.method else [])

@@ -52,6 +52,14 @@ class Node:
     at: Location
     key_at: Location | None = None
 
+    def child(self, part: str | int) -> Node | None:
+        """The value at a key or an index, where there is one."""
+        if isinstance(self.value, dict) and isinstance(part, str):
+            return self.value.get(part)
+        if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
+            return self.value[part]
+        return None
+
     def plain(self) -> Any:
         """The value without positions."""
         if isinstance(self.value, dict):
@@ -86,13 +94,10 @@ class Recipe:
         """
         node = self.root
         for part in key:
-            children = node.value
-            if isinstance(children, dict) and part in children:
-                node = children[part]
-            elif isinstance(children, list) and isinstance(part, int) and part < len(children):
-                node = children[part]
-            else:
+            child = node.child(part)
+            if child is None:
                 return node.key_at or node.at
+            node = child
         return node.key_at if of_key and node.key_at else node.at
 
     def fault(self, key: Key, message: str, *, of_key: bool = False) -> Fault:
@@ -104,21 +109,16 @@ class Recipe:
         shown = ""
         node: Node | None = self.root
         for part in key:
-            children = node.value if node else None
-            if isinstance(part, int):
-                node = children[part] if isinstance(children, list) else None
-                name = node.value.get("name") if node and isinstance(node.value, dict) else None
-                named = shown == "stages" and name is not None and isinstance(name.value, str)
-                shown += f".{name.value}" if named and name else f"[{part}]"
-            else:
-                node = children.get(part) if isinstance(children, dict) else None
+            node = node.child(part) if node else None
+            if isinstance(part, str):
                 shown += f".{part}" if shown else part
+            else:
+                name = _name(node) if node and shown == "stages" else None
+                shown += f".{name}" if name else f"[{part}]"
         return shown
 
 
-def load(
-    path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()
-) -> Recipe:
+def load(path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe: `extends`, then the preset, then `--set` overrides; the last wins.
 
     Without `preset`, the preset `quick` is used where the recipe has one.
@@ -280,7 +280,8 @@ class _Converter:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._node(n, None, f"{path}[{i}]") for i, n in enumerate(node.value)]
-        return scalar(node.value) if node.style is None else node.value
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return scalar(node.value) if plain else node.value
 
     def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
         found: dict[str, Node] = {}

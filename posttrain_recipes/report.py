@@ -22,6 +22,8 @@ class Row:
     stage: str
     eval: str
     metric: str
+    label: str
+    """The eval's name; the metric's too where it is not the eval's main one."""
     before: Estimate | None
     after: Estimate | None
     higher_is_better: bool
@@ -49,11 +51,6 @@ class Row:
         if not abs(self.change) > noise:
             return "same"
         return "better" if (self.change > 0) == self.higher_is_better else "worse"
-
-    @property
-    def label(self) -> str:
-        """The eval's name, and the metric's where that says more."""
-        return self.eval if self.metric in (self.eval, "exact_match") else f"{self.eval} {self.metric}"
 
 
 def _half(estimate: Estimate) -> float:
@@ -95,6 +92,7 @@ def stage_rows(stage: StageRecord) -> list[Row]:
                     stage.name,
                     measured.name,
                     metric,
+                    metric_label(measured.name, measured.eval, metric),
                     _estimate(before.get(fingerprint), metric),
                     _estimate(after.get(fingerprint), metric) if stage.method else None,
                     measured.higher_is_better.get(metric, True),
@@ -102,6 +100,11 @@ def stage_rows(stage: StageRecord) -> list[Row]:
                 )
             )
     return found
+
+
+def metric_label(name: str, eval_name: str, metric: str) -> str:
+    """What tables call a metric: an eval's main metric has the plugin's own name."""
+    return name if metric in (name, eval_name) else f"{name} {metric}"
 
 
 def _estimate(measured: Measured | None, metric: str) -> Estimate | None:
@@ -123,7 +126,8 @@ def markdown(record: RunRecord) -> str:
         "± is half of a 95% confidence interval; *same* means within the noise of both.",
         f"Recipe `{record.recipe}`, model `{record.model}`, engine `{record.engine}`, "
         f"seed {record.seed}" + (f", preset `{record.preset}`" if record.preset else "") + ".",
-        f"Again: `ptl run {record.path}" + (f" --preset {record.preset}`" if record.preset else "`"),
+        f"Again: `ptl run {record.path}"
+        + (f" --preset {record.preset}`" if record.preset else "`"),
     ]
     return "\n".join(lines)
 

@@ -11,16 +11,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from posttrain_recipes import __version__, report, store
+from posttrain_recipes import report, store
 from posttrain_recipes.data import load_records
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.events import Reporter
 from posttrain_recipes.plan import BASE, Plan, PlannedEval, PlannedStage, model_location
 from posttrain_recipes.plugin import (
     Checkpoint,
-    Connection,
     EvalContext,
     EvalResult,
     Record,
@@ -31,9 +30,12 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.store import Measured, RunDirectory, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import Tracker
+from posttrain_recipes.version import __version__
 from posttrain_recipes.waiting import EngineWaiter, Interrupts, in_thread
 
 if TYPE_CHECKING:
+    import tinker
+
     from posttrain_recipes.tracking import RecipeRun, StageRun
 
 
@@ -269,7 +271,9 @@ class _Run:
             return kept.start
         # A state cannot be sampled from: make a sampler of the same weights.
         from_state = self.connection.service.create_training_client_from_state
-        client = self.wait(in_thread(lambda: from_state(stage.start).result()))
+        client: tinker.TrainingClient = self.wait(
+            in_thread(lambda: from_state(stage.start).result())
+        )
         sampler = self.wait(client.save_weights_for_sampler(f"{stage.name}-start"))
         return Checkpoint(self.plan.model, stage.start, sampler.path)
 
@@ -315,7 +319,7 @@ class _Run:
         stage: PlannedStage,
         kept: StageRecord,
         child: StageRun,
-        when: str,
+        when: Literal["before", "after"],
         checkpoint: Checkpoint,
     ) -> None:
         """Run the stage's evals on a checkpoint, each once however many stages ask for it."""
@@ -325,7 +329,8 @@ class _Run:
             if any(m.fingerprint == planned.fingerprint for m in done):
                 continue
             result = self._result(planned, checkpoint, f"{planned.name} {when} {stage.name}")
-            self.directory.save_samples(stage.name, planned.name, when, result.samples)
+            if result.samples:
+                self.directory.save_samples(stage.name, planned.name, when, result.samples)
             child.log_eval(
                 planned.name,
                 when,
@@ -371,9 +376,7 @@ class _Run:
 class _Sink:
     """Where a stage's numbers and checkpoints go. See `plugin.StageSink`."""
 
-    def __init__(
-        self, run: _Run, stage: PlannedStage, kept: StageRecord, child: StageRun
-    ) -> None:
+    def __init__(self, run: _Run, stage: PlannedStage, kept: StageRecord, child: StageRun) -> None:
         self.run = run
         self.stage = stage
         self.kept = kept

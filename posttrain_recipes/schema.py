@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
 
 from posttrain_recipes.errors import Fault
 from posttrain_recipes.plugin import LoraConfig, PluginConfig
@@ -227,7 +226,8 @@ def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
     return list(faults.values())
 
 
-def _explain(recipe: Recipe, error: ValidationError, registry: Registry) -> Iterator[Fault]:
+def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
+    """A `jsonschema.ValidationError` (whose stubs type its parts as anything) in words."""
     key: Key = tuple(error.absolute_path)
     if error.validator in ("anyOf", "oneOf"):
         yield from _explain_choice(recipe, error, registry)
@@ -244,9 +244,9 @@ def _explain(recipe: Recipe, error: ValidationError, registry: Registry) -> Iter
         yield recipe.fault(key, _phrase(error, key, registry))
 
 
-def _explain_choice(recipe: Recipe, error: ValidationError, registry: Registry) -> Iterator[Fault]:
+def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
     """Of several forms, speak of the one that was most likely meant: null is never it."""
-    branches: dict[Any, list[ValidationError]] = {}
+    branches: dict[Any, list[Any]] = {}
     for inner in error.context or ():
         branches.setdefault(inner.relative_schema_path[0], []).append(inner)
     meant = [
@@ -266,7 +266,7 @@ def _explain_choice(recipe: Recipe, error: ValidationError, registry: Registry) 
 
 
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
-    if not key and name in RESERVED or (key and key[0] == "stages" and name in RESERVED):
+    if (not key and name in RESERVED) or (key and key[0] == "stages" and name in RESERVED):
         return f"'{name}' is reserved for {RESERVED[name]}, which this version does not have"
     owner = _owner(recipe, key)
     return f"unknown {owner}; {suggest(name, known)}"
@@ -313,7 +313,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _phrase(error: ValidationError, key: Key, registry: Registry) -> str:
+def _phrase(error: Any, key: Key, registry: Registry) -> str:
     value, rule = error.instance, error.validator_value
     shown = _show(value)
     if error.validator == "type":

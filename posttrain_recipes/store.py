@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
 from posttrain_recipes.plugin import Resume
+from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
 
 FORMAT = 1
 """Version of `run.json`."""
@@ -308,7 +308,9 @@ def _stage(data: dict[str, Any]) -> StageRecord:
     return StageRecord(**data)
 
 
-def measured(name: str, eval_name: str, fingerprint: str, data: str, result: EvalResult) -> Measured:
+def measured(
+    name: str, eval_name: str, fingerprint: str, data: str, result: EvalResult
+) -> Measured:
     """An eval's result as it is kept."""
     return Measured(
         name, eval_name, fingerprint, data, dict(result.metrics), dict(result.higher_is_better)

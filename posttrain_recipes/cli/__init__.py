@@ -7,8 +7,8 @@ import sys
 
 import click
 
-from posttrain_recipes import __version__
 from posttrain_recipes.errors import PtlError, RecipeError
+from posttrain_recipes.version import __version__
 
 COMMANDS = {
     "init": "Write a starter recipe with its data.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import click
@@ -31,20 +32,24 @@ def list_plugins(as_json: bool) -> None:
         }
         click.echo(json.dumps(data, indent=2))
         return
-    width = max(len(entry.name) for entry in found)
+    formatter = click.HelpFormatter(width=shutil.get_terminal_size().columns)
     for kind in KINDS:
-        click.echo(f"{kind}s")
-        for name in found.names(kind):
-            entry = found.entries[kind][name]
-            origin = "" if entry.distribution == "posttrain-recipes" else f"  [{entry.distribution}]"
-            lacking = f"  (needs {', '.join(entry.missing)})" if entry.missing else ""
-            click.echo(f"  {name.ljust(width)}  {entry.summary}{origin}{lacking}")
+        with formatter.section(f"{kind}s"):
+            lines = [(name, _line(found.entries[kind][name])) for name in found.names(kind)]
+            formatter.write_dl(lines or [("none", "")])
+    click.echo(formatter.getvalue().rstrip())
     for broken in found.broken:
         click.echo(
             f"warning: plugin '{broken.name}' of {broken.distribution} cannot be loaded: "
             f"{broken.reason}",
             err=True,
         )
+
+
+def _line(entry: Entry) -> str:
+    origin = "" if entry.distribution == "posttrain-recipes" else f"  [{entry.distribution}]"
+    lacking = f"  (needs {', '.join(entry.missing)})" if entry.missing else ""
+    return entry.summary + origin + lacking
 
 
 @plugins.command("show")
@@ -75,10 +80,13 @@ def find(name: str) -> list[Entry]:
 
 
 def option_lines(entry: Entry) -> list[str]:
-    """Each option with its type, default and description."""
+    """Each option with its type, default and description; the plugin's own ones first."""
     schema = entry.config.model_json_schema()
+    options = schema.get("properties", {})
+    own = [name for name in entry.config.__annotations__ if name in options]
     lines = []
-    for name, option in schema.get("properties", {}).items():
+    for name in dict.fromkeys([*own, *options]):
+        option = options[name]
         default = "required" if name in schema.get("required", []) else _default(option)
         lines.append(f"{name}: {_type(option)}  [{default}]")
         if option.get("description"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from posttrain_recipes import report
 from posttrain_recipes.errors import display_path
@@ -14,6 +14,10 @@ from posttrain_recipes.plan import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.store import RunRecord, StageRecord
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.status import Status
 
 LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
@@ -100,7 +104,7 @@ class Lines(Reporter):
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
         for name, estimate in r.metrics.items():
-            label = planned.name if name in (planned.name, "exact_match") else f"{planned.name} {name}"
+            label = report.metric_label(planned.name, planned.eval.name, name)
             value = report.show(estimate, name in report.SHARES)
             self.line(f"  {when:6} {label}: {value} (n={estimate.count})")
 
@@ -121,8 +125,8 @@ class Lines(Reporter):
         table = [("stage", "eval", "n", "before", "after", "change", "")]
         for row in report.rows(record):
             before, after = (report.show(e, row.percent) for e in (row.before, row.after))
-            cells = (row.stage, row.label, str(row.count), before, after)
-            table.append((*cells, report.show_change(row), row.verdict))
+            change = report.show_change(row)
+            table.append((row.stage, row.label, str(row.count), before, after, change, row.verdict))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         self.line()
         for cells in table:
@@ -169,8 +173,8 @@ class Live(Lines):
 
         super().__init__(sys.stdout)
         self.console = Console(highlight=False)
-        self.status = None
-        self.progress = None
+        self.status: Status | None = None
+        self.progress: Progress | None = None
 
     def line(self, text: str = "") -> None:
         self.console.print(text, markup=False, soft_wrap=True)

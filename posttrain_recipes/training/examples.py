@@ -70,9 +70,7 @@ def datum(example: Example, scale: float = 1.0) -> tinker.Datum:
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(example.tokens[:-1]),
         loss_fn_inputs={
-            "target_tokens": tinker.TensorData(
-                data=example.tokens[1:], dtype="int64", shape=shape
-            ),
+            "target_tokens": tinker.TensorData(data=example.tokens[1:], dtype="int64", shape=shape),
             "weights": tinker.TensorData(
                 data=[weight * scale for weight in example.weights[1:]],
                 dtype="float32",

@@ -22,7 +22,9 @@ stages:
     method: {use: dpo, beta: 0.1}
 """
 
-CHAT = '{"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}\n'
+CHAT = (
+    '{"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}\n'
+)
 PAIRS = '{"prompt": "hi", "chosen": "hello", "rejected": "what"}\n'
 
 # name -> (recipe, what must be printed)
@@ -63,11 +65,11 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown method": (
         GOOD.replace("use: dpo", "use: dpoo"),
-        ["mine.yaml:10:19  stages.dpo.method.use", 'unknown method "dpoo"; did you mean \'dpo\'?'],
+        ["mine.yaml:10:19  stages.dpo.method.use", "unknown method \"dpoo\"; did you mean 'dpo'?"],
     ),
     "unknown dataset": (
         GOOD.replace("use: jsonl, path: pairs", "use: json, path: pairs"),
-        ["stages.dpo.dataset.use", 'unknown dataset "json"; did you mean \'jsonl\'?'],
+        ["stages.dpo.dataset.use", "unknown dataset \"json\"; did you mean 'jsonl'?"],
     ),
     "no use": (
         GOOD.replace("{use: dpo, beta: 0.1}", "{beta: 0.1}"),
@@ -75,7 +77,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "a word for a mapping": (
         GOOD.replace("{use: dpo, beta: 0.1}", "dpo"),
-        ["stages.dpo.method", "must be a mapping (key: value), not \"dpo\"; write {use: dpo}"],
+        ["stages.dpo.method", 'must be a mapping (key: value), not "dpo"; write {use: dpo}'],
     ),
     "wrong type": (
         GOOD.replace("1e-3", "fast"),
@@ -110,7 +112,9 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         ["stages.dpo.init_from", "a stage cannot start from itself"],
     ),
     "sampler weights as a start": (
-        GOOD.replace("  - name: dpo", "  - name: dpo\n    init_from: tinker://a:train:0/sampler_weights/x"),
+        GOOD.replace(
+            "  - name: dpo", "  - name: dpo\n    init_from: tinker://a:train:0/sampler_weights/x"
+        ),
         ["stages.dpo.init_from", "sampler_weights cannot be trained"],
     ),
     "two stages of one name": (
@@ -155,7 +159,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown engine": (
         GOOD.replace("stages:", "engine: locl\nstages:", 1),
-        ["mine.yaml:3:9  engine", 'unknown engine "locl"; did you mean \'local\'?'],
+        ["mine.yaml:3:9  engine", "unknown engine \"locl\"; did you mean 'local'?"],
     ),
     "a secret in plain text": (
         GOOD.replace("stages:", "engine: {use: tinker, api_key: tml-abc}\nstages:", 1),
@@ -233,6 +237,12 @@ def test_all_faults_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "mine.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     output = CliRunner().invoke(validate, ["mine.yaml"], standalone_mode=False).output
-    for part in ("learning_rat", "dpo.method.init", "unknown stage 'stf'", "ptl/tny", "pairs.jsonl"):
+    for part in (
+        "learning_rat",
+        "dpo.method.init",
+        "unknown stage 'stf'",
+        "ptl/tny",
+        "pairs.jsonl",
+    ):
         assert part in output
     assert "mine.yaml: 5 faults" in output
