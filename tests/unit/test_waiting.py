@@ -1,0 +1,203 @@
+"""Waiting for an engine: answers, refusals, deaths and Ctrl-C, without a wait of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import httpx
+import pytest
+import tinker
+
+from posttrain_recipes import waiting
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.waiting import EngineWaiter, Interrupts, in_thread
+
+
+@pytest.fixture(autouse=True)
+def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "TICK", 0.001)
+
+
+def done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+class Looks:
+    """`alive()` that answers True a number of times, and does something meanwhile."""
+
+    def __init__(self, count: int, then: Any = None) -> None:
+        self.left, self.then = count, then
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        if self.left == 0 and self.then is not None:
+            self.then()
+        return self.left >= 0
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_the_futures() -> None:
+    assert EngineWaiter()(done(3)) == 3
+
+
+def test_an_answer_may_come_after_many_looks() -> None:
+    future: Future[int] = Future()
+    looks = Looks(5, lambda: future.set_result(4))
+    assert EngineWaiter(looks)(future) == 4
+    assert looks.left == 0
+
+
+def test_the_sdks_future_is_asked_for_the_one_inside() -> None:
+    class ApiFuture:
+        def future(self) -> Future[int]:
+            return done(5)
+
+    assert EngineWaiter()(ApiFuture()) == 5  # type: ignore[arg-type]
+
+
+def test_an_answer_that_is_there_counts_even_where_the_engine_is_gone() -> None:
+    assert EngineWaiter(lambda: False)(done(6)) == 6
+
+
+# --- deaths --------------------------------------------------------------------------------------
+
+
+def test_a_dead_engine_is_told_though_the_future_never_resolves() -> None:
+    looks = Looks(3)
+    with pytest.raises(PtlError, match="the engine is gone"):
+        EngineWaiter(looks)(Future())
+    assert looks.left == -1
+
+
+def test_a_death_is_explained_by_who_knows_why() -> None:
+    told = PtlError("the engine ran out of memory", hint="see engine.log")
+    for future in (Future[Any](), failed(ConnectionError("refused"))):
+        with pytest.raises(PtlError) as caught:
+            EngineWaiter(lambda: False, explain_death=lambda: told)(future)
+        assert caught.value is told
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_refused_key_says_which_variable() -> None:
+    response = httpx.Response(401, request=httpx.Request("POST", "http://x"))
+    error = tinker.AuthenticationError("bad key", response=response, body=None)
+    with pytest.raises(PtlError) as caught:
+        EngineWaiter()(failed(error))
+    assert caught.value.what == "the engine refused the API key"
+    assert (caught.value.why, caught.value.hint) == ("bad key", "check TINKER_API_KEY")
+
+
+def test_what_the_engine_could_not_do_is_quoted() -> None:
+    with pytest.raises(PtlError) as caught:
+        EngineWaiter()(failed(tinker.TinkerError("rank 999 is too large")))
+    assert caught.value.what == "the engine could not do what was asked"
+    assert caught.value.why == "rank 999 is too large"
+    assert isinstance(caught.value.__cause__, tinker.TinkerError)
+
+
+def test_a_mistake_of_ours_keeps_its_own_name() -> None:
+    with pytest.raises(ZeroDivisionError):
+        EngineWaiter()(failed(ZeroDivisionError()))
+
+
+def test_a_time_limit_of_the_sdk_is_not_a_reason_to_wait_on() -> None:
+    with pytest.raises(TimeoutError, match="of the SDK"):
+        EngineWaiter()(failed(TimeoutError("of the SDK")))
+
+
+# --- Ctrl-C --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_delivered_once_at_the_next_wait(number: signal.Signals) -> None:
+    interrupts = Interrupts()
+    wait = EngineWaiter(interrupts=interrupts)
+    with interrupts.installed():
+        os.kill(os.getpid(), number)
+        worked = sum(range(1000))  # work between waits is not torn apart
+        with pytest.raises(KeyboardInterrupt):
+            wait(done(1))
+        assert wait(done(2)) == 2
+    assert worked == 499500
+    assert interrupts.signal == number
+
+
+def test_a_signal_ends_a_wait_that_has_begun() -> None:
+    interrupts = Interrupts()
+    looks = Looks(2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with interrupts.installed(), pytest.raises(KeyboardInterrupt):
+        EngineWaiter(lambda: looks() or True, interrupts)(Future())
+
+
+def test_a_second_signal_does_not_wait_for_a_good_moment() -> None:
+    interrupts = Interrupts()
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with interrupts.installed(), pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_the_handlers_of_before_come_back() -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupts().installed():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_another_thread_leaves_the_handlers_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[Any] = []
+
+    def work() -> None:
+        with Interrupts().installed():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+def test_a_blocking_call_is_waited_for_as_a_future_is() -> None:
+    assert EngineWaiter()(in_thread(lambda: 7)) == 7
+
+
+def test_what_a_blocking_call_raises_is_raised_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        EngineWaiter()(in_thread(lambda: 1 // 0))
+
+
+def test_a_call_that_never_returns_keeps_nothing_alive() -> None:
+    release = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def block() -> None:
+        threads.append(threading.current_thread())
+        release.wait()
+
+    with pytest.raises(PtlError, match="the engine is gone"):
+        EngineWaiter(Looks(3))(in_thread(block))
+    release.set()
+    assert [thread.daemon for thread in threads] in ([], [True])
