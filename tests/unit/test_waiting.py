@@ -190,14 +190,16 @@ def test_what_a_blocking_call_raises_is_raised_here() -> None:
 
 
 def test_a_call_that_never_returns_keeps_nothing_alive() -> None:
-    release = threading.Event()
+    began, release = threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
     def block() -> None:
         threads.append(threading.current_thread())
+        began.set()
         release.wait()
 
     with pytest.raises(PtlError, match="the engine is gone"):
         EngineWaiter(Looks(3))(in_thread(block))
+    began.wait()
     release.set()
-    assert [thread.daemon for thread in threads] in ([], [True])
+    assert [thread.daemon for thread in threads] == [True]
