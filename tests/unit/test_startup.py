@@ -1,0 +1,74 @@
+"""Commands that look import none of what trains: each starts in a fraction of a second."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+HEAVY = ("torch", "tinker", "transformers", "mlflow", "datasets")
+
+PROBE = """
+import atexit, sys
+
+def tell():
+    loaded = sorted(set({heavy!r}) & {{name.split(".")[0] for name in sys.modules}})
+    print("HEAVY", *loaded, file=sys.stderr)
+
+atexit.register(tell)
+{code}
+"""
+
+RUN = "sys.argv = {words!r}\nfrom posttrain_recipes.cli import main\nmain()"
+RECIPE = "recipes/sft_then_dpo.yaml"
+
+CODE = {
+    "import posttrain_recipes": "import posttrain_recipes",
+    "from posttrain_recipes.plugin import Method": "from posttrain_recipes.plugin import Method",
+    **{
+        " ".join(words): RUN.format(words=list(words))
+        for words in (
+            ("ptl", "--help"),
+            ("ptl", "--version"),
+            ("ptl", "validate", RECIPE),
+            ("ptl", "plan", RECIPE),
+            ("ptl", "plugins", "list"),
+            ("ptl", "explain", "dpo"),
+            ("ptl", "schema"),
+            ("ptl", "runs"),
+            ("ptl", "ui", "--help"),
+            ("ptl", "serve", "--help"),
+            ("ptl", "data", "check", "recipes/data/held_out.jsonl"),
+        )
+    },
+}
+
+
+def run(code: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY, code=code)],
+        cwd=ROOT,
+        env={"PTL_HOME": str(home), "PATH": "", "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
+    result = run(CODE[name], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "HEAVY"
+    assert list(tmp_path.iterdir()) == []  # and it writes nothing
+
+
+def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
+    result = run(
+        "import sys, types\nsys.modules['torch.nn'] = types.ModuleType('torch.nn')", tmp_path
+    )
+    assert result.stderr.splitlines()[-1] == "HEAVY torch"
