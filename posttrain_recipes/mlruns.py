@@ -67,6 +67,8 @@ class TrackedRun:
         self._logged_params: set[str] = set()
         self._last_step: dict[str, int] = {}
         """By metric: the last step that the store has or will be given."""
+        self._at_start: dict[str, float] = {}
+        """By metric: the value at step 0 of a run that is gone on with."""
         self._inputs: set[tuple[str, str, str]] = set()
         self._non_finite: list[str] = []
         self.run_id = self._begin(strings({**tags, **mlstore.owner_tags()}), run_id)
@@ -111,6 +113,9 @@ class TrackedRun:
         for key in run.data.metrics:
             history = client.get_metric_history(run_id, key)
             self._last_step[key] = max(metric.step for metric in history)
+            for metric in history:
+                if metric.step == 0:
+                    self._at_start[key] = metric.value
         # The new owner first: a run that is RUNNING under a dead process would be ended.
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         client.update_run(run_id, status="RUNNING")
@@ -317,17 +322,17 @@ def short_digest(digest: str | None) -> str:
     return (digest or "unknown").removeprefix("sha256:")[:12]
 
 
-def results_table(results: Mapping[tuple[str, str], Mapping[Any, Estimate]]) -> str:
-    """Estimates before and after a stage, by eval and metric, as a Markdown table."""
-    rows = ["| eval | metric | before | after |", "| --- | --- | --- | --- |"]
-    for (name, metric), found in results.items():
+def results_table(results: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Estimates before and after a stage as a Markdown table."""
+    rows = ["| eval | before | after |", "| --- | --- | --- |"]
+    for name, found in results.items():
         cells = [
             f"**{found[when].value:.3g}** [{found[when].low:.3g}, {found[when].high:.3g}]"
             if when in found
             else ""
             for when in ("before", "after")
         ]
-        rows.append(f"| {name} | {metric} | {' | '.join(cells)} |")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

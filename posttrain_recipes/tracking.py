@@ -215,7 +215,8 @@ class StageRun(TrackedRun):
         self._metrics: list[Metric] = []
         self._steps: set[int] = set()
         self._written = time.monotonic()
-        self._results: dict[tuple[str, str], dict[str, Estimate]] = {}
+        self._results: dict[str, dict[str, Estimate]] = {}
+        """By eval and metric: what it was before and after."""
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
         labels = {
@@ -235,6 +236,14 @@ class StageRun(TrackedRun):
         super()._continue(client, run, tags)
         for output in (run.outputs.model_outputs or ()) if run.outputs else ():
             self._know(output.model_id, client.get_logged_model(output.model_id).params or {})
+        for key, value in self._at_start.items():
+            section, _, name = key.partition("/")
+            if section == "eval":
+                bounds = (
+                    self._at_start.get(f"uncertainty/{name}_{end}") for end in ("low", "high")
+                )
+                low, high = (value if bound is None else bound for bound in bounds)
+                self._results[name] = {"before": Estimate(value, low, high, 0)}
 
     def _know(self, model_id: str, params: Mapping[str, str]) -> None:
         for key in ("checkpoint_uri", "sampler_uri"):
@@ -333,30 +342,30 @@ class StageRun(TrackedRun):
         if dataset_name and dataset_digest:
             ties |= {"dataset_name": dataset_name, "dataset_digest": short_digest(dataset_digest)}
         metrics: list[Metric] = []
+        mirrored: list[Metric] = []
+        stages_done = self.index if when == "after" else self.index - 1
         for metric, estimate in result.metrics.items():
-            self._results.setdefault((name, metric), {})[when] = estimate
+            key = metric_name(f"{name}/{metric}")
+            self._results.setdefault(key, {})[when] = estimate
             values = {
-                f"eval/{name}/{metric}": estimate.value,
+                f"eval/{key}": estimate.value,
                 # A section that sorts last: beside the value they would crowd out what matters.
-                f"uncertainty/{name}/{metric}_low": estimate.low,
-                f"uncertainty/{name}/{metric}_high": estimate.high,
+                f"uncertainty/{key}_low": estimate.low,
+                f"uncertainty/{key}_high": estimate.high,
             }
-            for key, value in values.items():
-                if self.is_new(metric_name(key), step):
-                    metrics += self.metric(metric_name(key), value, step, **ties)
+            for full, value in values.items():
+                if self.is_new(full, step):
+                    metrics += self.metric(full, value, step, **ties)
+            # Over the stages a line that starts at the base model, and each stage's own numbers.
+            for full, at in (
+                (f"eval/{key}", stages_done),
+                (f"stages/{self.stage}/{key}_{when}", 0),
+            ):
+                if self.parent.is_new(full, at):
+                    mirrored += self.parent.metric(full, estimate.value, at)
         self.flush()
         self.write_metrics(metrics)
         self._show_results()
-        done = self.index if when == "after" else self.index - 1
-        mirrored: list[Metric] = []
-        for metric, estimate in result.metrics.items():
-            # Over the stages a line that starts at the base model, and each stage's own numbers.
-            for key, at in (
-                (f"eval/{name}/{metric}", done),
-                (f"stages/{self.stage}/{name}/{metric}_{when}", 0),
-            ):
-                if self.parent.is_new(metric_name(key), at):
-                    mirrored += self.parent.metric(metric_name(key), estimate.value, at)
         self.parent.write_metrics(mirrored)
 
     def _show_results(self) -> None:

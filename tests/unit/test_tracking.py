@@ -177,7 +177,6 @@ def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> N
         run.stage(name="sft", index=1, params={"a": 2}, run_id=ids[1]) as stage,
     ):
         assert client.get_run(ids[1]).info.status == "RUNNING"
-        stage.log_eval("qa", "before", result(0.2), 0)
         # It goes on from the checkpoint at step 4; metrics were written up to step 7.
         for step in range(5, 11):
             stage.log_metrics({"train/loss": float(step), "train/late": 1.0}, step)
@@ -192,6 +191,8 @@ def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> N
     assert child.info.status == "FINISHED"
     assert "ptl.error" not in child.data.tags
     assert child.data.params["a"] == "1"
+    note = child.data.tags[mlruns.NOTE]
+    assert "| qa/accuracy | **0.2** [0.1, 0.3] | **0.8** [0.7, 0.9] |" in note
     assert client.get_run(ids[0]).data.params["new"] == "1"
     assert len(child.outputs.model_outputs) == 1
 
@@ -268,7 +269,7 @@ def test_checkpoints_are_models_and_evals_belong_to_them(tracker: Tracker, clien
     assert {(m.key, m.value) for m in model.metrics} >= {("eval/qa/pass_at_8", 0.7)}
     assert history(client, stage.run_id, "eval/qa/pass_at_8") == [(0, 0.5), (20, 0.7)]
     assert history(client, stage.run_id, "uncertainty/qa/pass_at_8_low")[0] == (0, 0.4)
-    assert "| qa | pass@8 | **0.5** [0.4, 0.6] | **0.7** [" in child.data.tags[mlruns.NOTE]
+    assert "| qa/pass_at_8 | **0.5** [0.4, 0.6] | **0.7** [" in child.data.tags[mlruns.NOTE]
     assert f"compareToRunUuid={run.run_id}" in child.data.tags[mlruns.NOTE]
 
     parent = client.get_run(run.run_id)
