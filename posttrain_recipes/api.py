@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from posttrain_recipes import recipe as recipes
 from posttrain_recipes import registry, report
-from posttrain_recipes.plan import Plan, build
+from posttrain_recipes.plan import Plan
+from posttrain_recipes.planner import build
 from posttrain_recipes.records import Checkpoint, Estimate
 from posttrain_recipes.store import RunRecord, Store, default_home
 

@@ -10,9 +10,8 @@ REPLY = "answer"
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last `####`, as in GSM8K; the whole text where nothing does."""
-    after = text.rpartition("####")[2].strip()
-    return after or text.strip()
+    """What stands after the last `####`, as in GSM8K; the whole text where there is none."""
+    return text.rpartition("####")[2].strip()
 
 
 def can_become(have: type[Record], wanted: tuple[type[Record], ...]) -> type[Record] | None:
@@ -37,7 +36,7 @@ def convert(record: Record, wanted: type[Record]) -> Record:
         if last.role == "assistant":
             return Prompt(
                 messages=tuple(before),
-                answer=final_answer(last.content),
+                answer=final_answer(last.content) or last.content.strip(),
                 metadata={REPLY: last.content},
                 source=record.source,
             )

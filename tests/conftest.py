@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import plan as planning
+from posttrain_recipes import planner as planning
 from posttrain_recipes import recipe as recipes
 from posttrain_recipes import registry
 from posttrain_recipes.plan import Plan
