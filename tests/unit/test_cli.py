@@ -1,0 +1,474 @@
+"""The command line as a person meets it: what it says, what it exits with, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_recipes import __version__, api, cli, registry
+from posttrain_recipes.cli import COMMANDS
+from posttrain_recipes.cli.init import FILES
+from posttrain_recipes.records import Checkpoint, Estimate, Message, Sample
+from posttrain_recipes.schema import recipe_schema
+from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
+from tests.conftest import ROOT, Project
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+Ptl = Callable[..., Said]
+
+
+@pytest.fixture
+def ptl(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Ptl:
+    """`ptl WORD...` in a project, as the console script runs it."""
+    monkeypatch.delenv("PTL_HOME", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ptl", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capfd.readouterr()
+        code = caught.value.code
+        assert isinstance(code, int)
+        for text in (said.out, said.err):
+            assert "Traceback" not in text
+        return Said(code, said.out, said.err)
+
+    return run
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_with_its_summary(ptl: Ptl) -> None:
+    said = ptl("--help")
+    assert said.code == 0
+    for name, summary in COMMANDS.items():
+        assert f"{name} {summary}" in flat(said.out)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there_and_helps(ptl: Ptl, name: str) -> None:
+    said = ptl(name, "-h")
+    assert said.code == 0
+    assert said.out.startswith(f"Usage: ptl {name}")
+
+
+def test_the_version(ptl: Ptl) -> None:
+    assert ptl("--version").out == f"ptl, version {__version__}\n"
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest(ptl: Ptl) -> None:
+    said = ptl("valdate", "mine.yaml")
+    assert (said.code, said.out) == (2, "")
+    assert "No such command 'valdate'. Did you mean 'validate'?" in said.err
+
+
+def test_an_unknown_command_is_answered_without_a_guess(ptl: Ptl) -> None:
+    said = ptl("xyzzy")
+    assert said.code == 2
+    assert said.err.rstrip().endswith("No such command 'xyzzy'.")
+
+
+# --- init ----------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_init_writes_a_recipe_that_is_valid(ptl: Ptl, project: Project) -> None:
+    said = ptl("init", "new/project")
+    assert (said.code, said.err) == (0, "")
+    assert files(project.path / "new") == {f"project/{name}" for name in FILES}
+    assert said.out.splitlines() == [
+        "wrote new/project/recipe.yaml",
+        "wrote new/project/data/train.jsonl",
+        "wrote new/project/data/held_out.jsonl",
+        "",
+        "next: ptl run new/project/recipe.yaml",
+    ]
+    checked = ptl("validate", "new/project/recipe.yaml")
+    assert (checked.code, checked.out) == (0, "new/project/recipe.yaml: ok\n")
+
+
+def test_init_overwrites_nothing(ptl: Ptl, project: Project) -> None:
+    project.write("data/held_out.jsonl", "mine")
+    said = ptl("init")
+    assert said.code == 2
+    assert said.err == (
+        "error: data/held_out.jsonl is already there; nothing was written\n"
+        "  next: name another directory: ptl init my_project\n"
+    )
+    assert (project.path / "data/held_out.jsonl").read_text() == "mine"
+    assert not (project.path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("starter", "recipes", "lines"),
+    [("train.jsonl", "chat.jsonl", 400), ("held_out.jsonl", "held_out.jsonl", 64)],
+)
+def test_the_starters_data_are_the_first_lines_of_the_recipes(
+    starter: str, recipes: str, lines: int
+) -> None:
+    own = (ROOT / "posttrain_recipes/starter/data" / starter).read_bytes().splitlines()
+    theirs = (ROOT / "recipes/data" / recipes).read_bytes().splitlines()
+    assert own == theirs[:lines], (
+        f"run: head -{lines} recipes/data/{recipes} > posttrain_recipes/starter/data/{starter}"
+    )
+
+
+# --- validate and plan ---------------------------------------------------------------------------
+
+GOOD = """\
+name: demo
+description: Two stages.
+model: ./model
+stages:
+  - name: sft
+    dataset: {use: jsonl, path: chat.jsonl, test_size: 1}
+    method: {use: sft}
+    eval: [{use: nll}]
+  - name: dpo
+    dataset: {use: jsonl, path: pairs.jsonl}
+    method: {use: dpo}
+    eval: [nll]
+presets:
+  quick: {seed: 1}
+  bad: {stages: {sft: {method: {epoch: 2}}}}
+"""
+FAULT = {
+    "file": "mine.yaml",
+    "line": 15,
+    "column": 33,
+    "key": "stages.sft.method.epoch",
+    "message": "unknown option for method 'sft'; did you mean 'epochs'?",
+}
+
+
+def test_validate_tells_the_fault_of_a_preset(ptl: Ptl, project: Project) -> None:
+    project.write("mine.yaml", GOOD)
+    said = ptl("validate", "mine.yaml")
+    assert (said.code, said.out) == (
+        2,
+        "mine.yaml:15:33  stages.sft.method.epoch\n"
+        "  unknown option for method 'sft'; did you mean 'epochs'?\n"
+        "mine.yaml: 1 fault\n",
+    )
+    assert ptl("validate", "mine.yaml", "--preset", "quick").code == 0
+
+
+def test_validate_as_json(ptl: Ptl, project: Project) -> None:
+    project.write("mine.yaml", GOOD)
+    project.write("good.yaml", GOOD[: GOOD.index("  bad:")])
+    said = ptl("validate", "--json", "mine.yaml", "good.yaml", "nope.yaml")
+    assert said.code == 2
+    mine, good, nope = json.loads(said.out)
+    assert mine == {"recipe": "mine.yaml", "ok": False, "faults": [FAULT]}
+    assert good == {"recipe": "good.yaml", "ok": True, "faults": []}
+    assert nope["faults"] == [
+        {
+            "file": "nope.yaml",
+            "line": 0,
+            "column": 0,
+            "key": "",
+            "message": "there is no recipe nope.yaml; did you mean mine.yaml?",
+        }
+    ]
+
+
+def test_what_ships_is_valid_with_every_preset(ptl: Ptl) -> None:
+    paths = sorted(str(path) for path in (ROOT / "recipes").rglob("*.yaml"))
+    assert paths
+    said = ptl("validate", *paths)
+    assert said.out.splitlines() == [f"{path}: ok" for path in paths]
+    assert said.code == 0
+
+
+def test_plan_says_what_would_happen(ptl: Ptl, project: Project) -> None:
+    project.write("mine.yaml", GOOD)
+    said = ptl("plan", "mine.yaml")
+    assert (said.code, said.out) == (
+        0,
+        "demo: ./model on engine local, preset quick\n"
+        "  Two stages.\n"
+        "\n"
+        "1. sft: train\n"
+        "   from    base (./model)\n"
+        "   method  sft\n"
+        "   data    chat.jsonl as Conversation records\n"
+        "   eval    nll on chat.jsonl (test split)\n"
+        "\n"
+        "2. dpo: train\n"
+        "   from    sft\n"
+        "   method  dpo\n"
+        "   data    pairs.jsonl as Preference records\n"
+        "   eval    nll on chat.jsonl (test split)\n",
+    )
+    assert not (project.path / ".ptl").exists()
+
+
+def test_plan_says_what_would_be_reused(ptl: Ptl, project: Project) -> None:
+    project.write("mine.yaml", GOOD)
+    stages = api.plan("mine.yaml").stages
+    keep(project, finished(stages[0].fingerprint))
+    said = ptl("plan", "mine.yaml", "--json")
+    actions = [stage["action"] for stage in json.loads(said.out)["stages"]]
+    assert actions == ["reuse what run demo-1 trained", "train"]
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_broken_recipe_goes_to_stderr(ptl: Ptl, project: Project, command: str) -> None:
+    project.write("mine.yaml", GOOD)
+    said = ptl(command, "mine.yaml", "--preset", "bad")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "mine.yaml:15:33  stages.sft.method.epoch\n"
+        "  unknown option for method 'sft'; did you mean 'epochs'?\n"
+        "\n"
+        "1 fault; nothing was run.\n"
+    )
+
+
+# --- runs and show -------------------------------------------------------------------------------
+
+
+def finished(fingerprint: str = "f1") -> RunRecord:
+    before, after = Estimate(0.25, 0.2, 0.3, 100), Estimate(0.75, 0.7, 0.8, 100)
+    stage = StageRecord(
+        "sft",
+        fingerprint,
+        "sft",
+        status="finished",
+        total_steps=8,
+        records=40,
+        checkpoint=Checkpoint("ptl/tiny", "tinker://a/weights/8", "tinker://a/sampler/8", 8),
+        before=[Measured("held_out", "exact_match", "e", "held", {"exact_match": before})],
+        after=[Measured("held_out", "exact_match", "e", "held", {"exact_match": after})],
+    )
+    return RunRecord(
+        id="demo-1",
+        recipe="demo",
+        fingerprint="f0",
+        model="ptl/tiny",
+        engine="local",
+        path="mine.yaml",
+        preset="quick",
+        seed=3,
+        resolved={},
+        created="2026-01-02T03:04:05+00:00",
+        stages=[stage, StageRecord("dpo", "f2", "dpo", status="failed")],
+        status="failed",
+        error="the engine is gone",
+    )
+
+
+def keep(project: Project, record: RunRecord) -> None:
+    asked = (Message("user", "1+1?"),)
+    with Store(project.path / ".ptl").open(record) as directory:
+        directory.save()
+        for when, reply in (("before", "two, I think"), ("after", "2")):
+            directory.save_samples("sft", "held_out", when, (Sample(asked, reply, "2"),))
+
+
+def test_no_runs_yet(ptl: Ptl, project: Project) -> None:
+    said = ptl("runs")
+    assert (said.code, said.out) == (0, "no runs yet; 'ptl run RECIPE' makes one\n")
+    assert ptl("runs", "--json").out == "[]\n"
+    assert ptl("runs", "--home", "elsewhere").code == 0
+    assert not (project.path / ".ptl").exists()
+    assert not (project.path / "elsewhere").exists()
+
+
+def test_runs_are_listed(ptl: Ptl, project: Project) -> None:
+    keep(project, finished())
+    assert ptl("runs").out.splitlines() == [
+        "run     status  began             model     stages",
+        "demo-1  failed  2026-01-02 03:04  ptl/tiny  sft -> dpo (failed)",
+    ]
+    [listed] = json.loads(ptl("runs", "--json").out)
+    assert (listed["id"], listed["stages"][0]["checkpoint"]["step"]) == ("demo-1", 8)
+
+
+@pytest.mark.parametrize("name", ["demo-1", "demo"])
+def test_a_run_is_shown(ptl: Ptl, project: Project, name: str) -> None:
+    keep(project, finished())
+    said = ptl("show", name)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == "demo-1: failed, began 2026-01-02T03:04:05+00:00"
+    assert "  error     the engine is gone" in lines
+    assert "  recipe    mine.yaml (quick)" in lines
+    assert "  sft       finished, 8 steps on 40 records" in lines
+    assert "  prompt  1+1?" in lines
+    assert "  before  two, I think" in lines
+    assert "  after   2" in lines
+    assert re.search(r"held_out\W.*25\.0%.*75\.0%.*\+50\.0", said.out)
+
+
+def test_a_run_as_json_has_its_table(ptl: Ptl, project: Project) -> None:
+    keep(project, finished())
+    shown = json.loads(ptl("show", "demo", "--json").out)
+    [row] = shown["table"]
+    assert (row["label"], row["change"], row["verdict"]) == ("held_out", 0.5, "better")
+
+
+def test_an_unknown_run_is_told(ptl: Ptl, project: Project) -> None:
+    said = ptl("show", "demo-7")
+    assert said.code == 2
+    assert said.err == (
+        f"error: there is no run 'demo-7' in {project.path}/.ptl\n"
+        "  next: 'ptl run RECIPE' makes one\n"
+    )
+
+
+# --- plugins, explain, schema --------------------------------------------------------------------
+
+
+def test_plugins_are_listed_by_kind(ptl: Ptl) -> None:
+    said = flat(ptl("plugins", "list").out)
+    kinds = ["datasets:", "methods:", "rewards:", "evals:", "engines:"]
+    assert [word for word in said.split() if word in kinds] == kinds
+    assert "dpo Direct preference optimization: prefer the chosen reply" in said
+
+
+def test_a_plugins_options_as_json(ptl: Ptl) -> None:
+    [shown] = json.loads(ptl("plugins", "show", "sft", "--json").out)
+    assert (shown["kind"], shown["name"], shown["takes"]) == ("method", "sft", ["Conversation"])
+    options = shown["options"]["properties"]
+    assert (options["batch_size"]["default"], options["batch_size"]["minimum"]) == (32, 1)
+    assert options["train_on"]["enum"] == ["last", "all"]
+
+
+def test_a_name_of_two_kinds_shows_both(ptl: Ptl) -> None:
+    shown = json.loads(ptl("plugins", "show", "exact_match", "--json").out)
+    assert [one["kind"] for one in shown] == ["reward", "eval"]
+
+
+def test_explain_names_the_loss_and_the_paper(ptl: Ptl) -> None:
+    said = ptl("explain", "dpo")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert (
+        lines[0]
+        == f"dpo, a method of posttrain-recipes {registry.load().get('method', 'dpo').version}"
+    )
+    assert "data    Preference records" in lines
+    assert "loss    -log sigmoid(beta * (log p/p_ref(chosen) - log p/p_ref(rejected)))" in lines
+    assert "paper   Rafailov et al. 2023, Direct Preference Optimization, arXiv 2305.18290" in lines
+    assert "  beta: number  [default 0.1]" in lines
+
+
+@pytest.mark.parametrize("words", [("explain", "dppo"), ("plugins", "show", "dppo")])
+def test_an_unknown_plugin_is_answered_with_the_nearest(ptl: Ptl, words: Any) -> None:
+    said = ptl(*words)
+    assert (said.code, said.err) == (
+        2,
+        "error: no plugin is named 'dppo'\n  next: did you mean 'dpo'?\n",
+    )
+
+
+def test_the_schema_is_printed_or_written(ptl: Ptl, project: Project) -> None:
+    said = ptl("schema")
+    assert json.loads(said.out) == recipe_schema(registry.load())
+    assert ptl("schema", "-o", "new/schema.json").out == "wrote new/schema.json\n"
+    assert (project.path / "new/schema.json").read_text(encoding="utf-8") == said.out
+
+
+# --- whatever it is given ------------------------------------------------------------------------
+
+TAKES_A_FILE = [("validate",), ("plan",), ("run",), ("data", "check")]
+GIVEN: dict[str, bytes | None] = {
+    "folder": None,
+    "garbage.yaml": bytes(range(256)) * 8,
+    "garbage.jsonl": bytes(range(256)) * 8,
+    "nul.yaml": b"name: a\0b\n",
+    "empty.yaml": b"",
+    "empty.jsonl": b"",
+    "comment.yaml": b"# nothing\n",
+    "deep.yaml": b"name: " + b"[" * 1200,
+    "deep.jsonl": b'{"messages": ' + b"[" * 3000 + b"\n",
+    "number.yaml": b"name: " + b"1" * 5000,
+    "documents.yaml": b"name: a\n---\nname: b\n",
+    "anchor.yaml": b"name: *x\n",
+    "null.yaml": b"name:\nmodel:\nengine:\nseed:\nlora:\nstages:\npresets:\nextends:\n",
+    "null_stage.yaml": b"name: a\nmodel: ptl/tiny\nstages: [null, {name: null, eval: null}]\n",
+    "lists.yaml": b"name: []\nmodel: []\nengine: []\nseed: []\nlora: []\nstages: {a: 1}\n",
+    "stages.yaml": b"name: a\nmodel: ptl/tiny\nstages: [{name: [], method: [], eval: {}}]\n",
+    "missing.yaml": None,
+}
+
+
+@pytest.fixture
+def given(project: Project) -> None:
+    for name, content in GIVEN.items():
+        if content is not None:
+            (project.path / name).write_bytes(content)
+    (project.path / "folder").mkdir()
+
+
+@pytest.mark.usefixtures("given")
+@pytest.mark.parametrize("command", TAKES_A_FILE, ids=" ".join)
+@pytest.mark.parametrize("name", GIVEN)
+def test_whatever_file_it_is_given_it_is_told_in_words(
+    ptl: Ptl, command: tuple[str, ...], name: str
+) -> None:
+    said = ptl(*command, name)
+    assert said.code in (1, 2)
+    assert name.split(".")[0] in said.out + said.err
+
+
+@pytest.mark.usefixtures("given")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("init", "garbage.yaml"), 2),
+        (("init", "garbage.yaml/inside"), 1),
+        (("schema", "-o", "folder"), 1),
+        (("schema", "-o", "garbage.yaml/inside"), 1),
+        (("show", "../../etc"), 2),
+        (("show", ""), 2),
+        (("runs", "--home", "garbage.yaml"), 2),
+        (("plan", "empty.yaml", "--home", "garbage.yaml"), 2),
+        (("validate",), 2),
+        (("validate", "--preset", "", "empty.yaml"), 2),
+        (("validate", "empty.yaml", "--set", "a"), 2),
+        (("plugins", "shw"), 2),
+        (("--no-such-option",), 2),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, tuple) else None,
+)
+def test_whatever_it_is_told_to_do_it_answers_in_words(
+    ptl: Ptl, words: tuple[str, ...], code: int
+) -> None:
+    said = ptl(*words)
+    assert said.code == code
+    assert said.out + said.err
+
+
+@pytest.mark.usefixtures("given")
+def test_a_directory_of_runs_that_are_none_is_read(ptl: Ptl, project: Project) -> None:
+    project.write(".ptl/runs/demo-1/run.json", "garbage")
+    project.write(".ptl/runs/demo-2", "a file")
+    assert ptl("runs").out == "no runs yet; 'ptl run RECIPE' makes one\n"
