@@ -73,7 +73,7 @@ def cli() -> None:
 def main() -> None:
     """The console script `ptl`."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="ptl", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
