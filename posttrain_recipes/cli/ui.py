@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -23,8 +24,6 @@ from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.store import default_home
 
 FIRST_PORT = 5000
-QUERY = "?workflowType=machine_learning"
-"""Without it MLflow opens its page for agents, which has no charts."""
 START_SECONDS = 120.0
 
 SERVER_ENVIRONMENT = {
@@ -48,25 +47,40 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
     home = home or default_home()
     uri = mlstore.configured_uri()
     if uri and mlstore.is_remote(uri):
-        _show(mlstore.redact(uri), open_browser)
+        _show(mlstore.redact(uri), None, open_browser)
         return
+    experiment = None
     if uri is None:
         if not (home / mlstore.DATABASE).exists():
             raise UsageError(
                 f"There are no runs in {display_path(home)}.",
                 hint="Run a recipe first, with 'ptl run RECIPE', or name another --home.",
             )
-        uri = mlstore.local_uri(home)
+        uri, experiment = mlstore.local_uri(home), _experiment(home / mlstore.DATABASE)
     port = _usable_port(host, port)
     with _server(uri, host, port, (home / "artifacts").resolve().as_uri()) as page:
-        _show(page, open_browser)
+        _show(page, experiment, open_browser)
         click.echo("Ctrl-C ends it.", err=True)
         while True:
             time.sleep(3600)
 
 
-def _show(page: str, open_browser: bool) -> None:
-    address = f"{page.rstrip('/')}/{QUERY}"
+def _experiment(database: Path) -> int | None:
+    """The id of the experiment that runs are in, without the second that importing mlflow takes."""
+    query = "SELECT experiment_id FROM experiments WHERE name = ?"
+    with closing(sqlite3.connect(database)) as connection:
+        try:
+            row = connection.execute(query, (mlstore.EXPERIMENT,)).fetchone()
+        except sqlite3.Error:
+            # The server will say better what is wrong with the file.
+            return None
+    return int(row[0]) if row else None
+
+
+def _show(page: str, experiment: int | None, open_browser: bool) -> None:
+    place = "" if experiment is None else f"/{experiment}/runs"
+    # Without the query MLflow opens its page for agents, which has no charts.
+    address = f"{page.rstrip('/')}/#/experiments{place}?workflowType=machine_learning"
     click.echo(address)
     if open_browser:
         click.launch(address)

@@ -596,7 +596,8 @@ def test_ui_only_names_a_server_that_is_there(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     outcome = CliRunner().invoke(ui, [])
     assert outcome.exit_code == 0
-    assert outcome.output == "http://mlflow.example:5000/?workflowType=machine_learning\n"
+    page = "http://mlflow.example:5000/#/experiments?workflowType=machine_learning\n"
+    assert outcome.output == page
 
 
 def test_ui_says_when_there_are_no_runs(tmp_path: Path) -> None:
