@@ -164,7 +164,8 @@ def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, 
         os.environ.setdefault("TINKER_TELEMETRY", "0")
     import tinker
 
-    logging.getLogger("tinker").setLevel(logging.ERROR)
+    # Whatever it logs as an error it also raises, and then it is told once.
+    logging.getLogger("tinker").setLevel(logging.CRITICAL)
     try:
         return (
             tinker.ServiceClient(base_url=base_url, api_key=api_key),
