@@ -132,6 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # transformers would import scikit-learn, and with it SciPy and pandas, for one way to generate
+    # that the engine does not use: a third of the time it takes to be ready.
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     if args.lifeline_fd is not None:
         _follow_parent(args.lifeline_fd, args.parent_pid)
     token = os.environ.pop(TOKEN_VARIABLE, "")

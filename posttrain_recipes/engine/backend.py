@@ -74,6 +74,8 @@ class BaseModel:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         # Most models can compute the last positions' logits alone, which prefilling wants.
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.caches = "past_key_values" in inspect.signature(self.model.forward).parameters
+        self.rearranges = self.caches and cache.rearranges(self.model.config)
         self._tokenizer: Any = None
         self._merged: list[Snapshot] = []
 

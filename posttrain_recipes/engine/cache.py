@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -67,6 +68,45 @@ def new_cache(config: Any) -> DynamicCache:
         if type(layer) is DynamicLayer:
             layer.__class__ = GrowingLayer
     return cache
+
+
+def rearranges(config: Any) -> bool:
+    """Whether rows of a cache for this configuration can be taken out and repeated."""
+    return all(hasattr(layer, "batch_select_indices") for layer in new_cache(config).layers)
+
+
+def joinable(cache: DynamicCache) -> bool:
+    """Whether two such caches can be made one."""
+    return bool(cache.layers) and all(type(layer) is GrowingLayer for layer in cache.layers)
+
+
+def join(cache: DynamicCache, other: DynamicCache) -> None:
+    """Add the rows of `other`; the shorter of the two is padded on the left."""
+    for mine, theirs in zip(cache.layers, other.layers, strict=True):
+        width = max(mine.keys.shape[-2], theirs.keys.shape[-2])
+        pairs = ((mine.keys, theirs.keys), (mine.values, theirs.values))
+        mine.keys, mine.values = (
+            torch.cat([F.pad(x, (0, 0, width - x.shape[-2], 0)) for x in pair]) for pair in pairs
+        )
+        mine._room = None
+
+
+def drop_first(cache: DynamicCache, tokens: int) -> None:
+    """Forget the first tokens of every row."""
+    if tokens:
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, tokens:], layer.values[:, :, tokens:]
+            layer._room = None
+
+
+def bytes_per_token(model: Any) -> int:
+    """The memory one token of one row takes, roughly."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "num_hidden_layers", 1)
+    heads = getattr(config, "num_attention_heads", 1)
+    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 1) // heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * layers * heads * width * model.dtype.itemsize)
 
 
 def attention(

@@ -1,19 +1,17 @@
-"""Generation in batches with a KV cache, and log-probabilities of prompts.
+"""What a request for samples asks for, log-probabilities of prompts, and the choice of a token.
 
 Log-probabilities are the model's own, log-softmax of its logits, whatever the temperature, top-k
 and top-p that chose the token: they are what a loss compares the trained model's with, and they
 agree with the training forward pass. The SDK documents no other meaning.
 
-A prompt is prefilled once and expanded to its samples. Sample i of a request with seed s draws from
-a generator seeded with (s, i), one uniform number a token, so what it draws does not depend on what
-else is in the batch. A sequence keeps the token that ended it, as renderers expect; `stop` None
-means the model's end-of-sequence tokens, a list replaces them, `[]` disables them.
+A sequence keeps the token that ended it, as renderers expect; `stop` None means the model's
+end-of-sequence tokens, a list replaces them, `[]` disables them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,29 +20,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain_recipes.engine.backend import BaseModel
-from posttrain_recipes.engine.cache import new_cache
-from posttrain_recipes.engine.lora import Snapshot
 from posttrain_recipes.engine.losses import token_logprobs
 from posttrain_recipes.engine.wire import (
     MASK_LOGPROB,
     RequestError,
     Sample,
-    SampledTokens,
-    SampleResult,
     TopK,
 )
 
-MAX_ROWS = 256  # sequences generated together
 MAX_TOPK = 100
-CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of keys and values, padding included
-STOP_SLACK = 16  # tokens decoded beyond a stop string's length: some decode to nothing
-DRAW_BLOCK = 128  # uniform numbers drawn at a time for each sequence
 
 
 @dataclass
-class _Ask:
-    """A request made ready: checked, its stops and length resolved."""
+class Ask:
+    """A request made ready: checked, its stops and length resolved. `ticket` is the caller's."""
 
+    ticket: Any
     request: Sample
     prompt: NDArray[np.int64]
     max_new: int
@@ -54,40 +45,17 @@ class _Ask:
     prompt_logprobs: NDArray[np.float32] | None = None
     prompt_topk: TopK | None = None
     last_logits: Tensor | None = None  # (V,), where the scoring pass can serve a single token
-    sequences: list[SampledTokens] = field(default_factory=list)
 
 
-@torch.no_grad()
-def sample(
-    base: BaseModel, snapshot: Snapshot | None, requests: Sequence[Sample]
-) -> list[SampleResult | RequestError]:
-    """Answer requests for samples from one set of weights. A request at fault gets its own error;
-    the others are served."""
-    answers: list[SampleResult | RequestError | None] = [None] * len(requests)
-    asks: dict[int, _Ask] = {}
-    for index, request in enumerate(requests):
-        try:
-            asks[index] = _ready(base, request)
-        except RequestError as error:
-            answers[index] = error
-    with base.using(base.sampling_view(snapshot)):
-        scored = [a for a in asks.values() if _wants_scores(a)]
-        if scored:
-            _score(base, scored)
-        _generate(base, list(asks.values()))
-    for index, ask in asks.items():
-        answers[index] = SampleResult(ask.sequences, ask.prompt_logprobs, ask.prompt_topk)
-    return [answer for answer in answers if answer is not None]
-
-
-def _ready(base: BaseModel, request: Sample) -> _Ask:
+def ready(base: BaseModel, request: Sample, ticket: Any = None) -> Ask:
     """Check a request and resolve its defaults. Raises RequestError 422."""
     params, prompt = request.sampling_params, request.prompt.tokens()
     base.check_length(prompt.size, "prompt")
     base.check_ids(prompt, "prompt")
     room = None if base.context is None else base.context - prompt.size
     max_new = params.max_tokens if params.max_tokens is not None else room or 1024
-    if room is not None and max_new > room:
+    # The token of a request for scores comes with the scores: it needs no room.
+    if room is not None and max_new > room and not (max_new == 1 and wants_scores(request)):
         raise RequestError(
             422,
             f"prompt length plus max_tokens exceeds the model's context window: "
@@ -121,7 +89,7 @@ def _ready(base: BaseModel, request: Sample) -> _Ask:
             raise RequestError(422, message)
     stop_ids, stop_strings = _stops(base, params.stop)
     seed = None if params.seed is None else params.seed & (2**64 - 1)
-    return _Ask(request, prompt, max_new, stop_ids, stop_strings, seed)
+    return Ask(ticket, request, prompt, max_new, stop_ids, stop_strings, seed)
 
 
 def _stops(
@@ -134,14 +102,23 @@ def _stops(
     strings = tuple(item for item in items if isinstance(item, str))
     if "" in strings:
         raise RequestError(422, "stop: an empty string would stop everything")
+    if strings:
+        try:
+            base.tokenizer  # noqa: B018
+        except (OSError, ValueError) as error:
+            raise RequestError(
+                422, f"stop: strings need the model's tokenizer, which does not load: {error}"
+            ) from error
     return ids, strings
 
 
-def _wants_scores(ask: _Ask) -> bool:
-    return bool(ask.request.prompt_logprobs) or ask.request.topk_prompt_logprobs > 0
+def wants_scores(request: Sample) -> bool:
+    """Whether log-probabilities of the prompt are asked for."""
+    return bool(request.prompt_logprobs) or request.topk_prompt_logprobs > 0
 
 
-def _score(base: BaseModel, asks: Sequence[_Ask]) -> None:
+@torch.no_grad()
+def score(base: BaseModel, asks: Sequence[Ask]) -> None:
     """Fill in prompt log-probabilities, one pass over each prompt; it also serves the only token
     of a request with max_tokens=1, which is how `compute_logprobs` asks."""
     for chosen in base.batches([ask.prompt.size for ask in asks]):
@@ -163,166 +140,6 @@ def _score(base: BaseModel, asks: Sequence[_Ask]) -> None:
                 top = torch.log_softmax(before, dim=-1).topk(k, dim=-1)
                 ids[first:], values[first:] = top.indices.cpu().numpy(), top.values.cpu().numpy()
                 ask.prompt_topk = TopK(ids, values)
-
-
-# Generation ----------------------------------------------------------------------------------
-
-
-class _Row:
-    """One sequence being generated."""
-
-    def __init__(self, ask: _Ask, sample: int) -> None:
-        self.ask = ask
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.topk: list[tuple[list[int], list[float]]] = []
-        self.stopped = False
-        entropy = None if ask.seed is None else [ask.seed, sample]
-        self._rng = np.random.default_rng(entropy)
-        self._draws: NDArray[np.float64] = np.zeros(0)
-
-    def draw(self) -> float:
-        """The uniform number in [0, 1) that chooses the next token."""
-        at = len(self.tokens) % DRAW_BLOCK
-        if at == 0:
-            self._draws = self._rng.random(DRAW_BLOCK)
-        return float(self._draws[at])
-
-    def take(self, base: BaseModel, token: int, logprob: float) -> bool:
-        """Append a token; whether the sequence ends with it."""
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        ask = self.ask
-        self.stopped = token in ask.stop_ids or (bool(ask.stop_strings) and self._matched(base))
-        return self.stopped or len(self.tokens) >= ask.max_new
-
-    def _matched(self, base: BaseModel) -> bool:
-        reach = max(map(len, self.ask.stop_strings)) + STOP_SLACK
-        text = base.tokenizer.decode(self.tokens[-reach:], skip_special_tokens=False)
-        return any(stop in text for stop in self.ask.stop_strings)
-
-    def sequence(self) -> SampledTokens:
-        topk = None
-        if self.topk:
-            ids, values = zip(*self.topk, strict=True)
-            topk = TopK(np.array(ids, np.int32), np.array(values, np.float32))
-        return SampledTokens(
-            np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32), self.stopped, topk
-        )
-
-
-def _generate(base: BaseModel, asks: Sequence[_Ask]) -> None:
-    """Fill in every request's sequences, in its own order."""
-    rows = {id(ask): [_Row(ask, i) for i in range(ask.request.num_samples)] for ask in asks}
-    single = [row for ask in asks if ask.last_logits is not None for row in rows[id(ask)]]
-    for start in range(0, len(single), MAX_ROWS):
-        part = single[start : start + MAX_ROWS]
-        logits = torch.stack(
-            [row.ask.last_logits for row in part if row.ask.last_logits is not None]
-        )
-        _choose(base, part, logits)
-    # Prompts of like length go together; those that may run long last, so that the short finish.
-    rest = [row for ask in asks if ask.last_logits is None for row in rows[id(ask)]]
-    rest.sort(key=lambda row: (row.ask.prompt.size, row.ask.max_new))
-    while rest:
-        count = _fitting(base, rest)
-        _generate_rows(base, rest[:count])
-        rest = rest[count:]
-    for ask in asks:
-        ask.sequences = [row.sequence() for row in rows[id(ask)]]
-
-
-def _fitting(base: BaseModel, rows: Sequence[_Row]) -> int:
-    """How many of the rows, sorted by length, may run together within the cache's budget."""
-    config = base.model.config.get_text_config()
-    layers = getattr(config, "num_hidden_layers", 1)
-    heads = getattr(config, "num_attention_heads", 1)
-    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 1) // heads
-    heads = getattr(config, "num_key_value_heads", None) or heads
-    per_token = 2 * layers * heads * width * base.model.dtype.itemsize
-    budget = CACHE_BUDGET["cuda" if base.device.type == "cuda" else "cpu"]
-    longest = 0
-    for count, row in enumerate(rows[:MAX_ROWS], start=1):
-        longest = max(longest, row.ask.prompt.size + row.ask.max_new)
-        if count > 1 and count * longest * per_token > budget:
-            return count - 1
-    return min(len(rows), MAX_ROWS)
-
-
-def _generate_rows(base: BaseModel, rows: list[_Row]) -> None:
-    """Generate the rows together: prefill each prompt once, expand, then a token at a time."""
-    device = base.device
-    prompts = list({id(row.ask): row.ask for row in rows}.values())
-    width = max(ask.prompt.size for ask in prompts)
-    ids = np.zeros((len(prompts), width), dtype=np.int64)
-    mask = np.zeros((len(prompts), width), dtype=np.int64)
-    for index, ask in enumerate(prompts):
-        ids[index, width - ask.prompt.size :] = ask.prompt
-        mask[index, width - ask.prompt.size :] = 1
-    position = {id(ask): index for index, ask in enumerate(prompts)}
-    expand = torch.tensor([position[id(row.ask)] for row in rows], device=device)
-    attention = torch.from_numpy(mask).to(device)
-    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device)}
-    padded = not mask.all()
-    out = _forward(base, inputs, attention, padded, new_cache(base.model.config))
-    cache, logits = out.past_key_values, out.logits[:, -1].float()[expand]
-    if len(rows) != len(prompts):
-        cache.batch_select_indices(expand)
-    attention = attention[expand]
-    while True:
-        alive = _choose(base, rows, logits)
-        if not any(alive):
-            return
-        if sum(alive) <= 0.8 * len(rows):  # shedding finished rows costs a copy of the cache
-            keep = torch.tensor([i for i, on in enumerate(alive) if on], device=device)
-            rows = [row for row, on in zip(rows, alive, strict=True) if on]
-            cache.batch_select_indices(keep)
-            attention = attention[keep]
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-        last = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
-        out = _forward(base, {"input_ids": last}, attention, padded, cache)
-        logits = out.logits[:, -1].float()
-
-
-def _forward(
-    base: BaseModel, inputs: dict[str, Any], attention: Tensor, padded: bool, cache: Any
-) -> Any:
-    """One pass with the cache. Without padding the mask is left out, which is faster."""
-    if padded:
-        positions = attention.cumsum(-1).sub_(1).clamp_min_(0)
-        inputs["position_ids"] = positions[:, -inputs["input_ids"].shape[1] :]
-        inputs["attention_mask"] = attention
-    if base.keeps_logits:
-        inputs["logits_to_keep"] = 1
-    return base.model(**inputs, past_key_values=cache, use_cache=True)
-
-
-def _choose(base: BaseModel, rows: Sequence[_Row], logits: Tensor) -> list[bool]:
-    """Give every unfinished row its next token from logits (rows, V). Which rows go on."""
-    tokens, logprobs = pick(
-        logits,
-        [row.ask.request.sampling_params.temperature for row in rows],
-        [row.ask.request.sampling_params.top_k for row in rows],
-        [row.ask.request.sampling_params.top_p for row in rows],
-        [0.0 if _over(row) else row.draw() for row in rows],
-    )
-    k = max(row.ask.request.topk_sample_logprobs for row in rows)
-    if k:
-        top = torch.log_softmax(logits, dim=-1).topk(min(k, base.vocab), dim=-1)
-        ids, values = top.indices.tolist(), top.values.tolist()
-    alive = []
-    for index, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
-        if _over(row):
-            alive.append(False)
-            continue
-        if wanted := row.ask.request.topk_sample_logprobs:
-            row.topk.append((ids[index][:wanted], values[index][:wanted]))
-        alive.append(not row.take(base, token, logprob))
-    return alive
-
-
-def _over(row: _Row) -> bool:
-    return row.stopped or len(row.tokens) >= row.ask.max_new
 
 
 def pick(

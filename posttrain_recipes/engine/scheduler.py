@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 
 KEEP_RETRIEVED_S = 120.0  # a poll whose answer was lost comes again
 KEEP_S = 3600.0  # an answer nobody asked for
-LINGER_S = 0.004  # a batch of samples waits this long for the next request to arrive,
-LINGER_MAX_S = 0.04  # and no longer than this in all
-MAX_BATCH_ROWS = 256
 
 
 class Encodable(Protocol):
@@ -62,13 +59,12 @@ class Pending:
 class Batch:
     """What a request for samples adds to a batch: requests with equal `group` may run together.
 
-    `run` takes the items of a batch and gives one result, or exception, for each.
+    `run` answers what a `Feed` gives, until it has no more.
     """
 
     group: Hashable
     item: Any
-    rows: int
-    run: Callable[[Sequence[Any]], Sequence[Any]]
+    run: Callable[[Feed], None]
 
 
 @dataclass(eq=False)
@@ -86,6 +82,36 @@ class _Line:
     early: dict[int, _Job] = field(default_factory=dict)
 
 
+class Feed:
+    """Gives a batch its requests: those that wait for it, and those that arrive while it runs."""
+
+    def __init__(self, scheduler: Scheduler, jobs: list[_Job]) -> None:
+        self._scheduler, self._new = scheduler, jobs
+        self._open: list[_Job] = []
+
+    def take(self) -> list[tuple[Any, Any]]:
+        """(ticket, item) of requests that have come since. None while other work waits, so that a
+        stream of requests for samples does not keep training out."""
+        assert self._new or self._open
+        new, self._new = self._new or self._scheduler._more(self._group), []
+        self._open += new
+        return [(job, job.batch.item) for job in new if job.batch is not None]
+
+    @property
+    def _group(self) -> Hashable:
+        batch = (self._new or self._open)[0].batch
+        return None if batch is None else batch.group
+
+    def answer(self, ticket: Any, result: Any) -> None:
+        """Answer one of the requests given."""
+        self._open.remove(ticket)
+        self._scheduler._finish([(ticket, result)])
+
+    def fail(self, error: Exception) -> None:
+        """Answer all that are left with an error."""
+        self._scheduler._finish([(job, error) for job in self._open + self._new])
+
+
 class Scheduler:
     """See the module's first lines. `start` on the event loop before use; `close` at the end."""
 
@@ -95,7 +121,6 @@ class Scheduler:
         self._by_id: OrderedDict[str, Pending] = OrderedDict()
         self._queue: deque[_Job] = deque()
         self._wake = threading.Condition()
-        self._last_arrival = 0.0
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine-worker", daemon=True)
@@ -170,7 +195,6 @@ class Scheduler:
         with self._wake:
             if self._closing:
                 raise RequestError(503, "the engine is shutting down")
-            self._last_arrival = time.monotonic()
             self._queue.append(job)
             self._wake.notify()
 
@@ -225,57 +249,51 @@ class Scheduler:
     # Working ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            jobs = self._take()
-            if not jobs:
-                return
-            self._finish(list(zip(jobs, _compute(jobs), strict=True)))
+        while (job := self._next()) is not None:
+            if job.batch is None:
+                self._finish([(job, _compute(job))])
+                continue
+            feed = Feed(self, [job, *self._gather(job.batch.group)])
+            try:
+                job.batch.run(feed)
+            except Exception as error:  # whatever it is, the worker has to go on serving
+                feed.fail(error)
 
-    def _take(self) -> list[_Job]:
-        """The next job, or all waiting jobs that can run as one batch with it. Empty: stop."""
+    def _next(self) -> _Job | None:
+        """The next job, waiting for it. None: stop."""
         with self._wake:
             while not self._queue:
                 if self._closing:
-                    return []
+                    return None
                 self._wake.wait()
-            head = self._queue[0]
-            if head.batch is None:
-                return [self._queue.popleft()]
-            deadline = time.monotonic() + LINGER_MAX_S
-            while not self._closing and (now := time.monotonic()) < deadline:
-                # Requests sent together arrive one by one, a millisecond or three apart.
-                quiet = self._last_arrival + LINGER_S - now
-                if quiet <= 0 or self._waiting_rows(head.batch.group) >= MAX_BATCH_ROWS:
-                    break
-                self._wake.wait(min(quiet, deadline - now))
-            return self._gather(head.batch.group)
-
-    def _waiting_rows(self, group: Hashable) -> int:
-        return sum(j.batch.rows for j in self._queue if j.batch and j.batch.group == group)
+            return self._queue.popleft()
 
     def _gather(self, group: Hashable) -> list[_Job]:
-        taken: list[_Job] = []
-        left: deque[_Job] = deque()
-        rows = 0
-        for job in self._queue:
-            mine = job.batch is not None and job.batch.group == group
-            if mine and job.batch and (not taken or rows + job.batch.rows <= MAX_BATCH_ROWS):
-                taken.append(job)
-                rows += job.batch.rows
-            else:
-                left.append(job)
-        self._queue = left
+        """All waiting requests for samples of `group`. They overtake what waits before them, which
+        changes nothing: weights that are sampled from never change."""
+        with self._wake:
+            mine = [job for job in self._queue if job.batch and job.batch.group == group]
+            if mine:
+                self._queue = deque(job for job in self._queue if job not in mine)
+        return mine
+
+    def _more(self, group: Hashable) -> list[_Job]:
+        """The waiting requests for samples of `group` that nothing else waits before."""
+        if not self._queue:
+            return []
+        taken = []
+        with self._wake:
+            while self._queue and (batch := self._queue[0].batch) and batch.group == group:
+                taken.append(self._queue.popleft())
         return taken
 
 
-def _compute(jobs: Sequence[_Job]) -> Sequence[Any]:
+def _compute(job: _Job) -> Any:
+    assert job.work is not None
     try:
-        if jobs[0].batch is not None:
-            return jobs[0].batch.run([job.batch.item for job in jobs if job.batch])
-        assert jobs[0].work is not None
-        return [jobs[0].work()]
-    except Exception as error:  # whatever it is, the worker has to go on serving
-        return [error] * len(jobs)
+        return job.work()
+    except Exception as error:  # as above
+        return error
 
 
 def _encode(result: Any) -> tuple[bytes, str]:

@@ -15,14 +15,14 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.engine import checkpoints, wire
 from posttrain_recipes.engine.checkpoints import Record, RunRecord, Store
-from posttrain_recipes.engine.scheduler import Batch, Pending, Scheduler
+from posttrain_recipes.engine.scheduler import Batch, Feed, Pending, Scheduler
 from posttrain_recipes.engine.wire import LoraConfig, RequestError
 
 if TYPE_CHECKING:
@@ -541,17 +541,17 @@ class Service:
         sampler = self.sampler(request.sampling_session_id)
         weights, key = sampler.weights, (sampler.id, request.seq_id)
 
-        def run(items: Sequence[wire.Sample]) -> Sequence[Any]:
-            from posttrain_recipes.engine import sampler as sampling
+        def run(feed: Feed) -> None:
+            from posttrain_recipes.engine import generation
 
             base = self.backend.base(weights.base_model)
             snapshot = weights.resolve(base)
             if weights.lora is not None:
                 self._parking.use(weights)
-            return sampling.sample(base, snapshot, items)
+            generation.serve(base, snapshot, feed)
 
         ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(max(0, request.num_samples))]
-        batch = Batch(id(weights), request, max(1, request.num_samples), run)
+        batch = Batch(id(weights), request, run)
         return self.scheduler.submit_batched(key, batch, {"sample_sequence_ids": ids})
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from posttrain_recipes.engine.backend import BaseModel, forward_backward, new_adapter
+from posttrain_recipes.engine.generation import Feed, sample, serve
 from posttrain_recipes.engine.lora import Snapshot
-from posttrain_recipes.engine.sampler import pick, sample
+from posttrain_recipes.engine.sampler import pick
 from posttrain_recipes.engine.wire import (
     Chunk,
     Datum,
@@ -121,6 +122,40 @@ def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
     assert [len(tokens(r)) for r in got] == lengths
     for request, result in zip(asks, got, strict=True):
         assert tokens(result) == tokens(run(base, None, request)[0])
+
+
+class Trickle(Feed):
+    """Gives one request at a time, a few tokens apart."""
+
+    def __init__(self, requests: list[Sample]) -> None:
+        self.left, self.calls = list(enumerate(requests)), 0
+        self.results: dict[int, Any] = {}
+        self.order: list[int] = []
+
+    def take(self) -> list[tuple[Any, Sample]]:
+        self.calls += 1
+        due = self.calls % 3 == 1 and self.left
+        return [self.left.pop(0)] if due else []
+
+    def answer(self, ticket: Any, result: Any) -> None:
+        self.results[ticket] = result
+        self.order.append(ticket)
+
+
+def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) -> None:
+    lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
+    asks = [ask(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
+    feed = Trickle(asks)
+    with torch.no_grad():
+        serve(base, snapshot, feed)
+    assert feed.order[0] == 1  # the short request was answered while the long ones went on
+    for index, request in enumerate(asks):
+        (alone,) = run(base, snapshot, request)
+        for i in range(2):
+            assert tokens(feed.results[index], i) == tokens(alone, i)
+            np.testing.assert_allclose(
+                feed.results[index].sequences[i].logprobs, alone.sequences[i].logprobs, atol=1e-4
+            )
 
 
 def test_stops(base: BaseModel) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.engine.scheduler import Batch, Pending, Scheduler
+from posttrain_recipes.engine.scheduler import Batch, Feed, Pending, Scheduler
 from posttrain_recipes.engine.wire import RequestError
 
 WAIT_S = 20.0
@@ -74,7 +74,12 @@ def test_a_request_sent_again_is_the_same_request() -> None:
             return scheduler.submit_ordered("m", 1, lambda: ran.append("step") or {})
 
         def sampled() -> Pending:
-            batch = Batch("w", 1, 1, lambda items: [ran.append("sample") or {} for _ in items])
+            def work(feed: Feed) -> None:
+                for ticket, _ in feed.take():
+                    ran.append("sample")
+                    feed.answer(ticket, {})
+
+            batch = Batch("w", 1, work)
             return scheduler.submit_batched(("sampler", 7), batch, {"sample_sequence_ids": ["a"]})
 
         first, second = ordered(), ordered()
@@ -98,20 +103,42 @@ def test_waiting_samples_of_the_same_weights_run_as_one_batch() -> None:
         scheduler.submit("hold", lambda: gate.wait(WAIT_S) and {} or {})
 
         def ask(group: str, n: int) -> Pending:
-            def work(items: Any) -> Any:
-                batches.append(list(items))
-                return [RequestError(422, "odd") if n % 2 else {"n": n} for n in items]
+            def work(feed: Feed) -> None:
+                taken = feed.take()
+                batches.append([n for _, n in taken])
+                for ticket, n in taken:
+                    feed.answer(ticket, RequestError(422, "odd") if n % 2 else {"n": n})
+                assert feed.take() == []
 
-            return scheduler.submit_batched((group, n), Batch(group, n, 1, work), {})
+            return scheduler.submit_batched((group, n), Batch(group, n, work), {})
 
-        pending = [ask("a", 0), ask("b", 10), ask("a", 1), ask("a", 2)]
+        pending = [ask("a", 0), ask("a", 1), ask("a", 2), ask("b", 10), ask("a", 4), ask("b", 12)]
         gate.set()
         got = [await answer(scheduler, p) for p in pending]
         assert got[0] == {"n": 0}
-        assert got[2] == {"error": "odd", "category": "user"}
+        assert got[1] == {"error": "odd", "category": "user"}
+        assert got[4] == {"n": 4}
 
     run(scenario)
-    assert sorted(batches) == [[0, 1, 2], [10]]
+    assert batches == [[0, 1, 2, 4], [10, 12]]
+
+
+def test_a_batch_that_fails_fails_its_requests_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        def work(feed: Feed) -> None:
+            (ticket, _), *_ = feed.take()
+            feed.answer(ticket, {"n": 0})
+            raise MemoryError("too much")
+
+        gate = threading.Event()
+        scheduler.submit("hold", lambda: gate.wait(WAIT_S) and {} or {})
+        pending = [scheduler.submit_batched(n, Batch("w", n, work), {}) for n in range(3)]
+        gate.set()
+        assert await answer(scheduler, pending[0]) == {"n": 0}
+        for late in pending[1:]:
+            assert "MemoryError" in (await answer(scheduler, late))["error"]
+
+    run(scenario)
 
 
 def test_a_failure_is_told_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:
