@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ class Data:
     split_seed: int
     held_out: bool = False
     """True: the test split; False: the rest (all of it where `test_size` is 0)."""
+    written: str | None = None
+    """Its path as the recipe has it: `${env:NAME}` is not expanded in what is shown and kept."""
 
     @property
     def label(self) -> str:
         """What a person would call it: its path where it has one."""
-        name = str(getattr(self.dataset.config, "path", self.dataset.name))
+        name = self.written or str(getattr(self.dataset.config, "path", self.dataset.name))
         return f"{name} (test split)" if self.held_out else name
 
     def identity(self) -> dict[str, Any]:
@@ -91,6 +94,8 @@ class PlannedStage:
     evals: tuple[PlannedEval, ...]
     fingerprint: str
     """Equal for two stages that would train the same weights."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """The method's options as the recipe has them, `${env:NAME}` not expanded."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -136,13 +136,12 @@ def _plugin(
         builder.fault(key, f"{error.what}; {error.hint}")
         return None
     except ValidationError as error:
+        # Forms are the schema's to judge; what it let pass are the plugin's own rules.
+        judged = bool(builder.faults)
         for problem in error.errors():
-            # Forms are the schema's to judge, and it has; what is left are the plugin's own rules.
-            if problem["type"] in ("value_error", "assertion_error"):
+            if not judged or problem["type"] in ("value_error", "assertion_error"):
                 message = problem["msg"].removeprefix("Value error, ")
                 builder.fault((*key, *problem["loc"]), message)
-        if not builder.faults:
-            builder.fault(key, str(error))
         return None
     return entry.cls(config, builder.recipe.base_dir), entry
 
@@ -215,7 +214,9 @@ def _stage(
         builder.fault(key, f"method '{method.name}' needs a 'dataset:' to train on")
     if "method" not in spec and not spec.get("eval"):
         builder.fault(key, "does nothing: give it a 'method:', or an 'eval:' to only evaluate")
-    stage_data = Data(dataset, (*key, "dataset"), seed) if dataset else None
+    stage_data = None
+    if dataset is not None:
+        stage_data = Data(dataset, (*key, "dataset"), seed, written=spec["dataset"].get("path"))
     wants = None
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
@@ -245,11 +246,14 @@ def _stage(
         rewards=rewards,
         evals=evals,
         fingerprint=fingerprint,
+        written=spec.get("method", {}),
     )
 
 
 def _first_int(*values: Any) -> int:
-    return next(v for v in values if isinstance(v, int) and not isinstance(v, bool))
+    """The first whole number; `1e3` is one, as it is to the schema."""
+    numbers = (v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+    return next(int(number) for number in numbers if number == number // 1)
 
 
 def _start(builder: _Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
@@ -370,8 +374,9 @@ def _evals(
             if item in builder.evals:
                 found.append(builder.evals[item])
             elif not _named_anywhere(builder, item):
-                options = sorted(builder.evals)
-                builder.fault(where, f"no eval above is named '{item}'; {suggest(item, options)}")
+                known = builder.registry.find("eval", item)
+                near = f"write {{use: {item}}}" if known else suggest(item, sorted(builder.evals))
+                builder.fault(where, f"no eval above is named '{item}'; {near}")
             name = item
         else:
             planned = _eval(builder, item, where, stage_data, "dataset" in spec)
@@ -408,9 +413,11 @@ def _eval(
         dataset = _dataset(builder, spec["dataset"], (*key, "dataset"))
         if dataset is None:
             return None
-        data = Data(dataset, (*key, "dataset"), 0, held_out=dataset.config.test_size > 0)
+        path = spec["dataset"].get("path")
+        held_out = dataset.config.test_size > 0
+        data = Data(dataset, (*key, "dataset"), 0, held_out, written=path)
     elif stage_data is not None and stage_data.dataset.config.test_size > 0:
-        data = Data(stage_data.dataset, stage_data.key, stage_data.split_seed, held_out=True)
+        data = replace(stage_data, held_out=True)
     elif stage_data is None and has_dataset:
         return None
     else:

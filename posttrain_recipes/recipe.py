@@ -145,6 +145,10 @@ def load(path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()
         root = merge(root, choices[preset])
     for override in overrides:
         root = merge(root, _override(override, root))
+    late = [node for key in ("extends", "presets") if (node := root.value.get(key))]
+    if late:
+        why = "'extends:' and 'presets:' are read from a recipe's file alone"
+        raise RecipeError([Fault(node.key_at or node.at, "", why) for node in late])
     return Recipe(root, path, preset)
 
 

@@ -176,6 +176,8 @@ def stage_params(stage: Any) -> dict[str, Any]:
     if stage.method is not None:
         params["method"] = stage.method.name
         params.update(stage.method.config.model_dump(mode="json"))
+        # What came from the environment is told by its name, never by its value.
+        params.update({k: v for k, v in stage.written.items() if "${env:" in str(v)})
     params.update({f"lora_{key}": value for key, value in stage.lora.model_dump().items()})
     return params
 

@@ -7,6 +7,7 @@ that an editor completes a stranger's options as well as ours.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -220,10 +221,25 @@ def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
     """Every place where the recipe does not have the form that the schema asks for."""
     validator = Draft202012Validator(recipe_schema(registry))
     faults: dict[tuple[str, str], Fault] = {}
+    for key in _not_finite(recipe.data, ()):
+        fault = recipe.fault(key, "must be a number that is finite")
+        faults[fault.key, fault.message] = fault
     for error in validator.iter_errors(recipe.data):
         for fault in _explain(recipe, error, registry):
             faults.setdefault((fault.key, fault.message), fault)
     return list(faults.values())
+
+
+def _not_finite(value: Any, key: Key) -> Iterator[Key]:
+    """Where `.inf` and `.nan` stand: JSON Schema does not know of them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_finite(inner, (*key, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, (*key, index))
 
 
 def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
