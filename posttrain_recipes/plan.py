@@ -41,6 +41,11 @@ class Data:
         name = self.written or str(getattr(self.dataset.config, "path", self.dataset.name))
         return f"{name} (test split)" if self.held_out else name
 
+    @property
+    def digest(self) -> str:
+        """A hash of the content; where that is not known, of what names it."""
+        return self.dataset.digest() or digest(self.identity())
+
     def identity(self) -> dict[str, Any]:
         """What tells its records from others': content where it can be known, else options."""
         config = self.dataset.config.model_dump(mode="json")

@@ -141,7 +141,7 @@ class _Run:
         if Path(location).is_dir():
             # A hub look-up of what is already here would wait for a network that may not be.
             os.environ["HF_HUB_OFFLINE"] = "1"
-        tracker = Tracker(self.kept.home)
+        tracker = Tracker(self.kept.home, warn=self.reporter.warning)
         tracker.start()
         self.reporter.doing(f"starting the engine ({self.plan.engine.name})")
         models = {self.plan.model: location}
@@ -164,8 +164,6 @@ class _Run:
                 for stage in self.plan.stages:
                     self._stage(stage, tracked)
                 tracked.summary(report.markdown(self.record))
-        for problem in tracker.problems:
-            self.reporter.warning(problem)
 
     def _renderer(self, location: str) -> Renderer:
         from posttrain_recipes.training.rendering import load_renderer
@@ -287,9 +285,9 @@ class _Run:
         records = load_records(stage.data, stage.wants)
         kept.records = len(records)
         child.log_dataset(
-            stage.data.dataset.name,
+            Path(stage.data.label).name,
             stage.data.label,
-            stage.data.dataset.digest() or stage.fingerprint,
+            stage.data.digest,
             "train",
             count=len(records),
         )
@@ -336,7 +334,8 @@ class _Run:
                 when,
                 result,
                 step,
-                dataset_name=planned.data.label,
+                dataset_name=Path(planned.data.label).name,
+                dataset_digest=planned.data.digest,
                 checkpoint_uri=checkpoint.sampler_uri,
             )
             child.log_samples(planned.name, when, result.samples, step)

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +51,14 @@ MAX_TRACES = 32
 class Tracker:
     """Writes runs to MLflow: to the store below `home`, or where MLFLOW_TRACKING_URI says."""
 
-    def __init__(self, home: Path, experiment: str = mlstore.EXPERIMENT) -> None:
+    def __init__(
+        self,
+        home: Path,
+        experiment: str = mlstore.EXPERIMENT,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:
         self.home = home
+        self._warn = warn
         self.experiment = experiment
         self.problems: list[str] = []
         """What could not be tracked, for the report; each kind once."""
@@ -100,7 +106,7 @@ class Tracker:
             short = reason if len(reason) <= 200 else f"{reason[:200]}…"
             text = redact(f"MLflow: could not {what}: {short}")
             self.problems.append(text)
-            logger.warning(text)
+            self._warn(text)
 
     def mark_dead_runs(self) -> list[str]:
         """End, as killed, the runs that processes of this machine left behind; returns their ids.
