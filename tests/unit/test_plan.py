@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 
 from posttrain_recipes import api, report
 from posttrain_recipes.data import load_records
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.plan import Plan
+from posttrain_recipes.plugin import Method, PluginConfig, hookimpl
 from posttrain_recipes.records import Conversation, Message, Preference, Prompt
-from tests.conftest import CHAT, Project
+from tests.conftest import CHAT, Install, Project
 
 RECIPE = """\
 name: demo
@@ -380,6 +382,88 @@ def test_a_key_in_plain_text_is_refused_wherever_it_stands(project: Project) -> 
         "engine.api_key: looks like a secret in plain text; write ${env:API_KEY} and export API_KEY"
     ]
     assert "tml-abc" not in "".join(faults(project, text))
+
+
+class Judged(Method):
+    """A method with a key of its own."""
+
+    name = "judged"
+    takes = (Conversation,)
+
+    class Config(PluginConfig):
+        """Options."""
+
+        api_key: str = ""
+        """The judge's key."""
+        rate: float = 0.5
+        """A number."""
+
+    def train(self, stage: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_what_the_environment_holds_is_neither_shown_nor_tracked(
+    project: Project, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE", "tml-very-secret")
+    monkeypatch.setenv("FILE", "chat.jsonl")
+    install("acme", "1.0", {"ptl_methods": hookimpl(lambda: [Judged], specname="ptl_methods")})
+    [stage] = project.plan(
+        "name: demo\nmodel: ./model\nstages:\n"
+        "  - name: s\n"
+        "    dataset: {use: jsonl, path: '${env:FILE}', test_size: 1}\n"
+        "    method: {use: judged, api_key: '${env:JUDGE}'}\n"
+        "    eval: [{use: nll}, {use: nll, name: n, dataset: {use: jsonl, path: '${env:FILE}'}}]\n"
+    ).stages
+    assert isinstance(stage.method, Judged)
+    assert stage.method.config.api_key == "tml-very-secret"  # type: ignore[attr-defined]
+    params = report.stage_params(stage)
+    assert (params["api_key"], params["rate"]) == ("${env:JUDGE}", 0.5)
+    assert stage.data is not None
+    labels = [stage.data.label, *(e.data.label for e in stage.evals)]
+    assert labels == ["${env:FILE}", "${env:FILE} (test split)", "${env:FILE}"]
+
+
+# --- odd values ----------------------------------------------------------------------------------
+
+
+def test_a_seed_written_as_a_float_is_that_seed(project: Project) -> None:
+    plan = project.plan(RECIPE.replace("seed: 0", "seed: 1e3"))
+    assert [stage.seed for stage in plan.stages] == [1000, 1000]
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_a_number_without_an_end_is_a_fault(project: Project, value: str) -> None:
+    found = faults(project, RECIPE.replace("1e-3", value))
+    assert "stages.sft.method.learning_rate: must be a number that is finite" in found
+
+
+def test_a_plugins_own_rule_is_placed_and_in_its_words(project: Project, install: Install) -> None:
+    class Fussy(Judged):
+        """A method with a rule that no schema can tell."""
+
+        class Config(PluginConfig):
+            """Options."""
+
+            rate: float = 0.5
+            """A number."""
+
+            @field_validator("rate")
+            @classmethod
+            def half(cls, rate: float) -> float:
+                if rate != 0.5:
+                    raise ValueError("must be one half")
+                return rate
+
+    install("acme", "1.0", {"ptl_methods": hookimpl(lambda: [Fussy], specname="ptl_methods")})
+    text = RECIPE.replace("{use: sft, learning_rate: 1e-3}", "{use: judged, rate: 0.4}")
+    assert faults(project, text) == ["stages.sft.method.rate: must be one half"]
+
+
+def test_an_eval_that_is_no_name_yet_is_answered_with_how_to_write_it(project: Project) -> None:
+    assert faults(project, RECIPE.replace("    eval: [{use: nll}]\n", "")) == [
+        "stages.dpo.eval[0]: no eval above is named 'nll'; write {use: nll}"
+    ]
 
 
 # --- models --------------------------------------------------------------------------------------

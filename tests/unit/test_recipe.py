@@ -289,6 +289,14 @@ def test_a_base_that_cannot_be_read_is_placed(project: Project, text: str) -> No
         project.load(text)
 
 
+@pytest.mark.parametrize("key", ["extends: base.yaml", "presets: {b: {seed: 1}}"])
+def test_what_is_read_from_the_file_alone_is_refused_elsewhere(project: Project, key: str) -> None:
+    with pytest.raises(RecipeError, match=r"^mine\.yaml:2:15\n.*from a recipe's file alone"):
+        project.load(f"name: a\npresets: {{a: {{{key}}}}}\n", preset="a")
+    with pytest.raises(RecipeError, match="read from a recipe's file alone"):
+        project.load("name: a\n", overrides=[key.replace(": ", "=", 1)])
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
