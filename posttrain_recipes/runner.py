@@ -31,7 +31,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.store import Measured, RunDirectory, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import Tracker
 from posttrain_recipes.version import __version__
-from posttrain_recipes.waiting import EngineWaiter, Interrupts, in_thread
+from posttrain_recipes.waiting import EngineWaiter, GoneError, Interrupts, in_thread
 
 if TYPE_CHECKING:
     import tinker
@@ -184,7 +184,7 @@ class _Run:
     # --- one stage -------------------------------------------------------------------------------
 
     def _stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
-        kept = self.record.stage(stage.name)
+        kept = self._kept(stage)
         if not kept.done and not self.fresh:
             self._reuse(stage, kept)
         start = self._start(stage)
@@ -226,7 +226,7 @@ class _Run:
         if found is None:
             return
         run, earlier = found
-        if earlier.checkpoint is None or not self._alive(earlier.checkpoint):
+        if earlier.checkpoint is None or not self._alive(earlier.checkpoint.state_uri):
             return
         kept.status = "reused"
         kept.reused_from = run.id
@@ -242,14 +242,27 @@ class _Run:
         kept.tracking_id = None
         self.directory.save()
 
-    def _alive(self, checkpoint: Checkpoint) -> bool:
-        """Whether the engine still has the checkpoint: hosted ones expire."""
-        if checkpoint.sampler_uri is None:
+    def _kept(self, stage: PlannedStage) -> StageRecord:
+        """What earlier tries left of the stage: nothing, where the engine has it no more."""
+        kept = self.record.stage(stage.name)
+        made = kept.checkpoint if kept.done else kept.resume
+        if made is None or self._alive(made.state_uri):
+            return kept
+        self.reporter.warning(
+            f"the checkpoint of stage '{kept.name}' at step {made.step} is gone; it starts over"
+        )
+        fresh = StageRecord(kept.name, kept.fingerprint, kept.method)
+        self.record.stages[stage.index - 1] = fresh
+        self.directory.save()
+        return fresh
+
+    def _alive(self, state_uri: str | None) -> bool:
+        """Whether the engine has that state; the base model is always there."""
+        if state_uri is None:
             return True
-        assert checkpoint.state_uri is not None
         try:
-            self.wait(self.connection.rest.get_weights_info_by_tinker_path(checkpoint.state_uri))
-        except PtlError:
+            self.wait(self.connection.rest.get_weights_info_by_tinker_path(state_uri))
+        except GoneError:
             return False
         return True
 

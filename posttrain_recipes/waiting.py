@@ -24,6 +24,10 @@ TICK = 0.25
 """Seconds between two looks."""
 
 
+class GoneError(PtlError):
+    """What was asked for is not there (any more): a checkpoint that expired, say."""
+
+
 class Interrupts:
     """Ctrl-C and SIGTERM, delivered only where work can stop without losing any."""
 
@@ -103,6 +107,8 @@ def explain(error: Exception) -> Exception:
         return PtlError(
             "the engine refused the API key", why=str(error), hint="check TINKER_API_KEY"
         )
+    if isinstance(error, tinker.NotFoundError):
+        return GoneError("the engine does not have what was asked for", why=str(error))
     if isinstance(error, tinker.TinkerError):
         return PtlError("the engine could not do what was asked", why=str(error))
     return error

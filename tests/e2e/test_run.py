@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,17 @@ def test_a_second_run_reuses_and_a_changed_stage_reruns_alone(
     assert changed.run_id != first.id
     assert [stage.status for stage in changed.record.stages] == ["reused", "finished"]
     assert changed.record.stages[0].checkpoint == first.stages[0].checkpoint
+
+
+def test_a_stage_whose_checkpoint_is_gone_is_trained_again(recipe: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    only = ["stages.sft.method.max_steps=2", "stages.dpo.method.max_steps=2"]
+    first = ptl.run(recipe, home=home, overrides=only)
+    shutil.rmtree(home / "engine")
+    again = ptl.run(recipe, home=home, overrides=[*only, "stages.dpo.method.beta=0.5"])
+    assert [stage.status for stage in again.record.stages] == ["finished", "finished"]
+    before, after = (r.stages["sft"].after["nll"]["nll"].value for r in (first, again))
+    assert after == pytest.approx(before, abs=1e-4)
 
 
 def test_an_evaluation_stage_measures_and_trains_nothing(recipe: Path, tmp_path: Path) -> None:
