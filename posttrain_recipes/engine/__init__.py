@@ -8,10 +8,14 @@ torch, transformers and the web server are imported there alone.
     __main__     the child: command line, sockets, signals
     api          HTTP: routes, authentication, limits
     wire         bytes <-> small dataclasses
-    service      sessions, models and samplers: what each request means
+    service      sessions; training and sampling: what each request means; listings: look-ups
+    state        what is known while it runs
     scheduler    futures, ordering, one worker thread
-    backend      base models, LoRA adapters, gradients, Adam
-    losses       loss functions over token log-probabilities
-    sampler      batched generation and prompt scoring
     checkpoints  what is kept on disk
+    backend      base models, forward and backward passes      (torch, on the worker, from here on)
+    lora         adapters and Adam
+    losses       loss functions over token log-probabilities
+    sampler      requests for samples, prompt scores, the choice of a token
+    generation   batches that requests join and leave
+    cache        keys and values
 """

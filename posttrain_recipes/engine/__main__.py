@@ -41,7 +41,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own handler, which raises the signal again once the server has stopped.
-        self.service.scheduler.release_polls()
+        self.service.state.scheduler.release_polls()
         self.force_exit = self._stopping and sig == signal.SIGINT  # Ctrl-C twice: at once
         self.should_exit = self._stopping = True
 

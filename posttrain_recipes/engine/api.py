@@ -185,16 +185,18 @@ async def _reap(service: Service) -> None:
 
 
 def _routes(service: Service) -> list[Route]:
+    state, training, sampling = service.state, service.training, service.sampling
+
     async def forward_backward(request: Request) -> Response:
         # Parsed on a thread: the body may be megabytes, and the first one imports the messages.
         body = await _body(request)
         return _reply(
-            service.forward_backward(await asyncio.to_thread(wire.parse_forward_backward, body))
+            training.forward_backward(await asyncio.to_thread(wire.parse_forward_backward, body))
         )
 
     async def retrieve(request: Request) -> Response:
         ref = wire.parse(wire.FutureRef, await _body(request))
-        answer = await service.scheduler.wait(ref.request_id, POLL_S)
+        answer = await state.scheduler.wait(ref.request_id, POLL_S)
         if answer is None:
             return JSONResponse({"queue_state": "active"}, status_code=408)
         return Response(answer[0], media_type=answer[1])
@@ -205,19 +207,19 @@ def _routes(service: Service) -> list[Route]:
 
     async def set_ttl(request: Request) -> Response:
         ttl = wire.parse(wire.Ttl, await _body(request)).ttl_seconds
-        service.store.amend(_checkpoint_of(request), expires_at=checkpoints.expiry(ttl))
+        state.store.amend(_checkpoint_of(request), expires_at=checkpoints.expiry(ttl))
         return JSONResponse({})
 
     async def delete(request: Request) -> Response:
-        await asyncio.to_thread(service.store.delete, _checkpoint_of(request))
+        await asyncio.to_thread(state.store.delete, _checkpoint_of(request))
         return JSONResponse({})
 
     def checkpoints_of(request: Request) -> dict[str, Any]:
-        return listings.checkpoints(service, request.path_params["run"], None, 0)
+        return listings.checkpoints(state, request.path_params["run"], None, 0)
 
     def sessions(request: Request) -> dict[str, Any]:
         limit, offset = _page(request, 20)
-        return {"sessions": list(service.sessions)[::-1][offset : offset + limit]}
+        return {"sessions": list(state.sessions)[::-1][offset : offset + limit]}
 
     one = "training_runs/{run}/checkpoints/{kind}/{name}"
     return [
@@ -226,38 +228,46 @@ def _routes(service: Service) -> list[Route]:
         _fixed(f"{PREFIX}/client/config", CLIENT_CONFIG),
         _fixed(f"{PREFIX}/client/dynamic_config", {"refresh_interval_sec": 3600}),
         _fixed(f"{PREFIX}/telemetry", {"status": "accepted"}),
-        _on("get_server_capabilities", "GET", lambda r: listings.capabilities(service)),
+        _on("get_server_capabilities", "GET", lambda r: listings.capabilities(state)),
         _post("create_session", wire.CreateSession, service.create_session),
         _post("session_heartbeat", wire.SessionRef, service.heartbeat),
         Route(f"{PREFIX}/sessions/{{session}}/finish", _guarded(finish), methods=["POST"]),
         _on("sessions", "GET", sessions),
         _on("sessions/{session}", "GET", lambda r: service.get_session(r.path_params["session"])),
-        _post("create_model", wire.CreateModel, service.create_model),
-        _post("unload_model", wire.ModelRef, service.unload_model),
-        _post("get_info", wire.ModelRef, service.get_info),
+        _post("create_model", wire.CreateModel, training.create_model),
+        _post("unload_model", wire.ModelRef, training.unload_model),
+        _post("get_info", wire.ModelRef, training.get_info),
         Route(f"{PREFIX}/forward_backward", _guarded(forward_backward), methods=["POST"]),
-        _post("optim_step", wire.OptimStep, service.optim_step),
-        _post("save_weights", wire.SaveWeights, service.save_weights),
-        _post("save_weights_for_sampler", wire.SaveWeights, service.save_weights_for_sampler),
-        _post("load_weights", wire.LoadWeights, service.load_weights),
-        _post("create_sampling_session", wire.CreateSampler, service.create_sampling_session),
+        _post("optim_step", wire.OptimStep, training.optim_step),
+        _post("save_weights", wire.SaveWeights, training.save_weights),
+        _post("save_weights_for_sampler", wire.SaveWeights, training.save_weights_for_sampler),
+        _post("load_weights", wire.LoadWeights, training.load_weights),
+        _post("create_sampling_session", wire.CreateSampler, sampling.create_sampling_session),
         _post(
             "join_sampling_session",
             wire.SamplerRef,
-            lambda ref: service.join_sampling_session(ref.sampling_session_id),
+            lambda ref: sampling.join_sampling_session(ref.sampling_session_id),
         ),
-        _on("samplers/{sampler}", "GET", lambda r: service.get_sampler(r.path_params["sampler"])),
-        _post("asample", wire.Sample, service.sample),
+        _on(
+            "samplers/{sampler}",
+            "GET",
+            lambda r: sampling.get_sampler(r.path_params["sampler"]),
+        ),
+        _post("asample", wire.Sample, sampling.sample),
         Route(f"{PREFIX}/retrieve_future", _guarded(retrieve), methods=["POST"]),
-        _post("weights_info", wire.PathRef, lambda ref: listings.weights_info(service, ref)),
-        _on("training_runs", "GET", lambda r: listings.training_runs(service, *_page(r, 20))),
+        _post("weights_info", wire.PathRef, lambda ref: listings.weights_info(state, ref)),
+        _on("training_runs", "GET", lambda r: listings.training_runs(state, *_page(r, 20))),
         _on(
             "training_runs/{run}",
             "GET",
-            lambda r: listings.training_run(service, r.path_params["run"]),
+            lambda r: listings.training_run(state, r.path_params["run"]),
         ),
         _on("training_runs/{run}/checkpoints", "GET", checkpoints_of),
-        _on("checkpoints", "GET", lambda r: listings.checkpoints(service, None, *_page(r, 100))),
+        _on(
+            "checkpoints",
+            "GET",
+            lambda r: listings.checkpoints(state, None, *_page(r, 100)),
+        ),
         Route(f"{PREFIX}/{one}", _guarded(delete), methods=["DELETE"]),
         Route(f"{PREFIX}/{one}/ttl", _guarded(set_ttl), methods=["PUT"]),
         *(

@@ -8,10 +8,11 @@ from typing import Any
 
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.checkpoints import KINDS, Record, parse_path
-from posttrain_recipes.engine.service import OPTIMIZER, Service
+from posttrain_recipes.engine.state import State
+from posttrain_recipes.engine.training import OPTIMIZER
 
 
-def capabilities(service: Service) -> dict[str, Any]:
+def capabilities(state: State) -> dict[str, Any]:
     """The models served by name, and their context windows."""
     return {
         "supported_models": [
@@ -21,16 +22,16 @@ def capabilities(service: Service) -> dict[str, Any]:
                 "trainable": True,
                 "sampleable": True,
             }
-            for name, path in service.names.items()
+            for name, path in state.names.items()
         ]
     }
 
 
-def training_run(service: Service, run: str) -> dict[str, Any]:
+def training_run(state: State, run: str) -> dict[str, Any]:
     """One run with its latest checkpoints. Raises RequestError 404."""
-    record = service.store.run(run)
-    saved = [_checkpoint(item) for item in service.store.checkpoints(run)]
-    model = service.models.get(run)
+    record = state.store.run(run)
+    saved = [_checkpoint(item) for item in state.store.checkpoints(run)]
+    model = state.models.get(run)
 
     def last(kind: str) -> dict[str, Any] | None:
         return next((c for c in saved if c["checkpoint_type"] == kind), None)
@@ -48,32 +49,30 @@ def training_run(service: Service, run: str) -> dict[str, Any]:
     }
 
 
-def training_runs(service: Service, limit: int, offset: int) -> dict[str, Any]:
+def training_runs(state: State, limit: int, offset: int) -> dict[str, Any]:
     """A page of all runs, the newest first."""
-    records = service.store.runs()
+    records = state.store.runs()
     page = records[offset : offset + limit]
     return {
-        "training_runs": [training_run(service, record.run) for record in page],
+        "training_runs": [training_run(state, record.run) for record in page],
         "cursor": {"offset": offset, "limit": limit, "total_count": len(records)},
     }
 
 
-def checkpoints(
-    service: Service, run: str | None, limit: int | None, offset: int
-) -> dict[str, Any]:
+def checkpoints(state: State, run: str | None, limit: int | None, offset: int) -> dict[str, Any]:
     """A run's checkpoints, or a page of all, the newest first."""
     if run is not None:
-        service.store.run(run)
-    found = [_checkpoint(item) for item in service.store.checkpoints(run)]
+        state.store.run(run)
+    found = [_checkpoint(item) for item in state.store.checkpoints(run)]
     if limit is None:
         return {"checkpoints": found}
     cursor = {"offset": offset, "limit": limit, "total_count": len(found)}
     return {"checkpoints": found[offset : offset + limit], "cursor": cursor}
 
 
-def weights_info(service: Service, request: wire.PathRef) -> dict[str, Any]:
+def weights_info(state: State, request: wire.PathRef) -> dict[str, Any]:
     """What a checkpoint holds. Raises RequestError 404."""
-    record = service.store.record(parse_path(request.tinker_path))
+    record = state.store.record(parse_path(request.tinker_path))
     return {
         "base_model": record.base_model,
         "optimizer_config": OPTIMIZER,

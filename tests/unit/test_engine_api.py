@@ -170,9 +170,9 @@ def test_a_lost_session_is_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from posttrain_recipes.engine import wire
 
     kept, lost = (service.create_session(wire.CreateSession())["session_id"] for _ in range(2))
-    service.sessions[lost].last_seen -= 10_000
+    service.state.sessions[lost].last_seen -= 10_000
     service.reap()
-    assert list(service.sessions) == [kept]
+    assert list(service.state.sessions) == [kept]
 
 
 def test_pages_are_checked(client: TestClient) -> None:
