@@ -7,7 +7,6 @@ goes on to the next thing.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,9 +137,6 @@ class _Run:
     def work(self) -> None:
         log_path = self.directory.path / "engine.log"
         location = model_location(self.plan)
-        if Path(location).is_dir():
-            # A hub look-up of what is already here would wait for a network that may not be.
-            os.environ["HF_HUB_OFFLINE"] = "1"
         tracker = Tracker(self.kept.home, warn=self.reporter.warning)
         tracker.start()
         self.reporter.doing(f"starting the engine ({self.plan.engine.name})")
