@@ -62,7 +62,7 @@ def flat(text: str) -> str:
 
 
 def test_help_names_every_command_with_its_summary(ptl: Ptl) -> None:
-    said = ptl("--help")
+    said = ptl("-h")
     assert said.code == 0
     for name, summary in COMMANDS.items():
         assert f"{name} {summary}" in flat(said.out)
@@ -70,7 +70,7 @@ def test_help_names_every_command_with_its_summary(ptl: Ptl) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_there_and_helps(ptl: Ptl, name: str) -> None:
-    said = ptl(name, "-h")
+    said = ptl(name, "--help")
     assert said.code == 0
     assert said.out.startswith(f"Usage: ptl {name}")
 
