@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,50 @@ def test_a_request_at_fault_does_not_spoil_the_batch(
     assert isinstance(good, SampleResult)
     with pytest.raises(RequestError, match=says):
         raise refused  # type: ignore[misc]
+
+
+def test_a_prompt_as_long_as_the_context_can_be_scored(base: BaseModel) -> None:
+    (got,) = run(base, None, ask(ids(128, 0), 1, {"prompt_logprobs": True}, max_tokens=1))
+    assert got.prompt_logprobs is not None
+    assert np.isfinite(got.prompt_logprobs[1:]).all()
+
+
+def small(kind: str) -> Any:
+    import transformers as t
+
+    if kind == "gpt2":  # Conv1D layers, learned positions
+        return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4))
+    size = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
+    if kind == "mamba":  # no keys and values at all
+        return t.MambaForCausalLM(t.MambaConfig(**size, state_size=8))
+    size |= {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if kind == "mistral":  # a sliding window
+        return t.MistralForCausalLM(t.MistralConfig(**size, sliding_window=8))
+    layers = ["conv", "full_attention"]  # states that cannot be rearranged
+    return t.Lfm2ForCausalLM(t.Lfm2Config(**size, layer_types=layers))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba", "mistral", "lfm2"])
+def test_other_architectures(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    small(kind).save_pretrained(tmp_path)
+    base = BaseModel(kind, str(tmp_path), torch.device("cpu"))
+    adapter = new_adapter(base, LoraConfig(rank=2, seed=0))
+    with torch.no_grad():
+        adapter.flat.add_(torch.randn(adapter.flat.shape, generator=torch.Generator()))
+    prompts = [ids(n, n) for n in (12, 3, 12, 7)]
+    asks = [ask(p, 2, max_tokens=10, temperature=0) for p in prompts]
+    for prompt, result in zip(prompts, run(base, adapter.snapshot(), *asks), strict=True):
+        whole = np.array(prompt + tokens(result))
+        best = np.zeros(len(whole) - 1, int)
+        with base.using(adapter.view), torch.no_grad():
+            best[:] = base.model(torch.from_numpy(whole[:-1])[None]).logits[0].argmax(-1)
+        assert tokens(result, 0) == tokens(result, 1) == best[len(prompt) - 1 :].tolist()
+        out = forward_backward(
+            base, adapter, [Datum(whole[:-1], {"target_tokens": whole[1:]})], "cross_entropy", {},
+            False,
+        )  # fmt: skip
+        np.testing.assert_allclose(
+            result.sequences[0].logprobs, out.logprobs[0][len(prompt) - 1 :], atol=1e-3
+        )
+    assert adapter.grad.any()
