@@ -139,7 +139,7 @@ def pairs(random: np.random.Generator, count: int) -> list[Pair]:
 @pytest.mark.parametrize(("beta", "scale"), [(0.1, 1.0), (1.0, 1.0), (0.5, 100.0)])
 def test_dpo_gives_the_engine_its_loss_gradient_and_metrics(beta: float, scale: float) -> None:
     random = np.random.default_rng(7)
-    batch = pairs(random, 5)
+    batch = pairs(random, 40)
     flat = [example for pair in batch for example in (pair.chosen, pair.rejected)]
     reference = {tuple(e.tokens): random.normal(size=len(e.tokens)) * scale for e in flat}
     policy = [random.normal(size=len(e.tokens) - 1) * scale for e in flat]
