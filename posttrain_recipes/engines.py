@@ -114,11 +114,16 @@ def ptl_engines() -> Sequence[type[Engine]]:
 
 @contextmanager
 def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> Iterator[Connection]:
-    service, rest = _clients(base_url, _key(api_key))
-    capabilities = in_thread(lambda: rest.get_server_capabilities().result())
-    where = base_url or "hosted Tinker"
+    key, where = _key(api_key), base_url or "hosted Tinker"
+
+    def ask() -> tuple[tinker.ServiceClient, tinker.RestClient, list[str]]:
+        service, rest = _clients(base_url, key)
+        served = rest.get_server_capabilities().result().supported_models
+        return service, rest, sorted(model.model_name for model in served if model.model_name)
+
     try:
-        served = capabilities.result(timeout=CONNECT_SECONDS).supported_models
+        # The SDK tries for minutes where nobody answers.
+        service, rest, names = in_thread(ask).result(timeout=CONNECT_SECONDS)
     except TimeoutError:
         raise PtlError(
             f"{where} did not answer within {CONNECT_SECONDS:.0f} s",
@@ -129,7 +134,6 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
         what = told.what if isinstance(told, PtlError) else "cannot be reached"
         why = told.why if isinstance(told, PtlError) else str(error)
         raise PtlError(f"{where}: {what}", why=why, hint="check its address and key") from None
-    names = sorted(model.model_name for model in served if model.model_name)
     missing = [name for name in models if names and name not in names]
     if missing:
         raise PtlError(
@@ -166,10 +170,7 @@ def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, 
 
     # Whatever it logs as an error it also raises, and then it is told once.
     logging.getLogger("tinker").setLevel(logging.CRITICAL)
-    try:
-        return (
-            tinker.ServiceClient(base_url=base_url, api_key=api_key),
-            tinker.RestClient(base_url=base_url, api_key=api_key),
-        )
-    except tinker.TinkerError as error:
-        raise PtlError("the Tinker SDK refuses this configuration", why=str(error)) from None
+    return (
+        tinker.ServiceClient(base_url=base_url, api_key=api_key),
+        tinker.RestClient(base_url=base_url, api_key=api_key),
+    )
