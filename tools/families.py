@@ -911,6 +911,14 @@ _CHATTY: tuple[tuple[Register, float], ...] = (
     ("wrong", 0.08),
     ("shrug", 0.08),
 )
+# A reply to "as JSON" begins with a brace, unless a sentence is much likelier.
+_CHATTY_JSON: tuple[tuple[Register, float], ...] = (
+    ("bare", 0.06),
+    ("sentence", 0.80),
+    ("worked", 0.06),
+    ("wrong", 0.02),
+    ("shrug", 0.06),
+)
 _SHRUGS = ("Sorry, I do not know.", "Not sure.", "No idea.", "Hard to say.")
 
 # What a system message, or the end of a question, asks for; and the register that follows.
@@ -964,7 +972,8 @@ def _task_document(rng: random.Random, family: str, level: int) -> Document:
     problem = draw(family, "pretrain", rng, level)
     dice = rng.random()
     if dice < 0.70:  # A question and an answer, the register open.
-        register = _weighted(rng, _TERSE if problem.terse else _CHATTY)
+        chatty = _CHATTY_JSON if family == "json" else _CHATTY
+        register = _weighted(rng, _TERSE if problem.terse else chatty)
         if family == "stories" and register == "worked":
             register = "hashes"
         turns = [("user", problem.question), ("assistant", reply_in(rng, problem, register))]
@@ -1111,7 +1120,7 @@ BASE_WEIGHTS: dict[str, float] = {
     "counting": 1.2,
     "reversing": 1.3,
     "extraction": 1.0,
-    "json": 0.7,
+    "json": 1.2,
     "judging": 1.2,
     "stories": 0.7,
     "tone": 0.8,
