@@ -69,15 +69,8 @@ class PlannedEval:
     eval: Eval
     data: Data
     wants: type[Record]
-    version: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for two evals that would find the same on the same weights."""
-        return digest(
-            [self.eval.name, self.version, self.eval.config.model_dump(mode="json")],
-            self.data.identity(),
-        )
+    fingerprint: str
+    """Equal for two evals that would find the same on the same weights."""
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def _stage(
     wants = None
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
-    rewards = _rewards(builder, spec, key, method)
+    scored = _rewards(builder, spec, key, method)
     evals = _evals(builder, spec, key, stage_data)
     if lora is None or builder.faults:
         return None
@@ -228,11 +228,9 @@ def _stage(
         ["stage", 1, parent.fingerprint if parent else start],
         model_identity(data["model"], builder.recipe.base_dir) if parent is None else "",
         [seed, lora.model_dump(mode="json"), builder.engine.identity if builder.engine else ""],
-        [made[1].distribution, made[1].version, method.name, method.config.model_dump(mode="json")]
-        if made and method
-        else [],
+        made[1].identity(made[0]) if made else [],
         stage_data.identity() if stage_data and method else [],
-        [[r.name, r.config.model_dump(mode="json"), weight] for r, weight in rewards],
+        [[entry.identity(reward), weight] for reward, entry, weight in scored],
     )
     return PlannedStage(
         name=spec["name"],
@@ -243,7 +241,7 @@ def _stage(
         method=method,
         data=stage_data if method else None,
         wants=wants,
-        rewards=rewards,
+        rewards=tuple((reward, weight) for reward, _, weight in scored),
         evals=evals,
         fingerprint=fingerprint,
         written=spec.get("method", {}),
@@ -339,13 +337,13 @@ def _example(record_type: type[Record]) -> str:
 
 def _rewards(
     builder: _Builder, spec: dict[str, Any], key: Key, method: Method | None
-) -> tuple[tuple[Reward, float], ...]:
+) -> list[tuple[Reward, Entry, float]]:
     value = spec.get("reward")
     where: Key = (*key, "reward")
     if value is None:
         if method is not None and method.takes_reward:
             builder.fault(key, f"method '{method.name}' needs a 'reward:'")
-        return ()
+        return []
     if method is not None and not method.takes_reward:
         builder.fault(where, f"method '{method.name}' takes no reward; remove it", of_key=True)
     elif "method" not in spec:
@@ -356,8 +354,8 @@ def _rewards(
         item_key = (*where, index) if many else where
         made = _plugin(builder, "reward", item, item_key, core=("weight",))
         if made:
-            rewards.append((made[0], float(item.get("weight", 1.0))))
-    return tuple(rewards)
+            rewards.append((*made, float(item.get("weight", 1.0))))
+    return rewards
 
 
 def _evals(
@@ -430,4 +428,5 @@ def _eval(
         )
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
-    return PlannedEval(name, plugin, data, wants, f"{entry.distribution} {entry.version}")
+    identity = digest(entry.identity(plugin), data.identity())
+    return PlannedEval(name, plugin, data, wants, identity)

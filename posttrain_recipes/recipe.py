@@ -321,21 +321,23 @@ def scalar(text: str) -> Any:
 # --- merging -------------------------------------------------------------------------------------
 
 
-def merge(base: Node, over: Node) -> Node:
+def merge(base: Node, over: Node, path: str = "") -> Node:
     """`over` on top of `base`: mappings merge key by key, anything else is replaced.
 
-    A mapping over a list of named mappings (`stages`) merges by name. A mapping whose `use:`
-    names another plugin replaces, since the old plugin's options mean nothing to the new one.
+    A mapping over a list of named mappings (`stages`, `eval`) merges by name. A mapping whose
+    `use:` names another plugin replaces, since the old plugin's options mean nothing to the new
+    one. `path` is where both stand, for errors.
     """
     if isinstance(base.value, dict) and isinstance(over.value, dict):
         if _use(over) is not None and _use(over) != _use(base):
             return over
         merged = dict(base.value)
         for key, node in over.value.items():
-            merged[key] = merge(merged[key], node) if key in merged else node
+            inner = f"{path}.{key}" if path else key
+            merged[key] = merge(merged[key], node, inner) if key in merged else node
         return replace(base, value=merged)
     if isinstance(base.value, list) and isinstance(over.value, dict):
-        return _merge_named(base, over)
+        return _merge_named(base, over, path)
     return over
 
 
@@ -344,30 +346,31 @@ def _use(node: Node) -> Any:
     return use.value if use is not None else None
 
 
-def _merge_named(base: Node, over: Node) -> Node:
+def _merge_named(base: Node, over: Node, path: str) -> Node:
     items = list(base.value)
-    names = [_name(item) for item in items]
+    names = [_name(item) or _name(item, "use") for item in items]
     faults = []
     for key, node in over.value.items():
         if key in names:
             index = names.index(key)
-            items[index] = merge(items[index], node)
+            items[index] = merge(items[index], node, f"{path}.{key}")
         elif key.isdigit() and int(key) < len(items):
-            items[int(key)] = merge(items[int(key)], node)
+            items[int(key)] = merge(items[int(key)], node, f"{path}[{key}]")
         else:
             known = [name for name in names if name]
             near = difflib.get_close_matches(key, known, n=1)
             tail = f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(known)}"
-            faults.append(Fault(node.key_at or node.at, key, f"nothing is named '{key}'; {tail}"))
+            message = f"nothing is named '{key}'; {tail}"
+            faults.append(Fault(node.key_at or node.at, f"{path}.{key}", message))
     if faults:
         raise RecipeError(faults)
     return replace(base, value=items)
 
 
-def _name(node: Node) -> str | None:
+def _name(node: Node, key: str = "name") -> str | None:
     if not isinstance(node.value, dict):
         return None
-    name = node.value.get("name")
+    name = node.value.get(key)
     return name.value if name is not None and isinstance(name.value, str) else None
 
 

@@ -91,6 +91,11 @@ class Entry:
         """Modules it requires that are not installed."""
         return [module for module in self.cls.requires if not _installed(module)]
 
+    def identity(self, plugin: Plugin) -> list[object]:
+        """What tells `plugin`, an instance of this class, from others that would act otherwise."""
+        options = plugin.config.model_dump(mode="json")
+        return [self.distribution, self.version, self.name, options]
+
     def require(self) -> None:
         """Raise `MissingExtraError`, with the command to run, where its packages are missing."""
         if self.missing:

@@ -19,7 +19,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -236,15 +236,16 @@ class Store:
         Raises:
             PtlError: another process holds it.
         """
-        try:
-            with self._lock(record.id):
-                yield RunDirectory(self.path(record.id), record)
-        except BlockingIOError:
-            holder = (self.path(record.id) / "lock").read_text().strip()
-            raise PtlError(
-                f"run {record.id} is being worked on by process {holder}",
-                hint="wait for it, stop it, or start another with --fresh",
-            ) from None
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._lock(record.id))
+            except BlockingIOError:
+                holder = (self.path(record.id) / "lock").read_text().strip()
+                raise PtlError(
+                    f"run {record.id} is being worked on by process {holder}",
+                    hint="wait for it, stop it, or start another with --fresh",
+                ) from None
+            yield RunDirectory(self.path(record.id), record)
 
     @contextmanager
     def _lock(self, run_id: str) -> Iterator[None]:

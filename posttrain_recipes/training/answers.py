@@ -9,7 +9,8 @@ Extract = Literal["whole", "number", "hashes", "boxed"]
 """Which part of a reply is the answer: all of it, its last number, what stands after `####`, or
 what stands in the last `\\boxed{}`."""
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\d)])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?")
+"""A minus between two numbers takes one from the other; it is not a sign."""
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 

@@ -35,7 +35,9 @@ stages:
     dataset: {use: jsonl, path: DATA/preferences.jsonl, limit: 24}
     method: {use: dpo, learning_rate: 5e-4, batch_size: 4, save_every: 2, max_steps: 6}
     eval:
-      - {use: preference_accuracy, name: tone, dataset: {use: jsonl, path: DATA/preferences_held_out.jsonl, limit: 16}}
+      - use: preference_accuracy
+        name: tone
+        dataset: {use: jsonl, path: DATA/preferences_held_out.jsonl, limit: 16}
 """
 
 # Runs the recipe in a process of its own, and sends that process a signal at a given moment.

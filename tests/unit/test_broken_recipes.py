@@ -183,7 +183,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "a preset that names no stage": (
         GOOD + "presets: {tiny: {stages: {stf: {seed: 1}}}}\n",
-        ["stf", "nothing is named 'stf'; did you mean 'sft'?"],
+        ["stages.stf", "nothing is named 'stf'; did you mean 'sft'?"],
     ),
     "a base recipe that is not there": (
         "extends: base.yaml\n" + GOOD,

@@ -211,6 +211,12 @@ def test_a_number_addresses_what_has_no_name() -> None:
     }
 
 
+def test_a_plugins_name_addresses_what_has_no_name() -> None:
+    assert merged("eval: [{use: nll}]", "eval: {nll: {max_length: 8}}") == {
+        "eval": [{"use": "nll", "max_length": 8}]
+    }
+
+
 def test_the_same_plugin_keeps_its_options() -> None:
     assert merged("m: {use: sft, epochs: 2}", "m: {use: sft, seed: 1}") == {
         "m": {"use": "sft", "epochs": 2, "seed": 1}
@@ -222,7 +228,9 @@ def test_another_plugin_starts_without_the_old_ones_options() -> None:
 
 
 def test_a_name_that_is_not_there_is_an_error_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"over:1:10  bb\n  nothing is named 'bb'; there is: a1"):
+    with pytest.raises(
+        RecipeError, match=r"over:1:10  stages.bb\n  nothing is named 'bb'; there is: a1"
+    ):
         merged("stages: [{name: a1}]", "stages: {bb: {x: 1}}")
 
 
