@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.store import RunRecord, Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +264,37 @@ def test_a_stage_whose_checkpoint_is_gone_is_trained_again(recipe: Path, tmp_pat
     assert [stage.status for stage in again.record.stages] == ["finished", "finished"]
     before, after = (r.stages["sft"].after["nll"]["nll"].value for r in (first, again))
     assert after == pytest.approx(before, abs=1e-4)
+
+
+def test_a_run_starts_from_a_state_of_another(
+    recipe: Path, uninterrupted: tuple[Path, RunRecord]
+) -> None:
+    home, first = uninterrupted
+    start = first.stages[0].checkpoint
+    assert start
+    text = recipe.read_text()
+    alone = text[: text.index("  - name: sft")] + text[text.index("  - name: dpo") :]
+    recipe.write_text(alone.replace("name: dpo", f"name: dpo\n    init_from: {start.state_uri}"))
+    again = ptl.run(recipe, home=home)["dpo"]
+    for ours, theirs in (
+        (again.before, first.stages[1].before),
+        (again.after, first.stages[1].after),
+    ):
+        margin = theirs[0].metrics["margin"].value
+        assert ours["tone"]["margin"].value == pytest.approx(margin, abs=1e-4)
+
+
+def test_a_model_in_a_directory_is_trained_like_a_bundled_one(
+    recipe: Path, tmp_path: Path, uninterrupted: tuple[Path, RunRecord]
+) -> None:
+    shutil.copytree(BUNDLED["ptl/tiny"], tmp_path / "my-model")
+    text = recipe.read_text()
+    recipe.write_text(
+        text[: text.index("  - name: dpo")].replace("model: ptl/tiny", "model: ./my-model")
+    )
+    result = ptl.run(recipe, home=tmp_path / "home")
+    theirs = uninterrupted[1].stages[0].after[0].metrics["nll"]
+    assert result["sft"].after["nll"]["nll"].value == pytest.approx(theirs.value, abs=1e-4)
 
 
 def test_an_evaluation_stage_measures_and_trains_nothing(recipe: Path, tmp_path: Path) -> None:
