@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30.0
 """How long an engine may take to say what it can do."""
+CLOSE_SECONDS = 5.0
+"""How long the end of a session is waited for."""
 
 
 class Local(Engine):
@@ -43,7 +46,8 @@ class Local(Engine):
         engine = launch.start(dict(models), data_dir, log_path)
         try:
             service, rest = _clients(engine.base_url, engine.api_key)
-            yield Connection(service, rest, lambda: engine.is_alive, log_path)
+            with _session(service, lambda: engine.is_alive):
+                yield Connection(service, rest, lambda: engine.is_alive, log_path)
         finally:
             engine.stop()
 
@@ -141,7 +145,27 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             why=f"it serves {', '.join(names)}",
             hint="change 'model:', or use 'engine: local'",
         )
-    yield Connection(service, rest)
+    with _session(service, lambda: True):
+        yield Connection(service, rest)
+
+
+@contextmanager
+def _session(service: tinker.ServiceClient, alive: Callable[[], bool]) -> Iterator[None]:
+    """Tell the engine how the session ended: an open one would send heartbeats for ever."""
+    status: Literal["success", "errored", "interrupted"] = "success"
+    try:
+        yield
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except BaseException:
+        status = "errored"
+        raise
+    finally:
+        closing = in_thread(lambda: service.close(status).result())
+        if alive():
+            with contextlib.suppress(Exception):  # nothing depends on it
+                closing.result(timeout=CLOSE_SECONDS)
 
 
 def _key(api_key: str) -> str:
