@@ -13,7 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field
@@ -80,13 +80,15 @@ class Objective(Protocol[Contra]):
         """Tokens that went through the model."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Order(Generic[Example]):
     """Which examples each step sees: a permutation of its own for every epoch."""
 
     examples: Sequence[Example]
     batch_size: int
     seed: int
+    _shuffled: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False)
+    """The last epoch that was asked for, with its permutation."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,9 +98,11 @@ class Order(Generic[Example]):
     def batch(self, step: int) -> list[Example]:
         """The examples of optimizer step `step`, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        permutation = list(range(len(self.examples)))
-        random.Random(f"{self.seed}:{epoch}").shuffle(permutation)
-        chosen = permutation[place * self.batch_size : (place + 1) * self.batch_size]
+        if self._shuffled[0] != epoch:
+            permutation = list(range(len(self.examples)))
+            random.Random(f"{self.seed}:{epoch}").shuffle(permutation)
+            self._shuffled = (epoch, permutation)
+        chosen = self._shuffled[1][place * self.batch_size : (place + 1) * self.batch_size]
         return [self.examples[i] for i in chosen]
 
 
@@ -167,7 +171,9 @@ def train(
 
     def finish(step: _Step[Example]) -> None:
         nonlocal last, clock
+        # All waiting first: an interrupt in between must not have half of the step logged.
         output, update = stage.wait(step.gradient), stage.wait(step.update)
+        saved = step.saved.result(stage) if step.saved else None
         now = time.monotonic()
         tokens = objective.tokens(step.batch)
         metrics = {
@@ -180,9 +186,9 @@ def train(
             metrics["train/grad_norm"] = update.metrics["grad_norm:mean"]
         clock = now
         stage.sink.log(metrics, step.number)
-        if step.saved is not None:
-            last = step.saved.result(stage)
-            stage.sink.checkpoint(last)
+        if saved is not None:
+            last = saved
+            stage.sink.checkpoint(saved)
 
     def drain(leave: int) -> None:
         while len(pending) > leave:
