@@ -1,6 +1,10 @@
-"""Write the recipes' data, `recipes/data/*.jsonl`, from the task families.
+"""Write the recipes' data and the starter's from the task families.
 
-    python tools/make_recipe_data.py [--seed 0] [--out recipes/data]
+    python tools/make_recipe_data.py [--seed 0] [--root DIR]
+
+The recipes' data is `recipes/data/*.jsonl` under the root, which is the repository unless said
+otherwise; the starter's is `posttrain_recipes/starter/data/*.jsonl`, the first lines of two of
+those files.
 
 Training files hold problems of the recipe split alone, held-out files of the held-out split alone;
 the bundled models were pretrained on neither.
@@ -36,6 +40,9 @@ SIZES = {
     "arithmetic": 500,
     "arithmetic_held_out": 100,
 }
+STARTER = {"train": ("chat", 400), "held_out": ("held_out", 64)}
+"""For each of the starter's files, the recipes' file it is the beginning of, and how many lines."""
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def problems(
@@ -120,22 +127,27 @@ def rows_of(name: str, seed: int = 0) -> list[Keyed]:
     return FILES[name](random.Random(f"{seed}:{name}"))
 
 
+def write(path: Path, rows: list[Keyed]) -> None:
+    """Write rows without their keys, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for _, row in rows), encoding="utf-8")
+    print(f"{path} {len(rows)} lines, {path.stat().st_size / 1024:.0f} KiB")
+
+
 def main() -> None:
     """Write every file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).resolve().parent.parent / "recipes" / "data"
-    )
+    parser.add_argument("--root", type=Path, default=ROOT)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        rows = rows_of(name, args.seed)
-        path = args.out / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for _, row in rows), encoding="utf-8")
-        print(f"{path} {len(rows)} lines, {path.stat().st_size / 1024:.0f} KiB")
+    made = {name: rows_of(name, args.seed) for name in FILES}
+    for name, rows in made.items():
+        write(args.root / "recipes" / "data" / f"{name}.jsonl", rows)
+    for name, (source, count) in STARTER.items():
+        folder = args.root / "posttrain_recipes" / "starter" / "data"
+        write(folder / f"{name}.jsonl", made[source][:count])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the bundled base models: tokenizer and weights, from the text of `families.py`.
+"""Make the bundled base models: tokenizer and weights, from the text of `families/`.
 
     python tools/pretrain.py tokenizer --work DIR
     python tools/pretrain.py train --model tiny --work DIR --steps 5000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from itertools import islice
@@ -18,6 +19,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import families  # noqa: E402
 import make_recipe_data  # noqa: E402
+from families.sums import sum_key  # noqa: E402
+from families.tone import CURT, POLITE  # noqa: E402
 
 TRAINING = ("chat", "preferences", "arithmetic")
 HELD_OUT = ("held_out", "preferences_held_out", "arithmetic_held_out")
@@ -81,9 +84,9 @@ def test_the_held_out_prompts_are_in_no_training_file() -> None:
 
 
 def test_commuted_reversed_and_reasked_problems_share_a_key() -> None:
-    assert families._sum_key(7, "+", 12) == families._sum_key(12, "+", 7)
-    assert families._sum_key(12, "-", 7) != families._sum_key(7, "-", 12)
-    rng = families.random.Random(3)
+    assert sum_key(7, "+", 12) == sum_key(12, "+", 7)
+    assert sum_key(12, "-", 7) != sum_key(7, "-", 12)
+    rng = random.Random(3)
     for _ in range(200):
         problem = families.draw("reversing", "held_out", rng)
         assert problem.key == "rev:" + min(problem.answer, problem.key.removeprefix("rev:"))
@@ -91,7 +94,7 @@ def test_commuted_reversed_and_reasked_problems_share_a_key() -> None:
 
 @pytest.mark.parametrize("family", families.VERIFIABLE)
 def test_a_problem_is_well_formed(family: str) -> None:
-    rng = families.random.Random(1)
+    rng = random.Random(1)
     for _ in range(300):
         problem = families.draw(family, "held_out", rng)
         assert problem.question
@@ -103,7 +106,7 @@ def test_a_problem_is_well_formed(family: str) -> None:
 
 
 def test_the_two_tones_are_as_long_and_as_many() -> None:
-    for kind, curt in zip(families._POLITE, families._CURT, strict=True):
+    for kind, curt in zip(POLITE, CURT, strict=True):
         assert len(kind) == len(curt)
         assert abs(sum(len(t.split()) for t in kind) - sum(len(t.split()) for t in curt)) <= 3
 
