@@ -2,9 +2,9 @@
 
     loss = - log sigmoid(beta * h),   h = log p(y+|x)/p_ref(y+|x) - log p(y-|x)/p_ref(y-|x)
 
-averaged over the pairs of a batch. The reference p_ref is the checkpoint that the stage starts
-from. It stays that one after a resume: its log-probabilities are asked of the start, never of
-the weights that are being trained.
+averaged over the pairs of a batch; `loss:` names others on the same margin h. The reference p_ref
+is the checkpoint that the stage starts from. It stays that one after a resume: its
+log-probabilities are asked of the start, never of the weights that are being trained.
 
 Tinker has no such loss, so the client computes it: a forward pass brings log p, the loss and its
 gradient by log p are taken here, and the engine's backward pass takes that gradient as weights.
@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from posttrain_recipes.plugin import Checkpoint, Method, Preference, Record, StageContext
-from posttrain_recipes.training import gradient
+from posttrain_recipes.training import gradient, losses
 from posttrain_recipes.training.examples import Example, datum, tokenize
-from posttrain_recipes.training.losses import dpo_sigmoid
 
 if TYPE_CHECKING:
     import tinker
@@ -55,8 +54,19 @@ class DPO(Method):
 
         batch_size: int = Field(default=16, ge=1)
         """Pairs in one optimizer step."""
+        loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+        """On the margin h: sigmoid is DPO; ipo does not push h without end (its h is of means over
+        tokens, so its margins are small); hinge stops at 1/beta; robust expects flipped labels."""
         beta: float = Field(default=0.1, gt=0)
         """Strength of the pull towards the reference; smaller moves further away from it."""
+        label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+        """Share of pairs whose labels are taken to be wrong; for the losses sigmoid and robust."""
+
+        @model_validator(mode="after")
+        def _smoothing_has_a_loss(self) -> DPO.Config:
+            if self.label_smoothing and self.loss in ("ipo", "hinge"):
+                raise ValueError(f"label_smoothing means nothing to loss '{self.loss}'; remove it")
+            return self
 
     config: Config
 
@@ -76,12 +86,12 @@ class DPO(Method):
             Pair(example(record, "chosen"), example(record, "rejected"), index)
             for index, record in enumerate(cast(Sequence[Preference], stage.train))
         ]
-        return gradient.train(stage, self.config, pairs, _Preference(stage, self.config.beta))
+        return gradient.train(stage, self.config, pairs, _Preference(stage, self.config))
 
 
 class _Preference:
-    def __init__(self, stage: StageContext, beta: float) -> None:
-        self.beta = beta
+    def __init__(self, stage: StageContext, config: DPO.Config) -> None:
+        self.config = config
         self.wait = stage.wait
         self.reference = stage.sampling_client(stage.start)
         self.asked: dict[int, list[tinker.APIFuture[list[float | None]]]] = {}
@@ -104,6 +114,7 @@ class _Preference:
 
         reference = torch.tensor([self._reference(pair) for pair in batch])
         examples = [e for pair in batch for e in (pair.chosen, pair.rejected)]
+        learned = torch.tensor([e.learned for e in examples]).view(-1, 2)
 
         def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
             policy = torch.stack(
@@ -113,10 +124,21 @@ class _Preference:
                 ]
             ).view(-1, 2)
             ratio = policy - reference
-            losses = dpo_sigmoid(ratio[:, 0], ratio[:, 1], self.beta)
-            return losses.mean(), self._metrics(ratio.detach(), policy.detach())
+            values = self._loss(ratio / learned if self.config.loss == "ipo" else ratio)
+            return values.mean(), self._metrics(ratio.detach(), policy.detach())
 
         return client.forward_backward_custom([datum(e) for e in examples], loss)
+
+    def _loss(self, ratio: Tensor) -> Tensor:
+        """One value a pair (B,) from log p/p_ref of chosen and rejected (B, 2)."""
+        h, config = ratio[:, 0] - ratio[:, 1], self.config
+        if config.loss == "ipo":
+            return losses.dpo_ipo(h, config.beta)
+        if config.loss == "hinge":
+            return losses.dpo_hinge(h, config.beta)
+        if config.loss == "robust":
+            return losses.dpo_robust(h, config.beta, config.label_smoothing)
+        return losses.dpo_sigmoid(h, config.beta, config.label_smoothing)
 
     def _reference(self, pair: Pair) -> tuple[float, float]:
         """log p_ref of both replies, in nats."""
@@ -134,7 +156,7 @@ class _Preference:
 
     def _metrics(self, ratio: Tensor, policy: Tensor) -> dict[str, float]:
         """TRL's names; rewards are the implicit ones, beta * log p/p_ref."""
-        chosen, rejected = (self.beta * ratio).unbind(1)
+        chosen, rejected = (self.config.beta * ratio).unbind(1)
         return {
             "rewards/chosen": chosen.mean().item(),
             "rewards/rejected": rejected.mean().item(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,44 +13,79 @@ import torch
 
 from posttrain_recipes.methods.dpo import DPO, Pair, _Preference
 from posttrain_recipes.methods.sft import SFT, _Likelihood
+from posttrain_recipes.training import losses
 from posttrain_recipes.training.examples import Example
-from posttrain_recipes.training.losses import dpo_sigmoid
+
+Formula = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def reference_dpo(
-    chosen: np.ndarray, rejected: np.ndarray, beta: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """-log sigmoid(beta h) = log(1 + exp(-beta h)), and its derivative by chosen."""
-    margin = beta * (chosen - rejected)
-    loss = np.logaddexp(0.0, -margin)
-    return loss, -beta * np.exp(-np.logaddexp(0.0, margin))
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0.0, x)
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-softplus(-x))
+
+
+def formula(loss: str, beta: float, e: float = 0.0) -> Formula:
+    """The loss and its derivative by the margin h, written out of the papers."""
+
+    def mixed(keep: float, flip: float) -> Formula:
+        return lambda h: (
+            keep * softplus(-beta * h) + flip * softplus(beta * h),
+            -keep * beta * sigmoid(-beta * h) + flip * beta * sigmoid(beta * h),
+        )
+
+    return {
+        "sigmoid": mixed(1 - e, e),
+        "robust": mixed((1 - e) / (1 - 2 * e), -e / (1 - 2 * e)),
+        "hinge": lambda h: (np.maximum(0, 1 - beta * h), np.where(beta * h < 1, -beta, 0.0)),
+        "ipo": lambda h: ((h - 1 / (2 * beta)) ** 2, 2 * (h - 1 / (2 * beta))),
+    }[loss]
+
+
+LOSSES: list[tuple[str, float, Callable[[torch.Tensor, float], torch.Tensor]]] = [
+    ("sigmoid", 0.0, losses.dpo_sigmoid),
+    ("sigmoid", 0.2, lambda h, beta: losses.dpo_sigmoid(h, beta, 0.2)),
+    ("robust", 0.0, lambda h, beta: losses.dpo_robust(h, beta, 0.0)),
+    ("robust", 0.3, lambda h, beta: losses.dpo_robust(h, beta, 0.3)),
+    ("hinge", 0.0, losses.dpo_hinge),
+    ("ipo", 0.0, losses.dpo_ipo),
+]
+
+
+@pytest.mark.parametrize(("name", "e", "loss"), LOSSES)
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 5.0])
 @pytest.mark.parametrize("scale", [0.1, 10.0, 1000.0])
-def test_dpo_is_its_formula_with_its_gradient(beta: float, scale: float) -> None:
-    random = np.random.default_rng(int(beta * 100) + int(scale))
-    chosen, rejected = random.normal(size=(2, 64)) * scale
-    wanted, slope = reference_dpo(chosen, rejected, beta)
-    left = torch.tensor(chosen, requires_grad=True)
-    right = torch.tensor(rejected, requires_grad=True)
-    losses = dpo_sigmoid(left, right, beta)
-    losses.sum().backward()
-    assert losses.shape == (64,)
-    np.testing.assert_allclose(losses.detach(), wanted, rtol=1e-10, atol=1e-300)
-    np.testing.assert_allclose(left.grad, slope, rtol=1e-10, atol=1e-300)
-    np.testing.assert_allclose(right.grad, -slope, rtol=1e-10, atol=1e-300)
+def test_a_preference_loss_is_its_formula_with_its_gradient(
+    name: str,
+    e: float,
+    loss: Callable[[torch.Tensor, float], torch.Tensor],
+    beta: float,
+    scale: float,
+) -> None:
+    margin = np.random.default_rng(int(beta * 100) + int(scale)).normal(size=64) * scale
+    wanted, slope = formula(name, beta, e)(margin)
+    h = torch.tensor(margin, requires_grad=True)
+    values = loss(h, beta)
+    values.sum().backward()
+    assert values.shape == (64,)
+    np.testing.assert_allclose(values.detach(), wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(h.grad, slope, rtol=1e-9, atol=1e-12)
 
 
 def test_dpo_of_no_difference_is_log_two() -> None:
-    zero = torch.zeros(1)
-    assert dpo_sigmoid(zero, zero, 0.1).item() == pytest.approx(0.6931471805599453)
+    assert losses.dpo_sigmoid(torch.zeros(1), 0.1).item() == pytest.approx(0.6931471805599453)
 
 
 def test_dpo_holds_where_exp_would_not() -> None:
     far = torch.tensor([1e4, -1e4])
-    loss = dpo_sigmoid(far, torch.zeros(2), 1.0)
-    assert loss.tolist() == [0.0, 1e4]
+    assert losses.dpo_sigmoid(far, 1.0).tolist() == [0.0, 1e4]
+
+
+def test_smoothing_that_a_loss_does_not_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="label_smoothing means nothing to loss 'ipo'"):
+        DPO.Config(loss="ipo", label_smoothing=0.1)
 
 
 # --- what the methods ask of the engine ----------------------------------------------------------
@@ -136,15 +172,22 @@ def pairs(random: np.random.Generator, count: int) -> list[Pair]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "smoothing"),
+    [("sigmoid", 0.0), ("sigmoid", 0.1), ("robust", 0.1), ("hinge", 0.0), ("ipo", 0.0)],
+)
 @pytest.mark.parametrize(("beta", "scale"), [(0.1, 1.0), (1.0, 1.0), (0.5, 100.0)])
-def test_dpo_gives_the_engine_its_loss_gradient_and_metrics(beta: float, scale: float) -> None:
+def test_dpo_gives_the_engine_its_loss_gradient_and_metrics(
+    beta: float, scale: float, name: str, smoothing: float
+) -> None:
     random = np.random.default_rng(7)
     batch = pairs(random, 40)
     flat = [example for pair in batch for example in (pair.chosen, pair.rejected)]
     reference = {tuple(e.tokens): random.normal(size=len(e.tokens)) * scale for e in flat}
     policy = [random.normal(size=len(e.tokens) - 1) * scale for e in flat]
     stage = Stage({k: [None, *v[1:].tolist()] for k, v in reference.items()})
-    method = _Preference(stage, beta)
+    config = DPO.Config(beta=beta, loss=name, label_smoothing=smoothing)
+    method = _Preference(stage, config)
     client = Client()
     method.prepare(batch)
     method.submit(client, batch)
@@ -161,11 +204,14 @@ def test_dpo_gives_the_engine_its_loss_gradient_and_metrics(beta: float, scale: 
         [(w * reference[tuple(e.tokens)][1:]).sum() for w, e in zip(weights, flat, strict=True)]
     ).reshape(-1, 2)
     ratio = ours - theirs
-    wanted, slope = reference_dpo(ratio[:, 0], ratio[:, 1], beta)
+    lengths = np.array([w.sum() for w in weights]).reshape(-1, 2) if name == "ipo" else 1.0
+    scaled = ratio / lengths
+    wanted, slope = formula(name, beta, smoothing)(scaled[:, 0] - scaled[:, 1])
     assert loss.item() == pytest.approx(wanted.mean(), rel=1e-4)
     for index, (weight, logprob) in enumerate(zip(weights, logprobs, strict=True)):
         sign = 1.0 if index % 2 == 0 else -1.0
-        gradient = sign * slope[index // 2] / len(batch) * weight
+        length = weight.sum() if name == "ipo" else 1.0
+        gradient = sign * slope[index // 2] / len(batch) * weight / length
         np.testing.assert_allclose(logprob.grad, gradient, rtol=1e-3, atol=1e-9)
     assert metrics == pytest.approx(
         {
@@ -186,7 +232,7 @@ def test_dpo_starts_at_log_two_where_the_policy_is_the_reference() -> None:
     batch = pairs(random, 4)
     flat = [example for pair in batch for example in (pair.chosen, pair.rejected)]
     values = {tuple(e.tokens): (-random.random(len(e.tokens))).tolist() for e in flat}
-    method = _Preference(Stage({k: [None, *v[1:]] for k, v in values.items()}), 0.1)
+    method = _Preference(Stage({k: [None, *v[1:]] for k, v in values.items()}), DPO.Config())
     client = Client()
     method.prepare(batch)
     method.submit(client, batch)
@@ -202,7 +248,7 @@ def test_dpo_asks_the_reference_once_for_each_reply() -> None:
     batch = pairs(random, 3)
     flat = [tuple(e.tokens) for pair in batch for e in (pair.chosen, pair.rejected)]
     stage = Stage({tokens: [None] + [-1.0] * (len(tokens) - 1) for tokens in flat})
-    method = _Preference(stage, 0.1)
+    method = _Preference(stage, DPO.Config())
     for epoch in (batch, batch[::-1]):
         method.prepare(epoch)
         method.prepare(epoch)
@@ -215,7 +261,7 @@ class Output:
 
 
 def test_what_is_logged_goes_by_its_name() -> None:
-    method = _Preference(Stage({}), 0.1)
+    method = _Preference(Stage({}), DPO.Config())
     assert method.metrics([], Output()) == {
         "train/loss": 0.5,
         "rewards/chosen": 1.0,
