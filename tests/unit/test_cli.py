@@ -134,9 +134,7 @@ def test_the_starters_data_are_the_first_lines_of_the_recipes(
 ) -> None:
     own = (ROOT / "posttrain_recipes/starter/data" / starter).read_bytes().splitlines()
     theirs = (ROOT / "recipes/data" / recipes).read_bytes().splitlines()
-    assert own == theirs[:lines], (
-        f"run: head -{lines} recipes/data/{recipes} > posttrain_recipes/starter/data/{starter}"
-    )
+    assert own == theirs[:lines], "run: python tools/make_recipe_data.py"
 
 
 # --- validate and plan ---------------------------------------------------------------------------
