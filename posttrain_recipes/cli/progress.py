@@ -54,7 +54,8 @@ class Lines(Reporter):
         self.path = Path()
         self.last = 0.0
         self.rate = Rate()
-        self.kept: Resume | None = None
+        self.kept = 0
+        """Steps of the current stage that a next run need not do again."""
 
     def line(self, text: str = "") -> None:
         """Print one line now."""
@@ -75,16 +76,16 @@ class Lines(Reporter):
         self.line(f"  {what}")
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
-        method = f" ({stage.method.name})" if stage.method else ""
-        self.line(f"[{stage.index}/{count}] {stage.name}{method} from {stage.start}")
+        self.kept = 0
+        how = stage.method.name if stage.method else "evaluation"
+        self.line(f"[{stage.index}/{count}] {stage.name} ({how} from {stage.start})")
 
     def stage_reused(self, stage: PlannedStage, record: StageRecord) -> None:
         source = f" of run {record.reused_from}" if record.reused_from else ""
         self.line(f"[{stage.index}] {stage.name}: reused, finished on the same inputs{source}")
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
-        self.rate = Rate(done)
-        self.kept = None
+        self.rate, self.kept = Rate(done), done
         self.line(f"  training from step {done} to {total}")
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -98,7 +99,7 @@ class Lines(Reporter):
             )
 
     def saved(self, resume: Resume) -> None:
-        self.kept = resume
+        self.kept = resume.step
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
@@ -137,8 +138,12 @@ class Lines(Reporter):
 
     def interrupted(self, path: Path) -> None:
         """Say what was kept and how to go on."""
-        kept = f"kept up to step {self.kept.step}" if self.kept else "nothing of it was trained yet"
-        self.line(f"\nstopped; the current stage is {kept}")
+        what = (
+            f"the current stage is kept up to step {self.kept}"
+            if self.kept
+            else "nothing of the current stage was trained yet"
+        )
+        self.line(f"\nstopped; {what}")
         self.line(f"go on with: ptl run {display_path(path)}")
 
 
@@ -205,15 +210,18 @@ class Live(Lines):
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         self.close()
-        method = f" [dim]{stage.method.name} from {stage.start}[/dim]" if stage.method else ""
-        self.console.print(f"\n[bold]{stage.index}/{count} {stage.name}[/bold]{method}")
+        self.kept = 0
+        how = stage.method.name if stage.method else "evaluation"
+        self.console.print(
+            f"\n[bold]{stage.index}/{count} {stage.name}[/bold] "
+            f"[dim]({how} from {stage.start})[/dim]"
+        )
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.close()
-        self.rate = Rate(done)
-        self.kept = None
+        self.rate, self.kept = Rate(done), done
         self.progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
