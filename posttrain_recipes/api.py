@@ -117,18 +117,14 @@ def run(
     from posttrain_recipes import runner
 
     planned = plan(recipe, preset=preset, overrides=overrides)
-    return Result(runner.run(planned, _home(home), reporter, fresh=fresh))
+    return Result(runner.run(planned, default_home(home), reporter, fresh=fresh))
 
 
 def runs(home: str | Path | None = None) -> list[Result]:
     """Every run, oldest first."""
-    return [Result(record) for record in Store(_home(home)).runs()]
+    return [Result(record) for record in Store(default_home(home)).runs()]
 
 
 def show(run_id: str, home: str | Path | None = None) -> Result:
     """The run of that id, or the last one of the recipe of that name. Raises `UsageError`."""
-    return Result(Store(_home(home)).find(run_id))
-
-
-def _home(home: str | Path | None) -> Path:
-    return Path(home).expanduser().resolve() if home is not None else default_home()
+    return Result(Store(default_home(home)).find(run_id))

@@ -123,7 +123,7 @@ def local_model(name: str, base_dir: Path) -> Path:
 
 def model_location(plan: Plan) -> str:
     """Where the weights of the plan's model are: a directory or a hub id."""
-    if plan.model.startswith((".", "/", "~")):
+    if models.is_path(plan.model):
         return str(local_model(plan.model, plan.path.parent))
     return models.resolve(plan.model)
 
@@ -136,7 +136,7 @@ def digest(*parts: Any) -> str:
 
 def model_identity(model: str, base_dir: Path) -> str:
     """What tells a base model from others: the content of a local one, the name of a hub's."""
-    if model.startswith((".", "/", "~")):
+    if models.is_path(model):
         folder = local_model(model, base_dir)
     else:
         folder = Path(models.resolve(model))

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from posttrain_recipes import models, schema
 from posttrain_recipes.conversion import can_become
-from posttrain_recipes.errors import Fault, RecipeError, UsageError
+from posttrain_recipes.errors import Fault, MissingExtraError, RecipeError, UsageError
 from posttrain_recipes.plan import (
     BASE,
     Data,
@@ -103,8 +103,10 @@ def _check_model(recipe: Recipe, builder: _Builder) -> None:
     if model.startswith("ptl/") and model not in models.BUNDLED:
         near = suggest(model, list(models.BUNDLED))
         builder.fault(("model",), f"unknown bundled model '{model}'; {near}")
-    local = model.startswith((".", "/", "~"))
-    if local and not (local_model(model, recipe.base_dir) / "config.json").is_file():
+    if (
+        models.is_path(model)
+        and not (local_model(model, recipe.base_dir) / "config.json").is_file()
+    ):
         builder.fault(("model",), "there is no model directory with a config.json here")
 
 
@@ -120,12 +122,10 @@ def _plugin(
     entry = builder.registry.find(kind, spec["use"])
     if entry is None:
         return None
-    if entry.missing:
-        builder.fault(
-            (*key, "use"),
-            f"{kind} '{entry.name}' needs {', '.join(entry.missing)}, not installed here; "
-            f"pip install '{entry.cls.extra or ' '.join(entry.missing)}'",
-        )
+    try:
+        entry.require()
+    except MissingExtraError as error:
+        builder.fault((*key, "use"), f"{error.what}; {error.hint}")
         return None
     options = {k: v for k, v in spec.items() if k != "use" and k not in core}
     try:

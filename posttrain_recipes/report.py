@@ -7,7 +7,6 @@ import platform
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from posttrain_recipes.errors import PtlError
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
@@ -180,8 +179,3 @@ def stage_params(stage: Any) -> dict[str, Any]:
         params.update({k: v for k, v in stage.written.items() if "${env:" in str(v)})
     params.update({f"lora_{key}": value for key, value in stage.lora.model_dump().items()})
     return params
-
-
-def outcome(error: PtlError) -> str:
-    """One line about why a run failed."""
-    return error.what.split("\n")[0]

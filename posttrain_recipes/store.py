@@ -35,9 +35,9 @@ LOCK_ATTEMPTS = 10
 """Tries, 50 ms apart, before a run counts as held."""
 
 
-def default_home() -> Path:
-    """`$PTL_HOME`, or `.ptl` in the current directory."""
-    return Path(os.environ.get("PTL_HOME") or ".ptl").expanduser().resolve()
+def default_home(given: str | Path | None = None) -> Path:
+    """The directory that was given; else `$PTL_HOME`, or `.ptl` in the current directory."""
+    return Path(given or os.environ.get("PTL_HOME") or ".ptl").expanduser().resolve()
 
 
 def now() -> str:

@@ -103,10 +103,10 @@ def check(
 
 def _token_counter(model: str) -> TokenCounter:
     from posttrain_recipes.errors import UsageError
-    from posttrain_recipes.models import resolve
+    from posttrain_recipes.models import is_path, resolve
     from posttrain_recipes.training.rendering import load_renderer
 
-    if model.startswith((".", "/", "~")):
+    if is_path(model):
         folder = Path(model).expanduser()
         if not folder.is_dir():
             raise UsageError(f"there is no model directory {model}")

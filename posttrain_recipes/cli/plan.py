@@ -23,7 +23,7 @@ def plan(
 ) -> None:
     """Show what running RECIPE would do: stages, hand-offs, and what is reused."""
     planned = api.plan(recipe, preset=preset, overrides=overrides)
-    store = Store((home or default_home()).resolve())
+    store = Store(default_home(home))
     stages = _stages(planned, store)
     if as_json:
         data = {

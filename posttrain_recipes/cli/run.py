@@ -35,11 +35,10 @@ def run(
     from posttrain_recipes.cli.progress import Lines, Live
     from posttrain_recipes.store import default_home
 
-    where = home.expanduser().resolve() if home else default_home()
     live = sys.stdout.isatty() and not as_json
     reporter = Live() if live else Lines(sys.stderr if as_json else sys.stdout)
     try:
-        record = runner.run(planned, where, reporter, fresh=fresh)
+        record = runner.run(planned, default_home(home), reporter, fresh=fresh)
     except KeyboardInterrupt:
         reporter.interrupted(planned.path)
         sys.exit(130)

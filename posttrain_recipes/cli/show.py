@@ -38,7 +38,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
             lines.append(f"{'':12}{stage.checkpoint.state_uri}")
             lines.append(f"{'':12}{stage.checkpoint.sampler_uri}")
     click.echo("\n".join(lines))
-    _print_samples(record, Store((home or default_home()).resolve()).path(record.id), samples)
+    _print_samples(record, Store(default_home(home)).path(record.id), samples)
     import sys
 
     if any(stage.before or stage.after for stage in record.stages):

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from posttrain_recipes.datasets.formats import RowError, RowParser, column_problems
@@ -71,8 +72,8 @@ class Jsonl(Dataset):
     def digest(self) -> str | None:
         """SHA-256 of the file's bytes."""
         try:
-            with self.path.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+            state = self.path.stat()
+            return _file_digest(self.path, state.st_size, state.st_mtime_ns)
         except OSError:
             return None
 
@@ -145,3 +146,10 @@ def missing_file(path: Path, given: str) -> str | None:
         return f"there is no file '{given}'; did you mean '{Path(given).with_name(near[0])}'?"
     beside = f"; there is: {', '.join(names[:8])}" if names else ""
     return f"there is no file '{given}'{beside}"
+
+
+@lru_cache
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file in this state: a recipe names one several times, and it may be large."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,6 +18,11 @@ BUNDLED: dict[str, Path] = {
 """The bundled models, by id."""
 
 
+def is_path(name: str) -> bool:
+    """Whether a model is named by its place on this machine, rather than by an id."""
+    return name.startswith((".", "/", "~"))
+
+
 def resolve(name: str) -> str:
     """Return the directory of a bundled model, and any other name as it is."""
     path = BUNDLED.get(name)
