@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Connection, Engine, PluginConfig, hookimpl
-from posttrain_recipes.waiting import explain, in_thread
+from posttrain_recipes.waiting import Watch, explain, in_thread
 
 if TYPE_CHECKING:
     import tinker
 
 CONNECT_SECONDS = 30.0
 """How long an engine may take to say what it can do."""
+PROBE_S = 120.0
+"""How long a server may take to show all that a recipe needs."""
 CLOSE_SECONDS = 5.0
 """How long the end of a session is waited for."""
 
@@ -36,6 +40,35 @@ class Local(Engine):
         """Its checkpoints lie beside the run, so there is one per run directory."""
         return "local"
 
+    def holds(self, uri: str, data_dir: Path) -> bool | None:
+        """Whether its folder is there."""
+        from posttrain_recipes.engine.checkpoints import Store, parse_path
+        from posttrain_recipes.engine.wire import RequestError
+
+        if not data_dir.is_dir():
+            return False
+        try:
+            Store(data_dir).folder(parse_path(uri))
+        except RequestError:
+            return False
+        return True
+
+    def stored(self, data_dir: Path) -> Mapping[str, int]:
+        """The checkpoints in its directory."""
+        from posttrain_recipes.engine.checkpoints import Store
+
+        found = Store(data_dir).checkpoints() if data_dir.is_dir() else []
+        return {record.path: size for record, size in found}
+
+    def discard(self, uri: str, data_dir: Path) -> bool:
+        """Delete its folder."""
+        from posttrain_recipes.engine.checkpoints import Store, parse_path
+        from posttrain_recipes.engine.wire import RequestError
+
+        with contextlib.suppress(RequestError):
+            Store(data_dir).delete(parse_path(uri))
+        return True
+
     @contextmanager
     def connect(
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
@@ -47,7 +80,13 @@ class Local(Engine):
         try:
             service, rest = _clients(engine.base_url, engine.api_key)
             with _session(service, lambda: engine.is_alive):
-                yield Connection(service, rest, lambda: engine.is_alive, log_path)
+                yield Connection(
+                    service,
+                    rest,
+                    lambda: engine.is_alive,
+                    log_path=log_path,
+                    missing=_embedded_lacks,
+                )
         finally:
             engine.stop()
 
@@ -56,6 +95,7 @@ class Hosted(Engine):
     """Hosted Tinker (thinkingmachines): remote GPUs, billed by the token."""
 
     name = "tinker"
+    billed = True
 
     class Config(PluginConfig):
         """Options of the hosted service."""
@@ -107,13 +147,40 @@ class Server(Engine):
     ) -> Iterator[Connection]:
         """Log in and see that the models are served."""
         with _remote(self.config.base_url, self.config.api_key, models) as connection:
-            yield connection
+            yield replace(connection, missing=lambda names: _probed(connection, models, names))
 
 
 @hookimpl
 def ptl_engines() -> Sequence[type[Engine]]:
     """The engines of this package."""
     return [Local, Hosted, Server]
+
+
+def _embedded_lacks(names: Collection[str]) -> dict[str, str]:
+    return {
+        name: "it has none"
+        for name in probe.with_requirements(names)
+        if name in probe.EMBEDDED_LACKS
+    }
+
+
+def _probed(
+    connection: Connection, models: Mapping[str, str], names: Collection[str]
+) -> dict[str, str]:
+    """What a server turns out not to do, of these and what they stand on, with one of its models.
+
+    A server that is made for another version of the SDK may hang a client rather than fail it.
+    """
+    found = probe.probe(
+        connection.service,
+        connection.rest,
+        next(iter(models)),
+        names,
+        check_s=PROBE_S / 2,
+        within_s=PROBE_S,
+    )
+    missing = {one.name: one.detail for one in found if one.verdict != "yes"}
+    return {name: why for name, why in missing.items() if name in names} or missing
 
 
 @contextmanager
@@ -145,8 +212,8 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             why=f"it serves {', '.join(names)}",
             hint="change 'model:', or use 'engine: local'",
         )
-    with _session(service, lambda: True):
-        yield Connection(service, rest)
+    with Watch(_address(base_url), key) as watch, _session(service, lambda: watch.alive):
+        yield Connection(service, rest, lambda: watch.alive, lambda: watch.trouble)
 
 
 @contextmanager
@@ -180,6 +247,12 @@ def _key(api_key: str) -> str:
             )
         return value
     return api_key
+
+
+def _address(base_url: str | None) -> str:
+    from tinker.lib.base_url import resolve_base_url
+
+    return resolve_base_url(base_url)
 
 
 def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, tinker.RestClient]:

@@ -34,6 +34,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning"]),
+    default="info",
+    show_default=True,
+    help="Requests are logged at info; polls and heartbeats at debug.",
+)
 @home_option
 def serve(
     served: tuple[str, ...],
@@ -41,9 +48,14 @@ def serve(
     port: int,
     token: str | None,
     data_dir: Path | None,
+    log_level: str,
     home: Path | None,
 ) -> None:
-    """Serve the embedded engine to any program of the Tinker SDK."""
+    """Serve the embedded engine to any program of the Tinker SDK, and of OpenAI's.
+
+    /metrics is for Prometheus, /healthz for whoever watches. Ctrl-C, or SIGTERM, finishes what is
+    accepted and ends.
+    """
     if host not in LOOPBACK and not token:
         raise UsageError(
             f"--host {host} is reachable from other machines",
@@ -68,7 +80,14 @@ def serve(
         click.echo("in the shell of the program:")
         click.echo(f"  export TINKER_BASE_URL={base_url}")
         click.echo(f"  export TINKER_API_KEY={key}")
+        click.echo(f"  export OPENAI_BASE_URL={base_url}/v1 OPENAI_API_KEY={key}")
 
+    import logging
+
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("posttrain_recipes").setLevel(log_level.upper())
     try:
         run_server(offered, directory, key, host=host, port=port, on_ready=announce)
     except OSError as error:

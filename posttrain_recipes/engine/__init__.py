@@ -6,12 +6,17 @@ torch, transformers and the web server are imported there alone.
 
     launch       start and stop an engine as a child process
     __main__     the child: command line, sockets, signals
-    api          HTTP: routes, authentication, limits
+    access       the token, the Host header, signed addresses
+    api          the routes of Tinker's protocol; web: what routes are made of
+    openai       the routes of OpenAI's; chat: its requests, replies: its answers, text: tokens
+    metrics      what is counted and logged
     wire         bytes <-> small dataclasses
-    service      sessions; training and sampling: what each request means; listings: look-ups
+    service      sessions; training and sampling: what each request means; listings: look-ups;
+                 transfers: exports, downloads, copies
     state        what is known while it runs
-    scheduler    futures, ordering, one worker thread
-    checkpoints  what is kept on disk
+    scheduler    ordering, batches, cancelling, one worker thread
+    futures      requests and their answers, and how long both are remembered
+    checkpoints  what is kept on disk; files: whole or not at all
     backend      base models, forward and backward passes      (torch, on the worker, from here on)
     lora         adapters and Adam
     losses       loss functions over token log-probabilities

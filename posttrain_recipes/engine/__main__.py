@@ -15,35 +15,57 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from posttrain_recipes.engine.api import Access, build
+from posttrain_recipes.engine.access import Access
+from posttrain_recipes.engine.api import build
 from posttrain_recipes.engine.service import Service
 
 TOKEN_VARIABLE = "PTL_ENGINE_TOKEN"
 PARENT_CHECK_S = 2.0
+DRAIN_S = 15.0
 WILDCARDS = {"0.0.0.0", "::", ""}
 
 log = logging.getLogger("posttrain_recipes.engine")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with long polls answered as soon as a signal asks the engine to stop."""
+    """uvicorn that drains: asked to stop, it refuses new work, finishes what is accepted, has its
+    clients fetch the answers, all of it within `DRAIN_S`, and ends. Asked again, it ends at once.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
-        self._stopping = False
+        self._deadline: float | None = None
+        self._ready = 0  # ticks since there was nothing more to do
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own handler, which raises the signal again once the server has stopped.
-        self.service.state.scheduler.release_polls()
-        self.force_exit = self._stopping and sig == signal.SIGINT  # Ctrl-C twice: at once
-        self.should_exit = self._stopping = True
+        scheduler = self.service.state.scheduler
+        if self._deadline is None:
+            self._deadline = time.monotonic() + DRAIN_S
+            if not self.service.drained():
+                log.info("stopping: %d requests wait; again to stop at once", scheduler.depth)
+            scheduler.refuse_new()
+        else:
+            self._deadline = 0.0
+            self.force_exit = sig == signal.SIGINT
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._deadline is not None:
+            # Twice, because an answer may just be on its way from the worker to its poll.
+            self._ready = self._ready + 1 if self.service.drained() else 0
+            if self._ready > 1 or time.monotonic() > self._deadline:
+                self.service.state.scheduler.release_polls()
+                self.should_exit = True
+        stop: bool = await super().on_tick(counter)
+        return stop
 
 
 def run_server(
@@ -55,7 +77,7 @@ def run_server(
     port: int = 0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is queued, within seconds, and return.
+    """Serve until SIGINT or SIGTERM, then finish what is accepted, within seconds, and return.
 
     Args:
         models: names served to clients -> directories or hub ids.
@@ -71,6 +93,9 @@ def run_server(
     # Threads that spin while they wait make a step tens of times slower as soon as anything else
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # transformers would import scikit-learn, and with it SciPy and pandas, for one way to generate
+    # that the engine does not use: a third of the time it takes to be ready.
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     service = Service(models, data_dir)
     access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -132,9 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # transformers would import scikit-learn, and with it SciPy and pandas, for one way to generate
-    # that the engine does not use: a third of the time it takes to be ready.
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    # Whoever reads the end of a run's log wants what went wrong.
+    logging.getLogger("posttrain_recipes.engine.requests").setLevel(logging.WARNING)
     if args.lifeline_fd is not None:
         _follow_parent(args.lifeline_fd, args.parent_pid)
     token = os.environ.pop(TOKEN_VARIABLE, "")

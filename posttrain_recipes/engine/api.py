@@ -1,4 +1,4 @@
-"""HTTP: routes, authentication, limits. Everything else is the service's business.
+"""HTTP: the routes of Tinker's protocol. Everything else is the service's business.
 
 A request is parsed, handed to the service, and acknowledged; its result is fetched by
 `retrieve_future`, a long poll, because the SDK polls again at once when it is told "not yet".
@@ -8,160 +8,93 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from posttrain_recipes.engine import checkpoints, listings, wire
-from posttrain_recipes.engine.scheduler import Pending
-from posttrain_recipes.engine.service import Service
+from posttrain_recipes.engine import checkpoints, listings, openai, wire
+from posttrain_recipes.engine.access import SIGNED, Access, Guard, error
+from posttrain_recipes.engine.futures import Pending
+from posttrain_recipes.engine.metrics import Watch
+from posttrain_recipes.engine.service import Finish, Service
+from posttrain_recipes.engine.transfers import CopyWeights, SaveExternal
+from posttrain_recipes.engine.web import (
+    PREFIX,
+    body_of,
+    fixed,
+    get,
+    guarded,
+    ordered,
+    page,
+    post,
+    refuse,
+    reply,
+    route,
+)
 from posttrain_recipes.engine.wire import RequestError
 
+if TYPE_CHECKING:
+    from posttrain_recipes.engine.graphs import LossGraph
+
 T = TypeVar("T")
-Endpoint = Callable[[Request], Awaitable[Response]]
-PREFIX = "/api/v1"
 POLL_S = 30.0  # the SDK waits 45 s for an answer
-MAX_BODY = 128 << 20
 REAP_EVERY_S = 30.0
+SWEEP_EVERY = 20  # reapings between two times that what has expired is deleted
 
 # The SDK's own limits, raised: on a loopback there is no bandwidth to spare.
 CLIENT_CONFIG = {
     "pjwt_auth_enabled": False,
     "parallel_fwdbwd_chunks": True,
     "proto_compress_fwdbwd": False,
+    "custom_loss_server_side": True,
     "sample_dispatch_bytes_semaphore_size": 256 << 20,
     "inflight_response_bytes_semaphore_size": 256 << 20,
     "use_pyqwest_transport": True,
     "sample_enable_stuck_detection": False,
+    "sample_join_sampling_session": True,
+}
+DYNAMIC_CONFIG = {"refresh_interval_sec": 3600, "sample_cancel_enabled": True}
+
+ELSEWHERE = {
+    "auth/token": "its key is the token it started with",
+    "auth/apikey/me": "its key is the token it started with; export TINKER_API_KEY",
+    "sessions/{session}/project": "it has no projects: give sessions a display_name or "
+    "user_metadata",
+    "sessions/{session}/trace_export": "its /metrics tell how long operations take",
+    "billing/usage/events": "nothing is billed",
+    "billing/usage/checkpoints/current": "nothing is billed; checkpoints are listed with their "
+    "size",
+    "audit": "it has one owner; its log names every request",
 }
 
 
 @dataclass(frozen=True)
-class Access:
-    """Who may ask: the token, and the host names the engine answers to."""
+class Target:
+    """The sampler whose completions are polled, and which copy of its client asks."""
 
-    token: str
-    hosts: frozenset[str] = frozenset()
-    any_address: bool = False  # bound to a wildcard: any numeric address is ours
-
-    def knows(self, host: str) -> bool:
-        """Whether a Host header names this engine. A web page that points a name of its own at
-        127.0.0.1 (DNS rebinding) does not know ours."""
-        name = host.rsplit(":", 1)[0] if host.count(":") == 1 else host
-        name = name[1:].split("]")[0] if name.startswith("[") else name
-        if name in {"localhost", "127.0.0.1", "::1"} | self.hosts:
-            return True
-        with contextlib.suppress(ValueError):
-            return self.any_address and bool(ipaddress.ip_address(name))
-        return False
+    sampling_session_id: str
+    type: str = "sampling_session"
+    cloned_sampler_id: int = 0
 
 
-class Guard:
-    """Refuses strangers before anything is read."""
+@dataclass(frozen=True)
+class RetrieveFutures:
+    """What has been answered in a sampling session since `prev_cursor`?"""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with a refusal."""
-        if scope["type"] == "http":
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await refusal(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self.access.knows(headers.get(b"host", b"").decode("latin-1")):
-            return _error(403, "this engine does not answer to that Host")
-        if scope["path"] in ("/healthz", f"{PREFIX}/healthz"):
-            return None
-        given = headers.get(b"x-api-key", b"")
-        if not hmac.compare_digest(given, self.access.token.encode()):
-            return _error(
-                401, "wrong or missing X-API-Key: it is the token the engine started with"
-            )
-        return None
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"detail": message, "message": message}, status_code=status)
-
-
-async def _body(request: Request) -> bytes:
-    """The request's body. Raises RequestError 413 or 415."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise RequestError(415, "this engine takes bodies as they are, not compressed")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise RequestError(413, f"a request may hold {MAX_BODY} bytes: send fewer datums")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _guarded(endpoint: Endpoint) -> Endpoint:
-    """Turn a RequestError into its status, and a client that hung up into nothing."""
-
-    async def wrapped(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except RequestError as error:
-            return _error(error.status, str(error))
-        except ClientDisconnect:
-            return Response(status_code=400)
-
-    return wrapped
-
-
-def _reply(result: Pending | dict[str, Any]) -> Response:
-    if isinstance(result, Pending):
-        return JSONResponse({"request_id": result.request_id, **result.note})
-    return JSONResponse(result)
-
-
-def _post(path: str, kind: type[T], handle: Callable[[T], Pending | dict[str, Any]]) -> Route:
-    async def endpoint(request: Request) -> Response:
-        return _reply(handle(wire.parse(kind, await _body(request))))
-
-    return Route(f"{PREFIX}/{path}", _guarded(endpoint), methods=["POST"])
-
-
-def _fixed(path: str, answer: dict[str, Any], method: str = "POST") -> Route:
-    async def endpoint(request: Request) -> Response:
-        if method == "POST":
-            await _body(request)
-        return JSONResponse(answer)
-
-    return Route(path, _guarded(endpoint), methods=[method])
-
-
-def _on(path: str, method: str, handle: Callable[[Request], dict[str, Any]]) -> Route:
-    async def endpoint(request: Request) -> Response:
-        return JSONResponse(handle(request))
-
-    return Route(f"{PREFIX}/{path}", _guarded(endpoint), methods=[method])
-
-
-def _page(request: Request, default: int) -> tuple[int, int]:
-    try:
-        limit = int(request.query_params.get("limit", default))
-        offset = int(request.query_params.get("offset", 0))
-    except ValueError:
-        raise RequestError(400, "limit and offset must be whole numbers") from None
-    if not (0 <= limit <= 10_000 and offset >= 0):
-        raise RequestError(400, "limit must be from 0 to 10000 and offset not negative")
-    return limit, offset
+    target: Target
+    prev_cursor: int = 0
+    timeout: float | None = None
+    retrieved_request_ids: list[str] = Field(default_factory=list)
 
 
 def build(service: Service, access: Access) -> ASGIApp:
@@ -175,123 +108,200 @@ def build(service: Service, access: Access) -> ASGIApp:
         reaper.cancel()
         await service.close()
 
-    return Guard(Starlette(routes=_routes(service), lifespan=lifespan), access)
+    async def unknown(request: Request, failure: Exception) -> Response:
+        status = failure.status_code if isinstance(failure, HTTPException) else 500
+        message = f"this engine has no route {request.method} {request.url.path}"
+        return error(status, message, request.url.path)
+
+    routes = [
+        *_service(service),
+        *_training(service),
+        *_sampling(service),
+        *_checkpoints(service, access),
+        *openai.routes(service),
+        *(refuse(*item) for item in ELSEWHERE.items()),
+    ]
+    handlers: Any = {404: unknown, 405: unknown}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Watch(Guard(app, access), service.metrics)
 
 
 async def _reap(service: Service) -> None:
+    count = 0
     while True:
+        if count % SWEEP_EVERY == 0:
+            await asyncio.to_thread(service.state.store.sweep)
+        count += 1
+        start = time.monotonic()
         await asyncio.sleep(REAP_EVERY_S)
-        service.reap()
+        if time.monotonic() - start < 2 * REAP_EVERY_S:  # else this process was stopped meanwhile,
+            service.reap()  # and has not had the time to hear the heartbeats
 
 
-def _routes(service: Service) -> list[Route]:
-    state, training, sampling = service.state, service.training, service.sampling
+def _service(service: Service) -> list[Route]:
+    state = service.state
 
-    async def forward_backward(request: Request) -> Response:
-        # Parsed on a thread: the body may be megabytes, and the first one imports the messages.
-        body = await _body(request)
-        return _reply(
-            training.forward_backward(await asyncio.to_thread(wire.parse_forward_backward, body))
-        )
+    async def finish(request: Request) -> Response:
+        how = wire.parse(Finish, await body_of(request))
+        return JSONResponse(service.finish_session(request.path_params["session"], how))
 
     async def retrieve(request: Request) -> Response:
-        ref = wire.parse(wire.FutureRef, await _body(request))
+        ref = wire.parse(wire.FutureRef, await body_of(request))
         answer = await state.scheduler.wait(ref.request_id, POLL_S)
         if answer is None:
             return JSONResponse({"queue_state": "active"}, status_code=408)
         return Response(answer[0], media_type=answer[1])
 
-    async def finish(request: Request) -> Response:
-        await _body(request)
-        return JSONResponse(service.finish_session(request.path_params["session"]))
+    def cancel(ref: wire.FutureRef) -> dict[str, Any]:
+        state.scheduler.cancel(state.scheduler.futures.get(ref.request_id))
+        return {}
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(
+            service.metrics.text(state), media_type="text/plain; version=0.0.4"
+        )  # fmt: skip
+
+    return [
+        Route("/metrics", metrics, methods=["GET"]),
+        fixed("/healthz", {"status": "ok"}, "GET"),
+        fixed(f"{PREFIX}/healthz", {"status": "ok"}, "GET"),
+        fixed(f"{PREFIX}/client/config", CLIENT_CONFIG),
+        fixed(f"{PREFIX}/client/dynamic_config", DYNAMIC_CONFIG),
+        fixed(f"{PREFIX}/telemetry", {"status": "accepted"}),
+        get("get_server_capabilities", lambda r: listings.capabilities(state)),
+        post("create_session", wire.CreateSession, service.create_session),
+        post("session_heartbeat", wire.SessionRef, service.heartbeat),
+        route("sessions/{session}/finish", "POST", finish),
+        post("sessions/search", listings.SearchSessions,
+             lambda query: listings.search_sessions(state, query)),
+        get("sessions", lambda r: listings.sessions(state, *page(r, 20))),
+        get("sessions/{session}", lambda r: service.get_session(r.path_params["session"])),
+        route("retrieve_future", "POST", retrieve),
+        post("cancel_future", wire.FutureRef, cancel),
+    ]  # fmt: skip
+
+
+def _training(service: Service) -> list[Route]:
+    training = service.training
+
+    def forward_backward(parsed: wire.ForwardBackward) -> Pending:
+        pending = training.forward_backward(parsed)
+        pending.kind = "forward" if parsed.forward_only else "forward_backward"
+        pending.tokens = 0 if parsed.forward_only else sum(d.tokens.size for d in parsed.data)
+        return pending
+
+    def operation(path: str, kind: type[T], handle: Callable[[T], Pending]) -> Route:
+        return ordered(path, partial(wire.parse, kind), handle, service.refused)
+
+    async def create_custom_loss(request: Request) -> Response:
+        # On a thread as well: checking a graph needs torch, which may still be loading.
+        wanted = wire.parse(wire.CreateCustomLoss, await body_of(request))
+
+        def check() -> LossGraph:
+            from posttrain_recipes.engine.graphs import LossGraph
+
+            return LossGraph(wanted)
+
+        loss = training.add_custom_loss(wanted, await asyncio.to_thread(check))
+        return reply(loss, "create_custom_loss")
+
+    return [
+        post("create_model", wire.CreateModel, training.create_model),
+        post("unload_model", wire.ModelRef, training.unload_model),
+        post("get_info", wire.ModelRef, training.get_info),
+        # Parsed on a thread: a body may be megabytes, and the first one imports the messages.
+        ordered("forward_backward", wire.parse_forward_backward, forward_backward,
+                service.refused, on_thread=True),
+        route("create_custom_loss", "POST", create_custom_loss),
+        operation("optim_step", wire.OptimStep, training.optim_step),
+        operation("save_weights", wire.SaveWeights, training.save_weights),
+        operation("save_weights_for_sampler", wire.SaveWeights, training.save_weights_for_sampler),
+        operation("save_weights_external", SaveExternal, service.transfers.save_external),
+        operation("load_weights", wire.LoadWeights, training.load_weights),
+    ]  # fmt: skip
+
+
+def _sampling(service: Service) -> list[Route]:
+    sampling, futures = service.sampling, service.state.scheduler.futures
+
+    async def retrieve_many(request: Request) -> Response:
+        asked = wire.parse(RetrieveFutures, await body_of(request))
+        target = asked.target
+        service.state.sampler(target.sampling_session_id)
+        channel = (target.sampling_session_id, target.cloned_sampler_id)
+        futures.acknowledge(channel, asked.retrieved_request_ids)
+        patience = POLL_S if asked.timeout is None else max(0.0, min(asked.timeout, POLL_S))
+        found, cursor = await futures.completions(channel, asked.prev_cursor, patience)
+        told = [
+            {"state": "failed", "request_id": p.request_id}
+            if p.failed
+            else {"state": "finished", "request_id": p.request_id,
+                  "response_payload_uncompressed_size": p.size}
+            for p in found
+        ]  # fmt: skip
+        return JSONResponse({"completions": told, "cursor": cursor})
+
+    return [
+        post("create_sampling_session", wire.CreateSampler, sampling.create_sampling_session),
+        post("join_sampling_session", wire.SamplerRef,
+             lambda ref: sampling.join_sampling_session(ref.sampling_session_id)),
+        get("samplers/{sampler}", lambda r: sampling.get_sampler(r.path_params["sampler"])),
+        post("asample", wire.Sample, sampling.sample),
+        route("retrieve_futures", "POST", retrieve_many),
+    ]  # fmt: skip
+
+
+def _checkpoints(service: Service, access: Access) -> list[Route]:
+    state, transfers = service.state, service.transfers
 
     async def set_ttl(request: Request) -> Response:
-        ttl = wire.parse(wire.Ttl, await _body(request)).ttl_seconds
-        state.store.amend(_checkpoint_of(request), expires_at=checkpoints.expiry(ttl))
+        ttl = wire.parse(wire.Ttl, await body_of(request)).ttl_seconds
+        return await amend(request, expires_at=checkpoints.expiry(ttl))
+
+    async def publish(request: Request) -> Response:
+        return await amend(request, public=True)
+
+    async def unpublish(request: Request) -> Response:
+        return await amend(request, public=False)
+
+    async def amend(request: Request, **changes: Any) -> Response:
+        await asyncio.to_thread(state.store.amend, _checkpoint_of(request), **changes)
         return JSONResponse({})
 
     async def delete(request: Request) -> Response:
         await asyncio.to_thread(state.store.delete, _checkpoint_of(request))
         return JSONResponse({})
 
-    def checkpoints_of(request: Request) -> dict[str, Any]:
-        return listings.checkpoints(state, request.path_params["run"], None, 0)
+    async def copy(request: Request) -> Response:
+        asked = wire.parse(CopyWeights, await body_of(request))
+        key = request.headers.get("x-idempotency-key")
+        return JSONResponse(await asyncio.to_thread(transfers.copy, asked, key))
 
-    def sessions(request: Request) -> dict[str, Any]:
-        limit, offset = _page(request, 20)
-        return {"sessions": list(state.sessions)[::-1][offset : offset + limit]}
+    def urls(request: Request) -> dict[str, Any]:
+        origin = f"{request.url.scheme}://{request.headers['host']}"
+        return transfers.urls(_checkpoint_of(request), origin, access)
+
+    async def file(request: Request) -> Response:
+        if not access.signed(request.url.path, request.query_params, time.time()):
+            raise RequestError(403, "this address has expired: ask for another")
+        return FileResponse(transfers.file(**request.path_params))
 
     one = "training_runs/{run}/checkpoints/{kind}/{name}"
     return [
-        _fixed("/healthz", {"status": "ok"}, "GET"),
-        _fixed(f"{PREFIX}/healthz", {"status": "ok"}, "GET"),
-        _fixed(f"{PREFIX}/client/config", CLIENT_CONFIG),
-        _fixed(f"{PREFIX}/client/dynamic_config", {"refresh_interval_sec": 3600}),
-        _fixed(f"{PREFIX}/telemetry", {"status": "accepted"}),
-        _on("get_server_capabilities", "GET", lambda r: listings.capabilities(state)),
-        _post("create_session", wire.CreateSession, service.create_session),
-        _post("session_heartbeat", wire.SessionRef, service.heartbeat),
-        Route(f"{PREFIX}/sessions/{{session}}/finish", _guarded(finish), methods=["POST"]),
-        _on("sessions", "GET", sessions),
-        _on("sessions/{session}", "GET", lambda r: service.get_session(r.path_params["session"])),
-        _post("create_model", wire.CreateModel, training.create_model),
-        _post("unload_model", wire.ModelRef, training.unload_model),
-        _post("get_info", wire.ModelRef, training.get_info),
-        Route(f"{PREFIX}/forward_backward", _guarded(forward_backward), methods=["POST"]),
-        _post("optim_step", wire.OptimStep, training.optim_step),
-        _post("save_weights", wire.SaveWeights, training.save_weights),
-        _post("save_weights_for_sampler", wire.SaveWeights, training.save_weights_for_sampler),
-        _post("load_weights", wire.LoadWeights, training.load_weights),
-        _post("create_sampling_session", wire.CreateSampler, sampling.create_sampling_session),
-        _post(
-            "join_sampling_session",
-            wire.SamplerRef,
-            lambda ref: sampling.join_sampling_session(ref.sampling_session_id),
-        ),
-        _on(
-            "samplers/{sampler}",
-            "GET",
-            lambda r: sampling.get_sampler(r.path_params["sampler"]),
-        ),
-        _post("asample", wire.Sample, sampling.sample),
-        Route(f"{PREFIX}/retrieve_future", _guarded(retrieve), methods=["POST"]),
-        _post("weights_info", wire.PathRef, lambda ref: listings.weights_info(state, ref)),
-        _on("training_runs", "GET", lambda r: listings.training_runs(state, *_page(r, 20))),
-        _on(
-            "training_runs/{run}",
-            "GET",
-            lambda r: listings.training_run(state, r.path_params["run"]),
-        ),
-        _on("training_runs/{run}/checkpoints", "GET", checkpoints_of),
-        _on(
-            "checkpoints",
-            "GET",
-            lambda r: listings.checkpoints(state, None, *_page(r, 100)),
-        ),
-        Route(f"{PREFIX}/{one}", _guarded(delete), methods=["DELETE"]),
-        Route(f"{PREFIX}/{one}/ttl", _guarded(set_ttl), methods=["PUT"]),
-        *(
-            Route(f"{PREFIX}/{path}", _refuse(path), methods=["GET", "POST", "PUT", "DELETE"])
-            for path in _ELSEWHERE
-        ),
-    ]
-
-
-_ELSEWHERE = {
-    "save_weights_external": "use save_weights_for_sampler: it writes PEFT's format to the "
-    "engine's --data-dir",
-    "copy_weights": "load the checkpoint by its path: this engine has one owner",
-    "create_custom_loss": "use forward_backward_custom, which runs the loss on your side",
-    "sessions/search": "list the sessions instead",
-    "training_runs/{run}/checkpoints/{kind}/{name}/publish": "there is nobody to publish to",
-}
-
-
-def _refuse(path: str) -> Endpoint:
-    async def endpoint(request: Request) -> Response:
-        return _error(422, f"this engine does not serve {path}: {_ELSEWHERE[path]}")
-
-    return endpoint
+        post("weights_info", wire.PathRef, lambda ref: listings.weights_info(state, ref)),
+        get("training_runs", lambda r: listings.training_runs(state, *page(r, 20))),
+        get("training_runs/{run}", lambda r: listings.training_run(state, r.path_params["run"])),
+        get("training_runs/{run}/checkpoints",
+            lambda r: listings.checkpoints(state, r.path_params["run"], None, 0)),
+        get("checkpoints", lambda r: listings.checkpoints(state, None, *page(r, 100))),
+        route(one, "DELETE", delete),
+        route(f"{one}/ttl", "PUT", set_ttl),
+        route(f"{one}/publish", "POST", publish),
+        route(f"{one}/publish", "DELETE", unpublish),
+        get(f"{one}/external_weights_urls", urls),
+        route("copy_weights", "POST", copy),
+        Route(f"{SIGNED}{{run}}/{{name}}/{{file}}", guarded(file), methods=["GET"]),
+    ]  # fmt: skip
 
 
 def _checkpoint_of(request: Request) -> checkpoints.Path_:

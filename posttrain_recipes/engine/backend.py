@@ -1,36 +1,35 @@
-"""Base models and the passes over them: forward, backward, log-probabilities. Torch lives here.
-
-A base model is loaded once, frozen, in float32 on a CPU and bfloat16 on a GPU, and serves every
-adapter. Sequences are padded on the right: attention is causal, so padding cannot reach a token
-before it and no mask is needed. Everything runs on the scheduler's one worker thread.
+"""Base models in memory, frozen, in float32 on a CPU and bfloat16 on a GPU; each serves every
+adapter. Everything runs on the scheduler's one worker thread.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posttrain_recipes.engine import cache, losses
+from posttrain_recipes.engine import cache
+from posttrain_recipes.engine.decoder import Decoder, Weights
 from posttrain_recipes.engine.lora import Adapter, Slot, Snapshot, View, hook
-from posttrain_recipes.engine.wire import (
-    Datum,
-    ForwardBackwardResult,
-    LoraConfig,
-    RequestError,
-)
+from posttrain_recipes.engine.wire import LoraConfig, RequestError
 
-# A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each.
+# A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
+# this many of what the backward pass needs of its layers.
 LOGITS_BUDGET = {"cpu": 1 << 25, "cuda": 1 << 29}
-MERGE_LIMIT = 1 << 28  # adapters are merged for sampling up to this many base parameters
+ACTIVATIONS_BUDGET = {"cpu": 1 << 27, "cuda": 1 << 33}
+MERGE_LIMIT = 1 << 27  # adapters are merged up to this many base parameters: half a gigabyte
+T = TypeVar("T")
+MIN_SHARE = 64  # tokens worth a thread
 MERGED_KEPT = 2  # a run compares one model with another: the last two stay merged
 
 
@@ -45,12 +44,15 @@ class BaseModel:
     Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id).
     """
 
-    def __init__(self, name: str, path: str, device: torch.device) -> None:
+    def __init__(
+        self, name: str, path: str, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
         self.name, self.path, self.device = name, path, device
         self.local = Path(path).is_dir()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         try:
             self.model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=self.local
@@ -76,8 +78,15 @@ class BaseModel:
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.caches = "past_key_values" in inspect.signature(self.model.forward).parameters
         self.rearranges = self.caches and cache.rearranges(self.model.config)
+        self.decoder = Decoder.of(self.model)
+        self.kind = "cuda" if device.type == "cuda" else "cpu"
+        self.threads = 1 if self.kind == "cuda" else _cores()
+        self._pool: ThreadPoolExecutor | None = None
         self._tokenizer: Any = None
         self._merged: list[Snapshot] = []
+        self._training: tuple[Any, Weights] | None = None
+        # By the snapshot's id, which is its own as long as it is kept here.
+        self._sampling: OrderedDict[int, tuple[Snapshot | None, Weights]] = OrderedDict()
 
     @property
     def tokenizer(self) -> Any:
@@ -139,6 +148,71 @@ class BaseModel:
                 422, f"{what}: {length} tokens exceed the model's context window: {self.context}"
             )
 
+    # Sharing out the work ---------------------------------------------------------------------
+
+    @property
+    def rows_of_logits(self) -> int:
+        """How many rows of logits may be there at a time on one of `threads`."""
+        return max(64, LOGITS_BUDGET[self.kind] // self.threads // self.vocab)
+
+    def shares(self, sizes: Sequence[int]) -> list[list[list[int]]]:
+        """Indices of sequences, for each thread its micro-batches: like amounts of tokens each, and
+        no more at a time than the memory budget allows, if a single sequence allows it."""
+        config = self.model.config.get_text_config()
+        wide = 8 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)
+        limit = ACTIVATIONS_BUDGET[self.kind] // self.threads // (wide * config.num_hidden_layers)
+        threads = max(1, min(self.threads, len(sizes), sum(sizes) // MIN_SHARE))
+        rounds = -(-sum(sizes) // (threads * max(1, limit)))
+        bins: list[list[int]] = [[] for _ in range(threads * rounds)]
+        loads = [0] * len(bins)
+        for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+            lightest = loads.index(min(loads))
+            bins[lightest].append(index)
+            loads[lightest] += sizes[index]
+        return [[sorted(b) for b in bins[first::threads] if b] for first in range(threads)]
+
+    def each(self, run: Callable[[int], T], count: int) -> list[T]:
+        """run(0), run(1), ..., each on a core of its own where there are several. One product
+        shared among cores waits at its end for the slowest of them; whole shares do not."""
+        if count == 1:
+            return [run(0)]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, "engine-pass")
+        inside = max(1, self.threads // count)
+
+        def on_a_core(which: int) -> T:
+            torch.set_num_threads(inside)  # of this thread
+            return run(which)
+
+        return list(self._pool.map(on_a_core, range(count)))
+
+    def sampling_weights(self, snapshot: Snapshot | None) -> Weights:
+        """What a sampler of these weights multiplies with; the last few are kept."""
+        assert self.decoder is not None
+        key = 0 if snapshot is None else id(snapshot)
+        if key not in self._sampling:
+            while len(self._sampling) >= MERGED_KEPT:
+                self._sampling.popitem(last=False)
+            merge = self.model.dtype == torch.float32 and self.parameters <= MERGE_LIMIT
+            low = None if snapshot is None else snapshot.low()
+            self._sampling[key] = (snapshot, self.decoder.weights(low, merge))
+        self._sampling.move_to_end(key)
+        return self._sampling[key][1]
+
+    def training_weights(self, adapter: Adapter, tokens: int) -> Weights:
+        """What a pass over this many tokens multiplies with; kept until the adapter changes."""
+        assert self.decoder is not None
+        merge = (
+            tokens >= self.decoder.hidden
+            and self.model.dtype == torch.float32
+            and self.parameters <= MERGE_LIMIT
+        )
+        key = (id(adapter), adapter.flat._version, merge)
+        if self._training is None or self._training[0] != key:
+            self._training = None  # the old one's memory first
+            self._training = (key, self.decoder.weights(adapter.view, merge))
+        return self._training[1]
+
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of sequences in micro-batches of like length that fit the memory budget."""
         budget = LOGITS_BUDGET["cuda" if self.device.type == "cuda" else "cpu"] // self.vocab
@@ -166,127 +240,6 @@ class BaseModel:
 def new_adapter(base: BaseModel, config: LoraConfig) -> Adapter:
     """A new adapter on `base`. Raises RequestError 422."""
     return Adapter(config, base.targets, base.device)
-
-
-def forward_backward(
-    base: BaseModel,
-    adapter: Adapter,
-    data: Sequence[Datum],
-    loss_fn: str,
-    config: Mapping[str, float | str],
-    forward_only: bool,
-) -> ForwardBackwardResult:
-    """Log-probabilities of every datum's targets and the summed loss; gradients are added to the
-    adapter's unless `forward_only`.
-
-    Everything is checked before anything is computed, so that a request either counts in full or
-    not at all. Raises RequestError 422.
-    """
-    try:
-        loss = losses.find(loss_fn)
-        values = losses.settings(loss_fn, config)
-    except losses.LossError as error:
-        raise RequestError(422, str(error)) from None
-    items = [_checked(base, loss_fn, loss, datum, i) for i, datum in enumerate(data)]
-    if len({frozenset(item.inputs) for item in items}) > 1:
-        raise RequestError(422, "every datum of a request must have the same loss_fn_inputs")
-    logprobs: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(items)
-    total = 0.0
-    with base.using(adapter.view), torch.set_grad_enabled(not forward_only):
-        for chosen in base.batches([item.tokens.size for item in items]):
-            batch = [items[i] for i in chosen]
-            flat = _target_logprobs(base, batch)
-            loss_sum = loss.fn(flat, _stack(batch, flat), values)
-            if not forward_only:
-                loss_sum.backward()  # type: ignore[no-untyped-call]
-            total += float(loss_sum.detach())
-            found = flat.detach().cpu().numpy()
-            start = 0
-            for index, item in zip(chosen, batch, strict=True):
-                targets = item.inputs["target_tokens"]
-                block = found[start : start + targets.shape[0]]
-                logprobs[index] = block[:, 0] if targets.ndim == 1 else block[:, : targets.shape[1]]
-                start += targets.shape[0]
-    return ForwardBackwardResult(logprobs, {"loss:sum": total})
-
-
-def _checked(base: BaseModel, name: str, loss: losses.Loss, datum: Datum, index: int) -> Datum:
-    """The datum with float32 inputs and default weights. Raises RequestError 422."""
-    what = f"datum {index}"
-    base.check_length(datum.tokens.size, what)
-    base.check_ids(datum.tokens, what)
-    targets = datum.inputs.get("target_tokens")
-    if targets is None:
-        raise RequestError(422, f"{what}: loss_fn_inputs lacks `target_tokens`")
-    if targets.dtype != np.int64 or targets.ndim not in (1, 2):
-        raise RequestError(422, f"{what}: target_tokens must be int64, (N,) or (N, K)")
-    if targets.ndim == 2 and not (loss.many_targets and targets.shape[1]):
-        raise RequestError(422, f"{what}: loss {name!r} takes one target a position, shape (N,)")
-    if targets.shape[0] != datum.tokens.size:
-        raise RequestError(
-            422,
-            f"{what}: {datum.tokens.size} input tokens but {targets.shape[0]} targets; "
-            "target i is the token that follows input i, so both have one length",
-        )
-    base.check_ids(targets, f"{what}, target_tokens")
-    known = {"target_tokens", *loss.required, *loss.optional}
-    inputs: dict[str, NDArray[Any]] = {"target_tokens": targets}
-    for key, value in datum.inputs.items():
-        if key not in known:
-            raise RequestError(
-                422, f"{what}: loss {name!r} does not read {key!r} (it reads {sorted(known)})"
-            )
-        if key != "target_tokens":
-            if value.shape != targets.shape:
-                raise RequestError(
-                    422,
-                    f"{what}: {key} has shape {list(value.shape)}, target_tokens "
-                    f"{list(targets.shape)}; they must be equal",
-                )
-            inputs[key] = value.astype(np.float32, copy=False)
-    for key in loss.required:
-        if key not in inputs:
-            raise RequestError(422, f"{what}: loss {name!r} needs {key!r} in loss_fn_inputs")
-    if name == "cross_entropy" and "weights" not in inputs:
-        inputs["weights"] = np.ones(targets.shape, np.float32)
-    return Datum(datum.tokens, inputs)
-
-
-def _target_logprobs(base: BaseModel, batch: Sequence[Datum]) -> Tensor:
-    """log p of every target of the batch, (tokens, K) with K the widest datum's; rows in datum
-    order, without padding tokens. A narrower datum's spare columns repeat token 0."""
-    logits = base.logits([datum.tokens for datum in batch])
-    columns = max(_columns(datum.inputs["target_tokens"]) for datum in batch)
-    targets = np.zeros((*logits.shape[:2], columns), dtype=np.int64)
-    real = np.zeros(logits.shape[:2], dtype=bool)
-    for row, datum in enumerate(batch):
-        values = datum.inputs["target_tokens"]
-        targets[row, : values.shape[0], : _columns(values)] = values.reshape(values.shape[0], -1)
-        real[row, : values.shape[0]] = True
-    found = losses.token_logprobs(logits, torch.from_numpy(targets).to(base.device))
-    if real.all():
-        return found.flatten(0, 1)
-    return found[torch.from_numpy(real).to(base.device)]
-
-
-def _columns(targets: NDArray[np.int64]) -> int:
-    return 1 if targets.ndim == 1 else targets.shape[1]
-
-
-def _stack(batch: Sequence[Datum], like: Tensor) -> dict[str, Tensor]:
-    """The datums' loss inputs as tensors shaped like `like`, (tokens, K); spare columns are 0,
-    which is what makes them count for nothing."""
-    out = {}
-    for name in batch[0].inputs.keys() - {"target_tokens"}:
-        table = np.zeros(tuple(like.shape), dtype=np.float32)
-        start = 0
-        for datum in batch:
-            value = datum.inputs[name]
-            stop = start + value.shape[0]
-            table[start:stop, : _columns(value)] = value.reshape(value.shape[0], -1)
-            start = stop
-        out[name] = torch.from_numpy(table).to(like.device)
-    return out
 
 
 class Backend:

@@ -5,7 +5,8 @@ a generator seeded with (s, i), one uniform number a token, so what it draws doe
 else is in the batch. Between two tokens, requests that have arrived meanwhile are prefilled and
 join; a request whose sequences have all ended is answered at once and leaves.
 
-Prompts are padded on the left. A model whose state cannot be rearranged (linear attention) runs
+A model that `decoder` knows generates in `lanes`. Any other runs by transformers, prompts padded
+on the left: one whose state cannot be rearranged (linear attention) runs
 batches of prompts of one length from start to end; one without keys and values reads its whole text
 again for every token, which is slow and right.
 """
@@ -17,27 +18,24 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from posttrain_recipes.engine import cache
 from posttrain_recipes.engine.backend import BaseModel
+from posttrain_recipes.engine.lanes import STRIDE, Lanes
 from posttrain_recipes.engine.lora import Snapshot
-from posttrain_recipes.engine.sampler import Ask, pick, ready, score, wants_scores
+from posttrain_recipes.engine.rows import Job, Row, choose
+from posttrain_recipes.engine.sampler import ready, score, wants_scores
 from posttrain_recipes.engine.wire import (
     RequestError,
     Sample,
-    SampledTokens,
     SampleResult,
-    TopK,
 )
 
 MAX_ROWS = 256  # sequences generated together
 CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of keys and values, padding included
 JOIN_EVERY = 8  # tokens between two times that a few requests may join; many join at once
-STOP_SLACK = 16  # tokens decoded beyond a stop string's length: some decode to nothing
-DRAW_BLOCK = 128  # uniform numbers drawn at a time for each sequence
 
 
 class Feed(Protocol):
@@ -50,6 +48,10 @@ class Feed(Protocol):
     def answer(self, ticket: Any, result: SampleResult | RequestError) -> None:
         """Answer the request with this ticket."""
         ...
+
+    def dropped(self) -> Sequence[Any]:
+        """Tickets of requests that have been cancelled since, and need no answer."""
+        return ()
 
 
 class _List:
@@ -66,6 +68,9 @@ class _List:
     def answer(self, ticket: int, result: SampleResult | RequestError) -> None:
         self.results[ticket] = result
 
+    def dropped(self) -> Sequence[int]:
+        return ()
+
 
 def sample(
     base: BaseModel, snapshot: Snapshot | None, requests: Sequence[Sample]
@@ -79,73 +84,16 @@ def sample(
 @torch.no_grad()
 def serve(base: BaseModel, snapshot: Snapshot | None, feed: Feed) -> None:
     """Answer what `feed` gives, sampling from one set of weights, until it has no more."""
-    with base.using(base.sampling_view(snapshot)):
-        _Loop(base, feed).run()
-
-
-class _Row:
-    """One sequence being generated."""
-
-    def __init__(self, job: _Job, index: int) -> None:
-        self.job, self.ask = job, job.ask
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.topk: list[tuple[list[int], list[float]]] = []
-        self.stopped = False
-        entropy = None if self.ask.seed is None else [self.ask.seed, index]
-        self._rng = np.random.default_rng(entropy)
-        self._draws: NDArray[np.float64] = np.zeros(0)
-
-    @property
-    def over(self) -> bool:
-        return self.stopped or len(self.tokens) >= self.ask.max_new
-
-    @property
-    def length(self) -> int:
-        """The tokens it may come to, prompt included."""
-        return self.ask.prompt.size + self.ask.max_new
-
-    def draw(self) -> float:
-        """The uniform number in [0, 1) that chooses the next token."""
-        at = len(self.tokens) % DRAW_BLOCK
-        if at == 0:
-            self._draws = self._rng.random(DRAW_BLOCK)
-        return float(self._draws[at])
-
-    def append(self, base: BaseModel, token: int, logprob: float) -> None:
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        strings = self.ask.stop_strings
-        self.stopped = token in self.ask.stop_ids or (bool(strings) and self._matched(base))
-
-    def _matched(self, base: BaseModel) -> bool:
-        reach = max(map(len, self.ask.stop_strings)) + STOP_SLACK
-        text = base.tokenizer.decode(self.tokens[-reach:], skip_special_tokens=False)
-        return any(stop in text for stop in self.ask.stop_strings)
-
-    def result(self) -> SampledTokens:
-        topk = None
-        if self.topk:
-            ids, values = zip(*self.topk, strict=True)
-            topk = TopK(np.array(ids, np.int32), np.array(values, np.float32))
-        return SampledTokens(
-            np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32), self.stopped, topk
-        )
-
-
-class _Job:
-    """A request with its sequences."""
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.rows = [_Row(self, index) for index in range(ask.request.num_samples)]
+    with base.using(None if base.decoder is not None else base.sampling_view(snapshot)):
+        _Loop(base, snapshot, feed).run()
 
 
 class _Loop:
-    def __init__(self, base: BaseModel, feed: Feed) -> None:
+    def __init__(self, base: BaseModel, snapshot: Snapshot | None, feed: Feed) -> None:
         self.base, self.feed = base, feed
-        self.waiting: list[_Row] = []
-        self.batch: _Running | _Rereading | None = None
+        self.waiting: list[Row] = []
+        self.batch: Lanes | _Running | _Rereading | None = None
+        self.weights = None if base.decoder is None else base.sampling_weights(snapshot)
 
     def run(self) -> None:
         since_join = 0
@@ -159,30 +107,41 @@ class _Loop:
                 self._answer(self.batch.step())
                 if not self.batch.rows:
                     self.batch = None
-            since_join += 1
+            since_join += 1 if self.weights is None else STRIDE
             self._receive()
 
     def _receive(self) -> None:
-        """Take new requests; answer those at fault, and those that one pass serves."""
+        """Take new requests; answer those at fault, and those that one pass serves. Let cancelled
+        ones go."""
+        for ticket in self.feed.dropped():
+            self._drop(ticket)
         jobs = []
         for ticket, request in self.feed.take():
             try:
-                jobs.append(_Job(ready(self.base, request, ticket)))
+                jobs.append(Job(ready(self.base, request, ticket)))
             except RequestError as error:
                 self.feed.answer(ticket, error)
         scored = [job for job in jobs if wants_scores(job.ask.request)]
         if scored:
-            score(self.base, [job.ask for job in scored])
+            score(self.base, [job.ask for job in scored], self.weights)
         for job in jobs:
             if job.ask.last_logits is None:
                 self.waiting += job.rows
                 continue
             for start in range(0, len(job.rows), MAX_ROWS):
                 rows = job.rows[start : start + MAX_ROWS]
-                _choose(self.base, rows, job.ask.last_logits.expand(len(rows), -1))
+                choose(self.base, rows, job.ask.last_logits.expand(len(rows), -1))
             self._finish(job)
         # Like lengths together, those that may run long last: the short are done with sooner.
         self.waiting.sort(key=lambda row: (row.ask.prompt.size, row.ask.max_new))
+
+    def _drop(self, ticket: Any) -> None:
+        self.waiting = [row for row in self.waiting if row.ask.ticket is not ticket]
+        if self.batch is not None:
+            for row in self.batch.rows:
+                row.stopped = row.stopped or row.ask.ticket is ticket
+            if all(row.over for row in self.batch.rows):
+                self.batch = None
 
     def _admit(self) -> None:
         """Have as many waiting rows join as the cache's budget allows."""
@@ -206,27 +165,33 @@ class _Loop:
         joining, self.waiting = self.waiting[:count], self.waiting[count:]
         if self.batch is not None:
             self.batch.join(joining)
+        elif self.weights is not None:
+            self.batch = Lanes(self.base, self.weights)
+            self.batch.join(joining)
         elif self.base.caches:
             self.batch = _Running(self.base, joining)
         else:
             self.batch = _Rereading(self.base, joining)
 
-    def _answer(self, ended: Sequence[_Row]) -> None:
+    def _answer(self, ended: Sequence[Row]) -> None:
         """Answer the requests of which the last sequence has just ended."""
         for job in {id(row.job): row.job for row in ended}.values():
             if all(row.over for row in job.rows):
                 self._finish(job)
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         sequences = [row.result() for row in job.rows]
         ask = job.ask
-        self.feed.answer(ask.ticket, SampleResult(sequences, ask.prompt_logprobs, ask.prompt_topk))
+        result = SampleResult(
+            sequences, ask.prompt_logprobs, ask.prompt_topk, ask.target_logprobs, ask.alt_tokens
+        )
+        self.feed.answer(ask.ticket, result)
 
 
 class _Running:
     """Rows that are generated together, with their keys and values."""
 
-    def __init__(self, base: BaseModel, rows: Sequence[_Row]) -> None:
+    def __init__(self, base: BaseModel, rows: Sequence[Row]) -> None:
         """Prefill the rows: each prompt once, expanded to its samples."""
         self.base, self.rows = base, list(rows)
         prompts = list({id(row.ask): row.ask for row in rows}.values())
@@ -247,9 +212,9 @@ class _Running:
             place = {id(ask): index for index, ask in enumerate(prompts)}
             self._select([place[id(row.ask)] for row in rows])
 
-    def step(self) -> list[_Row]:
+    def step(self) -> list[Row]:
         """Give every row its next token. Returns the rows that end with it."""
-        ended = _choose(self.base, self.rows, self.logits)
+        ended = choose(self.base, self.rows, self.logits)
         alive = [index for index, row in enumerate(self.rows) if not row.over]
         if not alive:
             self.rows = []
@@ -263,7 +228,7 @@ class _Running:
         self._forward(torch.tensor(last, device=self.base.device))
         return ended
 
-    def join(self, rows: Sequence[_Row]) -> None:
+    def join(self, rows: Sequence[Row]) -> None:
         """Have more rows join, when `open`."""
         self._shed([index for index, row in enumerate(self.rows) if not row.over])
         other = _Running(self.base, rows)
@@ -308,45 +273,21 @@ class _Rereading:
 
     open = True
 
-    def __init__(self, base: BaseModel, rows: Sequence[_Row]) -> None:
+    def __init__(self, base: BaseModel, rows: Sequence[Row]) -> None:
         self.base, self.rows = base, list(rows)
 
-    def step(self) -> list[_Row]:
+    def step(self) -> list[Row]:
         """As `_Running.step`."""
         texts = [np.concatenate([row.ask.prompt, row.tokens]).astype(np.int64) for row in self.rows]
         for chosen in self.base.batches([text.size for text in texts]):
             logits = self.base.logits([texts[index] for index in chosen])
             ends = torch.tensor([texts[index].size - 1 for index in chosen])
             last = logits[torch.arange(len(chosen)), ends]
-            _choose(self.base, [self.rows[index] for index in chosen], last)
+            choose(self.base, [self.rows[index] for index in chosen], last)
         ended = [row for row in self.rows if row.over]
         self.rows = [row for row in self.rows if not row.over]
         return ended
 
-    def join(self, rows: Sequence[_Row]) -> None:
+    def join(self, rows: Sequence[Row]) -> None:
         """As `_Running.join`."""
         self.rows += rows
-
-
-def _choose(base: BaseModel, rows: Sequence[_Row], logits: Tensor) -> list[_Row]:
-    """Give every row that goes on its next token from logits (rows, V). Returns those it ends."""
-    going = [row for row in rows if not row.over]
-    if len(going) < len(rows):
-        keep = [index for index, row in enumerate(rows) if not row.over]
-        logits = logits[torch.tensor(keep, device=logits.device)]
-    asked = [row.ask.request.sampling_params for row in going]
-    tokens, logprobs = pick(
-        logits,
-        [params.temperature for params in asked],
-        [params.top_k for params in asked],
-        [params.top_p for params in asked],
-        [row.draw() for row in going],
-    )
-    if k := min(max(row.ask.request.topk_sample_logprobs for row in going), base.vocab):
-        top = torch.log_softmax(logits, dim=-1).topk(k, dim=-1)
-        for row, ids, values in zip(going, top.indices.tolist(), top.values.tolist(), strict=True):
-            if wanted := row.ask.request.topk_sample_logprobs:
-                row.topk.append((ids[:wanted], values[:wanted]))
-    for row, token, logprob in zip(going, tokens, logprobs, strict=True):
-        row.append(base, token, logprob)
-    return [row for row in going if row.over]

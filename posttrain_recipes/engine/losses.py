@@ -1,11 +1,12 @@
 """Loss functions over the log-probabilities of target tokens. Pure, and all SUMS over tokens.
 
 Notation: p is the policy being trained, q the one that sampled, r = p / q their ratio for each
-token, A the advantage. Every tensor is flat over the tokens of a micro-batch, shape (tokens,), or
-(tokens, K) for cross-entropy against K targets a position; units are nats.
+token, A the advantage. Every tensor is flat over the tokens of a micro-batch, shape (tokens, K):
+K is 1 but for cross-entropy against K targets a position; units are nats.
 
 Formulas: the Tinker documentation's table of losses; PPO is arXiv 1707.06347 eq. 7 with absolute
-clip bounds on the ratio, CISPO is arXiv 2506.13585 eq. 4, DRO is arXiv 2405.19107 eq. 4 per token.
+clip bounds on the ratio, CISPO is arXiv 2506.13585 eq. 4, DRO is arXiv 2405.19107 eq. 4 per token,
+GSPO is the token-level variant of arXiv 2507.18071 eq. 13 and 14.
 """
 
 from __future__ import annotations
@@ -54,6 +55,23 @@ def dro(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
     return -(inputs["advantages"] * logp - 0.5 * config["beta"] * drift.square()).sum()
 
 
+def gspo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum min(s_t A, clip(s_t) A), with s_t = stopgrad(s) p / stopgrad(p): a token carries its
+    sequence's ratio and its own gradient.
+
+    s = exp(mean of log p - log q over the tokens that `sequence_ratio_mask` marks as not zero).
+    `inputs["datum"]` (tokens, 1) int64 says which sequence a token belongs to.
+    """
+    datum, marked = inputs["datum"], inputs["sequence_ratio_mask"] != 0
+    drift = torch.where(marked, logp.detach() - inputs["logprobs"], 0.0)
+    sums = torch.zeros((int(datum.max()) + 1, 1), dtype=logp.dtype, device=logp.device)
+    counts = sums.scatter_add(0, datum, marked.to(logp.dtype))
+    mean = sums.scatter_add(0, datum, drift) / counts.clamp_min(1)
+    ratio, advantages = torch.exp(mean[datum[:, 0]] + logp - logp.detach()), inputs["advantages"]
+    clipped = torch.clamp(ratio, *_bounds(inputs, config))
+    return -torch.minimum(ratio * advantages, clipped * advantages).sum()
+
+
 def _bounds(inputs: Inputs, config: Config) -> tuple[Tensor, Tensor]:
     """The clip bounds on the ratio: one for each token where the datum gives them, else the
     configuration's."""
@@ -73,6 +91,7 @@ class Loss:
     optional: tuple[str, ...] = ()
     config: Mapping[str, float] = field(default_factory=dict)
     many_targets: bool = False  # whether targets may be (tokens, K)
+    by_sequence: bool = False  # whether it reads `datum`, which sequence each token belongs to
 
 
 _POLICY = ("logprobs", "advantages")
@@ -84,12 +103,20 @@ LOSSES: dict[str, Loss] = {
     "ppo": Loss(ppo, _POLICY, _CLIP, dict(zip(_CLIP, (0.8, 1.2), strict=True))),
     "cispo": Loss(cispo, _POLICY, _CLIP, dict(zip(_CLIP, (0.0, 4.0), strict=True))),
     "dro": Loss(dro, _POLICY, config={"beta": 0.05}),
+    # The clip range of the paper's section 5.1: a sequence's ratio moves far less than a token's.
+    "gspo": Loss(
+        gspo,
+        (*_POLICY, "sequence_ratio_mask"),
+        _CLIP,
+        dict(zip(_CLIP, (1 - 3e-4, 1 + 4e-4), strict=True)),
+        by_sequence=True,
+    ),
 }
 
 _ELSEWHERE = {
-    "gspo": "use `ppo` or `importance_sampling`",
-    "stable_reinforce": "its definition is not published: use `ppo`",
-    "custom": "use `forward_backward_custom`, which runs the loss on your side",
+    "stable_reinforce": "its definition is not published, so nobody can check an implementation: "
+    "use `ppo`",
+    "custom": "give it the `loss_id` that create_custom_loss returned",
 }
 
 

@@ -11,7 +11,7 @@ end-of-sequence tokens, a list replaces them, `[]` disables them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain_recipes.engine.backend import BaseModel
+from posttrain_recipes.engine.decoder import Weights
 from posttrain_recipes.engine.losses import token_logprobs
+from posttrain_recipes.engine.packing import Packing
 from posttrain_recipes.engine.wire import (
     MASK_LOGPROB,
+    MAX_SAMPLES,
+    AltTokens,
+    Cells,
     RequestError,
     Sample,
+    TensorData,
     TopK,
+    cells,
 )
 
 MAX_TOPK = 100
+MAX_TARGETS = 4096  # ids scored at a position
+_ALTERNATIVES = 1 << 32  # beside a sample's index, so that its draws are its own
 
 
 @dataclass
@@ -44,6 +53,9 @@ class Ask:
     seed: int | None
     prompt_logprobs: NDArray[np.float32] | None = None
     prompt_topk: TopK | None = None
+    targets: Cells | None = None
+    target_logprobs: Cells | None = None
+    alt_tokens: AltTokens | None = None
     last_logits: Tensor | None = None  # (V,), where the scoring pass can serve a single token
 
 
@@ -64,7 +76,7 @@ def ready(base: BaseModel, request: Sample, ticket: Any = None) -> Ask:
     last_n = request.prompt_logprobs_last_n
     checks = {
         "max_tokens must be at least 1": max_new >= 1,
-        "num_samples must be between 1 and 4096": 1 <= request.num_samples <= 4096,
+        f"num_samples must be between 1 and {MAX_SAMPLES}": 1 <= request.num_samples <= MAX_SAMPLES,
         "temperature must be a finite number from 0": 0 <= params.temperature < float("inf"),
         "top_p must be in (0, 1]": 0 < params.top_p <= 1,
         "top_k must be -1 (no limit) or at least 1": params.top_k >= -1,
@@ -75,10 +87,8 @@ def ready(base: BaseModel, request: Sample, ticket: Any = None) -> Ask:
         "prompt_logprobs_last_n must be between 1 and len(prompt) - 1": (
             last_n is None or 1 <= last_n < prompt.size
         ),
-        "this engine does not serve target_prompt_logprobs: ask for prompt_logprobs or "
-        "topk_prompt_logprobs": request.target_prompt_logprobs is None,
-        "this engine does not serve prompt_alt_tokens_k: ask for topk_prompt_logprobs": (
-            not request.prompt_alt_tokens_k
+        f"prompt_alt_tokens_k must be between 0 and {MAX_TOPK}": (
+            0 <= request.prompt_alt_tokens_k <= MAX_TOPK
         ),
         "this engine records no stability information (stable_reinforce): train with `ppo`": (
             not request.record_stability_info
@@ -89,11 +99,30 @@ def ready(base: BaseModel, request: Sample, ticket: Any = None) -> Ask:
             raise RequestError(422, message)
     stop_ids, stop_strings = _stops(base, params.stop)
     seed = None if params.seed is None else params.seed & (2**64 - 1)
-    return Ask(ticket, request, prompt, max_new, stop_ids, stop_strings, seed)
+    ask = Ask(ticket, request, prompt, max_new, stop_ids, stop_strings, seed)
+    if request.target_prompt_logprobs is not None:
+        ask.targets = _targets(base, prompt.size, request.target_prompt_logprobs)
+    return ask
+
+
+def _targets(base: BaseModel, size: int, tensor: TensorData) -> Cells:
+    """The ids to score at each position of a prompt of `size` tokens; -1 asks for nothing."""
+    what = "target_prompt_logprobs"
+    wanted = cells(tensor, what)
+    if wanted.shape[0] != size - 1 or wanted.shape[1] > MAX_TARGETS:
+        raise RequestError(
+            422, f"{what} must have len(prompt) - 1 = {size - 1} rows and at most {MAX_TARGETS} "
+            f"columns, not {list(wanted.shape)}",
+        )  # fmt: skip
+    named = wanted.values[wanted.values != -1]
+    if not named.size:
+        raise RequestError(422, f"{what} names no token id: all its cells are -1")
+    base.check_ids(named, what)
+    return wanted
 
 
 def _stops(
-    base: BaseModel, stop: str | Sequence[int] | Sequence[str] | None
+    base: BaseModel, stop: str | Sequence[int | str] | None
 ) -> tuple[frozenset[int], tuple[str, ...]]:
     if stop is None:
         return frozenset(base.eos_ids()), ()
@@ -114,32 +143,91 @@ def _stops(
 
 def wants_scores(request: Sample) -> bool:
     """Whether log-probabilities of the prompt are asked for."""
-    return bool(request.prompt_logprobs) or request.topk_prompt_logprobs > 0
+    return (
+        bool(request.prompt_logprobs)
+        or request.topk_prompt_logprobs > 0
+        or request.target_prompt_logprobs is not None
+        or request.prompt_alt_tokens_k > 0
+    )
+
+
+def score(base: BaseModel, asks: Sequence[Ask], weights: Weights | None) -> None:
+    """Fill in prompt log-probabilities, one pass over each prompt; it also serves the only token
+    of a request with max_tokens=1, which is how `compute_logprobs` asks. `weights` are for the
+    model's decoder, where it has one."""
+    sizes = [ask.prompt.size for ask in asks]
+    if weights is None:
+        for chosen in base.batches(sizes):
+            _score(base, [asks[i] for i in chosen], None)
+        return
+    shares = base.shares(sizes)
+
+    def run(which: int) -> None:
+        for chosen in shares[which]:
+            _score(base, [asks[i] for i in chosen], weights)
+
+    base.each(run, len(shares))
 
 
 @torch.no_grad()
-def score(base: BaseModel, asks: Sequence[Ask]) -> None:
-    """Fill in prompt log-probabilities, one pass over each prompt; it also serves the only token
-    of a request with max_tokens=1, which is how `compute_logprobs` asks."""
-    for chosen in base.batches([ask.prompt.size for ask in asks]):
-        batch = [asks[i] for i in chosen]
+def _score(base: BaseModel, batch: Sequence[Ask], weights: Weights | None) -> None:
+    if weights is None or base.decoder is None:
         logits = base.logits([ask.prompt for ask in batch])
         for row, ask in enumerate(batch):
-            size = ask.prompt.size
-            if ask.max_new == 1:
-                ask.last_logits = logits[row, size - 1].clone()
-            first = size - (ask.request.prompt_logprobs_last_n or size - 1)  # nothing precedes 0
-            before = logits[row, first - 1 : size - 1]
-            if ask.request.prompt_logprobs:
-                targets = torch.from_numpy(ask.prompt[first:, None]).to(base.device)
-                ask.prompt_logprobs = np.full(size, np.nan, np.float32)
-                ask.prompt_logprobs[first:] = token_logprobs(before, targets)[:, 0].cpu().numpy()
-            if k := min(ask.request.topk_prompt_logprobs, base.vocab):
-                ids = np.zeros((size, k), np.int32)
-                values = np.full((size, k), MASK_LOGPROB, np.float32)
-                top = torch.log_softmax(before, dim=-1).topk(k, dim=-1)
-                ids[first:], values[first:] = top.indices.cpu().numpy(), top.values.cpu().numpy()
-                ask.prompt_topk = TopK(ids, values)
+            _fill(base, ask, logits[row, : ask.prompt.size])
+        return
+    packing = Packing([ask.prompt.size for ask in batch], base.device)
+    ids = torch.from_numpy(np.concatenate([ask.prompt for ask in batch])).to(base.device)
+    hidden = base.decoder.forward(weights, ids, packing)
+    for ask, mine in zip(batch, hidden.split([ask.prompt.size for ask in batch]), strict=True):
+        _fill(base, ask, weights.head(mine).float())
+
+
+def _fill(base: BaseModel, ask: Ask, logits: Tensor) -> None:
+    """What a request asks for of its prompt's logits, (prompt, V)."""
+    size = ask.prompt.size
+    if ask.max_new == 1:
+        ask.last_logits = logits[size - 1].clone()
+    first = size - (ask.request.prompt_logprobs_last_n or size - 1)  # nothing precedes 0
+    before = logits[first - 1 : size - 1]
+    if ask.request.prompt_logprobs:
+        targets = torch.from_numpy(ask.prompt[first:, None]).to(base.device)
+        ask.prompt_logprobs = np.full(size, np.nan, np.float32)
+        ask.prompt_logprobs[first:] = token_logprobs(before, targets)[:, 0].cpu().numpy()
+    if k := min(ask.request.topk_prompt_logprobs, base.vocab):
+        ids = np.zeros((size, k), np.int32)
+        values = np.full((size, k), MASK_LOGPROB, np.float32)
+        top = torch.log_softmax(before, dim=-1).topk(k, dim=-1)
+        ids[first:], values[first:] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+        ask.prompt_topk = TopK(ids, values)
+    if ask.targets is not None:
+        ask.target_logprobs = _score_targets(logits[: size - 1], ask.targets)
+    if ask.request.prompt_alt_tokens_k:
+        ask.alt_tokens = _draw_alternatives(logits[: size - 1], ask)
+
+
+def _score_targets(before: Tensor, wanted: Cells) -> Cells:
+    """The log-probabilities of the cells' ids; before (n - 1, V) are the logits of each row."""
+    named = wanted.values != -1
+    rows = torch.from_numpy(wanted.row[named]).to(before.device)
+    ids = torch.from_numpy(wanted.values[named]).to(before.device)
+    found = before[rows, ids] - torch.logsumexp(before, dim=-1)[rows]
+    values = np.zeros(wanted.values.shape, np.float32)
+    values[named] = found.cpu().numpy()
+    return replace(wanted, values=values)
+
+
+def _draw_alternatives(before: Tensor, ask: Ask) -> AltTokens:
+    """k draws a position at the request's temperature, with replacement."""
+    count, k = before.shape[0], ask.request.prompt_alt_tokens_k
+    entropy = None if ask.seed is None else [ask.seed, _ALTERNATIVES]
+    draws = np.random.default_rng(entropy).random((count, k))
+    tokens, logprobs = np.zeros((count, k), np.int64), np.zeros((count, k), np.float32)
+    heat = [ask.request.sampling_params.temperature] * count
+    for j in range(k):
+        chosen = pick(before, heat, [-1] * count, [1.0] * count, draws[:, j].tolist())
+        tokens[:, j], logprobs[:, j] = chosen
+    return AltTokens(tokens, logprobs)
 
 
 def pick(
@@ -155,21 +243,26 @@ def pick(
     Returns tokens and their log-probabilities under the unmodified distribution.
     """
     device, vocab = logits.device, logits.shape[-1]
-    normalizer = torch.logsumexp(logits, dim=-1)
+    every = torch.log_softmax(logits, dim=-1)
     if not any(temperatures):
-        chosen = logits.argmax(dim=-1, keepdim=True)
+        chosen = every.argmax(dim=-1, keepdim=True)
     else:
         heat = torch.tensor(temperatures, device=device, dtype=logits.dtype)[:, None]
-        scaled = logits if set(temperatures) == {1.0} else logits / heat.clamp_min(1e-6)
-        probs = torch.softmax(scaled, dim=-1, dtype=torch.float64)
+        if set(temperatures) == {1.0}:
+            probs = every.exp()
+        else:
+            probs = torch.softmax(every / heat.clamp_min(1e-6), dim=-1)
         if any(0 < k < vocab for k in top_ks) or any(p < 1 for p in top_ps):
             probs = probs * _allowed(probs, top_ks, top_ps)
         mass = probs.cumsum(dim=-1)
-        at = torch.tensor(draws, device=device, dtype=torch.float64)[:, None] * mass[:, -1:]
+        total = mass[:, -1:]
+        at = torch.tensor(draws, device=device, dtype=logits.dtype)[:, None] * total
+        # Rounded up to all there is, it would lie past the last token that can be drawn.
+        at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
         chosen = torch.searchsorted(mass, at, right=True).clamp_max_(vocab - 1)
         if 0.0 in temperatures:
-            chosen = torch.where(heat == 0, logits.argmax(dim=-1, keepdim=True), chosen)
-    logprobs = logits.gather(-1, chosen)[:, 0] - normalizer
+            chosen = torch.where(heat == 0, every.argmax(dim=-1, keepdim=True), chosen)
+    logprobs = every.gather(-1, chosen)[:, 0]
     return chosen[:, 0].tolist(), logprobs.tolist()
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.engine import checkpoints, wire
-from posttrain_recipes.engine.scheduler import Batch, Feed, Pending
+from posttrain_recipes.engine.futures import Pending
+from posttrain_recipes.engine.scheduler import Batch, Feed
 from posttrain_recipes.engine.state import Sampler, State, Weights
 from posttrain_recipes.engine.wire import RequestError
+
+CLONE_BLOCK = 1_000_000_000  # the seq_ids of one copy of a sampling client
 
 
 class Sampling:
@@ -78,7 +81,18 @@ class Sampling:
     def sample(self, request: wire.Sample) -> Pending:
         """Queue a request for samples, to run with others from the same weights."""
         sampler = self.state.sampler(request.sampling_session_id)
-        weights, key = sampler.weights, (sampler.id, request.seq_id)
+        if not 1 <= request.num_samples <= wire.MAX_SAMPLES:  # before a name is given to each
+            raise RequestError(422, f"num_samples must be between 1 and {wire.MAX_SAMPLES}")
+        ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(request.num_samples)]
+        return self.state.scheduler.submit_batched(
+            (sampler.id, request.seq_id),
+            self.batch(sampler.weights, request),
+            {"sample_sequence_ids": ids},
+            (sampler.id, request.seq_id // CLONE_BLOCK),
+        )
+
+    def batch(self, weights: Weights, request: wire.Sample) -> Batch:
+        """A request for samples from these weights, for the scheduler."""
 
         def run(feed: Feed) -> None:
             from posttrain_recipes.engine import generation
@@ -89,6 +103,8 @@ class Sampling:
                 self.state.parking.use(weights)
             generation.serve(base, snapshot, feed)
 
-        ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(max(0, request.num_samples))]
-        batch = Batch(id(weights), request, run)
-        return self.state.scheduler.submit_batched(key, batch, {"sample_sequence_ids": ids})
+        return Batch(id(weights), request, run)
+
+    def weights(self, name: str) -> Weights:
+        """The weights of a `tinker://` path or a base model. Raises RequestError 404, 422."""
+        return self._from_path(name) if name.startswith("tinker:") else self._from_base(name)

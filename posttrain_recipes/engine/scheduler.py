@@ -8,6 +8,8 @@ the client polls for the result. Three rules make that right:
 - A POST that is sent again (same model and seq_id, or same sampler and seq_id) is the same request.
 - Requests for samples that wait for the same weights run as one batch.
 
+A request for samples can be cancelled: it leaves its queue, or its batch between two tokens.
+
 All methods but the worker's run on the event loop's thread.
 """
 
@@ -18,18 +20,18 @@ import json
 import logging
 import threading
 import time
-import uuid
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from posttrain_recipes.engine.futures import Futures, Pending
 from posttrain_recipes.engine.wire import JSON, RequestError
 
 log = logging.getLogger(__name__)
 
-KEEP_RETRIEVED_S = 120.0  # a poll whose answer was lost comes again
-KEEP_S = 3600.0  # an answer nobody asked for
+MAX_QUEUED = 8192  # requests that wait for the worker; one client of the SDK sends up to 2000
+MAX_EARLY = 4096  # operations of one model that wait for those before them
 
 
 class Encodable(Protocol):
@@ -40,19 +42,7 @@ class Encodable(Protocol):
         ...
 
 
-Work = Callable[[], Encodable | dict[str, Any]]
-
-
-@dataclass(eq=False)
-class Pending:
-    """A request that was accepted. `answer` is (body, media type) once `done` is set."""
-
-    key: Hashable
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    note: dict[str, Any] = field(default_factory=dict)  # sent with the acknowledgement
-    answer: tuple[bytes, str] | None = None
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    expires: float = float("inf")
+Work = Callable[[], Any]  # an Encodable or a dict, unless it is this process's own
 
 
 @dataclass(eq=False)
@@ -97,6 +87,14 @@ class Feed:
         self._open += new
         return [(job, job.batch.item) for job in new if job.batch is not None]
 
+    def dropped(self) -> list[Any]:
+        """The tickets of requests given that were cancelled since, which need no answer."""
+        gone = [job for job in self._open if job.pending.cancelled]
+        if gone:
+            self._open = [job for job in self._open if not job.pending.cancelled]
+            self._scheduler._finish([(job, _cancelled()) for job in gone])
+        return gone
+
     @property
     def _group(self) -> Hashable:
         batch = (self._new or self._open)[0].batch
@@ -112,14 +110,22 @@ class Feed:
         self._scheduler._finish([(job, error) for job in self._open + self._new])
 
 
-class Scheduler:
-    """See the module's first lines. `start` on the event loop before use; `close` at the end."""
+Observer = Callable[[Pending, Any, float], None]
 
-    def __init__(self) -> None:
+
+class Scheduler:
+    """See the module's first lines. `start` on the event loop before use; `close` at the end.
+
+    `observe` is called on the worker with each request, its result and the seconds it took, or 0
+    for one that was answered within a batch.
+    """
+
+    def __init__(self, observe: Observer | None = None) -> None:
+        self.futures = Futures()
+        self._observe = observe
         self._lines: dict[str, _Line] = {}
-        self._by_key: dict[Hashable, Pending] = {}
-        self._by_id: OrderedDict[str, Pending] = OrderedDict()
         self._queue: deque[_Job] = deque()
+        self._busy = False
         self._wake = threading.Condition()
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,45 +138,85 @@ class Scheduler:
             self._queue.append(_Job(Pending(None), work=lambda: {"done": first() is None}))
         self._thread.start()
 
-    async def close(self, grace_s: float = 10.0) -> None:
-        """Let polls answer, finish what is queued within `grace_s` seconds, and stop."""
+    def refuse_new(self) -> None:
+        """Take no new requests from now on; what is queued is finished."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join, grace_s)
 
-    def release_polls(self) -> None:
-        """Have every waiting poll answer now: the engine is going away."""
-        for pending in self._by_id.values():
-            pending.done.set()
+    async def close(self, grace_s: float = 10.0) -> None:
+        """Finish what is queued within `grace_s` seconds, and stop."""
+        self.refuse_new()
+        await asyncio.to_thread(self._thread.join, grace_s)
 
     # Accepting -------------------------------------------------------------------------------
 
     def submit(self, key: Hashable, work: Work) -> Pending:
         """Accept `work`, to run when its turn comes. The same `key` again is the same request."""
-        return self._by_key.get(key) or self._accept(_Job(Pending(key), work=work))
+        return self.futures.same(key) or self._accept(_Job(Pending(key), work=work))
 
     def submit_ordered(self, model_id: str, seq_id: int, work: Work) -> Pending:
-        """Accept the `seq_id`-th operation of a model. It runs after all those before it."""
+        """Accept the `seq_id`-th operation of a model. It runs after all those before it.
+
+        Raises RequestError 400 or 410 for a seq_id that has been run and forgotten, 429 where too
+        much waits, 503 while shutting down.
+        """
         key = (model_id, seq_id)
-        if key in self._by_key:
-            return self._by_key[key]
+        if (known := self.futures.same(key)) is not None:
+            return known
         line = self._lines.setdefault(model_id, _Line())
         if seq_id < line.next_seq:
-            raise RequestError(409 if seq_id > 0 else 400, f"seq_id {seq_id} has already been run")
+            raise RequestError(410 if seq_id > 0 else 400, f"seq_id {seq_id} has already been run")
+        # The one that the others wait for is always taken: refusing it would hold them up.
+        self._check_room(spare=seq_id == line.next_seq, early=len(line.early))
         job = _Job(Pending(key), work=work)
-        self._remember(job.pending)
+        self.futures.add(job.pending)
         line.early[seq_id] = job
         while line.next_seq in line.early:
             self._enqueue(line.early.pop(line.next_seq))
             line.next_seq += 1
         return job.pending
 
-    def submit_batched(self, key: Hashable, batch: Batch, note: dict[str, Any]) -> Pending:
-        """Accept a request for samples. `note` goes out with the acknowledgement."""
-        if key in self._by_key:
-            return self._by_key[key]
-        return self._accept(_Job(Pending(key, note=note), batch=batch))
+    def skip(self, model_id: str, seq_id: int) -> None:
+        """A model's `seq_id`-th operation was refused: those after it do not wait for it."""
+        line = self._lines.setdefault(model_id, _Line())
+        if seq_id >= line.next_seq and seq_id not in line.early and len(line.early) < MAX_EARLY:
+            self.submit_ordered(model_id, seq_id, dict)
+
+    def submit_batched(
+        self, key: Hashable, batch: Batch, note: dict[str, Any], channel: Hashable = None
+    ) -> Pending:
+        """Accept a request for samples. `note` goes out with the acknowledgement; its completion is
+        told in `channel`. Raises RequestError 429 where too much waits."""
+        if (known := self.futures.same(key)) is not None:
+            return known
+        self._check_room()
+        pending = Pending(key, note=note, channel=channel, cancellable=True)
+        return self._accept(_Job(pending, batch=batch))
+
+    def ask(self, batch: Batch | None = None, work: Work | None = None) -> Pending:
+        """Accept a request of this process's own: its answer is the result as it is, or the
+        exception, and is kept by the caller alone. Raises RequestError 429 as above."""
+        self._check_room()
+        pending = Pending(object(), local=True, cancellable=batch is not None)
+        self._enqueue(_Job(pending, work=work, batch=batch))
+        return pending
+
+    def cancel(self, pending: Pending) -> None:
+        """Cancel a request for samples, waiting or running; one that is answered stays so.
+
+        Raises RequestError 422 for any other: an operation that trains cannot be taken back.
+        """
+        if not pending.cancellable:
+            raise RequestError(422, "only requests for samples can be cancelled")
+        with self._wake:
+            waiting = next((job for job in self._queue if job.pending is pending), None)
+            if waiting is not None:
+                self._queue.remove(waiting)
+        if waiting is not None:
+            self._finish([(waiting, _cancelled())])
+        else:
+            pending.cancelled = True  # its batch lets it go, if it has not been answered
 
     def forget_model(self, model_id: str) -> None:
         """Drop a model's queue. What already waits for its turn fails."""
@@ -178,18 +224,26 @@ class Scheduler:
         for job in line.early.values() if line else ():
             self._finish([(job, RequestError(404, f"model {model_id} was unloaded"))])
 
+    @property
+    def depth(self) -> int:
+        """How many requests wait for the worker."""
+        return len(self._queue)
+
+    @property
     def idle(self) -> bool:
-        """Whether nothing waits for the worker."""
-        return not self._queue
+        """Whether nothing runs or waits for the worker."""
+        return not self._busy and not self._queue
+
+    def _check_room(self, spare: bool = False, early: int = 0) -> None:
+        if self._closing:
+            raise RequestError(503, "the engine is shutting down")
+        if not spare and (len(self._queue) >= MAX_QUEUED or early >= MAX_EARLY):
+            raise RequestError(429, "too many requests wait for this engine: send it again later")
 
     def _accept(self, job: _Job) -> Pending:
-        self._remember(job.pending)
+        self.futures.add(job.pending)
         self._enqueue(job)
         return job.pending
-
-    def _remember(self, pending: Pending) -> None:
-        self._expire()
-        self._by_key[pending.key] = self._by_id[pending.request_id] = pending
 
     def _enqueue(self, job: _Job) -> None:
         with self._wake:
@@ -198,49 +252,29 @@ class Scheduler:
             self._queue.append(job)
             self._wake.notify()
 
-    def _expire(self) -> None:
-        """Forget old answers, oldest request first. Bounded work a call, amortized."""
-        now = time.monotonic()
-        for request_id in list(self._first(4)):
-            pending = self._by_id[request_id]
-            if pending.expires < now:
-                del self._by_id[request_id]
-                self._by_key.pop(pending.key, None)
-            else:
-                self._by_id.move_to_end(request_id)
-
-    def _first(self, count: int) -> Sequence[str]:
-        ids = iter(self._by_id)
-        return [request_id for _, request_id in zip(range(count), ids, strict=False)]
-
     # Answering -------------------------------------------------------------------------------
 
     async def wait(self, request_id: str, timeout_s: float) -> tuple[bytes, str] | None:
         """The answer to a request, or None if it is not there within `timeout_s` seconds."""
-        pending = self._by_id.get(request_id)
-        if pending is None:
-            raise RequestError(
-                410,
-                "this engine does not know the request: it was answered long ago, or the "
-                "engine was restarted; send it again",
-            )
-        try:
-            await asyncio.wait_for(pending.done.wait(), timeout_s)
-        except TimeoutError:
-            return None
-        if pending.answer is not None:
-            pending.expires = time.monotonic() + KEEP_RETRIEVED_S
-        return pending.answer
+        return await self.futures.wait(request_id, timeout_s)
 
-    def _finish(self, results: Sequence[tuple[_Job, Any]]) -> None:
+    def release_polls(self) -> None:
+        """Have every waiting poll answer now: the engine is going away."""
+        self.futures.release()
+
+    def _finish(self, results: Sequence[tuple[_Job, Any]], seconds: float = 0.0) -> None:
         """Encode and publish results; called on the worker, or on the loop for dropped jobs."""
-        answers = [(job.pending, _encode(result)) for job, result in results]
+        for job, result in results:
+            if self._observe is not None:
+                self._observe(job.pending, result, seconds)
+        answers = [
+            (job.pending, result if job.pending.local else _encode(result), result)
+            for job, result in results
+        ]
 
         def publish() -> None:
-            for pending, answer in answers:
-                pending.answer = answer
-                pending.expires = time.monotonic() + KEEP_S
-                pending.done.set()
+            for pending, answer, result in answers:
+                self.futures.publish(pending, answer, isinstance(result, Exception))
 
         assert self._loop is not None
         if not self._loop.is_closed():
@@ -250,14 +284,17 @@ class Scheduler:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
+            start = time.monotonic()
             if job.batch is None:
-                self._finish([(job, _compute(job))])
-                continue
-            feed = Feed(self, [job, *self._gather(job.batch.group)])
-            try:
-                job.batch.run(feed)
-            except Exception as error:  # whatever it is, the worker has to go on serving
-                feed.fail(error)
+                result = _compute(job)
+                self._finish([(job, result)], time.monotonic() - start)
+            else:
+                feed = Feed(self, [job, *self._gather(job.batch.group)])
+                try:
+                    job.batch.run(feed)
+                except Exception as error:  # whatever it is, the worker has to go on serving
+                    feed.fail(error)
+            self._busy = False
 
     def _next(self) -> _Job | None:
         """The next job, waiting for it. None: stop."""
@@ -266,6 +303,7 @@ class Scheduler:
                 if self._closing:
                     return None
                 self._wake.wait()
+            self._busy = True
             return self._queue.popleft()
 
     def _gather(self, group: Hashable) -> list[_Job]:
@@ -286,6 +324,10 @@ class Scheduler:
             while self._queue and (batch := self._queue[0].batch) and batch.group == group:
                 taken.append(self._queue.popleft())
         return taken
+
+
+def _cancelled() -> RequestError:
+    return RequestError(410, "the request was cancelled")
 
 
 def _compute(job: _Job) -> Any:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.engine import checkpoints, wire
 from posttrain_recipes.engine.checkpoints import RunRecord, Store
-from posttrain_recipes.engine.scheduler import Scheduler
+from posttrain_recipes.engine.scheduler import Observer, Scheduler
 from posttrain_recipes.engine.wire import LoraConfig, RequestError
 
 if TYPE_CHECKING:
     from posttrain_recipes.engine.backend import Backend, BaseModel
+    from posttrain_recipes.engine.graphs import LossGraph
     from posttrain_recipes.engine.lora import Adapter, Snapshot
 
 SAMPLERS_IN_MEMORY = 8
@@ -40,6 +41,8 @@ class Session:
     last_seen: float
     models: list[str] = field(default_factory=list)
     samplers: list[str] = field(default_factory=list)
+    losses: dict[str, LossGraph] = field(default_factory=dict)
+    status: dict[str, Any] | None = field(default_factory=lambda: {"type": "active"})
 
 
 @dataclass(eq=False)
@@ -131,12 +134,15 @@ class Sampler:
 class State:
     """Everything the engine knows. `models` maps served names to directories or hub ids."""
 
-    def __init__(self, models: Mapping[str, str], data_dir: Path) -> None:
+    def __init__(
+        self, models: Mapping[str, str], data_dir: Path, observe: Observer | None = None
+    ) -> None:
         self.names = dict(models)
         self.store = Store(data_dir)
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(observe)
         self.parking = Parking(data_dir)
         self.sessions: dict[str, Session] = {}
+        self.finished: OrderedDict[str, Session] = OrderedDict()  # the last ones, to look up
         self.models: dict[str, Model] = {}
         self.samplers: dict[str, Sampler] = {}
         self._backend: Backend | None = None
@@ -174,6 +180,11 @@ class State:
         if session is not None:
             session.last_seen = time.monotonic()
         return model
+
+    def custom_losses(self, model_id: str) -> Mapping[str, LossGraph]:
+        """The custom losses of a model's session, by their ids."""
+        session = self.sessions.get(model_id.split(":")[0])
+        return {} if session is None else session.losses
 
     def sampler(self, sampler_id: str) -> Sampler:
         """The sampler, its session noted as alive. Raises RequestError 404."""

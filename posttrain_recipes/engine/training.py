@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.engine import checkpoints, wire
 from posttrain_recipes.engine.checkpoints import Record, RunRecord
-from posttrain_recipes.engine.scheduler import Pending
+from posttrain_recipes.engine.futures import Pending
 from posttrain_recipes.engine.state import Model, Sampler, State, Weights
 from posttrain_recipes.engine.wire import LoraConfig, RequestError
 
 if TYPE_CHECKING:
+    from posttrain_recipes.engine.graphs import LossGraph
     from posttrain_recipes.engine.lora import Adapter
 
 OPTIMIZER = {"type": "adamw"}
+MAX_CUSTOM_LOSSES = 256  # of a session
 
 
 class Training:
@@ -102,7 +104,7 @@ class Training:
         model = self.state.model(request.model_id)
 
         def work() -> wire.ForwardBackwardResult:
-            from posttrain_recipes.engine.backend import forward_backward
+            from posttrain_recipes.engine.passes import forward_backward
 
             return forward_backward(
                 self.state.backend.base(model.base_model),
@@ -111,9 +113,22 @@ class Training:
                 request.loss_fn,
                 request.config,
                 request.forward_only,
+                self.state.custom_losses(model.id),
             )
 
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    def add_custom_loss(self, request: wire.CreateCustomLoss, graph: LossGraph) -> Pending:
+        """Keep a custom loss for its session."""
+        session = self.state.session(request.session_id)
+        loss_id = f"{session.id}:loss:{request.custom_loss_seq_id}"
+        if loss_id not in session.losses and len(session.losses) >= MAX_CUSTOM_LOSSES:
+            raise RequestError(
+                422, f"a session may have {MAX_CUSTOM_LOSSES} custom losses: use one again"
+            )
+        session.losses.setdefault(loss_id, graph)
+        answer = {"loss_id": loss_id, "type": "create_custom_loss"}
+        return self.state.scheduler.submit(("loss", loss_id), lambda: answer)
 
     def optim_step(self, request: wire.OptimStep) -> Pending:
         """Queue a step of Adam."""

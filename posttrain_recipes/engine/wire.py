@@ -10,10 +10,12 @@ Raises RequestError (an HTTP status and a sentence) for anything malformed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
+MAX_SAMPLES = 4096  # of one request
 MASK_LOGPROB = -99999.0  # with token id 0: "no entry here" in a top-k table
 
 
@@ -162,10 +165,69 @@ class SamplingParams:
 
     max_tokens: int | None = None
     seed: int | None = None
-    stop: str | list[int] | list[str] | None = None
+    stop: str | list[int | str] | None = None
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """A tensor in JSON: flat values with a shape, or CSR, where only listed cells are given."""
+
+    data: list[float] | list[int]
+    dtype: Literal["float32", "int64"]
+    shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
+@plain_dataclass(frozen=True)
+class Cells:
+    """Some cells of a table (rows, columns), in the layout they came in, which the answer keeps.
+
+    `values` are theirs in row order, `row` says where each lies; `sparse` is (crow, col) for CSR.
+    """
+
+    shape: tuple[int, int]
+    values: NDArray[Any]
+    row: NDArray[np.int64]
+    sparse: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+
+
+def cells(tensor: TensorData, what: str) -> Cells:
+    """A two-dimensional tensor's cells. Raises RequestError 422."""
+    shape = tuple(tensor.shape or ())
+    if tensor.dtype != "int64" or len(shape) != 2 or min(shape) < 0:
+        raise RequestError(422, f"{what} must be int64 of two dimensions, (len(prompt) - 1, K)")
+    try:
+        values, crow, col = (
+            np.asarray(part or [], dtype=np.int64)
+            for part in (tensor.data, tensor.sparse_crow_indices, tensor.sparse_col_indices)
+        )
+    except (OverflowError, ValueError, TypeError):
+        raise RequestError(422, f"{what}: token ids and indices must be whole numbers") from None
+    if tensor.sparse_crow_indices is None:
+        if values.size != shape[0] * shape[1]:
+            raise RequestError(422, f"{what}: {values.size} values for shape {list(shape)}")
+        return Cells((shape[0], shape[1]), values, np.repeat(np.arange(shape[0]), shape[1]))
+    if not _sound_csr(shape, crow, col, values):
+        raise RequestError(422, f"{what}: the sparse tensor does not add up")
+    row = np.repeat(np.arange(shape[0]), np.diff(crow))
+    return Cells((shape[0], shape[1]), values, row, (crow, col))
+
+
+def _sound_csr(
+    shape: Sequence[int], crow: NDArray[Any], col: NDArray[Any], values: NDArray[Any]
+) -> bool:
+    return (
+        len(shape) == 2
+        and crow.size == shape[0] + 1
+        and crow[0] == 0
+        and crow[-1] == col.size == values.size
+        and bool((np.diff(crow) >= 0).all())
+        and bool(((col >= 0) & (col < shape[1])).all())
+    )
 
 
 @dataclass(frozen=True)
@@ -181,9 +243,50 @@ class Sample:
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
-    target_prompt_logprobs: dict[str, Any] | None = None
+    target_prompt_logprobs: TensorData | None = None
     prompt_alt_tokens_k: int = 0
     record_stability_info: bool | None = None
+    # Of this process's own requests: told (sample, token, logprob, top-k) of each token, on the
+    # worker. JSON cannot hold one.
+    heard: Callable[[int, int, float, Any], None] | None = None
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """An input of a custom loss: rank 0 is a scalar, 1 is (T,), 2 is (T, K)."""
+
+    name: str
+    rank: Literal[0, 1, 2]
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """An operation of a custom loss, as torch.fx records it and the SDK encodes it."""
+
+    op: Literal["placeholder", "get_attr", "call_function", "call_method", "call_module", "output"]
+    name: str
+    target: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A custom loss: operations in the order they run."""
+
+    nodes: list[GraphNode]
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class CreateCustomLoss:
+    """Upload a custom loss, for `forward_backward` of the same session."""
+
+    session_id: str
+    custom_loss_seq_id: int
+    name: str
+    inputs: list[GraphInput]
+    graph: Graph
 
 
 @dataclass(frozen=True)
@@ -305,11 +408,33 @@ def parse_forward_backward(body: bytes) -> ForwardBackward:
         forward_only=message.forward_only,
         loss_fn=message.loss_fn,
         config=config,
-        data=[_datum(item) for item in message.data],
+        data=[_datum(item, finite=message.loss_fn != "custom") for item in message.data],
     )
 
 
-def _datum(message: Any) -> Datum:
+def addressed(body: bytes) -> tuple[str, int] | None:
+    """The model and seq_id that an operation names, however wrong the rest of it is."""
+    from google.protobuf.message import DecodeError
+    from tinker.proto import tinker_public_pb2 as pb
+
+    if body.lstrip().startswith(b"{"):
+        try:
+            found = json.loads(body)
+            names = found.get("model_id"), found.get("seq_id")
+        except (ValueError, RecursionError):
+            return None
+    else:
+        message = pb.ForwardBackwardRequest()
+        try:
+            message.ParseFromString(body)
+        except (DecodeError, ValueError):
+            return None
+        names = message.model_id, message.seq_id
+    model_id, seq_id = names
+    return (model_id, seq_id) if isinstance(model_id, str) and isinstance(seq_id, int) else None
+
+
+def _datum(message: Any, finite: bool) -> Datum:
     parts = []
     for chunk in message.model_input:
         if chunk.WhichOneof("chunk") != "encoded_text":
@@ -317,6 +442,10 @@ def _datum(message: Any) -> Datum:
         parts.append(_array(chunk.encoded_text.tokens, np.dtype(np.int32)).astype(np.int64))
     tokens = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     inputs = {name: dense(tensor) for name, tensor in message.loss_fn_inputs.items()}
+    for name, values in inputs.items():
+        # One NaN would make all of an adapter's weights NaN at the next step.
+        if finite and not np.isfinite(values).all():
+            raise RequestError(422, f"{name} holds NaN or infinity: all must be finite numbers")
     return Datum(tokens, inputs)
 
 
@@ -338,25 +467,15 @@ def dense(message: Any) -> NDArray[Any]:
     csr = message.sparse_csr
     values = _array(csr.values, dtype)
     rows, cols = (_array(x, _DTYPES[2]) for x in (csr.crow_indices, csr.col_indices))
-    counts = np.diff(rows)
-    sound = (
-        len(shape) == 2
-        and rows.size == shape[0] + 1
-        and rows[0] == 0
-        and rows[-1] == cols.size == values.size
-        and bool((counts >= 0).all())
-        and bool(((cols >= 0) & (cols < shape[1])).all())
-        and shape[0] * shape[1] <= 1 << 28
-    )
-    if not sound:
+    if not _sound_csr(shape, rows, cols, values) or shape[0] * shape[1] > 1 << 28:
         raise RequestError(400, "malformed request: the sparse tensor does not add up")
     out = np.zeros(shape, dtype)
-    out[np.repeat(np.arange(shape[0]), counts), cols] = values
+    out[np.repeat(np.arange(shape[0]), np.diff(rows)), cols] = values
     return out
 
 
 def _shaped(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    if min(shape) < 0 or int(np.prod(shape)) != values.size:
+    if min(shape) < 0 or math.prod(shape) != values.size:  # numpy's product would overflow
         raise RequestError(400, f"malformed request: {values.size} values for shape {list(shape)}")
     return values.reshape(shape)
 
@@ -418,12 +537,25 @@ class SampledTokens:
 
 
 @plain_dataclass(frozen=True)
+class AltTokens:
+    """Draws at every prompt position but the first: tokens (n - 1, k) int64, logprobs float32."""
+
+    tokens: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+
+
+@plain_dataclass(frozen=True)
 class SampleResult:
-    """`prompt_logprobs` (prompt,) is NaN where nothing precedes or nothing was asked."""
+    """`prompt_logprobs` (prompt,) is NaN where nothing precedes or nothing was asked.
+
+    `target_logprobs` has float32 values in the layout of the request's cells.
+    """
 
     sequences: Sequence[SampledTokens]
     prompt_logprobs: NDArray[np.float32] | None = None
     prompt_topk: TopK | None = None
+    target_logprobs: Cells | None = None
+    alt_tokens: AltTokens | None = None
 
     def encode(self) -> tuple[bytes, str]:
         """The protobuf message the SDK expects, and its media type."""
@@ -442,6 +574,11 @@ class SampleResult:
             message.prompt_logprobs = self.prompt_logprobs.astype(np.float32).tobytes()
         if self.prompt_topk is not None:
             _fill_topk(message.topk_prompt_logprobs, self.prompt_topk)
+        if self.target_logprobs is not None:
+            _fill_cells(message.target_prompt_logprobs, self.target_logprobs)
+        if self.alt_tokens is not None:
+            _fill_tensor(message.prompt_alt_tokens.tokens, self.alt_tokens.tokens)
+            _fill_tensor(message.prompt_alt_tokens.logprobs, self.alt_tokens.logprobs)
         return message.SerializeToString(), PROTOBUF
 
 
@@ -449,3 +586,22 @@ def _fill_topk(message: Any, topk: TopK) -> None:
     message.length, message.k = topk.ids.shape
     message.token_ids = topk.ids.astype(np.int32).tobytes()
     message.logprobs = topk.logprobs.astype(np.float32).tobytes()
+
+
+def _fill_tensor(message: Any, values: NDArray[Any]) -> None:
+    dtype = next(key for key, kind in _DTYPES.items() if kind == values.dtype)
+    message.dtype, message.dense = dtype, values.tobytes()
+    message.shape.extend(values.shape)
+
+
+def _fill_cells(message: Any, found: Cells) -> None:
+    values = found.values.astype(np.float32)
+    if found.sparse is None:
+        return _fill_tensor(message, values.reshape(found.shape))
+    crow, col = found.sparse
+    message.dtype = 1
+    message.shape.extend(found.shape)
+    message.sparse_csr.values = values.tobytes()
+    message.sparse_csr.crow_indices = crow.tobytes()
+    message.sparse_csr.col_indices = col.tobytes()
+    return None

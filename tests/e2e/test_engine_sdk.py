@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 import subprocess
@@ -193,6 +194,35 @@ def test_policy_losses_make_what_was_good_likelier(
     step(client, [item], loss)
     after = logprobs(client.forward([datum()], "cross_entropy").result(WAIT_S))[0]
     assert (signs * (after - before)).mean() > 0.05
+
+
+def test_an_uploaded_loss_trains_as_the_same_loss_on_the_clients_side(
+    service: tinker.ServiceClient,
+) -> None:
+    def confident(logprobs, weights):  # type: ignore[no-untyped-def]
+        loss = -(logprobs * weights).sum() + 0.1 * logprobs.square().mean()
+        return loss, {"custom/nll:mean": loss.detach(), "custom/datums:sum": loss.detach() * 0 + 1}
+
+    ranks = {"logprobs": 1, "weights": 1}
+    handle = service.create_custom_loss(confident, ranks).result(WAIT_S)  # type: ignore[arg-type]
+    assert handle.loss_id is not None
+    here, there = create(service), create(service)
+    for client, loss in ((here, dataclasses.replace(handle, loss_id=None)), (there, handle)):
+        future = client.forward_backward_custom(BATCH, loss)
+        client.optim_step(ADAM).result(WAIT_S)
+        metrics = future.result(WAIT_S).metrics
+        assert metrics["custom/datums:sum"] == 3
+        assert metrics["custom/nll:mean"] == pytest.approx(metrics["loss:sum"] / 3, rel=1e-5)
+    a, b = (c.forward(BATCH, "cross_entropy").result(WAIT_S) for c in (here, there))
+    for mine, theirs in zip(a.loss_fn_outputs, b.loss_fn_outputs, strict=True):
+        np.testing.assert_allclose(mine["logprobs"].data, theirs["logprobs"].data, atol=1e-4)
+
+    def escapes(logprobs):  # type: ignore[no-untyped-def]
+        return torch.from_file(logprobs), {}
+
+    with pytest.raises(tinker.APIStatusError, match="from_file") as caught:
+        service.create_custom_loss(escapes, {"logprobs": 1}).result(WAIT_S)
+    assert caught.value.status_code == 422
 
 
 def test_a_custom_loss_runs_on_the_clients_side(service: tinker.ServiceClient) -> None:

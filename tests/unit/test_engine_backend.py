@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine.backend import BaseModel, forward_backward, new_adapter
+from posttrain_recipes.engine.backend import BaseModel, new_adapter
 from posttrain_recipes.engine.lora import Adapter
+from posttrain_recipes.engine.passes import forward_backward
 from posttrain_recipes.engine.wire import AdamParams, Datum, LoraConfig, RequestError
 from tests.engine_model import VOCAB, build
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from posttrain_recipes.engine.checkpoints import (
     Path_,
@@ -16,6 +22,7 @@ from posttrain_recipes.engine.checkpoints import (
     parse_path,
 )
 from posttrain_recipes.engine.wire import LoraConfig, RequestError
+from tests.conftest import ROOT
 
 RUN = "0f-1:train:0"
 
@@ -61,17 +68,102 @@ def test_a_name_is_taken_once_unless_overwritten(store: Store) -> None:
     assert len(list(store.folder(path).parent.iterdir())) == 1
 
 
-def test_a_save_that_fails_leaves_nothing(store: Store) -> None:
+def safetensors_is_full(folder: Path) -> None:
+    raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+
+def disk_is_full(folder: Path) -> None:
+    write(folder)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "x"))
+
+
+@pytest.mark.parametrize("broken", [disk_is_full, safetensors_is_full])
+def test_a_full_disk_is_told_with_its_path_and_leaves_nothing(
+    store: Store, broken: Callable[[Path], None]
+) -> None:
+    path = Path_(RUN, "weights", "first")
+    with pytest.raises(RequestError, match="No space left on device") as caught:
+        store.save(path, record(path), broken, overwrite=False)
+    assert caught.value.status == 507
+    place = store.root / RUN.replace(":", "_") / "weights"
+    assert str(place / "first") in str(caught.value)
+    assert store.checkpoints() == []
+    assert list(place.iterdir()) == []
+
+
+def test_a_disk_that_is_full_for_real(tmp_path: Path) -> None:
+    """A limit on the size of a file that the process may write stands for a quota."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from tests.unit.test_engine_checkpoints import *
+store = Store(Path({str(tmp_path)!r}))
+store.add_run(RunRecord(RUN, "0f-1", "b", LoraConfig(), now()))
+path = Path_(RUN, "weights", "big")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+from safetensors.numpy import save_file
+import numpy as np
+for write in (lambda folder: (folder / "a.bin").write_bytes(bytes(100_000)),
+              lambda folder: save_file({{"a": np.zeros(100_000)}}, folder / "a.safetensors")):
+    try:
+        store.save(path, record(path), write, overwrite=False)
+    except RequestError as error:
+        assert error.status == 507 and str(store.root) in str(error), error
+    else:
+        sys.exit("it was saved")
+assert store.checkpoints() == []
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_was_left_half_written_is_removed_at_the_next_start(store: Store) -> None:
+    path = Path_(RUN, "weights", "first")
+    store.save(path, record(path), write, overwrite=False)
+    place = store.folder(path).parent
+    (place / ".new-x1").mkdir()
+    (place / ".del-x1").mkdir()
+    aside = place / ".old-x1"
+    aside.mkdir()
+    os.replace(place / "first", aside / "checkpoint")  # killed between the two renames
+    assert store.checkpoints() == []
+    again = Store(store.root.parent)
+    assert [r.path for r, _ in again.checkpoints()] == [str(path)]
+    assert [p.name for p in place.iterdir()] == ["first"]
+
+
+def test_an_engine_that_starts_leaves_the_work_of_another_alone(store: Store) -> None:
     path = Path_(RUN, "weights", "first")
 
-    def broken(folder: Path) -> None:
+    def slow(folder: Path) -> None:
+        Store(store.root.parent)  # starts meanwhile
         write(folder)
-        raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
-        store.save(path, record(path), broken, overwrite=False)
-    assert store.checkpoints() == []
-    assert list((store.root / RUN.replace(":", "_") / "weights").iterdir()) == []
+    store.save(path, record(path), slow, overwrite=False)
+    assert [r.path for r, _ in store.checkpoints()] == [str(path)]
+
+
+def test_a_damaged_checkpoint_is_told_with_its_path_and_can_be_deleted(store: Store) -> None:
+    good, bad = Path_(RUN, "weights", "good"), Path_(RUN, "weights", "bad")
+    for path in (good, bad):
+        store.save(path, record(path), write, overwrite=False)
+    with pytest.raises(RequestError, match="adapter_model.safetensors cannot be read"):
+        store.tensors(store.folder(good))  # "x" is no safetensors
+    (store.folder(good) / "adapter_model.safetensors").unlink()
+    with pytest.raises(RequestError, match="No such file") as caught:
+        store.tensors(store.folder(good))
+    assert caught.value.status == 422
+    for text in ("{", "[]", '{"path": 1}', ""):
+        (store.root / "0f-1_train_0/weights/bad/checkpoint.json").write_text(text)
+        with pytest.raises(RequestError, match=r"bad/checkpoint.json cannot be read"):
+            store.folder(bad)
+        assert [r.path for r, _ in store.checkpoints()] == [str(good)]
+        store.sweep()
+    store.delete(bad)
+    assert sorted(p.name for p in store.folder(good).parent.iterdir()) == ["good"]
+    (store.root / "0f-1_train_0/run.json").write_text("?")
+    assert store.runs() == []
 
 
 def test_what_has_expired_is_gone(store: Store) -> None:
@@ -80,6 +172,12 @@ def test_what_has_expired_is_gone(store: Store) -> None:
     assert store.checkpoints() == []
     with pytest.raises(RequestError, match="expired"):
         store.folder(path)
+    with pytest.raises(RequestError, match="expired"):
+        store.delete(path)
+    kept = Path_(RUN, "sampler_weights", "new")
+    store.save(kept, record(kept, expires_at="2999-01-01T00:00:00+00:00"), write, False)
+    store.sweep()
+    assert [p.name for p in store.folder(kept).parent.iterdir()] == ["new"]
     assert expiry(None) is None
     with pytest.raises(RequestError, match="ttl_seconds"):
         expiry(10)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine.backend import BaseModel, forward_backward, new_adapter
+from posttrain_recipes.engine import lanes
+from posttrain_recipes.engine.backend import BaseModel, new_adapter
 from posttrain_recipes.engine.generation import Feed, sample, serve
 from posttrain_recipes.engine.lora import Snapshot
+from posttrain_recipes.engine.passes import forward_backward
 from posttrain_recipes.engine.sampler import pick
 from posttrain_recipes.engine.wire import (
     Chunk,
@@ -22,14 +24,19 @@ from posttrain_recipes.engine.wire import (
     Sample,
     SampleResult,
     SamplingParams,
+    TensorData,
 )
 from tests.engine_model import EOS, VOCAB, build
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+@pytest.fixture(scope="module", params=["decoder", "transformers"])
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BaseModel:
     folder = build(tmp_path_factory.mktemp("model"))
-    return BaseModel("test", str(folder), torch.device("cpu"))
+    base = BaseModel("test", str(folder), torch.device("cpu"))
+    assert base.decoder is not None
+    if request.param == "transformers":
+        base.decoder = None
+    return base
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,19 @@ def ask(
     return Sample("s", 0, Prompt(chunks), SamplingParams(**params), n, **(request or {}))
 
 
+def targets(table: Any, sparse: bool = False) -> dict[str, Any]:
+    """`target_prompt_logprobs` as the SDK puts it into a request."""
+    import tinker
+
+    ids = torch.tensor(table)
+    make = tinker.TensorData.from_torch_sparse if sparse else tinker.TensorData.from_torch
+    data = make(ids, pad_value=-1) if sparse else make(ids)  # type: ignore[call-arg]
+    parts = {"data": np.asarray(data.data).tolist(), "dtype": data.dtype, "shape": data.shape}
+    parts["sparse_crow_indices"] = data.sparse_crow_indices
+    parts["sparse_col_indices"] = data.sparse_col_indices
+    return {"target_prompt_logprobs": TensorData(**parts)}
+
+
 def run(base: BaseModel, snapshot: Snapshot | None, *asks: Sample) -> list[SampleResult]:
     results = sample(base, snapshot, asks)
     assert all(isinstance(r, SampleResult) for r in results), results
@@ -72,7 +92,7 @@ def test_greedy_is_what_transformers_generates(base: BaseModel) -> None:
         assert tokens(result) == out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.5])
 def test_logprobs_agree_with_the_training_forward(
     base: BaseModel, snapshot: Snapshot, temperature: float
 ) -> None:
@@ -128,14 +148,15 @@ def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
 class Trickle(Feed):
     """Gives one request at a time, a few tokens apart."""
 
-    def __init__(self, requests: list[Sample]) -> None:
-        self.left, self.calls = list(enumerate(requests)), 0
+    def __init__(self, requests: list[Sample], slowly: bool) -> None:
+        self.left, self.calls, self.slowly = list(enumerate(requests)), 0, slowly
         self.results: dict[int, Any] = {}
         self.order: list[int] = []
 
     def take(self) -> list[tuple[Any, Sample]]:
+        every = 3 if self.slowly else 1
+        due = self.calls % every == 0 and self.left
         self.calls += 1
-        due = self.calls % 3 == 1 and self.left
         return [self.left.pop(0)] if due else []
 
     def answer(self, ticket: Any, result: Any) -> None:
@@ -146,7 +167,7 @@ class Trickle(Feed):
 def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) -> None:
     lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
     asks = [ask(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
-    feed = Trickle(asks)
+    feed = Trickle(asks, slowly=base.decoder is None)  # one that looks after every token
     with torch.no_grad():
         serve(base, snapshot, feed)
     assert feed.order[0] == 1  # the short request was answered while the long ones went on
@@ -157,6 +178,62 @@ def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) 
             np.testing.assert_allclose(
                 feed.results[index].sequences[i].logprobs, alone.sequences[i].logprobs, atol=1e-4
             )
+
+
+class Cancelling(Feed):
+    """Gives all requests at once, and cancels some of them when it is asked again."""
+
+    def __init__(self, requests: list[Sample], cancelled: set[int]) -> None:
+        self.left, self.cancelled = list(enumerate(requests)), cancelled
+        self.results: dict[int, Any] = {}
+
+    def take(self) -> list[tuple[Any, Sample]]:
+        taken, self.left = self.left, []
+        return taken
+
+    def dropped(self) -> list[Any]:
+        return [] if self.left else sorted(self.cancelled - self.results.keys())
+
+    def answer(self, ticket: Any, result: Any) -> None:
+        self.results[ticket] = result
+
+
+@pytest.mark.parametrize("cancelled", [{0, 1, 2, 3}, {4, 5}, {0, 2, 4, 5, 6, 7}])
+def test_cancelled_requests_leave_and_the_others_go_on(
+    base: BaseModel, cancelled: set[int]
+) -> None:
+    asks = [ask(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
+    feed = Cancelling(asks, cancelled)
+    with torch.no_grad():
+        serve(base, None, feed)
+    for index in set(range(8)) - cancelled:
+        (alone,) = run(base, None, asks[index])
+        assert tokens(feed.results[index]) == tokens(alone)
+
+
+def test_a_prompt_is_read_once_however_many_continue_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseModel("test", str(build(tmp_path)), torch.device("cpu"))
+    read: list[int] = []
+    prefill = lanes._prefill
+
+    def counted(*args: Any) -> Any:
+        read.extend(prompt.size for prompt in args[-1])
+        return prefill(*args)
+
+    monkeypatch.setattr(lanes, "_prefill", counted)
+    long, short = ids(60, 1), ids(5, 2)
+    asks = [ask(long, 16, seed=1, max_tokens=30), *(ask(short, seed=n) for n in range(6))]
+    asks += [ask(ids(n, n), seed=n) for n in (4, 9)]
+    together = run(base, None, *asks)
+    assert sorted(read) == [4, 5, 9, 60]
+    for request, result in zip(asks, together, strict=True):
+        (alone,) = run(base, None, request)
+        for i, sequence in enumerate(alone.sequences):
+            assert tokens(result, i) == sequence.tokens.tolist()
+    (first,) = run(base, None, ask(long, 1, seed=1, max_tokens=30))  # not shared: its own buffers
+    assert tokens(first) == tokens(together[0])
 
 
 def test_stops(base: BaseModel) -> None:
@@ -213,6 +290,52 @@ def test_scores_of_a_prompt(base: BaseModel) -> None:
     assert np.isnan(tail.prompt_logprobs).sum() == 7
 
 
+def test_named_targets_are_scored_in_the_layout_they_came_in(base: BaseModel) -> None:
+    prompt = ids(10, 4)
+    with torch.no_grad():
+        want = base.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    table = np.full((9, 12), -1)
+    table[2, 5], table[7, 0], table[7, 1] = 17, 3, 255
+    for sparse in (False, True):
+        (got,) = run(base, None, ask(prompt, 1, targets(table, sparse), max_tokens=1))
+        response = decoded(got)
+        found = response.target_prompt_logprobs
+        assert (found.sparse_crow_indices is not None) == sparse
+        dense = found.to_numpy()
+        assert dense.shape == (9, 12)
+        for row, column in ((2, 5), (7, 0), (7, 1)):
+            right = float(want[row, table[row, column]])
+            assert dense[row, column] == pytest.approx(right, abs=1e-5)
+        assert np.count_nonzero(dense) == 3
+
+
+def test_alternatives_are_drawn_at_every_position(base: BaseModel) -> None:
+    prompt, wishes = ids(6, 4), {"prompt_alt_tokens_k": 50}
+    with torch.no_grad():
+        want = base.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    results = [
+        decoded(run(base, None, ask(prompt, 1, wishes, max_tokens=1, seed=s, temperature=t))[0])
+        for s, t in ((1, 1.0), (1, 1.0), (2, 1.0), (1, 0.0))
+    ]
+    drawn, logprobs = ([getattr(r.prompt_alt_tokens, name).to_numpy() for r in results]
+                       for name in ("tokens", "logprobs"))  # fmt: skip
+    assert drawn[0].shape == logprobs[0].shape == (5, 50)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+    assert all(len(set(row)) > 1 for row in drawn[0].tolist())
+    assert (drawn[3] == want[:-1].argmax(-1).numpy()[:, None]).all()
+    np.testing.assert_allclose(
+        logprobs[0], np.take_along_axis(want[:-1].numpy(), drawn[0], -1), atol=1e-5
+    )
+
+
+def decoded(result: SampleResult) -> Any:
+    """As the SDK reads it."""
+    from tinker.proto.response_conv import deserialize_sample_response
+
+    return deserialize_sample_response(result.encode()[0])
+
+
 def test_a_prompt_of_one_token_has_nothing_to_score(base: BaseModel) -> None:
     (got,) = run(base, None, ask([5], 1, {"prompt_logprobs": True}, max_tokens=1))
     assert got.prompt_logprobs is not None
@@ -266,7 +389,11 @@ def test_rows_of_a_batch_keep_their_own_settings() -> None:
         (ask([1], top_p=0.0), "top_p"),
         (ask([1], stop=[""]), "stop"),
         (ask([1], 0), "num_samples"),
-        (ask([1], 1, {"prompt_alt_tokens_k": 2}), "prompt_alt_tokens_k"),
+        (ask([1], 1, {"prompt_alt_tokens_k": -1}), "prompt_alt_tokens_k"),
+        (ask([1], 1, {"record_stability_info": True}), "ppo"),
+        (ask([1, 2], 1, targets([[1], [1]])), "1 rows"),
+        (ask([1, 2], 1, targets([[-1]])), "names no token"),
+        (ask([1, 2], 1, targets([[VOCAB]])), "vocabulary"),
     ],
 )
 def test_a_request_at_fault_does_not_spoil_the_batch(

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.engine.scheduler import Batch, Feed, Pending, Scheduler
+from posttrain_recipes.engine import futures as futures_module
+from posttrain_recipes.engine import scheduler as scheduler_module
+from posttrain_recipes.engine.futures import Pending
+from posttrain_recipes.engine.scheduler import Batch, Feed, Scheduler
 from posttrain_recipes.engine.wire import RequestError
 
 WAIT_S = 20.0
@@ -180,3 +183,171 @@ def test_what_is_queued_is_finished_on_close() -> None:
 
     asyncio.run(main())
     assert ran == [0, 1, 2, 3, 4]
+
+
+def gated(scheduler: Scheduler) -> threading.Event:
+    """The worker waits until the event is set."""
+    gate = threading.Event()
+    scheduler.submit("hold", lambda: gate.wait(WAIT_S) and {} or {})
+    return gate
+
+
+def sample(scheduler: Scheduler, key: Any, channel: Any = None, result: Any = None) -> Pending:
+    def work(feed: Feed) -> None:
+        while taken := feed.take():
+            for ticket, wanted in taken:
+                feed.answer(ticket, wanted)
+
+    return scheduler.submit_batched(key, Batch("w", result or {}, work), {}, channel)
+
+
+def test_samples_are_cancelled_in_the_queue_and_in_their_batch() -> None:
+    seen: list[Any] = []
+
+    async def scenario(scheduler: Scheduler) -> None:
+        running, let_go = threading.Event(), threading.Event()
+
+        def work(feed: Feed) -> None:
+            (ticket, _), *_ = feed.take()
+            running.set()
+            assert let_go.wait(WAIT_S)
+            seen.extend(feed.dropped())
+            assert seen == [ticket]
+            assert feed.dropped() == []
+
+        first = scheduler.submit_batched("first", Batch("a", 1, work), {})
+        await asyncio.to_thread(running.wait, WAIT_S)
+        waiting, other = sample(scheduler, "waiting"), sample(scheduler, "other")
+        scheduler.cancel(waiting)
+        scheduler.cancel(first)
+        let_go.set()
+        for pending in (first, waiting):
+            assert "cancelled" in (await answer(scheduler, pending))["error"]
+        assert await answer(scheduler, other) == {}
+        scheduler.cancel(other)  # answered: it stays so
+        assert await answer(scheduler, other) == {}
+
+    run(scenario)
+    assert len(seen) == 1
+
+
+def test_what_trains_cannot_be_cancelled() -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        gate = gated(scheduler)
+        step = scheduler.submit_ordered("m", 1, lambda: {"n": 1})
+        early = scheduler.submit_ordered("m", 3, lambda: {"n": 3})
+        for pending in (step, early):
+            with pytest.raises(RequestError, match="only requests for samples"):
+                scheduler.cancel(pending)
+        gate.set()
+        assert await answer(scheduler, step) == {"n": 1}
+
+    run(scenario)
+
+
+def test_a_channel_tells_what_was_answered_since() -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        futures = scheduler.futures
+        gate = gated(scheduler)
+        mine = [sample(scheduler, n, "mine") for n in range(3)]
+        sample(scheduler, "theirs", "theirs")
+        bad = sample(scheduler, "bad", "mine", RequestError(422, "odd"))
+        poll = asyncio.create_task(futures.completions("mine", 0, WAIT_S))
+        await asyncio.sleep(0)
+        assert not poll.done()
+        gate.set()
+        found, cursor = await poll
+        while len(found) < 4:
+            more, cursor = await futures.completions("mine", cursor, WAIT_S)
+            found += more
+        assert {p.request_id for p in found} == {p.request_id for p in [*mine, bad]}
+        assert [p.failed for p in found] == [p is bad for p in found]
+        assert await futures.completions("mine", cursor, 0.0) == ([], cursor)
+        again, _ = await futures.completions("mine", 0, 0.0)  # an answer that was lost on its way
+        assert again == found
+        futures.acknowledge("mine", [mine[0].request_id, "unknown"])
+        futures.acknowledge("theirs", [mine[1].request_id])
+        with pytest.raises(RequestError, match="does not know"):
+            await scheduler.wait(mine[0].request_id, 0.0)
+        assert await answer(scheduler, mine[1]) == {}
+
+    run(scenario)
+
+
+def test_answers_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(futures_module, "KEEP_RETRIEVED_BYTES", 1000)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        futures = scheduler.futures
+        big = [sample(scheduler, n, "c", {"x": "y" * 300}) for n in range(10)]
+        for pending in big:
+            await answer(scheduler, pending)
+        assert len(futures) == 3  # 3 x 309 bytes; those that were fetched first went
+        assert sample(scheduler, 9) is big[9]
+        unasked = [sample(scheduler, f"u{n}", "c") for n in range(5)]
+        await asyncio.gather(*(p.done.wait() for p in unasked))
+        assert len(futures) == 8
+        for pending in [*big, *unasked]:
+            pending.forget_at = 0.0
+        futures.sweep()
+        assert (len(futures), futures._channels, futures._fetched_bytes) == (0, {}, 0)
+
+    run(scenario)
+
+
+def test_a_long_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(futures_module, "KEEP_RETRIEVED_S", -1.0)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        for seq in range(1, 2001):
+            await answer(scheduler, scheduler.submit_ordered("m", seq, dict))
+            await answer(scheduler, sample(scheduler, seq, "c"))
+        assert len(scheduler.futures) == 0
+        assert scheduler.futures._by_key == {}
+        assert scheduler._lines["m"].early == {}
+        with pytest.raises(RequestError, match="already been run") as caught:
+            scheduler.submit_ordered("m", 7, dict)
+        assert caught.value.status == 410  # final; the SDK tries a 409 again for minutes
+
+    run(scenario)
+
+
+def test_queues_have_limits_but_never_refuse_what_others_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler_module, "MAX_QUEUED", 3)
+    monkeypatch.setattr(scheduler_module, "MAX_EARLY", 2)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        gate = gated(scheduler)
+        while scheduler.depth:  # until the worker holds it
+            await asyncio.sleep(0)
+        early = [scheduler.submit_ordered("m", seq, dict) for seq in (3, 2)]
+        with pytest.raises(RequestError, match="too many requests") as caught:
+            scheduler.submit_ordered("m", 4, dict)
+        assert caught.value.status == 429
+        accepted = [sample(scheduler, n) for n in range(3)]
+        with pytest.raises(RequestError) as caught:
+            sample(scheduler, "more")
+        assert caught.value.status == 429
+        assert sample(scheduler, 0) is accepted[0]  # sent again, it is no new one
+        first = scheduler.submit_ordered("m", 1, dict)
+        gate.set()
+        for pending in [*early, *accepted, first]:
+            assert await answer(scheduler, pending) == {}
+
+    run(scenario)
+
+
+def test_an_operation_that_was_refused_holds_nobody_up() -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        later = scheduler.submit_ordered("m", 3, lambda: {"n": 3})
+        scheduler.skip("m", 1)
+        scheduler.skip("m", 1)  # sent again, and refused again
+        scheduler.skip("m", 2)
+        assert await answer(scheduler, later) == {"n": 3}
+        scheduler.skip("m", 3)
+        after = scheduler.submit_ordered("m", 4, lambda: {"n": 4})
+        assert await answer(scheduler, after) == {"n": 4}
+
+    run(scenario)

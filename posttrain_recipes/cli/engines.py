@@ -1,0 +1,116 @@
+"""`ptl engines`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import models, probe, registry
+from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.engines import Local, Server
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.plugin import Connection
+from posttrain_recipes.waiting import EngineWaiter
+
+SMALL = "ptl/nano"
+MARKS = {"yes": ("yes", "green"), "no": ("no", "red"), "untried": ("-", "yellow")}
+
+
+@click.group()
+def engines() -> None:
+    """List engines, and see what a Tinker-compatible server can do."""
+
+
+@engines.command("list")
+@json_option
+def list_engines(as_json: bool) -> None:
+    """What `engine:` in a recipe can name."""
+    entries = registry.load().entries["engine"].values()
+    if as_json:
+        rows = [{"name": one.name, "summary": one.summary} for one in entries]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    formatter = click.HelpFormatter()
+    formatter.write_dl([(one.name, one.summary) for one in entries])
+    click.echo(formatter.getvalue().rstrip())
+
+
+@engines.command("check")
+@click.option(
+    "--base-url",
+    envvar="TINKER_BASE_URL",
+    metavar="URL",
+    help="The server, as http://host:port; its key is read from TINKER_API_KEY. "
+    "[default: $TINKER_BASE_URL, or the embedded engine]",
+)
+@click.option("--model", metavar="NAME", help="A model that it serves. [default: its first]")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="CAPABILITY",
+    help="Check this, and what it stands on; exit status 1 where the server lacks it. Repeatable.",
+)
+@json_option
+def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_json: bool) -> None:
+    """Try everything that a Tinker server may do, each on a few tokens, and say what it does.
+
+    Its names are what a plugin's `needs` names. What is saved on the server meanwhile is deleted.
+    """
+    # One check is of a call that the SDK calls deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="posttrain_recipes.probe")
+    names = probe.with_requirements(only) if only else None
+    found: list[probe.Outcome] = []
+    with _connected(base_url, model) as (connection, name):
+        if not as_json:
+            click.echo(f"{base_url or 'the embedded engine'}, model {name}\n")
+        for outcome in probe.probe(connection.service, connection.rest, name, names):
+            found.append(outcome)
+            if not as_json:
+                click.echo(_line(outcome))
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        count = sum(one.verdict == "yes" for one in found)
+        lacking = ", ".join(one.name for one in found if one.verdict == "no")
+        click.echo(f"\n{count} of {len(found)}" + (f"; lacks {lacking}" if lacking else ""))
+    if any(one.name in only and one.verdict != "yes" for one in found):
+        raise SystemExit(1)
+
+
+@contextmanager
+def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connection, str]]:
+    """A connection, and a model to try things on."""
+    if base_url is None:
+        name = model or SMALL
+        engine = Local(Local.Config())
+        with tempfile.TemporaryDirectory(prefix="ptl-check-") as folder:
+            home = Path(folder)
+            location = models.resolve(name)
+            with engine.connect({name: location}, home, home / "engine.log") as connection:
+                yield connection, name
+        return
+    server = Server(Server.Config(base_url=base_url))
+    asked = {model: model} if model else {}
+    with server.connect(asked, Path(), Path()) as connection:
+        if model is None:
+            wait = EngineWaiter(connection.alive)
+            served = wait(connection.rest.get_server_capabilities()).supported_models
+            model = next((one.model_name for one in served if one.model_name), None)
+        if model is None:
+            raise PtlError(f"{base_url} does not say what it serves", hint="name one with --model")
+        yield connection, model
+
+
+def _line(outcome: probe.Outcome) -> str:
+    mark, color = MARKS[outcome.verdict]
+    told = outcome.summary if outcome.verdict == "yes" else f"{outcome.summary}: {outcome.detail}"
+    if outcome.verdict == "yes" and outcome.detail:
+        told += f" ({outcome.detail})"
+    return f"{click.style(f'{mark:4}', fg=color)}{outcome.name:25} {told}"

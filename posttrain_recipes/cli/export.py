@@ -1,0 +1,124 @@
+"""`ptl export`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.target import SCHEME, find, require_here
+from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError, display_path
+from posttrain_recipes.store import default_home
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@click.command()
+@click.argument("target")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--merge", is_flag=True, help="A whole model, the adapter merged into its base.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of a merged model's weights; 16 bits take half the space and round the adapter.",
+)
+@home_option
+def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | None) -> None:
+    """Write a checkpoint to DIRECTORY: a PEFT adapter, or with --merge a Hugging Face model.
+
+    TARGET is a run (sft_then_dpo-1), one of its stages (sft_then_dpo-1/sft), or a tinker:// path.
+    """
+    home = default_home(home)
+    found = find(target, home)
+    if not found.model.startswith(SCHEME):
+        raise UsageError(
+            f"{target} is a base model, not a checkpoint",
+            hint="name a run of 'ptl runs', or a tinker:// path",
+        )
+    require_here(found, home)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is there already", hint="name a new directory")
+    adapter = _folder(found.model, home)
+    directory = directory.resolve()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary:
+        out = Path(temporary) / "out"
+        out.mkdir()
+        if merge:
+            _merge(adapter, out, dtype)
+        else:
+            for name in ADAPTER:
+                shutil.copyfile(adapter / name, out / name)
+        if directory.exists():
+            directory.rmdir()
+        os.replace(out, directory)
+    base = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    what = "model" if merge else f"adapter on {base}"
+    click.echo(f"{found.said}: {what} in {display_path(directory)}")
+
+
+def _folder(path: str, home: Path) -> Path:
+    from posttrain_recipes.engine.checkpoints import Store, parse_path
+    from posttrain_recipes.engine.wire import RequestError
+
+    try:
+        folder = Store(home / "engine").folder(parse_path(path))
+    except RequestError as error:
+        raise PtlError(str(error)) from None
+    missing = [name for name in ADAPTER if not (folder / name).is_file()]
+    if missing:
+        raise PtlError(f"the checkpoint is damaged: {folder} lacks {', '.join(missing)}")
+    return folder
+
+
+def _merge(adapter: Path, out: Path, dtype: str) -> None:
+    """Write base and adapter, added up in float32, as one model that transformers loads."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingExtraError(
+            "--merge needs the package peft", hint="pip install 'posttrain-recipes[export]'"
+        ) from None
+    import warnings
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as progress
+
+    progress.disable_progress_bar()
+    config = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    local = Path(base).is_dir()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, local_files_only=local
+        )
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise PtlError(f"the base model {base} does not load", why=str(error)) from None
+    _untie(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.to(getattr(torch, dtype)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer weights of its own: an adapter on it must not reach the embeddings."""
+    import torch
+
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}

@@ -1,0 +1,99 @@
+"""What `ptl chat` and `ptl export` are given: a model, a checkpoint's path, or a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain_recipes import models
+from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.store import RunRecord, StageRecord, Store
+
+SCHEME = "tinker://"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to talk to. `model` is what an engine calls it, `base` the base model to serve."""
+
+    model: str
+    base: str
+    said: str
+
+
+def find(text: str | None, home: Path) -> Target:
+    """The target of that name; without a name the last run's, or else the bundled model.
+
+    Raises:
+        UsageError: there is no such thing.
+    """
+    runs = Store(home).runs()
+    if text is None:
+        made = [run for run in runs if run.engine == "local" and _trained(run)]
+        return _of_run(made[-1], "") if made else Target("ptl/tiny", "ptl/tiny", "ptl/tiny")
+    if text.startswith(SCHEME):
+        return Target(text, _base_of(text, home), text)
+    name, _, stage = text.partition("/")
+    for run in reversed(runs):
+        if name in (run.id, run.recipe):
+            return _of_run(run, stage)
+    if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
+        if models.is_path(text):
+            text = str(Path(text).expanduser().resolve())
+            if not Path(text).is_dir():
+                raise UsageError(f"there is no directory {text}")
+        return Target(text, text, text)
+    recent = ", ".join(run.id for run in runs[-5:])
+    raise UsageError(
+        f"'{text}' is no run in {display_path(home)}, no checkpoint and no model",
+        hint=f"the last runs: {recent}"
+        if recent
+        else "models: ptl/tiny, ptl/nano, ORGANISATION/MODEL on the hub, or ./DIRECTORY",
+    )
+
+
+def _trained(run: RunRecord) -> list[StageRecord]:
+    return [stage for stage in run.stages if stage.checkpoint and stage.checkpoint.sampler_uri]
+
+
+def _of_run(run: RunRecord, name: str) -> Target:
+    trained = {stage.name: stage for stage in _trained(run)}
+    if name and name not in trained:
+        missing = name not in [stage.name for stage in run.stages]
+        raise UsageError(
+            f"run {run.id} has no {'stage' if missing else 'checkpoint of its stage'} '{name}'",
+            hint=f"it has {', '.join(trained)}" if trained else "no stage of it has ended",
+        )
+    if not trained:
+        raise UsageError(
+            f"run {run.id} has no checkpoint: no stage of it has ended",
+            hint=f"'ptl show {run.id}' says how far it came",
+        )
+    stage = trained[name] if name else list(trained.values())[-1]
+    checkpoint = stage.checkpoint
+    assert checkpoint is not None
+    assert checkpoint.sampler_uri is not None
+    return Target(checkpoint.sampler_uri, checkpoint.base_model, f"{run.id}/{stage.name}")
+
+
+def _base_of(path: str, home: Path) -> str:
+    """The base model of a checkpoint of the engine in `home`; empty if it is not there."""
+    from posttrain_recipes.engine.checkpoints import Store as Checkpoints
+    from posttrain_recipes.engine.checkpoints import parse_path
+    from posttrain_recipes.engine.wire import RequestError
+
+    if not (home / "engine" / "runs").is_dir():
+        return ""
+    try:
+        return Checkpoints(home / "engine").record(parse_path(path)).base_model
+    except RequestError:
+        return ""
+
+
+def require_here(target: Target, home: Path) -> None:
+    """Raise UsageError unless the target's checkpoint lies in `home`."""
+    if target.model.startswith(SCHEME) and not _base_of(target.model, home):
+        raise UsageError(
+            f"the checkpoint {target.model} is not in {display_path(home / 'engine')}",
+            hint="name the --home it was trained in, or the --base-url of the engine that has it",
+        )

@@ -1,0 +1,94 @@
+"""Folders on disk that are there in full or not at all, and errors that name the file at fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.engine.wire import RequestError
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[Path]:
+    """Read a file of a checkpoint. Raises RequestError 422 with its path if it is not there or
+    damaged."""
+    try:
+        yield file
+    except (OSError, ValueError, KeyError, TypeError, tensor_error()) as error:
+        raise RequestError(
+            422,
+            f"{file} cannot be read: {reason(error)}. Delete the checkpoint, or put the file back",
+        ) from error
+
+
+@contextmanager
+def writable(target: Path, what: str) -> Iterator[None]:
+    """Write below `target`. Raises RequestError 507 with its path if that cannot be done."""
+    try:
+        yield
+    except (OSError, tensor_error()) as error:
+        raise RequestError(
+            507,
+            f"{what} was not saved: {target}: {reason(error)}. Free some space there, or serve "
+            "with another --data-dir",
+        ) from error
+
+
+def tensor_error() -> type[Exception]:
+    """What safetensors raises for a file that it cannot read or write."""
+    from safetensors import SafetensorError
+
+    error: type[Exception] = SafetensorError
+    return error
+
+
+def reason(error: Exception) -> str:
+    """An error in the system's words, without the path it would repeat."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{error}" if str(error) else type(error).__name__
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder: it is gone at once, and not half-way when the process is killed."""
+    doomed = Path(tempfile.mkdtemp(prefix=".del-", dir=folder.parent))
+    os.replace(folder, doomed / "checkpoint")
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Have the system put a folder's files on the disk before they are given their name."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace(new: Path, target: Path) -> None:
+    """Put the folder `new` in `target`'s place. A folder cannot replace another in one step, so
+    the old one steps aside first."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
+    os.replace(target, aside / "checkpoint")
+    os.replace(new, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file in one step."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""Sequences of different lengths end to end, and attention within each of them.
+
+Attention alone needs sequences side by side. Those of like length are padded to the longest of
+their bucket for it, on the right: attention is causal, so padding reaches no real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WASTE = 1.5  # a bucket's longest sequence is at most this many times its shortest
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sequences that attend side by side."""
+
+    rows: int
+    longest: int
+    start: int  # its tokens' place, where they lie together without padding
+    count: int
+    gather: Tensor | None  # (rows * longest,) which token lies where, 0 for padding
+    real: Tensor | None  # (count,) where each token of the bucket lies in that
+    tokens: Tensor | None  # (count,) which tokens of the packing they are
+
+    def side_by_side(self, x: Tensor, blank: bool = False) -> Tensor:
+        """x (T, heads, D) as (rows, heads, longest, D), padding zero where `blank` asks for it."""
+        if self.gather is None or self.real is None:
+            found = x[self.start : self.start + self.count]
+        elif blank:
+            found = x.new_zeros(self.rows * self.longest, *x.shape[1:])
+            found.index_copy_(0, self.real, x.index_select(0, self.tokens))
+        else:
+            found = x.index_select(0, self.gather)
+        return found.view(self.rows, self.longest, *x.shape[1:]).transpose(1, 2)
+
+    def put(self, y: Tensor, out: Tensor) -> None:
+        """Write y (rows, heads, longest, D) back into out (T, heads, D)."""
+        flat = y.transpose(1, 2).reshape(-1, *out.shape[1:])
+        if self.real is None or self.tokens is None:
+            out[self.start : self.start + self.count] = flat
+        else:
+            out.index_copy_(0, self.tokens, flat.index_select(0, self.real))
+
+
+class Packing:
+    """Where sequences of these lengths lie in one row of tokens."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        sizes = np.asarray(lengths, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.longest = int(sizes.max())
+        self.total = int(self.starts[-1])
+        inside = np.arange(self.total) - np.repeat(self.starts[:-1], sizes)
+        self.positions = torch.from_numpy(inside).to(device)
+        self._buckets: list[Bucket] = []
+        order = np.argsort(-sizes, kind="stable")
+        at = 0
+        while at < len(order):
+            shortest = sizes[order[at]] / WASTE
+            stop = at + 1
+            while stop < len(order) and sizes[order[stop]] >= shortest:
+                stop += 1
+            self._buckets.append(self._bucket(np.sort(order[at:stop]), sizes, device))
+            at = stop
+
+    def _bucket(self, chosen: np.ndarray, sizes: np.ndarray, device: torch.device) -> Bucket:
+        longest, rows = int(sizes[chosen].max()), len(chosen)
+        neighbours = bool((np.diff(chosen) == 1).all())
+        if neighbours and bool((sizes[chosen] == longest).all()):
+            start = int(self.starts[chosen[0]])
+            return Bucket(rows, longest, start, rows * longest, None, None, None)
+        inside = np.arange(longest)[None]
+        there = inside < sizes[chosen][:, None]
+        index = np.where(there, self.starts[chosen][:, None] + inside, 0)
+        real = np.flatnonzero(there)
+        parts = (index.reshape(-1), real, index.reshape(-1)[real])
+        gather, where, tokens = (torch.from_numpy(part).to(device) for part in parts)
+        return Bucket(rows, longest, 0, len(real), gather, where, tokens)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, keep: list[Any] | None = None
+    ) -> Tensor:
+        """Causal attention within each sequence: q (T, N, D), k and v (T, G, D); gives (T, N, D).
+
+        `keep` is filled with what `attend_backward` needs.
+        """
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for bucket in self._buckets:
+            parts = [bucket.side_by_side(x) for x in (q, k, v)]
+            if keep is None:
+                bucket.put(_attention(parts, scale), out)
+                continue
+            with torch.enable_grad():
+                parts = [x.detach().requires_grad_() for x in parts]
+                found = _attention(parts, scale)
+            keep.append((parts, found))
+            bucket.put(found.detach(), out)
+        return out
+
+    def attend_backward(self, kept: list[Any], d_out: Tensor) -> tuple[Tensor, Tensor]:
+        """d queries and keys, (T, N + G, D), and d values (T, G, D), of `attend`; d_out is
+        (T, N, D)."""
+        (first, *_), _ = kept[0]
+        heads, groups = d_out.shape[1], kept[0][0][1].shape[1]
+        d_both = first.new_empty(self.total, heads + groups, d_out.shape[2])
+        d_values = first.new_empty(self.total, groups, d_out.shape[2])
+        for bucket, (parts, out) in zip(self._buckets, kept, strict=True):
+            found = torch.autograd.grad(out, parts, bucket.side_by_side(d_out, blank=True))
+            for grad, target in zip(
+                found, (d_both[:, :heads], d_both[:, heads:], d_values), strict=True
+            ):
+                bucket.put(grad, target)
+        return d_both, d_values
+
+
+def _attention(parts: Sequence[Tensor], scale: float) -> Tensor:
+    q, k, v = parts
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)

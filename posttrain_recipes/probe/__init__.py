@@ -1,0 +1,28 @@
+"""What a Tinker-compatible server can do, found out by asking it through the SDK.
+
+A check is a small program of one server, a few requests on a handful of tokens, and has the name of
+the capability that it shows: `loss:ppo`. The same names are what plugins declare in `needs`.
+`ptl engines check` runs all of them; a run on a server asks for those that its recipe needs.
+
+    for outcome in probe(service, rest, "Qwen/Qwen3-8B", ["loss:ppo"]):
+        print(outcome.name, outcome.verdict, outcome.detail)
+"""
+
+from __future__ import annotations
+
+from posttrain_recipes.probe.bench import Bench, Check, Outcome, UnsupportedError
+from posttrain_recipes.probe.running import CHECKS, probe, with_requirements
+
+__all__ = [
+    "CHECKS",
+    "EMBEDDED_LACKS",
+    "Bench",
+    "Check",
+    "Outcome",
+    "UnsupportedError",
+    "probe",
+    "with_requirements",
+]
+
+EMBEDDED_LACKS = frozenset({"optimizer:dimuon"})
+"""The checks that the embedded engine does not pass; its test suite holds it to that."""

@@ -1,0 +1,219 @@
+"""What a check is, and what it works with."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import tinker
+    from tinker import types
+
+
+class UnsupportedError(Exception):
+    """The server does not do what a check asks for; the message says how it showed."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One capability, and how to see whether a server has it."""
+
+    name: str
+    summary: str
+    run: Callable[[Bench], str | None]
+    """Returns what is worth telling, or raises."""
+    requires: tuple[str, ...] = ()
+    """Checks that must pass before this one can tell anything."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found."""
+
+    name: str
+    summary: str
+    verdict: Literal["yes", "no", "untried"]
+    detail: str = ""
+    seconds: float = 0.0
+
+
+class Checks(dict[str, Check]):
+    """The checks of one module by name, in the order in which they run."""
+
+    def __call__(self, name: str, summary: str, *requires: str) -> Callable[[Any], Any]:
+        """Add the function decorated as the check called `name`."""
+
+        def add(run: Callable[[Bench], str | None]) -> Callable[[Bench], str | None]:
+            self[name] = Check(name, summary, run, requires)
+            return run
+
+        return add
+
+
+TOKENS = [37, 91, 5, 64, 120, 18, 77, 33, 140, 52, 11, 98, 25, 66, 109, 7, 83, 41, 130, 29]
+"""Ids that every vocabulary has. What they say does not matter."""
+RANK = 4
+TOLERANCE = 0.05
+"""How far two log-probabilities of the same token may be apart: servers compute in bfloat16."""
+
+
+@dataclass
+class Bench:
+    """Clients of the server at test, and the few things that every check does with them.
+
+    `wait_s` bounds each wait: an old SDK waits for ever where a server never answers.
+    """
+
+    service: tinker.ServiceClient
+    rest: tinker.RestClient
+    model: str
+    wait_s: float = 60.0
+    saved: list[str] = field(default_factory=list)
+
+    def wait(self, future: Any) -> Any:
+        """The result of what an SDK returned, now or as a future."""
+        return future.result(timeout=self.wait_s) if hasattr(future, "result") else future
+
+    def trainer(self, **options: Any) -> tinker.TrainingClient:
+        """A client with a new adapter of rank 4."""
+        options = {"rank": RANK, "seed": 1, **options}
+        return self.wait(self.service.create_lora_training_client(self.model, **options))
+
+    def save(self, client: tinker.TrainingClient, what: str, **options: Any) -> str:
+        """Save the client's state and return its path; it is deleted when all checks are done."""
+        path = str(self.wait(client.save_state(self.name(what), **options)).path)
+        self.saved.append(path)
+        return path
+
+    def clean_up(self) -> None:
+        """Delete what was saved: on a hosted server it costs money."""
+        for path in dict.fromkeys(self.saved):
+            with contextlib.suppress(Exception):
+                self.wait(self.rest.delete_checkpoint_from_tinker_path(path))
+        self.saved.clear()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, where this machine can load it."""
+        try:
+            return self.fresh.get_tokenizer()
+        except Exception as error:
+            raise UnsupportedError(f"its tokenizer cannot be loaded here: {error}") from None
+
+    @cached_property
+    def fresh(self) -> tinker.TrainingClient:
+        """An adapter that no check trains."""
+        return self.trainer()
+
+    @cached_property
+    def trained(self) -> tinker.TrainingClient:
+        """An adapter after one step, for checks that save it."""
+        client = self.trainer()
+        self.step(client, [self.datum()])
+        return client
+
+    @cached_property
+    def sampler(self) -> tinker.SamplingClient:
+        """A client that samples from the base model."""
+        return self.wait(self.service.create_sampling_client(base_model=self.model))
+
+    def resume(self, path: str, *, optimizer: bool) -> tinker.TrainingClient:
+        """A client made from a saved state."""
+        create = (
+            self.service.create_training_client_from_state_with_optimizer
+            if optimizer
+            else self.service.create_training_client_from_state
+        )
+        return self.wait(create(path))
+
+    def name(self, what: str) -> str:
+        """A name for a checkpoint that nobody else takes."""
+        return f"probe-{what}-{uuid.uuid4().hex[:8]}"
+
+    def datum(self, start: int = 0, length: int = 10, **inputs: Any) -> types.Datum:
+        """`length` tokens from the `start`-th on and what follows each, weighted 1 by default."""
+        from tinker import types
+
+        ids = (TOKENS * (2 + (start + length) // len(TOKENS)))[start : start + length + 1]
+        return types.Datum(
+            model_input=types.ModelInput.from_ints(ids[:-1]),
+            loss_fn_inputs={"target_tokens": ids[1:], **(inputs or {"weights": [1.0] * length})},
+        )
+
+    def prompt(self, start: int = 0, length: int = 8) -> types.ModelInput:
+        """A prompt of `length` tokens."""
+        from tinker import types
+
+        return types.ModelInput.from_ints(TOKENS[start : start + length])
+
+    def params(self, **options: Any) -> types.SamplingParams:
+        """How to sample: 8 tokens, whatever they are."""
+        from tinker import types
+
+        return types.SamplingParams(**{"max_tokens": 8, "stop": [], **options})
+
+    def sample(self, count: int = 1, prompt: Any = None, **options: Any) -> list[list[int]]:
+        """The tokens of `count` samples from the base model."""
+        asked = self.sampler.sample(prompt or self.prompt(), count, self.params(**options))
+        return [list(one.tokens) for one in self.wait(asked).sequences]
+
+    def adam(self, **options: Any) -> types.AdamParams:
+        """Adam at a rate that shows after one step."""
+        from tinker import types
+
+        return types.AdamParams(**{"learning_rate": 1e-2, **options})
+
+    def step(
+        self,
+        client: tinker.TrainingClient,
+        data: list[types.Datum],
+        loss: Any = "cross_entropy",
+        config: dict[str, float] | None = None,
+        **adam: Any,
+    ) -> Any:
+        """One pass and one step, both sent before either is waited for; the pass's result."""
+        passed = client.forward_backward(data, loss, config)
+        stepped = client.optim_step(self.adam(**adam))
+        result = self.wait(passed)
+        self.wait(stepped)
+        return result
+
+    def logprobs(self, client: tinker.TrainingClient, start: int = 0) -> list[float]:
+        """What the client's weights give the tokens of `datum(start)`."""
+        return self.arrays(self.wait(client.forward([self.datum(start)], "cross_entropy")))[0]
+
+    @staticmethod
+    def arrays(output: Any) -> list[list[float]]:
+        """The log-probabilities that came back, a list for each datum."""
+        return [list(out["logprobs"].data) for out in output.loss_fn_outputs]
+
+
+def total(output: Any) -> float:
+    """The loss that came back, a sum over tokens."""
+    if "loss:sum" not in output.metrics:
+        raise UnsupportedError("its answer has no metric loss:sum")
+    return float(output.metrics["loss:sum"])
+
+
+def agree(got: Any, want: Any, what: str, tolerance: float = TOLERANCE) -> None:
+    """Raise `UnsupportedError` unless two numbers, or two lists of them, are close."""
+    pairs = list(zip(got, want, strict=True)) if isinstance(got, list) else [(got, want)]
+    worst = max((abs(a - b) / max(1.0, abs(b)) for a, b in pairs), default=0.0)
+    if not worst <= tolerance:  # NaN included
+        raise UnsupportedError(f"{what}: off by {worst:.2g}")
+
+
+def differ(got: list[float], want: list[float], what: str) -> None:
+    """Raise `UnsupportedError` if two lists of numbers are the same."""
+    if not max(abs(a - b) for a, b in zip(got, want, strict=True)) > 1e-4:
+        raise UnsupportedError(what)
+
+
+def expect(condition: bool, what: str) -> None:
+    """Raise `UnsupportedError` with what is wrong."""
+    if not condition:
+        raise UnsupportedError(what)

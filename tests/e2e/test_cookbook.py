@@ -1,0 +1,210 @@
+"""tinker-cookbook's own programs, unmodified, offline, from its wheel, against the engine.
+
+| program                              | test                                              |
+|--------------------------------------|---------------------------------------------------|
+| recipes/sl_loop                      | test_sl_loop_learns                               |
+| recipes/rl_loop                      | test_rl_loop_goes_on_from_what_sl_loop_saved      |
+| recipes/math_rl, arithmetic: sync,   | test_math_rl                                      |
+|   async, streaming, PPO's loss       |                                                   |
+| recipes/chat_sl on a JSONL file      | test_chat_sl_learns_a_file                        |
+| recipes/preference/dpo               | test_dpo_starts_at_its_reference_and_leaves_it    |
+| recipes/multiplayer_rl/guess_number  | test_guess_number_trains_on_whole_conversations   |
+| recipes/distillation/on_policy_...   | test_a_student_nears_its_teacher                  |
+
+Each test reads what the program itself wrote down: `metrics.jsonl` and `checkpoints.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_recipes import models
+from posttrain_recipes.engine import launch
+from tests.cookbook_programs import HUB_NAME, PRELOADED, guesses, run, write_chat
+
+RECIPES = "tinker_cookbook.recipes"
+TINY = models.resolve("ptl/tiny")
+WAIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program left."""
+
+    metrics: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.metrics if name in row]
+
+
+class Kitchen:
+    """Where programs are run, each in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(PRELOADED)
+
+    def cook(
+        self, name: str, module: str, start: dict[str, Any] | None = None, **arguments: Any
+    ) -> Outcome:
+        """Run a program to its end. `start` is a checkpoint that it finds in its log folder."""
+        log = self.folder / name
+        log.mkdir()
+        if start is not None:
+            (log / "checkpoints.jsonl").write_text(json.dumps(start) + "\n")
+        if not module.endswith("_loop"):  # those ask nothing
+            arguments["behavior_if_log_dir_exists"] = "resume"
+        output = self.folder / f"{name}.txt"
+        process = self.processes.Process(
+            target=run,
+            args=(f"{RECIPES}.{module}", {**arguments, "log_path": log}, TINY, str(output)),
+        )
+        process.start()
+        process.join(WAIT_S)
+        status = process.exitcode
+        process.kill()
+        process.join()
+        assert status == 0, f"exit status {status}:\n{output.read_text()[-3000:]}"
+        return Outcome(_lines(log / "metrics.jsonl"), _lines(log / "checkpoints.jsonl"))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
+    folder = tmp_path_factory.mktemp("cookbook")
+    served = {HUB_NAME: TINY}
+    with (
+        launch.start(served, folder / "engine", folder / "engine.log") as engine,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TINKER_BASE_URL", engine.base_url)
+        patch.setenv("TINKER_API_KEY", engine.api_key)
+        patch.setenv("TINKER_TELEMETRY", "0")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")  # nobody: the way to the network is shut
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield Kitchen(folder)
+
+
+COMMON = {"model_name": TINY, "renderer_name": "qwen3_instruct", "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def boxed(kitchen: Kitchen) -> Outcome:
+    return kitchen.cook(
+        "sl_loop", "sl_loop", model_name=HUB_NAME, lora_rank=8, learning_rate=1e-2,
+        batch_size=16, max_length=512, save_every=8, max_steps=16,
+    )  # fmt: skip
+
+
+def test_sl_loop_learns(boxed: Outcome) -> None:
+    loss = boxed.column("train_mean_nll")
+    assert len(loss) == 16
+    assert loss[-1] < 0.2 * loss[0]
+    assert [c["name"] for c in boxed.checkpoints] == ["000008", "final"]
+
+
+def test_rl_loop_goes_on_from_what_sl_loop_saved(kitchen: Kitchen, boxed: Outcome) -> None:
+    first = boxed.checkpoints[-1]["batch"]
+    out = kitchen.cook(
+        "rl_loop", "rl_loop", start=boxed.checkpoints[-1], model_name=HUB_NAME, lora_rank=8,
+        learning_rate=1e-3, batch_size=8, group_size=4, max_tokens=24, max_steps=first + 3,
+    )  # fmt: skip
+    assert out.column("progress/batch") == [first, first + 1, first + 2]
+    assert max(out.column("reward/total")) > 0
+    assert max(out.column("grad_norm:mean")) > 0
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        ("sync", {}),
+        ("ppo", {"loss_fn": "ppo", "num_substeps": 2}),
+        ("async", {"max_steps_off_policy": 2}),
+        (
+            "streaming",
+            {
+                "stream_minibatch_config.groups_per_batch": 4,
+                "stream_minibatch_config.num_minibatches": 2,
+            },
+        ),
+    ],
+)
+def test_math_rl(kitchen: Kitchen, way: str, options: dict[str, Any]) -> None:
+    out = kitchen.cook(
+        f"math_{way}", "math_rl.train", **COMMON, lora_rank=8, env="arithmetic",
+        groups_per_batch=4, group_size=4, max_tokens=8, max_steps=3, save_every=2, eval_every=0,
+        **options,
+    )  # fmt: skip
+    assert len(out.metrics) == 3
+    assert max(out.column("env/all/correct")) > 0.2
+    apart = [abs(value) for value in out.column("optim/kl_sample_train_v1")]
+    if way in ("sync", "streaming"):  # trained on its own samples: sampling and training agree
+        assert max(apart) < 1e-5
+    else:  # trained on what older weights sampled
+        assert 1e-5 < max(apart) < 0.1
+    if way == "async":
+        assert out.column("sampling_client/step_min")[-1] < 2
+    assert out.checkpoints[-1]["name"] == "final"
+
+
+@pytest.fixture(scope="module")
+def guesser(kitchen: Kitchen, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    path = write_chat(tmp_path_factory.mktemp("chat") / "guesses.jsonl", guesses(128))
+    return kitchen.cook(
+        "chat_sl", "chat_sl.train", **{**COMMON, "learning_rate": 5e-3}, lora_rank=8, dataset=path,
+        batch_size=16, max_length=256, save_every=4,
+    )  # fmt: skip
+
+
+def test_chat_sl_learns_a_file(guesser: Outcome) -> None:
+    loss = guesser.column("train_mean_nll")
+    assert len(loss) == 8
+    assert loss[-1] < 0.5 * loss[0]
+
+
+def test_guess_number_trains_on_whole_conversations(kitchen: Kitchen, guesser: Outcome) -> None:
+    out = kitchen.cook(
+        "guess", "multiplayer_rl.guess_number.train", start=guesser.checkpoints[-1], **COMMON,
+        group_size=2, batch_size=1, max_tokens=8, max_steps=2, eval_every=0, save_every=0,
+    )  # fmt: skip
+    assert max(out.column("env/all/turns_per_episode")) > 5
+    assert max(abs(value) for value in out.column("optim/kl_sample_train_v1")) < 1e-5
+    assert len(out.column("grad_norm:mean")) == 2
+
+
+def test_dpo_starts_at_its_reference_and_leaves_it(kitchen: Kitchen) -> None:
+    out = kitchen.cook(
+        "dpo", "preference.dpo.train", **COMMON, dataset="hhh", batch_size=16, max_length=256,
+        max_steps=3,
+    )  # fmt: skip
+    loss = out.column("dpo_loss")
+    assert loss[0] == pytest.approx(0.693147, abs=1e-4)
+    assert loss[-1] < 0.6
+    assert out.column("accuracy")[-1] > 0.9
+
+
+def test_a_student_nears_its_teacher(kitchen: Kitchen, boxed: Outcome) -> None:
+    out = kitchen.cook(
+        "distilled", "distillation.on_policy_distillation",
+        **{**COMMON, "learning_rate": 3e-3}, lora_rank=8, dataset="deepmath",
+        teacher_model=TINY, teacher_checkpoint=boxed.checkpoints[-1]["sampler_path"],
+        groups_per_batch=4, group_size=4, max_tokens=16, max_steps=4, eval_every=0, save_every=2,
+    )  # fmt: skip
+    apart = out.column("teacher_kl")
+    assert apart[0] > 0.5
+    assert min(apart[1:]) < apart[0]  # the programs draw without a seed

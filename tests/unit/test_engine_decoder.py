@@ -1,0 +1,157 @@
+"""The engine's own decoder against transformers, over its passes and what they leave out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as t
+
+from posttrain_recipes.engine import backend
+from posttrain_recipes.engine.backend import BaseModel, new_adapter
+from posttrain_recipes.engine.lora import Adapter
+from posttrain_recipes.engine.passes import forward_backward
+from posttrain_recipes.engine.wire import Datum, ForwardBackwardResult, LoraConfig
+
+VOCAB = 60
+SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+SIZE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def build(kind: str) -> Any:
+    torch.manual_seed(0)
+    models = {
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SIZE, rope_parameters=LLAMA3)),
+        "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**SIZE)),  # biases
+        "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**SIZE, head_dim=16)),  # norms of heads
+        "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**SIZE, sliding_window=None)),
+        "window": lambda: t.MistralForCausalLM(t.MistralConfig(**SIZE, sliding_window=8)),
+        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**SIZE, head_dim=8)),
+        "granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**SIZE, logits_scaling=4.0)),
+        "olmo2": lambda: t.Olmo2ForCausalLM(t.Olmo2Config(**SIZE)),  # normalizes after
+        "gpt2": lambda: t.GPT2LMHeadModel(
+            t.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4)
+        ),
+    }
+    model = models[kind]()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def load(kind: str, folder: Path) -> BaseModel:
+    build(kind).save_pretrained(folder)
+    return BaseModel(kind, str(folder), torch.device("cpu"))
+
+
+def adapted(base: BaseModel, **config: Any) -> Adapter:
+    adapter = new_adapter(base, LoraConfig(**{"rank": 3, "seed": 0, **config}))
+    with torch.no_grad():
+        noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(1))
+        adapter.flat.add_(0.02 * noise)
+    return adapter
+
+
+def data(sizes: tuple[int, ...]) -> list[Datum]:
+    rng = np.random.default_rng(0)
+    out = []
+    for size in sizes:
+        ids = rng.integers(0, VOCAB, size + 1)
+        weights = rng.normal(size=size).astype(np.float32)
+        weights[: size // 2] = 0.0  # a prompt
+        out.append(Datum(ids[:-1], {"target_tokens": ids[1:], "weights": weights}))
+    return out
+
+
+def run(base: BaseModel, adapter: Adapter, items: list[Datum]) -> ForwardBackwardResult:
+    adapter.grad.zero_()
+    return forward_backward(base, adapter, items, "cross_entropy", {}, False)
+
+
+def compare(base: BaseModel, adapter: Adapter, items: list[Datum], near: float = 2e-4) -> None:
+    assert base.decoder is not None
+    mine, grad = run(base, adapter, items), adapter.grad.clone()
+    kept, base.decoder = base.decoder, None
+    theirs = run(base, adapter, items)
+    base.decoder = kept
+    for a, b in zip(mine.logprobs, theirs.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=near)
+    scale = float(adapter.grad.abs().max())
+    np.testing.assert_allclose(grad / scale, adapter.grad / scale, atol=near)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+def test_packed_passes_give_what_transformers_gives(tmp_path: Path, kind: str) -> None:
+    base = load(kind, tmp_path)
+    compare(base, adapted(base), data((30, 31, 33, 29, 64)))  # merged: more tokens than hidden
+    compare(base, adapted(base), data((7, 2)))  # not merged
+    compare(base, adapted(base, train_mlp=False), data((40,) * 4))  # one length: no padding
+    compare(base, adapted(base, train_attn=False, train_unembed=False), data((100, 5, 50, 5, 1)))
+
+
+@pytest.mark.parametrize("kind", ["window", "gemma2", "granite", "olmo2", "gpt2"])
+def test_other_models_stay_with_transformers(tmp_path: Path, kind: str) -> None:
+    assert load(kind, tmp_path).decoder is None
+
+
+def test_little_memory_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load("qwen3", tmp_path)
+    adapter, items = adapted(base), data((90, 80, 70, 20, 10, 100))
+    plenty, grad = run(base, adapter, items), adapter.grad.clone()
+    monkeypatch.setitem(backend.LOGITS_BUDGET, "cpu", 1)  # logits are computed twice, in parts
+    monkeypatch.setitem(backend.ACTIVATIONS_BUDGET, "cpu", 100_000)  # a sequence or two at a time
+    assert sum(len(share) for share in base.shares([90, 80, 70, 20, 10, 100])) > 3
+    little = run(base, adapter, items)
+    for a, b in zip(plenty.logprobs, little.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    torch.testing.assert_close(adapter.grad, grad, rtol=1e-3, atol=1e-4)
+
+
+def test_threads_change_the_result_by_rounding_alone_and_always_the_same_way(
+    tmp_path: Path,
+) -> None:
+    base = load("qwen3", tmp_path)
+    adapter, items = adapted(base), data((90, 80, 70, 100))
+    base.threads = 3
+    grads = []
+    for _ in range(3):
+        run(base, adapter, items)
+        grads.append(adapter.grad.clone())
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+    base.threads = 1
+    run(base, adapter, items)
+    torch.testing.assert_close(adapter.grad, grads[0], rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapter_that_changes_is_merged_again(tmp_path: Path) -> None:
+    base = load("qwen3", tmp_path)
+    first, second = adapted(base), adapted(base, seed=5)
+    items = data((60, 60))
+    before = run(base, first, items).logprobs[0]
+    other = run(base, second, items).logprobs[0]
+    assert np.abs(before - other).max() > 1e-3
+    np.testing.assert_array_equal(run(base, first, items).logprobs[0], before)
+    with torch.no_grad():
+        first.flat.mul_(1.5)
+    assert np.abs(run(base, first, items).logprobs[0] - before).max() > 1e-3
+
+
+def test_bfloat16_as_on_a_gpu(tmp_path: Path) -> None:
+    base = load("qwen3", tmp_path)
+    adapter, items = adapted(base), data((40, 30, 50))
+    exact, grad = run(base, adapter, items), adapter.grad.clone()
+    build("qwen3").to(torch.bfloat16).save_pretrained(tmp_path)
+    half = BaseModel("half", str(tmp_path), torch.device("cpu"), torch.bfloat16)
+    assert half.decoder is not None
+    rough = run(half, adapter, items)
+    for a, b in zip(exact.logprobs, rough.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.1)
+    cosine = torch.nn.functional.cosine_similarity(grad, adapter.grad, dim=0)
+    assert float(cosine) > 0.99
