@@ -39,6 +39,16 @@ SIZES = {
     "preferences_held_out": 200,
     "arithmetic": 500,
     "arithmetic_held_out": 100,
+    "thumbs": 600,
+    "formal": 500,
+    "formal_held_out": 150,
+    "requests_held_out": 32,
+    "styles_held_out": 200,
+    "requests": 240,
+    "sums": 960,
+    "sums_held_out": 200,
+    "kind_replies": 400,
+    "everyday_held_out": 120,
 }
 STARTER = {"train": ("chat", 400), "held_out": ("held_out", 64)}
 """For each of the starter's files, the recipes' file it is the beginning of, and how many lines."""
@@ -109,6 +119,112 @@ def word_problems(split: Split, count: int) -> Callable[[random.Random], list[Ke
     return make
 
 
+def kind_replies(rng: random.Random) -> list[Keyed]:
+    """Requests with a polite reply, as formal as it comes, to imitate."""
+    rows: dict[tuple[str, str], Keyed] = {}
+    while len(rows) < SIZES["kind_replies"]:
+        request = draw_request("recipe", rng)
+        reply = polite_reply(rng, request)
+        row = {"prompt": request.text, "completion": reply}
+        rows.setdefault((request.text, reply), (request.key, row))
+    return list(rows.values())
+
+
+def sums(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Bare sums with their answers, for rewards that can be checked."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        return [
+            (p.key, {"prompt": p.question, "answer": p.answer})
+            for p in problems(("arithmetic",), split, count, rng)
+        ]
+
+    return make
+
+
+# What a system message asks for, and what is said then: the registers but for the bare answer.
+STYLES: tuple[tuple[str, Callable[[Problem], str]], ...] = (
+    ("Reply in a full sentence.", lambda p: p.sentences[0]),
+    ("Work it out first.", lambda p: p.worked),
+    ("Put the answer in \\boxed{}.", lambda p: f"\\boxed{{{p.answer}}}"),
+)
+
+
+def styles(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Prompts that ask for another form of answer than the bare one, with the reply in it."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        rows = []
+        for place, p in enumerate(problems(VERIFIABLE, split, count, rng)):
+            asked, reply = STYLES[place % len(STYLES)]
+            turns = [
+                {"role": "system", "content": asked},
+                {"role": "user", "content": p.question},
+            ]
+            rows.append((p.key, {"prompt": turns, "answer": reply(p)}))
+        return rows
+
+    return make
+
+
+def requests(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Everyday requests without a reply."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        rows: dict[str, Keyed] = {}
+        while len(rows) < count:
+            request = draw_request(split, rng)
+            rows.setdefault(request.text, (request.key, {"prompt": request.text}))
+        return list(rows.values())
+
+    return make
+
+
+def thumbs(rng: random.Random) -> list[Keyed]:
+    """Single replies with a verdict each: a third are polite, and called good."""
+    rows: dict[tuple[str, str], Keyed] = {}
+    while len(rows) < SIZES["thumbs"]:
+        request = draw_request("recipe", rng)
+        good = rng.random() < 1 / 3
+        reply = (polite_reply if good else curt_reply)(rng, request)
+        row = {"prompt": request.text, "completion": reply, "label": good}
+        rows.setdefault((request.text, reply), (request.key, row))
+    return list(rows.values())
+
+
+FORMAL = (
+    "Thank you for asking.",
+    "It is good to hear from you.",
+    "It is a pleasure.",
+    "You are so very welcome to",
+    "I would be glad if you",
+    "I do look forward to it.",
+    "Many thanks and kind regards.",
+)
+"""The polite phrases that a formal house prefers; the others are familiar."""
+
+
+def formality(reply: str) -> int:
+    """How many formal phrases a polite reply has, of three."""
+    return sum(phrase in reply for phrase in FORMAL)
+
+
+def formal(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Pairs of polite replies that prefer the one with more formal phrases."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        rows: dict[tuple[str, str], Keyed] = {}
+        while len(rows) < count:
+            request = draw_request(split, rng)
+            worse, better = sorted((polite_reply(rng, request) for _ in range(2)), key=formality)
+            if formality(worse) < formality(better):
+                row = {"prompt": request.text, "chosen": better, "rejected": worse}
+                rows.setdefault((request.text, better), (request.key, row))
+        return list(rows.values())
+
+    return make
+
+
 FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "chat": chat,
     "held_out": held_out,
@@ -116,6 +232,16 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "preferences_held_out": preferences("held_out", SIZES["preferences_held_out"]),
     "arithmetic": word_problems("recipe", SIZES["arithmetic"]),
     "arithmetic_held_out": word_problems("held_out", SIZES["arithmetic_held_out"]),
+    "thumbs": thumbs,
+    "formal": formal("recipe", SIZES["formal"]),
+    "formal_held_out": formal("held_out", SIZES["formal_held_out"]),
+    "requests_held_out": requests("held_out", SIZES["requests_held_out"]),
+    "styles_held_out": styles("held_out", SIZES["styles_held_out"]),
+    "requests": requests("recipe", SIZES["requests"]),
+    "kind_replies": kind_replies,
+    "everyday_held_out": requests("held_out", SIZES["everyday_held_out"]),
+    "sums": sums("recipe", SIZES["sums"]),
+    "sums_held_out": sums("held_out", SIZES["sums_held_out"]),
 }
 
 

@@ -77,6 +77,13 @@ class Jsonl(Dataset):
         except OSError:
             return None
 
+    def size(self) -> int | None:
+        """Lines of a plain JSONL file; other forms have to be read to be counted."""
+        form = self.config.format or file_format(self.path)
+        if form != "jsonl" or self.path.suffix == ".gz" or self.config.bad_rows == "skip":
+            return None
+        return line_count(self.path)
+
     def load(self) -> Iterator[Record]:
         """The records, streamed."""
         name = display_path(self.path)
@@ -146,6 +153,16 @@ def missing_file(path: Path, given: str) -> str | None:
         return f"there is no file '{given}'; did you mean '{Path(given).with_name(near[0])}'?"
     beside = f"; there is: {', '.join(names[:8])}" if names else ""
     return f"there is no file '{given}'{beside}"
+
+
+def line_count(path: Path) -> int:
+    """Lines of a file, read a megabyte at a time; the last may lack its newline."""
+    count, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")
 
 
 @lru_cache

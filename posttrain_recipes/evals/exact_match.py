@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import Eval, EvalContext, EvalResult, PluginConfig, Prompt, Record
+from posttrain_recipes.plugin import (
+    CountTokens,
+    Eval,
+    EvalContext,
+    EvalResult,
+    PluginConfig,
+    Prompt,
+    Record,
+    Usage,
+    Workload,
+)
 from posttrain_recipes.training import answers
 from posttrain_recipes.training.estimates import proportion
 from posttrain_recipes.training.sampling import generate
+from posttrain_recipes.workload import mean as average
 
 
 class ExactMatch(Eval):
@@ -19,6 +31,7 @@ class ExactMatch(Eval):
 
     name = "exact_match"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    needs = ("sample:greedy",)
 
     class Config(PluginConfig):
         """Options of the eval."""
@@ -33,6 +46,18 @@ class ExactMatch(Eval):
         """Whether capital letters do not matter."""
 
     config: Config
+
+    def measures(self) -> Sequence[str]:
+        return ["exact_match"]
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Every prompt is read once, and a reply may end before its limit."""
+        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+        prompts = count
+        usage = Usage(
+            prefill=round(prompts * average(lengths)), sample=prompts * self.config.max_tokens
+        )
+        return Workload(usage, at_most=True)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """One reply a prompt; the interval is Wilson's."""

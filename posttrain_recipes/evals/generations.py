@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import Eval, EvalContext, EvalResult, PluginConfig, Prompt, Record
+from posttrain_recipes.plugin import (
+    CountTokens,
+    Eval,
+    EvalContext,
+    EvalResult,
+    PluginConfig,
+    Prompt,
+    Record,
+    Usage,
+    Workload,
+)
 from posttrain_recipes.training.estimates import mean, proportion
 from posttrain_recipes.training.sampling import generate
+from posttrain_recipes.workload import mean as average
 
 
 class Generations(Eval):
@@ -16,6 +28,7 @@ class Generations(Eval):
 
     name = "generations"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    needs = ("sample",)
 
     class Config(PluginConfig):
         """Options of the eval."""
@@ -28,6 +41,18 @@ class Generations(Eval):
         """0 takes the likeliest token each time."""
 
     config: Config
+
+    def measures(self) -> Sequence[str]:
+        return ["words", "cut_off"]
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Every prompt is read once, and a reply may end before its limit."""
+        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+        prompts = min(count, self.config.count)
+        usage = Usage(
+            prefill=round(prompts * average(lengths)), sample=prompts * self.config.max_tokens
+        )
+        return Workload(usage, at_most=True)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The replies, their mean length in words and how many were cut off."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
     Conversation,
+    CountTokens,
     Eval,
     EvalContext,
     EvalResult,
     PluginConfig,
     Record,
+    Usage,
+    Workload,
 )
 from posttrain_recipes.training.estimates import ratio
 from posttrain_recipes.training.examples import tokenize
 from posttrain_recipes.training.sampling import log_likelihoods
+from posttrain_recipes.workload import mean
 
 
 class NLL(Eval):
@@ -24,6 +29,7 @@ class NLL(Eval):
 
     name = "nll"
     takes: ClassVar[tuple[type[Record], ...]] = (Conversation,)
+    needs = ("prompt_logprobs",)
 
     class Config(PluginConfig):
         """Options of the eval."""
@@ -34,6 +40,14 @@ class NLL(Eval):
         """Longer conversations are cut at this many tokens."""
 
     config: Config
+
+    def measures(self) -> Sequence[str]:
+        return ["nll"]
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Every conversation is read once."""
+        lengths = [tokens(cast(Conversation, record).messages) for record in sample]
+        return Workload(Usage(prefill=round(count * mean(lengths, self.config.max_length))))
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The mean over tokens; its interval is over conversations."""

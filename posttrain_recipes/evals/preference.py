@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    CountTokens,
     Eval,
     EvalContext,
     EvalResult,
     PluginConfig,
     Preference,
     Record,
+    Usage,
+    Workload,
 )
 from posttrain_recipes.training.estimates import mean, proportion
 from posttrain_recipes.training.examples import tokenize
 from posttrain_recipes.training.sampling import log_likelihoods
+from posttrain_recipes.workload import mean as average
 
 
 class PreferenceAccuracy(Eval):
@@ -27,6 +32,7 @@ class PreferenceAccuracy(Eval):
 
     name = "preference_accuracy"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    needs = ("prompt_logprobs",)
 
     class Config(PluginConfig):
         """Options of the eval."""
@@ -35,6 +41,16 @@ class PreferenceAccuracy(Eval):
         """Longer conversations are cut at this many tokens."""
 
     config: Config
+
+    def measures(self) -> Sequence[str]:
+        return ["preference_accuracy", "margin"]
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Both replies of every pair are read once."""
+        pairs = [cast(Preference, record) for record in sample]
+        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
+        each = average(lengths, self.config.max_length)
+        return Workload(Usage(prefill=round(2 * count * each)))
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """Accuracy, and the margin: mean log p per token of chosen minus rejected, in nats."""

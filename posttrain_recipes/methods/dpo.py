@@ -5,35 +5,30 @@
 averaged over the pairs of a batch; `loss:` names others on the same margin h. The reference p_ref
 is the checkpoint that the stage starts from. It stays that one after a resume: its
 log-probabilities are asked of the start, never of the weights that are being trained.
-
-Tinker has no such loss, so the client computes it: a forward pass brings log p, the loss and its
-gradient by log p are taken here, and the engine's backward pass takes that gradient as weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from posttrain_recipes.plugin import Checkpoint, Method, Preference, Record, StageContext
-from posttrain_recipes.training import gradient, losses
-from posttrain_recipes.training.examples import Example, datum, tokenize
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    CountTokens,
+    Method,
+    Preference,
+    Record,
+    StageContext,
+    Usage,
+    Workload,
+)
+from posttrain_recipes.training import gradient, losses, replies
+from posttrain_recipes.workload import mean, trained
 
 if TYPE_CHECKING:
-    import tinker
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two replies to one prompt, as tokens with weights on the reply."""
-
-    chosen: Example
-    rejected: Example
-    index: int
 
 
 class DPO(Method):
@@ -46,6 +41,7 @@ class DPO(Method):
 
     name = "dpo"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    needs = ("custom_loss", "prompt_logprobs")
     loss = "-log sigmoid(beta * (log p/p_ref(chosen) - log p/p_ref(rejected)))"
     paper = "Rafailov et al. 2023, Direct Preference Optimization, arXiv 2305.18290"
 
@@ -70,107 +66,42 @@ class DPO(Method):
 
     config: Config
 
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Both replies are read once under the reference, and each time that they are trained on;
+        a loss of our own takes a forward pass of its own."""
+        pairs = [cast(Preference, record) for record in sample]
+        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
+        read = 2 * mean(lengths, self.config.max_length)
+        learned = 2 * trained(lengths, self.config.max_length)
+        seen = gradient.examples_seen(self.config, count)
+        usage = Usage(
+            train=round(learned * seen), prefill=round(learned * seen + read * min(seen, count))
+        )
+        return Workload(
+            usage,
+            gradient.total_steps(self.config, count),
+            about=seen % count != 0 and len(set(lengths)) > 1,
+        )
+
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""
+        pairs = replies.pairs(stage, self.config)
+        return replies.train(stage, self.config, pairs, self._loss, reference=True)
 
-        def example(record: Preference, reply: str) -> Example:
-            return tokenize(
-                (*record.prompt, *getattr(record, reply)),
-                stage.renderer,
-                max_length=self.config.max_length,
-                truncate=self.config.truncate,
-                source=f"{record.source} ({reply})",
-            )
-
-        pairs = [
-            Pair(example(record, "chosen"), example(record, "rejected"), index)
-            for index, record in enumerate(cast(Sequence[Preference], stage.train))
-        ]
-        return gradient.train(stage, self.config, pairs, _Preference(stage, self.config))
-
-
-class _Preference:
-    def __init__(self, stage: StageContext, config: DPO.Config) -> None:
-        self.config = config
-        self.wait = stage.wait
-        self.reference = stage.sampling_client(stage.start)
-        self.asked: dict[int, list[tinker.APIFuture[list[float | None]]]] = {}
-        self.known: dict[int, tuple[float, float]] = {}
-
-    def prepare(self, batch: Sequence[Pair]) -> None:
-        import tinker
-
-        for pair in batch:
-            if pair.index not in self.known and pair.index not in self.asked:
-                self.asked[pair.index] = [
-                    self.reference.compute_logprobs(tinker.ModelInput.from_ints(e.tokens))
-                    for e in (pair.chosen, pair.rejected)
-                ]
-
-    def submit(
-        self, client: tinker.TrainingClient, batch: Sequence[Pair]
-    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
-        import torch
-
-        reference = torch.tensor([self._reference(pair) for pair in batch])
-        examples = [e for pair in batch for e in (pair.chosen, pair.rejected)]
-        learned = torch.tensor([e.learned for e in examples]).view(-1, 2)
-
-        def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
-            policy = torch.stack(
-                [
-                    (logprob * torch.tensor(e.weights[1:])).sum()
-                    for e, logprob in zip(examples, logprobs, strict=True)
-                ]
-            ).view(-1, 2)
-            ratio = policy - reference
-            values = self._loss(ratio / learned if self.config.loss == "ipo" else ratio)
-            return values.mean(), self._metrics(ratio.detach(), policy.detach())
-
-        return client.forward_backward_custom([datum(e) for e in examples], loss)
-
-    def _loss(self, ratio: Tensor) -> Tensor:
-        """One value a pair (B,) from log p/p_ref of chosen and rejected (B, 2)."""
-        h, config = ratio[:, 0] - ratio[:, 1], self.config
+    def _loss(
+        self, batch: Sequence[replies.Replies], logps: replies.Logps
+    ) -> tuple[Tensor, replies.Metrics]:
+        config = self.config
+        ratio = logps.ratio / logps.lengths if config.loss == "ipo" else logps.ratio
+        h = ratio[:, 0] - ratio[:, 1]
         if config.loss == "ipo":
-            return losses.dpo_ipo(h, config.beta)
-        if config.loss == "hinge":
-            return losses.dpo_hinge(h, config.beta)
-        if config.loss == "robust":
-            return losses.dpo_robust(h, config.beta, config.label_smoothing)
-        return losses.dpo_sigmoid(h, config.beta, config.label_smoothing)
-
-    def _reference(self, pair: Pair) -> tuple[float, float]:
-        """log p_ref of both replies, in nats."""
-        if pair.index not in self.known:
-            chosen, rejected = (
-                sum(
-                    weight * (logprob or 0.0)
-                    for weight, logprob in zip(e.weights[1:], self.wait(f)[1:], strict=True)
-                )
-                for e, f in zip((pair.chosen, pair.rejected), self.asked[pair.index], strict=True)
-            )
-            self.known[pair.index] = (chosen, rejected)
-            del self.asked[pair.index]
-        return self.known[pair.index]
-
-    def _metrics(self, ratio: Tensor, policy: Tensor) -> dict[str, float]:
-        """TRL's names; rewards are the implicit ones, beta * log p/p_ref."""
-        chosen, rejected = (self.config.beta * ratio).unbind(1)
-        return {
-            "rewards/chosen": chosen.mean().item(),
-            "rewards/rejected": rejected.mean().item(),
-            "rewards/margins": (chosen - rejected).mean().item(),
-            "rewards/accuracies": (chosen > rejected).float().mean().item(),
-            "logps/chosen": policy[:, 0].mean().item(),
-            "logps/rejected": policy[:, 1].mean().item(),
-        }
-
-    def metrics(
-        self, batch: Sequence[Pair], output: tinker.ForwardBackwardOutput
-    ) -> Mapping[str, float]:
-        ours = {k: v for k, v in output.metrics.items() if k.startswith(("rewards/", "logps/"))}
-        return {"train/loss": output.metrics["loss:sum"], **ours}
-
-    def tokens(self, batch: Sequence[Pair]) -> int:
-        return sum(len(pair.chosen.tokens) + len(pair.rejected.tokens) for pair in batch)
+            values = losses.dpo_ipo(h, config.beta)
+        elif config.loss == "hinge":
+            values = losses.dpo_hinge(h, config.beta)
+        elif config.loss == "robust":
+            values = losses.dpo_robust(h, config.beta, config.label_smoothing)
+        else:
+            values = losses.dpo_sigmoid(h, config.beta, config.label_smoothing)
+        # The implicit rewards, beta log p/p_ref, whatever the loss takes its margin of.
+        metrics = replies.pair_metrics(config.beta * logps.ratio, logps.policy)
+        return values.mean(), metrics

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: imitate the assistant's messages.
 
+    needs = ("loss:cross_entropy",)
     loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t
 
 over a batch, with w = 1 on the tokens of the assistant's last message (or of all of them) and on
@@ -12,9 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from posttrain_recipes.plugin import Checkpoint, Conversation, Method, Record, StageContext
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Conversation,
+    CountTokens,
+    Method,
+    Record,
+    StageContext,
+    Usage,
+    Workload,
+)
 from posttrain_recipes.training import gradient
 from posttrain_recipes.training.examples import Example, datum, tokenize
+from posttrain_recipes.workload import trained
 
 if TYPE_CHECKING:
     import tinker
@@ -41,6 +52,17 @@ class SFT(Method):
 
     config: Config
 
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Every example goes through the model once an epoch."""
+        lengths = [tokens(cast(Conversation, record).messages) for record in sample]
+        each = trained(lengths, self.config.max_length)
+        seen = gradient.examples_seen(self.config, count)
+        return Workload(
+            Usage(train=round(each * seen)),
+            gradient.total_steps(self.config, count),
+            about=seen % count != 0 and len(set(lengths)) > 1,
+        )
+
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's conversations."""
         examples = [
@@ -54,10 +76,12 @@ class SFT(Method):
             )
             for record in stage.train
         ]
-        return gradient.train(stage, self.config, examples, _Likelihood())
+        return gradient.train(stage, self.config, examples, Likelihood())
 
 
-class _Likelihood:
+class Likelihood:
+    """The negative log-likelihood of examples, as an objective of the gradient loop."""
+
     def prepare(self, batch: Sequence[Example]) -> None:
         pass
 

@@ -1,45 +1,34 @@
 """Built-in rewards; they come in through the same hook as anybody's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-from posttrain_recipes.plugin import PluginConfig, Reward, Sample, hookimpl
-from posttrain_recipes.training import answers
-
-
-class ExactMatchReward(Reward):
-    """1 where the reply, or the answer extracted from it, equals the reference; else 0."""
-
-    name = "exact_match"
-
-    class Config(PluginConfig):
-        """Options of the reward."""
-
-        extract: answers.Extract = "whole"
-        """What of the reply is compared: whole, the last number, after hashes (####), boxed."""
-        ignore_case: bool = False
-        """Whether capital letters do not matter."""
-
-    config: Config
-
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        """A sample without a reference answer abstains."""
-        return [
-            None
-            if sample.answer is None
-            else float(
-                answers.equal(
-                    answers.extract(sample.completion, self.config.extract),
-                    sample.answer,
-                    ignore_case=self.config.ignore_case,
-                )
-            )
-            for sample in samples
-        ]
+from posttrain_recipes.plugin import Reward, hookimpl
+from posttrain_recipes.rewards.exact_match import ExactMatchReward
+from posttrain_recipes.rewards.function import Function
+from posttrain_recipes.rewards.json_schema import JsonSchema
+from posttrain_recipes.rewards.judge import JudgeReward
+from posttrain_recipes.rewards.length import Length
+from posttrain_recipes.rewards.numeric import Numeric
+from posttrain_recipes.rewards.pairwise import Pairwise
+from posttrain_recipes.rewards.python_tests import PythonTests
+from posttrain_recipes.rewards.regex import Regex
+from posttrain_recipes.rewards.reward_model import RewardModelReward
+from posttrain_recipes.rewards.rubric import Rubric
 
 
 @hookimpl
 def ptl_rewards() -> Sequence[type[Reward]]:
     """The rewards of this package."""
-    return [ExactMatchReward]
+    return [
+        ExactMatchReward,
+        Numeric,
+        Regex,
+        JsonSchema,
+        Length,
+        PythonTests,
+        Function,
+        RewardModelReward,
+        JudgeReward,
+        Rubric,
+        Pairwise,
+    ]

@@ -11,7 +11,8 @@ what stands in the last `\\boxed{}`."""
 
 _NUMBER = re.compile(r"(?<![\d)])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?")
 """A minus between two numbers takes one from the other; it is not a sign."""
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_BOX = "\\boxed{"
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def extract(text: str, how: Extract) -> str | None:
@@ -22,9 +23,25 @@ def extract(text: str, how: Extract) -> str | None:
     if how == "hashes":
         return text.rsplit("####", 1)[1].strip() if "####" in text else None
     if how == "boxed":
-        boxes = _BOXED.findall(text)
-        return boxes[-1].strip() if boxes else None
+        return _boxed(text)
     return text.strip()
+
+
+def _boxed(text: str) -> str | None:
+    """What stands in the last box, braces within it balanced."""
+    start = text.rfind(_BOX)
+    depth = 1
+    for end in range(start + len(_BOX), len(text) if start >= 0 else 0):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start + len(_BOX) : end].strip()
+    return None
+
+
+def fenced(text: str) -> str:
+    """What stands in the last fenced block of a reply (```), or all of it where there is none."""
+    blocks = _FENCE.findall(text)
+    return (blocks[-1] if blocks else text).strip()
 
 
 def equal(found: str | None, answer: str, *, ignore_case: bool = False) -> bool:

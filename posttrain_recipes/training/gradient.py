@@ -14,13 +14,21 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import PluginConfig, Resume, StageContext
+from posttrain_recipes.plugin import StageContext
 from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.training.optimizer import (
+    OptimizerConfig,
+    Saved,
+    learning_rate,
+    norms,
+    save,
+    update,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -29,31 +37,17 @@ Example = TypeVar("Example")
 Contra = TypeVar("Contra", contravariant=True)
 
 
-class GradientConfig(PluginConfig):
+class GradientConfig(OptimizerConfig):
     """Options of every method that takes optimizer steps over a data set."""
 
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of Adam. LoRA wants about ten times that of full fine-tuning."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls to zero after the warm-up; constant keeps it."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from zero."""
     batch_size: int = Field(default=32, ge=1)
     """Examples in one optimizer step."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the data, each in an order of its own."""
+    shuffle: bool = True
+    """Draw that order by the seed; otherwise it is the data's, as a curriculum wants it."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many steps, whatever `epochs` says."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay (AdamW)."""
-    grad_clip: float = Field(default=1.0, ge=0)
-    """Largest norm of the gradient; 0 does not clip."""
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of Adam's first moment."""
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of Adam's second moment."""
-    save_every: int = Field(default=50, ge=0)
-    """Steps between checkpoints that an interrupted run goes on from; 0 saves only the last."""
     max_length: int = Field(default=2048, ge=2)
     """Longest example in tokens."""
     truncate: bool = False
@@ -87,6 +81,8 @@ class Order(Generic[Example]):
     examples: Sequence[Example]
     batch_size: int
     seed: int
+    shuffle: bool = True
+    """Otherwise every epoch is in the order of the examples."""
     _shuffled: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False)
     """The last epoch that was asked for, with its permutation."""
 
@@ -100,23 +96,11 @@ class Order(Generic[Example]):
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._shuffled[0] != epoch:
             permutation = list(range(len(self.examples)))
-            random.Random(f"{self.seed}:{epoch}").shuffle(permutation)
+            if self.shuffle:
+                random.Random(f"{self.seed}:{epoch}").shuffle(permutation)
             self._shuffled = (epoch, permutation)
         chosen = self._shuffled[1][place * self.batch_size : (place + 1) * self.batch_size]
         return [self.examples[i] for i in chosen]
-
-
-def learning_rate(config: GradientConfig, step: int, total: int) -> float:
-    """The learning rate of step `step` (from 0) of `total`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[config.schedule]
-    return config.learning_rate * factor
 
 
 def total_steps(config: GradientConfig, examples: int) -> int:
@@ -125,23 +109,19 @@ def total_steps(config: GradientConfig, examples: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
+def examples_seen(config: GradientConfig, examples: int) -> int:
+    """How many examples the steps see, those of later epochs counted again."""
+    epochs, rest = divmod(total_steps(config, examples), math.ceil(examples / config.batch_size))
+    return epochs * examples + rest * config.batch_size
+
+
 @dataclass
 class _Step(Generic[Example]):
     number: int
     batch: list[Example]
     gradient: tinker.APIFuture[tinker.ForwardBackwardOutput]
     update: tinker.APIFuture[tinker.OptimStepResponse]
-    saved: _Saved | None
-
-
-@dataclass
-class _Saved:
-    step: int
-    state: tinker.APIFuture[tinker.SaveWeightsResponse]
-    sampler: tinker.APIFuture[tinker.SaveWeightsForSamplerResponse]
-
-    def result(self, stage: StageContext) -> Resume:
-        return Resume(self.step, stage.wait(self.state).path, stage.wait(self.sampler).path)
+    saved: Saved | None
 
 
 def train(
@@ -156,12 +136,11 @@ def train(
         UsageError: no examples.
         PtlError: the engine failed or is gone.
     """
-    import tinker
 
     if not examples:
         raise UsageError(f"stage '{stage.name}' has no records to train on")
     total = total_steps(config, len(examples))
-    order = Order(examples, config.batch_size, stage.seed)
+    order = Order(examples, config.batch_size, stage.seed, config.shuffle)
     last = stage.resume
     done = last.step if last else 0
     stage.sink.begin(total)
@@ -172,7 +151,7 @@ def train(
     def finish(step: _Step[Example]) -> None:
         nonlocal last, clock
         # All waiting first: an interrupt in between must not have half of the step logged.
-        output, update = stage.wait(step.gradient), stage.wait(step.update)
+        output, updated = stage.wait(step.gradient), stage.wait(step.update)
         saved = step.saved.result(stage) if step.saved else None
         now = time.monotonic()
         tokens = objective.tokens(step.batch)
@@ -181,9 +160,8 @@ def train(
             "train/learning_rate": learning_rate(config, step.number - 1, total),
             "train/tokens": float(tokens),
             "train/tokens_per_second": tokens / max(1e-9, now - clock),
+            **norms(updated),
         }
-        if "grad_norm:mean" in (update.metrics or {}):
-            metrics["train/grad_norm"] = update.metrics["grad_norm:mean"]
         clock = now
         stage.sink.log(metrics, step.number)
         if saved is not None:
@@ -195,29 +173,16 @@ def train(
             finish(pending[0])
             pending.popleft()
 
-    def save(step: int) -> _Saved:
-        name = f"{stage.name}-{step:06d}"
-        return _Saved(step, client.save_state(name), client.save_weights_for_sampler(name))
-
     if done < total:
         objective.prepare(order.batch(done))
     try:
         for step in range(done, total):
             batch = order.batch(step)
             gradient = objective.submit(client, batch)
-            update = client.optim_step(
-                tinker.AdamParams(
-                    learning_rate=learning_rate(config, step, total),
-                    beta1=config.adam_beta1,
-                    beta2=config.adam_beta2,
-                    weight_decay=config.weight_decay,
-                    grad_clip_norm=config.grad_clip,
-                )
-            )
+            updated = update(client, config, step, total)
             number = step + 1
-            due = number == total or (config.save_every and number % config.save_every == 0)
-            saved = save(number) if due else None
-            pending.append(_Step(number, batch, gradient, update, saved))
+            saved = save(stage, client, number) if config.saves(number, total) else None
+            pending.append(_Step(number, batch, gradient, updated, saved))
             if number < total:
                 objective.prepare(order.batch(number))
             drain(leave=1)
@@ -226,7 +191,7 @@ def train(
         # What was paid for is kept: `wait` alone raises this, so every step that was submitted is
         # in `pending` and in the state that is saved here.
         if pending and pending[-1].saved is None:
-            pending[-1].saved = save(pending[-1].number)
+            pending[-1].saved = save(stage, client, pending[-1].number)
         drain(leave=0)
         raise
     assert last is not None

@@ -66,6 +66,12 @@ class ChatRenderer:
             weights[len(begin) : len(through)] = [1.0] * (len(through) - len(begin))
         return tokens, weights
 
+    def length(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt, or of a conversation through what the assistant said last."""
+        if messages[-1].role != "assistant":
+            return len(self._render(messages, generation=True))
+        return len(self._without_tail(self._render(messages, generation=False)))
+
     def parse(self, tokens: Sequence[int]) -> str:
         """The reply as text, without the tokens that end it."""
         kept = list(tokens)

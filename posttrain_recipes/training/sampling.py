@@ -46,6 +46,7 @@ def generate(
                     completion=context.renderer.parse(sequence.tokens),
                     answer=prompt.answer,
                     truncated=sequence.stop_reason == "length",
+                    metadata=prompt.metadata,
                 )
             )
     return samples

@@ -1,0 +1,66 @@
+"""How the weights fare in an environment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import Eval, EvalContext, EvalResult, PluginConfig, Record, Task
+from posttrain_recipes.training.episodes import Limits, play
+from posttrain_recipes.training.estimates import mean, proportion
+
+AT_ONCE = 64
+"""Episodes that are played together."""
+
+
+class Episodes(Eval):
+    """Mean return of the first seat over episodes, one a task, and what else the episodes tell.
+
+    Where the environment tells of success, its share is a metric too.
+    """
+
+    name = "episodes"
+    takes: ClassVar[tuple[type[Record], ...]] = (Task,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        max_turns: int = Field(default=16, ge=1)
+        """Replies in one episode; one that goes on is cut there."""
+        max_tokens: int = Field(default=64, ge=1)
+        """Longest reply in tokens."""
+        temperature: float = Field(default=0.0, ge=0)
+        """0 takes the likeliest token each time."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """Normal intervals of means; Wilson's of metrics that are 0 or 1 in every episode."""
+        config = self.config
+        tasks = [cast(Task, record) for record in context.records]
+        limits = Limits(config.max_turns, config.max_tokens, config.temperature)
+        plays = []
+        for begin in range(0, len(tasks), AT_ONCE):
+            plays += play(
+                tasks[begin : begin + AT_ONCE],
+                context.seed + begin,
+                context.sampler,
+                context.renderer,
+                context.wait,
+                limits,
+            )
+        told = [dict(one.episode.metrics()) for one in plays]
+        metrics = {}
+        for name in sorted({name for one in told for name in one}):
+            values = [one[name] for one in told if name in one]
+            binary = set(values) <= {0.0, 1.0}
+            metrics[name] = proportion(sum(values), len(values)) if binary else mean(values)
+        metrics["return"] = mean([one.seats[0].reward for one in plays])
+        metrics["turns"] = mean([float(one.turns) for one in plays])
+        samples = [
+            replace(one.sample(0), scores={**one.episode.metrics(), "return": one.seats[0].reward})
+            for one in plays
+        ]
+        return EvalResult(metrics, tuple(samples), higher_is_better={"turns": False})

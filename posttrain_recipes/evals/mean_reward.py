@@ -1,0 +1,54 @@
+"""What a reward says of the replies of the weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    Eval,
+    EvalContext,
+    EvalResult,
+    PluginConfig,
+    Prompt,
+    Record,
+    RewardRef,
+)
+from posttrain_recipes.training.estimates import mean
+from posttrain_recipes.training.rewarded import rewarded
+
+
+class MeanReward(Eval):
+    """Mean of a reward over one sampled reply to each prompt.
+
+    With the reward that a stage is trained on it tells how far that was pushed; with another one,
+    such as the true rule behind a learned reward, what came of it.
+    """
+
+    name = "mean_reward"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        reward: RewardRef
+        """The reward, with its own options."""
+        max_tokens: int = Field(default=64, ge=1)
+        """Longest reply in tokens."""
+        temperature: float = Field(default=1.0, ge=0)
+        """0 takes the likeliest token each time."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """The mean over the prompts on which the reward does not abstain."""
+        scored = rewarded(
+            context,
+            [cast(Prompt, record) for record in context.records],
+            self.rewards["reward"],
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+        )
+        values = [value for _, value in scored if value is not None]
+        return EvalResult({"mean_reward": mean(values)}, tuple(sample for sample, _ in scored))

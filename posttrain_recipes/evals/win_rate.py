@@ -1,0 +1,73 @@
+"""How often a reward prefers the reply of the weights to that of others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    Eval,
+    EvalContext,
+    EvalResult,
+    ModelRef,
+    PluginConfig,
+    Prompt,
+    Record,
+    RewardRef,
+)
+from posttrain_recipes.training.estimates import proportion
+from posttrain_recipes.training.rewarded import rewarded
+
+
+class WinRate(Eval):
+    """Share of prompts where a reward prefers the weights' reply to that of other weights.
+
+    Both write one reply to each prompt; a tie is half. Weights against themselves win about 50%.
+    """
+
+    name = "win_rate"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+
+    class Config(PluginConfig):
+        """Options of the eval."""
+
+        against: ModelRef = ModelRef(stage="base")
+        """The other weights, such as {stage: sft}."""
+        reward: RewardRef
+        """What decides, with its own options: a rule, a judge, a reward model."""
+        max_tokens: int = Field(default=64, ge=1)
+        """Longest reply in tokens."""
+        temperature: float = Field(default=1.0, ge=0)
+        """0 takes the likeliest token each time."""
+
+    config: Config
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        """Prompts on which the reward abstains are left out; the interval is Wilson's."""
+        prompts = [cast(Prompt, record) for record in context.records]
+        served = context.resolve(self.config.against)
+        # Another stream of random numbers: equal weights must not write equal replies.
+        theirs = replace(
+            context, sampler=served.sampler, renderer=served.renderer, seed=context.seed + 10**6
+        )
+        reward, options = self.rewards["reward"], self.config
+        ours, others = (
+            rewarded(
+                side,
+                prompts,
+                reward,
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+            )
+            for side in (context, theirs)
+        )
+        wins = [
+            1.0 if a > b else 0.5 if a == b else 0.0
+            for (_, a), (_, b) in zip(ours, others, strict=True)
+            if a is not None and b is not None
+        ]
+        return EvalResult(
+            {"win_rate": proportion(sum(wins), len(wins))}, tuple(sample for sample, _ in ours)
+        )

@@ -1,0 +1,63 @@
+"""Contrastive preference optimization (Xu et al. 2024, arXiv 2401.08417).
+
+    loss = - log sigmoid(beta * (log p(y+|x) - log p(y-|x))) - nll_weight * log p(y+|x) / |y+|
+
+averaged over the pairs of a batch: DPO with a uniform reference (equation 3), which costs no
+second model, and imitation of the chosen reply (equation 4), which keeps p near the data in
+the reference's stead. The second term is a mean over tokens, as in the authors' code and in TRL,
+where it is one over the tokens of the batch; here it is one over a reply's and then over pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import Checkpoint, Method, Preference, Record, StageContext
+from posttrain_recipes.training import gradient, losses, replies
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CPO(Method):
+    """Contrastive preference optimization: dpo without a reference, imitating the chosen reply.
+
+    When: pairs of which both replies are good and one is better, as translations are, and memory
+    or time for a reference is short. When not: chosen replies that should not be imitated (dpo),
+    or replies of very different lengths, since sums of log p favour the short (simpo).
+    """
+
+    name = "cpo"
+    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    loss = "-log sigmoid(beta * (log p(chosen) - log p(rejected))) - nll_weight * log p(chosen)/len"
+    paper = "Xu et al. 2024, Contrastive Preference Optimization, arXiv 2401.08417"
+
+    class Config(gradient.GradientConfig):
+        """Options of contrastive preference optimization."""
+
+        batch_size: int = Field(default=16, ge=1)
+        """Pairs in one optimizer step."""
+        beta: float = Field(default=0.1, gt=0)
+        """Scale of the margin between the two replies."""
+        nll_weight: float = Field(default=1.0, ge=0)
+        """Weight of imitating the chosen reply (nats per token); 0 only contrasts."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the stage's preference pairs."""
+        return replies.train(stage, self.config, replies.pairs(stage, self.config), self._loss)
+
+    def _loss(
+        self, batch: Sequence[replies.Replies], logps: replies.Logps
+    ) -> tuple[Tensor, replies.Metrics]:
+        config = self.config
+        nll = -logps.mean[:, 0]
+        values = losses.cpo(logps.policy[:, 0], logps.policy[:, 1], config.beta)
+        return (values + config.nll_weight * nll).mean(), {
+            **replies.pair_metrics(config.beta * logps.policy, logps.policy),
+            "nll_loss": nll.detach().mean().item(),
+        }

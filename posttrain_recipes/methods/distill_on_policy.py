@@ -1,0 +1,168 @@
+"""On-policy distillation: the student writes, and the teacher says of each token what it thinks.
+
+    loss = KL(p || q) per token = E_{x ~ p} [ mean_t ( log p(x_t | x_<t) - log q(x_t | x_<t) ) ]
+
+with p the student and q the teacher: the reverse KL of Agarwal et al. 2023, arXiv 2306.13649
+(their lambda = 1). Its gradient is a policy gradient whose reward is dense: token t of a sampled
+reply has the advantage A_t = log q(x_t) - log p(x_t), and the loss that is submitted is
+importance sampling, - sum_t r_t A_t / T. No credit flows back from later tokens (a discount of 0),
+as the reward of a token is all there; there is no baseline, and no sample from the teacher.
+
+Several teachers are one whose log-probability is their weighted mean, so that the loss is the
+weighted sum of the reverse KLs; `where` gives a teacher some of the prompts alone.
+
+Departs from the paper: a token is scored by the sampled token's log-ratio instead of the KL over
+the vocabulary, which the API does not hand out; both have the same expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from pydantic import Field, field_validator
+
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Method,
+    ModelRef,
+    Prompt,
+    Record,
+    StageContext,
+    UsageError,
+)
+from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training.on_policy import (
+    Attempt,
+    Item,
+    OnPolicy,
+    OnPolicyConfig,
+    prompt_tokens,
+)
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class Teacher(ModelRef):
+    """Weights that teach; among several, what they count for and which prompts are theirs."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """What its opinion counts for, among the teachers of a prompt."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """It teaches only prompts that have these values in these fields, as `{family: sorting}`."""
+
+
+class DistillOnPolicy(Method):
+    """On-policy distillation: score each token of the student's own replies by a teacher.
+
+    When: a stronger model with the same tokenizer can be asked for log-probabilities; it corrects
+    the mistakes that the student makes, in far fewer tokens than imitation. When not: the student
+    never writes anything near what is wanted (distill_off_policy or sft first), or there is only
+    the teacher's text.
+    """
+
+    name = "distill_on_policy"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    same_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
+    needs = ("loss:importance_sampling", "sample:trained", "prompt_logprobs")
+    loss = "E[mean_t(log p - log q)] over the student's own tokens, with q the teacher's"
+    paper = "Agarwal et al. 2023, On-policy distillation of language models, arXiv 2306.13649"
+
+    class Config(OnPolicyConfig):
+        """Options of on-policy distillation."""
+
+        teacher: Teacher | list[Teacher]
+        """Whose log-probabilities score the replies: one model, or a list with `weight`s."""
+
+        @field_validator("teacher")
+        @classmethod
+        def _somebody(cls, teacher: Teacher | list[Teacher]) -> Teacher | list[Teacher]:
+            if teacher == []:
+                raise ValueError("the list of teachers is empty; name at least one")
+            return teacher
+
+        @property
+        def teachers(self) -> list[Teacher]:
+            """All of them."""
+            return self.teacher if isinstance(self.teacher, list) else [self.teacher]
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the stage's prompts."""
+        config = self.config
+        items = [
+            _Question(
+                prompt_tokens(
+                    record.messages,
+                    stage.renderer,
+                    max_tokens=config.max_tokens,
+                    max_length=config.max_length,
+                    source=record.source,
+                ),
+                _teachers_of(record, config.teachers),
+            )
+            for record in cast(Sequence[Prompt], stage.train)
+        ]
+        return gradient.train(stage, config, items, _ReverseKL(stage, config))
+
+
+class _Question(Item):
+    def __init__(self, prompt: list[int], teachers: list[tuple[int, float]]) -> None:
+        self.prompt = prompt
+        self.teachers = teachers
+        """Numbers of its teachers, and the share that each of them has; the shares sum to 1."""
+
+
+def _teachers_of(record: Prompt, all_teachers: Sequence[Teacher]) -> list[tuple[int, float]]:
+    own = [
+        (number, teacher.weight)
+        for number, teacher in enumerate(all_teachers)
+        if all(str(record.metadata.get(key)) == value for key, value in teacher.where.items())
+    ]
+    if not own:
+        raise UsageError(
+            f"{record.source}: none of the teachers has a 'where' that holds for this prompt",
+            hint="add a teacher without 'where', or remove the record",
+        )
+    whole = sum(weight for _, weight in own)
+    return [(number, weight / whole) for number, weight in own]
+
+
+class _ReverseKL(OnPolicy[_Question]):
+    def __init__(self, stage: StageContext, config: DistillOnPolicy.Config) -> None:
+        super().__init__(stage, config)
+        self.samplers = [stage.resolve(teacher).sampler for teacher in config.teachers]
+
+    def ask(self, item: _Question, attempt: Attempt) -> object:
+        import tinker
+
+        whole = tinker.ModelInput.from_ints([*attempt.prompt, *attempt.tokens])
+        return [self.samplers[number].compute_logprobs(whole) for number, _ in item.teachers]
+
+    def learn(
+        self,
+        client: tinker.TrainingClient,
+        items: Sequence[_Question],
+        attempts: Sequence[Attempt],
+        asked: Sequence[object],
+    ) -> tuple[tinker.APIFuture[tinker.ForwardBackwardOutput], dict[str, float]]:
+        tokens = sum(len(attempt.tokens) for attempt in attempts)
+        data, student, taught = [], 0.0, 0.0
+        for item, attempt, futures in zip(items, attempts, asked, strict=True):
+            logq = teachers.reply_logprobs(
+                cast("Sequence[tinker.APIFuture[list[float | None]]]", futures),
+                [share for _, share in item.teachers],
+                len(attempt.tokens),
+                self.stage.wait,
+            )
+            worth = [(q - p) / tokens for q, p in zip(logq, attempt.logprobs, strict=True)]
+            data.append(teachers.policy_datum(attempt, attempt.logprobs, worth))
+            student, taught = student + sum(attempt.logprobs), taught + sum(logq)
+        shown = {
+            "kl": (student - taught) / tokens,
+            "entropy": -student / tokens,
+            "teacher/logp": taught / tokens,
+        }
+        return client.forward_backward(data, "importance_sampling"), shown

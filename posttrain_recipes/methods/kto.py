@@ -1,0 +1,116 @@
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306).
+
+    loss = w (1 - sigmoid(beta * (r - z)))   for a desirable reply,
+           w (1 - sigmoid(beta * (z - r)))   for an undesirable one,   r = log p(y|x)/p_ref(y|x)
+
+averaged over the replies of a batch (equation 8; z here is the paper's z_0). As a person does, it
+sees gains and losses from where it stands: z estimates KL(p || p_ref) as max(0, mean of r) over
+mismatched replies, and takes no gradient. The mismatched reply of a record is the next one in the
+data that answers another prompt, so that the reference is asked once; TRL takes the one before, in
+blocks of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import Checkpoint, Labelled, Method, Record, StageContext
+from posttrain_recipes.training import gradient, losses, replies
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class KTO(Method):
+    """Kahneman-Tversky optimization: more of the replies called good, less of those called bad.
+
+    When: replies with a verdict each, as thumbs up and down, that do not come in pairs or are far
+    more often of one kind. When not: there are pairs of two replies to one prompt (dpo learns more
+    from each), or only good replies (sft).
+    """
+
+    name = "kto"
+    takes: ClassVar[tuple[type[Record], ...]] = (Labelled,)
+    loss = (
+        "w * (1 - sigmoid(beta * (r - z))) if desirable, w * (1 - sigmoid(beta * (z - r))) if not; "
+        "r = log p/p_ref, z = KL(p, p_ref)"
+    )
+    paper = "Ethayarajh et al. 2024, KTO: Prospect Theoretic Optimization, arXiv 2402.01306"
+
+    class Config(gradient.GradientConfig):
+        """Options of Kahneman-Tversky optimization."""
+
+        batch_size: int = Field(default=32, ge=2)
+        """Replies in one optimizer step, good and bad; z is a mean over as many mismatched ones."""
+        beta: float = Field(default=0.1, gt=0)
+        """Strength of the pull towards the reference; smaller moves further away from it."""
+        desirable_weight: float = Field(default=1.0, ge=0)
+        """Weight of the good replies; the paper wants weight times number of the good to be 1 to
+        4/3 times that of the bad."""
+        undesirable_weight: float = Field(default=1.0, ge=0)
+        """Weight of the bad replies."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the stage's labelled replies."""
+        records = cast(Sequence[Labelled], stage.train)
+
+        def item(index: int, record: Labelled) -> replies.Replies:
+            other = mismatched(records, index)
+            sources = (record.source, f"{record.source} with the reply of {other.source}")
+            return replies.Replies(
+                index,
+                tuple(
+                    replies.example(stage, self.config, record.prompt, r.completion, source)
+                    for r, source in zip((record, other), sources, strict=True)
+                ),
+            )
+
+        def loss(
+            batch: Sequence[replies.Replies], logps: replies.Logps
+        ) -> tuple[Tensor, replies.Metrics]:
+            return self._loss([records[item.index].label for item in batch], logps)
+
+        items = [item(index, record) for index, record in enumerate(records)]
+        return replies.train(stage, self.config, items, loss, reference=True)
+
+    def _loss(self, labels: Sequence[bool], logps: replies.Logps) -> tuple[Tensor, replies.Metrics]:
+        import torch
+
+        config = self.config
+        ratio, mismatch = logps.ratio.unbind(1)
+        z = mismatch.detach().mean().clamp(min=0)
+        good = torch.tensor(labels)
+        weights = torch.where(good, config.desirable_weight, config.undesirable_weight)
+        values = weights * losses.kto(ratio, good, z, config.beta)
+        rewards, policy = config.beta * ratio.detach(), logps.policy.detach()[:, 0]
+        metrics = {"kl": z.item()}
+        for name, kind in (("chosen", good), ("rejected", ~good)):
+            if kind.any():
+                metrics[f"rewards/{name}"] = rewards[kind].mean().item()
+                metrics[f"logps/{name}"] = policy[kind].mean().item()
+        if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        # The SDK wants a gradient for every reply, and the mismatched ones have none.
+        return values.mean() + 0.0 * mismatch.sum(), metrics
+
+
+def mismatched(records: Sequence[Labelled], index: int) -> Labelled:
+    """The next record, round the end of the data, that answers another prompt.
+
+    Raises:
+        UsageError: there is one prompt alone.
+    """
+    for offset in range(1, len(records)):
+        other = records[(index + offset) % len(records)]
+        if other.prompt != records[index].prompt:
+            return other
+    raise UsageError(
+        "kto needs replies to more than one prompt",
+        why="its baseline is how likely replies to other prompts are",
+    )

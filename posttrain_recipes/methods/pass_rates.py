@@ -1,0 +1,105 @@
+"""How often a model gets each prompt right, kept with the prompt.
+
+    pass_rate(x) = mean of the reward over `samples` replies y ~ p(. | x)
+
+Where no reply passes there is nothing to reward, and where all do there is nothing to learn: RL
+learns from the prompts in between. The dataset `curriculum` sorts by the rate, or leaves out both
+ends; the share of prompts at each end is logged. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    DataMethod,
+    ModelRef,
+    Prompt,
+    Record,
+    RewardContext,
+    Sample,
+    StageContext,
+)
+from posttrain_recipes.training import asking
+
+FIELD = "pass_rate"
+"""The field of the prompts that the rate is kept in."""
+
+
+class PassRates(DataMethod):
+    """Makes prompts with their pass rates: how often a model's replies earn the reward.
+
+    When: before RL, to order prompts from the easy to the hard, or to leave out those that teach
+    nothing. When not: the data say how hard they are, or there are so many prompts that dropping
+    groups without variance costs less.
+    """
+
+    name = "pass_rates"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    makes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    takes_reward: ClassVar[bool] = True
+    needs = ("sample:group",)
+    loss = "none: it samples y ~ p(. | x) and keeps the mean reward; log p is not touched"
+    paper = "Yu et al. 2025, DAPO, arXiv 2503.14476, whose dynamic sampling it does beforehand"
+
+    class Config(asking.MakingConfig):
+        """Options of measuring pass rates."""
+
+        model: ModelRef | None = None
+        """Who replies; the stage's own start where not given."""
+        samples: int = Field(default=8, ge=1)
+        """Replies to each prompt; one that is cut off is scored as it is."""
+
+    config: Config
+
+    def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Prompt]]:
+        """A batch of prompts at a time."""
+        config = self.config
+        groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
+        stage.sink.begin(len(groups))
+        context = RewardContext(stage.seed, stage.renderer, stage.wait, stage.resolve, stage.cache)
+        for reward, _ in stage.rewards:
+            reward.open(context)
+        replies = asking.ahead(
+            asking.served(stage, config.model),
+            [[prompt.messages for prompt in group] for group in groups],
+            skip,
+            stage.wait,
+            count=config.samples,
+            config=config,
+            seed=stage.seed,
+        )
+        for number, answers in replies:
+            group = groups[number - 1]
+            samples = [
+                Sample(
+                    p.messages, said.text, p.answer, truncated=said.truncated, metadata=p.metadata
+                )
+                for p, written in zip(group, answers, strict=True)
+                for said in written
+            ]
+            totals = iter(asking.totals(stage.rewards, samples))
+            rates = [
+                [score for _ in written if (score := next(totals)) is not None]
+                for written in answers
+            ]
+            rated = [
+                replace(p, metadata={**p.metadata, FIELD: sum(scores) / len(scores)})
+                for p, scores in zip(group, rates, strict=True)
+                if scores
+            ]
+            passed = [float(p.metadata[FIELD]) for p in rated]
+            stage.sink.log(
+                {
+                    "data/kept": len(rated),
+                    "data/pass_rate": sum(passed) / max(1, len(passed)),
+                    "data/never": sum(rate <= 0 for rate in passed) / max(1, len(passed)),
+                    "data/always": sum(rate >= 1 for rate in passed) / max(1, len(passed)),
+                },
+                number,
+            )
+            yield rated

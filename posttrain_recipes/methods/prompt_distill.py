@@ -1,0 +1,181 @@
+"""Prompt distillation: answer under a long prompt, learn to answer so without it.
+
+    loss = - sum_t sum_{k in S_t} q(k | s, x, y_<t) log p(k | x, y_<t) / T,   y ~ q(. | s, x)
+
+Snell, Klein and Zhong 2022, Learning by distilling context, arXiv 2209.15189: the teacher q reads
+the instructions s before the prompt x and answers y; the student p sees x alone and learns, at
+each of the T tokens, the teacher's `top_k` likeliest tokens S_t with their probabilities
+renormalized. With `top_k: 0` it learns the answer itself, q(y_t) = 1, as sft would.
+
+The teacher is the stage's own start unless another is named: the model learns by heart what it
+could do with the instructions in sight, and the tokens of s need not be paid for any more. The
+teacher is fixed, and the seed of an answer comes from the stage's seed, the step and the place in
+the batch, so that a resumed stage sees the same answers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Message,
+    Method,
+    ModelRef,
+    Prompt,
+    Record,
+    StageContext,
+)
+from posttrain_recipes.records import Messages
+from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training.asking import seed_of
+from posttrain_recipes.training.on_policy import Item, prompt_tokens
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class PromptDistill(Method):
+    """Prompt distillation: learn to answer without a prompt as one answers with it.
+
+    When: long instructions make the model do what it should, and every request has to carry them.
+    When not: the model does not follow the instructions when it sees them, or they change from
+    day to day.
+    """
+
+    name = "prompt_distill"
+    takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    same_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
+    needs = ("targets:several", "sample:top_logprobs")
+    loss = "-sum(q * log p) / T over answers of q, which reads the instructions; p does not"
+    paper = "Snell et al. 2022, Learning by distilling context, arXiv 2209.15189"
+
+    class Config(gradient.GradientConfig):
+        """Options of prompt distillation."""
+
+        system: str = Field(min_length=1)
+        """The instructions that the teacher reads as a system message and the student does not."""
+        teacher: ModelRef | None = None
+        """Who answers under the instructions; the stage's own start where not given."""
+        top_k: int = Field(default=20, ge=0, le=100)
+        """How many of the teacher's likeliest tokens are learned at each position; 0 learns the
+        answer itself."""
+        max_tokens: int = Field(default=64, ge=1)
+        """Longest answer in tokens; one that is cut there is learned as far as it goes."""
+        temperature: float = Field(default=1.0, ge=0)
+        """Of the teacher's answers; 0 takes the likeliest token each time."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on answers to the stage's prompts."""
+        config = self.config
+        items = []
+        for record in cast(Sequence[Prompt], stage.train):
+            student, teacher = (
+                prompt_tokens(
+                    messages,
+                    stage.renderer,
+                    max_tokens=config.max_tokens,
+                    max_length=config.max_length,
+                    source=record.source,
+                )
+                for messages in (record.messages, instructed(record.messages, config.system))
+            )
+            items.append(_Question(student, teacher))
+        return gradient.train(stage, config, items, _Instructed(stage, config))
+
+
+def instructed(messages: Messages, system: str) -> Messages:
+    """The prompt with instructions before it; they come first in a system message it has."""
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
+    return (Message("system", system), *messages)
+
+
+class _Question(Item):
+    def __init__(self, prompt: list[int], instructed: list[int]) -> None:
+        self.prompt = prompt
+        self.instructed = instructed
+        """Token ids with the instructions, for the teacher."""
+
+
+class _Instructed:
+    """The objective: answers are asked for a step ahead, as the teacher does not change."""
+
+    def __init__(self, stage: StageContext, config: PromptDistill.Config) -> None:
+        self.stage = stage
+        self.config = config
+        self.teacher = (
+            stage.resolve(config.teacher).sampler
+            if config.teacher
+            else stage.sampling_client(stage.start)
+        )
+        self.step = stage.resume.step if stage.resume else 0
+        """The step that is prepared next."""
+        self.asked: deque[list[tinker.APIFuture[tinker.SampleResponse]]] = deque()
+        self.shown: deque[tuple[teachers.Shown, dict[str, float], int]] = deque()
+
+    def prepare(self, batch: Sequence[_Question]) -> None:
+        import tinker
+
+        self.asked.append(
+            [
+                self.teacher.sample(
+                    tinker.ModelInput.from_ints(item.instructed),
+                    1,
+                    tinker.SamplingParams(
+                        max_tokens=self.config.max_tokens,
+                        temperature=self.config.temperature,
+                        seed=seed_of(self.stage.seed, self.step, place),
+                        stop=self.stage.renderer.stop,
+                    ),
+                    topk_sample_logprobs=self.config.top_k,
+                )
+                for place, item in enumerate(batch)
+            ]
+        )
+        self.step += 1
+
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[_Question]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        answers = [self.stage.wait(future).sequences[0] for future in self.asked.popleft()]
+        replies = [
+            teachers.Reply(item.prompt, list(answer.tokens), answer.stop_reason == "length")
+            for item, answer in zip(batch, answers, strict=True)
+        ]
+        length = sum(len(reply.tokens) for reply in replies)
+        targets = []
+        if self.config.top_k:
+            for answer in answers:
+                top = answer.topk_logprobs_np
+                assert top is not None, "top-k was asked for"
+                targets.append(teachers.soft_targets(top.token_ids, top.logprobs))
+            data = [
+                teachers.soft_datum(reply, target, 1 / length)
+                for reply, target in zip(replies, targets, strict=True)
+            ]
+        else:
+            data = [teachers.hard_datum(reply, 1 / length) for reply in replies]
+        completions = {
+            "completions/mean_length": length / len(replies),
+            "completions/clipped_ratio": sum(r.truncated for r in replies) / len(replies),
+        }
+        tokens = sum(len(reply.prompt) + len(reply.tokens) for reply in replies)
+        self.shown.append((teachers.shown(targets), completions, tokens))
+        return client.forward_backward(data, "cross_entropy")
+
+    def metrics(
+        self, batch: Sequence[_Question], output: tinker.ForwardBackwardOutput
+    ) -> Mapping[str, float]:
+        shown, completions, _ = self.shown.popleft()
+        loss = output.metrics["loss:sum"]
+        return {**completions, **(shown.metrics(loss) if shown.mass else {"train/loss": loss})}
+
+    def tokens(self, batch: Sequence[_Question]) -> int:
+        return self.shown[0][2]

@@ -1,0 +1,146 @@
+"""Reward modelling (Bradley and Terry 1952; Stiennon et al. 2020, arXiv 2009.01325).
+
+    loss = - log sigmoid(r(x, y+) - r(x, y-)) + centering * (r(x, y+) + r(x, y-))^2
+
+averaged over the pairs of a batch. Papers put a scalar head on the model; Tinker trains adapters
+alone, so r is the log-odds of two verdict tokens after one question about the reply,
+
+    r(x, y) = log p(yes | x, y, question) - log p(no | x, y, question)
+
+which is as real-valued and starts from what the model knows of good and bad. One forward pass gives
+both tokens: the last position has two targets. The second term keeps the sum of a pair near 0
+(Eisenstein et al. 2023, arXiv 2312.09244).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Message,
+    Method,
+    Preference,
+    Record,
+    StageContext,
+)
+from posttrain_recipes.training import gradient, losses, replies
+from posttrain_recipes.training.verdicts import Judgement, judgement
+
+if TYPE_CHECKING:
+    import tinker
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The question about each of two replies to one prompt."""
+
+    chosen: Judgement
+    rejected: Judgement
+
+
+class RewardModel(Method):
+    """Reward modelling: learn to score replies as the people did who preferred one of two.
+
+    When: preferences that no rule can say, as a reward for the stages after it (reward:
+    {use: reward_model, model: {stage: ...}}) or to choose among samples. When not: a rule can
+    check the reply (use that), or the model itself should follow the preference at once (dpo).
+    """
+
+    name = "reward_model"
+    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    loss = "-log sigmoid(r(chosen) - r(rejected)), r = log p(yes) - log p(no) of a verdict"
+    paper = "Stiennon et al. 2020, Learning to summarize from human feedback, arXiv 2009.01325"
+
+    class Config(gradient.GradientConfig):
+        """Options of reward modelling."""
+
+        batch_size: int = Field(default=16, ge=1)
+        """Pairs in one optimizer step."""
+        centering: float = Field(default=0.0, ge=0)
+        """Weight of keeping the rewards of a pair near 0 in sum, so that stages compare; TRL
+        suggests 0.01."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the stage's preference pairs."""
+
+        def judged(record: Preference, reply: Sequence[Message], which: str) -> Judgement:
+            made = judgement((*record.prompt, *reply), stage.renderer)
+            if len(made.prompt) > self.config.max_length:
+                raise UsageError(
+                    f"{record.source} ({which}): {len(made.prompt)} tokens with the question are "
+                    f"more than max_length={self.config.max_length}",
+                    hint="raise 'max_length', or remove the record",
+                )
+            return made
+
+        pairs = [
+            Judged(judged(r, r.chosen, "chosen"), judged(r, r.rejected, "rejected"))
+            for r in cast(Sequence[Preference], stage.train)
+        ]
+        return gradient.train(stage, self.config, pairs, BradleyTerry(self.config))
+
+
+class BradleyTerry:
+    """The loss over pairs of verdicts, for the gradient loop."""
+
+    def __init__(self, config: RewardModel.Config) -> None:
+        self.config = config
+
+    def prepare(self, batch: Sequence[Judged]) -> None:
+        pass
+
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[Judged]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        judgements = [one for pair in batch for one in (pair.chosen, pair.rejected)]
+
+        def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, replies.Metrics]:
+            import torch
+
+            rewards = torch.stack([logp[-1, 0] - logp[-1, 1] for logp in logprobs]).view(-1, 2)
+            chosen, rejected = rewards.unbind(1)
+            values = losses.bradley_terry(chosen, rejected)
+            centred = self.config.centering * (chosen + rejected) ** 2
+            found = rewards.detach()
+            return (values + centred).mean(), {
+                "accuracy": (found[:, 0] > found[:, 1]).float().mean().item(),
+                "margin": (found[:, 0] - found[:, 1]).mean().item(),
+                "mean_reward": found.mean().item(),
+                "min_reward": found.min().item(),
+                "max_reward": found.max().item(),
+            }
+
+        return client.forward_backward_custom([verdict_datum(one) for one in judgements], loss)
+
+    def metrics(
+        self, batch: Sequence[Judged], output: tinker.ForwardBackwardOutput
+    ) -> Mapping[str, float]:
+        return replies.loss_metrics(output)
+
+    def tokens(self, batch: Sequence[Judged]) -> int:
+        return sum(len(pair.chosen.prompt) + len(pair.rejected.prompt) for pair in batch)
+
+
+def verdict_datum(one: Judgement) -> tinker.Datum:
+    """P inputs with two targets each (P, 2), of which the last, yes and no, count."""
+    import tinker
+
+    length = len(one.prompt)
+    shape = [length, 2]
+    targets = [0] * (2 * (length - 1)) + [one.yes, one.no]
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(one.prompt),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData(data=targets, dtype="int64", shape=shape),
+            "weights": tinker.TensorData(data=[0.0] * (2 * length), dtype="float32", shape=shape),
+        },
+    )

@@ -1,0 +1,168 @@
+"""Self-distillation fine-tuning (Shenfeld et al. 2026, arXiv 2601.19897).
+
+    loss = - sum_t sum_{k in S_t} q(k | x, d, y_<t) log p(k | x, y_<t) / T,   y ~ p(. | x)
+
+The student p answers the prompt x of an example by itself. The teacher q is the model that the
+stage starts from, shown the example's own answer d as a demonstration; at each of the T tokens of
+the student's answer the student learns the teacher's `top_k` likeliest next tokens S_t, with
+their probabilities renormalized. That is the forward KL to the teacher along the student's own
+replies, as close as `top_k` comes to the vocabulary.
+
+What the model cannot do with a demonstration in sight it does not learn; what it would say anyway
+is left as it is, so that less is forgotten than by imitating d itself.
+
+The teacher is the stage's own start also where that is another stage's checkpoint, and also after
+a resume. Departs from the paper: no moving average of the student as the teacher.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from pydantic import Field, field_validator
+
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Conversation,
+    Message,
+    Method,
+    Record,
+    StageContext,
+    UsageError,
+)
+from posttrain_recipes.records import Messages
+from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training.on_policy import (
+    Attempt,
+    Item,
+    OnPolicy,
+    OnPolicyConfig,
+    prompt_tokens,
+)
+
+if TYPE_CHECKING:
+    import tinker
+
+TEMPLATE = """\
+{question}
+
+This is an example for a response to the question:
+{answer}
+
+Now answer with a response of your own, including the thinking process:"""
+
+
+_PLACES = re.compile(r"\{(question|answer)\}")
+
+
+class SDFT(Method):
+    """Self-distillation: learn what the model itself says when it is shown a demonstration.
+
+    When: there are demonstrations, as for sft, and what the model already can must not be lost.
+    When not: the model is too weak to make use of an example in its prompt (sft).
+    """
+
+    name = "sdft"
+    takes: ClassVar[tuple[type[Record], ...]] = (Conversation,)
+    needs = ("targets:several", "sample:trained", "prompt_logprobs:top_k")
+    loss = "-sum(q * log p) / T along the student's replies, q the start shown the demonstration"
+    paper = "Shenfeld et al. 2026, Self-distillation enables continual learning, arXiv 2601.19897"
+
+    class Config(OnPolicyConfig):
+        """Options of self-distillation."""
+
+        top_k: int = Field(default=20, ge=1, le=100)
+        """How many of the teacher's likeliest tokens are learned at each position."""
+        skip_tokens: int = Field(default=0, ge=0)
+        """First tokens of a reply that are not learned, where the teacher mentions the example."""
+        template: str = TEMPLATE
+        """How the teacher is shown the demonstration, with {question} and {answer}."""
+
+        @field_validator("template")
+        @classmethod
+        def _has_both(cls, template: str) -> str:
+            if "{question}" not in template or "{answer}" not in template:
+                raise ValueError("'template' has to have {question} and {answer} in it")
+            return template
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the prompts of the stage's conversations, with their last replies shown."""
+        config = self.config
+        items = []
+        for record in cast(Sequence[Conversation], stage.train):
+            question, shown = record.messages[:-1], self._shown(record)
+            student, teacher = (
+                prompt_tokens(
+                    messages,
+                    stage.renderer,
+                    max_tokens=config.max_tokens,
+                    max_length=config.max_length,
+                    source=record.source,
+                )
+                for messages in (question, shown)
+            )
+            items.append(_Example(student, teacher))
+        return gradient.train(stage, config, items, _Demonstrated(stage, config))
+
+    def _shown(self, record: Conversation) -> Messages:
+        """The prompt with the demonstration in its last message."""
+        *before, last, demonstration = record.messages
+        if last.role != "user":
+            raise UsageError(f"{record.source}: its last reply does not answer a user's message")
+        said = {"question": last.content, "answer": demonstration.content}
+        text = _PLACES.sub(lambda place: said[place[1]], self.config.template)
+        return (*before, Message("user", text))
+
+
+class _Example(Item):
+    def __init__(self, prompt: list[int], shown: list[int]) -> None:
+        self.prompt = prompt
+        self.shown = shown
+        """Token ids of the prompt with the demonstration, for the teacher."""
+
+
+class _Demonstrated(OnPolicy[_Example]):
+    config: SDFT.Config
+
+    def __init__(self, stage: StageContext, config: SDFT.Config) -> None:
+        super().__init__(stage, config)
+        self.teacher = stage.sampling_client(stage.start)
+
+    def ask(self, item: _Example, attempt: Attempt) -> object:
+        if len(attempt.tokens) <= self.config.skip_tokens:
+            return None
+        return teachers.ask_top_k(self.teacher, item.shown, attempt.tokens, self.config.top_k)
+
+    def learn(
+        self,
+        client: tinker.TrainingClient,
+        items: Sequence[_Example],
+        attempts: Sequence[Attempt],
+        asked: Sequence[object],
+    ) -> tuple[tinker.APIFuture[tinker.ForwardBackwardOutput], dict[str, float]]:
+        learned = [
+            (
+                attempt,
+                teachers.top_k(
+                    self.stage.wait(cast("tinker.APIFuture[tinker.SampleResponse]", future)),
+                    len(attempt.tokens) - self.config.skip_tokens,
+                ),
+            )
+            for attempt, future in zip(attempts, asked, strict=True)
+            if future is not None
+        ]
+        if not learned:  # a step that changes nothing, so that the count of steps holds
+            return client.forward_backward(
+                [teachers.hard_datum(attempt, 0.0) for attempt in attempts], "cross_entropy"
+            ), teachers.shown([]).metrics(0.0)
+        scale = 1 / sum(len(targets.ids) for _, targets in learned)
+        data = [teachers.soft_datum(attempt, targets, scale) for attempt, targets in learned]
+        shown = teachers.shown([targets for _, targets in learned])
+        return client.forward_backward(data, "cross_entropy"), shown.metrics(0.0)
+
+    def loss(self, loss_sum: float, shown: Mapping[str, float]) -> dict[str, float]:
+        return {"train/loss": loss_sum, "kl": loss_sum - shown["teacher/entropy"]}

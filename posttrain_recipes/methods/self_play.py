@@ -1,0 +1,70 @@
+"""Self-play: one policy takes every seat of a game, and each seat is rewarded for itself.
+
+Of every beginning G games are played. A seat's advantage is against the same seat of the other
+games of that beginning,
+
+    A_is = r_is - mean over i of r_is,
+
+so that a seat which is better off from the start (it moves first, say) is no reason to move: the
+role-conditioned advantage of SPIRAL (Liu et al. 2025, arXiv 2506.24119), with the group in place of
+its running mean. As the policy gets better so does its opponent, and no data are needed beside the
+rules. What it is worth against others is for evals to tell: in self-play the mean reward stays 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Method,
+    Record,
+    StageContext,
+    Task,
+    UsageError,
+)
+from posttrain_recipes.training import advantages, rollouts
+from posttrain_recipes.training.prompts import ReplyConfig, Worth, episodes
+from posttrain_recipes.training.scoring import Patience
+
+
+class SelfPlay(Method):
+    """Self-play: one policy takes both seats of a game and learns from who wins.
+
+    When: there is a game, a debate or a negotiation with opposing rewards and no good opponent to
+    learn from. When not: replies can be judged on their own (grpo); there is one seat (grpo in
+    the environment).
+    """
+
+    name = "self_play"
+    takes: ClassVar[tuple[type[Record], ...]] = (Task,)
+    same_tokenizer = ("reference",)
+    loss = "-mean(min(rho A, clip(rho) A)) over all seats, log rho = log p - log q, A by seat"
+    paper = "Liu et al. 2025, SPIRAL: self-play on zero-sum games, arXiv 2506.24119"
+
+    class Config(ReplyConfig, rollouts.RolloutConfig):
+        """Options of self-play."""
+
+        advantage: advantages.Estimator = "group_mean"
+        """From rewards to advantages, by seat: group_mean (r - mean), group_norm (over the spread),
+        rloo (against the others), dr_grpo (constant length), reinforce_pp (over the batch)."""
+        max_tokens: int = Field(default=16, ge=1)
+        """Longest reply in tokens."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on games of the stage's environment."""
+        tasks = cast(Sequence[Task], stage.train)
+        patience = Patience()
+        worth = Worth(stage, self.config, patience)
+        source = episodes(tasks, stage, self.config, worth)
+        if source.seats < 2:
+            raise UsageError(
+                f"stage '{stage.name}': this environment has one seat, and self-play needs two",
+                hint="use the method grpo in it, or an environment without an opponent of its own",
+            )
+        return rollouts.train(stage, self.config, source, self.config.max_tokens, patience)

@@ -1,0 +1,65 @@
+"""Simple preference optimization (Meng, Xia and Chen 2024, arXiv 2405.14734).
+
+    loss = - log sigmoid(beta/|y+| * log p(y+|x) - beta/|y-| * log p(y-|x) - gamma)
+
+averaged over the pairs of a batch (equation 6). The reward is what generation maximizes, the mean
+log-probability of a token, so no reference is needed and a long reply gains nothing by its length;
+it has to win by the margin gamma. `nll_weight` adds imitation of the chosen reply: CPO-SimPO (Xu et
+al. 2024, arXiv 2401.08417, with the loss above).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import Checkpoint, Method, Preference, Record, StageContext
+from posttrain_recipes.training import gradient, losses, replies
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SimPO(Method):
+    """Simple preference optimization: make the chosen reply likelier per token, by a margin.
+
+    When: as dpo, where long replies should not win by their length or the reference's passes cost
+    too much. When not: drifting far from the start would hurt, since nothing holds it there
+    (dpo, or some nll_weight).
+    """
+
+    name = "simpo"
+    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    loss = "-log sigmoid(beta * (log p(chosen)/len - log p(rejected)/len) - gamma)"
+    paper = "Meng et al. 2024, SimPO: Simple Preference Optimization, arXiv 2405.14734"
+
+    class Config(gradient.GradientConfig):
+        """Options of simple preference optimization."""
+
+        batch_size: int = Field(default=16, ge=1)
+        """Pairs in one optimizer step."""
+        beta: float = Field(default=2.0, gt=0)
+        """Scale of the reward; the paper takes 2 to 10."""
+        gamma: float = Field(default=0.5, ge=0)
+        """The margin to win by, in units of the reward; the paper takes 0.3 to 1.6."""
+        nll_weight: float = Field(default=0.0, ge=0)
+        """Weight of imitating the chosen reply (nats per token); 1 is CPO-SimPO."""
+
+    config: Config
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on the stage's preference pairs."""
+        return replies.train(stage, self.config, replies.pairs(stage, self.config), self._loss)
+
+    def _loss(
+        self, batch: Sequence[replies.Replies], logps: replies.Logps
+    ) -> tuple[Tensor, replies.Metrics]:
+        config = self.config
+        chosen, rejected = logps.mean.unbind(1)
+        values = losses.simpo(chosen, rejected, config.beta, config.gamma)
+        return (values - config.nll_weight * chosen).mean(), {
+            **replies.pair_metrics(config.beta * logps.mean, logps.mean),
+            "nll_loss": -chosen.detach().mean().item(),
+        }

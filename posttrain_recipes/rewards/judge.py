@@ -1,0 +1,58 @@
+"""What a model says of a reply: yes or no to one question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from posttrain_recipes.plugin import Reward, RewardContext, Sample
+from posttrain_recipes.records import Messages
+from posttrain_recipes.training import grading, judging
+
+
+class JudgeReward(Reward):
+    """A judge model's yes to a question about the reply: its probability, or 1 and 0 from text.
+
+    With `score: logits` the reward is p(yes) / (p(yes) + p(no)), with `score: text` it is 1 or 0;
+    a judge without a verdict abstains. A judge can be fooled: keep an eval by the true rule.
+    """
+
+    name = "judge"
+
+    class Config(grading.GradingConfig):
+        """Options of the reward."""
+
+        question: str = "Request: {prompt}\nReply: {reply}\nIs this a good reply, yes or no?"
+        """What the judge is asked, with {prompt}, {reply} and {answer}; it says yes or no."""
+
+    config: Config
+
+    def open(self, context: RewardContext) -> None:
+        """Resolve the judge."""
+        self.judge = grading.open_judge(self.config, context)
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        """From 0 to 1; None where the judge gave no verdict."""
+        questions = [asked(self.config.question, sample) for sample in samples]
+        chosen = judging.choices(
+            self.judge, questions, "yes", "no", self.config.score, self.config.retries
+        )
+        return [probability(value, self.config.score) for value in chosen]
+
+
+def asked(template: str, sample: Sample, **values: str) -> Messages:
+    """A question about one reply."""
+    return judging.question(
+        template,
+        prompt=judging.transcript(sample.prompt),
+        reply=sample.completion,
+        answer=sample.answer or "",
+        **values,
+    )
+
+
+def probability(chosen: float | None, how: judging.How) -> float | None:
+    """Log-odds, or +1 and -1 from text, as a number from 0 to 1."""
+    if chosen is None:
+        return None
+    return 1 / (1 + math.exp(-max(-60.0, chosen))) if how == "logits" else (chosen + 1) / 2

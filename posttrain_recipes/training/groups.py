@@ -1,0 +1,144 @@
+"""What rollouts are made of: the policy's own tokens with their log-probabilities, in groups.
+
+Shapes: N tokens of a segment, of which those with a true `sampled` were written by the policy;
+G rollouts of one prompt (or of episodes with one seed) are a group.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from posttrain_recipes.records import Sample
+
+if TYPE_CHECKING:
+    import tinker
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens that go through the model as one sequence (N,)."""
+
+    tokens: list[int]
+    sampled: list[bool]
+    """Which of them the policy wrote; the first token never is."""
+    logprobs: list[float]
+    """Their log-probabilities when it did, in nats; 0 for the others."""
+
+    @classmethod
+    def reply(
+        cls, prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float]
+    ) -> Segment:
+        """One reply to a prompt."""
+        before = len(prompt)
+        return cls(
+            [*prompt, *tokens],
+            [False] * before + [True] * len(tokens),
+            [0.0] * before + list(logprobs),
+        )
+
+    def extended(self, more: Segment) -> Segment | None:
+        """Both as one sequence, where `more` begins with the very tokens of this one; else None."""
+        length = len(self.tokens)
+        if more.tokens[:length] != self.tokens:
+            return None
+        return Segment(
+            more.tokens,
+            self.sampled + more.sampled[length:],
+            self.logprobs + more.logprobs[length:],
+        )
+
+    def own(self, values: Sequence[float | None]) -> list[float]:
+        """Of `values` (N,), those of the tokens that the policy wrote."""
+        pairs = zip(values, self.sampled, strict=True)
+        return [value or 0.0 for value, sampled in pairs if sampled]
+
+
+@dataclass
+class Rollout:
+    """One reply, or one episode of several, with what it came to."""
+
+    segments: list[Segment]
+    sample: Sample
+    """For people and rewards."""
+    reward: float | None = None
+    """What it is worth, penalties included; None leaves it out of its group."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """What each reward gave it, before weights."""
+    penalties: dict[str, float] = field(default_factory=dict)
+    """What was taken off."""
+    kl: float | None = None
+    """log p/p_ref summed over its tokens, in nats, where a reference was asked."""
+    advantage: float = 0.0
+    weight: float = 0.0
+    """What one of its tokens weighs in the loss."""
+    masked: bool = False
+    """Whether its tokens are kept out of the loss."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that the policy wrote."""
+        return sum(sum(segment.sampled) for segment in self.segments)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest reply."""
+        longest = run = 0
+        for segment in self.segments:
+            run = 0
+            for own in segment.sampled:
+                run = run + 1 if own else 0
+                longest = max(longest, run)
+        return longest
+
+    @property
+    def learned(self) -> bool:
+        """Whether it moves the policy."""
+        return self.reward is not None and not self.masked and self.advantage != 0.0
+
+
+@dataclass
+class Group:
+    """Rollouts that are compared with each other."""
+
+    rollouts: list[Rollout]
+    counts: Counter[str] = field(default_factory=Counter)
+    """What happened on the way: rewards that failed, rollouts that were tried again."""
+    error: str = ""
+    """The first thing that a reward raised."""
+
+    @property
+    def scored(self) -> list[Rollout]:
+        """Those that have a reward."""
+        return [rollout for rollout in self.rollouts if rollout.reward is not None]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards of `scored`."""
+        return [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
+
+
+class Source(Protocol):
+    """Where groups come from: prompts with rewards, or an environment."""
+
+    @property
+    def size(self) -> int:
+        """How many different groups there are in a pass."""
+
+    @property
+    def seats(self) -> int:
+        """How many groups one of them is: one for each seat that the policy takes."""
+
+    def roll(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+        """Group `index` from these weights, one for each seat; waits, in a thread of its own.
+
+        What comes back depends on the arguments alone.
+        """
+
+
+def derive(*parts: object) -> int:
+    """A seed that is a function of `parts`, such as the stage's seed, the batch and the place."""
+    return random.Random(":".join(map(str, parts))).getrandbits(31)

@@ -1,0 +1,100 @@
+"""What every loop shares: Adam's options, the learning rate of a step, and how a step is saved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from posttrain_recipes.plugin import (
+    NoEffect,
+    PluginConfig,
+    Resume,
+    StageContext,
+    checkpoint_name,
+)
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class OptimizerConfig(PluginConfig):
+    """Options of every method that takes optimizer steps."""
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of Adam. LoRA wants about ten times that of full fine-tuning."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after the warm-up; constant keeps it."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay (AdamW)."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's first moment."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of Adam's second moment."""
+    save_every: Annotated[int, NoEffect()] = Field(default=50, ge=0)
+    """Steps between checkpoints that an interrupted run goes on from; 0 saves only the last."""
+
+    def saves(self, step: int, total: int) -> bool:
+        """Whether a checkpoint is due after step `step` (from 1) of `total`."""
+        return step == total or bool(self.save_every and step % self.save_every == 0)
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """The learning rate of step `step` (from 0) of `total`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[config.schedule]
+    return config.learning_rate * factor
+
+
+def update(
+    client: tinker.TrainingClient, config: OptimizerConfig, step: int, total: int
+) -> tinker.APIFuture[tinker.OptimStepResponse]:
+    """Submit optimizer step `step` (from 0) of `total`, without waiting for it."""
+    import tinker
+
+    return client.optim_step(
+        tinker.AdamParams(
+            learning_rate=learning_rate(config, step, total),
+            beta1=config.adam_beta1,
+            beta2=config.adam_beta2,
+            weight_decay=config.weight_decay,
+            grad_clip_norm=config.grad_clip,
+        )
+    )
+
+
+def norms(updated: tinker.OptimStepResponse | None) -> dict[str, float]:
+    """The norm of the gradient of a step, where the engine tells it."""
+    known = (updated.metrics or {}) if updated is not None else {}
+    return {"train/grad_norm": known["grad_norm:mean"]} if "grad_norm:mean" in known else {}
+
+
+@dataclass
+class Saved:
+    """A checkpoint that was asked for."""
+
+    step: int
+    state: tinker.APIFuture[tinker.SaveWeightsResponse]
+    sampler: tinker.APIFuture[tinker.SaveWeightsForSamplerResponse]
+
+    def result(self, stage: StageContext) -> Resume:
+        """Wait for it."""
+        return Resume(self.step, stage.wait(self.state).path, stage.wait(self.sampler).path)
+
+
+def save(stage: StageContext, client: tinker.TrainingClient, step: int) -> Saved:
+    """Submit the saving of the weights as they are after step `step`, without waiting for it."""
+    name = f"{checkpoint_name(stage.name)}-{step:06d}"
+    return Saved(step, client.save_state(name), client.save_weights_for_sampler(name))

@@ -1,0 +1,185 @@
+"""Rewards at work: weighted sums with every part kept, and what is done where one fails.
+
+A reward may abstain. A part that abstains on a whole group counts nothing there; where it abstains
+on some replies of a group, those have no reward and are left out: a sum without one of its parts
+cannot be compared with one that has it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.plugin import Reward, RewardContext, Sample
+
+T = TypeVar("T")
+OnError = Literal["drop", "zero", "stop"]
+TICK = 0.25
+"""Seconds between two looks at whether the stage has ended."""
+
+
+class Abandoned(Exception):
+    """The stage ended while work of it was still going on in another thread."""
+
+
+class Patience:
+    """A `Waiter` for threads beside the main one, which alone hears of Ctrl-C and a dead engine.
+
+    When it does, it calls `end`, and whoever waits here gives up.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Have everybody who waits give up."""
+        self._ended.set()
+
+    def __call__(self, future: Future[T]) -> T:
+        """The result of `future`. Raises what it raised, or `Abandoned`."""
+        inner: Future[T] = future.future() if hasattr(future, "future") else future
+        while True:
+            if self._ended.is_set():
+                raise Abandoned
+            try:
+                return inner.result(timeout=TICK)
+            except TimeoutError:
+                if inner.done():
+                    raise
+
+
+@dataclass
+class Scores:
+    """What the rewards said of a group of replies."""
+
+    totals: list[float | None]
+    """The weighted sum for each reply; None where there is none."""
+    parts: list[dict[str, float]]
+    """What each reward gave each reply, before its weight."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many scores were `abstained`, `failed` and `timed_out`."""
+    error: str = ""
+    """The first thing that a reward raised."""
+
+
+class Scorer:
+    """A weighted sum of rewards. May be used from many threads at once."""
+
+    def __init__(
+        self,
+        rewards: Sequence[tuple[Reward, float]],
+        on_error: OnError = "drop",
+        timeout: float | None = None,
+    ) -> None:
+        self.rewards = [
+            (name, reward, weight)
+            for name, (reward, weight) in zip(_names(rewards), rewards, strict=True)
+        ]
+        self.on_error = on_error
+        self.timeout = timeout
+
+    def open(self, context: RewardContext) -> None:
+        """Have the rewards get ready."""
+        for _, reward, _ in self.rewards:
+            reward.open(context)
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """Score the replies to one prompt.
+
+        Raises:
+            PtlError: a reward failed, and the stage says that this ends it.
+        """
+        scores = Scores([0.0] * len(samples), [{} for _ in samples])
+        for name, reward, weight in self.rewards:
+            values = self._ask(name, reward, samples, scores)
+            if all(value is None for value in values):
+                continue
+            for index, value in enumerate(values):
+                total = scores.totals[index]
+                if value is None:
+                    scores.totals[index] = None
+                    continue
+                scores.parts[index][name] = value
+                scores.totals[index] = None if total is None else total + weight * value
+        # Where every part abstained there is no sum, rather than a sum of nothing.
+        scores.totals = [
+            total if part else None for total, part in zip(scores.totals, scores.parts, strict=True)
+        ]
+        return scores
+
+    def _ask(
+        self, name: str, reward: Reward, samples: Sequence[Sample], scores: Scores
+    ) -> list[float | None]:
+        try:
+            values = self._call(reward, samples)
+        except TimeoutError:
+            scores.counts["timed_out"] += len(samples)
+            return self._failed(name, f"took more than {self.timeout:g} s", len(samples), scores)
+        except (Abandoned, KeyboardInterrupt):
+            raise
+        except Exception as error:  # a reward is anybody's code
+            if len(samples) > 1:
+                # Only the reply that it fails on is to be without a score.
+                return [self._ask(name, reward, [sample], scores)[0] for sample in samples]
+            scores.counts["failed"] += 1
+            return self._failed(name, f"{type(error).__name__}: {error}", 1, scores)
+        scores.counts["abstained"] += sum(value is None for value in values)
+        return values
+
+    def _call(self, reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
+        if self.timeout is None:
+            values = list(reward.score(samples))
+        else:
+            values = list(_within(self.timeout, lambda: reward.score(samples)))
+        if len(values) != len(samples):
+            raise ValueError(f"returned {len(values)} scores for {len(samples)} replies")
+        for value in values:
+            if value is not None and not (isinstance(value, int | float) and abs(value) < 1e30):
+                raise ValueError(f"returned {value!r}, which is not a finite number")
+        return [None if value is None else float(value) for value in values]
+
+    def _failed(self, name: str, why: str, count: int, scores: Scores) -> list[float | None]:
+        scores.error = scores.error or f"reward '{name}': {why}"
+        if self.on_error == "stop":
+            raise PtlError(
+                f"reward '{name}' failed",
+                why=why,
+                hint="mend it, or set on_reward_error to 'drop' or 'zero' to go on without",
+            )
+        return [0.0 if self.on_error == "zero" else None] * count
+
+
+def _names(rewards: Sequence[tuple[Reward, float]]) -> list[str]:
+    """A name for each reward's metrics; the second of a kind is `name_2`."""
+    seen: Counter[str] = Counter()
+    names = []
+    for reward, _ in rewards:
+        seen[reward.label] += 1
+        names.append(reward.label + (f"_{seen[reward.label]}" if seen[reward.label] > 1 else ""))
+    return names
+
+
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """Call a function that may take too long; it is left to itself then, and not waited for.
+
+    Raises:
+        TimeoutError: it took too long. Whatever the function raised.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            # One that times out by itself is a failure like any other.
+            if isinstance(error, TimeoutError):
+                error = RuntimeError(f"TimeoutError: {error}")
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result(timeout=seconds)

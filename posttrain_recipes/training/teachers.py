@@ -1,0 +1,185 @@
+"""What a teacher makes of a reply, and both as the engine's data.
+
+Shapes: P tokens of a prompt, T of a reply to it, N = P + T of both; the engine is sent N - 1 inputs
+and targets, of which the last T are learned. K targets a position are the teacher's likeliest
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tinker
+    from numpy.typing import NDArray
+
+    from posttrain_recipes.plugin import Waiter
+
+MASKED = -1e4
+"""Log-probabilities below this are the wire's filling, not a model's."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A prompt (P,) and a reply to it (T,) as tokens, as the student sees them."""
+
+    prompt: list[int]
+    tokens: list[int]
+    truncated: bool = False
+    """Whether the reply ended at the token limit rather than by a stop token."""
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """The teacher's likeliest tokens at each position of a reply."""
+
+    ids: NDArray[Any]
+    """Token ids (T, K) int64."""
+    weights: NDArray[Any]
+    """Their probabilities (T, K) float32, renormalized over the K, so that each row sums to 1."""
+    mass: float
+    """Sum over the T positions of the probability that the K tokens have together."""
+    entropy: float
+    """Sum over the T positions of the entropy of the row, in nats: the least that cross-entropy
+    against these targets can be."""
+
+
+def soft_targets(ids_TK: NDArray[Any], logprobs_TK: NDArray[Any]) -> SoftTargets:
+    """Targets from the teacher's top-k log-probabilities.
+
+    With p(k) the teacher's probabilities and S its k likeliest tokens, the weights are
+    p(k) / sum over S of p: the tail outside S is given to S in proportion, not dropped, so that a
+    position weighs as much as one with a hard target. Entries that the wire filled weigh nothing.
+    """
+    import numpy as np
+
+    logprobs = logprobs_TK.astype(np.float64)
+    p = np.where(logprobs > MASKED, np.exp(logprobs), 0.0)
+    mass = p.sum(axis=1, keepdims=True)
+    weights = np.divide(p, mass, out=np.zeros_like(p), where=mass > 0)
+    safe = np.where(weights > 0, weights, 1.0)
+    return SoftTargets(
+        ids_TK.astype(np.int64),
+        weights.astype(np.float32),
+        float(mass.sum()),
+        float(-(weights * np.log(safe)).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a batch of soft targets showed of the teacher, as means over positions."""
+
+    mass: float
+    entropy: float
+
+    def metrics(self, loss: float) -> dict[str, float]:
+        """For the log, with the cross-entropy `loss`, a mean over the same positions, in nats.
+
+        `kl` is the forward KL, from the student to the teacher's renormalized top k.
+        """
+        return {
+            "train/loss": loss,
+            "kl": loss - self.entropy,
+            "teacher/entropy": self.entropy,
+            "teacher/mass": self.mass,
+        }
+
+
+def shown(targets: Sequence[SoftTargets]) -> Shown:
+    """Of the targets of a batch."""
+    count = max(1, sum(len(t.ids) for t in targets))
+    return Shown(sum(t.mass for t in targets) / count, sum(t.entropy for t in targets) / count)
+
+
+def ask_top_k(
+    teacher: tinker.SamplingClient, prompt: Sequence[int], reply: Sequence[int], k: int
+) -> tinker.APIFuture[tinker.SampleResponse]:
+    """Ask for the teacher's `k` likeliest tokens along a reply to `prompt`: one prefill."""
+    import tinker
+
+    return teacher.sample(
+        tinker.ModelInput.from_ints([*prompt, *reply]),
+        1,
+        tinker.SamplingParams(max_tokens=1),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=k,
+    )
+
+
+def top_k(response: tinker.SampleResponse, count: int) -> SoftTargets:
+    """What `ask_top_k` was answered, for the last `count` positions."""
+    top = response.topk_prompt_logprobs_np
+    assert top is not None, "top-k was asked for"
+    return soft_targets(top.token_ids[-count:], top.logprobs[-count:])
+
+
+def reply_logprobs(
+    asked: Sequence[tinker.APIFuture[list[float | None]]],
+    shares: Sequence[float],
+    reply_length: int,
+    wait: Waiter,
+) -> list[float]:
+    """log p (T,) of a reply's tokens: the mean over teachers, weighted by `shares` (summing to 1).
+
+    Each of `asked` is `compute_logprobs` of a prompt and the reply.
+    """
+    total = [0.0] * reply_length
+    for future, share in zip(asked, shares, strict=True):
+        for t, logprob in enumerate(wait(future)[-reply_length:]):
+            total[t] += share * (logprob or 0.0)
+    return total
+
+
+def soft_datum(reply: Reply, targets: SoftTargets, scale: float) -> tinker.Datum:
+    """A reply whose last positions, as many as there are targets, learn the teacher's K tokens.
+
+    `scale` multiplies the weights; they reach the engine as (N - 1, K), zero before.
+    """
+    import numpy as np
+    import tinker
+
+    tokens = [*reply.prompt, *reply.tokens]
+    count, k = targets.ids.shape
+    before = len(tokens) - 1 - count
+    ids = np.concatenate([np.zeros((before, k), np.int64), targets.ids])
+    weights = np.concatenate([np.zeros((before, k), np.float32), targets.weights])
+    shape = [before + count, k]
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData(data=ids, dtype="int64", shape=shape),
+            "weights": tinker.TensorData(
+                data=(weights * scale).astype(np.float32), dtype="float32", shape=shape
+            ),
+        },
+    )
+
+
+def hard_datum(reply: Reply, scale: float) -> tinker.Datum:
+    """A reply whose every token is learned, with weight `scale`."""
+    return _datum(reply, weights=[scale] * len(reply.tokens))
+
+
+def policy_datum(
+    reply: Reply, logprobs: Sequence[float], advantages: Sequence[float]
+) -> tinker.Datum:
+    """A reply that the student sampled with `logprobs` (T,), with what each token is worth (T,)."""
+    return _datum(reply, logprobs=logprobs, advantages=advantages)
+
+
+def _datum(reply: Reply, **columns: Sequence[float]) -> tinker.Datum:
+    """Columns (T,) by loss input; they are zero over the prompt."""
+    import tinker
+
+    before = [0.0] * (len(reply.prompt) - 1)
+    tokens = [*reply.prompt, *reply.tokens]
+    shape = [len(tokens) - 1]
+    inputs = {
+        name: tinker.TensorData(data=[*before, *values], dtype="float32", shape=shape)
+        for name, values in columns.items()
+    }
+    inputs["target_tokens"] = tinker.TensorData(data=tokens[1:], dtype="int64", shape=shape)
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)

@@ -1,0 +1,116 @@
+"""Distillation through the real SDK and engine: a crash in any stage changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import posttrain_recipes as ptl
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.events import Reporter
+from posttrain_recipes.plans import PlannedStage
+from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.store import StageRecord
+
+DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
+
+RECIPE = f"""\
+name: pupils
+model: ptl/nano
+lora: {{rank: 4}}
+stages:
+  - name: sft
+    dataset: {{use: jsonl, path: {DATA}/chat.jsonl, limit: 64}}
+    method: {{use: sft, learning_rate: 2e-3, batch_size: 16, max_steps: 3}}
+  - name: soft
+    init_from: base
+    dataset: {{use: jsonl, path: {DATA}/chat.jsonl, limit: 24}}
+    method:
+      use: distill_off_policy
+      teacher: {{stage: sft}}
+      learning_rate: 1e-3
+      batch_size: 8
+      epochs: 2
+      max_steps: 5
+      save_every: 2
+  - name: on_policy
+    init_from: base
+    dataset: {{use: jsonl, path: {DATA}/held_out.jsonl, limit: 24}}
+    method:
+      use: distill_on_policy
+      teacher: [{{stage: sft, weight: 2}}, {{model: ptl/tiny}}]
+      learning_rate: 1e-3
+      batch_size: 8
+      group_size: 2
+      max_tokens: 12
+      max_steps: 5
+      save_every: 2
+      epochs: 2
+  - name: prompted
+    dataset: {{use: jsonl, path: {DATA}/held_out.jsonl, limit: 24}}
+    method:
+      use: prompt_distill
+      system: Reply with the answer alone.
+      learning_rate: 1e-3
+      batch_size: 8
+      max_tokens: 12
+      max_steps: 5
+      save_every: 2
+      epochs: 2
+  - name: sdft
+    dataset: {{use: jsonl, path: {DATA}/chat.jsonl, limit: 24}}
+    method:
+      use: sdft
+      learning_rate: 1e-3
+      batch_size: 8
+      max_tokens: 12
+      max_steps: 5
+      save_every: 2
+      epochs: 2
+"""
+
+
+class Crash(Reporter):
+    """Fails in the fourth step of stages, once the checkpoint of the second is safe."""
+
+    def __init__(self, *stages: str) -> None:
+        self.where = stages
+
+    def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
+        self.stage = stage.name
+
+    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
+        if self.stage in self.where and number == 4:
+            raise RuntimeError("crash")
+
+
+def adapter(home: Path, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
+    assert checkpoint is not None
+    assert checkpoint.sampler_uri is not None
+    run_id, _, name = checkpoint.sampler_uri.removeprefix("tinker://").split("/")
+    folder = home / "engine" / "runs" / run_id.replace(":", "_") / "sampler_weights" / name
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_crash_in_any_of_the_methods_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pupils.yaml"
+    path.write_text(RECIPE)
+    crashed = tmp_path / "crashed"
+    # What does not need a stage that failed goes on without it.
+    for stages in (("soft", "on_policy"), ("prompted",), ("sdft",)):
+        with pytest.raises((RuntimeError, PtlError), match="crash|stages failed"):
+            ptl.run(path, home=crashed, reporter=Crash(*stages))
+    ours = ptl.run(path, home=crashed).record
+    theirs = ptl.run(path, home=tmp_path / "whole").record
+    for mine, other in zip(ours.stages, theirs.stages, strict=True):
+        assert mine.tokens == other.tokens, mine.name
+        assert mine.total_steps == other.total_steps
+        left = adapter(crashed, mine.checkpoint)
+        right = adapter(tmp_path / "whole", other.checkpoint)
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            assert (tensor - right[name]).abs().max().item() < 1e-5, (mine.name, name)

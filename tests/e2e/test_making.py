@@ -1,0 +1,81 @@
+"""Stages that make data, through the real SDK and engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import posttrain_recipes as ptl
+from posttrain_recipes.events import Reporter
+from posttrain_recipes.plans import PlannedStage
+
+DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
+RECIPE = f"""\
+name: maker
+model: ptl/nano
+lora: {{rank: 4}}
+stages:
+  - name: samples
+    dataset: {{use: jsonl, path: {DATA}/held_out.jsonl, limit: 40}}
+    method: {{use: teacher_samples, teacher: {{model: ptl/tiny}}, samples: 2, batch_size: 8}}
+    reward: {{use: exact_match}}
+  - name: student
+    dataset: {{use: collected, stage: samples}}
+    method: {{use: sft, batch_size: 16, max_steps: 2}}
+"""
+
+
+class Crash(Reporter):
+    """Fails once the third batch is safe."""
+
+    def made(self, stage: PlannedStage, batch: int) -> None:
+        if batch == 3:
+            raise RuntimeError("crash")
+
+
+def lines(home: Path, run: str) -> list[str]:
+    return (home / "runs" / run / "made/samples/conversation.jsonl").read_text().splitlines()
+
+
+def test_what_was_made_is_kept_told_of_and_reused(tmp_path: Path) -> None:
+    recipe, home = tmp_path / "maker.yaml", tmp_path / "home"
+    recipe.write_text(RECIPE)
+    with pytest.raises(RuntimeError, match="crash"):
+        ptl.run(recipe, home=home, reporter=Crash())
+    batches = home / "runs/maker-1/made/samples/batches"
+    kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.jsonl")}
+    assert sorted(kept) == ["000001.jsonl", "000002.jsonl", "000003.jsonl"]
+
+    done = ptl.run(recipe, home=home).record
+    samples, student = done.stages
+    assert done.id == "maker-1"
+    assert samples.total_steps == 5
+    assert samples.checkpoint == samples.start, "nothing was trained"
+    assert student.records == samples.made["conversation"] == len(lines(home, "maker-1"))
+    whole = ptl.run(recipe, home=tmp_path / "other").record
+    assert lines(home, "maker-1") == lines(tmp_path / "other", whole.id), "as without the crash"
+
+    told = json.loads((home / "runs/maker-1/made/samples/provenance.json").read_text())
+    assert told["method"]["use"] == "teacher_samples"
+    assert told["dataset"]["name"].endswith("held_out.jsonl")
+    assert told["files"]["conversation.jsonl"]["records"] == samples.made["conversation"]
+
+    changed = ptl.run(recipe, home=home, overrides=["stages.student.method.max_steps=1"]).record
+    assert [stage.status for stage in changed.stages] == ["reused", "finished"]
+    assert changed.stages[0].made_in == "maker-1/made/samples"
+    assert changed.stages[1].records == student.records
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    inputs = client.get_run(samples.tracking_id or "").inputs.dataset_inputs
+    assert "samples/conversation.jsonl" in [item.dataset.name for item in inputs]
+
+    from click.testing import CliRunner
+
+    from posttrain_recipes.cli.show import show
+
+    shown = CliRunner().invoke(show, ["maker-1", "--home", str(home)]).output
+    assert f"made {samples.made['conversation']} conversation records" in shown

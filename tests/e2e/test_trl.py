@@ -1,0 +1,245 @@
+"""The losses agree with TRL's own code on the same log-probabilities, where TRL is installed.
+
+What differs by intent, and is therefore fed so that it does not show: the NLL term of orpo and cpo
+is a mean over each chosen reply and then over pairs (TRL: over the tokens of the batch, for orpo
+prompts too), equal where the chosen replies are equally long; kto's mismatched replies are of the
+next other prompt in the data (TRL: of the one before in the batch), so both are given the same
+numbers; TRL's loss of cpo and orpo without NLL is compared, since their NLL comes from logits.
+TRL's `robust` divides by 1 - 2e as ours does; its `label_smoothing` for the sigmoid loss is gone
+from the DPO trainer, so the conservative loss is compared with CPO's, which is the same formula.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain_recipes.training import losses
+
+pytest.importorskip("trl", reason="TRL is not installed")
+
+B, T = 16, 7
+"""Pairs, and tokens of a reply with its prompt."""
+
+
+class Trainer:
+    """Stands for a TRL trainer: what its loss reads, all else off."""
+
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), gather_for_metrics=lambda x: x, gather=lambda x: x
+    )
+    model = SimpleNamespace(training=True)
+    args = SimpleNamespace(center_rewards_coefficient=None, gradient_checkpointing_kwargs=None)
+    ld_alpha = None
+    precompute_ref_logps = True
+    f_divergence_type = "reverse_kl"
+    loss_weights = [1.0]
+    label_smoothing = 0.0
+    aux_loss_enabled = use_weighting = False
+    alpha = 0.0
+    _tp_size = 1
+    _total_train_tokens = 0
+
+    def __init__(self, **options: Any) -> None:
+        self._metrics: dict[str, dict[str, list[float]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+        vars(self).update(options)
+
+
+def numbers() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log p of every token (2B, T - 1), which of them are the reply's, log p_ref of replies."""
+    random = torch.Generator().manual_seed(3)
+    mask = torch.zeros(2 * B, T, dtype=torch.long)
+    for row in range(2 * B):
+        mask[row, int(torch.randint(1, T - 1, (), generator=random)) :] = 1
+    logps = -torch.rand(2 * B, T - 1, generator=random, dtype=torch.float64) * 3 * mask[:, 1:]
+    reference = logps.sum(1) + torch.randn(2 * B, generator=random, dtype=torch.float64)
+    return logps, mask, reference
+
+
+def model(logps: torch.Tensor) -> Any:
+    """A model that finds the tokens as likely as it is told."""
+
+    def forward(**inputs: Any) -> Any:
+        return SimpleNamespace(
+            log_probs=logps,
+            mean_logits=torch.zeros_like(logps),
+            entropy=torch.zeros_like(logps),
+            is_top1=torch.zeros_like(logps, dtype=torch.bool),
+            logits=torch.zeros(*logps.shape, 2),
+        )
+
+    return forward
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "hinge", "ipo", "robust"])
+def test_dpo(name: str) -> None:
+    from trl import DPOTrainer
+
+    logps, mask, reference = numbers()
+    theirs = logps.clone().requires_grad_()
+    trainer = Trainer(beta=0.3, loss_types=[name], label_smoothing=0.1 if name == "robust" else 0.0)
+    inputs = {
+        "input_ids": torch.zeros(2 * B, T, dtype=torch.long),
+        "attention_mask": torch.ones(2 * B, T, dtype=torch.long),
+        "completion_mask": mask,
+        "ref_chosen_logps": reference[:B],
+        "ref_rejected_logps": reference[B:],
+    }
+    found = DPOTrainer._compute_loss(trainer, model(theirs), inputs, False)
+    found.backward()
+
+    ours = logps.clone().requires_grad_()
+    ratio = ours.sum(1) - reference
+    if name == "ipo":
+        ratio = ratio / mask.sum(1)
+    h = ratio[:B] - ratio[B:]
+    loss = {
+        "sigmoid": lambda: losses.dpo_sigmoid(h, 0.3),
+        "hinge": lambda: losses.dpo_hinge(h, 0.3),
+        "ipo": lambda: losses.dpo_ipo(h, 0.3),
+        "robust": lambda: losses.dpo_robust(h, 0.3, 0.1),
+    }[name]().mean()
+    loss.backward()
+    torch.testing.assert_close(loss, found)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    logged = trainer._metrics["train"]
+    rewards = 0.3 * (logps.sum(1) - reference)
+    assert logged["rewards/margins"] == [
+        pytest.approx((rewards[:B] - rewards[B:]).mean().item(), rel=1e-5)
+    ]
+
+
+def two(mean: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    logps, mask, _ = numbers()
+    value = logps.sum(1) / mask.sum(1) if mean else logps.sum(1)
+    return value[:B], value[B:]
+
+
+def assert_same(ours: Any, theirs: Any, given: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Values and gradients of two losses of chosen and rejected."""
+    slopes = []
+    for loss in (ours, theirs):
+        leaves = [x.clone().requires_grad_() for x in given]
+        values = loss(*leaves)
+        values.sum().backward()
+        slopes.append([values.detach(), *(x.grad for x in leaves)])
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cpo_and_conservative_dpo(smoothing: float) -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = Trainer(beta=0.2, loss_type="sigmoid", label_smoothing=smoothing)
+    assert_same(
+        lambda c, r: losses.dpo_sigmoid(c - r, 0.2, smoothing),
+        lambda c, r: CPOTrainer.cpo_loss(trainer, c, r)[0],
+        two(mean=False),
+    )
+    if not smoothing:
+        assert_same(
+            lambda c, r: losses.cpo(c, r, 0.2),
+            lambda c, r: CPOTrainer.cpo_loss(trainer, c, r)[0],
+            two(mean=False),
+        )
+
+
+def test_simpo() -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = Trainer(beta=2.0, loss_type="simpo", simpo_gamma=0.5)
+    assert_same(
+        lambda c, r: losses.simpo(c, r, 2.0, 0.5),
+        lambda c, r: CPOTrainer.cpo_loss(trainer, c, r)[0],
+        two(mean=True),
+    )
+
+
+def test_orpo() -> None:
+    from trl.experimental.orpo import ORPOTrainer
+
+    trainer = Trainer(beta=0.3)
+    given = tuple(x.float() for x in two(mean=True))  # TRL computes it in float32
+    assert_same(
+        lambda c, r: losses.orpo(c, r, 0.3),
+        lambda c, r: -c - ORPOTrainer.odds_ratio_loss(trainer, c, r)[0],
+        given,  # type: ignore[arg-type]
+    )
+    log_odds = ORPOTrainer.odds_ratio_loss(trainer, *given)[4]
+    torch.testing.assert_close(losses.log_odds_ratio(*given).mean(), log_odds)  # type: ignore[arg-type]
+
+
+def test_kto() -> None:
+    from trl import KTOTrainer
+
+    logps, mask, reference = numbers()
+    good = torch.rand(2 * B, generator=torch.Generator().manual_seed(5)) < 0.4
+    theirs = logps.clone().requires_grad_()
+    mismatch, mismatch_reference = logps.flip(0), reference.flip(0) - 1.0
+    trainer = Trainer(
+        beta=0.3,
+        loss_type="kto",
+        desirable_weight=1.3,
+        undesirable_weight=0.6,
+        calculate_KL=True,
+        _compute_kl_logps=lambda model, batch: mismatch.sum(1),
+    )
+    inputs = {
+        "input_ids": torch.zeros(2 * B, T, dtype=torch.long),
+        "attention_mask": torch.ones(2 * B, T, dtype=torch.long),
+        "completion_mask": mask,
+        "label": good,
+        "ref_logps": reference,
+        "ref_KL_logps": mismatch_reference,
+    }
+    found = KTOTrainer._compute_loss(trainer, model(theirs), inputs, False)
+    found.backward()
+
+    ours = logps.clone().requires_grad_()
+    z = (mismatch.sum(1) - mismatch_reference).mean().clamp(min=0)
+    weights = torch.where(good, 1.3, 0.6)
+    loss = (weights * losses.kto(ours.sum(1) - reference, good, z, 0.3)).mean()
+    loss.backward()
+    assert z > 0
+    assert trainer._metrics["train"]["kl"] == [pytest.approx(z.item())]
+    torch.testing.assert_close(loss, found, check_dtype=False)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("centering", [None, 0.05])
+def test_reward_model(centering: float | None) -> None:
+    from trl import RewardTrainer
+
+    args = SimpleNamespace(center_rewards_coefficient=centering)
+    trainer = Trainer(args=args)
+    inputs = {"attention_mask": torch.ones(2 * B, T)}
+
+    def theirs(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        outputs = SimpleNamespace(logits=torch.cat([chosen, rejected])[:, None])
+        return RewardTrainer.compute_loss(trainer, Model(outputs), dict(inputs))
+
+    def ours(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        values = losses.bradley_terry(chosen, rejected)
+        return (values + (centering or 0.0) * (chosen + rejected) ** 2).mean()
+
+    assert_same(ours, theirs, two(mean=False))
+
+
+class Model:
+    """A model that answers what it is told, in training."""
+
+    training = True
+
+    def __init__(self, outputs: Any) -> None:
+        self.outputs = outputs
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.outputs

@@ -1,0 +1,96 @@
+"""Advantages and penalties against formulas written another way."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from posttrain_recipes.training import advantages
+from posttrain_recipes.training.prompts import ReplyConfig
+
+RNG = np.random.default_rng(3)
+BATCH = [RNG.normal(size=size).tolist() for size in (4, 7, 2)]
+BINARY = [[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("batch", [BATCH, BINARY])
+def test_advantages_are_those_of_the_papers(batch: list[list[float]]) -> None:
+    flat = np.concatenate([np.array(group) for group in batch])
+    for b, group in enumerate(batch):
+        r = np.array(group)
+        size = len(r)
+        expected = {
+            "group_mean": r - r.mean(),
+            "dr_grpo": r - r.mean(),
+            "group_norm": (r - r.mean()) / (r.std(ddof=1) + 1e-6),
+            # Ahmadian et al.: the baseline of i is the mean of the k - 1 others.
+            "rloo": np.array([r[i] - np.delete(r, i).mean() for i in range(size)]),
+            "reinforce_pp": (r - flat.mean()) / (flat.std(ddof=1) + 1e-6),
+        }
+        assert expected.keys() == advantages.ESTIMATORS.keys()
+        for name, values in expected.items():
+            found = advantages.ESTIMATORS[name](batch)[b]
+            assert found == pytest.approx(values.tolist(), abs=1e-12), name
+
+
+def test_rloo_is_the_mean_baseline_scaled() -> None:
+    for ours, group in zip(advantages.rloo(BATCH), advantages.group_mean(BATCH), strict=True):
+        scale = len(group) / (len(group) - 1)
+        assert ours == pytest.approx([scale * value for value in group])
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_edges(name: str) -> None:
+    estimate = advantages.ESTIMATORS[name]
+    assert estimate([]) == []
+    assert estimate([[], []]) == [[], []]
+    assert estimate([[2.0]]) == [[0.0]]
+    assert estimate([[0.3, 0.3, 0.3]])[0] == pytest.approx([0.0] * 3, abs=1e-9)
+
+
+def test_what_a_token_weighs() -> None:
+    lengths = [2, 3, 5]
+    loss = [1.0, 10.0, 100.0]  # of every token of each reply
+
+    def total(how: advantages.LengthNorm) -> float:
+        weights = advantages.token_weights(lengths, how, 8)
+        return sum(w * n * v for w, n, v in zip(weights, lengths, loss, strict=True))
+
+    assert total("sequence") == pytest.approx((1 + 10 + 100) / 3)
+    assert total("token") == pytest.approx((2 * 1 + 3 * 10 + 5 * 100) / 10)
+    assert total("constant") == pytest.approx((2 * 1 + 3 * 10 + 5 * 100) / 3 / 8)
+    assert advantages.LENGTH_NORMS.keys() == advantages.ESTIMATORS.keys()
+
+
+def test_divergences_agree_with_the_exact_one_on_average() -> None:
+    """Over all replies of one token, weighted by p, both estimate KL(p, ref)."""
+    p, ref = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
+    exact = float((p * np.log(p / ref)).sum())
+    for estimate in (advantages.k1, advantages.k3):
+        mean = sum(p[i] * estimate([math.log(p[i])], [math.log(ref[i])]) for i in range(3))
+        assert mean == pytest.approx(exact)
+    assert advantages.k1([-1.0, -2.0], [-1.5, -1.0]) == pytest.approx(0.5 - 1.0)
+    assert advantages.k3([-1.0], [-3.0]) == pytest.approx(math.exp(-2) - 1 + 2)
+    assert math.isfinite(advantages.k3([-800.0], [-1.0]))
+
+
+def test_a_group_varies_or_not() -> None:
+    assert advantages.varies([0.0, 1.0])
+    assert not advantages.varies([0.1 + 0.2, 0.3])
+    assert not advantages.varies([1.0])
+    assert not advantages.varies([])
+
+
+def test_the_penalty_of_an_overlong_reply_rises_over_the_buffer() -> None:
+    """DAPO, equation 13, with L_max = 10 and L_cache = 4."""
+    config = ReplyConfig(
+        max_tokens=10, overlong="penalize", overlong_buffer=4, overlong_penalty=2.0
+    )
+    costs = [config.overlong_cost(length, False) for length in (1, 6, 7, 8, 9, 10)]
+    assert costs == [0, 0, 0.5, 1.0, 1.5, 2.0]
+    assert config.overlong_cost(10, True) == 2.0
+    plain = ReplyConfig(max_tokens=10, overlong="penalize")
+    assert (plain.overlong_cost(10, False), plain.overlong_cost(10, True)) == (0.0, 1.0)
+    assert ReplyConfig(max_tokens=10).overlong_cost(10, True) == 0.0

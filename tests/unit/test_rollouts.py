@@ -1,0 +1,525 @@
+"""The rollout loop over a policy whose every token tells its weights and its seed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.methods.grpo import GRPO
+from posttrain_recipes.plugin import (
+    LoraConfig,
+    Message,
+    ModelRef,
+    PluginConfig,
+    Prompt,
+    Resume,
+    Reward,
+    Sample,
+    ServedModel,
+    StageContext,
+)
+from posttrain_recipes.records import Checkpoint
+
+ROOM = 50  # seconds that a test would wait for something that never comes
+
+
+def done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+class Renderer:
+    stop = [0]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        return [1, 2, int(messages[-1].content)]
+
+    def parse(self, tokens: Sequence[int]) -> str:
+        return " ".join(map(str, tokens))
+
+
+@dataclass
+class Asked:
+    version: int
+    prompt: list[int]
+    count: int
+    seed: int
+
+
+@dataclass
+class Engine:
+    """The service, its training client and its samplers; the weights are a number of steps."""
+
+    version: int = 0
+    run: str = "a"
+    asked: list[Asked] = field(default_factory=list)
+    passes: list[list[Any]] = field(default_factory=list)
+    """Data of every forward_backward, in order; `None` in between is an optimizer step."""
+    losses: list[tuple[str, Any]] = field(default_factory=list)
+    log: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    kept: list[Resume] = field(default_factory=list)
+    shown: list[tuple[int, list[Sample]]] = field(default_factory=list)
+    hold: Callable[[int], Future[Any] | None] = lambda place: None
+    fail: Callable[[int], None] = lambda nth: None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    total: int = 0
+
+    # the service
+
+    def create_lora_training_client(self, **options: Any) -> Future[Any]:
+        return done(self)
+
+    def create_training_client_from_state_with_optimizer(self, path: str) -> Future[Any]:
+        self.version = int(path.rsplit("-", 1)[1])
+        return done(self)
+
+    def create_sampling_client(
+        self, model_path: str | None = None, base_model: str | None = None
+    ) -> Future[Any]:
+        return done(Sampler(self, int(model_path.rsplit("-", 1)[1]) if model_path else 0))
+
+    # the training client
+
+    def forward_backward(self, data: list[Any], loss: str, settings: Any = None) -> Future[Any]:
+        self.passes.append(data)
+        self.losses.append((loss, settings))
+        outputs = [
+            {"logprobs": SimpleNamespace(data=[-0.5] * datum.model_input.length)} for datum in data
+        ]
+        return done(SimpleNamespace(metrics={"loss:sum": 1.0}, loss_fn_outputs=outputs))
+
+    def optim_step(self, adam: Any) -> Future[Any]:
+        self.version += 1
+        self.passes.append([])
+        return done(SimpleNamespace(metrics={"grad_norm:mean": 0.5}))
+
+    def save_state(self, name: str) -> Future[Any]:
+        return done(SimpleNamespace(path=f"tinker://{self.run}/weights/{name}-{self.version}"))
+
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Future[Any]:
+        path = f"tinker://{self.run}/sampler_weights/{name}-{self.version}"
+        return done(SimpleNamespace(path=path))
+
+    def save_weights_and_get_sampling_client(self) -> Future[Any]:
+        return done(Sampler(self, self.version))
+
+
+@dataclass
+class Sampler:
+    engine: Engine
+    version: int
+
+    def sample(self, prompt: Any, count: int, params: Any) -> Future[Any]:
+        tokens = prompt.to_ints()
+        with self.engine.lock:
+            nth = len(self.engine.asked)
+            self.engine.asked.append(Asked(self.version, tokens, count, params.seed))
+        self.engine.fail(nth)
+        rng = np.random.default_rng([self.version, params.seed, tokens[-1]])
+        sequences = []
+        for _ in range(count):
+            length = int(rng.integers(1, 5))
+            drawn = rng.integers(3, 90, size=length).tolist()
+            sequences.append(
+                SimpleNamespace(
+                    tokens=drawn,
+                    logprobs=[-0.5] * length,
+                    stop_reason="length" if length == 4 else "stop",
+                )
+            )
+        answer = SimpleNamespace(sequences=sequences)
+        held = self.engine.hold(tokens[-1])
+        if held is None:
+            return done(answer)
+        later: Future[Any] = Future()
+        held.add_done_callback(lambda _: later.set_result(answer))
+        return later
+
+    def compute_logprobs(self, prompt: Any) -> Future[Any]:
+        return done([None] + [-1.5] * (prompt.length - 1))
+
+
+class Parity(Reward):
+    """1 where the first token is even."""
+
+    name = "parity"
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [float(int(sample.completion.split()[0]) % 2 == 0) for sample in samples]
+
+
+class Same(Reward):
+    """The same for all: nothing to learn."""
+
+    name = "same"
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [1.0] * len(samples)
+
+
+PROMPTS = [
+    Prompt(messages=(Message("user", str(number)),), source=f"p:{number}")
+    for number in range(100, 110)
+]
+
+
+def run(
+    engine: Engine,
+    *,
+    resume: Resume | None = None,
+    rewards: Sequence[Reward] = (Parity(PluginConfig()),),
+    wait: Callable[[Future[Any]], Any] | None = None,
+    **options: Any,
+) -> Checkpoint:
+    method = GRPO(GRPO.Config(**{"batch_size": 4, "group_size": 6, "max_tokens": 4} | options))
+    sink = SimpleNamespace(
+        begin=lambda total: setattr(engine, "total", total),
+        log=lambda metrics, step: engine.log.append((dict(metrics), step)),
+        checkpoint=engine.kept.append,
+        show=lambda name, samples, step: engine.shown.append((step, list(samples))),
+    )
+    stage = StageContext(
+        name="grpo",
+        seed=5,
+        base_model="base",
+        start=Checkpoint("base"),
+        lora=LoraConfig(rank=4),
+        train=PROMPTS,
+        renderer=Renderer(),  # type: ignore[arg-type]
+        service=engine,  # type: ignore[arg-type]
+        sink=sink,  # type: ignore[arg-type]
+        wait=wait or (lambda future: future.result(ROOM)),
+        rewards=[(reward, 1.0) for reward in rewards],
+        resume=resume,
+        resolve=lambda ref: ServedModel(Checkpoint("base"), Renderer(), Sampler(engine, 0)),  # type: ignore[arg-type]
+    )
+    return method.train(stage)
+
+
+def trained(engine: Engine) -> list[Any]:
+    """What every forward_backward was given, as plain values."""
+    return [
+        [
+            (
+                datum.model_input.to_ints(),
+                datum.loss_fn_inputs["target_tokens"].tolist(),
+                [round(float(a), 9) for a in datum.loss_fn_inputs["advantages"].tolist()],
+            )
+            for datum in data
+        ]
+        for data in engine.passes
+    ]
+
+
+def test_a_group_is_one_request_with_a_seed_of_its_own() -> None:
+    engine = Engine()
+    assert run(engine).step == 3
+    assert engine.total == 3
+    assert [ask.count for ask in engine.asked] == [6] * 10
+    assert sorted(ask.prompt[-1] for ask in engine.asked) == list(range(100, 110))
+    assert len({ask.seed for ask in engine.asked}) == 10
+
+
+def versions(engine: Engine) -> list[int]:
+    """The weights that each batch was sampled from, by the order of its prompts."""
+    by_batch = [engine.asked[start : start + 4] for start in range(0, len(engine.asked), 4)]
+    assert all(len({ask.version for ask in batch}) == 1 for batch in by_batch)
+    return [batch[0].version for batch in by_batch]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"max_staleness": 1}, [0, 0, 1, 2, 3]),
+        ({"max_staleness": 2}, [0, 0, 0, 1, 2]),
+        ({"updates_per_batch": 2}, [0, 2, 4, 6, 8]),
+        ({"updates_per_batch": 2, "max_staleness": 1}, [0, 0, 2, 4, 6]),
+    ],
+)
+def test_a_batch_is_sampled_from_the_policy_or_one_that_is_little_older(
+    options: dict[str, Any], expected: list[int]
+) -> None:
+    engine = Engine()
+    run(engine, epochs=2, max_steps=5 * options.get("updates_per_batch", 1), **options)
+    asked = sorted(engine.asked, key=lambda ask: ask.version)
+    counts = {version: sum(a.version == version for a in asked) for version in set(expected)}
+    sizes = [4, 4, 2, 4, 4]
+    assert counts == {
+        version: sum(s for s, v in zip(sizes, expected, strict=True) if v == version)
+        for version in set(expected)
+    }
+    if "max_staleness" in options:
+        late = [metrics["rollouts/staleness"] for metrics, _ in engine.log]
+        steps = options.get("updates_per_batch", 1)
+        assert late[::steps] == [min(i, options["max_staleness"]) for i in range(5)]
+
+
+class Stop(Exception):
+    pass
+
+
+def steps_kept(engine: Engine) -> int:
+    return engine.kept[-1].step if engine.kept else 0
+
+
+def stopping(
+    engine: Engine,
+    due: Callable[[Engine], bool],
+    error: type[BaseException] = KeyboardInterrupt,
+) -> Callable[[Future[Any]], Any]:
+    """A waiter that raises once, when it is due."""
+    raised: list[bool] = []
+
+    def wait(future: Future[Any]) -> Any:
+        if not raised and due(engine):
+            raised.append(True)
+            raise error
+        return future.result(ROOM)
+
+    return wait
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"updates_per_batch": 2},
+        {"max_staleness": 2},
+        {"max_staleness": 1, "updates_per_batch": 2, "advantage": "reinforce_pp"},
+        {"flat_groups": "replace"},
+    ],
+)
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_stage_that_was_stopped_comes_to_the_same_end(how: str, options: dict[str, Any]) -> None:
+    per = options.get("updates_per_batch", 1)
+    options = {"epochs": 2, "save_every": 1, **options}
+    whole = Engine()
+    run(whole, **options)
+    for stop in (1, 2, 4):
+        first = Engine()
+        if how == "killed":
+            wait = stopping(first, lambda engine, n=stop * per: steps_kept(engine) >= n, Stop)
+            saves = options
+        else:
+            wait = stopping(first, lambda engine, n=stop * per: len(engine.log) >= n)
+            saves = options | {"save_every": 0}
+        with pytest.raises((KeyboardInterrupt, Stop)):
+            run(first, wait=wait, **saves)
+        resume = first.kept[-1]
+        assert resume.step % per == 0
+        assert resume.step >= stop * per
+        second = Engine(run="b")
+        end = run(second, resume=resume, **options)
+        assert end.step == whole.total
+        steps = [data for data in trained(whole) if data]
+        begun = [data for data in trained(second) if data]
+        assert begun == steps[len(steps) - len(begun) :]
+        assert begun
+        tail = [step for _, step in second.log]
+        assert tail == list(range(resume.step + 1, whole.total + 1))
+
+
+def test_advantages_stand_on_the_policys_own_tokens() -> None:
+    engine = Engine()
+    run(engine, max_steps=1, advantage="group_mean", length_norm="constant", loss="ppo")
+    assert engine.losses[0] == ("ppo", {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2})
+    seen = 0
+    for datum in (datum for data in engine.passes for datum in data):
+        inputs = datum.loss_fn_inputs
+        tokens = [*datum.model_input.to_ints(), int(inputs["target_tokens"].tolist()[-1])]
+        reply = tokens[3:]
+        even = float(reply[0] % 2 == 0)
+        prompt = next(p for p in engine.asked if p.prompt == tokens[:3])
+        mean = mean_reward(prompt)
+        # group_mean over max_tokens 4, 6 replies and 4 groups; nothing on the prompt.
+        worth = (even - mean) / 4 / 6 / 4
+        expected = [0.0, 0.0] + [worth] * len(reply)
+        assert inputs["advantages"].tolist() == pytest.approx(expected)
+        assert inputs["logprobs"].tolist() == [0.0, 0.0] + [-0.5] * len(reply)
+        seen += 1
+    assert seen > 6
+
+
+def mean_reward(asked: Asked) -> float:
+    rng = np.random.default_rng([asked.version, asked.seed, asked.prompt[-1]])
+    firsts = []
+    for _ in range(asked.count):
+        length = int(rng.integers(1, 5))
+        firsts.append(rng.integers(3, 90, size=length).tolist()[0])
+    return sum(first % 2 == 0 for first in firsts) / len(firsts)
+
+
+def test_groups_that_are_there_are_trained_on_while_others_still_run() -> None:
+    """The last group comes only once the first part of its batch was submitted."""
+    last: Future[None] = Future()
+    engine = Engine()
+    order: list[int] = []
+
+    def hold(place: int) -> Future[Any] | None:
+        order.append(place)
+        return None
+
+    engine.hold = hold
+    run(engine, max_steps=1)
+    engine = Engine(hold=lambda place: last if place == late else None)
+    from posttrain_recipes.training.gradient import Order
+
+    late = 100 + Order(range(10), 4, 5).batch(0)[-1]
+    submitted = engine.forward_backward
+
+    def forward_backward(*args: Any) -> Future[Any]:
+        if not last.done():
+            last.set_result(None)
+        return submitted(*args)
+
+    engine.forward_backward = forward_backward  # type: ignore[method-assign]
+    run(engine, max_steps=1, wait=lambda future: future.result(10))
+    assert engine.version == 1
+
+
+def test_flat_groups_are_replaced_up_to_a_bound_and_counted() -> None:
+    engine = Engine()
+    run(
+        engine,
+        rewards=[Same(PluginConfig())],
+        flat_groups="replace",
+        max_replacements=2,
+        max_steps=1,
+    )
+    assert len(engine.asked) == 4 * 3
+    assert len({ask.seed for ask in engine.asked}) == 12
+    [(metrics, _)] = engine.log
+    assert metrics["groups/replaced"] == 8
+    assert metrics["groups/flat_share"] == 1.0
+    assert metrics["groups/learned"] == 0
+    # Nothing to learn: no gradient, and Adam's momentum moves nothing either.
+    assert engine.passes == []
+    assert engine.version == 0
+
+
+def test_flat_groups_are_dropped_without_more_samples() -> None:
+    engine = Engine()
+    run(engine, rewards=[Same(PluginConfig())], max_steps=1)
+    assert len(engine.asked) == 4
+    assert engine.log[0][0]["groups/flat_share"] == 1.0
+
+
+def test_a_group_that_fails_is_tried_again_alone() -> None:
+    def fail(nth: int) -> None:
+        if nth == 2:
+            raise ConnectionError("lost")
+
+    engine = Engine(fail=fail)
+    run(engine, max_steps=1)
+    assert len(engine.asked) == 5
+    assert len({ask.seed for ask in engine.asked}) == 4
+    assert engine.log[0][0]["rollouts/retried"] == 1
+
+
+def test_a_group_that_fails_again_and_again_ends_the_stage() -> None:
+    def fail(nth: int) -> None:
+        raise ConnectionError("lost")
+
+    with pytest.raises(PtlError, match="failed 3 times") as caught:
+        run(Engine(fail=fail), max_steps=1)
+    assert "lost" in str(caught.value.why)
+
+
+def test_a_reward_that_never_works_ends_the_stage() -> None:
+    class Broken(Reward):
+        name = "broken"
+
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            raise ValueError("no key in the prompt")
+
+    with pytest.raises(PtlError, match="no reply of a whole batch") as caught:
+        run(Engine(), rewards=[Broken(PluginConfig())], max_steps=1)
+    assert "no key in the prompt" in str(caught.value.why)
+
+
+def test_divergence_from_the_reference_is_taken_off_the_reward() -> None:
+    """Ours is -0.5 a token, the reference's -1.5: one nat a token."""
+    engine = Engine()
+    run(engine, max_steps=1, kl_beta=0.1, flat_groups="drop")
+    [(metrics, _)] = engine.log
+    assert metrics["policy/kl_reference_per_token"] == pytest.approx(1.0)
+    mean = metrics["reward/penalties/kl"]
+    assert mean == pytest.approx(0.1 * metrics["policy/kl_reference"])
+    assert metrics["reward/mean"] == pytest.approx(metrics["reward/parts/parity"] - mean)
+
+
+def test_a_reference_alone_is_measured_and_costs_nothing() -> None:
+    engine = Engine()
+    run(engine, max_steps=1, reference=ModelRef(stage="base"))
+    [(metrics, _)] = engine.log
+    assert metrics["policy/kl_reference_per_token"] == pytest.approx(1.0)
+    assert metrics["reward/mean"] == metrics["reward/parts/parity"]
+
+
+def test_a_reply_that_was_cut_is_masked_and_counted() -> None:
+    engine = Engine()
+    run(engine, max_steps=1, overlong="mask")
+    lengths = [datum.model_input.length - 2 for data in engine.passes for datum in data]
+    assert lengths
+    assert max(lengths) < 4
+    assert engine.log[0][0]["completions/clipped_ratio"] > 0
+
+
+def test_what_a_step_showed() -> None:
+    engine = Engine()
+    run(engine, epochs=4)
+    metrics, step = engine.log[0]
+    assert step == 1
+    assert metrics["policy/ratio_mean"] == pytest.approx(1.0)
+    assert metrics["policy/clip_share"] == 0.0
+    assert metrics["policy/entropy"] == pytest.approx(0.5)
+    assert metrics["train/grad_norm"] == 0.5
+    assert 1 <= metrics["completions/mean_length"] <= 4
+    assert metrics["rollouts/tokens"] == pytest.approx(24 * metrics["completions/mean_length"])
+    steps = [step for step, _ in engine.shown]
+    assert steps[0] == 1
+    assert steps[-1] == 12
+    sample = engine.shown[0][1][0]
+    assert {"parity", "reward", "advantage"} <= sample.scores.keys()
+
+
+def test_dro_is_computed_here_over_the_replys_tokens_alone() -> None:
+    """Against the formula, in float64, for log p and the advantages as they come."""
+    import torch
+
+    engine = Engine()
+    found: list[tuple[list[Any], Any]] = []
+
+    def custom(data: list[Any], loss: Any) -> Future[Any]:
+        found.append((data, loss))
+        outputs = [{"logprobs": SimpleNamespace(data=[-0.5] * d.model_input.length)} for d in data]
+        return done(SimpleNamespace(metrics={"loss:sum": 1.0}, loss_fn_outputs=outputs))
+
+    engine.forward_backward_custom = custom  # type: ignore[attr-defined]
+    run(engine, max_steps=1, loss="dro", dro_beta=0.3, advantage="dr_grpo")
+    for data, loss in found:
+        logprobs = [
+            torch.linspace(-3, -1, datum.model_input.length, dtype=torch.float64) for datum in data
+        ]
+        expected = 0.0
+        for datum, logp in zip(data, logprobs, strict=True):
+            tokens = [
+                *datum.model_input.to_ints(),
+                datum.loss_fn_inputs["target_tokens"].tolist()[-1],
+            ]
+            asked = next(a for a in engine.asked if a.prompt == tokens[:3])
+            advantage = float(tokens[3] % 2 == 0) - mean_reward(asked)
+            own = logp[2:].numpy()
+            gain = advantage * own - 0.3 / 2 * (own + 0.5) ** 2
+            expected -= gain.sum() / 6 / 4 / 4
+        assert float(loss(data, logprobs)[0]) == pytest.approx(expected, rel=1e-6)

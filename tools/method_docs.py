@@ -1,0 +1,80 @@
+"""Fill the tables of `docs/methods/*.md` from the plugins themselves.
+
+    python tools/method_docs.py [--check]
+
+What stands between `<!-- options: NAME -->` and `<!-- end -->` is written by this script: the
+options that the method NAME has to itself (`gradient`: those of every method that takes optimizer
+steps over a data set). `<!-- effects: RECIPE -->` is filled by `benchmarks/effects.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from posttrain_recipes import registry
+from posttrain_recipes.cli.plugins import Option, options
+from posttrain_recipes.training.gradient import GradientConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "methods"
+_BLOCK = re.compile(r"(<!-- (\w+): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, kind: str, table: Callable[[str], str | None]) -> str:
+    """Replace every block of `kind` by what `table` makes of its name; None leaves it alone."""
+
+    def block(match: re.Match[str]) -> str:
+        made = table(match[3]) if match[2] == kind else None
+        return match[0] if made is None else f"{match[1]}\n{made}\n\n{match[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def option_table(name: str) -> str:
+    """The table of a method's own options, or of those that gradient methods share."""
+    if name == "gradient":
+        found = options(registry.load().get("method", "sft"))
+        return _table([option for option in found if option.name in GradientConfig.model_fields])
+    entry = registry.load().get("method", name)
+    shared = GradientConfig.model_fields
+    own = [option for option in options(entry) if option.own or option.name not in shared]
+    return _table(own) if own else "None of its own."
+
+
+def _table(found: list[Option]) -> str:
+    rows = [
+        f"| `{o.name}` | {_cell(o.type)} | `{o.default}` | {_cell(o.description)} |" for o in found
+    ]
+    return "\n".join(["| option | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def main() -> None:
+    """Write the pages, or say which of them are out of date."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where stale")
+    args = parser.parse_args()
+    stale = []
+    for path in sorted(PAGES.glob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, "options", option_table)
+        if new != old:
+            stale.append(path)
+            if not args.check:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'out of date' if args.check else 'written'}")
+    sys.exit(1 if args.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
