@@ -3,7 +3,9 @@
 A plugin is a class with a `name`, a nested `Config(PluginConfig)` and one method; a hook returns
 the class, and an entry point in the group `posttrain_recipes` names the module with the hook:
 
-    from posttrain_recipes.plugin import PluginConfig, Prompt, Reward, Sample, hookimpl
+    from posttrain_recipes.plugin import PluginConfig, Reward, hookimpl
+
+    PTL_API = 1  # the version of this API that it is written for
 
     class Brevity(Reward):
         '''One over the number of words.'''
@@ -31,20 +33,41 @@ them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import ClassVar
 
 import pluggy
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from posttrain_recipes.context import (
+    Connection,
+    EvalContext,
+    Renderer,
+    Resume,
+    RewardContext,
+    ServedModel,
+    StageContext,
+    StageSink,
+    Waiter,
+    checkpoint_name,
+    sampling_client,
+)
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.options import (
+    DatasetRef,
+    LoraConfig,
+    ModelRef,
+    NoEffect,
+    PluginConfig,
+    RewardRef,
+    effective,
+)
 from posttrain_recipes.records import (
     Checkpoint,
     Conversation,
+    Episode,
     Estimate,
     EvalResult,
     Labelled,
@@ -53,21 +76,24 @@ from posttrain_recipes.records import (
     Prompt,
     Record,
     Sample,
+    Task,
+    Turn,
 )
-from posttrain_recipes.waiting import in_thread
-
-if TYPE_CHECKING:
-    import tinker
-
-T = TypeVar("T")
+from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
+    "API_VERSION",
+    "OLDEST_API_VERSION",
     "Checkpoint",
     "Connection",
     "Conversation",
+    "CountTokens",
+    "DataMethod",
     "Dataset",
     "DatasetConfig",
+    "DatasetRef",
     "Engine",
+    "Episode",
     "Estimate",
     "Eval",
     "EvalContext",
@@ -76,6 +102,8 @@ __all__ = [
     "LoraConfig",
     "Message",
     "Method",
+    "ModelRef",
+    "NoEffect",
     "Plugin",
     "PluginConfig",
     "Preference",
@@ -85,24 +113,32 @@ __all__ = [
     "Renderer",
     "Resume",
     "Reward",
+    "RewardContext",
+    "RewardRef",
     "Sample",
+    "ServedModel",
     "StageContext",
     "StageSink",
+    "Task",
+    "Turn",
+    "Usage",
     "UsageError",
     "Waiter",
+    "Workload",
+    "checkpoint_name",
+    "effective",
     "hookimpl",
+    "sampling_client",
 ]
+
+API_VERSION = 1
+"""The version of this module's API. A plugin module says `PTL_API = 1`; it is raised when a plugin
+that worked would no longer."""
+OLDEST_API_VERSION = 1
+"""The oldest version whose plugins still work."""
 
 hookimpl = pluggy.HookimplMarker("posttrain_recipes")
 """Marks a function of a plugin module as the implementation of a hook."""
-
-
-class PluginConfig(BaseModel):
-    """The options of a plugin. A string under a field is its description."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
 
 class Plugin(ABC):
@@ -117,16 +153,41 @@ class Plugin(ABC):
     """Modules that this plugin imports when it works and the base install lacks."""
     extra: ClassVar[str | None] = None
     """What to `pip install` for `requires`, as `posttrain-recipes[gsm]`."""
+    same_tokenizer: ClassVar[tuple[str, ...]] = ()
+    """Options whose `ModelRef` must have the tokenizer of the model that the stage trains."""
 
     class Config(PluginConfig):
         """No options."""
 
     config: PluginConfig
+    rewards: Mapping[str, Reward] = {}
+    """The rewards of its options that are a `RewardRef`, by option; the planner fills it."""
 
     def __init__(self, config: PluginConfig, base_dir: Path = Path()) -> None:
         """`base_dir` is the recipe's directory, which relative paths start from."""
         self.config = config
         self.base_dir = base_dir
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """What is wrong before anything runs, as `(option, message)`; cheap and offline."""
+        return ()
+
+    def digest(self) -> str | None:
+        """A hash of what its options name and do not hold, such as a file's content.
+
+        Stages are reused only while it stays the same. Cheap and offline; None where there is no
+        such thing or, for a dataset, where it cannot be known.
+        """
+        return None
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """What the engine must be able to do, as `ptl engines check` names it: `("loss:ppo",)`.
+
+        A class attribute will do; a property where the options decide. A run on an engine that
+        lacks any of it is refused before it starts.
+        """
+        return ()
 
 
 # --- datasets ------------------------------------------------------------------------------------
@@ -148,20 +209,28 @@ class Dataset(Plugin):
         """Options that every dataset has."""
 
     config: DatasetConfig
+    sources: Mapping[str, Sequence[Dataset]] = {}
+    """The datasets of its options that are a `DatasetRef`, by option; the planner fills it."""
 
-    def problems(self) -> Iterable[tuple[str, str]]:
-        """What is wrong before anything runs, as `(option, message)`; cheap and offline."""
+    def reads(self) -> Sequence[str]:
+        """Earlier stages whose made records it reads itself, not through `sources`."""
         return ()
+
+    def bind(self, made: Callable[[str], Path], wants: type[Record]) -> None:
+        """Called before `load`: where a stage's made records lie, and the type that is wanted.
+
+        `made(stage)` is a directory with one JSONL file a record type, as `preference.jsonl`.
+        """
+        for parts in self.sources.values():
+            for part in parts:
+                part.bind(made, wants)
 
     def record_type(self) -> type[Record] | None:
         """The type of this dataset's records, cheaply and offline; None when only `load` knows."""
         return None
 
-    def digest(self) -> str | None:
-        """A hash of the content, cheaply and offline; None when it cannot be known.
-
-        Stages are reused only while it stays the same.
-        """
+    def size(self) -> int | None:
+        """How many records `load` yields, cheaply and offline; None when only `load` knows."""
         return None
 
     @abstractmethod
@@ -175,138 +244,20 @@ class Dataset(Plugin):
 class Reward(Plugin):
     """Scores replies."""
 
+    @property
+    def label(self) -> str:
+        """What its metric is called, among the parts of a weighted sum."""
+        return self.name
+
+    def open(self, context: RewardContext) -> None:
+        """Called once before the first `score`: rewards that ask a model get it here."""
+
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
-        """One score for each sample, in order; None abstains."""
+        """One score for each sample, in order; None abstains.
 
-
-# --- what a stage is handed ----------------------------------------------------------------------
-
-
-class LoraConfig(PluginConfig):
-    """The low-rank adapter that is trained (Hu et al. 2021, arXiv 2106.09685); alpha is 32."""
-
-    rank: int = Field(default=16, ge=1, le=512)
-    """Rank of the adapter's matrices."""
-    train_mlp: bool = True
-    """Adapt the MLP layers."""
-    train_attn: bool = True
-    """Adapt the attention layers."""
-    train_unembed: bool = False
-    """Adapt the output embedding."""
-
-
-class Renderer(Protocol):
-    """Turns messages into tokens and back, by the model's chat template."""
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids (P,) that end where the assistant begins to write."""
-
-    def supervised(
-        self, messages: Sequence[Message], train_on: str = "last"
-    ) -> tuple[list[int], list[float]]:
-        """Token ids (N,) and their 0/1 weights (N,): 1 where the assistant's words are learned.
-
-        `train_on` is `last` (the last assistant message) or `all` (every one).
+        The samples are the replies to one prompt. Several threads may call this at once.
         """
-
-    def parse(self, tokens: Sequence[int]) -> str:
-        """The reply as text, without the tokens that end it."""
-
-    @property
-    def stop(self) -> list[int]:
-        """Token ids that end a reply."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids (N,) as text, special tokens included."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Where an interrupted stage goes on: its state after `step` optimizer steps."""
-
-    step: int
-    state_uri: str
-    sampler_uri: str
-
-
-class Waiter(Protocol):
-    """Waits for the engine's answers; the runner provides one that notices a dead engine."""
-
-    def __call__(self, future: tinker.APIFuture[T] | Future[T]) -> T:
-        """The result of `future`. Raises `PtlError` where the engine failed or is gone."""
-
-
-class StageSink(Protocol):
-    """Where a stage's numbers and checkpoints go; the runner provides it."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics of optimizer step `step` (counted from 1)."""
-
-    def checkpoint(self, resume: Resume) -> None:
-        """A checkpoint that is saved on the engine; from now on a resumed stage starts here."""
-
-    def begin(self, total_steps: int) -> None:
-        """How many optimizer steps the stage will take."""
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """Everything a method is handed: records, clients and a place for its results."""
-
-    name: str
-    seed: int
-    base_model: str
-    """The model's name as the engine knows it."""
-    start: Checkpoint
-    """Where the stage begins; also the fixed reference of methods that need one."""
-    lora: LoraConfig
-    train: Sequence[Record]
-    renderer: Renderer
-    service: tinker.ServiceClient
-    sink: StageSink
-    wait: Waiter
-    rewards: Sequence[tuple[Reward, float]] = ()
-    """Rewards with their weights."""
-    resume: Resume | None = None
-    """Set when an earlier run of this stage was interrupted."""
-
-    def training_client(self) -> tinker.TrainingClient:
-        """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""
-        resume, state, service = self.resume, self.start.state_uri, self.service
-
-        def create() -> tinker.TrainingClient:
-            if resume is not None:
-                path = resume.state_uri
-                return service.create_training_client_from_state_with_optimizer(path).result()
-            if state is not None:
-                return service.create_training_client_from_state(state).result()
-            return service.create_lora_training_client(
-                base_model=self.base_model,
-                rank=self.lora.rank,
-                seed=self.seed,
-                train_mlp=self.lora.train_mlp,
-                train_attn=self.lora.train_attn,
-                train_unembed=self.lora.train_unembed,
-            ).result()
-
-        return self.wait(in_thread(create))
-
-    def sampling_client(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
-        """A client that samples from `checkpoint`."""
-        return sampling_client(self.service, checkpoint, self.wait)
-
-
-def sampling_client(
-    service: tinker.ServiceClient, checkpoint: Checkpoint, wait: Waiter
-) -> tinker.SamplingClient:
-    """A client of `service` that samples from `checkpoint`."""
-    where = (
-        {"model_path": checkpoint.sampler_uri}
-        if checkpoint.sampler_uri is not None
-        else {"base_model": checkpoint.base_model}
-    )
-    return wait(in_thread(lambda: service.create_sampling_client(**where).result()))
 
 
 class Method(Plugin):
@@ -316,29 +267,55 @@ class Method(Plugin):
     """Record types that it can train on."""
     takes_reward: ClassVar[bool] = False
     """Whether a stage with this method has a `reward`."""
+    needs_reward: ClassVar[bool] = True
+    """Where it takes one: whether it cannot do without."""
+    makes: ClassVar[tuple[type[Record], ...]] = ()
+    """Record types that it can leave for later stages, through `stage.sink.collect`."""
     loss: ClassVar[str] = ""
     """The loss as a formula, for `ptl explain`."""
     paper: ClassVar[str] = ""
     """Where it comes from, as `Rafailov et al. 2023, arXiv 2305.18290`."""
+
+    starts_over: ClassVar[bool] = False
+    """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
+
+    def collects(self) -> tuple[type[Record], ...]:
+        """Record types that it does leave for later stages, with the options that it has."""
+        return self.makes
+
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """What training on `count` records will take; None: not known beforehand.
+
+        Args:
+            sample: some of the records, or all of them.
+            tokens: counts the tokens of a conversation.
+        """
+        return None
 
     @abstractmethod
     def train(self, stage: StageContext) -> Checkpoint:
         """Train and return the checkpoint after the last step."""
 
 
+class DataMethod(Method):
+    """Makes records for later stages instead of weights; its checkpoint is where it started."""
+
+    @abstractmethod
+    def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Record]]:
+        """Yield the records of each batch, from batch number `skip` on (batches made before).
+
+        A batch depends on `stage` and its number alone, so that an interrupted stage goes on to
+        the same records. Call `stage.sink.begin` with the number of batches first.
+        """
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """The start, untrained."""
+        return stage.start
+
+
 # --- evals ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EvalContext:
-    """Everything an eval is handed: records and a client that samples from the weights."""
-
-    name: str
-    seed: int
-    records: Sequence[Record]
-    renderer: Renderer
-    sampler: tinker.SamplingClient
-    wait: Waiter
 
 
 class Eval(Plugin):
@@ -346,6 +323,17 @@ class Eval(Plugin):
 
     takes: ClassVar[tuple[type[Record], ...]]
     """Record types that it can evaluate on."""
+
+    def measures(self) -> Sequence[str]:
+        """Names of its metrics, the main one first, so that bounds on them can be checked before
+        anything runs; empty where only a run tells."""
+        return ()
+
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """What evaluating on `count` records will take, as a method's `workload`."""
+        return None
 
     @abstractmethod
     def evaluate(self, context: EvalContext) -> EvalResult:
@@ -355,25 +343,28 @@ class Eval(Plugin):
 # --- engines -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Connection:
-    """A live engine."""
-
-    service: tinker.ServiceClient
-    rest: tinker.RestClient
-    alive: Callable[[], bool] = field(default=lambda: True)
-    """False once the engine is known to be gone: its clients would wait for ever."""
-    log_path: Path | None = None
-    """The engine's own log, where it has one."""
-
-
 class Engine(Plugin):
     """Where Tinker clients come from."""
+
+    billed: ClassVar[bool] = False
+    """Whether its tokens cost what the table of prices says."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
         """What tells this engine from others: a checkpoint is alive only on its own engine."""
+
+    def holds(self, uri: str, data_dir: Path) -> bool | None:
+        """Whether the checkpoint `uri` is there; None where only a connection can tell."""
+        return None
+
+    def stored(self, data_dir: Path) -> Mapping[str, int]:
+        """Its checkpoints on this machine with their bytes, where it keeps them here."""
+        return {}
+
+    def discard(self, uri: str, data_dir: Path) -> bool:
+        """Delete a checkpoint; False where only a connection can."""
+        return False
 
     @abstractmethod
     def connect(

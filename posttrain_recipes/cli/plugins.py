@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from posttrain_recipes import registry
 from posttrain_recipes.cli.options import json_option
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.plugin import Method
+from posttrain_recipes.recipe import parse
 from posttrain_recipes.registry import KINDS, Entry
+
+if TYPE_CHECKING:
+    from posttrain_recipes.testing import Finding
 
 
 @click.group()
 def plugins() -> None:
-    """List and show what recipes can use."""
+    """List, show, check and begin what recipes can use."""
 
 
 @plugins.command("list")
@@ -69,6 +77,77 @@ def show_plugin(name: str, as_json: bool) -> None:
             click.echo(f"  {line}")
 
 
+@plugins.command("check")
+@click.argument("name")
+@click.option(
+    "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of the plugin."
+)
+@click.option("--read-only", is_flag=True, help="Only what can be read: the plugin does no work.")
+@json_option
+def check_plugin(name: str, options: tuple[str, ...], read_only: bool, as_json: bool) -> None:
+    """Check plugin NAME as a reviewer would; exit 1 where something is wrong.
+
+    Methods and evals run on small records on the embedded engine, which takes some 20 seconds.
+    """
+    from posttrain_recipes import testing
+
+    given = dict(_option(text) for text in options)
+    data = []
+    failed = False
+    for entry in find(name):
+        if not as_json:
+            click.echo(f"{entry.kind} {entry.name}  ({entry.distribution} {entry.version})")
+        for finding in testing.findings(entry, given, work=not read_only):
+            failed = failed or not finding.passed
+            data.append({"kind": entry.kind, **vars(finding)})
+            if not as_json:
+                _tell(finding)
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+    sys.exit(1 if failed else 0)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`beta=0.1` as a name and a YAML value. Raises `UsageError` where it is no such pair."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"'--set {text}' is no option", hint="write --set OPTION=VALUE")
+    return name, parse(f"{name}: {value}", f"--set {text}").plain()[name]
+
+
+def _tell(finding: Finding) -> None:
+    mark = (
+        "  ok   "
+        if finding.passed and not finding.skipped
+        else "  skip "
+        if finding.passed
+        else "  FAIL "
+    )
+    colour = {"  ok   ": "green", "  skip ": "yellow", "  FAIL ": "red"}[mark]
+    click.echo(click.style(mark, fg=colour) + finding.check)
+    for line in finding.told.split("; ") if finding.told else ():
+        click.echo(f"         {line}")
+
+
+@plugins.command("new")
+@click.argument("kind", type=click.Choice(["method", "dataset", "reward", "eval", "engine"]))
+@click.argument("name")
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+def new_plugin(kind: str, name: str, directory: Path | None) -> None:
+    """Write a package with the plugin NAME into DIRECTORY (default: ptl-NAME).
+
+    It installs, conforms and passes its own tests as it is written; change it from there.
+    """
+    from posttrain_recipes import scaffold
+
+    written = scaffold.write(kind, name, directory)
+    for path in written:
+        click.echo(f"wrote {display_path(path)}")
+    folder = Path(display_path(written[0].parent))
+    place = folder if folder.is_absolute() else f"./{folder}"
+    click.echo(f"\nnext: pip install -e '{place}[test]' && ptl plugins check {name}")
+
+
 def find(name: str) -> list[Entry]:
     """Every plugin of that name. Raises `UsageError` with the nearest one."""
     found = registry.load()
@@ -79,23 +158,52 @@ def find(name: str) -> list[Entry]:
     return entries
 
 
-def option_lines(entry: Entry) -> list[str]:
-    """Each option with its type, default and description; the plugin's own ones first."""
+@dataclass(frozen=True)
+class Option:
+    """One option of a plugin, in words."""
+
+    name: str
+    type: str
+    default: str
+    """As YAML has it; `required` where there is none."""
+    description: str
+    own: bool
+    """Whether the plugin has it to itself, rather than from the class that it builds on."""
+
+
+def options(entry: Entry) -> list[Option]:
+    """The options of a plugin, its own ones first."""
     schema = entry.config.model_json_schema()
-    options = schema.get("properties", {})
-    own = [name for name in entry.config.__annotations__ if name in options]
-    lines = []
-    for name in dict.fromkeys([*own, *options]):
-        option = options[name]
-        default = "required" if name in schema.get("required", []) else _default(option)
-        lines.append(f"{name}: {_type(option)}  [{default}]")
-        if option.get("description"):
-            lines.append(f"    {' '.join(option['description'].split())}")
+    found = schema.get("properties", {})
+    own = [name for name in entry.config.__annotations__ if name in found]
+    required = schema.get("required", [])
+    return [
+        Option(
+            name,
+            _type(found[name]),
+            "required" if name in required else json.dumps(found[name].get("default")),
+            " ".join(found[name].get("description", "").split()),
+            name in own,
+        )
+        for name in dict.fromkeys([*own, *found])
+    ]
+
+
+def option_lines(entry: Entry, width: int = 1000) -> list[str]:
+    """Each option with its type, default and description, wrapped at `width` columns."""
+    lines: list[str] = []
+    for option in options(entry):
+        default = "required" if option.default == "required" else f"default {option.default}"
+        head = f"{option.name}: {option.type}  [{default}]"
+        for text, first in ((head, ""), (option.description, " " * 4)):
+            lines += textwrap.wrap(
+                text,
+                width,
+                initial_indent=first,
+                subsequent_indent=" " * 4,
+                break_on_hyphens=False,
+            )
     return lines or ["no options"]
-
-
-def _default(option: dict[str, Any]) -> str:
-    return f"default {json.dumps(option.get('default'))}"
 
 
 def _type(option: dict[str, Any]) -> str:
@@ -105,6 +213,10 @@ def _type(option: dict[str, Any]) -> str:
         return " | ".join(_type(choice) for choice in option["anyOf"])
     if "const" in option:
         return str(option["const"])
+    if "$ref" in option:
+        return str(option["$ref"]).rpartition("/")[2]
+    if option.get("type") == "array":
+        return f"list of {_type(option.get('items', {}))}"
     return str(option.get("type", "value"))
 
 

@@ -1,0 +1,25 @@
+"""Gymnasium environments for posttrain_recipes.
+
+Datasets of tasks: `gymnasium` (any environment whose observations a table can hold, told in words
+to a language model). Methods without a language model: `random_policy` and `q_learning`.
+"""
+
+from __future__ import annotations
+
+from posttrain_recipes.plugin import Dataset, Method, hookimpl
+from ptl_gymnasium.methods import QLearning, RandomPolicy
+from ptl_gymnasium.tasks import Gymnasium
+
+PTL_API = 1
+
+
+@hookimpl
+def ptl_datasets() -> list[type[Dataset]]:
+    """The datasets of this package."""
+    return [Gymnasium]
+
+
+@hookimpl
+def ptl_methods() -> list[type[Method]]:
+    """The methods of this package."""
+    return [RandomPolicy, QLearning]

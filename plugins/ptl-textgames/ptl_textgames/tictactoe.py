@@ -1,0 +1,108 @@
+"""Tic-tac-toe: three in a row on a board of nine squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from posttrain_recipes.plugin import Episode
+from ptl_textgames.game import Game, GameDataset, GameTask, Opponent
+
+LINES = (
+    (0, 1, 2),
+    (3, 4, 5),
+    (6, 7, 8),
+    (0, 3, 6),
+    (1, 4, 7),
+    (2, 5, 8),
+    (0, 4, 8),
+    (2, 4, 6),
+)
+
+
+def won(board: str) -> bool:
+    """Whether somebody has three in a row on `board`: nine of `X`, `O` and `-`."""
+    return any(board[a] == board[b] == board[c] != "-" for a, b, c in LINES)
+
+
+@cache
+def value(board: str) -> int:
+    """What `board` is worth to the player whose turn it is: 1 won, 0 drawn, -1 lost (minimax)."""
+    if won(board):
+        return -1
+    if "-" not in board:
+        return 0
+    return max(-value(after) for _, after in moves(board))
+
+
+@cache
+def moves(board: str) -> tuple[tuple[int, str], ...]:
+    """The open squares with the board after each move; X moves where both have as many."""
+    mark = "X" if board.count("X") == board.count("O") else "O"
+    return tuple(
+        (square, board[:square] + mark + board[square + 1 :])
+        for square in range(9)
+        if board[square] == "-"
+    )
+
+
+def told(board: str) -> str:
+    """The board as the player reads it: open squares have their numbers."""
+    shown = [str(i + 1) if cell == "-" else cell for i, cell in enumerate(board)]
+    mark = "X" if board.count("X") == board.count("O") else "O"
+    rows = "\n".join(" ".join(shown[i : i + 3]) for i in (0, 3, 6))
+    return f"{rows}\nYou are {mark}. Say a number."
+
+
+class TicTacToeGame(Game):
+    """A game of tic-tac-toe in progress."""
+
+    def __init__(self, opponent: Opponent, policy: int, seed: int) -> None:
+        super().__init__(opponent, policy, seed)
+        self.board = "-" * 9
+
+    def prompt(self) -> str:
+        """The board."""
+        return told(self.board)
+
+    def legal(self) -> Sequence[str]:
+        """The open squares."""
+        return [str(square + 1) for square, _ in moves(self.board)]
+
+    def play(self, move: str) -> None:
+        """Mark a square."""
+        self.board = dict(moves(self.board))[int(move) - 1]
+        if won(self.board):
+            self.over, self.winner = True, self.player
+        self.over = self.over or "-" not in self.board
+
+    def best(self) -> Sequence[str]:
+        """The moves that keep what the position is worth."""
+        worth = value(self.board)
+        return [str(s + 1) for s, after in moves(self.board) if -value(after) == worth]
+
+    def show(self) -> str:
+        """The last board."""
+        rows = "\n".join(" ".join(self.board[i : i + 3]) for i in (0, 3, 6))
+        return f"```\n{rows}\n```\nmoves: {' '.join(self.moves)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TicTacToeTask(GameTask):
+    """A game of tic-tac-toe from the empty board."""
+
+    def start(self) -> Episode:
+        """Begin it; an opponent that moves first has moved."""
+        return TicTacToeGame(self.opponent, self.policy, self.seed).begin()
+
+
+class TicTacToe(GameDataset):
+    """Games of tic-tac-toe: three in a row wins, and nobody has to lose."""
+
+    name = "tictactoe"
+
+    def task(self, number: int, common: Mapping[str, Any]) -> GameTask:
+        """From the empty board each time."""
+        return TicTacToeTask(**common)

@@ -1,0 +1,85 @@
+"""The first version of a plugin package, that conforms as it is written."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.plugin import API_VERSION
+from posttrain_recipes.registry import KINDS
+from posttrain_recipes.version import __version__
+
+_USAGE = {
+    "dataset": "dataset: {use: $name, count: 200, test_size: 32}",
+    "method": "method: {use: $name, learning_rate: 1e-3}",
+    "reward": "reward: {use: $name, floor: 3}",
+    "eval": "eval:\n  - {use: $name, dataset: {use: jsonl, path: prompts.jsonl}}",
+    "engine": "engine: {use: $name, base_url: http://127.0.0.1:8000}",
+}
+
+
+def files(kind: str, name: str) -> dict[str, str]:
+    """The files of a new plugin package: path within it -> text.
+
+    Raises:
+        UsageError: an unknown kind, or a name that is no lower-case word.
+    """
+    if kind not in _USAGE:
+        raise UsageError(f"there is no kind '{kind}'", hint=f"kinds: {', '.join(_USAGE)}")
+    if not name.isidentifier() or name != name.lower():
+        raise UsageError(
+            f"'{name}' cannot be a plugin's name",
+            hint="use a lower-case word of letters, digits and _, such as my_method",
+        )
+    words = {
+        "kind": kind,
+        "name": name,
+        "package": f"ptl_{name}",
+        "distribution": f"ptl-{name.replace('_', '-')}",
+        "cls": _class_name(name, KINDS[kind].__name__),
+        "upper": name.upper(),
+        "api": str(API_VERSION),
+        "version": __version__,
+        "usage": Template(_USAGE[kind]).substitute(name=name),
+    }
+    source = resources.files("posttrain_recipes") / "templates" / "plugin"
+    layout = {
+        "pyproject.toml": "pyproject.toml.txt",
+        "README.md": "README.md.txt",
+        ".github/workflows/test.yml": "test.yml.txt",
+        f"ptl_{name}/__init__.py": f"{kind}.py.txt",
+        f"tests/test_{name}.py": f"test_{kind}.py.txt",
+    }
+    return {
+        path: Template((source / template).read_text(encoding="utf-8")).substitute(words)
+        for path, template in layout.items()
+    }
+
+
+def _class_name(name: str, base: str) -> str:
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    return camel if camel.endswith(base) and camel != base else camel + base
+
+
+def write(kind: str, name: str, directory: Path | None = None) -> list[Path]:
+    """Write a new plugin package, by default into `ptl-NAME` here; returns what was written.
+
+    Raises:
+        UsageError: as `files`, or the directory is there and not empty.
+    """
+    texts = files(kind, name)
+    folder = directory or Path(f"ptl-{name.replace('_', '-')}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{display_path(folder)} is already there; nothing was written",
+            hint="name another directory: ptl plugins new KIND NAME DIR",
+        )
+    written = []
+    for path, text in texts.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        written.append(target)
+    return written

@@ -1,0 +1,73 @@
+"""What a check of a plugin found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain_recipes.registry import Entry
+
+Complaints = Callable[[Entry, Mapping[str, Any]], Iterable[str]]
+"""What is wrong, in words that say what to do; nothing where all is well."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check and how it went."""
+
+    check: str
+    """What was checked, as a statement that should hold."""
+    told: str = ""
+    """What is wrong, or why it was not checked."""
+    passed: bool = True
+    skipped: bool = False
+
+
+def run_check(check: str, complaints: Complaints, entry: Entry, options: dict[str, Any]) -> Finding:
+    """The finding of one check; what a plugin raises is a complaint about it."""
+    try:
+        told = "; ".join(complaints(entry, options))
+    except Skip as skip:
+        return Finding(check, str(skip), skipped=True)
+    except Exception as error:  # a stranger's plugin may fail in any way
+        told = f"raised {type(error).__name__}: {error}"
+    return Finding(check, told, passed=not told)
+
+
+class Skip(Exception):
+    """The check cannot be made here; the reason is its text."""
+
+
+def placeholder(options: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
+    """`options`, with a stand-in for each one that is required and not given.
+
+    Raises:
+        Skip: none of the stand-ins is a valid value.
+    """
+    missing = [
+        name
+        for name, field in entry.config.model_fields.items()
+        if field.is_required() and name not in options
+    ]
+    made = dict(options)
+    for name in missing:
+        for value in _STAND_INS:
+            try:
+                entry.config.model_validate(made | {name: value})
+            except ValueError as error:
+                if any(part["loc"][:1] == (name,) for part in error.errors()):  # type: ignore[attr-defined]
+                    continue
+            made[name] = value
+            break
+        else:
+            raise Skip(f"give its option '{name}' a value: --set {name}=...")
+    return made
+
+
+_STAND_INS: tuple[Any, ...] = ("x", 1, 0.5, {"stage": "base"}, ["x"], [{"stage": "base"}], {})
+
+
+def iterate(*complaints: str | None) -> Iterator[str]:
+    """Those that are not None."""
+    yield from (complaint for complaint in complaints if complaint)

@@ -1,0 +1,251 @@
+"""Checks that let a plugin work: on small records, methods and evals on the embedded engine."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes import api
+from posttrain_recipes.events import Reporter
+from posttrain_recipes.plugin import DataMethod, Dataset, Eval, Method, Reward
+from posttrain_recipes.records import Conversation, Estimate, Record, Sample
+from posttrain_recipes.registry import Entry
+from posttrain_recipes.testing import records
+from posttrain_recipes.testing.findings import Complaints, Finding, Skip, run_check
+
+MODEL = "ptl/nano"
+QUICK = {"max_steps": 4, "batch_size": 4, "save_every": 1}
+"""What a method's options are for a check, where it has them and they are not given."""
+CRASH_AFTER = 3
+"""The step after which a run is ended to see whether it goes on to the same result."""
+
+
+def work_checks(entry: Entry, options: dict[str, Any]) -> list[Finding]:
+    """Every check that lets the plugin work."""
+    return [run_check(check, told, entry, options) for check, told in _CHECKS[entry.kind]]
+
+
+def _make(entry: Entry, options: Mapping[str, Any]) -> Any:
+    missing = [
+        name
+        for name, option in entry.config.model_fields.items()
+        if option.is_required() and name not in options
+    ]
+    if missing:
+        raise Skip(f"needs its options: {', '.join(f'--set {name}=...' for name in missing)}")
+    return entry.cls(entry.config.model_validate(options))
+
+
+# --- datasets ------------------------------------------------------------------------------------
+
+
+def _loads(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    dataset: Dataset = _make(entry, options)
+    yield from (f"option '{option}': {told}" for option, told in dataset.problems())
+    found = list(dataset.load())
+    if not found:
+        yield "it has no records"
+    strange = {type(r).__name__ for r in found if not isinstance(r, Record)}
+    if strange:
+        yield f"it yields {', '.join(sorted(strange))} and not records"
+    said = dataset.record_type()
+    if found and said is not None and not isinstance(found[0], said):
+        yield f"record_type() says {said.__name__}, and the first is a {type(found[0]).__name__}"
+    if any(isinstance(r, Record) and not r.source for r in found):
+        yield "records lack a 'source', by which errors name them"
+
+
+def _loads_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    first: Dataset = _make(entry, options)
+    second: Dataset = _make(entry, options)
+    if list(first.load()) != list(second.load()):
+        yield "it yields other records, or another order, the second time"
+    if first.digest() != second.digest():
+        yield "its digest() is another one the second time, so no stage would ever be reused"
+
+
+# --- rewards -------------------------------------------------------------------------------------
+
+
+def _score(entry: Entry, options: Mapping[str, Any], samples: Sequence[Sample]) -> Sequence[Any]:
+    reward: Reward = _make(entry, options)
+    if type(reward).open is not Reward.open:
+        raise Skip("it asks a model, which this check does not start")
+    return reward.score(samples)
+
+
+def _scores(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    samples = records.samples()
+    scores = _score(entry, options, samples)
+    if len(scores) != len(samples):
+        yield f"{len(samples)} samples got {len(scores)} scores"
+    for sample, score in zip(samples, scores, strict=False):
+        real = isinstance(score, int | float) and math.isfinite(score)
+        if score is not None and not real:
+            yield f"the reply {sample.completion[:20]!r} got {score!r}, not a finite number or None"
+    if len(_score(entry, options, [])):
+        yield "no samples got scores"
+
+
+def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    samples = records.samples()
+    first = list(_score(entry, options, samples))
+    if first != list(_score(entry, options, samples)):
+        yield "it scores the same replies otherwise the second time"
+    if first != list(_score(entry, options, samples[::-1]))[::-1]:
+        yield "a reply's score depends on the replies beside it"
+
+
+# --- methods and evals: on the engine ------------------------------------------------------------
+
+
+class _Crash(Exception):
+    """Stands for a machine that dies."""
+
+
+@dataclass
+class _Heard(Reporter):
+    """What a run told: the metrics of each step, and the number of each."""
+
+    crash_after: int | None = None
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+
+    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Keep it, and die where that is asked for."""
+        self.metrics[number] = dict(metrics)
+        self.steps.append(number)
+        if number == self.crash_after:
+            raise _Crash
+
+
+@dataclass
+class _Bench:
+    """A directory with a recipe that has the plugin in it."""
+
+    path: Path
+    recipe: Path
+
+    def run(self, home: str, heard: _Heard) -> api.Result:
+        """Run the recipe, its results kept below `home`."""
+        return api.run(self.recipe, home=self.path / home, reporter=heard)
+
+
+@contextmanager
+def _bench(entry: Entry, options: Mapping[str, Any]) -> Iterator[_Bench]:
+    with tempfile.TemporaryDirectory(prefix="ptl-check-") as folder:
+        path = Path(folder)
+        stage: dict[str, Any] = {"name": "check"}
+        judge = {"use": "jsonl", "path": str(records.write(Conversation, path / "held_out.jsonl"))}
+        watch: dict[str, Any] = {"use": "nll", "name": "watch", "dataset": judge}
+        spec = {"use": entry.name, **options}
+        if issubclass(entry.cls, Method):
+            quick = {k: v for k, v in QUICK.items() if k in entry.config.model_fields}
+            data = records.write(entry.cls.takes[0], path / "train.jsonl")
+            stage |= {
+                "dataset": {"use": "jsonl", "path": str(data)},
+                "method": {**quick, **spec},
+                "eval": [watch],
+            }
+            if entry.cls.takes_reward:
+                stage["reward"] = {"use": "exact_match"}
+        else:
+            assert issubclass(entry.cls, Eval)
+            data = records.write(entry.cls.takes[0], path / "data.jsonl")
+            stage["eval"] = [
+                {"name": "watch", "dataset": {"use": "jsonl", "path": str(data)}, **spec}
+            ]
+        recipe = path / "recipe.yaml"
+        # JSON is YAML.
+        recipe.write_text(json.dumps({"name": "check", "model": MODEL, "stages": [stage]}))
+        yield _Bench(path, recipe)
+
+
+def _watched(result: api.Result) -> Mapping[str, Estimate]:
+    return result["check"].after["watch"]
+
+
+def _differ(
+    first: Mapping[str, Estimate], second: Mapping[str, Estimate], tolerance: float
+) -> list[str]:
+    return [
+        f"{name} {first[name].value:.6g} against {second[name].value:.6g}"
+        for name in first
+        if abs(first[name].value - second[name].value) > tolerance
+    ]
+
+
+def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    """One run, the same run again, and one that dies in the middle and goes on."""
+    _make(entry, options)
+    with _bench(entry, options) as bench:
+        heard, again, dying, rising = _Heard(), _Heard(), _Heard(CRASH_AFTER), _Heard()
+        first = bench.run("first", heard)
+        if first["check"].checkpoint is None:
+            yield "it left no checkpoint"
+        if not heard.steps:
+            yield "it logged no step: call stage.sink.log(metrics, step) after each"
+        for step, metrics in heard.metrics.items():
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    yield f"{name} is {value} at step {step}"
+        if issubclass(entry.cls, DataMethod) or not heard.steps:
+            return
+        second = bench.run("second", again)
+        for told in _differ(_watched(first), _watched(second), 1e-6):
+            yield f"two runs with one seed end differently ({told}); draw from stage.seed alone"
+        if len(heard.steps) <= CRASH_AFTER:
+            raise Skip(f"it took {len(heard.steps)} steps, too few to be interrupted")
+        try:
+            bench.run("third", dying)
+        except _Crash:
+            pass
+        else:
+            yield f"it did not reach step {CRASH_AFTER}"
+            return
+        third = bench.run("third", rising)
+        assert issubclass(entry.cls, Method)
+        if rising.steps and rising.steps[0] == 1 and not entry.cls.starts_over:
+            yield "after a crash it began at step 1 again: save checkpoints, start at stage.resume"
+        for told in _differ(_watched(first), _watched(third), 1e-4):
+            yield f"a run that was interrupted ends differently ({told})"
+
+
+def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    _make(entry, options)
+    with _bench(entry, options) as bench:
+        first = _watched(bench.run("first", _Heard()))
+        if not first:
+            yield "its result has no metric"
+        for name, estimate in first.items():
+            if not estimate.low <= estimate.value <= estimate.high:
+                yield f"{name}: the value lies outside its own interval"
+            if estimate.count < 1:
+                yield f"{name}: 'count' should be the number of records"
+        for told in _differ(first, _watched(bench.run("second", _Heard())), 1e-6):
+            yield f"it finds something else the second time ({told}); draw from context.seed alone"
+
+
+def _reachable(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    raise Skip("engines are tried by running a recipe on them")
+
+
+_CHECKS: dict[str, tuple[tuple[str, Complaints], ...]] = {
+    "dataset": (
+        ("it yields records", _loads),
+        ("it yields the same ones each time", _loads_again),
+    ),
+    "reward": (
+        ("it scores whatever a model may write", _scores),
+        ("it scores each reply by itself", _scores_again),
+    ),
+    "method": (("it trains, the same each time and after a crash", _trains),),
+    "eval": (("it measures, the same each time", _evaluates),),
+    "engine": (("it answers", _reachable),),
+}

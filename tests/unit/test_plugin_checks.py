@@ -1,0 +1,191 @@
+"""What `ptl plugins check` finds wrong with plugins that are, and how it says it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from posttrain_recipes import registry
+from posttrain_recipes.cli.plugins import plugins
+from posttrain_recipes.plugin import (
+    Conversation,
+    Dataset,
+    DatasetConfig,
+    Message,
+    PluginConfig,
+    Record,
+    Reward,
+    Sample,
+    hookimpl,
+)
+from posttrain_recipes.testing import check_plugin, findings
+from tests.conftest import Install
+
+count = itertools.count()
+
+
+class Bad(Reward):
+    """Bad"""
+
+    name = "BadReward"
+
+    class Config(PluginConfig):
+        weight: int = 3
+        size: int = "large"  # type: ignore[assignment]
+        """How large"""
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [float("nan")]
+
+
+class Moody(Reward):
+    """Scores by the hour and by the company that a reply is in."""
+
+    name = "moody"
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [float(next(count)) for _ in samples]
+
+
+class Fine(Reward):
+    """Scores the length of a reply in characters."""
+
+    name = "fine"
+
+    class Config(PluginConfig):
+        """Options."""
+
+        per: int
+        """Characters that are worth a point."""
+
+    config: Config
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [len(sample.completion) / self.config.per for sample in samples]
+
+
+class Shuffled(Dataset):
+    """Yields records in an order of its own each time."""
+
+    name = "shuffled"
+
+    class Config(DatasetConfig):
+        """Options."""
+
+    config: Config
+
+    def digest(self) -> str:
+        return str(next(count))
+
+    def load(self) -> Iterator[Record]:
+        yield Conversation(messages=(Message("user", str(next(count))),))
+
+
+@pytest.fixture
+def authors(install: Install) -> Install:
+    @hookimpl
+    def ptl_rewards() -> list[type]:
+        return [Bad, Moody, Fine]
+
+    @hookimpl
+    def ptl_datasets() -> list[type]:
+        return [Shuffled]
+
+    content: dict[str, Any] = {"ptl_rewards": ptl_rewards, "ptl_datasets": ptl_datasets}
+    install("acme", "1.0", {**content, "PTL_API": 1})
+    return install
+
+
+def complaints(kind: str, name: str, **options: Any) -> dict[str, str]:
+    entry = registry.load().get(kind, name)
+    return {f.check: f.told for f in findings(entry, options) if not f.passed}
+
+
+@pytest.mark.usefixtures("authors")
+class TestFindings:
+    def test_what_can_be_read_is_told_at_once(self) -> None:
+        assert complaints("reward", "BadReward") == {
+            "its name is a word": "'BadReward' should be a lower-case word such as 'my_reward'",
+            "it says what it does": "the first line of the class's docstring should say in one "
+            "sentence of 20 to 100 characters what it does; it has 3",
+            "every option is described": "option 'weight' has no description; write a string "
+            "below it; the description of option 'size' should end with a full stop",
+            "its defaults are valid": "the default of size is not valid: Input should be a valid "
+            "integer, unable to parse string as an integer",
+            "its options leave the recipe's own words alone": "'weight' is a word of the recipe "
+            "language; call the option otherwise",
+        }
+
+    def test_a_reward_that_is_moody(self) -> None:
+        (told,) = complaints("reward", "moody").values()
+        assert "scores the same replies otherwise the second time" in told
+
+    def test_a_dataset_in_another_order(self) -> None:
+        told = complaints("dataset", "shuffled")
+        assert "records lack a 'source'" in told["it yields records"]
+        assert "another order" in told["it yields the same ones each time"]
+        assert "no stage would ever be reused" in told["it yields the same ones each time"]
+
+    def test_one_that_conforms(self) -> None:
+        check_plugin("reward", "fine", per=4)
+
+    def test_an_option_without_a_default_is_asked_for(self) -> None:
+        found = findings(registry.load().get("reward", "fine"), {})
+        assert all(f.passed for f in found)
+        assert [f.told for f in found if f.skipped] == ["needs its options: --set per=..."] * 2
+
+    def test_an_author_reads_all_of_it(self) -> None:
+        with pytest.raises(AssertionError) as caught:
+            check_plugin("dataset", "shuffled")
+        assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.usefixtures("authors")
+class TestCommand:
+    def test_it_fails_where_the_plugin_does(self) -> None:
+        done = CliRunner().invoke(plugins, ["check", "moody"])
+        assert done.exit_code == 1
+        assert "FAIL it scores each reply by itself" in done.output
+
+    def test_options_are_given_with_set(self) -> None:
+        done = CliRunner().invoke(plugins, ["check", "fine", "--set", "per=2", "--json"])
+        assert done.exit_code == 0
+        assert not any(finding["skipped"] for finding in json.loads(done.output))
+
+    def test_reading_alone(self) -> None:
+        done = CliRunner().invoke(plugins, ["check", "moody", "--read-only"])
+        assert done.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        (7, "written for version 7 of the plugin API, and this is 1: upgrade posttrain-recipes"),
+        (0, "written for version 0 of the plugin API, and this is 1: look for a newer release"),
+    ],
+)
+def test_another_version_of_the_api_is_refused(install: Install, stated: int, told: str) -> None:
+    @hookimpl
+    def ptl_rewards() -> list[type]:
+        return [Fine]
+
+    install("acme", "1.0", {"ptl_rewards": ptl_rewards, "PTL_API": stated})
+    found = registry.load()
+    assert found.find("reward", "fine") is None
+    (broken,) = found.broken
+    assert broken.name == "acme"
+    assert told in broken.reason
+
+
+def test_a_plugin_that_states_no_version_is_told(install: Install) -> None:
+    @hookimpl
+    def ptl_rewards() -> list[type]:
+        return [Fine]
+
+    install("acme", "1.0", {"ptl_rewards": ptl_rewards})
+    assert "PTL_API = 1" in complaints("reward", "fine")["it says which API it is written for"]
