@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posttrain_recipes import gates, registry, report
 from posttrain_recipes import recipe as recipes
-from posttrain_recipes import registry, report
-from posttrain_recipes.plan import Plan
+from posttrain_recipes.gates import Gate
 from posttrain_recipes.planner import build
+from posttrain_recipes.plans import Plan
 from posttrain_recipes.records import Checkpoint, Estimate
+from posttrain_recipes.reuse import Scope
 from posttrain_recipes.store import RunRecord, Store, default_home
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Result:
 
     @property
     def status(self) -> str:
-        """running, finished, failed or killed."""
+        """running, finished, failed, killed or stopped."""
         return self.record.status
 
     @property
@@ -63,6 +65,11 @@ class Result:
             )
             for s in self.record.stages
         }
+
+    @property
+    def gates(self) -> list[Gate]:
+        """The bounds that the recipe sets with `expect:`, and whether they hold."""
+        return gates.check(self.record)
 
     def __getitem__(self, stage: str) -> StageResult:
         return self.stages[stage]
@@ -101,6 +108,8 @@ def run(
     overrides: Sequence[str] = (),
     home: str | Path | None = None,
     fresh: bool = False,
+    from_stage: str | None = None,
+    until: str | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """Run a recipe; an unfinished run of the same recipe goes on where it stopped.
@@ -108,6 +117,8 @@ def run(
     Args:
         home: where runs are kept; by default `$PTL_HOME` or `.ptl` here.
         fresh: start from nothing, whatever earlier runs left.
+        from_stage: run this stage and those after it again.
+        until: stop after this stage; the next run goes on with the rest.
         reporter: hears what happens; by default nobody does.
 
     Raises:
@@ -117,7 +128,8 @@ def run(
     from posttrain_recipes import runner
 
     planned = plan(recipe, preset=preset, overrides=overrides)
-    return Result(runner.run(planned, default_home(home), reporter, fresh=fresh))
+    scope = Scope(fresh, from_stage, until)
+    return Result(runner.run(planned, default_home(home), reporter, scope=scope))
 
 
 def runs(home: str | Path | None = None) -> list[Result]:

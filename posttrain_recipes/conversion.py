@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.records import Conversation, Message, Prompt, Record
+from posttrain_recipes.records import (
+    Conversation,
+    Labelled,
+    Message,
+    Messages,
+    Preference,
+    Prompt,
+    Record,
+)
 
 REPLY = "answer"
 """Where a prompt's metadata keeps the whole reply that its answer was taken from."""
@@ -16,11 +26,33 @@ def final_answer(text: str) -> str:
 
 def can_become(have: type[Record], wanted: tuple[type[Record], ...]) -> type[Record] | None:
     """The first of `wanted` that records of type `have` can be handed over as."""
-    if have in wanted:
-        return have
-    swaps = {Conversation: Prompt, Prompt: Conversation}
+    if same := next((record for record in wanted if issubclass(have, record)), None):
+        return same
+    swaps = {Conversation: Prompt, Prompt: Conversation, Preference: Labelled}
     other = swaps.get(have)
     return other if other in wanted else None
+
+
+def expand(record: Record, wanted: type[Record]) -> tuple[Record, ...]:
+    """`record` as one or more of `wanted`: a preference is a good and a bad reply.
+
+    Raises:
+        UsageError: it cannot be; the message names the record.
+    """
+    if isinstance(record, Preference) and wanted is Labelled:
+        return tuple(
+            Labelled(
+                prompt=record.prompt,
+                completion=reply,
+                label=label,
+                source=f"{record.source} ({which})",
+            )
+            for which, reply, label in (
+                ("chosen", record.chosen, True),
+                ("rejected", record.rejected, False),
+            )
+        )
+    return (convert(record, wanted),)
 
 
 def convert(record: Record, wanted: type[Record]) -> Record:
@@ -51,3 +83,30 @@ def convert(record: Record, wanted: type[Record]) -> Record:
         f"{record.source}: is a {type(record).__name__}, not a {wanted.__name__}",
         hint="'ptl data check' tells which lines differ from the first",
     )
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """`record` as a row of a JSONL file, which the dataset `jsonl` reads back as the same record.
+
+    Raises:
+        TypeError: it is of none of the record types.
+    """
+
+    def turns(messages: Messages) -> list[dict[str, str]]:
+        return [message.as_dict() for message in messages]
+
+    match record:
+        case Conversation():
+            return {"messages": turns(record.messages)}
+        case Preference():
+            names = ("prompt", "chosen", "rejected")
+            return {name: turns(getattr(record, name)) for name in names}
+        case Labelled():
+            reply = turns(record.completion)
+            return {"prompt": turns(record.prompt), "completion": reply, "label": record.label}
+        case Prompt():
+            answer = record.metadata.get(REPLY, record.answer)
+            others = {key: value for key, value in record.metadata.items() if key != REPLY}
+            known = {} if answer is None else {"answer": answer}
+            return {**others, "prompt": turns(record.messages), **known}
+    raise TypeError(f"{type(record).__name__} is no record type")

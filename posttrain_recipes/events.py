@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain_recipes.plan import Plan, PlannedEval, PlannedStage
+from posttrain_recipes.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import EvalResult
-from posttrain_recipes.store import RunRecord, StageRecord
+from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 
 
 class Reporter:
@@ -15,6 +15,9 @@ class Reporter:
 
     def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
         """A run began, or goes on."""
+
+    def estimated(self, plan: Plan, ahead: Estimated, prices: str) -> None:
+        """What the stages that are not done yet are going to take, before any of it is spent."""
 
     def doing(self, what: str) -> None:
         """Something without steps is under way: `starting the engine`."""
@@ -31,6 +34,9 @@ class Reporter:
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         """An optimizer step is done."""
 
+    def made(self, stage: PlannedStage, batch: int) -> None:
+        """A batch of records that the stage makes is safe."""
+
     def saved(self, resume: Resume) -> None:
         """A checkpoint is safe."""
 
@@ -41,6 +47,12 @@ class Reporter:
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         """A stage is done."""
+
+    def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
+        """A stage failed; what it saved is kept, and stages that do not need it go on."""
+
+    def stage_skipped(self, stage: PlannedStage, record: StageRecord) -> None:
+        """A stage is not run, because one that it needs did not finish."""
 
     def warning(self, text: str) -> None:
         """Something that does not stop the run and should be known."""

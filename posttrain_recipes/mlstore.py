@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import importlib
 import logging
 import os
 import re
 import socket
 import sqlite3
 import subprocess
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from posttrain_recipes.errors import UsageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,6 +39,7 @@ QUIET = {
     # Traces are written from a thread of the tracker, which knows when they are done.
     "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # By default a server that is down holds a call for four minutes, and training with it.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -66,10 +72,25 @@ def is_remote(uri: str) -> bool:
 
 def make_quiet() -> None:
     """Set what mlflow reads from the environment when it is imported."""
+    # It warns of each try; the tracker says once that a server does not answer.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     # Opening a store of an older mlflow or building one announces every migration.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+_IMPORTING = threading.Lock()
+
+
+def import_mlflow() -> None:
+    """Import mlflow, one thread at a time.
+
+    Its modules import each other in circles: of two threads that begin at once, one would see half
+    of it.
+    """
+    with _IMPORTING:
+        importlib.import_module("mlflow")
 
 
 def create_database(home: Path, experiment: str = EXPERIMENT) -> str:
@@ -90,6 +111,7 @@ def create_database(home: Path, experiment: str = EXPERIMENT) -> str:
 
 
 def _build(database: Path, artifacts: Path, experiment: str) -> None:
+    import_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     drafts = f".{DATABASE}."
@@ -112,28 +134,56 @@ def _build(database: Path, artifacts: Path, experiment: str) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def server_uri() -> str | None:
+    """The tracking server that the environment names, or None: runs are copied to it."""
+    given = configured_uri()
+    return given if given and is_remote(given) else None
+
+
 def open_store(home: Path, experiment: str = EXPERIMENT) -> Store:
-    """Open the store that the environment names, or else the one below `home`."""
+    """Open the database that the environment names, or else the one below `home`."""
     make_quiet()
+    import_mlflow()
     import mlflow
     from mlflow import MlflowClient
 
-    given = configured_uri()
-    if given and is_remote(given):
-        # It warns of each try; the tracker says once that the server does not answer.
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    configured = configured_uri()
+    given = None if server_uri() else configured
     uri = given or create_database(home, experiment)
     # Traces have no client of their own: they go where the process-wide setting says.
     mlflow.set_tracking_uri(uri)
-    if not given:
-        # mlflow writes that setting to the environment, where it would pass for the user's.
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    # mlflow writes that setting to the environment, where it would pass for the user's.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if configured:
+        os.environ["MLFLOW_TRACKING_URI"] = configured
     client = MlflowClient(uri)
     location = None if given else (home / "artifacts").resolve().as_uri()
-    return Store(client, _experiment(client, experiment, location))
+    return Store(client, experiment_id(client, experiment, location))
 
 
-def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+def artifact_text(uri: str, run_id: str, path: str) -> str:
+    """A text artifact of a run of the store at `uri`.
+
+    Raises:
+        UsageError: the store has no such run, or the run no such artifact.
+    """
+    make_quiet()
+    from mlflow import MlflowClient
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = MlflowClient(uri).download_artifacts(run_id, path, folder)
+            return Path(found).read_text(encoding="utf-8")
+    except Exception as error:
+        raise UsageError(
+            f"MLflow at {redact(uri)} has no {path} of a run {run_id}",
+            why=redact(str(error).split("\n")[0]),
+            hint="the id is that of a recipe's run, which has its stages below it",
+        ) from None
+
+
+def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
+    """The experiment of that name, which is made where it is not there or was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

@@ -6,43 +6,26 @@ after each to find the next.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain_recipes import models, schema
+from posttrain_recipes import building, expansion, gates, schema
+from posttrain_recipes.building import Builder
 from posttrain_recipes.conversion import can_become
-from posttrain_recipes.errors import Fault, MissingExtraError, RecipeError, UsageError
-from posttrain_recipes.plan import (
-    BASE,
-    Data,
-    Plan,
-    PlannedEval,
-    PlannedStage,
-    digest,
-    local_model,
-    model_identity,
-)
-from posttrain_recipes.plugin import Dataset, Engine, Eval, LoraConfig, Method, Record, Reward
-from posttrain_recipes.recipe import Key, Recipe, environment_names, expand_environment
+from posttrain_recipes.errors import Fault, RecipeError
+from posttrain_recipes.options import ModelRef, effective, references
+from posttrain_recipes.plans import BASE, Data, Limits, Plan, PlannedEval, PlannedStage, digest
+from posttrain_recipes.plugin import Dataset, Eval, LoraConfig, Method, Record, Reward, Task
+from posttrain_recipes.recipe import Key, Recipe, environment_names
 from posttrain_recipes.registry import Entry, Registry, suggest
 
 _SECRET = re.compile(r"(api[_-]?key|secret|password|passwd|credential)|(^|[_-])token$", re.I)
-
-
-@dataclass
-class _Builder:
-    recipe: Recipe
-    registry: Registry
-    faults: list[Fault] = field(default_factory=list)
-    evals: dict[str, PlannedEval] = field(default_factory=dict)
-    engine: Engine | None = None
-
-    def fault(self, key: Key, message: str, *, of_key: bool = False) -> None:
-        self.faults.append(self.recipe.fault(key, message, of_key=of_key))
 
 
 def build(recipe: Recipe, registry: Registry) -> Plan:
@@ -52,25 +35,40 @@ def build(recipe: Recipe, registry: Registry) -> Plan:
         RecipeError: everything that is wrong with the recipe, its cross-references and the
             presence and form of its data.
     """
-    builder = _Builder(recipe, registry, schema.structural_faults(recipe, registry))
+    written = recipe
+    recipe, origins, faults = expansion.expand(written)
+    builder = Builder(recipe, registry, schema.structural_faults(written, registry))
+    builder.faults += faults
+    if recipe is not written:
+        # Once more with the values of the matrix where they will stand.
+        builder.faults += schema.structural_faults(recipe, registry)
+    builder.origins = origins
     data = recipe.data
     _check_secrets(builder, data, ())
-    _check_model(recipe, builder)
-    engine = builder.engine = _engine(builder, data.get("engine", "local"))
+    if isinstance(data.get("model"), str):
+        builder.model = data["model"]
+        building.check_model(builder, builder.model, ("model",))
+    engine = builder.engine = building.engine(builder, data.get("engine", "local"))
     stages = _stages(builder, data)
+    if not builder.faults:
+        builder.faults += gates.faults(recipe, origins, stages)
     if builder.faults or engine is None:
         raise RecipeError(_unique(builder.faults))
     return Plan(
         name=data["name"],
         description=data.get("description", ""),
         model=data["model"],
+        models=tuple(builder.models),
         engine=engine,
         stages=tuple(stages),
-        resolved=data,
+        resolved=written.data,
+        limits=Limits(**data.get("limits", {})),
+        origins=origins,
         path=recipe.path,
         preset=recipe.preset,
         fingerprint=digest(
-            [data["name"]], *[(s.fingerprint, [e.fingerprint for e in s.evals]) for s in stages]
+            [data["name"], *[origin.until for origin in origins if origin.until]],
+            *[(s.name, s.fingerprint, [(e.name, e.fingerprint) for e in s.evals]) for s in stages],
         ),
     )
 
@@ -79,7 +77,7 @@ def _unique(faults: list[Fault]) -> list[Fault]:
     return list({(f.location, f.key, f.message): f for f in faults}.values())
 
 
-def _check_secrets(builder: _Builder, value: Any, key: Key) -> None:
+def _check_secrets(builder: Builder, value: Any, key: Key) -> None:
     items: Iterator[tuple[str | int, Any]] = iter(())
     if isinstance(value, dict):
         items = iter(value.items())
@@ -96,76 +94,10 @@ def _check_secrets(builder: _Builder, value: Any, key: Key) -> None:
         _check_secrets(builder, inner, (*key, part))
 
 
-def _check_model(recipe: Recipe, builder: _Builder) -> None:
-    model = recipe.data.get("model")
-    if not isinstance(model, str):
-        return
-    if model.startswith("ptl/") and model not in models.BUNDLED:
-        near = suggest(model, list(models.BUNDLED))
-        builder.fault(("model",), f"unknown bundled model '{model}'; {near}")
-    if (
-        models.is_path(model)
-        and not (local_model(model, recipe.base_dir) / "config.json").is_file()
-    ):
-        builder.fault(("model",), "there is no model directory with a config.json here")
-
-
-# --- plugins -------------------------------------------------------------------------------------
-
-
-def _plugin(
-    builder: _Builder, kind: str, spec: Any, key: Key, core: tuple[str, ...] = ()
-) -> tuple[Any, Entry] | None:
-    """The plugin that `spec` names with its options, or None after noting why not."""
-    if not isinstance(spec, dict) or not isinstance(spec.get("use"), str):
-        return None
-    entry = builder.registry.find(kind, spec["use"])
-    if entry is None:
-        return None
-    try:
-        entry.require()
-    except MissingExtraError as error:
-        builder.fault((*key, "use"), f"{error.what}; {error.hint}")
-        return None
-    options = {k: v for k, v in spec.items() if k != "use" and k not in core}
-    try:
-        # An engine reads its key when it connects: a recipe can be checked without one.
-        known = options if kind == "engine" else expand_environment(options)
-        config = entry.config.model_validate(known)
-    except UsageError as error:
-        builder.fault(key, f"{error.what}; {error.hint}")
-        return None
-    except ValidationError as error:
-        # Forms are the schema's to judge; what it let pass are the plugin's own rules.
-        judged = bool(builder.faults)
-        for problem in error.errors():
-            if not judged or problem["type"] in ("value_error", "assertion_error"):
-                message = problem["msg"].removeprefix("Value error, ")
-                builder.fault((*key, *problem["loc"]), message)
-        return None
-    return entry.cls(config, builder.recipe.base_dir), entry
-
-
-def _engine(builder: _Builder, spec: Any) -> Engine | None:
-    made = _plugin(builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",))
-    return made[0] if made else None
-
-
-def _dataset(builder: _Builder, spec: Any, key: Key) -> Dataset | None:
-    made = _plugin(builder, "dataset", spec, key)
-    if made is None:
-        return None
-    dataset: Dataset = made[0]
-    problems = list(dataset.problems())
-    for option, message in problems:
-        builder.fault((*key, option), message)
-    return None if problems else dataset
-
-
 # --- stages --------------------------------------------------------------------------------------
 
 
-def _stages(builder: _Builder, data: dict[str, Any]) -> list[PlannedStage]:
+def _stages(builder: Builder, data: dict[str, Any]) -> list[PlannedStage]:
     specs = data.get("stages")
     stages: list[PlannedStage] = []
     known: dict[str, int] = {}
@@ -189,13 +121,14 @@ def _stages(builder: _Builder, data: dict[str, Any]) -> list[PlannedStage]:
         stage = _stage(builder, data, spec, index, stages, every)
         if isinstance(name, str):
             known[name] = index
+            builder.above[name] = stage
         if stage is not None:
             stages.append(stage)
     return stages
 
 
 def _stage(
-    builder: _Builder,
+    builder: Builder,
     data: dict[str, Any],
     spec: dict[str, Any],
     index: int,
@@ -206,35 +139,50 @@ def _stage(
     seed = _first_int(spec.get("seed"), data.get("seed"), 0)
     start = _start(builder, spec, index, names)
     parent = next((s for s in before if s.name == start), None)
+    builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
-    made = _plugin(builder, "method", spec.get("method"), (*key, "method"))
+    made = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
     method: Method | None = made[0] if made else None
-    dataset = _dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
+    dataset = (
+        building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
+    )
     if method is not None and "dataset" not in spec:
         builder.fault(key, f"method '{method.name}' needs a 'dataset:' to train on")
     if "method" not in spec and not spec.get("eval"):
         builder.fault(key, "does nothing: give it a 'method:', or an 'eval:' to only evaluate")
     stage_data = None
     if dataset is not None:
-        stage_data = Data(dataset, (*key, "dataset"), seed, written=spec["dataset"].get("path"))
+        stage_data = _data(builder, dataset, (*key, "dataset"), seed, spec["dataset"])
     wants = None
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
-    scored = _rewards(builder, spec, key, method)
+    scored = _rewards(builder, spec, key, method, wants)
     evals = _evals(builder, spec, key, stage_data)
     if lora is None or builder.faults:
         return None
-    fingerprint = digest(
-        ["stage", 1, parent.fingerprint if parent else start],
-        model_identity(data["model"], builder.recipe.base_dir) if parent is None else "",
-        [seed, lora.model_dump(mode="json"), builder.engine.identity if builder.engine else ""],
-        made[1].identity(made[0]) if made else [],
-        stage_data.identity() if stage_data and method else [],
-        [[entry.identity(reward), weight] for reward, entry, weight in scored],
-    )
+    inputs = {
+        "start": _start_identity(builder, parent, index) if parent else start,
+        "model": "" if parent else builder.model_identity(builder.model),
+        "engine": builder.engine.identity if builder.engine else "",
+        "seed": seed,
+        "lora": effective(lora),
+        "method": building.identity(builder, made[1], made[0]) if made else {},
+        "dataset": stage_data.identity() if stage_data and method else {},
+        "reward": [
+            {**building.identity(builder, entry, reward), "weight": weight}
+            for reward, entry, weight in scored
+        ],
+    }
+    inputs = _without_environment(inputs, spec)
+    plugins = [method, *(reward for reward, _, _ in scored), *(e.eval for e in evals)]
+    plugins += [reward for plugin in plugins if plugin for reward in plugin.rewards.values()]
+    sources = [stage_data, *(e.data for e in evals)]
+    needs = {start} | {ref.stage for p in plugins if p for _, ref in references(p.config, ModelRef)}
+    needs |= {name for source in sources if source for name in source.made_by}
     return PlannedStage(
         name=spec["name"],
         index=index + 1,
+        model=builder.model,
         start=start,
         seed=seed,
         lora=lora,
@@ -243,9 +191,72 @@ def _stage(
         wants=wants,
         rewards=tuple((reward, weight) for reward, _, weight in scored),
         evals=evals,
-        fingerprint=fingerprint,
+        fingerprint=digest("stage", 3, inputs),
+        inputs=inputs,
+        needs=frozenset(name for name in needs if name in builder.above),
         written=spec.get("method", {}),
     )
+
+
+def _without_environment(inputs: Any, spec: Any) -> Any:
+    """`inputs` with a hash for what came from the environment: it is kept beside the run."""
+    names = environment_names(json.dumps(spec, default=str))
+    secrets = [value for name in names if (value := os.environ.get(name))]
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: masked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [masked(inner) for inner in value]
+        known = isinstance(value, str) and any(secret in value for secret in secrets)
+        return f"env:{digest(value)}" if known else value
+
+    return masked(inputs) if secrets else inputs
+
+
+def _model(
+    builder: Builder,
+    data: dict[str, Any],
+    spec: dict[str, Any],
+    key: Key,
+    start: str,
+    parent: PlannedStage | None,
+) -> str:
+    """The base model of a stage: its own, its parent's or the recipe's."""
+    own, inherited = spec.get("model"), parent.model if parent else str(data.get("model", ""))
+    if not isinstance(own, str) or own == inherited:
+        return inherited
+    if start != BASE:
+        builder.fault(
+            (*key, "model"),
+            f"starts from '{start}', which is of {inherited}; an adapter fits its own base model: "
+            "remove this, or say 'init_from: base'",
+        )
+    else:
+        building.check_model(builder, own, (*key, "model"))
+    return own
+
+
+def _data(
+    builder: Builder,
+    dataset: Dataset,
+    key: Key,
+    seed: int,
+    spec: dict[str, Any],
+    *,
+    held_out: bool = False,
+) -> Data:
+    stages = {name: builder.above.get(name) for name in building.reads(dataset)}
+    made_by = {name: stage.fingerprint for name, stage in stages.items() if stage}
+    return Data(dataset, key, seed, held_out, written=spec.get("path"), made_by=made_by)
+
+
+def _start_identity(builder: Builder, parent: PlannedStage, index: int) -> Any:
+    """What tells the stage's start from others: a loop that may end early leaves one of several."""
+    made, here = builder.origins[parent.index - 1], builder.origins[index]
+    if made.until and made.loop != here.loop:
+        return [parent.fingerprint, made.until]
+    return parent.fingerprint
 
 
 def _first_int(*values: Any) -> int:
@@ -254,7 +265,7 @@ def _first_int(*values: Any) -> int:
     return next(int(number) for number in numbers if number == number // 1)
 
 
-def _start(builder: _Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
+def _start(builder: Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
     key: Key = ("stages", index)
     earlier = [n for n in names[:index] if isinstance(n, str)]
     start = spec.get("init_from")
@@ -281,7 +292,7 @@ def _start(builder: _Builder, spec: dict[str, Any], index: int, names: list[Any]
 
 
 def _lora(
-    builder: _Builder,
+    builder: Builder,
     data: dict[str, Any],
     spec: dict[str, Any],
     key: Key,
@@ -304,10 +315,15 @@ def _lora(
 
 
 def _handed_over(
-    builder: _Builder, dataset: Dataset, consumer: Method | Eval, key: Key
+    builder: Builder, dataset: Dataset, consumer: Method | Eval, key: Key
 ) -> type[Record]:
     """The type that the dataset's records are handed to `consumer` as."""
     have = dataset.record_type()
+    if names := dataset.reads():
+        stage = builder.above.get(names[0])
+        made = stage.method.collects() if stage and stage.method else ()
+        fitting = [t for t in made if can_become(t, consumer.takes)]
+        have = next(iter(fitting or made), None)
     if have is None:
         return consumer.takes[0]
     wanted = can_become(have, consumer.takes)
@@ -329,19 +345,27 @@ _FIELDS = {
     "Preference": "'prompt', 'chosen' and 'rejected'",
     "Labelled": "'prompt', 'completion' and 'label'",
 }
+"""What a file of each type has; a `Task` is of an environment, never in a file."""
 
 
 def _example(record_type: type[Record]) -> str:
-    return f"those have the fields {_FIELDS.get(record_type.__name__, record_type.__name__)}"
+    fields = _FIELDS.get(record_type.__name__)
+    return f"those have the fields {fields}" if fields else "those come from an environment"
 
 
 def _rewards(
-    builder: _Builder, spec: dict[str, Any], key: Key, method: Method | None
+    builder: Builder,
+    spec: dict[str, Any],
+    key: Key,
+    method: Method | None,
+    wants: type[Record] | None,
 ) -> list[tuple[Reward, Entry, float]]:
     value = spec.get("reward")
     where: Key = (*key, "reward")
     if value is None:
-        if method is not None and method.takes_reward:
+        # An environment rewards by itself.
+        wanting = method is not None and method.takes_reward and method.needs_reward
+        if method is not None and wanting and wants is not Task:
             builder.fault(key, f"method '{method.name}' needs a 'reward:'")
         return []
     if method is not None and not method.takes_reward:
@@ -352,14 +376,14 @@ def _rewards(
     rewards = []
     for index, item in enumerate(value if many else [value]):
         item_key = (*where, index) if many else where
-        made = _plugin(builder, "reward", item, item_key, core=("weight",))
+        made = building.plugin(builder, "reward", item, item_key, core=("weight",))
         if made:
             rewards.append((*made, float(item.get("weight", 1.0))))
     return rewards
 
 
 def _evals(
-    builder: _Builder, spec: dict[str, Any], key: Key, stage_data: Data | None
+    builder: Builder, spec: dict[str, Any], key: Key, stage_data: Data | None
 ) -> tuple[PlannedEval, ...]:
     value = spec.get("eval")
     if not isinstance(value, list):
@@ -388,7 +412,7 @@ def _evals(
     return tuple(found)
 
 
-def _named_anywhere(builder: _Builder, name: str) -> bool:
+def _named_anywhere(builder: Builder, name: str) -> bool:
     """Whether an eval above has that name but could not be planned: its own fault is enough."""
     if not builder.faults:
         return False
@@ -400,20 +424,20 @@ def _named_anywhere(builder: _Builder, name: str) -> bool:
 
 
 def _eval(
-    builder: _Builder, spec: Any, key: Key, stage_data: Data | None, has_dataset: bool
+    builder: Builder, spec: Any, key: Key, stage_data: Data | None, has_dataset: bool
 ) -> PlannedEval | None:
-    made = _plugin(builder, "eval", spec, key, core=("name", "dataset"))
+    made = building.plugin(builder, "eval", spec, key, core=("name", "dataset"))
     if made is None:
         return None
     plugin, entry = made
     name = spec.get("name", plugin.name)
     if "dataset" in spec:
-        dataset = _dataset(builder, spec["dataset"], (*key, "dataset"))
+        dataset = building.dataset(builder, spec["dataset"], (*key, "dataset"))
         if dataset is None:
             return None
-        path = spec["dataset"].get("path")
         held_out = dataset.config.test_size > 0
-        data = Data(dataset, (*key, "dataset"), 0, held_out, written=path)
+        where: Key = (*key, "dataset")
+        data = _data(builder, dataset, where, 0, spec["dataset"], held_out=held_out)
     elif stage_data is not None and stage_data.dataset.config.test_size > 0:
         data = replace(stage_data, held_out=True)
     elif stage_data is None and has_dataset:
@@ -428,5 +452,5 @@ def _eval(
         )
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
-    identity = digest(entry.identity(plugin), data.identity())
+    identity = digest(building.identity(builder, entry, plugin), data.identity())
     return PlannedEval(name, plugin, data, wants, identity)

@@ -23,6 +23,8 @@ from posttrain_recipes.errors import Fault, Location, RecipeError, UsageError, d
 Key = tuple[str | int, ...]
 """The path of a value: `("stages", 0, "method", "learning_rate")`."""
 
+NESTED = ("stages", "compare")
+"""Keys of a block in `stages:` under which more stages stand."""
 MAX_NODES = 100_000
 """A recipe larger than this is a mistake, or aliases that multiply."""
 MAX_DEPTH = 50
@@ -60,6 +62,16 @@ class Node:
             return self.value[part]
         return None
 
+    @classmethod
+    def of(cls, value: Any) -> Node:
+        """A plain value as nodes that stand nowhere."""
+        inner = value
+        if isinstance(value, Mapping):
+            inner = {key: cls.of(each) for key, each in value.items()}
+        elif isinstance(value, list):
+            inner = [cls.of(each) for each in value]
+        return cls(inner, Location(""))
+
     def plain(self) -> Any:
         """The value without positions."""
         if isinstance(self.value, dict):
@@ -76,6 +88,10 @@ class Recipe:
     root: Node
     path: Path
     preset: str | None = None
+    source: Recipe | None = None
+    """The recipe as it is written, where this one is its expansion to a flat list of stages."""
+    keys: tuple[Key, ...] = ()
+    """By stage of the expansion: where the source has it."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -106,15 +122,24 @@ class Recipe:
 
     def show_key(self, key: Key) -> str:
         """`key` as a person writes it: `stages.sft.method.learning_rate`, `eval[0]`."""
+        if self.source is not None and key[:1] == ("stages",) and len(key) > 1:
+            index = key[1]
+            written = self.keys[index] if isinstance(index, int) else ()
+            return self.source.show_key((*written, *key[2:]))
         shown = ""
         node: Node | None = self.root
-        for part in key:
+        for place, part in enumerate(key):
             node = node.child(part) if node else None
             if isinstance(part, str):
                 shown += f".{part}" if shown else part
+                continue
+            words = [p for p in key[:place] if isinstance(p, str)]
+            name = _name(node) if node and words[:1] == ["stages"] else None
+            if name and all(word in NESTED for word in words):
+                # However deep a stage stands, it is addressed by its name alone.
+                shown = f"stages.{name}"
             else:
-                name = _name(node) if node and shown == "stages" else None
-                shown += f".{name}" if name else f"[{part}]"
+                shown += f"[{part}]"
         return shown
 
 
@@ -238,6 +263,8 @@ def _syntax_fault(error: yaml.MarkedYAMLError, text: str, file: str) -> Fault:
     mark = error.problem_mark or error.context_mark
     where = Location(file, mark.line + 1, mark.column + 1) if mark else Location(file)
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    if re.search(r"[:\[,{]\s*>=?\s*[-.\d]", line):
+        return Fault(where, "", "a bound with '>' stands in quotes: \">= 0.8\"")
     if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in (error.problem or ""):
         return Fault(where, "", "a tab; YAML is indented with spaces")
     problem = (error.problem or "not YAML").replace("could not find expected", "missing")
@@ -356,8 +383,16 @@ def _merge_named(base: Node, over: Node, path: str) -> Node:
             items[index] = merge(items[index], node, f"{path}.{key}")
         elif key.isdigit() and int(key) < len(items):
             items[int(key)] = merge(items[int(key)], node, f"{path}[{key}]")
+        elif (
+            place := next((i for i, n in enumerate(items) if key in _inside(n)), None)
+        ) is not None:
+            block = items[place]
+            word = next(w for w in NESTED if key in stage_names(block.child(w)))
+            inner = _merge_named(block.value[word], Node({key: node}, over.at), path)
+            items[place] = replace(block, value={**block.value, word: inner})
         else:
             known = [name for name in names if name]
+            known += [name for item in items for name in _inside(item)]
             near = difflib.get_close_matches(key, known, n=1)
             tail = f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(known)}"
             message = f"nothing is named '{key}'; {tail}"
@@ -365,6 +400,20 @@ def _merge_named(base: Node, over: Node, path: str) -> Node:
     if faults:
         raise RecipeError(faults)
     return replace(base, value=items)
+
+
+def _inside(item: Node) -> list[str]:
+    """The names of the stages in a block, at any depth."""
+    return [name for word in NESTED for name in stage_names(item.child(word))]
+
+
+def stage_names(stages: Node | None) -> list[str]:
+    """The names in a list of stages, those inside of blocks too."""
+    found = []
+    for item in stages.value if stages and isinstance(stages.value, list) else []:
+        found += [name] if (name := _name(item)) else []
+        found += _inside(item)
+    return found
 
 
 def _name(node: Node, key: str = "name") -> str | None:

@@ -1,13 +1,14 @@
 """What flows between datasets, methods, evals and the tracker. All of it is frozen and plain.
 
-A dataset yields one of the record types (`Conversation`, `Prompt`, `Preference`, `Labelled`), a
-method turns a `Checkpoint` and records into a `Checkpoint`, an eval turns a checkpoint and records
-into an `EvalResult`.
+A dataset yields one of the record types (`Conversation`, `Prompt`, `Preference`, `Labelled`,
+`Task`), a method turns a `Checkpoint` and records into a `Checkpoint`, an eval turns a checkpoint
+and records into an `EvalResult`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,7 +75,56 @@ class Labelled(Record):
     label: bool
 
 
-RECORD_TYPES: tuple[type[Record], ...] = (Conversation, Prompt, Preference, Labelled)
+@dataclass(frozen=True)
+class Turn:
+    """What the seat whose turn it is gets to read before it writes."""
+
+    messages: Messages
+    """What it is told since it last wrote: the whole prompt at first, then the world's answer
+    (`user`) or a tool's (`tool`)."""
+    seat: int = 0
+
+
+class Episode(ABC):
+    """A course of an environment: turns are read and replies are written until it is over."""
+
+    seats: int = 1
+    """How many play; each has a conversation and rewards of its own."""
+
+    @abstractmethod
+    def turn(self) -> Turn | None:
+        """Whose turn it is and what that seat is told; None once the episode is over."""
+
+    @abstractmethod
+    def act(self, reply: str) -> Sequence[float]:
+        """Take the reply of the seat whose turn it is; returns what every seat gets for it.
+
+        A reply that makes no sense is the environment's to answer, never an exception: with a
+        message that says so, a cost, or the end of the episode.
+        """
+
+    def metrics(self) -> Mapping[str, float]:
+        """What is worth knowing of the episode beside its rewards, once it is over: `success`."""
+        return {}
+
+    def show(self) -> str:
+        """The episode for a person to look at, as Markdown, where its turns do not tell all."""
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Record, ABC):
+    """One beginning of an environment. A dataset of tasks is what other libraries call one.
+
+    A subclass has what the beginning depends on, such as a seed, as its fields.
+    """
+
+    @abstractmethod
+    def start(self) -> Episode:
+        """Begin it, each time in the same way: a group of rollouts is one task begun often."""
+
+
+RECORD_TYPES: tuple[type[Record], ...] = (Conversation, Prompt, Preference, Labelled, Task)
 
 
 @dataclass(frozen=True)
@@ -106,6 +156,8 @@ class Sample:
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
     truncated: bool = False
     """Whether the reply ended at the token limit rather than by a stop token."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The prompt's other fields, for rewards; not kept with the samples of a run."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,23 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
 from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError
-from posttrain_recipes.plugin import Dataset, Engine, Eval, Method, Plugin, PluginConfig, Reward
+from posttrain_recipes.plugin import (
+    API_VERSION,
+    OLDEST_API_VERSION,
+    Dataset,
+    Engine,
+    Eval,
+    Method,
+    Plugin,
+    PluginConfig,
+    Reward,
+    effective,
+)
 
 GROUP = "posttrain_recipes"
 """The entry-point group and the name of the pluggy project."""
@@ -70,6 +81,8 @@ class Entry:
     cls: type[Plugin]
     distribution: str
     version: str
+    api_version: int | None = None
+    """The version of the plugin API that its module says it is written for."""
 
     @property
     def name(self) -> str:
@@ -93,8 +106,7 @@ class Entry:
 
     def identity(self, plugin: Plugin) -> list[object]:
         """What tells `plugin`, an instance of this class, from others that would act otherwise."""
-        options = plugin.config.model_dump(mode="json")
-        return [self.distribution, self.version, self.name, options]
+        return [self.distribution, self.version, self.name, effective(plugin.config)]
 
     def require(self) -> None:
         """Raise `MissingExtraError`, with the command to run, where its packages are missing."""
@@ -155,6 +167,29 @@ def suggest(name: str, options: Sequence[str]) -> str:
     return f"there is: {', '.join(options)}" if options else "none is installed"
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, PtlError) else f"{type(error).__name__}: {error}"
+
+
+class _Origin(NamedTuple):
+    distribution: str
+    version: str
+    api_version: int | None
+
+
+def _api_version(module: Any) -> int | None:
+    """What a plugin module is written for. Raises `PtlError` where that is not ours."""
+    stated = getattr(module, "PTL_API", None)
+    if stated is None or OLDEST_API_VERSION <= stated <= API_VERSION:
+        return stated
+    advice = (
+        "upgrade posttrain-recipes" if stated > API_VERSION else "look for a newer release of it"
+    )
+    raise PtlError(
+        f"it is written for version {stated} of the plugin API, and this is {API_VERSION}: {advice}"
+    )
+
+
 @cache
 def load() -> Registry:
     """The plugins of this environment, built-ins first. Cached for the process.
@@ -165,44 +200,42 @@ def load() -> Registry:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
     registry = Registry()
-    origins: dict[Any, tuple[str, str]] = {}
+    origins: dict[Any, _Origin] = {}
     version = _version("posttrain-recipes")
     for module_name in BUILTINS:
         module = importlib.import_module(f"posttrain_recipes.{module_name}")
         manager.register(module, name=f"posttrain_recipes.{module_name}")
-        origins[module] = ("posttrain-recipes", version)
+        origins[module] = _Origin("posttrain-recipes", version, API_VERSION)
     for point in importlib.metadata.entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "unknown"
         plugin_name = f"{distribution}:{point.name}"
         try:
             module = point.load()
+            stated = _api_version(module)
             manager.register(module, name=plugin_name)
             manager.check_pending()
-            origins[module] = (distribution, point.dist.version if point.dist else "0")
+            released = point.dist.version if point.dist else "0"
+            origins[module] = _Origin(distribution, released, stated)
         except Exception as error:  # a stranger's module may fail in any way; the rest works on
             if manager.has_plugin(plugin_name):
                 manager.unregister(name=plugin_name)
-            registry.broken.append(
-                Broken(point.name, distribution, f"{type(error).__name__}: {error}")
-            )
+            registry.broken.append(Broken(point.name, distribution, _reason(error)))
             continue
     return _collect(manager, origins, registry)
 
 
 def _collect(
-    manager: pluggy.PluginManager, origins: dict[Any, tuple[str, str]], registry: Registry
+    manager: pluggy.PluginManager, origins: dict[Any, _Origin], registry: Registry
 ) -> Registry:
     found: dict[tuple[str, str], list[Entry]] = {}
     for kind, base in KINDS.items():
         for impl in getattr(manager.hook, f"ptl_{kind}s").get_hookimpls():
-            distribution, version = origins[impl.plugin]
+            origin = origins[impl.plugin]
             try:
                 classes = list(impl.function())
-                entries = [_entry(kind, base, cls, distribution, version) for cls in classes]
+                entries = [_entry(kind, base, cls, origin) for cls in classes]
             except Exception as error:  # as above: one bad plugin must not stop the program
-                registry.broken.append(
-                    Broken(f"ptl_{kind}s", distribution, f"{type(error).__name__}: {error}")
-                )
+                registry.broken.append(Broken(f"ptl_{kind}s", origin.distribution, _reason(error)))
                 continue
             for entry in entries:
                 found.setdefault((kind, entry.name), []).append(entry)
@@ -220,7 +253,7 @@ def _collect(
     return registry
 
 
-def _entry(kind: str, base: type[Plugin], cls: Any, distribution: str, version: str) -> Entry:
+def _entry(kind: str, base: type[Plugin], cls: Any, origin: _Origin) -> Entry:
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise TypeError(f"ptl_{kind}s returned {cls!r}, which is not a {base.__name__} class")
     if not isinstance(getattr(cls, "name", None), str) or not cls.name.isidentifier():
@@ -232,7 +265,7 @@ def _entry(kind: str, base: type[Plugin], cls: Any, distribution: str, version: 
     if issubclass(cls, (Method, Eval)) and not getattr(cls, "takes", ()):
         raise TypeError(f"{cls.__name__}.takes must name the record types that it can use")
     cls.Config.model_json_schema()  # raises for options that no recipe could hold
-    return Entry(kind, cls, distribution, version)
+    return Entry(kind, cls, *origin)
 
 
 def _installed(module: str) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from posttrain_recipes import gates
 from posttrain_recipes.records import Estimate
+from posttrain_recipes.statistics import Paired
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
-SHARES = ("exact_match", "preference_accuracy", "cut_off")
+SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "cut_off")
 """Metrics that are shares and read best in percent."""
 
 
@@ -46,25 +50,63 @@ class Row:
         """better, worse, or same: within the noise of the two intervals."""
         if self.before is None or self.after is None or self.change is None:
             return ""
-        noise = math.hypot(_half(self.before), _half(self.after))
+        noise = math.hypot(half(self.before), half(self.after))
         if not abs(self.change) > noise:
             return "same"
         return "better" if (self.change > 0) == self.higher_is_better else "worse"
 
 
-def _half(estimate: Estimate) -> float:
-    half = (estimate.high - estimate.low) / 2
-    return 0.0 if math.isnan(half) else half
+def half(estimate: Estimate) -> float:
+    """Half of its 95% interval; 0 where that is not known."""
+    spread = (estimate.high - estimate.low) / 2
+    return 0.0 if math.isnan(spread) else spread
 
 
 def show(estimate: Estimate | None, percent: bool) -> str:
     """`72.3% ±5.4`, or `1.842 ±0.051`; a dash where there is nothing."""
     if estimate is None:
         return "-"
-    half = _half(estimate)
+    spread = half(estimate)
     if percent:
-        return f"{100 * estimate.value:.1f}% ±{100 * half:.1f}"
-    return f"{estimate.value:.3f} ±{half:.3f}"
+        return f"{100 * estimate.value:.1f}% ±{100 * spread:.1f}"
+    return f"{estimate.value:.3f} ±{spread:.3f}"
+
+
+def show_paired(found: Paired | None, percent: bool) -> str:
+    """`+3.1 ±2.0`, in points for shares; empty where nothing was tested."""
+    if found is None:
+        return ""
+    factor, digits = (100, 1) if percent else (1, 3)
+    spread = (found.high - found.low) / 2
+    tail = "" if math.isnan(spread) else f" ±{factor * spread:.{digits}f}"
+    return f"{factor * found.difference:+.{digits}f}{tail}"
+
+
+def show_p(p: float) -> str:
+    """A p value; a dash where no test can judge."""
+    if math.isnan(p):
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plain(value: Any) -> str:
+    """A value of a recipe as a person writes it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def columns(table: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of text under one another; the columns `right` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join(lines)
 
 
 def show_change(row: Row) -> str:
@@ -72,6 +114,16 @@ def show_change(row: Row) -> str:
     if row.change is None:
         return ""
     return f"{100 * row.change:+.1f}" if row.percent else f"{row.change:+.3f}"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def rows(record: RunRecord) -> list[Row]:
@@ -120,6 +172,8 @@ def markdown(record: RunRecord) -> str:
         )
     if len(lines) == 2:
         lines = ["This recipe has no evals."]
+    for gate in gates.check(record):
+        lines += ["", f"{'Passed' if gate.passed else '**Failed**'}: {gate}."]
     lines += [
         "",
         "± is half of a 95% confidence interval; *same* means within the noise of both.",
@@ -137,7 +191,19 @@ def as_json(record: RunRecord) -> dict[str, Any]:
     data["table"] = [
         {**asdict(row), "change": row.change, "verdict": row.verdict} for row in rows(record)
     ]
+    checked = gates.check(record)
+    data["gates"] = [asdict(gate) for gate in checked]
+    data["passed"] = all(gate.passed for gate in checked)
     return data
+
+
+def spent(stage: StageRecord) -> dict[str, float]:
+    """What a stage took, as metrics: tokens by what was done with them, and dollars if billed."""
+    used = stage.spent
+    found = {f"usage/{kind}_tokens": getattr(used, kind) for kind in ("train", "prefill", "sample")}
+    if stage.usd is not None:
+        found["usage/usd"] = stage.usd
+    return found
 
 
 def resolved_yaml(resolved: dict[str, Any]) -> str:
@@ -167,6 +233,15 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "ptl.fingerprint": record.fingerprint,
         "ptl.python": platform.python_version(),
     }
+
+
+def gate_tags(record: RunRecord) -> dict[str, str]:
+    """Whether the recipe's bounds hold, to search for in MLflow; nothing where it sets none."""
+    checked = gates.check(record)
+    if not checked:
+        return {}
+    failed = "; ".join(str(gate) for gate in checked if not gate.passed)
+    return {"ptl.gates": "failed" if failed else "passed", "ptl.gates.failed": failed or "-"}
 
 
 def stage_params(stage: Any) -> dict[str, Any]:

@@ -2,40 +2,36 @@
 
 A run of the same plan that did not finish is gone on with; a stage that an earlier run finished on
 the same inputs is reused. Everything that a resumed run needs is in `run.json` before the runner
-goes on to the next thing.
+goes on to the next thing. A stage that fails takes along those that need it, and no others.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from posttrain_recipes import report, store
-from posttrain_recipes.data import load_records
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes import costs, gates, needs, preflight, pricing, report, store
+from posttrain_recipes.costs import Estimator
+from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.events import Reporter
-from posttrain_recipes.plan import BASE, Plan, PlannedEval, PlannedStage, model_location
-from posttrain_recipes.plugin import (
-    Checkpoint,
-    EvalContext,
-    EvalResult,
-    Record,
-    Renderer,
-    Resume,
-    StageContext,
-    sampling_client,
-)
-from posttrain_recipes.store import Measured, RunDirectory, RunRecord, StageRecord, Store
+from posttrain_recipes.expansion import Origin
+from posttrain_recipes.limits import Spending
+from posttrain_recipes.page import Pages
+from posttrain_recipes.plans import Plan, PlannedStage
+from posttrain_recipes.plugin import Connection
+from posttrain_recipes.reuse import History, Scope, decisions, new_evals
+from posttrain_recipes.serving import Serving, locations
+from posttrain_recipes.stages import StageWork
+from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import Tracker
 from posttrain_recipes.version import __version__
-from posttrain_recipes.waiting import EngineWaiter, GoneError, Interrupts, in_thread
+from posttrain_recipes.waiting import EngineLostError, EngineWaiter, Interrupts, StopAsked
 
 if TYPE_CHECKING:
-    import tinker
-
-    from posttrain_recipes.tracking import RecipeRun, StageRun
+    from posttrain_recipes.tracking import RecipeRun
 
 
 def run(
@@ -43,48 +39,85 @@ def run(
     home: Path,
     reporter: Reporter | None = None,
     *,
-    fresh: bool = False,
+    scope: Scope | None = None,
 ) -> RunRecord:
     """Run a plan to its end and return what is known about it.
 
     Args:
         home: the directory that runs, checkpoints and tracking are kept in.
         reporter: hears what happens.
-        fresh: start from nothing, whatever earlier runs left.
+        scope: which stages, and whether to take what earlier runs left.
 
     Raises:
         PtlError: the run failed; what it had is kept and the same call goes on from there.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after what was trained has been saved.
     """
-    reporter = reporter or Reporter()
+    reporter, scope = reporter or Reporter(), scope or Scope()
+    scope.check(plan)
     kept = Store(home)
-    earlier = None if fresh else kept.latest(plan.fingerprint)
-    if earlier is not None and earlier.status == "finished":
-        reporter.run_started(plan, earlier, resumed=True)
-        reporter.run_finished(earlier)
-        return earlier
-    record = earlier or _new_record(plan, kept)
+    prices = pricing.load(home)
     interrupts = Interrupts()
-    with kept.open(record) as directory, interrupts.installed():
+    with ExitStack() as held:
+        with kept.choosing():
+            earlier = None if scope.anew else kept.latest(plan.fingerprint)
+            if earlier is None or not _is_done(earlier, scope.stages(plan)):
+                record = earlier or new_record(plan, kept.next_id(plan.name))
+                directory = held.enter_context(kept.open(record))
+                if earlier is None:
+                    for name, why in scope.reasons(plan).items():
+                        record.stage(name).fresh = why
+                directory.save()
+        if earlier is not None and _is_done(earlier, scope.stages(plan)):
+            # Of what it asks for, bounds and words may have changed.
+            earlier.resolved = plan.resolved
+            reporter.run_started(plan, earlier, resumed=True)
+            reporter.run_finished(earlier)
+            return earlier
+        held.enter_context(interrupts.installed())
         reporter.run_started(plan, record, resumed=earlier is not None)
         record.status, record.error = "running", None
         directory.save()
+        spending = Spending(plan, record, prices, interrupts)
         try:
-            _Run(plan, kept, directory, reporter, interrupts, fresh).work()
+            with spending.meter.installed():
+                _Run(plan, kept, directory, reporter, interrupts, scope, spending).work()
+        except StopAsked as stop:
+            _end(directory, spending, "stopped", str(stop))
+            raise PtlError(
+                f"stopped: {stop}",
+                why=_kept_words(record),
+                hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
+            ) from None
         except KeyboardInterrupt:
-            _end(directory, "killed", "interrupted")
+            _end(directory, spending, "killed", "interrupted")
+            _write_report(kept, record, reporter)
             raise
         except BaseException as error:
-            _end(directory, "failed", str(error).split("\n")[0])
+            _end(directory, spending, "failed", str(error).split("\n")[0])
+            _write_report(kept, record, reporter)
             raise
-        _end(directory, "finished", None)
+        whole = len(scope.stages(plan)) == len(plan.stages)
+        if whole:
+            _end(directory, spending, "finished", None)
+        else:
+            _end(directory, spending, "stopped", f"--until {scope.last}")
+        _write_report(kept, record, reporter)
     reporter.run_finished(record)
     return record
 
 
-def _new_record(plan: Plan, kept: Store) -> RunRecord:
+def _is_done(record: RunRecord, stages: Sequence[PlannedStage]) -> bool:
+    return record.status == "finished" or all(
+        kept.done and not new_evals(stage, kept)
+        for stage in stages
+        for kept in (record.stage(stage.name),)
+    )
+
+
+def new_record(plan: Plan, run_id: str) -> RunRecord:
+    """A run of which nothing is done yet."""
     return RunRecord(
-        id=kept.next_id(plan.name),
+        id=run_id,
         recipe=plan.name,
         fingerprint=plan.fingerprint,
         model=plan.model,
@@ -95,15 +128,34 @@ def _new_record(plan: Plan, kept: Store) -> RunRecord:
         resolved=plan.resolved,
         created=store.now(),
         stages=[
-            StageRecord(s.name, s.fingerprint, s.method.name if s.method else None)
+            StageRecord(
+                s.name,
+                s.fingerprint,
+                s.method.name if s.method else None,
+                inputs=dict(s.inputs),
+                model=s.model,
+            )
             for s in plan.stages
         ],
         version=__version__,
     )
 
 
-def _end(directory: RunDirectory, status: str, error: str | None) -> None:
+def _kept_words(record: RunRecord) -> str:
+    """What a run that was stopped has."""
+    done = [stage.name for stage in record.stages if stage.done]
+    parts = [f"{', '.join(done)} done"] if done else []
+    parts += [
+        f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
+        for stage in record.stages
+        if stage.resume and not stage.done
+    ]
+    return "; ".join(parts) or "nothing was trained yet"
+
+
+def _end(directory: RunDirectory, spending: Spending, status: str, error: str | None) -> None:
     record = directory.record
+    record.seconds = spending.seconds
     for stage in record.stages:
         if stage.status == "running":
             stage.status = status
@@ -121,290 +173,260 @@ class _Run:
         directory: RunDirectory,
         reporter: Reporter,
         interrupts: Interrupts,
-        fresh: bool,
+        scope: Scope,
+        spending: Spending,
     ) -> None:
+        self.spending = spending
         self.plan = plan
         self.kept = kept
         self.directory = directory
         self.record = directory.record
         self.reporter = reporter
         self.interrupts = interrupts
-        self.fresh = fresh
-        self.base = Checkpoint(plan.model)
-        self.checkpoints: dict[str, Checkpoint] = {BASE: self.base}
-        self.results: dict[tuple[str, str], EvalResult] = {}
+        self.scope = scope
+        self.failures: dict[str, Exception] = {}
+        self.stand_ins: dict[str, str] = {}
+        """Stages of a loop that ended early -> the one of the last round that ran."""
 
     def work(self) -> None:
-        log_path = self.directory.path / "engine.log"
-        location = model_location(self.plan)
+        """Run every stage that is asked for; raises what the first one that failed raised."""
         tracker = Tracker(self.kept.home, warn=self.reporter.warning)
         tracker.start()
-        self.reporter.doing(f"starting the engine ({self.plan.engine.name})")
-        models = {self.plan.model: location}
-        with self.plan.engine.connect(models, self.kept.home / "engine", log_path) as connection:
+        self._preflight()
+        self._estimate()
+        self.spending.start()
+        with self._connected() as connection, tracker_run(tracker, self.plan, self.record) as run:
+            self.directory.save()
             self.connection = connection
-            self.wait = EngineWaiter(connection.alive, self.interrupts, self._death)
-            self.renderer = self._renderer(location)
-            tracker.mark_dead_runs()
-            with tracker.run(
-                recipe=self.plan.name,
-                run_name=self.record.id,
-                resolved_yaml=report.resolved_yaml(self.plan.resolved),
-                description_md=self.plan.description or None,
-                params=report.run_params(self.record),
-                tags=report.run_tags(self.record),
-                run_id=self.record.tracking_id,
-            ) as tracked:
-                self.record.tracking_id, self.record.tracking_uri = tracked.run_id, tracker.uri
-                self.directory.save()
-                for stage in self.plan.stages:
-                    self._stage(stage, tracked)
-                tracked.summary(report.markdown(self.record))
+            for stage in self.scope.stages(self.plan):
+                self._stage(stage, run)
+            run.summary(report.markdown(self.record))
+            run.set_tags(report.gate_tags(self.record))
+            if not self.failures:
+                self._log_report(run)
+        if len(self.failures) > 1:
+            raise PtlError(
+                f"{len(self.failures)} stages failed: {', '.join(self.failures)}",
+                why="; ".join(f"{n}: {_first_line(e)}" for n, e in self.failures.items()),
+                hint="what is done is kept; the same command goes on with the rest",
+            )
+        for error in self.failures.values():
+            raise error
 
-    def _renderer(self, location: str) -> Renderer:
-        from posttrain_recipes.training.rendering import load_renderer
+    def _log_report(self, tracked: RecipeRun) -> None:
+        """The report as it will be once the run has ended, which is as soon as this is written."""
+        whole = len(self.scope.stages(self.plan)) == len(self.plan.stages)
+        ended = replace(self.record, status="finished" if whole else "stopped")
+        try:
+            pages = Pages(self.kept.home, ended)
+            tracked.write_text(pages.html(), "report.html")
+            tracked.write_text(pages.markdown(), "report.md")
+            # All that 'ptl reproduce' needs.
+            kept = replace(ended, path=str(self.plan.path.resolve()))
+            tracked.write_text(store.dump(kept), "run.json")
+        except Exception as error:
+            self.reporter.warning(f"the report could not be made: {_first_line(error)}")
 
-        return load_renderer(location)
+    def _preflight(self) -> None:
+        """Refuse what is known to fail, and say what may, before an engine is started.
 
-    def _death(self) -> PtlError:
-        log = self.connection.log_path
-        tail = ""
-        if log is not None and log.is_file():
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-        return PtlError(
-            "the engine ended while the run needed it",
-            why=tail or None,
-            hint=f"its log is {log}; 'ptl run' of the same recipe goes on from what was saved",
-        )
+        Raises:
+            UsageError: a data set is too small for its test split, say.
+        """
+        failed = []
+        for finding in preflight.cheap(self.plan, self.kept.home):
+            if finding.verdict == "warning":
+                self.reporter.warning("; ".join(filter(None, (finding.message, finding.hint))))
+            elif finding.verdict == "failed":
+                failed.append(finding)
+        if failed:
+            raise UsageError(
+                "; ".join(f"{finding.check}: {finding.message}" for finding in failed),
+                hint=failed[0].hint,
+            )
 
-    # --- one stage -------------------------------------------------------------------------------
+    def _estimate(self) -> None:
+        """Say what is ahead, before any of it is spent."""
+        runs = self.kept.runs()
+        decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
+        estimator = Estimator(self.plan, self.spending.prices, runs)
+        ahead = []
+        for stage, _, estimate in estimator.stages(decided):
+            kept = self.record.stage(stage.name)
+            if estimate is not None:
+                ahead.append(estimate)
+                kept.estimate = kept.estimate or estimate
+        self.directory.save()
+        if ahead:
+            self.reporter.estimated(self.plan, costs.total(ahead), self.spending.prices.note)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        self.reporter.doing(f"starting the engine ({self.plan.engine.name})")
+        log_path = self.directory.path / "engine.log"
+        data_dir = self.kept.home / "engine"
+        models = locations(self.plan)
+        with self.plan.engine.connect(models, data_dir, log_path) as connection:
+            wait = EngineWaiter(
+                connection.alive,
+                self.interrupts,
+                lambda: _death(connection),
+                connection.trouble,
+                self.reporter.warning,
+            )
+            needs.check(self.plan, connection, wait)
+            self.serving = Serving(self.plan, connection, wait)
+            # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
+            for name in models:
+                self.serving.renderer(name)
+            self.history = History.of(self.kept.runs(), self.serving.alive, self.kept.runs_dir)
+            self.stages = StageWork(
+                self.plan,
+                self.directory,
+                self.serving,
+                self.reporter,
+                self.spending,
+                self._made,
+            )
+            yield connection
+
+    def _made(self, stage: str) -> Path:
+        """Where the records that a stage of this run made lie."""
+        kept = self.record.stage(self.stand_ins.get(stage, stage))
+        return self.kept.runs_dir / kept.made_in
 
     def _stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
+        kept = self.record.stage(stage.name)
+        origin = self.plan.origins[stage.index - 1]
+        if why := gates.ended(origin, self.plan.origins, self.record):
+            self._leave_out(stage, origin, why)
+            return
+        needs = {name: self.stand_ins.get(name, name) for name in stage.needs}
+        missing = [n for n, made in sorted(needs.items()) if not self.record.stage(made).done]
+        if missing:
+            kept.status, kept.error = "skipped", f"needs '{missing[0]}', which did not finish"
+            self.directory.save()
+            self.reporter.stage_skipped(stage, kept)
+            return
+        try:
+            self._run_stage(stage, tracked)
+        except Exception as error:
+            kept = self.record.stage(stage.name)
+            kept.status, kept.error = "failed", _first_line(error)
+            self.directory.save()
+            if isinstance(error, EngineLostError) or not self.connection.alive():
+                raise
+            self.failures[stage.name] = error
+            self.reporter.stage_failed(stage, kept)
+
+    def _leave_out(self, stage: PlannedStage, origin: Origin, why: str) -> None:
+        """Pass over a round of a loop that has ended: the round before stands in for it."""
+        assert origin.before is not None
+        method = stage.method.name if stage.method else None
+        kept = StageRecord(stage.name, stage.fingerprint, method, status="left_out", error=why)
+        self.record.stages[stage.index - 1] = kept
+        self.stand_ins[stage.name] = self.stand_ins.get(origin.before, origin.before)
+        self.serving.checkpoints[stage.name] = self.serving.checkpoints[origin.before]
+        self.directory.save()
+        self.reporter.stage_skipped(stage, kept)
+
+    def _run_stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
         kept = self._kept(stage)
-        if not kept.done and not self.fresh:
-            self._reuse(stage, kept)
-        start = self._start(stage)
-        if kept.done and kept.checkpoint and not self._missing_evals(stage, kept):
-            self.checkpoints[stage.name] = kept.checkpoint
+        start = self.serving.start(stage, kept.start)
+        if kept.done and kept.checkpoint and not new_evals(stage, kept):
+            self.serving.checkpoints[stage.name] = kept.checkpoint
+            self.stages.track_reused(stage, kept, tracked)
             self.reporter.stage_reused(stage, kept)
             return
-        kept.start = start
-        kept.started = kept.started or store.now()
-        trained = kept.done
-        kept.status = "reused" if trained else "running"
-        self.directory.save()
-        self.reporter.stage_started(stage, kept, len(self.plan.stages))
-        began = time.monotonic()
-        with tracked.stage(
-            name=stage.name,
-            index=stage.index,
-            params=report.stage_params(stage),
-            tags={"ptl.stage": stage.name, "ptl.fingerprint": stage.fingerprint},
-            run_id=kept.tracking_id,
-        ) as child:
-            kept.tracking_id = child.run_id
-            self.directory.save()
-            self._evaluate(stage, kept, child, "before", start)
-            if not trained:
-                kept.checkpoint = self._train(stage, kept, child, start)
-            assert kept.checkpoint is not None
-            self._evaluate(stage, kept, child, "after", kept.checkpoint)
-        kept.seconds += time.monotonic() - began
-        kept.status = "reused" if trained else "finished"
-        kept.finished = store.now()
-        self.directory.save()
-        self.checkpoints[stage.name] = kept.checkpoint
-        self.reporter.stage_finished(stage, kept)
-
-    def _reuse(self, stage: PlannedStage, kept: StageRecord) -> None:
-        """Take over what an earlier run trained on the same inputs, if it is still there."""
-        found = self.kept.finished_stage(stage.fingerprint)
-        if found is None:
-            return
-        run, earlier = found
-        if earlier.checkpoint is None or not self._alive(earlier.checkpoint.state_uri):
-            return
-        kept.status = "reused"
-        kept.reused_from = run.id
-        kept.checkpoint, kept.start = earlier.checkpoint, earlier.start
-        kept.total_steps, kept.records, kept.tokens = (
-            earlier.total_steps,
-            earlier.records,
-            earlier.tokens,
-        )
-        wanted = {planned.fingerprint for planned in stage.evals}
-        kept.before = [m for m in earlier.before if m.fingerprint in wanted]
-        kept.after = [m for m in earlier.after if m.fingerprint in wanted]
-        kept.tracking_id = None
-        self.directory.save()
+        self.stages.run(stage, kept, start, tracked)
+        assert kept.checkpoint is not None
+        self.serving.checkpoints[stage.name] = kept.checkpoint
+        self.history.add(self.record, kept)
 
     def _kept(self, stage: PlannedStage) -> StageRecord:
-        """What earlier tries left of the stage: nothing, where the engine has it no more."""
+        """What there is of the stage: of this run, of an earlier one, or nothing."""
         kept = self.record.stage(stage.name)
-        made = kept.checkpoint if kept.done else kept.resume
-        if made is None or self._alive(made.state_uri):
+        decision = self.history.decide(stage, self.record, self.plan.name)
+        if decision.stage is kept:
             return kept
-        self.reporter.warning(
-            f"the checkpoint of stage '{kept.name}' at step {made.step} is gone; it starts over"
+        if decision.stage is None and not (kept.done or kept.resume):
+            return kept
+        if kept.done or kept.resume:
+            self.reporter.warning(f"stage '{stage.name}': {decision.why}")
+        fresh = StageRecord(
+            kept.name,
+            kept.fingerprint,
+            kept.method,
+            kept.inputs,
+            kept.fresh,
+            model=kept.model,
+            training=kept.training,
+            evaluation=kept.evaluation,
+            usd=kept.usd,
         )
-        fresh = StageRecord(kept.name, kept.fingerprint, kept.method)
+        if decision.run and decision.stage:
+            _take(stage, fresh, decision.run, decision.stage)
         self.record.stages[stage.index - 1] = fresh
         self.directory.save()
         return fresh
 
-    def _alive(self, state_uri: str | None) -> bool:
-        """Whether the engine has that state; the base model is always there."""
-        if state_uri is None:
-            return True
-        try:
-            self.wait(self.connection.rest.get_weights_info_by_tinker_path(state_uri))
-        except GoneError:
-            return False
-        return True
 
-    def _missing_evals(self, stage: PlannedStage, kept: StageRecord) -> bool:
-        wanted = [planned.fingerprint for planned in stage.evals]
-        return any(
-            fingerprint not in {m.fingerprint for m in measured}
-            for measured in (kept.before, kept.after)
-            for fingerprint in wanted
-        )
-
-    def _start(self, stage: PlannedStage) -> Checkpoint:
-        if not stage.start.startswith("tinker://"):
-            return self.checkpoints[stage.start]
-        kept = self.record.stage(stage.name)
-        if kept.start is not None:
-            return kept.start
-        # A state cannot be sampled from: make a sampler of the same weights.
-        from_state = self.connection.service.create_training_client_from_state
-        client: tinker.TrainingClient = self.wait(
-            in_thread(lambda: from_state(stage.start).result())
-        )
-        sampler = self.wait(client.save_weights_for_sampler(f"{stage.name}-start"))
-        return Checkpoint(self.plan.model, stage.start, sampler.path)
-
-    def _train(
-        self, stage: PlannedStage, kept: StageRecord, child: StageRun, start: Checkpoint
-    ) -> Checkpoint:
-        if stage.method is None or stage.data is None:
-            return start
-        assert stage.wants is not None
-        self.reporter.doing(f"reading {stage.data.label}")
-        records = load_records(stage.data, stage.wants)
-        kept.records = len(records)
-        child.log_dataset(
-            Path(stage.data.label).name,
-            stage.data.label,
-            stage.data.digest,
-            "train",
-            count=len(records),
-        )
-        context = StageContext(
-            name=stage.name,
-            seed=stage.seed,
-            base_model=self.plan.model,
-            start=start,
-            lora=stage.lora,
-            train=records,
-            renderer=self.renderer,
-            service=self.connection.service,
-            sink=_Sink(self, stage, kept, child),
-            wait=self.wait,
-            rewards=stage.rewards,
-            resume=kept.resume,
-        )
-        try:
-            return stage.method.train(context)
-        finally:
-            child.flush()
-
-    # --- evals -----------------------------------------------------------------------------------
-
-    def _evaluate(
-        self,
-        stage: PlannedStage,
-        kept: StageRecord,
-        child: StageRun,
-        when: Literal["before", "after"],
-        checkpoint: Checkpoint,
-    ) -> None:
-        """Run the stage's evals on a checkpoint, each once however many stages ask for it."""
-        done: list[Measured] = getattr(kept, when)
-        step = 0 if when == "before" else kept.total_steps
-        for planned in stage.evals:
-            if any(m.fingerprint == planned.fingerprint for m in done):
-                continue
-            result = self._result(planned, checkpoint, f"{planned.name} {when} {stage.name}")
-            if result.samples:
-                self.directory.save_samples(stage.name, planned.name, when, result.samples)
-            child.log_eval(
-                planned.name,
-                when,
-                result,
-                step,
-                dataset_name=Path(planned.data.label).name,
-                dataset_digest=planned.data.digest,
-                checkpoint_uri=checkpoint.sampler_uri,
-            )
-            child.log_samples(planned.name, when, result.samples, step)
-            done.append(
-                store.measured(
-                    planned.name,
-                    planned.eval.name,
-                    planned.fingerprint,
-                    planned.data.label,
-                    result,
-                )
-            )
-            self.directory.save()
-            self.reporter.evaluated(stage, planned, when, result)
-
-    def _result(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
-        key = (planned.fingerprint, checkpoint.sampler_uri or BASE)
-        if key in self.results:
-            return self.results[key]
-        self.reporter.doing(f"evaluating {what}")
-        sampler = sampling_client(self.connection.service, checkpoint, self.wait)
-        records: Sequence[Record] = load_records(planned.data, planned.wants)
-        if not records:
-            raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
-        context = EvalContext(
-            name=planned.name,
-            seed=planned.data.split_seed,
-            records=records,
-            renderer=self.renderer,
-            sampler=sampler,
-            wait=self.wait,
-        )
-        self.results[key] = planned.eval.evaluate(context)
-        return self.results[key]
+def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:
+    """Have `kept` say what an earlier run trained on the same inputs."""
+    kept.status, kept.reused_from = "reused", earlier.reused_from or run.id
+    kept.checkpoint, kept.start = earlier.checkpoint, earlier.start
+    kept.total_steps, kept.records, kept.tokens = (
+        earlier.total_steps,
+        earlier.records,
+        earlier.tokens,
+    )
+    kept.made, kept.made_in = dict(earlier.made), earlier.made_in
+    names = {planned.fingerprint: planned.name for planned in stage.evals}
+    for ours, theirs in ((kept.before, earlier.before), (kept.after, earlier.after)):
+        ours += [replace(m, name=names[m.fingerprint]) for m in theirs if m.fingerprint in names]
+        ours += [m for m in theirs if m.fingerprint.startswith(store.OWN)]
 
 
-class _Sink:
-    """Where a stage's numbers and checkpoints go. See `plugin.StageSink`."""
+@contextmanager
+def tracker_run(tracker: Tracker, plan: Plan, record: RunRecord) -> Iterator[RecipeRun]:
+    """The recipe's run in MLflow: a new one, or that of an earlier try."""
+    tracker.mark_dead_runs()
+    with tracker.run(
+        recipe=plan.name,
+        run_name=record.id,
+        resolved_yaml=report.resolved_yaml(plan.resolved),
+        description_md=plan.description or None,
+        params=report.run_params(record),
+        tags=report.run_tags(record),
+        run_id=record.tracking_id,
+    ) as tracked:
+        record.tracking_id, record.tracking_uri = tracked.run_id, tracker.uri
+        yield tracked
 
-    def __init__(self, run: _Run, stage: PlannedStage, kept: StageRecord, child: StageRun) -> None:
-        self.run = run
-        self.stage = stage
-        self.kept = kept
-        self.child = child
-        self.tokens = kept.tokens
 
-    def begin(self, total_steps: int) -> None:
-        self.kept.total_steps = total_steps
-        done = self.kept.resume.step if self.kept.resume else 0
-        self.run.reporter.training(self.stage, done, total_steps)
+def _write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
+    """What was trained is safe by now: a report that cannot be made fails no run."""
+    try:
+        Pages(kept.home, record).write()
+    except Exception as error:
+        reporter.warning(f"the report could not be written: {_first_line(error)}")
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.tokens += int(metrics.get("train/tokens", 0))
-        self.child.log_metrics(metrics, step)
-        self.run.reporter.step(step, self.kept.total_steps, metrics)
 
-    def checkpoint(self, resume: Resume) -> None:
-        # Tracking first: a run that is killed in between logs no step twice and misses none.
-        self.child.log_checkpoint(resume.state_uri, resume.sampler_uri, resume.step)
-        self.child.flush()
-        self.kept.resume, self.kept.tokens = resume, self.tokens
-        self.run.directory.save()
-        self.run.reporter.saved(resume)
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def _death(connection: Connection) -> EngineLostError:
+    goes_on = "'ptl run' of the same recipe goes on from what was saved"
+    log = connection.log_path
+    if log is None:
+        trouble = connection.trouble() or "it does not answer any more"
+        return EngineLostError("the engine was lost", why=trouble, hint=goes_on)
+    tail = ""
+    if log.is_file():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    return EngineLostError(
+        "the engine ended while the run needed it",
+        why=tail or None,
+        hint=f"its log is {log}; {goes_on}",
+    )

@@ -14,19 +14,26 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from posttrain_recipes.errors import Fault
+from posttrain_recipes.options import REFERS_TO
 from posttrain_recipes.plugin import LoraConfig, PluginConfig
-from posttrain_recipes.recipe import Key, Recipe
-from posttrain_recipes.registry import Entry, Registry, suggest
+from posttrain_recipes.recipe import NESTED, Key, Recipe
+from posttrain_recipes.registry import KINDS, Entry, Registry, suggest
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
-RESERVED = {
-    "repeat": "loops over stages",
-    "matrix": "grids of values",
-    "compare": "stages compared at one budget",
-    "limits": "bounds on cost and time",
+MISPLACED = {
+    "repeat": "stands in the list of stages: '- repeat: 3' with 'stages:' below it",
+    "compare": "stands in the list of stages: '- compare:' with the branches below it",
+    "until": "stands beside 'repeat:'",
+    "matrix": "stands at the top of a recipe",
+    "limits": "stands at the top of a recipe",
 }
-"""Words of the language that a later version gives a meaning; nobody else may take them."""
+"""Words of the language with the place where they mean something."""
 
+BOUND = {
+    "type": "string",
+    "pattern": r"^\s*(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?\s*$",
+    "examples": [">= 0.8", "<= 5%"],
+}
 NAME = {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_-]*$", "maxLength": 64}
 EXTRA_OPTIONS: dict[str, dict[str, Any]] = {
     "eval": {
@@ -60,6 +67,22 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
             definitions.update(_plugin(entry))
     definitions["lora"] = _config_schema(LoraConfig, "lora", definitions)
     definitions["stage"] = _stage()
+    definitions["repeat"] = _repeat()
+    definitions["compare"] = _compare()
+    definitions["matrix"] = _matrix()
+    definitions["stages"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "if": {"required": ["repeat"]},
+            "then": {"$ref": "#/$defs/repeat"},
+            "else": {
+                "if": {"required": ["compare"]},
+                "then": {"$ref": "#/$defs/compare"},
+                "else": {"$ref": "#/$defs/stage"},
+            },
+        },
+    }
     overlay = {
         "type": "object",
         "description": "Keys of the recipe; stages are addressed by name.",
@@ -95,11 +118,15 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
             },
             "lora": {"$ref": "#/$defs/lora", "description": "The adapter that is trained."},
             "stages": {
-                "type": "array",
-                "minItems": 1,
-                "items": {"$ref": "#/$defs/stage"},
+                "$ref": "#/$defs/stages",
                 "description": "What is done, in order; each starts from the one before it.",
             },
+            "limits": _limits(),
+            "matrix": {
+                "$ref": "#/$defs/matrix",
+                "description": "Values to try: the recipe runs with each combination of them.",
+            },
+            "expect": _expect("of each way through the recipe"),
             "presets": {
                 "type": "object",
                 "additionalProperties": overlay,
@@ -109,6 +136,26 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
             "extends": {"type": "string", "description": "A recipe that this one changes."},
         },
         "$defs": definitions,
+    }
+
+
+def _limits() -> dict[str, Any]:
+    def bound(type_: str, description: str) -> dict[str, Any]:
+        return {"type": type_, "exclusiveMinimum": 0, "description": description}
+
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "minProperties": 1,
+        "description": "Bounds on what a run may spend, all its tries together. It stops before "
+        "one is passed, keeps what it has, and goes on where it stopped once the bound is raised.",
+        "properties": {
+            "max_cost_usd": bound(
+                "number", "US dollars, by the table of prices; only hosted engines are billed."
+            ),
+            "max_hours": bound("number", "Hours that the run is worked on."),
+            "max_tokens": bound("integer", "Tokens: trained, read and written, by evals too."),
+        },
     }
 
 
@@ -142,8 +189,132 @@ def _stage() -> dict[str, Any]:
                 "description": "Run before and after training: evals, or names of evals above.",
                 "items": {"if": {"type": "string"}, "else": {"$ref": "#/$defs/eval"}},
             },
+            "model": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Another base model than the recipe's; only where the stage starts "
+                "from base, as a teacher's does.",
+            },
+            "expect": _expect("of the stage"),
             "seed": {"type": "integer", "minimum": 0, "description": "Overrides the recipe's."},
             "lora": ref("lora", "Overrides the recipe's; only where the stage starts from base."),
+        },
+    }
+
+
+def _expect(whose: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": BOUND,
+        "description": f"Bounds on results {whose}, as {{held_out: '>= 0.8', held_out change: "
+        "'> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 1.",
+    }
+
+
+def _repeat() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["repeat", "stages"],
+        "description": "A loop: each round starts from what the round before left.",
+        "properties": {
+            "repeat": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 1000,
+                "description": "How many rounds; their stages are called NAME-1, NAME-2, ...",
+            },
+            "name": {**NAME, "description": "What presets and messages call the loop."},
+            "stages": {"$ref": "#/$defs/stages", "description": "The stages of a round."},
+            "until": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": BOUND,
+                "description": "Bounds on evals of a round, as {held_out: '>= 0.9'}; once all "
+                "hold, the rounds after it are left out.",
+            },
+        },
+    }
+
+
+def _compare() -> dict[str, Any]:
+    branch = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "stages"],
+        "properties": {
+            "name": {**NAME, "description": "What tables call the branch."},
+            "stages": {"$ref": "#/$defs/stages", "description": "The stages of the branch."},
+        },
+    }
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["compare"],
+        "description": "Branches from one start, on the same budget and seeds, with one report.",
+        "properties": {
+            "compare": {
+                "type": "array",
+                "minItems": 2,
+                "items": {
+                    "if": {"required": ["stages"]},
+                    "then": branch,
+                    "else": {"$ref": "#/$defs/stage"},
+                },
+                "description": "The branches: stages, or names with 'stages:' of their own.",
+            },
+            "name": {**NAME, "description": "What the report calls the comparison."},
+            "init_from": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Where every branch starts; by default the stage above.",
+            },
+            "seeds": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "integer", "minimum": 0},
+                "description": "Every branch is run once with each.",
+            },
+            "budget": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["steps"],
+                "description": "What every branch may use.",
+                "properties": {
+                    "steps": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "description": "Optimizer steps of each branch.",
+                    }
+                },
+            },
+            "eval": {
+                "type": "array",
+                "description": "What the branches are judged by: added to each one's last stage.",
+                "items": {"if": {"type": "string"}, "else": {"$ref": "#/$defs/eval"}},
+            },
+        },
+    }
+
+
+def _matrix() -> dict[str, Any]:
+    values = {"type": "array", "minItems": 1}
+    paths = {"type": "object", "minProperties": 1, "additionalProperties": values}
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {
+            "pair": {
+                "if": {"type": "array"},
+                "then": {"items": paths, "minItems": 1},
+                "else": paths,
+                "description": "Paths whose lists are gone through together, not combined.",
+            }
+        },
+        "additionalProperties": {
+            **values,
+            "description": "By path, as stages.dpo.method.beta, seed or lora.rank: the values.",
         },
     }
 
@@ -197,6 +368,9 @@ def _config_schema(
 def _untitled(schema: Any) -> Any:
     """Without the titles that pydantic derives from names: they tell an editor nothing."""
     if isinstance(schema, dict):
+        if REFERS_TO in schema:
+            told = {key: value for key, value in schema.items() if key == "description"}
+            return {"$ref": f"#/$defs/{schema[REFERS_TO]}", **told}
         return {
             key: {name: _untitled(inner) for name, inner in value.items()}
             if key == "properties"
@@ -221,10 +395,13 @@ def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
     """Every place where the recipe does not have the form that the schema asks for."""
     validator = Draft202012Validator(recipe_schema(registry))
     faults: dict[tuple[str, str], Fault] = {}
+    expanded = recipe.source is not None
     for key in _not_finite(recipe.data, ()):
         fault = recipe.fault(key, "must be a number that is finite")
         faults[fault.key, fault.message] = fault
     for error in validator.iter_errors(recipe.data):
+        if expanded and len(error.absolute_path) == 3 and error.absolute_path[2] == "name":
+            continue  # the names of variants are ours
         for fault in _explain(recipe, error, registry):
             faults.setdefault((fault.key, fault.message), fault)
     return list(faults.values())
@@ -282,10 +459,17 @@ def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[
 
 
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
-    if (not key and name in RESERVED) or (key and key[0] == "stages" and name in RESERVED):
-        return f"'{name}' is reserved for {RESERVED[name]}, which this version does not have"
+    if name in MISPLACED and name not in known:
+        return f"'{name}' {MISPLACED[name]}"
     owner = _owner(recipe, key)
     return f"unknown {owner}; {suggest(name, known)}"
+
+
+def _in_stages(key: Key) -> bool:
+    """Whether an item of a list of stages stands there, at any depth."""
+    return key[:1] == ("stages",) and all(
+        part in NESTED if isinstance(part, str) else True for part in key
+    )
 
 
 def _owner(recipe: Recipe, key: Key) -> str:
@@ -297,8 +481,11 @@ def _owner(recipe: Recipe, key: Key) -> str:
         return f"option for {kind} '{value['use']}'"
     if not key:
         return "key in a recipe"
-    if key[0] == "stages" and len(key) == 2:
-        return "key in a stage"
+    if _in_stages(key) and isinstance(key[-1], int):
+        block = next(
+            (w for w in ("repeat", "compare") if isinstance(value, dict) and w in value), ""
+        )
+        return f"key beside '{block}:'" if block else "key in a stage"
     return f"key in '{key[-1]}'"
 
 
@@ -308,7 +495,9 @@ def _missing(key: Key, name: str, registry: Registry) -> str:
         return f"needs 'use:', which names the {kind}; {suggest('', registry.names(kind))}"
     if not key:
         return f"a recipe needs '{name}:'"
-    if key[0] == "stages" and len(key) == 2:
+    if _in_stages(key) and isinstance(key[-1], int):
+        if name == "stages":
+            return "a loop needs 'stages:', a list of the stages of a round"
         return f"a stage needs '{name}:'"
     return f"needs the option '{name}'"
 
@@ -340,13 +529,16 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
             hint = "; write true or false"
         elif "object" in names and isinstance(value, str) and key:
             hint = f"; write {{use: {value}}}"
+        elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
+            hint = f'; write ">= {shown}"'
         elif value is None:
             return f"is empty; it must be {words}"
         return f"must be {words}, not {shown}{hint}"
     if error.validator in ("enum", "const"):
         options = [str(option) for option in (rule if error.validator == "enum" else [rule])]
         if key and (key[-1] == "use" or key == ("engine",)):
-            kind = next((p for p in reversed(key) if isinstance(p, str) and p != "use"), "plugin")
+            kinds = (p for p in reversed(key) if p in KINDS)
+            kind = next(kinds, "plugin")
             return f"unknown {kind} {shown}; {suggest(str(value), options)}"
         return f"must be one of {', '.join(options)}, not {shown}; {suggest(str(value), options)}"
     phrases = {
@@ -355,10 +547,15 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         "maximum": f"must be at most {rule}, not {shown}",
         "exclusiveMaximum": f"must be less than {rule}, not {shown}",
         "minLength": "must not be empty",
-        "minItems": f"needs at least {rule} item{'s' if rule != 1 else ''}",
+        "minProperties": "must not be empty",
+        "minItems": "a comparison needs at least two branches"
+        if key[-1:] == ("compare",)
+        else f"needs at least {rule} item{'s' if rule != 1 else ''}",
         "maxLength": f"must have at most {rule} characters",
         "pattern": f"{shown} must start with a letter and have only letters, digits, '_' and '-'"
         if rule == NAME["pattern"]
+        else f'{shown} is no bound; write ">= 0.8" or "<= 5%"'
+        if rule == BOUND["pattern"]
         else f"{shown} must match {rule}",
     }
     return phrases.get(str(error.validator), error.message)

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
+from posttrain_recipes.workload import Usage
 
 FORMAT = 1
 """Version of `run.json`."""
@@ -60,6 +61,10 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+OWN = "own:"
+"""What the fingerprint of a method's own measurement begins with."""
+
+
 @dataclass
 class Measured:
     """What an eval found on one checkpoint; its samples lie in a file of their own."""
@@ -73,14 +78,52 @@ class Measured:
 
 
 @dataclass
+class Spent:
+    """Time and tokens that something took, all tries together."""
+
+    seconds: float = 0.0
+    train: int = 0
+    prefill: int = 0
+    sample: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens."""
+        return Usage(self.train, self.prefill, self.sample)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What something was going to take, as far as that was known before."""
+
+    steps: int = 0
+    tokens: int = 0
+    exact: bool = False
+    """Whether the tokens were counted, not estimated."""
+    at_most: bool = False
+    """Whether the tokens are a bound."""
+    usd: float | None = None
+    seconds: float | None = None
+    unknown: list[str] = field(default_factory=list)
+    """Parts of it that nothing is known of: training, evals."""
+
+
+@dataclass
 class StageRecord:
     """One stage of a run."""
 
     name: str
     fingerprint: str
     method: str | None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """What the fingerprint is a hash of."""
+    fresh: str = ""
+    """Why nothing of an earlier run is reused for it; empty where it may be."""
     status: str = "waiting"
-    """waiting, running, finished, reused, failed or killed."""
+    """waiting, running, finished, reused, failed, killed, stopped, skipped (what it needs failed)
+    or left_out (its loop ended before)."""
+    error: str | None = None
+    """Why it failed, was skipped or left out."""
     started: str | None = None
     finished: str | None = None
     seconds: float = 0.0
@@ -88,13 +131,34 @@ class StageRecord:
     records: int = 0
     tokens: int = 0
     """Tokens that were trained on."""
+    made: dict[str, int] = field(default_factory=dict)
+    """Records that it left for later stages, by the name of their type."""
+    made_in: str = ""
+    """Where they lie, below the directory of all runs."""
     resume: Resume | None = None
     start: Checkpoint | None = None
     checkpoint: Checkpoint | None = None
+    model: str = ""
+    """The base model."""
+    estimate: Estimated | None = None
+    training: Spent = field(default_factory=Spent)
+    evaluation: Spent = field(default_factory=Spent)
+    usd: float | None = None
+    """What it cost; None where that is not known or nothing is billed."""
+    superseded: list[str] = field(default_factory=list)
+    """Saved states and samplers that no try will go on from, and that may be there still."""
     tracking_id: str | None = None
     reused_from: str | None = None
     before: list[Measured] = field(default_factory=list)
     after: list[Measured] = field(default_factory=list)
+
+    @property
+    def spent(self) -> Spent:
+        """What training and evals took together."""
+        t, e = self.training, self.evaluation
+        return Spent(
+            t.seconds + e.seconds, t.train + e.train, t.prefill + e.prefill, t.sample + e.sample
+        )
 
     @property
     def done(self) -> bool:
@@ -118,8 +182,10 @@ class RunRecord:
     created: str
     stages: list[StageRecord]
     status: str = "running"
-    """running, finished, failed or killed."""
+    """running, finished, failed, killed or stopped."""
     finished: str | None = None
+    seconds: float = 0.0
+    """How long it was worked on, all tries together."""
     error: str | None = None
     tracking_id: str | None = None
     tracking_uri: str | None = None
@@ -139,18 +205,28 @@ class RunDirectory:
 
     def save(self) -> None:
         """Write `run.json`."""
-        data = {"format": FORMAT, **asdict(self.record)}
-        write_atomic(self.path / "run.json", json.dumps(data, indent=1, ensure_ascii=False))
+        write_atomic(self.path / "run.json", dump(self.record))
 
     def save_samples(self, stage: str, name: str, when: str, samples: tuple[Sample, ...]) -> None:
         """Keep what an eval saw, one JSON object a line."""
-        lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
+        kept = [replace(sample, metadata={}) for sample in samples]
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in kept]
         write_atomic(samples_path(self.path, stage, name, when), "\n".join(lines) + "\n")
 
 
 def samples_path(run: Path, stage: str, name: str, when: str) -> Path:
     """Where the samples of an eval lie."""
     return run / "samples" / f"{stage}-{name}-{when}.jsonl"
+
+
+def artifacts_path(run: Path, stage: str) -> Path:
+    """The directory of the files that a stage left to look at."""
+    return run / "artifacts" / stage
+
+
+def made_path(run: Path, stage: str) -> Path:
+    """The directory of the records that a stage made."""
+    return run / "made" / stage
 
 
 def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
@@ -216,14 +292,6 @@ class Store:
             return True
         return False
 
-    def finished_stage(self, fingerprint: str) -> tuple[RunRecord, StageRecord] | None:
-        """The newest stage that trained the same weights, with its run."""
-        for record in reversed(self.runs()):
-            for stage in record.stages:
-                if stage.fingerprint == fingerprint and stage.status == "finished":
-                    return record, stage
-        return None
-
     def latest(self, fingerprint: str) -> RunRecord | None:
         """The newest run of the same plan."""
         same = [record for record in self.runs() if record.fingerprint == fingerprint]
@@ -240,7 +308,7 @@ class Store:
             try:
                 held.enter_context(self._lock(record.id))
             except BlockingIOError:
-                holder = (self.path(record.id) / "lock").read_text().strip()
+                holder = (self.path(record.id) / "lock").read_text().strip() or "that just began"
                 raise PtlError(
                     f"run {record.id} is being worked on by process {holder}",
                     hint="wait for it, stop it, or start another with --fresh",
@@ -263,8 +331,16 @@ class Store:
                         raise
                     time.sleep(0.05)
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} since {now()}")
             file.flush()
+            yield
+
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Hold every other process that is about to choose a run: two of them make only one."""
+        self.runs_dir.mkdir(parents=True, exist_ok=True)
+        with (self.runs_dir / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def next_id(self, recipe: str) -> str:
@@ -287,20 +363,36 @@ def _number(run_id: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
+def dump(record: RunRecord) -> str:
+    """A run as `run.json` holds it."""
+    return json.dumps({"format": FORMAT, **asdict(record)}, indent=1, ensure_ascii=False)
+
+
+def parse(data: dict[str, Any]) -> RunRecord:
+    """A run from what `dump` wrote. Raises ValueError and the like for anything else."""
+    if data.pop("format") != FORMAT:
+        raise ValueError("written by another version")
+    data["stages"] = [_stage(stage) for stage in data["stages"]]
+    return RunRecord(**data)
+
+
 def _read(path: Path) -> RunRecord | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") != FORMAT:
-            return None
-        data["stages"] = [_stage(stage) for stage in data["stages"]]
-        return RunRecord(**data)
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _stage(data: dict[str, Any]) -> StageRecord:
-    for key, cls in (("resume", Resume), ("start", Checkpoint), ("checkpoint", Checkpoint)):
-        data[key] = cls(**data[key]) if data[key] else None
+    for key, cls in (
+        ("resume", Resume),
+        ("start", Checkpoint),
+        ("checkpoint", Checkpoint),
+        ("estimate", Estimated),
+    ):
+        data[key] = cls(**data[key]) if data.get(key) else None
+    for key in ("training", "evaluation"):
+        data[key] = Spent(**data.get(key, {}))
     for when in ("before", "after"):
         data[when] = [
             Measured(**{**m, "metrics": {k: Estimate(**e) for k, e in m["metrics"].items()}})

@@ -1,5 +1,7 @@
 """What a run leaves in MLflow: a run for the recipe, a nested run for each stage.
 
+It is written to a database; a server is kept up to date by `mirror`.
+
 Nothing here may take training down: a write that fails is reported once, kept, and tried again at
 the next flush. A process that is killed loses the metrics of its last few steps at most.
 """
@@ -20,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from posttrain_recipes import mlstore
+from posttrain_recipes.mirror import COPIED, WANTED, Copying, Mirror
 from posttrain_recipes.mlruns import (
     NOTE,
     TrackedRun,
@@ -138,8 +141,17 @@ class Tracker:
         """The run of a recipe. `run_id` goes on with an earlier one where the store has it."""
         run = RecipeRun(self, recipe, run_name, tags or {}, params or {}, run_id, description_md)
         run.write_text(resolved_yaml, "recipe.yaml")
-        with _terminable(), _closing(run):
-            yield run
+        server = mlstore.server_uri()
+        copying = Copying(Mirror(self.home, server), self._warn) if server and run.run_id else None
+        if copying is not None and server:
+            run.set_tags({WANTED: redact(server), COPIED: ""})
+            copying.start()
+        try:
+            with _terminable(), _closing(run):
+                yield run
+        finally:
+            if copying is not None:
+                copying.finish()
 
 
 class RecipeRun(TrackedRun):
@@ -365,7 +377,7 @@ class StageRun(TrackedRun):
             # Over the stages a line that starts at the base model, and each stage's own numbers.
             for full, at in (
                 (f"eval/{key}", stages_done),
-                (f"stages/{self.stage}/{key}_{when}", 0),
+                (f"stages/{metric_name(self.stage)}/{key}_{when}", 0),
             ):
                 if self.parent.is_new(full, at):
                     mirrored += self.parent.metric(full, estimate.value, at)
@@ -416,6 +428,19 @@ class StageRun(TrackedRun):
         tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
         self.parent.trace_writer.submit(
             self._write_traces, run, f"{name} {when}", tags, samples, model_id
+        )
+
+    def show_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """What the policy did at a step, as traces and as a Markdown table with its scores."""
+        if not self.run_id or not samples:
+            return
+        self.write_text(samples_table(samples), f"{metric_name(name)}/step-{step:06d}.md")
+        if self._pending:
+            return
+        tags = {"shows": name, "stage": self.stage, "step": str(step)}
+        title = f"{name} step {step}"
+        self.parent.trace_writer.submit(
+            self._write_traces, self, title, tags, samples[:MAX_TRACES], None
         )
 
     def _write_traces(

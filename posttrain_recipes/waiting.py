@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,19 +23,47 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TICK = 0.25
 """Seconds between two looks."""
+PING_S = 5.0
+"""Seconds between two questions to a server whether it is there."""
+LOST_S = 60.0
+"""A server that has not answered for so long is given up: what was saved there can be gone on
+from, and the SDK would go on trying for ever."""
 
 
 class GoneError(PtlError):
     """What was asked for is not there (any more): a checkpoint that expired, say."""
 
 
+class EngineLostError(PtlError):
+    """The engine is gone, or refuses everything: no stage can go on."""
+
+
+class StopAsked(KeyboardInterrupt):
+    """Work has to stop, without losing any, for a reason: a bound on cost or time.
+
+    It is an interrupt, so that whatever saves its work on Ctrl-C saves it on this too.
+    """
+
+
 class Interrupts:
-    """Ctrl-C and SIGTERM, delivered only where work can stop without losing any."""
+    """Ctrl-C, SIGTERM and bounds, delivered only where work can stop without losing any."""
 
     def __init__(self) -> None:
         self._pending = threading.Event()
         self.signal = signal.SIGINT
         """The last signal that came."""
+        self._asked: str | None = None
+        self._deadline: tuple[float, str] | None = None
+        self._stopped = False
+
+    def ask(self, reason: str) -> None:
+        """Have work stop at the next good moment; once, as what is under way is then saved."""
+        if not self._stopped:
+            self._asked = reason
+
+    def stop_at(self, when: float, reason: str) -> None:
+        """Have work stop from this moment of the monotonic clock on."""
+        self._deadline = when, reason
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -56,24 +85,99 @@ class Interrupts:
         self._pending.set()
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt, once, where a signal came since the last look."""
+        """Raise KeyboardInterrupt, once, where a signal came since the last look.
+
+        Raises:
+            StopAsked: the same for a stop that was asked for.
+        """
         if self._pending.is_set():
             self._pending.clear()
             raise KeyboardInterrupt
+        if self._deadline is not None and time.monotonic() >= self._deadline[0]:
+            self.ask(self._deadline[1])
+        if self._asked is not None:
+            reason, self._asked, self._stopped = self._asked, None, True
+            raise StopAsked(reason)
+
+
+class Watch:
+    """Asks a server on a thread of its own, for as long as the context lasts, if it is there.
+
+    Any answer will do but those with which a gateway says that nobody is behind it (5xx).
+    """
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        self.base_url = base_url
+        self._headers = {"X-API-Key": api_key}
+        self._answered = time.monotonic()
+        self._why = ""
+        self._over = threading.Event()
+
+    def __enter__(self) -> Watch:
+        threading.Thread(target=self._run, name="engine-watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(PING_S):
+            self._why = self._ask()
+            if not self._why:
+                self._answered = time.monotonic()
+
+    def _ask(self) -> str:
+        """Why there was no answer; empty where there was one."""
+        from urllib.error import HTTPError
+        from urllib.request import Request, urlopen
+
+        request = Request(f"{self.base_url}/api/v1/healthz", headers=self._headers)
+        try:
+            urlopen(request, timeout=2 * PING_S).close()
+        except HTTPError as error:
+            return f"it answers {error.code} {error.reason}" if error.code >= 500 else ""
+        except OSError as error:
+            return str(getattr(error, "reason", error))
+        return ""
+
+    @property
+    def alive(self) -> bool:
+        """False once it is given up."""
+        return not self._why or time.monotonic() - self._answered < LOST_S
+
+    @property
+    def trouble(self) -> str | None:
+        """That it does not answer, for how long, and why; None while it does."""
+        why, silent = self._why, time.monotonic() - self._answered
+        if not why:
+            return None
+        return f"{self.base_url} has not answered for {silent:.0f} s: {why}"
 
 
 class EngineWaiter:
-    """Waits for futures of one engine. See `plugin.Waiter`."""
+    """Waits for futures of one engine. See `plugin.Waiter`.
+
+    Args:
+        alive: False once the engine is known to be gone.
+        explain_death: the error to raise then.
+        trouble: why the engine cannot be reached just now, if that is so.
+        tell: hears of trouble, and of its end.
+    """
 
     def __init__(
         self,
         alive: Callable[[], bool] = lambda: True,
         interrupts: Interrupts | None = None,
         explain_death: Callable[[], PtlError] | None = None,
+        trouble: Callable[[], str | None] = lambda: None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self._trouble = trouble
+        self._tell = tell
+        self._troubled = False
         self._alive = alive
         self._interrupts = interrupts or Interrupts()
-        self._explain_death = explain_death or (lambda: PtlError("the engine is gone"))
+        self._explain_death = explain_death or (lambda: EngineLostError("the engine is gone"))
 
     def __call__(self, future: tinker.APIFuture[T] | Future[T]) -> T:
         """The future's result.
@@ -93,18 +197,34 @@ class EngineWaiter:
                     raise
                 if not self._alive():
                     raise self._explain_death() from None
+                self._tell_trouble()
             except Exception as error:
                 if not self._alive():
                     raise self._explain_death() from None
                 raise explain(error) from error
 
+    def _tell_trouble(self) -> None:
+        trouble = self._trouble()
+        if trouble and not self._troubled:
+            self._tell(f"{trouble}; it is waited for, {LOST_S:.0f} s at most")
+        elif self._troubled and not trouble:
+            self._tell("the engine answers again")
+        self._troubled = bool(trouble)
+
 
 def explain(error: Exception) -> Exception:
     """What the SDK raised, as a `PtlError` where it came from the engine."""
     import tinker
+    from tinker.lib.retryable_exception import RetryableException
 
+    if isinstance(error, RetryableException):  # a request that it had accepted (410)
+        return EngineLostError(
+            "the engine no longer knows what it was asked: it was restarted",
+            why=str(error),
+            hint="'ptl run' of the same recipe goes on from what was saved",
+        )
     if isinstance(error, tinker.AuthenticationError):
-        return PtlError(
+        return EngineLostError(
             "the engine refused the API key", why=str(error), hint="check TINKER_API_KEY"
         )
     if isinstance(error, tinker.NotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ import pytest
 from posttrain_recipes import planner as planning
 from posttrain_recipes import recipe as recipes
 from posttrain_recipes import registry
-from posttrain_recipes.plan import Plan
+from posttrain_recipes.plans import Plan
 from posttrain_recipes.recipe import Recipe
+
+# Models of a few thousand weights compute on one thread as fast as on many, and far faster where
+# the tests share their cores. Read by torch when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,20 @@ def recipe_options(function: F) -> F:
     ):
         function = decorator(function)
     return function
+
+
+def scope_options(function: F) -> F:
+    """`--fresh --from STAGE --until STAGE`, as the argument `scope`."""
+    from posttrain_recipes.reuse import Scope
+
+    @click.option("--fresh", is_flag=True, help="Start from nothing, whatever earlier runs left.")
+    @click.option("--from", "first", metavar="STAGE", help="Run STAGE and those after it again.")
+    @click.option("--until", "last", metavar="STAGE", help="Stop after STAGE.")
+    @functools.wraps(function)
+    def scoped(*, fresh: bool, first: str | None, last: str | None, **rest: Any) -> Any:
+        return function(scope=Scope(fresh, first, last), **rest)
+
+    return scoped  # type: ignore[return-value]
 
 
 def home_option(function: F) -> F:

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from posttrain_recipes import api
-from posttrain_recipes.cli.options import home_option, json_option, recipe_options
-from posttrain_recipes.plan import Plan
-from posttrain_recipes.store import Store, default_home
+from posttrain_recipes import api, costs, pricing
+from posttrain_recipes.cli.options import (
+    home_option,
+    json_option,
+    recipe_options,
+    scope_options,
+)
+from posttrain_recipes.plans import BASE, Plan
+from posttrain_recipes.reuse import Scope, decisions
+from posttrain_recipes.store import Estimated, Store, default_home
 
 
 @click.command()
 @recipe_options
+@scope_options
+@click.option("--tokens", is_flag=True, help="Count the tokens of every record.")
 @home_option
 @json_option
 def plan(
-    recipe: Path, preset: str | None, overrides: tuple[str, ...], home: Path | None, as_json: bool
+    recipe: Path,
+    preset: str | None,
+    overrides: tuple[str, ...],
+    scope: Scope,
+    tokens: bool,
+    home: Path | None,
+    as_json: bool,
 ) -> None:
-    """Show what running RECIPE would do: stages, hand-offs, and what is reused."""
+    """Show what running RECIPE would do: stages, hand-offs, and what is reused or run, and why."""
     planned = api.plan(recipe, preset=preset, overrides=overrides)
-    store = Store(default_home(home))
-    stages = _stages(planned, store)
+    where = default_home(home)
+    prices = pricing.load(where)
+    stages, ahead = _stages(planned, where, scope, prices, tokens)
     if as_json:
         data = {
             "recipe": planned.name,
@@ -33,6 +49,8 @@ def plan(
             "engine": planned.engine.name,
             "fingerprint": planned.fingerprint,
             "stages": stages,
+            "estimate": asdict(ahead),
+            "prices": prices.note if planned.engine.billed else None,
         }
         click.echo(json.dumps(data, indent=2))
         return
@@ -41,7 +59,7 @@ def plan(
     if planned.description:
         click.echo(f"  {planned.description}")
     for number, stage in enumerate(stages, 1):
-        click.echo(f"\n{number}. {stage['name']}: {stage['action']}")
+        click.echo(f"\n{number}. {stage['name']}: {stage['action']} ({stage['why']})")
         click.echo(f"   from    {stage['from']}")
         if stage["method"]:
             click.echo(f"   method  {stage['method']}")
@@ -50,27 +68,32 @@ def plan(
             click.echo(f"   reward  {name}")
         for name in stage["evals"]:
             click.echo(f"   eval    {name}")
+        if stage["ahead"]:
+            click.echo(f"   ahead   {stage['ahead']}")
+    if any(stage["ahead"] for stage in stages):
+        click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
+        if planned.engine.billed:
+            click.echo(f"       {prices.note}")
 
 
-def _stages(planned: Plan, store: Store) -> list[dict[str, Any]]:
-    latest = store.latest(planned.fingerprint)
-    found = []
-    for stage in planned.stages:
-        kept = latest.stage(stage.name) if latest else None
-        earlier = store.finished_stage(stage.fingerprint)
-        if earlier is not None:
-            action = f"reuse what run {earlier[0].id} trained"
-        elif kept is not None and kept.resume is not None:
-            action = f"go on from step {kept.resume.step} of {kept.total_steps}"
-        else:
-            action = "train" if stage.method else "evaluate"
+def _stages(
+    planned: Plan, home: Path, scope: Scope, prices: pricing.Prices, whole: bool
+) -> tuple[list[dict[str, Any]], Estimated]:
+    """What becomes of each stage, and what is ahead of them all."""
+    scope.check(planned)
+    runs = Store(home).runs()
+    found, ahead = [], []
+    estimator = costs.Estimator(planned, prices, runs, whole)
+    decided = list(decisions(planned, scope, runs, home))
+    for stage, decision, estimate in estimator.stages(decided):
+        if estimate:
+            ahead.append(estimate)
         found.append(
             {
                 "name": stage.name,
-                "action": action,
-                "from": f"{stage.start} ({planned.model})"
-                if stage.start == "base"
-                else stage.start,
+                "action": decision.action,
+                "why": decision.why,
+                "from": f"{stage.start} ({stage.model})" if stage.start == BASE else stage.start,
                 "method": stage.method.name if stage.method else None,
                 "data": stage.data.label if stage.data else None,
                 "records": stage.wants.__name__ if stage.wants else None,
@@ -82,6 +105,8 @@ def _stages(planned: Plan, store: Store) -> list[dict[str, Any]]:
                     for e in stage.evals
                 ],
                 "fingerprint": stage.fingerprint,
+                "estimate": asdict(estimate) if estimate else None,
+                "ahead": costs.describe(estimate, planned.engine.billed) if estimate else None,
             }
         )
-    return found
+    return found, costs.total(ahead)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from posttrain_recipes import report
+from posttrain_recipes import costs, gates, report
+from posttrain_recipes.comparisons import groups
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.events import Reporter
-from posttrain_recipes.plan import Plan, PlannedEval, PlannedStage
+from posttrain_recipes.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import EvalResult
-from posttrain_recipes.store import RunRecord, StageRecord
+from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -23,16 +24,6 @@ LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
 
 
-def duration(seconds: float) -> str:
-    """`48 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _headline(plan: Plan) -> str:
     preset = f", preset {plan.preset}" if plan.preset else ""
     return f"{plan.model} on engine {plan.engine.name}{preset}"
@@ -40,10 +31,15 @@ def _headline(plan: Plan) -> str:
 
 def _after(record: RunRecord) -> list[str]:
     """What a person may want to do next."""
-    return [
-        f"ptl show {record.id}".ljust(28) + "samples, checkpoints, options",
-        "ptl ui".ljust(28) + "curves and samples in MLflow",
-    ]
+    commands = {
+        f"ptl show {record.id}": "samples, checkpoints, options",
+        f"ptl report {record.id} --open": "all of it on one page",
+        "ptl ui": "curves and samples in MLflow",
+    }
+    if groups(record):
+        commands = {f"ptl compare {record.id}": "means over seeds, paired tests", **commands}
+    width = max(map(len, commands)) + 3
+    return [command.ljust(width) + what for command, what in commands.items()]
 
 
 class Lines(Reporter):
@@ -72,6 +68,10 @@ class Lines(Reporter):
             verb = "goes on" if resumed else "begins"
             self.line(f"{record.id} {verb}: {_headline(plan)}")
 
+    def estimated(self, plan: Plan, ahead: Estimated, prices: str) -> None:
+        note = f" ({prices})" if plan.engine.billed else ""
+        self.line(f"  ahead: {costs.describe(ahead, plan.engine.billed)}{note}")
+
     def doing(self, what: str) -> None:
         self.line(f"  {what}")
 
@@ -94,9 +94,12 @@ class Lines(Reporter):
         if now - self.last >= LINE_SECONDS or number == total:
             self.last = now
             self.line(
-                f"  step {number}/{total}  loss {metrics.get('train/loss', float('nan')):.4f}  "
+                f"  step {number}/{total}  {_told(metrics)}  "
                 f"{self.rate.tokens:,.0f} tokens/s  {self.rate.left(number, total)} left"
             )
+
+    def made(self, stage: PlannedStage, batch: int) -> None:
+        self.kept = batch
 
     def saved(self, resume: Resume) -> None:
         self.kept = resume.step
@@ -110,13 +113,22 @@ class Lines(Reporter):
             self.line(f"  {when:6} {label}: {value} (n={estimate.count})")
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
-        self.line(f"  {stage.name} done in {duration(record.seconds)}")
+        self.line(f"  {stage.name} done in {report.duration(record.seconds)}")
+
+    def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
+        kept = f"; kept up to step {record.resume.step}" if record.resume else ""
+        self.line(f"[{stage.index}] {stage.name} failed: {record.error}{kept}")
+
+    def stage_skipped(self, stage: PlannedStage, record: StageRecord) -> None:
+        word = "left out" if record.status == "left_out" else "skipped"
+        self.line(f"[{stage.index}] {stage.name} {word}: {record.error}")
 
     def warning(self, text: str) -> None:
         self.line(f"warning: {text}")
 
     def run_finished(self, record: RunRecord) -> None:
         self.table(record)
+        self.gates(record)
         self.line()
         for text in _after(record):
             self.line(text)
@@ -136,6 +148,11 @@ class Lines(Reporter):
             self.line("  ".join([*left, *right]).rstrip())
         self.line("± is half of a 95% confidence interval; 'same' is within the noise of both")
 
+    def gates(self, record: RunRecord) -> None:
+        """Every bound that the recipe sets, and whether it holds."""
+        for gate in gates.check(record):
+            self.line(f"{'passed' if gate.passed else 'FAILED'}  {gate}")
+
     def interrupted(self, path: Path) -> None:
         """Say what was kept and how to go on."""
         what = (
@@ -145,6 +162,13 @@ class Lines(Reporter):
         )
         self.line(f"\nstopped; {what}")
         self.line(f"go on with: ptl run {display_path(path)}")
+
+
+def _told(metrics: Mapping[str, float]) -> str:
+    """The number of a step that people look at first."""
+    if "train/loss" in metrics:
+        return f"loss {metrics['train/loss']:.4f}"
+    return f"{metrics.get('data/kept', 0):,.0f} records"
 
 
 class Rate:
@@ -165,7 +189,7 @@ class Rate:
         steps = number - self.done
         if steps <= 0:
             return "?"
-        return duration((time.monotonic() - self.began) / steps * (total - number))
+        return report.duration((time.monotonic() - self.began) / steps * (total - number))
 
 
 class Live(Lines):
@@ -225,14 +249,14 @@ class Live(Lines):
         self.progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[told]}"),
             TextColumn("[dim]{task.fields[rate]} tok/s[/dim]"),
             TextColumn("[dim]{task.fields[left]} left[/dim]"),
             console=self.console,
             expand=True,
         )
         self.task = self.progress.add_task(
-            "", total=total, completed=done, loss="-", rate="-", left="?"
+            "", total=total, completed=done, told="", rate="-", left="?"
         )
         self.progress.start()
 
@@ -242,14 +266,18 @@ class Live(Lines):
             self.progress.update(
                 self.task,
                 completed=number,
-                loss=f"{metrics.get('train/loss', float('nan')):.4f}",
+                told=_told(metrics),
                 rate=f"{self.rate.tokens:,.0f}",
                 left=self.rate.left(number, total),
             )
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         self.close()
-        self.console.print(f"  [dim]done in {duration(record.seconds)}[/dim]")
+        self.console.print(f"  [dim]done in {report.duration(record.seconds)}[/dim]")
+
+    def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.close()
+        super().stage_failed(stage, record)
 
     def warning(self, text: str) -> None:
         self.console.print("warning: ", style="yellow", end="")

@@ -8,27 +8,28 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, report
-from posttrain_recipes.cli.options import home_option, json_option, recipe_options
+from posttrain_recipes import api, gates, report
+from posttrain_recipes.cli.options import home_option, json_option, recipe_options, scope_options
+from posttrain_recipes.reuse import Scope
 
 
 @click.command()
 @recipe_options
 @home_option
-@click.option("--fresh", is_flag=True, help="Start from nothing, whatever earlier runs left.")
+@scope_options
 @json_option
 def run(
     recipe: Path,
     preset: str | None,
     overrides: tuple[str, ...],
     home: Path | None,
-    fresh: bool,
+    scope: Scope,
     as_json: bool,
-) -> None:
+) -> int:
     """Run RECIPE: train its stages and measure each before and after.
 
     A run that was interrupted goes on where it stopped; a stage that an earlier run finished on
-    the same inputs is reused.
+    the same inputs is reused. Exit 1 where the recipe expects a result that the run does not have.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     from posttrain_recipes import runner
@@ -38,7 +39,7 @@ def run(
     live = sys.stdout.isatty() and not as_json
     reporter = Live() if live else Lines(sys.stderr if as_json else sys.stdout)
     try:
-        record = runner.run(planned, default_home(home), reporter, fresh=fresh)
+        record = runner.run(planned, default_home(home), reporter, scope=scope)
     except KeyboardInterrupt:
         reporter.interrupted(planned.path)
         sys.exit(130)
@@ -46,3 +47,5 @@ def run(
         reporter.close()
     if as_json:
         click.echo(json.dumps(report.as_json(record), indent=2))
+    whole = record.status == "finished"
+    return 1 if whole and any(not gate.passed for gate in gates.check(record)) else 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, report
+from posttrain_recipes import api, costs, report
 from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.errors import display_path
 from posttrain_recipes.store import RunRecord, Store, default_home, load_samples
 
 
@@ -25,6 +26,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
         return
     from posttrain_recipes.cli.progress import Lines
 
+    runs = Store(default_home(home)).runs_dir
     lines = [f"{record.id}: {record.status}, began {record.created}"]
     if record.error:
         lines.append(f"  error     {record.error}")
@@ -34,6 +36,11 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
         lines.append(f"  {stage.name:9} {stage.status}")
         if stage.method and stage.records:
             lines[-1] += f", {stage.total_steps} steps on {stage.records} records"
+        for name, count in stage.made.items():
+            path = display_path(runs / stage.made_in / f"{name}.jsonl")
+            lines.append(f"{'':12}made {count} {name} records: {path}")
+        if taken := costs.took(stage):
+            lines.append(f"{'':12}took {taken}")
         if stage.checkpoint and stage.checkpoint.state_uri:
             lines.append(f"{'':12}{stage.checkpoint.state_uri}")
             lines.append(f"{'':12}{stage.checkpoint.sampler_uri}")
@@ -43,6 +50,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
 
     if any(stage.before or stage.after for stage in record.stages):
         Lines(sys.stdout).table(record)
+        Lines(sys.stdout).gates(record)
 
 
 def _print_samples(record: RunRecord, path: Path, count: int) -> None:

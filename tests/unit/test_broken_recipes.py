@@ -177,9 +177,9 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         GOOD + "    lora: {rank: 8}\n",
         ["stages.dpo.lora", "an adapter keeps its shape"],
     ),
-    "a reserved word": (
-        GOOD + "limits: {max_hours: 2}\n",
-        ["limits", "reserved for bounds on cost and time"],
+    "a bound of nothing": (
+        GOOD + "limits: {max_hours: 0}\n",
+        ["limits.max_hours", "must be more than 0, not 0"],
     ),
     "a preset that names no stage": (
         GOOD + "presets: {tiny: {stages: {stf: {seed: 1}}}}\n",

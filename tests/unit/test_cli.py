@@ -212,17 +212,21 @@ def test_plan_says_what_would_happen(ptl: Ptl, project: Project) -> None:
         "demo: ./model on engine local, preset quick\n"
         "  Two stages.\n"
         "\n"
-        "1. sft: train\n"
+        "1. sft: run (first run)\n"
         "   from    base (./model)\n"
         "   method  sft\n"
         "   data    chat.jsonl as Conversation records\n"
         "   eval    nll on chat.jsonl (test split)\n"
+        "   ahead   1 step, about 52 tokens\n"
         "\n"
-        "2. dpo: train\n"
+        "2. dpo: run (first run)\n"
         "   from    sft\n"
         "   method  dpo\n"
         "   data    pairs.jsonl as Preference records\n"
-        "   eval    nll on chat.jsonl (test split)\n",
+        "   eval    nll on chat.jsonl (test split)\n"
+        "   ahead   1 step, about 259 tokens\n"
+        "\n"
+        "ahead: 2 steps, about 311 tokens\n",
     )
     assert not (project.path / ".ptl").exists()
 
@@ -231,9 +235,18 @@ def test_plan_says_what_would_be_reused(ptl: Ptl, project: Project) -> None:
     project.write("mine.yaml", GOOD)
     stages = api.plan("mine.yaml").stages
     keep(project, finished(stages[0].fingerprint))
-    said = ptl("plan", "mine.yaml", "--json")
-    actions = [stage["action"] for stage in json.loads(said.out)["stages"]]
-    assert actions == ["reuse what run demo-1 trained", "train"]
+    saved = project.path / ".ptl/engine/runs/a_train_0/weights/8"
+    saved.mkdir(parents=True)
+    record = {"path": "", "base_model": "", "lora": {"rank": 1}, "step": 8, "time": ""}
+    (saved / "checkpoint.json").write_text(json.dumps(record))
+
+    def told() -> list[tuple[str, str]]:
+        said = json.loads(ptl("plan", "mine.yaml", "--json").out)
+        return [(stage["action"], stage["why"]) for stage in said["stages"]]
+
+    assert told() == [("reuse", "the same inputs as in run demo-1"), ("run", "first run")]
+    (saved / "checkpoint.json").unlink()
+    assert told()[0] == ("run", "the checkpoint of run demo-1 is gone")
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
@@ -261,7 +274,9 @@ def finished(fingerprint: str = "f1") -> RunRecord:
         status="finished",
         total_steps=8,
         records=40,
-        checkpoint=Checkpoint("ptl/tiny", "tinker://a/weights/8", "tinker://a/sampler/8", 8),
+        checkpoint=Checkpoint(
+            "ptl/tiny", "tinker://a:train:0/weights/8", "tinker://a:train:0/sampler/8", 8
+        ),
         before=[Measured("held_out", "exact_match", "e", "held", {"exact_match": before})],
         after=[Measured("held_out", "exact_match", "e", "held", {"exact_match": after})],
     )
@@ -376,6 +391,18 @@ def test_explain_names_the_loss_and_the_paper(ptl: Ptl) -> None:
     assert "loss    -log sigmoid(beta * (log p/p_ref(chosen) - log p/p_ref(rejected)))" in lines
     assert "paper   Rafailov et al. 2023, Direct Preference Optimization, arXiv 2305.18290" in lines
     assert "  beta: number  [default 0.1]" in lines
+    assert any(line.startswith("recipe  ptl run ") and "dpo.yaml" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_explain_fits_the_terminal(ptl: Ptl, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for entry in registry.load():
+        said = ptl("explain", entry.name)
+        assert said.code == 0
+        assert max(map(len, said.out.splitlines())) <= width, entry.name
+        for option in entry.config.model_fields:
+            assert f"  {option}: " in said.out
 
 
 @pytest.mark.parametrize("words", [("explain", "dppo"), ("plugins", "show", "dppo")])

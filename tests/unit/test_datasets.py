@@ -423,7 +423,9 @@ def test_hub_problems_need_no_network() -> None:
 
 
 def test_the_hook_returns_the_datasets() -> None:
-    assert [cls.name for cls in ptl_datasets()] == ["jsonl", "huggingface"]
+    names = [cls.name for cls in ptl_datasets()]
+    assert names[:2] == ["jsonl", "huggingface"]
+    assert len(names) == len(set(names))
 
 
 def test_fields_are_named_once() -> None:

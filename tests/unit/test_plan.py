@@ -12,9 +12,9 @@ from pydantic import field_validator
 from posttrain_recipes import api, report
 from posttrain_recipes.data import load_records
 from posttrain_recipes.errors import RecipeError
-from posttrain_recipes.plan import Plan
+from posttrain_recipes.plans import Plan
 from posttrain_recipes.plugin import Method, PluginConfig, hookimpl
-from posttrain_recipes.records import Conversation, Message, Preference, Prompt
+from posttrain_recipes.records import Conversation, Labelled, Message, Preference, Prompt
 from tests.conftest import CHAT, Install, Project
 
 RECIPE = """\
@@ -67,6 +67,7 @@ SAME: dict[str, tuple[str, str]] = {
     "a file in another place": ("path: chat.jsonl", "path: moved/words.jsonl"),
     "an eval's option": ("eval: [{use: nll}]", "eval: [{use: nll, train_on: all}]"),
     "fewer evals": ("    eval: [nll]\n", ""),
+    "how often it saves": ("learning_rate: 1e-3", "learning_rate: 1e-3, save_every: 7"),
     "an eval's name": ("eval: [{use: nll}]", "eval: [{use: nll, name: nll}]"),
 }
 
@@ -144,6 +145,27 @@ def test_an_eval_changes_the_plan_but_no_stage(project: Project) -> None:
     assert prints(after) == prints(before)
     assert after.fingerprint != before.fingerprint
     assert after.stages[0].evals[0].fingerprint != before.stages[0].evals[0].fingerprint
+
+
+def test_a_stage_by_another_name_is_the_same_in_another_plan(project: Project) -> None:
+    before, after = project.plan(RECIPE), project.plan(RECIPE.replace("name: dpo", "name: tone"))
+    assert [s.fingerprint for s in after.stages] == [s.fingerprint for s in before.stages]
+    assert after.fingerprint != before.fingerprint, "a run's record is by its stages' names"
+
+
+def test_what_came_from_the_environment_is_kept_as_a_hash(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = RECIPE.replace("path: pairs.jsonl", "path: pairs.jsonl, system: '${env:SECRET}'")
+
+    def inputs(value: str) -> dict[str, Any]:
+        monkeypatch.setenv("SECRET", value)
+        return dict(project.plan(text).stages[1].inputs)
+
+    first, second = inputs("hush-hush"), inputs("hush-hush!")
+    assert "hush" not in repr(first)
+    assert first["dataset"]["config"]["system"].startswith("env:")
+    assert first != second
 
 
 def test_a_later_stage_changes_nothing_before_it(project: Project) -> None:
@@ -341,6 +363,25 @@ def test_pairs_are_pairs(project: Project) -> None:
     assert isinstance(record, Preference)
     assert record.chosen == (Message("assistant", "hello"),)
     assert record.rejected == (Message("assistant", "what"),)
+
+
+def test_pairs_serve_as_replies_with_a_verdict_each(project: Project) -> None:
+    """`limit` counts the pairs, and each becomes two."""
+    text = RECIPE[: RECIPE.index("  - name: sft")] + (
+        "  - name: kto\n    dataset: {use: jsonl, path: pairs.jsonl, limit: 2}\n"
+        "    method: {use: kto}\n"
+    )
+    [stage] = project.plan(text).stages
+    assert stage.data is not None
+    assert stage.wants is Labelled
+    records = load_records(stage.data, Labelled)
+    assert [(r.completion[0].content, r.label, r.source) for r in records] == [
+        ("hello", True, "pairs.jsonl:1 (chosen)"),
+        ("what", False, "pairs.jsonl:1 (rejected)"),
+        ("hello", True, "pairs.jsonl:2 (chosen)"),
+        ("what", False, "pairs.jsonl:2 (rejected)"),
+    ]
+    assert {r.prompt for r in records} == {(Message("user", "hi"),)}
 
 
 def test_pairs_cannot_be_imitated(project: Project) -> None:

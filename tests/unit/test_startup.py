@@ -40,8 +40,12 @@ CODE = {
             ("ptl", "explain", "dpo"),
             ("ptl", "schema"),
             ("ptl", "runs"),
+            ("ptl", "gc", "--help"),
+            ("ptl", "preflight", RECIPE, "--offline"),
             ("ptl", "ui", "--help"),
             ("ptl", "serve", "--help"),
+            ("ptl", "chat", "--help"),
+            ("ptl", "export", "--help"),
             ("ptl", "data", "check", "recipes/data/held_out.jsonl"),
         )
     },
@@ -72,3 +76,15 @@ def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
         "import sys, types\nsys.modules['torch.nn'] = types.ModuleType('torch.nn')", tmp_path
     )
     assert result.stderr.splitlines()[-1] == "HEAVY torch"
+
+
+def test_no_module_takes_the_place_of_a_verb(tmp_path: Path) -> None:
+    """A submodule of the same name would, as soon as anything imports it."""
+    code = """
+import importlib, pkgutil
+import posttrain_recipes as ptl
+names = {module.name for module in pkgutil.iter_modules(ptl.__path__)}
+assert not names & set(ptl.__all__), names & set(ptl.__all__)
+"""
+    result = run(code, tmp_path)
+    assert result.returncode == 0, result.stderr

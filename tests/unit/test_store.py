@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +138,9 @@ def test_who_comes_second_is_told_who_holds_it(
         assert kept.find("demo-1").status == "running"
         with pytest.raises(PtlError) as caught, kept.open(record()):
             pytest.fail("held by two")
-        assert caught.value.what == f"run demo-1 is being worked on by process {holder.pid}"
+        began = r"since \d{4}-\d\d-\d\dT[\d:]+\+00:00"
+        words = f"run demo-1 is being worked on by process {holder.pid} {began}"
+        assert re.fullmatch(words, caught.value.what)
         assert caught.value.exit_code == 1
     finally:
         holder.kill()
@@ -146,7 +149,7 @@ def test_who_comes_second_is_told_who_holds_it(
     assert not kept.locked("demo-1")
     assert kept.find("demo-1").status == "killed"
     with kept.open(record()) as directory:
-        assert (directory.path / "lock").read_text() == str(os.getpid())
+        assert (directory.path / "lock").read_text().split()[0] == str(os.getpid())
 
 
 def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
@@ -256,18 +259,6 @@ def test_an_unknown_run_is_answered_with_the_last_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         kept.find("x")
     assert caught.value.hint == "the last runs: demo-3, demo-4, demo-5, demo-6, demo-7"
-
-
-def test_only_a_stage_that_finished_itself_is_reused(tmp_path: Path) -> None:
-    kept = Store(tmp_path)
-    for number, status in enumerate(["finished", "finished", "reused", "failed", "running"], 1):
-        run = record(f"demo-{number}", created=str(number))
-        run.stages[0].status = status
-        keep(kept, run)
-    found = kept.finished_stage("f1")
-    assert found is not None
-    assert (found[0].id, found[1].name) == ("demo-2", "sft")
-    assert kept.finished_stage("f9") is None
 
 
 def test_the_latest_run_of_a_plan(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -203,3 +205,56 @@ def test_a_call_that_never_returns_keeps_nothing_alive() -> None:
     began.wait()
     release.set()
     assert [thread.daemon for thread in threads] == [True]
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Answers /healthz with the status that its server is in the mood for."""
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.mood if self.path == "/api/v1/healthz" else 418)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    monkeypatch.setattr(waiting, "PING_S", 0.01)
+    monkeypatch.setattr(waiting, "LOST_S", 0.3)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Moody) as server:
+        server.mood = 200  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_server_behind_a_gateway_that_finds_nobody_is_given_up(
+    moody: ThreadingHTTPServer,
+) -> None:
+    told: list[str] = []
+    url = f"http://127.0.0.1:{moody.server_port}"
+    with waiting.Watch(url, "tml-key") as watch:
+        moody.mood = 503  # type: ignore[attr-defined]
+        wait = EngineWaiter(
+            lambda: watch.alive,
+            explain_death=lambda: waiting.EngineLostError("lost", why=watch.trouble),
+            trouble=lambda: watch.trouble,
+            tell=told.append,
+        )
+        with pytest.raises(waiting.EngineLostError, match=f"{url} has not answered for .* 503"):
+            wait(Future())
+    assert len(told) == 1
+    assert "it is waited for, 0 s at most" in told[0]
+
+
+@pytest.mark.parametrize("mood", [200, 401, 404])
+def test_any_answer_of_the_server_itself_is_a_sign_of_life(
+    moody: ThreadingHTTPServer, mood: int
+) -> None:
+    moody.mood = mood  # type: ignore[attr-defined]
+    watch = waiting.Watch(f"http://127.0.0.1:{moody.server_port}", "tml-key")
+    assert watch._ask() == ""
+    assert watch.alive
+    assert watch.trouble is None

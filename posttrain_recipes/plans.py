@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import models
-from posttrain_recipes.plugin import Dataset, Engine, Eval, LoraConfig, Method, Record, Reward
+from posttrain_recipes.expansion import Origin
+from posttrain_recipes.plugin import (
+    Dataset,
+    Engine,
+    Eval,
+    LoraConfig,
+    Method,
+    Record,
+    Reward,
+    effective,
+)
 from posttrain_recipes.recipe import Key
 
 BASE = "base"
@@ -34,11 +44,13 @@ class Data:
     """True: the test split; False: the rest (all of it where `test_size` is 0)."""
     written: str | None = None
     """Its path as the recipe has it: `${env:NAME}` is not expanded in what is shown and kept."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """The stages whose made records it reads, with their fingerprints."""
 
     @property
     def label(self) -> str:
         """What a person would call it: its path where it has one."""
-        name = self.written or str(getattr(self.dataset.config, "path", self.dataset.name))
+        name = self.written or _label(self.dataset)
         return f"{name} (test split)" if self.held_out else name
 
     @property
@@ -48,17 +60,42 @@ class Data:
 
     def identity(self) -> dict[str, Any]:
         """What tells its records from others': content where it can be known, else options."""
-        config = self.dataset.config.model_dump(mode="json")
-        digest = self.dataset.digest()
-        if digest is not None:
-            config.pop("path", None)
         return {
-            "use": self.dataset.name,
-            "config": config,
-            "digest": digest,
+            **_dataset_identity(self.dataset),
+            "made": list(self.made_by.values()),
             "seed": self.split_seed,
             "held_out": self.held_out,
         }
+
+
+def _label(dataset: Dataset) -> str:
+    """Its path; the stages that it reads; or what it is made of."""
+    if stages := dataset.reads():
+        return f"records of {', '.join(stages)}"
+    parts = [Path(_label(part)).name for inner in dataset.sources.values() for part in inner]
+    if parts:
+        return f"{dataset.name} of {' and '.join(parts)}"
+    return str(getattr(dataset.config, "path", dataset.name))
+
+
+def _dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    config = effective(dataset.config)
+    content = dataset.digest()
+    if content is not None:
+        config.pop("path", None)
+    for option in dataset.sources:
+        config.pop(option, None)
+    if dataset.reads():
+        config.pop("stage", None)
+    return {
+        "use": dataset.name,
+        "config": config,
+        "digest": content,
+        "sources": {
+            option: [_dataset_identity(part) for part in parts]
+            for option, parts in dataset.sources.items()
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -80,6 +117,8 @@ class PlannedStage:
     name: str
     index: int
     """Its place in the recipe, from 1."""
+    model: str
+    """The base model."""
     start: str
     """`base`, the name of an earlier stage, or a `tinker://` state."""
     seed: int
@@ -92,8 +131,21 @@ class PlannedStage:
     evals: tuple[PlannedEval, ...]
     fingerprint: str
     """Equal for two stages that would train the same weights."""
+    inputs: Mapping[str, Any]
+    """What the fingerprint is a hash of, as plain values: two of them tell what changed."""
+    needs: frozenset[str] = frozenset()
+    """Earlier stages whose weights or records it uses, the one it starts from among them."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """The method's options as the recipe has them, `${env:NAME}` not expanded."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one run may spend, all tries together; None bounds nothing."""
+
+    max_cost_usd: float | None = None
+    max_hours: float | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +155,9 @@ class Plan:
     name: str
     description: str
     model: str
+    """The recipe's base model; a stage may have another."""
+    models: tuple[str, ...]
+    """Every base model that a stage trains or an option refers to."""
     engine: Engine
     stages: tuple[PlannedStage, ...]
     resolved: dict[str, Any]
@@ -110,7 +165,10 @@ class Plan:
     path: Path
     preset: str | None
     fingerprint: str
-    """Equal for two plans whose runs would give the same results."""
+    """Equal for two plans of one recipe whose runs would give the same results."""
+    limits: Limits = Limits()
+    origins: tuple[Origin, ...] = ()
+    """By stage: where in loops, comparisons and matrix it comes from."""
 
 
 # --- models and identity -------------------------------------------------------------------------
@@ -121,11 +179,17 @@ def local_model(name: str, base_dir: Path) -> Path:
     return (base_dir / Path(name).expanduser()).resolve()
 
 
-def model_location(plan: Plan) -> str:
-    """Where the weights of the plan's model are: a directory or a hub id."""
-    if models.is_path(plan.model):
-        return str(local_model(plan.model, plan.path.parent))
-    return models.resolve(plan.model)
+def model_location(model: str, base_dir: Path) -> str:
+    """Where the weights of a model are: a directory or a hub id."""
+    if models.is_path(model):
+        return str(local_model(model, base_dir))
+    return models.resolve(model)
+
+
+def tokenizer_identity(model: str, base_dir: Path) -> str | None:
+    """A hash of a local model's tokenizer; None where only the hub knows it."""
+    path = Path(model_location(model, base_dir)) / "tokenizer.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def digest(*parts: Any) -> str:

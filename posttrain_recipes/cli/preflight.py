@@ -1,0 +1,51 @@
+"""`ptl preflight`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import api
+from posttrain_recipes import preflight as checks
+from posttrain_recipes.cli.options import home_option, json_option, recipe_options
+from posttrain_recipes.store import default_home
+
+MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+
+
+@click.command()
+@recipe_options
+@click.option("--offline", is_flag=True, help="Leave the engine alone.")
+@home_option
+@json_option
+def preflight(
+    recipe: Path,
+    preset: str | None,
+    overrides: tuple[str, ...],
+    offline: bool,
+    home: Path | None,
+    as_json: bool,
+) -> None:
+    """Look for what can go wrong with RECIPE before anything is spent.
+
+    Reads all data, tries rewards on answers that deserve nothing, and asks the engine whether it
+    answers, takes the key, serves the models and has the checkpoints that are named. Nothing is
+    trained or sampled.
+    """
+    planned = api.plan(recipe, preset=preset, overrides=overrides)
+    where = default_home(home)
+    found = [*checks.cheap(planned, where), *checks.data(planned), *checks.rewards(planned)]
+    if not offline:
+        found += checks.engine(planned, where)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        for finding in found:
+            click.echo(f"{MARKS[finding.verdict]}  {finding.check}: {finding.message}")
+            if finding.hint and finding.verdict != "ok":
+                click.echo(f"         next: {finding.hint}")
+    if any(finding.verdict == "failed" for finding in found):
+        raise SystemExit(1)

@@ -1,0 +1,40 @@
+"""`ptl report`: a run on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from posttrain_recipes import api
+from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.errors import display_path
+from posttrain_recipes.store import default_home, write_atomic
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write the page: HTML, or Markdown for a name that ends in .md.",
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@home_option
+def report(run: str, output: Path | None, open_browser: bool, home: Path | None) -> None:
+    """Write the report of RUN again: results, curves, replies side by side, how to repeat it.
+
+    RUN is an id of 'ptl runs', or a recipe's name for its last run. Every run ends with
+    report.html and report.md in its directory; the page needs no network and no server.
+    """
+    from posttrain_recipes.page import Pages
+
+    pages = Pages(default_home(home), api.show(run, home).record)
+    if output is None:
+        output, _ = pages.write()
+    else:
+        write_atomic(output, pages.markdown() if output.suffix == ".md" else pages.html())
+    click.echo(display_path(output))
+    if open_browser:
+        click.launch(output.resolve().as_uri())

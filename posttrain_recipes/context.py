@@ -1,0 +1,222 @@
+"""What plugins are handed when they work: records, clients, and a place for their results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.options import LoraConfig, ModelRef
+from posttrain_recipes.records import Checkpoint, EvalResult, Message, Record, Sample
+from posttrain_recipes.waiting import in_thread
+
+if TYPE_CHECKING:
+    import tinker
+
+    from posttrain_recipes.plugin import Reward
+
+T = TypeVar("T")
+
+
+class Renderer(Protocol):
+    """Turns messages into tokens and back, by the model's chat template."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids (P,) that end where the assistant begins to write."""
+
+    def supervised(
+        self, messages: Sequence[Message], train_on: str = "last"
+    ) -> tuple[list[int], list[float]]:
+        """Token ids (N,) and their 0/1 weights (N,): 1 where the assistant's words are learned.
+
+        `train_on` is `last` (the last assistant message) or `all` (every one).
+        """
+
+    def parse(self, tokens: Sequence[int]) -> str:
+        """The reply as text, without the tokens that end it."""
+
+    @property
+    def stop(self) -> list[int]:
+        """Token ids that end a reply."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids (N,) as text, special tokens included."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where an interrupted stage goes on: its state after `step` optimizer steps."""
+
+    step: int
+    state_uri: str
+    sampler_uri: str
+    samplers: tuple[str, ...] = ()
+    """Samplers of earlier steps that a method which learns from older samples goes on with."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samplers", tuple(self.samplers))  # a list, where read from JSON
+
+
+class Waiter(Protocol):
+    """Waits for the engine's answers; the runner provides one that notices a dead engine."""
+
+    def __call__(self, future: tinker.APIFuture[T] | Future[T]) -> T:
+        """The result of `future`. Raises `PtlError` where the engine failed or is gone."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Weights to sample from, with the renderer of their tokenizer."""
+
+    checkpoint: Checkpoint
+    renderer: Renderer
+    sampler: tinker.SamplingClient
+
+
+def _resolves_nothing(ref: ModelRef) -> ServedModel:
+    raise PtlError("no other model can be referred to here")
+
+
+class StageSink(Protocol):
+    """Where a stage's numbers, checkpoints and records go; the runner provides it."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of optimizer step `step` (counted from 1)."""
+
+    def checkpoint(self, resume: Resume) -> None:
+        """A checkpoint that is saved on the engine; from now on a resumed stage starts here."""
+
+    def begin(self, total_steps: int) -> None:
+        """How many optimizer steps (for a stage that makes data: batches) the stage will take."""
+
+    def show(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Samples of optimizer step `step` for people to read, as `rollouts`."""
+
+    def collect(self, records: Sequence[Record]) -> None:
+        """Records of this step that later stages may train on, through `dataset: collected`."""
+
+    def measured(self, name: str, when: Literal["before", "after"], result: EvalResult) -> None:
+        """A measurement that is the method's own, for the table of results beside the evals'.
+
+        For methods whose policy no eval can sample from, such as a table of values.
+        """
+
+    def artifact(self, name: str, text: str) -> None:
+        """A file to look at, such as `episode.svg` or `board.md`; it goes to MLflow as well."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Everything a method is handed: records, clients and a place for its results."""
+
+    name: str
+    seed: int
+    base_model: str
+    """The model's name as the engine knows it."""
+    start: Checkpoint
+    """Where the stage begins; also the fixed reference of methods that need one."""
+    lora: LoraConfig
+    train: Sequence[Record]
+    renderer: Renderer
+    service: tinker.ServiceClient
+    sink: StageSink
+    wait: Waiter
+    rewards: Sequence[tuple[Reward, float]] = ()
+    """Rewards with their weights."""
+    resume: Resume | None = None
+    """Set when an earlier run of this stage was interrupted."""
+    resolve: Callable[[ModelRef], ServedModel] = _resolves_nothing
+    """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
+    cache: Path | None = None
+    """A directory for what may be kept from run to run, as what a judge said."""
+
+    def training_client(self) -> tinker.TrainingClient:
+        """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""
+        resume, state, service = self.resume, self.start.state_uri, self.service
+
+        def create() -> tinker.TrainingClient:
+            if resume is not None:
+                path = resume.state_uri
+                return service.create_training_client_from_state_with_optimizer(path).result()
+            if state is not None:
+                return service.create_training_client_from_state(state).result()
+            return service.create_lora_training_client(
+                base_model=self.base_model,
+                rank=self.lora.rank,
+                seed=self.seed,
+                train_mlp=self.lora.train_mlp,
+                train_attn=self.lora.train_attn,
+                train_unembed=self.lora.train_unembed,
+            ).result()
+
+        return self.wait(in_thread(create))
+
+    def sampling_client(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
+        """A client that samples from `checkpoint`."""
+        return sampling_client(self.service, checkpoint, self.wait)
+
+
+def checkpoint_name(stage: str) -> str:
+    """A stage's name in characters that every engine takes in the name of a checkpoint."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", stage)[:100]
+
+
+def sampling_client(
+    service: tinker.ServiceClient, checkpoint: Checkpoint, wait: Waiter
+) -> tinker.SamplingClient:
+    """A client of `service` that samples from `checkpoint`."""
+    where = (
+        {"model_path": checkpoint.sampler_uri}
+        if checkpoint.sampler_uri is not None
+        else {"base_model": checkpoint.base_model}
+    )
+    return wait(in_thread(lambda: service.create_sampling_client(**where).result()))
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """Everything an eval is handed: records and a client that samples from the weights."""
+
+    name: str
+    seed: int
+    records: Sequence[Record]
+    renderer: Renderer
+    sampler: tinker.SamplingClient
+    wait: Waiter
+    resolve: Callable[[ModelRef], ServedModel] = _resolves_nothing
+    """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward that asks a model is handed before the first score."""
+
+    seed: int
+    renderer: Renderer
+    """The renderer of the model that wrote the replies."""
+    wait: Waiter
+    resolve: Callable[[ModelRef], ServedModel] = _resolves_nothing
+    """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
+    cache: Path | None = None
+    """A directory for what may be kept from run to run, as what a judge said."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A live engine."""
+
+    service: tinker.ServiceClient
+    rest: tinker.RestClient
+    alive: Callable[[], bool] = field(default=lambda: True)
+    """False once the engine is known to be gone: its clients would wait for ever."""
+    trouble: Callable[[], str | None] = field(default=lambda: None)
+    """Why the engine does not answer just now; None while it does."""
+    log_path: Path | None = None
+    """The engine's own log, where it has one."""
+    missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
+    """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
+    showed. May take a minute."""

@@ -1,0 +1,62 @@
+"""The metrics of every step of a stage, kept beside the run so that a report needs no server.
+
+One JSON object a line; a step that a resumed stage does again replaces what was written before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+Series = list[tuple[int, float]]
+"""`(step, value)` in the order of the steps."""
+
+
+def curve_path(run: Path, stage: str) -> Path:
+    """Where the metrics of a stage lie."""
+    return run / "curves" / f"{stage}.jsonl"
+
+
+class CurveWriter:
+    """Appends a stage's metrics as they come; what is written survives the process."""
+
+    def __init__(self, run: Path, stage: str) -> None:
+        path = curve_path(run, stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        if torn:
+            # A process that was killed in the middle of a line.
+            self._file.write("\n")
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of one step."""
+        # JSON has no NaN; a gap in the curve says the same.
+        finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
+
+
+def read(run: Path, stage: str) -> dict[str, Series]:
+    """A stage's metrics by name; empty where none were kept."""
+    steps: dict[int, dict[str, float]] = {}
+    try:
+        text = curve_path(run, stage).read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+            steps[int(found.pop("step"))] = found
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    curves: dict[str, Series] = {}
+    for step in sorted(steps):
+        for name, value in steps[step].items():
+            curves.setdefault(name, []).append((step, float(value)))
+    return curves

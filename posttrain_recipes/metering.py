@@ -1,0 +1,103 @@
+"""Counts the tokens that go to an engine, whoever sends them: methods, evals, rewards, plugins.
+
+The SDK tells no usage, so its public methods are wrapped for as long as a run lasts.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from posttrain_recipes.store import Spent
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class Meter:
+    """Adds what is used to whatever `into` was last told to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._target = Spent()
+
+    @contextmanager
+    def into(self, spent: Spent) -> Iterator[None]:
+        """Count tokens and time into `spent` until the context ends."""
+        before, self._target = self._target, spent
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._target = before
+            spent.seconds += time.monotonic() - began
+
+    def _add(self, target: Spent, **tokens: int) -> None:
+        with self._lock:  # replies arrive on other threads
+            for kind, count in tokens.items():
+                setattr(target, kind, getattr(target, kind) + count)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Count every request of this process until the context ends."""
+        import tinker
+
+        wrapped: Mapping[str, tuple[type, Callable[..., Any]]] = {
+            "forward_backward": (tinker.TrainingClient, self._trained),
+            "forward_backward_custom": (tinker.TrainingClient, self._read_and_trained),
+            "forward": (tinker.TrainingClient, self._forwarded),
+            "sample": (tinker.SamplingClient, self._sampled),
+            "compute_logprobs": (tinker.SamplingClient, self._scored),
+        }
+        originals = {name: getattr(owner, name) for name, (owner, _) in wrapped.items()}
+        for name, (owner, count) in wrapped.items():
+            setattr(owner, name, _counting(originals[name], count))
+        try:
+            yield
+        finally:
+            for name, (owner, _) in wrapped.items():
+                setattr(owner, name, originals[name])
+
+    def _trained(self, future: Any, data: Sequence[tinker.Datum], *_: Any, **__: Any) -> None:
+        self._add(self._target, train=_tokens(data))
+
+    def _forwarded(self, future: Any, data: Sequence[tinker.Datum], *_: Any, **__: Any) -> None:
+        self._add(self._target, prefill=_tokens(data))
+
+    def _read_and_trained(
+        self, future: Any, data: Sequence[tinker.Datum], *_: Any, **__: Any
+    ) -> None:
+        # A loss of one's own takes a forward pass of its own.
+        self._add(self._target, prefill=_tokens(data), train=_tokens(data))
+
+    def _scored(self, future: Any, prompt: tinker.ModelInput, *_: Any, **__: Any) -> None:
+        self._add(self._target, prefill=prompt.length)
+
+    def _sampled(self, future: Any, prompt: tinker.ModelInput, *_: Any, **__: Any) -> None:
+        target = self._target
+        self._add(target, prefill=prompt.length)
+
+        def written(done: Any) -> None:
+            if not done.cancelled() and done.exception() is None:
+                count = sum(len(sequence.tokens) for sequence in done.result().sequences)
+                self._add(target, sample=count)
+
+        future.future().add_done_callback(written)
+
+
+def _tokens(data: Sequence[tinker.Datum]) -> int:
+    return sum(datum.model_input.length for datum in data)
+
+
+def _counting(original: Callable[..., Any], count: Callable[..., None]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def counted(client: Any, *args: Any, **kwargs: Any) -> Any:
+        future = original(client, *args, **kwargs)
+        count(future, *args, **kwargs)
+        return future
+
+    return counted

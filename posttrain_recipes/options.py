@@ -1,0 +1,126 @@
+"""Options of plugins, and what an option may refer to beside plain values: weights and datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+T = TypeVar("T")
+
+REFERS_TO = "ptl:refers-to"
+"""In the schema of an option: the kind of plugin that stands there, with options of its own."""
+
+
+class PluginConfig(BaseModel):
+    """The options of a plugin. A string under a field is its description."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """Marks an option that cannot change a result, so that work is reused when it changes.
+
+    `save_every: Annotated[int, NoEffect()] = 50`
+    """
+
+
+def effective(config: PluginConfig) -> dict[str, Any]:
+    """The options that can change a result, as plain values: all but those marked `NoEffect`."""
+    fields = type(config).model_fields.items()
+    idle = {name for name, field in fields if any(isinstance(m, NoEffect) for m in field.metadata)}
+    return config.model_dump(mode="json", exclude=idle)
+
+
+class LoraConfig(PluginConfig):
+    """The low-rank adapter that is trained (Hu et al. 2021, arXiv 2106.09685); alpha is 32."""
+
+    rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the adapter's matrices."""
+    train_mlp: bool = True
+    """Adapt the MLP layers."""
+    train_attn: bool = True
+    """Adapt the attention layers."""
+    train_unembed: bool = False
+    """Adapt the output embedding."""
+
+
+class ModelRef(PluginConfig):
+    """Weights to sample from, such as a teacher, a judge or a reference: exactly one of these.
+
+    An option of this type is found by the planner: the stage has to be an earlier one, its
+    checkpoint is part of the fingerprint, and `resolve` of the context turns it into a sampler.
+    """
+
+    stage: str | None = None
+    """An earlier stage, whose checkpoint is meant, or `base`: the stage's model, untrained."""
+    model: str | None = None
+    """A model by name, as in the recipe's `model:`."""
+    checkpoint: str | None = None
+    """Saved sampler weights: tinker://RUN/sampler_weights/NAME."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> ModelRef:
+        given = [name for name in ("stage", "model", "checkpoint") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "names weights by exactly one of 'stage', 'model' and 'checkpoint', as in "
+                "{stage: sft}"
+            )
+        if self.checkpoint and not (
+            self.checkpoint.startswith("tinker://") and "/sampler_weights/" in self.checkpoint
+        ):
+            raise ValueError("'checkpoint' reads tinker://RUN/sampler_weights/NAME")
+        return self
+
+
+class DatasetRef(PluginConfig):
+    """A dataset inside another plugin's options: `use:` and that dataset's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {REFERS_TO: "dataset"}
+
+
+class RewardRef(PluginConfig):
+    """A reward inside another plugin's options: `use:` and that reward's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {REFERS_TO: "reward"}
+
+
+def references(config: Any, kind: type[T]) -> Iterator[tuple[tuple[str | int, ...], T]]:
+    """Every reference of `kind` in the options, with its path, in the order of the fields."""
+    if isinstance(config, kind):
+        yield (), config
+    elif isinstance(config, BaseModel):
+        for name in type(config).model_fields:
+            for path, found in references(getattr(config, name), kind):
+                yield (name, *path), found
+    elif isinstance(config, Mapping):
+        for name, value in config.items():
+            for path, found in references(value, kind):
+                yield (name, *path), found
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            for path, found in references(value, kind):
+                yield (index, *path), found

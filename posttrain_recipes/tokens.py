@@ -1,0 +1,111 @@
+"""Counts a model's tokens without importing what trains it.
+
+`transformers` takes seconds to import; a chat template and a tokenizer file are all that counting
+needs, so both are read here by the libraries that `transformers` itself uses for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.records import Message
+from posttrain_recipes.training.rendering import ChatRenderer
+from posttrain_recipes.workload import CountTokens
+
+CHARACTERS = 4
+"""Characters of a token, where there is no tokenizer to ask."""
+CACHED = 4096
+"""Conversations whose count is remembered: stages of one plan often share their data."""
+FRAME = 5
+"""Tokens that a chat template adds to a message, where there is none to ask."""
+
+
+def roughly(messages: Sequence[Message]) -> int:
+    """About how many tokens a conversation has."""
+    return sum(len(message.content) // CHARACTERS + FRAME for message in messages)
+
+
+def counter(location: str) -> CountTokens | None:
+    """Counts tokens by the tokenizer at `location`; None where it is not on this machine."""
+    folder = _folder(location)
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        renderer = ChatRenderer(_Tokenizer(folder))
+    except Exception:  # a tokenizer or a template in a form that is not known here
+        return None
+
+    @lru_cache(maxsize=CACHED)
+    def count(messages: tuple[Message, ...]) -> int:
+        return renderer.length(messages)
+
+    return lambda messages: count(tuple(messages))
+
+
+def _folder(location: str) -> Path | None:
+    """The directory of a local model, or of one of the hub that was downloaded before."""
+    path = Path(location)
+    if path.is_dir():
+        return path
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    snapshots = (cache / f"models--{location.replace('/', '--')}" / "snapshots").glob("*")
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+
+
+class _Tokenizer:
+    """As much of a tokenizer of `transformers` as `ChatRenderer` asks for."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.name_or_path = str(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self._special = {
+            key: value["content"] if isinstance(value, dict) else value
+            for key, value in config.items()
+            if key.endswith("_token") and isinstance(value, str | dict)
+        }
+        beside = folder / "chat_template.jinja"
+        written = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        self.chat_template = written or config.get("chat_template")
+        self._template = _environment().from_string(self.chat_template or "")
+        self.eos_token_id = self.convert_tokens_to_ids(self._special.get("eos_token", ""))
+        self.unk_token_id = self.convert_tokens_to_ids(self._special.get("unk_token", ""))
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, tokenize: bool, **variables: Any
+    ) -> str:
+        return self._template.render(messages=messages, **self._special, **variables)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+
+def _environment() -> Any:
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise ValueError(message)
+
+    # As transformers sets it up, so that templates mean the same here.
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    made.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made

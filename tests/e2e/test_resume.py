@@ -1,0 +1,252 @@
+"""Killed at any instant, a run goes on to the very result of one that nobody disturbed.
+
+Twenty moments, drawn by a fixed seed from everything that happens in a run, for every method in
+one recipe: the runner by SIGKILL, SIGTERM and SIGINT, and the engine by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import posttrain_recipes as ptl
+from posttrain_recipes import collect
+from posttrain_recipes.engine import launch
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.events import Reporter
+from posttrain_recipes.store import RunRecord, Store
+from tests import engine_model
+from tests.e2e import kills
+from tests.e2e.kills import Point
+
+POINTS = 20
+ENGINE_POINTS = 4
+"""Of these, how many kill the engine: each costs two starts of one."""
+
+STAGES = {
+    "sft": """
+    dataset: {use: jsonl, path: chat.jsonl, test_size: 4}
+    method: {use: sft, learning_rate: 1e-2, batch_size: 4, epochs: 2, max_steps: 7, save_every: 2}
+    eval: [{use: nll}]""",
+    "dpo": """
+    dataset: {use: jsonl, path: pairs.jsonl}
+    method: {use: dpo, learning_rate: 5e-3, batch_size: 4, max_steps: 5, save_every: 2}
+    eval:
+      - {use: preference_accuracy, name: tone, dataset: {use: jsonl, path: pairs.jsonl, limit: 4}}
+      - nll""",
+}
+"""Every method that has to resume exactly, in the order in which one recipe runs them."""
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A recipe, an engine that outlives runs of it, and an undisturbed run to compare with."""
+
+    folder: Path
+    environment: dict[str, str]
+    expected: RunRecord
+    moments: int
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    model = engine_model.build(folder / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    chat = [
+        {"prompt": f"{a}+{b}?", "completion": str(a + b)} for a in range(1, 7) for b in range(4)
+    ]
+    pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "no"} for r in chat]
+    for name, rows in (("chat", chat), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "home").mkdir()
+    with launch.start({"./model": str(model)}, folder / "served", folder / "engine.log") as engine:
+        stages = "".join(f"\n  - name: {name}{text}" for name, text in STAGES.items())
+        (folder / "recipe.yaml").write_text(
+            "name: killed\nmodel: ./model\nlora: {rank: 4}\nseed: 3\n"
+            f"engine: {{use: server, base_url: '{engine.base_url}', api_key: '${{env:LAB_KEY}}'}}\n"
+            f"stages:{stages}\n"
+        )
+        environment = {"LAB_KEY": engine.api_key}
+        os.environ.update(environment)
+        heard: list[str] = []
+        listening = kills.hearing(heard.append)
+        result = ptl.run(folder / "recipe.yaml", home=folder / "home", reporter=listening)
+        yield Lab(folder, environment, result.record, len(heard))
+        del os.environ["LAB_KEY"]
+
+
+def points(moments: int) -> list[Point]:
+    """Moments all over a run: boundaries exactly, and instants between them."""
+    rng = random.Random(20)
+    spread = [moments * (i + rng.random()) / POINTS for i in range(POINTS)]
+    signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    runner = [
+        Point(int(at), rng.choice((0.0, rng.uniform(0.001, 0.05))), signals[i % 3])
+        for i, at in enumerate(spread)
+    ]
+    for i in rng.sample(range(1, POINTS), ENGINE_POINTS):
+        runner[i] = Point(max(1, runner[i].moment), runner[i].delay, signal.SIGKILL, engine=True)
+    return runner
+
+
+def adapter(lab: Lab, uri: str) -> dict[str, torch.Tensor]:
+    run_id, _, name = uri.removeprefix("tinker://").split("/")
+    place = Path("runs") / run_id.replace(":", "_") / "sampler_weights" / name
+    roots = (lab.folder / "served", lab.home / "engine")
+    found = next(root / place for root in roots if (root / place).is_dir())
+    assert json.loads((found / "checkpoint.json").read_text())["step"] > 0
+    return load_file(found / "adapter_model.safetensors")
+
+
+def assert_same(lab: Lab, record: RunRecord) -> None:
+    """The same weights and evals to float noise, every batch once, every step once in MLflow."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{lab.home / 'mlflow.db'}")
+    assert record.status == "finished"
+    for mine, theirs in zip(record.stages, lab.expected.stages, strict=True):
+        assert (mine.total_steps, mine.tokens) == (theirs.total_steps, theirs.tokens)
+        assert mine.checkpoint is not None
+        assert theirs.checkpoint is not None
+        assert mine.checkpoint.step == theirs.total_steps
+        ours = adapter(lab, mine.checkpoint.sampler_uri or "")
+        other = adapter(lab, theirs.checkpoint.sampler_uri or "")
+        assert ours.keys() == other.keys()
+        for name, tensor in ours.items():
+            assert (tensor - other[name]).abs().max().item() < 1e-5, name
+        for when in ("before", "after"):
+            for a, b in zip(getattr(mine, when), getattr(theirs, when), strict=True):
+                for metric, estimate in a.metrics.items():
+                    assert estimate.value == pytest.approx(b.metrics[metric].value, abs=1e-4)
+        history, undisturbed = (
+            [(m.step, m.value) for m in client.get_metric_history(run, "train/loss")]
+            for run in (mine.tracking_id, theirs.tracking_id)
+        )
+        assert [step for step, _ in history] == list(range(1, mine.total_steps + 1))
+        for (_, value), (_, reference) in zip(history, undisturbed, strict=True):
+            assert value == pytest.approx(reference, abs=1e-4)
+
+
+def engines_below(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "posttrain_recipes.engine" in command and str(folder) in command:
+            found.append(int(entry.name))
+    return found
+
+
+def test_a_run_that_was_killed_anywhere_ends_in_the_same_result(lab: Lab) -> None:
+    forks = kills.context()
+    for point in points(lab.moments):
+        if point.engine:
+            kill_engine(lab, point)
+        else:
+            arguments = (str(lab.recipe), str(lab.home), lab.environment, point)
+            process = forks.Process(target=kills.drive, args=arguments)
+            process.start()
+            process.join(120)
+            assert process.exitcode in (-signal.SIGKILL, 0, 130, -point.number), point
+        overrides = ["engine=local"] if point.engine else []
+        stopped = Store(lab.home).runs()[-1]
+        result = ptl.run(lab.recipe, home=lab.home, overrides=overrides)
+        assert result.run_id == stopped.id, f"{point}: the same run goes on"
+        assert [s.status for s in result.record.stages] == ["finished"] * len(STAGES), point
+        try:
+            assert_same(lab, result.record)
+        except AssertionError as error:
+            raise AssertionError(f"{point}: {error}") from error
+
+
+def kill_engine(lab: Lab, point: Point) -> None:
+    def strike() -> None:
+        for pid in engines_below(lab.home):
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(PtlError, match="the engine ended"):
+        ptl.run(
+            lab.recipe,
+            home=lab.home,
+            overrides=["engine=local"],
+            fresh=True,
+            reporter=kills.at(point, strike),
+        )
+
+
+def test_a_second_run_is_told_who_holds_the_first(lab: Lab) -> None:
+    told: list[str] = []
+
+    class Second(Reporter):
+        def step(self, number: int, total: int, metrics: object) -> None:
+            if not told:
+                with pytest.raises(
+                    PtlError, match=f"being worked on by process {os.getpid()} "
+                ) as e:
+                    ptl.run(lab.recipe, home=lab.home, overrides=["seed=9"])
+                told.append(str(e.value))
+
+    ptl.run(lab.recipe, home=lab.home, overrides=["seed=9"], until="sft", reporter=Second())
+    assert "--fresh" in told[0]
+    assert ptl.run(lab.recipe, home=lab.home, overrides=["seed=9"]).status == "finished"
+
+
+def test_a_bound_stops_a_run_before_it_is_passed_and_it_goes_on(lab: Lab) -> None:
+    sft = lab.expected.stages[0]
+    used = sft.spent.usage.tokens
+    assert sft.estimate is not None
+    assert (sft.estimate.tokens, sft.estimate.exact) == (used, True), "counted before it ran"
+    bound = sft.evaluation.prefill // 2 + sft.training.train * 3 // 4
+    overrides = [f"limits.max_tokens={bound}"]
+    with pytest.raises(PtlError, match=f"stopped: limits.max_tokens is {bound}") as caught:
+        ptl.run(lab.recipe, home=lab.home, overrides=overrides, fresh=True)
+    assert caught.value.exit_code == 1
+    assert "sft kept up to step" in (caught.value.why or "")
+    stopped = Store(lab.home).runs()[-1]
+    assert stopped.status == "stopped"
+    assert 0 < stopped.stages[0].spent.usage.tokens <= bound
+    with pytest.raises(PtlError, match="stopped"):
+        ptl.run(lab.recipe, home=lab.home, overrides=overrides)
+    result = ptl.run(lab.recipe, home=lab.home)
+    assert result.run_id == stopped.id
+    assert_same(lab, result.record)
+    assert result.record.stages[0].spent.usage == sft.spent.usage, "nothing was done twice"
+
+
+def test_mlflow_names_what_stages_ended_in_and_gc_leaves_it(lab: Lab) -> None:
+    tracked = collect.tracked_uris(lab.home)
+    ends = [stage.checkpoint for stage in lab.expected.stages]
+    assert {end.state_uri for end in ends if end} <= tracked
+    assert {end.sampler_uri for end in ends if end} <= tracked
+    forgotten = [replace(s, checkpoint=None, resume=None) for s in lab.expected.stages]
+    for stage in forgotten:
+        stage.superseded = sorted(tracked)
+    run = replace(lab.expected, stages=forgotten)
+    assert collect.find([run], {}, tracked) == [], "MLflow's word is enough"
+    assert collect.find([run], {}, set()) != []

@@ -1,0 +1,285 @@
+"""A real MLflow server behind a password, that is killed and comes back while a run goes on."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from posttrain_recipes import mirror, mlstore
+from posttrain_recipes.cli.sync import sync
+from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
+from posttrain_recipes.tracking import RecipeRun, Tracker
+
+USER, PASSWORD = "ada", "correct-horse-battery"
+
+
+class Server:
+    """`mlflow server` on a port of the system's choice, to be stopped and started at will."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5)
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                threading.Event().wait(0.1)
+            else:
+                return
+        raise AssertionError("the server does not start")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+            self.process = None
+
+
+class Guard(http.server.ThreadingHTTPServer):
+    """Lets through to a server who knows the password, and nobody else."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Gate)
+        self.behind = port
+        self.refused = 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Gate(http.server.BaseHTTPRequestHandler):
+    server: Guard
+
+    def _pass(self) -> None:
+        expected = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if self.headers.get("Authorization") != f"Basic {expected}":
+            self.server.refused += 1
+            self._answer(401, b"who are you?", {})
+            return
+        inner = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
+        try:
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+            inner.request(self.command, self.path, body, headers)
+            reply = inner.getresponse()
+            kind = {"Content-Type": reply.getheader("Content-Type") or "text/plain"}
+            self._answer(reply.status, reply.read(), kind)
+        except OSError:
+            self._answer(503, b"nobody there", {})
+        finally:
+            inner.close()
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("mlflow") / "server")
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def guard(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+    made = Guard(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(mirror, "SHARE", 1)
+    monkeypatch.setattr(mirror, "LAST_SECONDS", 180.0)
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def result(value: float) -> EvalResult:
+    return EvalResult({"accuracy": Estimate(value, value - 0.1, value + 0.1, 50)})
+
+
+SAMPLES = [Sample((Message("user", "1+1?"),), "2", "2", {"exact": 1.0})]
+
+
+def recipe_run(tracker: Tracker, name: str) -> Any:
+    return tracker.run(
+        recipe="demo",
+        run_name=name,
+        resolved_yaml="name: demo\n",
+        params={"model": "tiny"},
+        tags={"ptl.run": name, "password": PASSWORD},
+    )
+
+
+def work(run: RecipeRun, steps: range) -> float:
+    """A stage; returns the longest time that a step had to wait for tracking."""
+    longest = 0.0
+    with run.stage(name=f"sft-{steps.start}", index=1, params={"learning_rate": 0.1}) as stage:
+        stage.log_dataset("chat", "data/chat.jsonl", "ab" * 32, count=7)
+        stage.log_eval("qa", "before", result(0.2), 0)
+        for step in steps:
+            began = time.monotonic()
+            stage.log_metrics({"train/loss": 1 / step}, step)
+            longest = max(longest, time.monotonic() - began)
+        stage.log_checkpoint(f"tinker://{run.run_id}/weights/a", "s-1", steps.stop - 1)
+        stage.log_eval("qa", "after", result(0.8), steps.stop - 1, "qa", "cd" * 32, "s-1")
+        stage.log_samples("qa", "after", SAMPLES, steps.stop - 1)
+    return longest
+
+
+def on_server(server: Server, name: str) -> tuple[Any, Any, list[Any]]:
+    """A client of the server, and the runs of a recipe's run that it has, the recipe's first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.url)
+    experiment = client.get_experiment_by_name(mlstore.EXPERIMENT)
+    assert experiment
+    (parent,) = client.search_runs([experiment.experiment_id], f"tags.`ptl.run` = '{name}'")
+    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([experiment.experiment_id], where)
+    return client, parent, sorted(children, key=lambda run: run.info.start_time)
+
+
+def test_a_server_that_is_killed_and_comes_back_gets_everything(
+    server: Server, guard: Guard, tmp_path: Path
+) -> None:
+    warnings: list[str] = []
+    tracker = Tracker(tmp_path, warn=warnings.append)
+    tracker.start()
+    with recipe_run(tracker, "demo-1") as run:
+        work(run, range(1, 25))
+        limit = time.monotonic() + 180
+        while not mirror.remote_id(tmp_path / "runs" / "demo-1"):
+            assert time.monotonic() < limit, warnings
+            threading.Event().wait(0.05)
+        server.kill()
+        assert work(run, range(25, 50)) < 5, "a step waited for a server that is gone"
+        while not warnings:
+            assert time.monotonic() < limit
+            threading.Event().wait(0.05)
+        server.start()
+        work(run, range(50, 60))
+        run.write_text("<html>", "report.html")
+    assert tracker.problems == []
+    assert len(warnings) == 1, "\n".join(warnings)
+    assert "training goes on" in warnings[0]
+    assert PASSWORD not in warnings[0]
+    assert guard.refused == 0
+
+    client, parent, children = on_server(server, "demo-1")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["password"] == "***"
+    assert parent.data.params["model"] == "tiny"
+    assert [child.data.tags["ptl.stage"] for child in children] == ["sft-1", "sft-25", "sft-50"]
+    for child, steps in zip(children, ((1, 25), (25, 50), (50, 60)), strict=True):
+        assert child.info.status == "FINISHED"
+        history = client.get_metric_history(child.info.run_id, "train/loss")
+        assert sorted((m.step, m.value) for m in history) == [(s, 1 / s) for s in range(*steps)]
+        assert child.data.params["learning_rate"] == "0.1"
+        assert [i.dataset.name for i in child.inputs.dataset_inputs] == ["chat"]
+        assert parent.info.run_id in child.data.tags["mlflow.note.content"], "links lead on"
+    (output,) = children[0].outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert model.params["sampler_uri"] == "s-1"
+    assert ("eval/qa/accuracy", 0.8) in {(m.key, m.value) for m in model.metrics}
+    files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert files == {"recipe.yaml", "report.html"}
+    traces = client.search_traces(
+        locations=[parent.info.experiment_id], run_id=children[0].info.run_id
+    )
+    assert [trace.info.response_preview for trace in traces] == ["2"]
+    assert traces[0].data.spans[0].outputs["content"] == "2"
+    assert {a.name for a in traces[0].info.assessments} == {"exact", "expected"}
+
+
+def test_what_a_server_missed_is_copied_later(
+    server: Server, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    warnings: list[str] = []
+    began = time.monotonic()
+    with recipe_run(Tracker(tmp_path, warn=warnings.append), "demo-2") as run:
+        work(run, range(1, 5))
+    assert time.monotonic() - began < 150
+    assert guard.refused
+    assert "run 'ptl sync'" in warnings[-1]
+    arguments = ["--home", str(tmp_path)]
+    failed = CliRunner().invoke(sync, arguments, standalone_mode=False)
+    assert "could not be brought up to date" in str(failed.exception)
+    assert "wrong" not in str(failed.exception)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    for expected in ("demo-2: copied\n", f"{guard.url} has everything that was meant for it\n"):
+        done = CliRunner().invoke(sync, arguments, standalone_mode=False)
+        assert done.exception is None, done.exception
+        assert done.output == expected
+    client, _, (child,) = on_server(server, "demo-2")
+    assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 4
+
+    # A crash before it could be remembered makes no second run.
+    (tmp_path / "runs" / "demo-2" / "mirror.json").unlink()
+    found = mirror.Mirror(tmp_path, guard.url)
+    found.open()
+    (parent,) = found.local.search_runs(
+        [e.experiment_id for e in found.local.search_experiments()], "tags.`ptl.run` = 'demo-2'"
+    )
+    assert found.copy(parent)
+    client, _, (child,) = on_server(server, "demo-2")
+    assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 4

@@ -1,0 +1,145 @@
+"""Garbage: what nothing names. What is named is never offered for deletion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from posttrain_recipes import collect
+from posttrain_recipes.cli.gc import gc
+from posttrain_recipes.engine import checkpoints
+from posttrain_recipes.engine.wire import LoraConfig
+from posttrain_recipes.plugin import Resume
+from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.store import RunRecord, StageRecord, Store
+
+
+def uri(run: str, step: int, kind: str = "weights") -> str:
+    return f"tinker://{run}:train:0/{kind}/s-{step:06d}"
+
+
+def pair(run: str, step: int) -> tuple[str, str]:
+    return uri(run, step), uri(run, step, "sampler_weights")
+
+
+def record(number: int, status: str, *stages: StageRecord, engine: str = "local") -> RunRecord:
+    return RunRecord(
+        f"demo-{number}", "demo", f"f{number}", "m", engine, "r.yaml", None, 0,
+        {"engine": engine}, f"2026-01-0{number}T00:00:00+00:00", list(stages), status,
+    )  # fmt: skip
+
+
+def finished(run: str, step: int = 8, *superseded: str) -> StageRecord:
+    made = Checkpoint("m", *pair(run, step), step)
+    return StageRecord(
+        "s", "f", "sft", status="finished", checkpoint=made, superseded=list(superseded)
+    )
+
+
+def stopped(run: str, step: int = 4, *superseded: str) -> StageRecord:
+    resume = Resume(step, *pair(run, step))
+    return StageRecord("s", "f", "sft", status="killed", resume=resume, superseded=list(superseded))
+
+
+def stored(*names: str) -> dict[str, int]:
+    return dict.fromkeys(names, 10)
+
+
+def uris(found: list[collect.Garbage]) -> set[str]:
+    return {item.uri for item in found}
+
+
+def test_what_a_stage_ended_in_or_goes_on_from_stays() -> None:
+    runs = [record(1, "finished", finished("a")), record(2, "killed", stopped("b"))]
+    there = stored(*pair("a", 8), *pair("b", 4))
+    assert collect.find(runs, there, set()) == []
+
+
+def test_superseded_steps_and_saves_that_nobody_recorded_go() -> None:
+    runs = [record(1, "killed", stopped("a", 4, *pair("a", 2)))]
+    there = stored(*pair("a", 2), *pair("a", 4), *pair("a", 6), *pair("stranger", 9))
+    found = collect.find(runs, there, set())
+    assert uris(found) == {*pair("a", 2), *pair("a", 6)}, "another program's checkpoints stay"
+    assert {item.why for item in found} == {
+        "demo-1 s: a later step was saved",
+        "demo-1 s: no result of it",
+    }
+    assert all(item.size == 10 for item in found)
+
+
+def test_what_another_stage_or_mlflow_names_stays() -> None:
+    start = Checkpoint("m", *pair("a", 2), 2)
+    later = StageRecord("t", "g", "dpo", status="waiting", start=start)
+    runs = [record(1, "killed", finished("a", 8, *pair("a", 2), *pair("a", 4)), later)]
+    there = stored(*pair("a", 2), *pair("a", 4), *pair("a", 8))
+    assert uris(collect.find(runs, there, {uri("a", 4)})) == {uri("a", 4, "sampler_weights")}
+
+
+def test_a_run_at_work_is_left_alone() -> None:
+    running = stopped("a", 4, *pair("a", 2))
+    running.status = "running"
+    there = stored(*pair("a", 2), *pair("a", 4), *pair("a", 6))
+    assert collect.find([record(1, "running", running)], there, set()) == []
+
+
+def test_of_unfinished_runs_the_last_can_be_kept() -> None:
+    runs = [record(n, "killed", stopped(name)) for n, name in enumerate("abc", 1)]
+    there = stored(*pair("a", 4), *pair("b", 4), *pair("c", 4))
+    assert collect.find(runs, there, set()) == []
+    assert uris(collect.find(runs, there, set(), keep_last=2)) == set(pair("a", 4))
+    assert uris(collect.find(runs, there, set(), keep_last=0)) == set(there)
+    done = record(4, "finished", finished("a", 4))
+    assert uris(collect.find([*runs, done], there, set(), keep_last=0)) == {
+        *pair("b", 4),
+        *pair("c", 4),
+    }
+
+
+def test_on_an_engine_elsewhere_only_what_was_recorded_is_known() -> None:
+    runs = [record(1, "finished", finished("a", 8, *pair("a", 2)), engine="tinker")]
+    [one, two] = collect.find(runs, {}, set())
+    assert (one.size, one.engine) == (None, '"tinker"')
+    assert {one.uri, two.uri} == set(pair("a", 2))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """One run with a superseded step and a final one, on the embedded engine's disk."""
+    disk = checkpoints.Store(tmp_path / "engine")
+    lora = LoraConfig(rank=1)
+    for step in (2, 8):
+        for name in pair("a", step):
+            path = checkpoints.parse_path(name)
+            made = checkpoints.Record(name, "m", lora, step, "2026-01-01T00:00:00+00:00")
+            disk.save(path, made, lambda folder: None, overwrite=False)
+    kept = Store(tmp_path)
+    run = record(1, "finished", finished("a", 8, *pair("a", 2)))
+    with kept.open(run) as directory:
+        directory.save()
+    return tmp_path
+
+
+def test_gc_shows_and_then_deletes(home: Path) -> None:
+    def call(*words: str) -> str:
+        done = CliRunner().invoke(gc, ["--home", str(home), *words], standalone_mode=False)
+        assert done.exception is None, done.exception
+        return done.output
+
+    def there() -> set[str]:
+        return {item.path for item, _ in checkpoints.Store(home / "engine").checkpoints()}
+
+    shown = call("--dry-run")
+    assert "2 checkpoints would be deleted" in shown
+    assert there() == {*pair("a", 2), *pair("a", 8)}
+    assert {item["uri"] for item in json.loads(call("--json"))["deleted"]} == set(pair("a", 2))
+    assert there() == set(pair("a", 8))
+    assert call().startswith("0 checkpoints deleted")
+
+
+def test_gc_of_nothing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(gc, ["--home", str(tmp_path / "none")], standalone_mode=False)
+    assert "0 checkpoints deleted" in done.output
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,134 @@
+"""The table of effects: what recipes claim, found over seeds, and when a claim holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from posttrain_recipes.records import Estimate
+from posttrain_recipes.store import Measured, RunRecord, StageRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    spec = importlib.util.spec_from_file_location("effects", ROOT / "benchmarks" / "effects.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["effects"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def measured(name: str, value: float) -> Measured:
+    estimate = Estimate(value, value - 0.01, value + 0.01, 100)
+    return Measured(name, "exact_match", name, "data", {"exact_match": estimate}, {})
+
+
+def stage(name: str, before: float, after: float, *, evals: str = "held_out") -> StageRecord:
+    made = StageRecord(name, name, "sft")
+    made.before, made.after = [measured(evals, before)], [measured(evals, after)]
+    return made
+
+
+def record(stages: list[StageRecord], resolved: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        id="demo-1",
+        recipe="demo",
+        fingerprint="",
+        model="ptl/tiny",
+        engine="local",
+        path="demo.yaml",
+        preset=None,
+        seed=0,
+        resolved=resolved,
+        created="",
+        stages=stages,
+        version="0",
+    )
+
+
+WRITTEN = {
+    "stages": [
+        {"name": "sft", "expect": {"held_out change": "> 20%"}},
+        {"name": "dpo"},
+    ],
+    "expect": {"held_out": ">= 80%"},
+}
+RESOLVED = {**WRITTEN, "matrix": {"seed": [0, 1]}}
+
+
+def seeds(first: float, second: float) -> RunRecord:
+    """Two seeds of sft and dpo; sft moves held_out to 0.7 and dpo to the given values."""
+    return record(
+        [
+            stage("sft@seed=0", 0.4, 0.7),
+            stage("dpo@seed=0", 0.7, first),
+            stage("sft@seed=1", 0.4, 0.71),
+            stage("dpo@seed=1", 0.71, second),
+        ],
+        RESOLVED,
+    )
+
+
+def test_a_claim_of_the_recipe_is_of_the_whole_way_and_one_of_a_stage_of_the_stage(
+    benchmark: Any,
+) -> None:
+    found = {e.stage: e for e in benchmark.effects(seeds(0.9, 0.85), WRITTEN)}
+    assert set(found) == {"sft", "dpo"}
+    assert (found["sft"].before, found["sft"].after) == ([0.4, 0.4], [0.7, 0.71])
+    assert (found["dpo"].before, found["dpo"].after) == ([0.4, 0.4], [0.9, 0.85])
+    assert found["dpo"].spread == pytest.approx(0.05)
+    assert all(effect.holds for effect in found.values())
+
+
+@pytest.mark.parametrize(
+    ("bound", "before", "after", "holds"),
+    [
+        ("> 20%", [0.4, 0.4], [0.7, 0.75], True),
+        ("> 20%", [0.4, 0.4], [0.7, 0.55], False),  # one seed misses the bound
+        ("> 5%", [0.4, 0.4], [0.5, 0.7], False),  # moved by less than the seeds differ
+        ("< -0.1", [0.4, 0.4], [0.2, 0.25], True),
+        ("< -0.1", [0.4, 0.4], [0.6, 0.6], False),
+    ],
+)
+def test_a_claim_holds_where_every_seed_moves_by_more_than_the_spread(
+    benchmark: Any, bound: str, before: list[float], after: list[float], holds: bool
+) -> None:
+    made = benchmark.Effect("sft", "held_out change", bound, "exact_match", before, after)
+    assert made.holds is holds
+
+
+def test_the_table_shows_shares_in_percent_and_what_fails(benchmark: Any) -> None:
+    found = [vars(e) for e in benchmark.effects(seeds(0.9, 0.75), WRITTEN)]
+    made = benchmark.table({"demo": {"seeds": [0, 1], "effects": found}}, ["demo", "other"])
+    assert made.splitlines()[2:] == [
+        "| `demo` | held_out after sft | change > 20% | 40.0% | 70.0%, 71.0% | 1.0% | yes |",
+        "| `demo` | held_out after dpo | >= 80% | 40.0% | 90.0%, 75.0% | 15.0% | **no** |",
+    ]
+    assert benchmark.table({}, ["demo"]) is None
+
+
+def test_a_recipe_is_run_once_for_all_seeds_and_keeps_what_it_found(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run(path: Path, *, overrides: list[str], home: Path) -> Any:
+        asked.append((path.stem, overrides, home))
+        return SimpleNamespace(record=record([stage("kto@seed=0", 0.6, 0.9, evals="tone")], {}))
+
+    monkeypatch.setattr(benchmark.api, "run", run)
+    monkeypatch.setattr(benchmark.gates, "starts_of", lambda resolved: {"kto@seed=0": "base"})
+    made = benchmark.run(ROOT / "recipes" / "kto.yaml", [0, 1, 2], tmp_path)
+    assert asked == [("kto", ["matrix={seed: [0, 1, 2]}"], tmp_path)]
+    assert made["seeds"] == [0, 1, 2]
+    assert [(e["subject"], e["after"]) for e in made["effects"]] == [("tone change", [0.9])]
+    assert benchmark.run(ROOT / "recipes" / "sft_then_dpo.yaml", [0], tmp_path) is None

@@ -1,0 +1,183 @@
+"""What is reused, gone on with or run again, and the reason that is told for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plans import Plan, PlannedStage
+from posttrain_recipes.plugin import Resume
+from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.reuse import Decision, History, Scope, decisions
+from posttrain_recipes.runner import new_record
+from posttrain_recipes.store import RunRecord
+from tests.conftest import PAIRS, Project
+
+RECIPE = """\
+name: demo
+model: ./model
+stages:
+  - name: sft
+    dataset: {use: jsonl, path: chat.jsonl}
+    method: {use: sft, learning_rate: 1e-3}
+  - name: dpo
+    dataset: {use: jsonl, path: pairs.jsonl}
+    method: {use: dpo}
+"""
+
+
+def ran(plan: Plan, number: int = 1, **status: str) -> RunRecord:
+    """A run of the plan: each stage finished, or as `status` says."""
+    record = new_record(plan, f"{plan.name}-{number}")
+    for stage in record.stages:
+        stage.status = status.get(stage.name, "finished")
+        stage.started, stage.total_steps = "2026-01-01T00:00:00+00:00", 8
+        uri = f"tinker://{record.id}/weights/{stage.name}"
+        if stage.done:
+            stage.checkpoint = Checkpoint(plan.model, uri, uri, 8)
+        elif stage.status == "killed":
+            stage.resume = Resume(4, uri, uri)
+    return record
+
+
+def decide(
+    plan: Plan, *runs: RunRecord, current: RunRecord | None = None, gone: str = "nowhere"
+) -> dict[str, Decision]:
+    history = History.of(runs, lambda uri: uri is None or gone not in uri, Path())
+    return {s.name: history.decide(s, current, plan.name) for s in plan.stages}
+
+
+def told(found: dict[str, Decision]) -> dict[str, tuple[str, str]]:
+    return {name: (decision.action, decision.why) for name, decision in found.items()}
+
+
+def test_nothing_before(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    assert told(decide(plan)) == dict.fromkeys(("sft", "dpo"), ("run", "first run"))
+
+
+def test_the_same_inputs_of_another_run_are_reused(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    found = decide(plan, ran(plan, 1), ran(plan, 2))
+    assert told(found)["sft"] == ("reuse", "the same inputs as in run demo-2")
+    assert found["dpo"].stage is not None
+
+
+def test_a_run_that_was_stopped_is_gone_on_with(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    current = ran(plan, 3, dpo="killed")
+    assert told(decide(plan, current, current=current)) == {
+        "sft": ("reuse", "finished in run demo-3"),
+        "dpo": ("resume", "from step 4 of 8 in run demo-3"),
+    }
+
+
+def test_a_checkpoint_that_is_gone_is_not_trusted(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    older, newer, current = ran(plan, 1), ran(plan, 2), ran(plan, 3, dpo="killed")
+    found = decide(plan, older, newer, current, current=current, gone="demo-3")
+    assert told(found)["dpo"] == ("reuse", "the same inputs as in run demo-2")
+    found = decide(plan, current, current=current, gone="demo")
+    assert told(found) == {
+        "sft": ("run", "its checkpoint at step 8 of run demo-3 is gone"),
+        "dpo": ("run", "its checkpoint at step 4 of run demo-3 is gone"),
+    }
+
+
+CHANGES: dict[str, tuple[str, str, str, str]] = {
+    "an option": ("1e-3", "2e-3", "sft", "method.learning_rate 0.001 -> 0.002"),
+    "a parent": ("1e-3", "2e-3", "dpo", "parent sft changed"),
+    "a start": ("- name: dpo", "- name: dpo\n    init_from: base", "dpo", "starts from base"),
+    "the adapter": ("name: demo", "name: demo\nlora: {rank: 8}", "sft", "lora.rank 16 -> 8"),
+    "the seed": ("name: demo", "name: demo\nseed: 4", "sft", "seed 0 -> 4"),
+    "a limit": ("pairs.jsonl", "pairs.jsonl, limit: 2", "dpo", "dataset.limit none -> 2"),
+    "the method": ("{use: dpo}", "{use: dpo, loss: ipo}", "dpo", "method.loss sigmoid -> ipo"),
+    "the engine": (
+        "name: demo",
+        "name: demo\nengine: {use: server, base_url: 'http://x'}",
+        "sft",
+        "engine local -> http://x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_reason_is_what_changed(project: Project, name: str) -> None:
+    old, new, stage, why = CHANGES[name]
+    earlier = ran(project.plan(RECIPE))
+    assert old in RECIPE
+    found = told(decide(project.plan(RECIPE.replace(old, new)), earlier))
+    assert found[stage] == ("run", f"{why} (against run demo-1)")
+
+
+def test_data_and_the_model_are_named_by_what_changed(project: Project) -> None:
+    earlier = ran(project.plan(RECIPE))
+    project.write("pairs.jsonl", PAIRS * 5)
+    found = told(decide(project.plan(RECIPE), earlier))
+    assert found["sft"][0] == "reuse"
+    assert found["dpo"] == ("run", "pairs.jsonl changed (against run demo-1)")
+    project.write("model/config.json", "{}")
+    found = told(decide(project.plan(RECIPE), earlier))
+    assert found["sft"] == ("run", "the base model changed (against run demo-1)")
+
+
+def test_the_try_that_differs_least_is_compared_with(project: Project) -> None:
+    far = ran(project.plan(RECIPE.replace("1e-3", "1e-4") + "seed: 3\n"), 2)
+    near = ran(project.plan(RECIPE.replace("1e-3", "5e-3")), 1)
+    found = told(decide(project.plan(RECIPE), near, far))
+    assert found["sft"][1] == "method.learning_rate 0.005 -> 0.001 (against run demo-1)"
+
+
+def test_many_changes_are_counted(project: Project) -> None:
+    text = RECIPE.replace("1e-3", "2e-3, epochs: 2, batch_size: 4, warmup_steps: 1, max_length: 9")
+    found = told(decide(project.plan(text), ran(project.plan(RECIPE))))
+    assert "; and 2 more (against" in found["sft"][1]
+
+
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+def planned(project: Project, scope: Scope, *runs: RunRecord) -> list[tuple[str, str]]:
+    plan = project.plan(RECIPE)
+    found: list[tuple[PlannedStage, Decision]] = list(decisions(plan, scope, runs, project.path))
+    return [(d.action, d.why) for _, d in found]
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        (Scope(fresh=True), [("run", "--fresh asks for it")] * 2),
+        (Scope(first="sft"), [("run", "--from sft asks for it")] * 2),
+        (Scope(last="sft"), [("run", "first run"), ("skip", "--until sft")]),
+    ],
+)
+def test_what_is_asked_for_wins(
+    project: Project, scope: Scope, expected: list[tuple[str, str]]
+) -> None:
+    assert planned(project, scope) == expected
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [
+        (Scope(first="stf"), "--from stf: demo has no such stage"),
+        (Scope(last="x"), "--until x: demo has no such stage"),
+        (Scope(first="dpo", last="sft"), "--until sft comes before --from dpo"),
+    ],
+)
+def test_what_cannot_be_asked_for(project: Project, scope: Scope, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        scope.check(project.plan(RECIPE))
+
+
+def test_an_unchanged_plan_says_where_it_stands(project: Project) -> None:
+    def never_asks(*_: Any) -> bool | None:
+        return None
+
+    plan = project.plan(RECIPE)
+    record = ran(plan, 1, dpo="killed")
+    history = History.of([record], never_asks, Path())
+    assert history.decide(plan.stages[1], record, "demo").action == "resume"
