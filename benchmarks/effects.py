@@ -1,0 +1,272 @@
+"""What every shipped recipe showed over several seeds, and whether that is what it claims.
+
+    python benchmarks/effects.py [RECIPE ...] [--seeds 0 1 2] [--home DIR] [--table]
+
+Runs the recipes as a bare `ptl run` would, each with `matrix: {seed: [...]}` so that its seeds
+share one engine, and keeps what they found in `benchmarks/effects.json`; then writes
+`docs/effects.md` and the tables of `docs/methods/*.md` from that file, which recipes that were not
+run now stay in. A run that was stopped is gone on with, and one that is there already is not run
+again. `--table` only writes the pages. Exits with 1 where a recipe does not show what it claims.
+
+What a recipe claims is what it says under `expect:`. A claim holds where every seed keeps the bound
+and moves in its direction by more than the spread (largest minus smallest) of the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes import api, gates, report
+from posttrain_recipes.gates import Bound, Subject
+from posttrain_recipes.store import RunRecord, StageRecord
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "benchmarks" / "effects.json"
+PAGE = ROOT / "docs" / "effects.md"
+sys.path.insert(0, str(ROOT / "tools"))
+
+from method_docs import PAGES, fill  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One claim of a recipe, with what each seed found."""
+
+    stage: str
+    """The last stage that it was measured after, as the recipe writes it."""
+    subject: str
+    bound: str
+    metric: str
+    before: list[float]
+    after: list[float]
+
+    @property
+    def spread(self) -> float:
+        """Largest minus smallest value after training."""
+        return max(self.after) - min(self.after)
+
+    @property
+    def sign(self) -> int:
+        """1 where the claim is of more, -1 where it is of less."""
+        return 1 if self.bound.strip().startswith(">") else -1
+
+    @property
+    def holds(self) -> bool:
+        """Every seed keeps the bound and moves by more than the spread."""
+        bound, subject = Bound.parse(self.bound), Subject.parse(self.subject)
+        if bound is None or subject is None or not self.after:
+            return False
+        changes = [a - b for a, b in zip(self.after, self.before, strict=True)]
+        asked = changes if subject.kind == "change" else self.after
+        moved = min(self.sign * change for change in changes)
+        return all(map(bound.holds, asked)) and moved > self.spread
+
+
+def claims(resolved: Mapping[str, Any]) -> Iterator[tuple[str | None, str, str]]:
+    """What a recipe expects: the stage (None: of each way through it), subject and bound."""
+    for subject, bound in (resolved.get("expect") or {}).items():
+        yield None, subject, str(bound)
+    for stage in resolved.get("stages", []):
+        for subject, bound in (stage.get("expect") or {}).items():
+            yield stage.get("name"), subject, str(bound)
+
+
+def effects(record: RunRecord, written: Mapping[str, Any]) -> list[Effect]:
+    """What a run over seeds found about each claim of the recipe, as it is written.
+
+    Forgetting is no change of one metric and is left to the recipe's own bound.
+    """
+    start = gates.starts_of(record.resolved)
+    stages = {stage.name: stage for stage in record.stages}
+    found: dict[tuple[str, str, str], Effect] = {}
+    for name in start:
+        path = _path(name, start, stages)
+        leaf = name not in start.values()
+        source = name.partition("@")[0]
+        for stage, text, bound in claims(written):
+            subject = Subject.parse(text)
+            if subject is None or subject.kind == gates.FORGETTING:
+                continue
+            if (source != stage) if stage is not None else not leaf:
+                continue
+            over = path if stage is None else path[-1:]
+            values = _before_and_after(subject, over)
+            if values is None:
+                continue
+            before, after, metric = values
+            effect = found.setdefault(
+                (source, text, bound), Effect(source, text, bound, metric, [], [])
+            )
+            effect.before.append(before)
+            effect.after.append(after)
+    return list(found.values())
+
+
+def _path(
+    name: str, start: Mapping[str, str], stages: Mapping[str, StageRecord]
+) -> list[StageRecord]:
+    path: list[StageRecord] = []
+    while name in stages:
+        path.insert(0, stages[name])
+        name = start.get(name, "")
+    return path
+
+
+def _before_and_after(
+    subject: Subject, path: Sequence[StageRecord]
+) -> tuple[float, float, str] | None:
+    """The first value, the last one, and the metric's name."""
+    first: float | None = None
+    last: float | None = None
+    metric = ""
+    for stage in path:
+        for measured, is_after in [(m, False) for m in stage.before] + [
+            (m, True) for m in stage.after
+        ]:
+            if measured.name != subject.eval:
+                continue
+            metric = subject.metric or gates.main_metric(measured) or ""
+            estimate = measured.metrics.get(metric)
+            if estimate is None:
+                continue
+            if first is None:
+                first = estimate.value
+            if is_after:
+                last = estimate.value
+    return None if first is None or last is None else (first, last, metric)
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+HEAD = """\
+# What the recipes showed
+
+Every shipped recipe that states a claim about held-out data, run as `ptl run` runs it, over several
+seeds. Written from `benchmarks/effects.json` by
+
+    python benchmarks/effects.py
+
+A claim is what the recipe says under `expect:`. It holds where every seed keeps that bound and
+moves by more than the spread, which is the largest minus the smallest value after training. Before
+is the mean over seeds.
+"""
+COLUMNS = ("recipe", "measured", "claim", "before", "after, by seed", "spread", "holds")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---|"
+
+
+def rows(recipe: str, kept: Mapping[str, Any]) -> Iterator[str]:
+    """The table's rows of one recipe."""
+    for item in kept["effects"]:
+        effect = Effect(**item)
+        percent = effect.metric in report.SHARES
+
+        def number(value: float, percent: bool = percent) -> str:
+            if math.isnan(value):
+                return "-"
+            return f"{100 * value:.1f}%" if percent else f"{value:.3f}"
+
+        subject = Subject.parse(effect.subject)
+        name = effect.subject if subject is None else subject.eval
+        kind = "change " if subject is not None and subject.kind == "change" else ""
+        before = sum(effect.before) / len(effect.before)
+        yield (
+            f"| `{recipe}` | {name} after {effect.stage} | {kind}{effect.bound} | {number(before)} "
+            f"| {', '.join(map(number, effect.after))} | {number(effect.spread)} "
+            f"| {'yes' if effect.holds else '**no**'} |"
+        )
+
+
+def table(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The table of these recipes; None where nothing is known of any."""
+    lines = [line for name in names if name in found for line in rows(name, found[name])]
+    return "\n".join([HEADER, *lines]) if lines else None
+
+
+def write_pages(found: Mapping[str, Any]) -> None:
+    """Write `docs/effects.md` and the tables of the methods' pages."""
+    parts = [HEAD]
+    seeds = sorted({tuple(kept["seeds"]) for kept in found.values()})
+    for group in seeds:
+        names = [name for name in sorted(found) if tuple(found[name]["seeds"]) == group]
+        made = table(found, names)
+        if made:
+            parts.append(f"## Seeds {', '.join(map(str, group))}\n\n{made}\n")
+    _write(PAGE, "\n".join(parts))
+    for path in sorted(PAGES.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        _write(path, fill(text, "effects", lambda name: table(found, [name])))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def run(path: Path, seeds: Sequence[int], home: Path) -> dict[str, Any] | None:
+    """Run a recipe over seeds; None where it claims nothing."""
+    written = api.plan(path).resolved
+    if not list(claims(written)):
+        print(f"{path.stem}: claims nothing, not run", flush=True)
+        return None
+    matrix = f"matrix={{seed: [{', '.join(map(str, seeds))}]}}"
+    result = api.run(
+        path, overrides=[matrix] if len(seeds) > 1 else [f"seed={seeds[0]}"], home=home
+    )
+    found = effects(result.record, written)
+    for effect in found:
+        after = ", ".join(f"{value:.3f}" for value in effect.after)
+        print(
+            f"{path.stem}: {effect.subject} {effect.bound}: {effect.before[0]:.3f} -> {after}"
+            f"  {'holds' if effect.holds else 'DOES NOT HOLD'}",
+            flush=True,
+        )
+    return {"seeds": list(seeds), "effects": [asdict(effect) for effect in found]}
+
+
+def main() -> None:
+    """Run, keep, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shipped = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="by default every one")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--home", type=Path, default=ROOT / ".ptl" / "effects")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the pages")
+    args = parser.parse_args()
+    names = [re.sub(r"\.yaml$", "", Path(name).name) for name in args.recipes] or list(shipped)
+    unknown = sorted(set(names) - set(shipped))
+    if unknown:
+        parser.error(f"no recipe is named {', '.join(unknown)}; there is {', '.join(shipped)}")
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
+    for name in [] if args.table else names:
+        made = run(shipped[name], args.seeds, args.home)
+        if made is not None:
+            kept[name] = made
+            _write(KEPT, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    write_pages(kept)
+    failed = [name for name in names if name in kept and not _all_hold(kept[name])]
+    if failed:
+        print("these do not show what they claim: " + ", ".join(failed))
+    sys.exit(1 if failed else 0)
+
+
+def _all_hold(kept: Mapping[str, Any]) -> bool:
+    return all(Effect(**item).holds for item in kept["effects"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Sampling through the SDK and the embedded engine, beside transformers' `generate`: 64 samples of
+64 tokens, as one request or as 64, and a group of 16 on a prompt of 500 tokens.
+
+    python benchmarks/sampling.py --model tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import common
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny", help="tiny, nano, 1m, 100m or a path")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    print(common.machine())
+    with tempfile.TemporaryDirectory() as folder:
+        compare(common.model_path(args.model, Path(folder)), args)
+
+
+def compare(path: str, args: argparse.Namespace) -> None:
+    """Time the sides in turn, and print them."""
+    import numpy as np
+    import tinker
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(3, model.config.vocab_size, (64, 64))
+    long = rng.integers(3, model.config.vocab_size, 500)
+    plan = tinker.SamplingParams(max_tokens=64, stop=[], temperature=1.0)
+
+    def generate(ids: np.ndarray) -> None:
+        with torch.no_grad():
+            model.generate(
+                torch.from_numpy(ids), do_sample=True, max_new_tokens=64, min_new_tokens=64,
+                eos_token_id=None, pad_token_id=0,
+            )  # fmt: skip
+
+    with common.engine(path) as (_, service):
+        sampler = service.create_sampling_client(base_model="bench").result()
+
+        def one(ids: np.ndarray, count: int, most: tinker.SamplingParams = plan) -> None:
+            sampler.sample(tinker.ModelInput.from_ints(ids.tolist()), count, most).result()
+
+        def many() -> None:
+            futures = [
+                sampler.sample(tinker.ModelInput.from_ints(row.tolist()), 1, plan)
+                for row in prompts
+            ]
+            for future in futures:
+                future.result()
+
+        timed = common.interleave(
+            {
+                "engine, 1 request of 64": lambda: one(prompts[0], 64),
+                "engine, 64 requests of 1": many,
+                "generate, one prompt": lambda: generate(prompts[:1].repeat(64, 0)),
+                "generate, 64 prompts": lambda: generate(prompts),
+            },
+            args.repeats,
+        )
+        common.report(f"{args.model}: 64 x 64 tokens", timed, 64 * 64, "tokens/s")
+        once = tinker.SamplingParams(max_tokens=1, stop=[])
+        timed = common.interleave(
+            {
+                "a group of 16, one token": lambda: one(long, 16, once),
+                "one sample, one token": lambda: one(long, 1, once),
+            },
+            args.repeats,
+        )
+        common.report(f"{args.model}: a prompt of 500 tokens", timed, 1, "requests/s")
+
+
+if __name__ == "__main__":
+    main()
