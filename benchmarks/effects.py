@@ -24,8 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes import api, gates, report
-from posttrain_recipes.gates import Bound, Subject
+from posttrain_recipes import api
+from posttrain_recipes.planning import gates
+from posttrain_recipes.planning.gates import Bound, Subject
+from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, StageRecord
 
 ROOT = Path(__file__).resolve().parent.parent

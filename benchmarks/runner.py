@@ -30,8 +30,8 @@ def overhead(folder: Path, steps: int, rounds: int, model: str) -> str:
     """A loop by hand against `ptl run`, in turns; medians."""
     import posttrain_recipes as ptl
     from posttrain_recipes.engine import launch
-    from posttrain_recipes.events import Reporter
     from posttrain_recipes.models import resolve
+    from posttrain_recipes.running.events import Reporter
 
     os.environ["TINKER_TELEMETRY"] = "0"
     rows = [
@@ -125,8 +125,10 @@ PROBE = """\
 import resource, sys, time
 from pathlib import Path
 began = time.process_time()
-from posttrain_recipes import api, costs, pricing
-from posttrain_recipes.reuse import Scope, decisions
+from posttrain_recipes import api
+from posttrain_recipes.planning import costs
+from posttrain_recipes.planning import pricing
+from posttrain_recipes.planning.reuse import Scope, decisions
 imported = time.process_time()
 plan = api.plan(sys.argv[1])
 planned = time.process_time()

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes import gates, registry, report
-from posttrain_recipes import recipe as recipes
-from posttrain_recipes.gates import Gate
-from posttrain_recipes.planner import build
-from posttrain_recipes.plans import Plan
+from posttrain_recipes import registry
+from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.planning import gates
+from posttrain_recipes.planning.gates import Gate
+from posttrain_recipes.planning.planner import build
+from posttrain_recipes.planning.plans import Plan
+from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.records import Checkpoint, Estimate
-from posttrain_recipes.reuse import Scope
+from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, Store, default_home
 
 if TYPE_CHECKING:
-    from posttrain_recipes.events import Reporter
+    from posttrain_recipes.running.events import Reporter
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def run(
         RecipeError, UsageError: as `plan`.
         PtlError: the run failed; what it had is kept.
     """
-    from posttrain_recipes import runner
+    from posttrain_recipes.running import runner
 
     planned = plan(recipe, preset=preset, overrides=overrides)
     scope = Scope(fresh, from_stage, until)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import planner as planning
-from posttrain_recipes import recipe as recipes
 from posttrain_recipes import registry
-from posttrain_recipes.plans import Plan
-from posttrain_recipes.recipe import Recipe
+from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.language.recipe import Recipe
+from posttrain_recipes.planning import planner as planning
+from posttrain_recipes.planning.plans import Plan
 
 # Models of a few thousand weights compute on one thread as fast as on many, and far faster where
 # the tests share their cores. Read by torch when it is first imported.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, report
+from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.errors import display_path
+from posttrain_recipes.reporting import report
 from posttrain_recipes.store import default_home, write_atomic
 
 
@@ -32,7 +33,7 @@ def compare(
     Results on the same records are tested in pairs. One run with branches or a matrix is compared
     with itself.
     """
-    from posttrain_recipes.comparing import Comparison
+    from posttrain_recipes.reporting.comparing import Comparison
 
     folder = default_home(home)
     found = Comparison(folder, [api.show(run, home).record for run in dict.fromkeys(runs)])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import collect, engines, registry
+from posttrain_recipes import engines, registry
 from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.options import PluginConfig
+from posttrain_recipes.running import collect
 from posttrain_recipes.store import Store, default_home
 
 

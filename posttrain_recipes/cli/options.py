@@ -31,7 +31,7 @@ def recipe_options(function: F) -> F:
 
 def scope_options(function: F) -> F:
     """`--fresh --from STAGE --until STAGE`, as the argument `scope`."""
-    from posttrain_recipes.reuse import Scope
+    from posttrain_recipes.planning.reuse import Scope
 
     @click.option("--fresh", is_flag=True, help="Start from nothing, whatever earlier runs left.")
     @click.option("--from", "first", metavar="STAGE", help="Run STAGE and those after it again.")

@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from posttrain_recipes import api, costs, pricing
+from posttrain_recipes import api
 from posttrain_recipes.cli.options import (
     home_option,
     json_option,
     recipe_options,
     scope_options,
 )
-from posttrain_recipes.plans import BASE, Plan
-from posttrain_recipes.reuse import Scope, decisions
+from posttrain_recipes.planning import costs, pricing
+from posttrain_recipes.planning.plans import BASE, Plan
+from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.store import Estimated, Store, default_home
 
 

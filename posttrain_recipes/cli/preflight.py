@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes import preflight as checks
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
+from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import default_home
 
 MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}

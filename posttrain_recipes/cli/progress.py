@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from posttrain_recipes import costs, gates, report
-from posttrain_recipes.comparisons import groups
 from posttrain_recipes.errors import display_path
-from posttrain_recipes.events import Reporter
-from posttrain_recipes.plans import Plan, PlannedEval, PlannedStage
+from posttrain_recipes.planning import costs, gates
+from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
+from posttrain_recipes.planning.pricing import duration
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import EvalResult
+from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting.comparisons import groups
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class Lines(Reporter):
             self.line(f"  {when:6} {label}: {value} (n={estimate.count})")
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
-        self.line(f"  {stage.name} done in {report.duration(record.seconds)}")
+        self.line(f"  {stage.name} done in {duration(record.seconds)}")
 
     def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
         kept = f"; kept up to step {record.resume.step}" if record.resume else ""
@@ -189,7 +191,7 @@ class Rate:
         steps = number - self.done
         if steps <= 0:
             return "?"
-        return report.duration((time.monotonic() - self.began) / steps * (total - number))
+        return duration((time.monotonic() - self.began) / steps * (total - number))
 
 
 class Live(Lines):
@@ -273,7 +275,7 @@ class Live(Lines):
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         self.close()
-        self.console.print(f"  [dim]done in {report.duration(record.seconds)}[/dim]")
+        self.console.print(f"  [dim]done in {duration(record.seconds)}[/dim]")
 
     def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
         self.close()

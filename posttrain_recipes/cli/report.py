@@ -28,7 +28,7 @@ def report(run: str, output: Path | None, open_browser: bool, home: Path | None)
     RUN is an id of 'ptl runs', or a recipe's name for its last run. Every run ends with
     report.html and report.md in its directory; the page needs no network and no server.
     """
-    from posttrain_recipes.page import Pages
+    from posttrain_recipes.reporting.page import Pages
 
     pages = Pages(default_home(home), api.show(run, home).record)
     if output is None:

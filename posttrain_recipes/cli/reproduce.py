@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, registry, report
+from posttrain_recipes import api, registry
 from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, default_home
 
 
@@ -39,9 +40,10 @@ def reproduce(
     RUN is an id of 'ptl runs', or the id of a recipe's run in MLflow, which is all that is needed
     of it. Exit 1 where a result is outside of the two 95% intervals.
     """
-    from posttrain_recipes import reproduction, runner
     from posttrain_recipes.cli.progress import Lines
-    from posttrain_recipes.reuse import Scope
+    from posttrain_recipes.planning.reuse import Scope
+    from posttrain_recipes.reporting import reproduction
+    from posttrain_recipes.running import runner
 
     then = _find(run, tracking_uri, home)
     if then.status != "finished":
@@ -70,7 +72,8 @@ def reproduce(
 
 
 def _find(run: str, tracking_uri: str | None, home: Path | None) -> RunRecord:
-    from posttrain_recipes import mlstore, reproduction
+    from posttrain_recipes.reporting import reproduction
+    from posttrain_recipes.tracking import mlstore
 
     if tracking_uri is None and not re.fullmatch(r"[0-9a-f]{32}", run):
         return api.show(run, home).record
@@ -80,7 +83,7 @@ def _find(run: str, tracking_uri: str | None, home: Path | None) -> RunRecord:
 
 
 def _print(then: RunRecord, now: RunRecord) -> None:
-    from posttrain_recipes import reproduction
+    from posttrain_recipes.reporting import reproduction
 
     found = reproduction.verdicts(then, now)
     table: list[tuple[str, ...]] = [("stage", "eval", "", then.id, now.id, "")]

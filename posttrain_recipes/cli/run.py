@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, gates, report
+from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options, scope_options
-from posttrain_recipes.reuse import Scope
+from posttrain_recipes.planning import gates
+from posttrain_recipes.planning.reuse import Scope
+from posttrain_recipes.reporting import report
 
 
 @click.command()
@@ -32,8 +34,8 @@ def run(
     the same inputs is reused. Exit 1 where the recipe expects a result that the run does not have.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
-    from posttrain_recipes import runner
     from posttrain_recipes.cli.progress import Lines, Live
+    from posttrain_recipes.running import runner
     from posttrain_recipes.store import default_home
 
     live = sys.stdout.isatty() and not as_json

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, report
+from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.reporting import report
 
 
 @click.command()

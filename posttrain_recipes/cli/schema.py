@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import registry
-from posttrain_recipes import schema as schemas
+from posttrain_recipes.language import schema as schemas
 from posttrain_recipes.store import write_atomic
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api, costs, report
+from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.errors import display_path
+from posttrain_recipes.planning import costs
+from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, Store, default_home, load_samples
 
 

@@ -18,10 +18,10 @@ from typing import IO
 
 import click
 
-from posttrain_recipes import mlstore
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.store import default_home
+from posttrain_recipes.tracking import mlstore
 
 FIRST_PORT = 5000
 START_SECONDS = 120.0

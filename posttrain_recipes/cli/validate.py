@@ -57,7 +57,7 @@ def validate(
 
 def _presets(path: Path) -> list[str | None]:
     """The bare recipe, then each preset of it; a file that cannot be read has none."""
-    from posttrain_recipes import recipe
+    from posttrain_recipes.language import recipe
 
     try:
         names = recipe.preset_names(path)

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from posttrain_recipes.language.schema import EXTRA_OPTIONS
 from posttrain_recipes.plugin import API_VERSION, DataMethod, Dataset, DatasetConfig, Eval, Method
 from posttrain_recipes.records import RECORD_TYPES
 from posttrain_recipes.registry import KINDS, Entry
-from posttrain_recipes.schema import EXTRA_OPTIONS
 from posttrain_recipes.testing.findings import Complaints, Finding, placeholder, run_check
 
 HEAVY = ("torch", "tinker", "transformers", "mlflow", "datasets", "pyarrow", "safetensors")

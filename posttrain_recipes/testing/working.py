@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import api
-from posttrain_recipes.events import Reporter
 from posttrain_recipes.plugin import DataMethod, Dataset, Eval, Method, Reward
 from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.testing import records
 from posttrain_recipes.testing.findings import Complaints, Finding, Skip, run_check
 

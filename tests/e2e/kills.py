@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.events import Reporter
+from posttrain_recipes.running.events import Reporter
 
 HEARD = (
     "run_started",

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.events import Reporter
-from posttrain_recipes.plans import PlannedStage
+from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import StageRecord
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import posttrain_recipes as ptl
-from posttrain_recipes.events import Reporter
-from posttrain_recipes.plans import PlannedStage
+from posttrain_recipes.planning.plans import PlannedStage
+from posttrain_recipes.running.events import Reporter
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 RECIPE = f"""\

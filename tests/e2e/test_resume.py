@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
-from posttrain_recipes import collect
 from posttrain_recipes.engine import launch
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.events import Reporter
+from posttrain_recipes.running import collect
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import RunRecord, Store
 from tests import engine_model
 from tests.e2e import kills

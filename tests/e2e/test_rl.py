@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
-from posttrain_recipes.events import Reporter
+from posttrain_recipes.running.events import Reporter
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -45,7 +45,7 @@ stages:
 DRIVER = """\
 import os, sys
 import posttrain_recipes as ptl
-from posttrain_recipes.events import Reporter
+from posttrain_recipes.running.events import Reporter
 
 recipe, home, stage, step, number = sys.argv[1:]
 
@@ -207,7 +207,7 @@ def test_a_killed_run_leaves_no_engine_and_shows_as_killed(recipe: Path, tmp_pat
     home = tmp_path / "home"
     drive(recipe, home, "sft", 2, signal.SIGKILL)
     assert wait_for_end(engines_of(home))
-    from posttrain_recipes.tracking import Tracker
+    from posttrain_recipes.tracking.tracker import Tracker
 
     (killed,) = Store(home).runs()
     assert killed.tracking_id
@@ -320,7 +320,7 @@ def test_a_record_that_is_too_long_is_named(recipe: Path, tmp_path: Path) -> Non
 
 
 def test_an_engine_that_dies_ends_the_run_with_its_log(recipe: Path, tmp_path: Path) -> None:
-    from posttrain_recipes.events import Reporter
+    from posttrain_recipes.running.events import Reporter
 
     home = tmp_path / "home"
 

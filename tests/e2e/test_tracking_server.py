@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from posttrain_recipes import mirror, mlstore
 from posttrain_recipes.cli.sync import sync
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
-from posttrain_recipes.tracking import RecipeRun, Tracker
+from posttrain_recipes.tracking import mirror, mlstore
+from posttrain_recipes.tracking.tracker import RecipeRun, Tracker
 
 USER, PASSWORD = "ada", "correct-horse-battery"
 

@@ -15,8 +15,8 @@ import pytest
 from posttrain_recipes import __version__, api, cli, registry
 from posttrain_recipes.cli import COMMANDS
 from posttrain_recipes.cli.init import FILES
+from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.records import Checkpoint, Estimate, Message, Sample
-from posttrain_recipes.schema import recipe_schema
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
 from tests.conftest import ROOT, Project
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from posttrain_recipes import collect
 from posttrain_recipes.cli.gc import gc
 from posttrain_recipes.engine import checkpoints
 from posttrain_recipes.engine.wire import LoraConfig
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.running import collect
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 
 

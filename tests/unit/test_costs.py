@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import costs, pricing, tokens
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.models import BUNDLED
+from posttrain_recipes.planning import costs, pricing, tokens
+from posttrain_recipes.planning.reuse import Decision, Scope, decisions
 from posttrain_recipes.records import Message
-from posttrain_recipes.reuse import Decision, Scope, decisions
-from posttrain_recipes.runner import new_record
+from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Estimated, RunRecord, Spent
 from posttrain_recipes.training.rendering import load_renderer
 from posttrain_recipes.workload import Usage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from posttrain_recipes.datasets.jsonl import Jsonl
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Conversation, Message, Prompt
 from posttrain_recipes.records import Messages
+from tests import memory
 
 DATA = Path(__file__).parents[1] / "fixtures" / "data"
 BROKEN = DATA / "broken"
@@ -338,21 +338,12 @@ def test_quantiles() -> None:
 
 def test_checking_streams(tmp_path: Path) -> None:
     """A record costs no more than its place in the table of hashes: 72 bytes at most."""
-
-    def peak(rows: int) -> int:
-        path = tmp_path / f"{rows}.jsonl"
-        with path.open("w") as stream:
-            for number in range(rows):
-                stream.write(json.dumps({"prompt": f"q{number}", "completion": "a" * 200}) + "\n")
-        tracemalloc.start()
-        try:
-            assert check_file(path).records == rows
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak(10)
-    assert peak(10_000) - peak(500) < 10_000 * 72
+    code = """
+from posttrain_recipes.datasets.checking import check_file
+read = lambda path: check_file(path).records
+"""
+    few, many = memory.peaks(code, rows=(500, 10_000), folder=tmp_path)
+    assert many - few < 10_000 * 72
 
 
 # --- the command ---------------------------------------------------------------------------------

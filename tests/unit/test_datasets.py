@@ -26,6 +26,7 @@ from posttrain_recipes.plugin import (
     Prompt,
     Record,
 )
+from tests import memory
 
 DATA = Path(__file__).parents[1] / "fixtures" / "data"
 GOOD = DATA / "good"
@@ -325,23 +326,13 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_loading_streams(tmp_path: Path) -> None:
     """Memory does not grow with the number of rows."""
-    import tracemalloc
-
-    def peak(rows: int) -> int:
-        path = tmp_path / f"{rows}.jsonl"
-        with path.open("w") as stream:
-            for number in range(rows):
-                stream.write(json.dumps({"prompt": f"q{number}", "completion": "a" * 200}) + "\n")
-        dataset = jsonl(path)
-        tracemalloc.start()
-        try:
-            assert sum(1 for _ in dataset.load()) == rows
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak(10)  # imports and caches
-    assert peak(10_000) < 1.5 * peak(500) + 50_000
+    code = """
+from pathlib import Path
+from posttrain_recipes.datasets.jsonl import Jsonl
+read = lambda path: sum(1 for _ in Jsonl(Jsonl.Config(path=str(path)), Path(".")).load())
+"""
+    few, many = memory.peaks(code, rows=(500, 10_000), folder=tmp_path)
+    assert many < 1.5 * few + 50_000
 
 
 # --- Hugging Face --------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import expansion
 from posttrain_recipes.errors import RecipeError
-from posttrain_recipes.plans import Plan
+from posttrain_recipes.language import expansion
+from posttrain_recipes.planning.plans import Plan
 from tests.conftest import ROOT, Project
 
 HEAD = "name: demo\nmodel: ./model\nseed: 7\n"

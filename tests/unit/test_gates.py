@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import gates, report
 from posttrain_recipes.errors import RecipeError
-from posttrain_recipes.gates import Bound, Subject
+from posttrain_recipes.planning import gates
+from posttrain_recipes.planning.gates import Bound, Subject
 from posttrain_recipes.records import Estimate
-from posttrain_recipes.runner import new_record
+from posttrain_recipes.reporting import report
+from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 from tests.conftest import Project
 

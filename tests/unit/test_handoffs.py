@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import pytest
 
 from posttrain_recipes import registry
-from posttrain_recipes.data import load_records
 from posttrain_recipes.errors import RecipeError
+from posttrain_recipes.language.schema import recipe_schema
+from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.plugin import (
     Checkpoint,
     Conversation,
@@ -31,7 +32,6 @@ from posttrain_recipes.plugin import (
     Task,
     hookimpl,
 )
-from posttrain_recipes.schema import recipe_schema
 from tests.conftest import Install, Project
 
 

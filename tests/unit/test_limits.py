@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import tinker
 
-from posttrain_recipes import limits, pricing, waiting
+from posttrain_recipes import waiting
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.limits import Spending
-from posttrain_recipes.metering import Meter
-from posttrain_recipes.runner import new_record
+from posttrain_recipes.planning import pricing
+from posttrain_recipes.running import limits
+from posttrain_recipes.running.limits import Spending
+from posttrain_recipes.running.metering import Meter
+from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Spent
 from posttrain_recipes.waiting import Interrupts, StopAsked
 from posttrain_recipes.workload import Usage

@@ -9,7 +9,6 @@ import pytest
 
 from posttrain_recipes.conversion import as_row
 from posttrain_recipes.datasets.collected import Collected
-from posttrain_recipes.making import Made
 from posttrain_recipes.plugin import (
     Conversation,
     Labelled,
@@ -19,6 +18,7 @@ from posttrain_recipes.plugin import (
     Record,
     UsageError,
 )
+from posttrain_recipes.running.making import Made
 
 ASKED = (Message("system", "be kind"), Message("user", "hi\u2028there"))
 GOOD, BAD = (Message("assistant", "hello"),), (Message("assistant", "what"),)
@@ -101,7 +101,7 @@ def test_an_end_that_was_cut_short_is_done_over(
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("posttrain_recipes.making.os.fsync", fail)
+        patch.setattr("posttrain_recipes.running.making.os.fsync", fail)
         with pytest.raises(OSError, match="no space"):
             made.finish({})
     assert not made.complete

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from posttrain_recipes import comparisons, curves, plots, statistics, store
-from posttrain_recipes.curves import CurveWriter
-from posttrain_recipes.page import Pages
-from posttrain_recipes.plans import Plan
+from posttrain_recipes import store
+from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
-from posttrain_recipes.runner import new_record
+from posttrain_recipes.reporting import comparisons, plots, statistics
+from posttrain_recipes.reporting.page import Pages
+from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import RunRecord, Spent, Store
+from posttrain_recipes.tracking import curves
+from posttrain_recipes.tracking.curves import CurveWriter
 from posttrain_recipes.training.estimates import proportion
 from tests.conftest import Project
 

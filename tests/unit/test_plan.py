@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from pydantic import field_validator
 
-from posttrain_recipes import api, report
-from posttrain_recipes.data import load_records
+from posttrain_recipes import api
 from posttrain_recipes.errors import RecipeError
-from posttrain_recipes.plans import Plan
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.plugin import Method, PluginConfig, hookimpl
 from posttrain_recipes.records import Conversation, Labelled, Message, Preference, Prompt
+from posttrain_recipes.reporting import report
 from tests.conftest import CHAT, Install, Project
 
 RECIPE = """\

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import needs, probe, registry
+from posttrain_recipes import probe, registry
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.planning import needs
 from posttrain_recipes.plugin import Connection
 from posttrain_recipes.probe import Check, UnsupportedError, running
 from posttrain_recipes.waiting import EngineWaiter

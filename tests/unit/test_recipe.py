@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import recipe as recipes
-from posttrain_recipes import report
 from posttrain_recipes.errors import RecipeError, UsageError
-from posttrain_recipes.recipe import expand_environment, parse
+from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.language.recipe import expand_environment, parse
+from posttrain_recipes.reporting import report
 from tests.conftest import Project
 
 # --- YAML ----------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from posttrain_recipes import registry
 from posttrain_recipes.cli.plugins import plugins
 from posttrain_recipes.errors import MissingExtraError, PtlError, RecipeError, UsageError
+from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.plugin import Conversation, Eval, Method, PluginConfig, Reward, hookimpl
-from posttrain_recipes.schema import recipe_schema
 from tests.conftest import Install, Project
 
 

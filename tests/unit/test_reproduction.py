@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from posttrain_recipes import registry, reproduction, store
+from posttrain_recipes import registry, store
 from posttrain_recipes.cli.compare import compare
-from posttrain_recipes.comparing import Comparison
 from posttrain_recipes.records import Estimate
+from posttrain_recipes.reporting import reproduction
+from posttrain_recipes.reporting.comparing import Comparison
 from posttrain_recipes.store import RunRecord
 from tests.conftest import Project
 from tests.unit.test_page import finish

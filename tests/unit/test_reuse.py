@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plans import Plan, PlannedStage
+from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.planning.reuse import Decision, History, Scope, decisions
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint
-from posttrain_recipes.reuse import Decision, History, Scope, decisions
-from posttrain_recipes.runner import new_record
+from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import RunRecord
 from tests.conftest import PAIRS, Project
 

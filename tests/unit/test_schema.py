@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from posttrain_recipes import recipe as recipes
-from posttrain_recipes import registry, schema
-from posttrain_recipes.schema import recipe_schema
+from posttrain_recipes import registry
+from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.language import schema
+from posttrain_recipes.language.schema import recipe_schema
 from tests.conftest import ROOT, Install
 
 COMMITTED = ROOT / "schemas" / "recipe.schema.json"

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from posttrain_recipes import mlruns, mlstore, tracking
 from posttrain_recipes.cli.ui import ui
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
-from posttrain_recipes.tracking import RecipeRun, StageRun, Tracker
+from posttrain_recipes.tracking import mlruns, mlstore
+from posttrain_recipes.tracking import tracker as tracking
+from posttrain_recipes.tracking.tracker import RecipeRun, StageRun, Tracker
 
 ROOT = Path(tracking.__file__).parent.parent
 
@@ -354,7 +355,7 @@ def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(tracker: Tracker, cli
 HOLD = """
 import sys, time
 from pathlib import Path
-from posttrain_recipes.tracking import Tracker
+from posttrain_recipes.tracking.tracker import Tracker
 tracker = Tracker(Path(sys.argv[1]))
 with tracker.run(recipe="r", run_name="r-1", resolved_yaml="") as run:
     with run.stage(name="sft", index=1) as stage:
@@ -406,7 +407,7 @@ def test_runs_of_killed_processes_end_as_killed(home: Path, tracker: Tracker, cl
 CREATE = """
 import sys
 from pathlib import Path
-from posttrain_recipes import mlstore
+from posttrain_recipes.tracking import mlstore
 mlstore.make_quiet()
 mlstore.create_database(Path(sys.argv[1]))
 """
@@ -608,7 +609,7 @@ def test_ui_says_when_there_are_no_runs(tmp_path: Path) -> None:
 
 def test_ui_help_and_tracking_import_no_mlflow() -> None:
     code = (
-        "import sys, posttrain_recipes.tracking; from posttrain_recipes.cli.ui import ui;"
+        "import sys, posttrain_recipes.tracking.tracker; from posttrain_recipes.cli.ui import ui;"
         "ui(['--help'], standalone_mode=False); assert 'mlflow' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

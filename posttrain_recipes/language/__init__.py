@@ -1,0 +1,1 @@
+"""What a recipe says: its text with positions, its variants written out, its schema."""

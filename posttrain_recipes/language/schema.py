@@ -1,0 +1,561 @@
+"""Recipe x registry -> JSON Schema 2020-12, and a recipe's faults against it, in words.
+
+The schema is composed from the grammar below and from the `Config` of every installed plugin, so
+that an editor completes a stranger's options as well as ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from posttrain_recipes.errors import Fault
+from posttrain_recipes.language.recipe import NESTED, Key, Recipe
+from posttrain_recipes.options import REFERS_TO
+from posttrain_recipes.plugin import LoraConfig, PluginConfig
+from posttrain_recipes.registry import KINDS, Entry, Registry, suggest
+
+SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
+MISPLACED = {
+    "repeat": "stands in the list of stages: '- repeat: 3' with 'stages:' below it",
+    "compare": "stands in the list of stages: '- compare:' with the branches below it",
+    "until": "stands beside 'repeat:'",
+    "matrix": "stands at the top of a recipe",
+    "limits": "stands at the top of a recipe",
+}
+"""Words of the language with the place where they mean something."""
+
+BOUND = {
+    "type": "string",
+    "pattern": r"^\s*(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?\s*$",
+    "examples": [">= 0.8", "<= 5%"],
+}
+NAME = {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_-]*$", "maxLength": 64}
+EXTRA_OPTIONS: dict[str, dict[str, Any]] = {
+    "eval": {
+        "name": {
+            **NAME,
+            "description": "What tables and metrics call it, and what other stages refer to; "
+            "by default the plugin's name.",
+        },
+        "dataset": {
+            "$ref": "#/$defs/dataset",
+            "description": "What to evaluate on; by default the stage's own test split.",
+        },
+    },
+    "reward": {
+        "weight": {
+            "type": "number",
+            "default": 1.0,
+            "description": "The factor of this reward in the sum.",
+        },
+    },
+}
+"""Options that the core reads beside the plugin's own, by kind."""
+
+
+def recipe_schema(registry: Registry) -> dict[str, Any]:
+    """The JSON Schema of recipes in this environment."""
+    definitions: dict[str, Any] = {}
+    for kind in ("dataset", "method", "reward", "eval", "engine"):
+        definitions[kind] = _use(kind, registry)
+        for entry in registry.entries[kind].values():
+            definitions.update(_plugin(entry))
+    definitions["lora"] = _config_schema(LoraConfig, "lora", definitions)
+    definitions["stage"] = _stage()
+    definitions["repeat"] = _repeat()
+    definitions["compare"] = _compare()
+    definitions["matrix"] = _matrix()
+    definitions["stages"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "if": {"required": ["repeat"]},
+            "then": {"$ref": "#/$defs/repeat"},
+            "else": {
+                "if": {"required": ["compare"]},
+                "then": {"$ref": "#/$defs/compare"},
+                "else": {"$ref": "#/$defs/stage"},
+            },
+        },
+    }
+    overlay = {
+        "type": "object",
+        "description": "Keys of the recipe; stages are addressed by name.",
+    }
+    return {
+        "$schema": SCHEMA_ID,
+        "title": "posttrain_recipes recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "model", "stages"],
+        "properties": {
+            "name": {**NAME, "description": "The recipe's name; its runs are named after it."},
+            "description": {"type": "string", "description": "What the recipe does or teaches."},
+            "model": {
+                "type": "string",
+                "minLength": 1,
+                "description": "The base model: bundled (ptl/tiny, ptl/nano), a Hugging Face id "
+                "or a local directory.",
+            },
+            "engine": {
+                "description": "Where training runs: local (embedded, the default), tinker "
+                "(hosted) or a compatible server.",
+                "default": "local",
+                "if": {"type": "string"},
+                "then": {"enum": registry.names("engine")},
+                "else": {"$ref": "#/$defs/engine"},
+            },
+            "seed": {
+                "type": "integer",
+                "minimum": 0,
+                "default": 0,
+                "description": "Seeds data order, splits, adapters and sampling.",
+            },
+            "lora": {"$ref": "#/$defs/lora", "description": "The adapter that is trained."},
+            "stages": {
+                "$ref": "#/$defs/stages",
+                "description": "What is done, in order; each starts from the one before it.",
+            },
+            "limits": _limits(),
+            "matrix": {
+                "$ref": "#/$defs/matrix",
+                "description": "Values to try: the recipe runs with each combination of them.",
+            },
+            "expect": _expect("of each way through the recipe"),
+            "presets": {
+                "type": "object",
+                "additionalProperties": overlay,
+                "description": "Named changes: `ptl run --preset NAME`; `quick` is what a bare "
+                "run uses.",
+            },
+            "extends": {"type": "string", "description": "A recipe that this one changes."},
+        },
+        "$defs": definitions,
+    }
+
+
+def _limits() -> dict[str, Any]:
+    def bound(type_: str, description: str) -> dict[str, Any]:
+        return {"type": type_, "exclusiveMinimum": 0, "description": description}
+
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "minProperties": 1,
+        "description": "Bounds on what a run may spend, all its tries together. It stops before "
+        "one is passed, keeps what it has, and goes on where it stopped once the bound is raised.",
+        "properties": {
+            "max_cost_usd": bound(
+                "number", "US dollars, by the table of prices; only hosted engines are billed."
+            ),
+            "max_hours": bound("number", "Hours that the run is worked on."),
+            "max_tokens": bound("integer", "Tokens: trained, read and written, by evals too."),
+        },
+    }
+
+
+def _stage() -> dict[str, Any]:
+    def ref(kind: str, description: str) -> dict[str, Any]:
+        return {"$ref": f"#/$defs/{kind}", "description": description}
+
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name"],
+        "properties": {
+            "name": {**NAME, "description": "The stage's name, unique in the recipe."},
+            "init_from": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Where it starts: `base`, a stage's name or a tinker:// state; by "
+                "default the stage above. The optimizer starts fresh.",
+            },
+            "dataset": ref("dataset", "What it trains on."),
+            "method": ref("method", "How it trains; a stage without one only evaluates."),
+            "reward": {
+                "description": "What scores replies, for methods that take rewards; a list is a "
+                "weighted sum.",
+                "if": {"type": "array"},
+                "then": {"items": {"$ref": "#/$defs/reward"}, "minItems": 1},
+                "else": {"$ref": "#/$defs/reward"},
+            },
+            "eval": {
+                "type": "array",
+                "description": "Run before and after training: evals, or names of evals above.",
+                "items": {"if": {"type": "string"}, "else": {"$ref": "#/$defs/eval"}},
+            },
+            "model": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Another base model than the recipe's; only where the stage starts "
+                "from base, as a teacher's does.",
+            },
+            "expect": _expect("of the stage"),
+            "seed": {"type": "integer", "minimum": 0, "description": "Overrides the recipe's."},
+            "lora": ref("lora", "Overrides the recipe's; only where the stage starts from base."),
+        },
+    }
+
+
+def _expect(whose: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": BOUND,
+        "description": f"Bounds on results {whose}, as {{held_out: '>= 0.8', held_out change: "
+        "'> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 1.",
+    }
+
+
+def _repeat() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["repeat", "stages"],
+        "description": "A loop: each round starts from what the round before left.",
+        "properties": {
+            "repeat": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 1000,
+                "description": "How many rounds; their stages are called NAME-1, NAME-2, ...",
+            },
+            "name": {**NAME, "description": "What presets and messages call the loop."},
+            "stages": {"$ref": "#/$defs/stages", "description": "The stages of a round."},
+            "until": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": BOUND,
+                "description": "Bounds on evals of a round, as {held_out: '>= 0.9'}; once all "
+                "hold, the rounds after it are left out.",
+            },
+        },
+    }
+
+
+def _compare() -> dict[str, Any]:
+    branch = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "stages"],
+        "properties": {
+            "name": {**NAME, "description": "What tables call the branch."},
+            "stages": {"$ref": "#/$defs/stages", "description": "The stages of the branch."},
+        },
+    }
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["compare"],
+        "description": "Branches from one start, on the same budget and seeds, with one report.",
+        "properties": {
+            "compare": {
+                "type": "array",
+                "minItems": 2,
+                "items": {
+                    "if": {"required": ["stages"]},
+                    "then": branch,
+                    "else": {"$ref": "#/$defs/stage"},
+                },
+                "description": "The branches: stages, or names with 'stages:' of their own.",
+            },
+            "name": {**NAME, "description": "What the report calls the comparison."},
+            "init_from": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Where every branch starts; by default the stage above.",
+            },
+            "seeds": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "integer", "minimum": 0},
+                "description": "Every branch is run once with each.",
+            },
+            "budget": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["steps"],
+                "description": "What every branch may use.",
+                "properties": {
+                    "steps": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "description": "Optimizer steps of each branch.",
+                    }
+                },
+            },
+            "eval": {
+                "type": "array",
+                "description": "What the branches are judged by: added to each one's last stage.",
+                "items": {"if": {"type": "string"}, "else": {"$ref": "#/$defs/eval"}},
+            },
+        },
+    }
+
+
+def _matrix() -> dict[str, Any]:
+    values = {"type": "array", "minItems": 1}
+    paths = {"type": "object", "minProperties": 1, "additionalProperties": values}
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {
+            "pair": {
+                "if": {"type": "array"},
+                "then": {"items": paths, "minItems": 1},
+                "else": paths,
+                "description": "Paths whose lists are gone through together, not combined.",
+            }
+        },
+        "additionalProperties": {
+            **values,
+            "description": "By path, as stages.dpo.method.beta, seed or lora.rank: the values.",
+        },
+    }
+
+
+def _use(kind: str, registry: Registry) -> dict[str, Any]:
+    entries = registry.entries[kind]
+    return {
+        "type": "object",
+        "required": ["use"],
+        "properties": {
+            "use": {
+                "enum": sorted(entries),
+                "description": "; ".join(f"{n}: {entries[n].summary}" for n in sorted(entries)),
+            }
+        },
+        "allOf": [
+            {
+                "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
+                "then": {"$ref": f"#/$defs/{kind}.{name}"},
+            }
+            for name in sorted(entries)
+        ],
+    }
+
+
+def _plugin(entry: Entry) -> dict[str, Any]:
+    definitions: dict[str, Any] = {}
+    prefix = f"{entry.kind}.{entry.name}"
+    schema = _config_schema(entry.config, prefix, definitions)
+    own = schema.get("properties", {})
+    schema["properties"] = {
+        "use": {"const": entry.name},
+        **EXTRA_OPTIONS.get(entry.kind, {}),
+        **own,
+    }
+    schema["description"] = entry.summary
+    definitions[prefix] = schema
+    return definitions
+
+
+def _config_schema(
+    config: type[PluginConfig], prefix: str, definitions: dict[str, Any]
+) -> dict[str, Any]:
+    """The schema of a config; models nested in it go to `definitions` as `prefix.Model`."""
+    schema = config.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
+    for name, nested in schema.pop("$defs", {}).items():
+        definitions[f"{prefix}.{name}"] = _untitled(nested)
+    return _untitled(schema)
+
+
+def _untitled(schema: Any) -> Any:
+    """Without the titles that pydantic derives from names: they tell an editor nothing."""
+    if isinstance(schema, dict):
+        if REFERS_TO in schema:
+            told = {key: value for key, value in schema.items() if key == "description"}
+            return {"$ref": f"#/$defs/{schema[REFERS_TO]}", **told}
+        return {
+            key: {name: _untitled(inner) for name, inner in value.items()}
+            if key == "properties"
+            else _untitled(value)
+            for key, value in schema.items()
+            if key != "title"
+        }
+    if isinstance(schema, list):
+        return [_untitled(inner) for inner in schema]
+    return schema
+
+
+def dump(schema: dict[str, Any]) -> str:
+    """The schema as it is committed under `schemas/`."""
+    return json.dumps(schema, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+
+
+# --- a recipe against the schema -----------------------------------------------------------------
+
+
+def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
+    """Every place where the recipe does not have the form that the schema asks for."""
+    validator = Draft202012Validator(recipe_schema(registry))
+    faults: dict[tuple[str, str], Fault] = {}
+    expanded = recipe.source is not None
+    for key in _not_finite(recipe.data, ()):
+        fault = recipe.fault(key, "must be a number that is finite")
+        faults[fault.key, fault.message] = fault
+    for error in validator.iter_errors(recipe.data):
+        if expanded and len(error.absolute_path) == 3 and error.absolute_path[2] == "name":
+            continue  # the names of variants are ours
+        for fault in _explain(recipe, error, registry):
+            faults.setdefault((fault.key, fault.message), fault)
+    return list(faults.values())
+
+
+def _not_finite(value: Any, key: Key) -> Iterator[Key]:
+    """Where `.inf` and `.nan` stand: JSON Schema does not know of them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_finite(inner, (*key, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, (*key, index))
+
+
+def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
+    """A `jsonschema.ValidationError` (whose stubs type its parts as anything) in words."""
+    key: Key = tuple(error.absolute_path)
+    if error.validator in ("anyOf", "oneOf"):
+        yield from _explain_choice(recipe, error, registry)
+    elif error.validator == "additionalProperties" and isinstance(error.schema, dict):
+        known = list(error.schema.get("properties", {}))
+        for name in sorted(set(error.instance) - set(known)):
+            message = _unknown(recipe, key, name, [k for k in known if k != "use"])
+            yield recipe.fault((*key, name), message, of_key=True)
+    elif error.validator == "required":
+        for name in error.validator_value:
+            if name not in error.instance:
+                yield recipe.fault(key, _missing(key, name, registry))
+    else:
+        yield recipe.fault(key, _phrase(error, key, registry))
+
+
+def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
+    """Of several forms, speak of the one that was most likely meant: null is never it."""
+    branches: dict[Any, list[Any]] = {}
+    for inner in error.context or ():
+        branches.setdefault(inner.relative_schema_path[0], []).append(inner)
+    meant = [
+        errors
+        for index, errors in branches.items()
+        if error.validator_value[index].get("type") != "null"
+    ]
+    same_type = [e for e in meant if not any(i.validator == "type" and not i.path for i in e)]
+    if same_type or len(meant) == 1:
+        for inner in (same_type or meant)[0]:
+            yield from _explain(recipe, inner, registry)
+        return
+    types = [str(option.get("type", "value")) for option in error.validator_value]
+    words = " or ".join(TYPE_WORDS.get(name, name) for name in types)
+    key = tuple(error.absolute_path)
+    yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}")
+
+
+def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
+    if name in MISPLACED and name not in known:
+        return f"'{name}' {MISPLACED[name]}"
+    owner = _owner(recipe, key)
+    return f"unknown {owner}; {suggest(name, known)}"
+
+
+def _in_stages(key: Key) -> bool:
+    """Whether an item of a list of stages stands there, at any depth."""
+    return key[:1] == ("stages",) and all(
+        part in NESTED if isinstance(part, str) else True for part in key
+    )
+
+
+def _owner(recipe: Recipe, key: Key) -> str:
+    value: Any = recipe.data
+    for part in key:
+        value = value[part]
+    if isinstance(value, dict) and isinstance(value.get("use"), str):
+        kind = next((p for p in reversed(key) if isinstance(p, str)), "plugin")
+        return f"option for {kind} '{value['use']}'"
+    if not key:
+        return "key in a recipe"
+    if _in_stages(key) and isinstance(key[-1], int):
+        block = next(
+            (w for w in ("repeat", "compare") if isinstance(value, dict) and w in value), ""
+        )
+        return f"key beside '{block}:'" if block else "key in a stage"
+    return f"key in '{key[-1]}'"
+
+
+def _missing(key: Key, name: str, registry: Registry) -> str:
+    if name == "use":
+        kind = next((p for p in reversed(key) if isinstance(p, str)), "")
+        return f"needs 'use:', which names the {kind}; {suggest('', registry.names(kind))}"
+    if not key:
+        return f"a recipe needs '{name}:'"
+    if _in_stages(key) and isinstance(key[-1], int):
+        if name == "stages":
+            return "a loop needs 'stages:', a list of the stages of a round"
+        return f"a stage needs '{name}:'"
+    return f"needs the option '{name}'"
+
+
+TYPE_WORDS = {
+    "string": "text",
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "object": "a mapping (key: value)",
+    "array": "a list",
+    "null": "null",
+}
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _phrase(error: Any, key: Key, registry: Registry) -> str:
+    value, rule = error.instance, error.validator_value
+    shown = _show(value)
+    if error.validator == "type":
+        names = [rule] if isinstance(rule, str) else list(rule)
+        words = " or ".join(TYPE_WORDS.get(name, name) for name in names)
+        hint = ""
+        if "boolean" in names and str(value).lower() in ("yes", "no", "on", "off"):
+            hint = "; write true or false"
+        elif "object" in names and isinstance(value, str) and key:
+            hint = f"; write {{use: {value}}}"
+        elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
+            hint = f'; write ">= {shown}"'
+        elif value is None:
+            return f"is empty; it must be {words}"
+        return f"must be {words}, not {shown}{hint}"
+    if error.validator in ("enum", "const"):
+        options = [str(option) for option in (rule if error.validator == "enum" else [rule])]
+        if key and (key[-1] == "use" or key == ("engine",)):
+            kinds = (p for p in reversed(key) if p in KINDS)
+            kind = next(kinds, "plugin")
+            return f"unknown {kind} {shown}; {suggest(str(value), options)}"
+        return f"must be one of {', '.join(options)}, not {shown}; {suggest(str(value), options)}"
+    phrases = {
+        "minimum": f"must be at least {rule}, not {shown}",
+        "exclusiveMinimum": f"must be more than {rule}, not {shown}",
+        "maximum": f"must be at most {rule}, not {shown}",
+        "exclusiveMaximum": f"must be less than {rule}, not {shown}",
+        "minLength": "must not be empty",
+        "minProperties": "must not be empty",
+        "minItems": "a comparison needs at least two branches"
+        if key[-1:] == ("compare",)
+        else f"needs at least {rule} item{'s' if rule != 1 else ''}",
+        "maxLength": f"must have at most {rule} characters",
+        "pattern": f"{shown} must start with a letter and have only letters, digits, '_' and '-'"
+        if rule == NAME["pattern"]
+        else f'{shown} is no bound; write ">= 0.8" or "<= 5%"'
+        if rule == BOUND["pattern"]
+        else f"{shown} must match {rule}",
+    }
+    return phrases.get(str(error.validator), error.message)

@@ -1,0 +1,233 @@
+"""From what a recipe says of a plugin to the plugin, its references to other stages resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from posttrain_recipes import models
+from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
+from posttrain_recipes.language.expansion import Origin
+from posttrain_recipes.language.recipe import Key, Recipe, expand_environment
+from posttrain_recipes.options import DatasetRef, ModelRef, RewardRef, references
+from posttrain_recipes.planning.plans import (
+    BASE,
+    PlannedEval,
+    PlannedStage,
+    local_model,
+    model_identity,
+    tokenizer_identity,
+)
+from posttrain_recipes.plugin import Dataset, Engine, Plugin
+from posttrain_recipes.registry import Entry, Registry, suggest
+
+
+@dataclass
+class Builder:
+    """A plan in the making: what is known so far, and what is wrong."""
+
+    recipe: Recipe
+    registry: Registry
+    faults: list[Fault] = field(default_factory=list)
+    evals: dict[str, PlannedEval] = field(default_factory=dict)
+    engine: Engine | None = None
+    origins: tuple[Origin, ...] = ()
+    """By stage of the flat recipe: what it comes from."""
+    above: dict[str, PlannedStage | None] = field(default_factory=dict)
+    """Stages above the present one; None where one has faults of its own."""
+    model: str = ""
+    """The base model of the present stage."""
+    models: dict[str, None] = field(default_factory=dict)
+    """Every base model that the plan needs, in order."""
+
+    def fault(self, key: Key, message: str, *, of_key: bool = False) -> None:
+        """Note what is wrong at `key`."""
+        self.faults.append(self.recipe.fault(key, message, of_key=of_key))
+
+    @cached_property
+    def _identities(self) -> dict[str, str]:
+        return {}
+
+    def model_identity(self, model: str) -> str:
+        """What tells a base model from others; its files are read once."""
+        if model not in self._identities:
+            self._identities[model] = model_identity(model, self.recipe.base_dir)
+        return self._identities[model]
+
+
+def plugin(
+    builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ...] = ()
+) -> tuple[Any, Entry] | None:
+    """The plugin that `spec` names with its options, or None after noting why not."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("use"), str):
+        return None
+    entry = builder.registry.find(kind, spec["use"])
+    if entry is None:
+        return None
+    try:
+        entry.require()
+    except MissingExtraError as error:
+        builder.fault((*key, "use"), f"{error.what}; {error.hint}")
+        return None
+    options = {k: v for k, v in spec.items() if k != "use" and k not in core}
+    try:
+        # An engine reads its key when it connects: a recipe can be checked without one.
+        known = options if kind == "engine" else expand_environment(options)
+        config = entry.config.model_validate(known)
+    except UsageError as error:
+        builder.fault(key, f"{error.what}; {error.hint}")
+        return None
+    except ValidationError as error:
+        # Forms are the schema's to judge; what it let pass are the plugin's own rules.
+        judged = bool(builder.faults)
+        for problem in error.errors():
+            if not judged or problem["type"] in ("value_error", "assertion_error"):
+                message = problem["msg"].removeprefix("Value error, ")
+                builder.fault((*key, *problem["loc"]), message)
+        return None
+    made = entry.cls(config, builder.recipe.base_dir)
+    for path, ref in references(config, ModelRef):
+        _check_model_ref(builder, made, ref, path, key)
+    inner = {
+        ".".join(map(str, path)): plugin(builder, "reward", ref.model_dump(), (*key, *path))
+        for path, ref in references(config, RewardRef)
+    }
+    made.rewards = {path: found[0] for path, found in inner.items() if found}
+    if kind != "dataset":  # which may still lack its sources
+        for option, message in made.problems():
+            builder.fault((*key, option), message)
+    return made, entry
+
+
+def engine(builder: Builder, spec: Any) -> Engine | None:
+    """The engine that a recipe names, or None after noting why not."""
+    made = plugin(builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",))
+    return made[0] if made else None
+
+
+def dataset(builder: Builder, spec: Any, key: Key) -> Dataset | None:
+    """The dataset that `spec` names, with those inside it, or None after noting why not."""
+    found = plugin(builder, "dataset", spec, key)
+    if found is None:
+        return None
+    made: Dataset = found[0]
+    before = len(builder.faults)
+    sources: dict[str, list[Dataset]] = {}
+    for path, ref in references(made.config, DatasetRef):
+        part = dataset(builder, ref.model_dump(), (*key, *path))
+        if part is not None:
+            sources.setdefault(str(path[0]), []).append(part)
+    made.sources = sources
+    for option, message in made.problems():
+        builder.fault((*key, option), message)
+    for name in made.reads():
+        _check_reads(builder, name, (*key, "stage"))
+    return made if len(builder.faults) == before else None
+
+
+def reads(made: Dataset) -> list[str]:
+    """The stages whose made records a dataset reads, itself or through its sources."""
+    inner = [name for parts in made.sources.values() for part in parts for name in reads(part)]
+    return list(dict.fromkeys([*made.reads(), *inner]))
+
+
+def identity(builder: Builder, entry: Entry, made: Plugin) -> dict[str, Any]:
+    """What tells a plugin from others that would act otherwise; stages stand for their content."""
+    distribution, version, name, options = entry.identity(made)
+    meant: dict[str, str] = {}
+    for path, ref in references(made.config, ModelRef):
+        _forget(options, path)
+        stage = builder.above.get(ref.stage or "")
+        meant[".".join(map(str, path))] = (
+            stage.fingerprint
+            if stage
+            else ref.checkpoint or builder.model_identity(ref.model or builder.model)
+        )
+    rewards = {}
+    for path, _ in references(made.config, RewardRef):
+        _forget(options, path)
+        where = ".".join(map(str, path))
+        if reward := made.rewards.get(where):  # otherwise it has a fault of its own
+            known = builder.registry.get("reward", reward.name)
+            rewards[where] = identity(builder, known, reward)
+    found = {"use": name, "from": f"{distribution} {version}", "config": options}
+    more = {"models": meant, "rewards": rewards, "content": made.digest()}
+    return found | {key: value for key, value in more.items() if value}
+
+
+def _forget(options: Any, path: tuple[str | int, ...]) -> None:
+    *way, last = path
+    for part in way:
+        options = options[part]
+    others = {k: v for k, v in options[last].items() if k not in ModelRef.model_fields}
+    options[last] = others or None
+
+
+def check_model(builder: Builder, model: str, key: Key) -> None:
+    """Note a model that is known not to be there, or keep it among those that are needed."""
+    if model.startswith("ptl/") and model not in models.BUNDLED:
+        near = suggest(model, list(models.BUNDLED))
+        builder.fault(key, f"unknown bundled model '{model}'; {near}")
+    elif (
+        models.is_path(model)
+        and not (local_model(model, builder.recipe.base_dir) / "config.json").is_file()
+    ):
+        builder.fault(key, "there is no model directory with a config.json here")
+    else:
+        builder.models[model] = None
+
+
+def _check_model_ref(
+    builder: Builder, made: Plugin, ref: ModelRef, path: tuple[str | int, ...], key: Key
+) -> None:
+    where: Key = (*key, *path)
+    model = builder.model
+    if ref.stage and ref.stage != BASE:
+        check_earlier(builder, ref.stage, (*where, "stage"))
+        stage = builder.above.get(ref.stage)
+        model = stage.model if stage else builder.model
+    elif ref.model:
+        check_model(builder, ref.model, (*where, "model"))
+        model = ref.model
+    if path[0] in made.same_tokenizer and model != builder.model and model in builder.models:
+        ours, theirs = (
+            tokenizer_identity(name, builder.recipe.base_dir) for name in (builder.model, model)
+        )
+        if ours and theirs and ours != theirs:
+            builder.fault(
+                where,
+                f"'{model}' has another tokenizer than '{builder.model}', so its probabilities "
+                "are of other tokens; name a model of the same family",
+            )
+
+
+def check_earlier(builder: Builder, name: str, key: Key) -> bool:
+    """Whether `name` is a stage above the present one; notes where not."""
+    if name in builder.above:
+        return True
+    every = [s.get("name") for s in builder.recipe.data["stages"] if isinstance(s, dict)]
+    if name in every:
+        builder.fault(key, f"stage '{name}' is not above this one, so there is nothing of it yet")
+    else:
+        builder.fault(key, f"unknown stage '{name}'; {suggest(name, [BASE, *builder.above])}")
+    return False
+
+
+def _check_reads(builder: Builder, name: str, key: Key) -> None:
+    if not check_earlier(builder, name, key):
+        return
+    stage = builder.above[name]
+    if stage is not None and not (stage.method and stage.method.collects()):
+        makers = [n for n, s in builder.above.items() if s and s.method and s.method.collects()]
+        builder.fault(
+            key,
+            f"stage '{name}' makes no records"
+            + (
+                f"; {', '.join(makers)} does"
+                if makers
+                else "; a stage such as teacher_samples does"
+            ),
+        )

@@ -1,0 +1,244 @@
+"""What a plan is going to take: records, steps, tokens, time and money, before any is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from posttrain_recipes.conversion import convert
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.planning import tokens
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
+from posttrain_recipes.planning.pricing import Prices, duration, show_usd
+from posttrain_recipes.planning.reuse import Decision
+from posttrain_recipes.records import Record
+from posttrain_recipes.store import Estimated, RunRecord, Spent, StageRecord
+from posttrain_recipes.workload import CountTokens, Usage, Workload
+
+COUNTED = 1000
+"""Data sets up to this many records are counted whole; of larger ones, their first SAMPLED."""
+SAMPLED = 200
+STREAMED_BYTES = 64 << 20
+"""Files whose records have to be read to be counted are read up to this size."""
+TRIES = 5
+"""Earlier stages whose speed is averaged."""
+
+
+@dataclass
+class Estimator:
+    """Estimates the stages of one plan."""
+
+    plan: Plan
+    prices: Prices
+    runs: Sequence[RunRecord] = ()
+    """Earlier runs, for their speed."""
+    whole: bool = False
+    """Count the tokens of every record, however many there are."""
+    _samples: dict[str, tuple[int, list[Record], bool] | None] = field(default_factory=dict)
+    _measured: set[tuple[str, str]] = field(default_factory=set)
+
+    def stages(
+        self, decided: Sequence[tuple[PlannedStage, Decision]]
+    ) -> Iterator[tuple[PlannedStage, Decision, Estimated | None]]:
+        """Each stage with what it is going to take; None where nothing is left to do."""
+        for stage, decision in decided:
+            todo = decision.action in ("run", "resume")
+            yield stage, decision, self.stage(stage, decision) if todo else None
+
+    def stage(self, stage: PlannedStage, decision: Decision) -> Estimated:
+        """What training and evals of one stage are going to take."""
+        training, exact = self._training(stage)
+        if training and decision.stage and decision.stage.resume and training.steps:
+            left = 1 - decision.stage.resume.step / training.steps
+            training = Workload(_scaled(training.usage, left), training.steps, training.at_most)
+        evals, evals_exact = self._evals(stage)
+        if training is None or evals is None:
+            known = training or evals
+            return Estimated(
+                steps=training.steps if training else 0,
+                tokens=known.usage.tokens if known else 0,
+                unknown=[
+                    name for name, part in (("training", training), ("evals", evals)) if not part
+                ],
+            )
+        whole = training + evals
+        price = self.prices.of(stage.model)
+        return Estimated(
+            steps=training.steps,
+            tokens=whole.usage.tokens,
+            exact=exact and evals_exact,
+            at_most=whole.at_most,
+            usd=price.usd(whole.usage) if self.plan.engine.billed else None,
+            seconds=self._seconds(stage, training.usage, evals.usage),
+        )
+
+    # --- work ------------------------------------------------------------------------------------
+
+    def _training(self, stage: PlannedStage) -> tuple[Workload | None, bool]:
+        if stage.method is None or stage.data is None or stage.wants is None:
+            return Workload(Usage()), True
+        found = self._sample(stage.data, stage.wants)
+        if found is None:
+            return None, False
+        count, sample, exact = found
+        counter = self._counter(stage.model)
+        work = stage.method.workload(sample, count, counter or tokens.roughly)
+        return work, exact and counter is not None and not (work and work.about)
+
+    def _evals(self, stage: PlannedStage) -> tuple[Workload | None, bool]:
+        parent = next((s for s in self.plan.stages if s.name == stage.start), None)
+        start = parent.fingerprint if parent else f"{stage.start} {stage.model}"
+        end = stage.fingerprint if stage.method else start
+        total: Workload | None = Workload(Usage())
+        exact = True
+        counter = self._counter(stage.model)
+        for planned in stage.evals:
+            found = self._sample(planned.data, planned.wants)
+            work = None
+            if found is not None:
+                count, sample, whole = found
+                work = planned.eval.workload(sample, count, counter or tokens.roughly)
+                exact = exact and whole and counter is not None
+            for weights in dict.fromkeys((start, end)):
+                # The runner evaluates the same weights once, whichever stage asks.
+                if (planned.fingerprint, weights) in self._measured:
+                    continue
+                self._measured.add((planned.fingerprint, weights))
+                total = total + work if total and work else None
+        return total, exact
+
+    def _counter(self, model: str) -> CountTokens | None:
+        location = model_location(model, self.plan.path.parent)
+        if location not in _COUNTERS:
+            _COUNTERS[location] = tokens.counter(location)
+        return _COUNTERS[location]
+
+    def _sample(self, data: Data, wants: type[Record]) -> tuple[int, list[Record], bool] | None:
+        """How many records there are, some of them, and whether those are all."""
+        key = f"{data.identity()} {wants.__name__}"
+        if key not in self._samples:
+            try:
+                self._samples[key] = self._read(data, wants)
+            except PtlError:  # preflight and the run say what is wrong with it
+                self._samples[key] = None
+        return self._samples[key]
+
+    def _read(self, data: Data, wants: type[Record]) -> tuple[int, list[Record], bool] | None:
+        dataset, config = data.dataset, data.dataset.config
+        if data.made_by or (dataset.digest() is None and not self.whole):
+            return None  # made by a stage that has not run, or not on this machine
+        count = dataset.size()
+        if count is None:
+            large = getattr(dataset, "path", None)
+            if isinstance(large, Path) and large.stat().st_size > STREAMED_BYTES and not self.whole:
+                return None
+            count = sum(1 for _ in dataset.load())
+        count = min(count, config.limit) if config.limit else count
+        if count <= COUNTED or self.whole:
+            records = load_records(data, wants)
+            return len(records), records, True
+        part = config.test_size if data.held_out else count - config.test_size
+        return part, [convert(record, wants) for record in islice(dataset.load(), SAMPLED)], False
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _seconds(self, stage: PlannedStage, training: Usage, evals: Usage) -> float | None:
+        """From what the same model, method and engine took before."""
+        method = stage.method.name if stage.method else None
+        same = [
+            kept
+            for run in reversed(self.runs)
+            for kept in run.stages
+            if run.engine == self.plan.engine.name and kept.model == stage.model
+        ]
+        found = 0.0
+        for usage, spent in (
+            (training, [kept.training for kept in same if kept.method == method]),
+            (evals, [kept.evaluation for kept in same]),
+        ):
+            if usage.tokens:
+                rate = _rate(spent)
+                if rate is None:
+                    return None
+                found += rate * usage.tokens
+        return found
+
+
+_COUNTERS: dict[str, CountTokens | None] = {}
+
+
+def _scaled(usage: Usage, factor: float) -> Usage:
+    return Usage(*(round(n * factor) for n in (usage.train, usage.prefill, usage.sample)))
+
+
+def _rate(spent: Sequence[Spent]) -> float | None:
+    """Seconds a token."""
+    used = [part for part in spent if part.usage.tokens and part.seconds][:TRIES]
+    if not used:
+        return None
+    return sum(part.seconds for part in used) / sum(part.usage.tokens for part in used)
+
+
+def total(estimates: Sequence[Estimated]) -> Estimated:
+    """Of several stages together."""
+
+    def add(name: str) -> float | None:
+        values = [getattr(estimate, name) for estimate in estimates]
+        return None if None in values else sum(values)
+
+    return Estimated(
+        steps=sum(e.steps for e in estimates),
+        tokens=sum(e.tokens for e in estimates),
+        exact=all(e.exact for e in estimates),
+        at_most=any(e.at_most for e in estimates),
+        usd=add("usd"),
+        seconds=add("seconds"),
+        unknown=sorted({part for e in estimates for part in e.unknown}),
+    )
+
+
+def describe(estimate: Estimated, billed: bool) -> str:
+    """`112 steps, at most 481,200 tokens, 3 min 10 s, $0.21`."""
+    parts = [f"{estimate.steps} step{'s' * (estimate.steps != 1)}"] if estimate.steps else []
+    if estimate.unknown:
+        parts.append(f"tokens of {' and '.join(estimate.unknown)} are not known beforehand")
+        return ", ".join(parts)
+    parts.append(f"{_hedged(estimate)} tokens")
+    if estimate.seconds is not None:
+        parts.append(f"about {duration(estimate.seconds)}")
+    if billed and estimate.usd is None:
+        parts.append("price unknown")
+    elif billed:
+        parts.append(f"{'at most ' if estimate.at_most else ''}{show_usd(estimate.usd or 0.0)}")
+    return ", ".join(parts)
+
+
+def took(stage: StageRecord) -> str | None:
+    """What a stage took beside what was expected; None for one that took nothing."""
+    spent, expected = stage.spent, stage.estimate
+    if not spent.usage.tokens:
+        return None
+    tokens_ahead = time_ahead = usd_ahead = None
+    if expected is not None and not expected.unknown:
+        tokens_ahead = _hedged(expected)
+        time_ahead = None if expected.seconds is None else duration(expected.seconds)
+        usd_ahead = None if expected.usd is None else show_usd(expected.usd)
+
+    def beside(actual: str, estimate: str | None) -> str:
+        return f"{actual} ({estimate} expected)" if estimate else actual
+
+    parts = [
+        beside(f"{spent.usage.tokens:,} tokens", tokens_ahead),
+        beside(duration(spent.seconds), time_ahead),
+    ]
+    if stage.usd is not None:
+        parts.append(beside(show_usd(stage.usd), usd_ahead))
+    return ", ".join(parts)
+
+
+def _hedged(estimate: Estimated) -> str:
+    hedge = "at most " if estimate.at_most else ""
+    return f"{hedge}{'' if estimate.exact else 'about '}{estimate.tokens:,}"

@@ -1,0 +1,465 @@
+"""Recipe -> Plan: plugins instantiated, hand-offs resolved and typed, fingerprints taken.
+
+Building a plan finds every fault of a recipe that can be found without running it, and goes on
+after each to find the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from posttrain_recipes.conversion import can_become
+from posttrain_recipes.errors import Fault, RecipeError
+from posttrain_recipes.language import expansion, schema
+from posttrain_recipes.language.recipe import Key, Recipe, environment_names
+from posttrain_recipes.options import ModelRef, effective, references
+from posttrain_recipes.planning import building, gates
+from posttrain_recipes.planning.building import Builder
+from posttrain_recipes.planning.plans import (
+    BASE,
+    Data,
+    Limits,
+    Plan,
+    PlannedEval,
+    PlannedStage,
+    digest,
+)
+from posttrain_recipes.plugin import Dataset, Eval, LoraConfig, Method, Record, Reward, Task
+from posttrain_recipes.registry import Entry, Registry, suggest
+
+_SECRET = re.compile(r"(api[_-]?key|secret|password|passwd|credential)|(^|[_-])token$", re.I)
+
+
+def build(recipe: Recipe, registry: Registry) -> Plan:
+    """The plan of a recipe.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, its cross-references and the
+            presence and form of its data.
+    """
+    written = recipe
+    recipe, origins, faults = expansion.expand(written)
+    builder = Builder(recipe, registry, schema.structural_faults(written, registry))
+    builder.faults += faults
+    if recipe is not written:
+        # Once more with the values of the matrix where they will stand.
+        builder.faults += schema.structural_faults(recipe, registry)
+    builder.origins = origins
+    data = recipe.data
+    _check_secrets(builder, data, ())
+    if isinstance(data.get("model"), str):
+        builder.model = data["model"]
+        building.check_model(builder, builder.model, ("model",))
+    engine = builder.engine = building.engine(builder, data.get("engine", "local"))
+    stages = _stages(builder, data)
+    if not builder.faults:
+        builder.faults += gates.faults(recipe, origins, stages)
+    if builder.faults or engine is None:
+        raise RecipeError(_unique(builder.faults))
+    return Plan(
+        name=data["name"],
+        description=data.get("description", ""),
+        model=data["model"],
+        models=tuple(builder.models),
+        engine=engine,
+        stages=tuple(stages),
+        resolved=written.data,
+        limits=Limits(**data.get("limits", {})),
+        origins=origins,
+        path=recipe.path,
+        preset=recipe.preset,
+        fingerprint=digest(
+            [data["name"], *[origin.until for origin in origins if origin.until]],
+            *[(s.name, s.fingerprint, [(e.name, e.fingerprint) for e in s.evals]) for s in stages],
+        ),
+    )
+
+
+def _unique(faults: list[Fault]) -> list[Fault]:
+    return list({(f.location, f.key, f.message): f for f in faults}.values())
+
+
+def _check_secrets(builder: Builder, value: Any, key: Key) -> None:
+    items: Iterator[tuple[str | int, Any]] = iter(())
+    if isinstance(value, dict):
+        items = iter(value.items())
+    elif isinstance(value, list):
+        items = iter(enumerate(value))
+    for part, inner in items:
+        secret = isinstance(part, str) and _SECRET.search(part) and isinstance(inner, str)
+        if secret and not environment_names(inner):
+            name = re.sub(r"\W", "_", str(part)).upper()
+            builder.fault(
+                (*key, part),
+                f"looks like a secret in plain text; write ${{env:{name}}} and export {name}",
+            )
+        _check_secrets(builder, inner, (*key, part))
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+def _stages(builder: Builder, data: dict[str, Any]) -> list[PlannedStage]:
+    specs = data.get("stages")
+    stages: list[PlannedStage] = []
+    known: dict[str, int] = {}
+    if not isinstance(specs, list):
+        return stages
+    every = [s.get("name") for s in specs if isinstance(s, dict)]
+    for index, spec in enumerate(specs):
+        if not isinstance(spec, dict):
+            continue
+        name = spec.get("name")
+        if isinstance(name, str):
+            if name in known:
+                builder.fault(
+                    ("stages", index, "name"),
+                    f"two stages are named '{name}'; a stage's name is how others refer to it",
+                )
+            if name == BASE:
+                builder.fault(
+                    ("stages", index, "name"), "'base' means the recipe's model; pick another name"
+                )
+        stage = _stage(builder, data, spec, index, stages, every)
+        if isinstance(name, str):
+            known[name] = index
+            builder.above[name] = stage
+        if stage is not None:
+            stages.append(stage)
+    return stages
+
+
+def _stage(
+    builder: Builder,
+    data: dict[str, Any],
+    spec: dict[str, Any],
+    index: int,
+    before: list[PlannedStage],
+    names: list[Any],
+) -> PlannedStage | None:
+    key: Key = ("stages", index)
+    seed = _first_int(spec.get("seed"), data.get("seed"), 0)
+    start = _start(builder, spec, index, names)
+    parent = next((s for s in before if s.name == start), None)
+    builder.model = _model(builder, data, spec, key, start, parent)
+    lora = _lora(builder, data, spec, key, parent)
+    made = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
+    method: Method | None = made[0] if made else None
+    dataset = (
+        building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
+    )
+    if method is not None and "dataset" not in spec:
+        builder.fault(key, f"method '{method.name}' needs a 'dataset:' to train on")
+    if "method" not in spec and not spec.get("eval"):
+        builder.fault(key, "does nothing: give it a 'method:', or an 'eval:' to only evaluate")
+    stage_data = None
+    if dataset is not None:
+        stage_data = _data(builder, dataset, (*key, "dataset"), seed, spec["dataset"])
+    wants = None
+    if method is not None and dataset is not None:
+        wants = _handed_over(builder, dataset, method, (*key, "dataset"))
+    scored = _rewards(builder, spec, key, method, wants)
+    evals = _evals(builder, spec, key, stage_data)
+    if lora is None or builder.faults:
+        return None
+    inputs = {
+        "start": _start_identity(builder, parent, index) if parent else start,
+        "model": "" if parent else builder.model_identity(builder.model),
+        "engine": builder.engine.identity if builder.engine else "",
+        "seed": seed,
+        "lora": effective(lora),
+        "method": building.identity(builder, made[1], made[0]) if made else {},
+        "dataset": stage_data.identity() if stage_data and method else {},
+        "reward": [
+            {**building.identity(builder, entry, reward), "weight": weight}
+            for reward, entry, weight in scored
+        ],
+    }
+    inputs = _without_environment(inputs, spec)
+    plugins = [method, *(reward for reward, _, _ in scored), *(e.eval for e in evals)]
+    plugins += [reward for plugin in plugins if plugin for reward in plugin.rewards.values()]
+    sources = [stage_data, *(e.data for e in evals)]
+    needs = {start} | {ref.stage for p in plugins if p for _, ref in references(p.config, ModelRef)}
+    needs |= {name for source in sources if source for name in source.made_by}
+    return PlannedStage(
+        name=spec["name"],
+        index=index + 1,
+        model=builder.model,
+        start=start,
+        seed=seed,
+        lora=lora,
+        method=method,
+        data=stage_data if method else None,
+        wants=wants,
+        rewards=tuple((reward, weight) for reward, _, weight in scored),
+        evals=evals,
+        fingerprint=digest("stage", 3, inputs),
+        inputs=inputs,
+        needs=frozenset(name for name in needs if name in builder.above),
+        written=spec.get("method", {}),
+    )
+
+
+def _without_environment(inputs: Any, spec: Any) -> Any:
+    """`inputs` with a hash for what came from the environment: it is kept beside the run."""
+    names = environment_names(json.dumps(spec, default=str))
+    secrets = [value for name in names if (value := os.environ.get(name))]
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: masked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [masked(inner) for inner in value]
+        known = isinstance(value, str) and any(secret in value for secret in secrets)
+        return f"env:{digest(value)}" if known else value
+
+    return masked(inputs) if secrets else inputs
+
+
+def _model(
+    builder: Builder,
+    data: dict[str, Any],
+    spec: dict[str, Any],
+    key: Key,
+    start: str,
+    parent: PlannedStage | None,
+) -> str:
+    """The base model of a stage: its own, its parent's or the recipe's."""
+    own, inherited = spec.get("model"), parent.model if parent else str(data.get("model", ""))
+    if not isinstance(own, str) or own == inherited:
+        return inherited
+    if start != BASE:
+        builder.fault(
+            (*key, "model"),
+            f"starts from '{start}', which is of {inherited}; an adapter fits its own base model: "
+            "remove this, or say 'init_from: base'",
+        )
+    else:
+        building.check_model(builder, own, (*key, "model"))
+    return own
+
+
+def _data(
+    builder: Builder,
+    dataset: Dataset,
+    key: Key,
+    seed: int,
+    spec: dict[str, Any],
+    *,
+    held_out: bool = False,
+) -> Data:
+    stages = {name: builder.above.get(name) for name in building.reads(dataset)}
+    made_by = {name: stage.fingerprint for name, stage in stages.items() if stage}
+    return Data(dataset, key, seed, held_out, written=spec.get("path"), made_by=made_by)
+
+
+def _start_identity(builder: Builder, parent: PlannedStage, index: int) -> Any:
+    """What tells the stage's start from others: a loop that may end early leaves one of several."""
+    made, here = builder.origins[parent.index - 1], builder.origins[index]
+    if made.until and made.loop != here.loop:
+        return [parent.fingerprint, made.until]
+    return parent.fingerprint
+
+
+def _first_int(*values: Any) -> int:
+    """The first whole number; `1e3` is one, as it is to the schema."""
+    numbers = (v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+    return next(int(number) for number in numbers if number == number // 1)
+
+
+def _start(builder: Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
+    key: Key = ("stages", index)
+    earlier = [n for n in names[:index] if isinstance(n, str)]
+    start = spec.get("init_from")
+    if not isinstance(start, str):
+        return earlier[-1] if earlier else BASE
+    if start == BASE or start in earlier:
+        return start
+    where: Key = (*key, "init_from")
+    if start.startswith("tinker://"):
+        if start.count("/") != 4 or "/weights/" not in start:
+            builder.fault(
+                where,
+                "is not a training state; it reads tinker://RUN/weights/NAME"
+                + (" (sampler_weights cannot be trained)" if "sampler" in start else ""),
+            )
+        return start
+    if start == spec.get("name"):
+        builder.fault(where, "a stage cannot start from itself")
+    elif start in names:
+        builder.fault(where, f"stage '{start}' comes later; a stage starts from one above it")
+    else:
+        builder.fault(where, f"unknown stage '{start}'; {suggest(start, [BASE, *earlier])}")
+    return BASE
+
+
+def _lora(
+    builder: Builder,
+    data: dict[str, Any],
+    spec: dict[str, Any],
+    key: Key,
+    parent: PlannedStage | None,
+) -> LoraConfig | None:
+    own = spec.get("lora")
+    whole = {**(data.get("lora") or {}), **(own or {})} if isinstance(own, dict) else None
+    try:
+        default = LoraConfig.model_validate(data.get("lora") or {})
+        lora = LoraConfig.model_validate(whole) if whole is not None else None
+    except (ValidationError, TypeError):
+        return None
+    if parent is not None and lora is not None and lora != parent.lora:
+        builder.fault(
+            (*key, "lora"),
+            f"starts from stage '{parent.name}', whose adapter has rank {parent.lora.rank}; "
+            "an adapter keeps its shape: remove this, or say 'init_from: base'",
+        )
+    return lora or (parent.lora if parent else default)
+
+
+def _handed_over(
+    builder: Builder, dataset: Dataset, consumer: Method | Eval, key: Key
+) -> type[Record]:
+    """The type that the dataset's records are handed to `consumer` as."""
+    have = dataset.record_type()
+    if names := dataset.reads():
+        stage = builder.above.get(names[0])
+        made = stage.method.collects() if stage and stage.method else ()
+        fitting = [t for t in made if can_become(t, consumer.takes)]
+        have = next(iter(fitting or made), None)
+    if have is None:
+        return consumer.takes[0]
+    wanted = can_become(have, consumer.takes)
+    if wanted is None:
+        kind = "method" if isinstance(consumer, Method) else "eval"
+        takes = " or ".join(f"{t.__name__} records" for t in consumer.takes)
+        builder.fault(
+            key,
+            f"has {have.__name__} records, and {kind} '{consumer.name}' takes {takes}; "
+            f"{_example(consumer.takes[0])}",
+        )
+        return consumer.takes[0]
+    return wanted
+
+
+_FIELDS = {
+    "Conversation": "'messages', or 'prompt' and 'completion'",
+    "Prompt": "'prompt' and 'answer', or 'question' and 'answer'",
+    "Preference": "'prompt', 'chosen' and 'rejected'",
+    "Labelled": "'prompt', 'completion' and 'label'",
+}
+"""What a file of each type has; a `Task` is of an environment, never in a file."""
+
+
+def _example(record_type: type[Record]) -> str:
+    fields = _FIELDS.get(record_type.__name__)
+    return f"those have the fields {fields}" if fields else "those come from an environment"
+
+
+def _rewards(
+    builder: Builder,
+    spec: dict[str, Any],
+    key: Key,
+    method: Method | None,
+    wants: type[Record] | None,
+) -> list[tuple[Reward, Entry, float]]:
+    value = spec.get("reward")
+    where: Key = (*key, "reward")
+    if value is None:
+        # An environment rewards by itself.
+        wanting = method is not None and method.takes_reward and method.needs_reward
+        if method is not None and wanting and wants is not Task:
+            builder.fault(key, f"method '{method.name}' needs a 'reward:'")
+        return []
+    if method is not None and not method.takes_reward:
+        builder.fault(where, f"method '{method.name}' takes no reward; remove it", of_key=True)
+    elif "method" not in spec:
+        builder.fault(where, "a stage without a method takes no reward; remove it", of_key=True)
+    many = isinstance(value, list)
+    rewards = []
+    for index, item in enumerate(value if many else [value]):
+        item_key = (*where, index) if many else where
+        made = building.plugin(builder, "reward", item, item_key, core=("weight",))
+        if made:
+            rewards.append((*made, float(item.get("weight", 1.0))))
+    return rewards
+
+
+def _evals(
+    builder: Builder, spec: dict[str, Any], key: Key, stage_data: Data | None
+) -> tuple[PlannedEval, ...]:
+    value = spec.get("eval")
+    if not isinstance(value, list):
+        return ()
+    found: list[PlannedEval] = []
+    own: set[str] = set()
+    for index, item in enumerate(value):
+        where: Key = (*key, "eval", index)
+        if isinstance(item, str):
+            if item in builder.evals:
+                found.append(builder.evals[item])
+            elif not _named_anywhere(builder, item):
+                known = builder.registry.find("eval", item)
+                near = f"write {{use: {item}}}" if known else suggest(item, sorted(builder.evals))
+                builder.fault(where, f"no eval above is named '{item}'; {near}")
+            name = item
+        else:
+            planned = _eval(builder, item, where, stage_data, "dataset" in spec)
+            name = planned.name if planned else ""
+            if planned:
+                found.append(planned)
+                builder.evals[planned.name] = planned
+        if name and name in own:
+            builder.fault(where, f"two evals of this stage are named '{name}'; give one a 'name:'")
+        own.add(name)
+    return tuple(found)
+
+
+def _named_anywhere(builder: Builder, name: str) -> bool:
+    """Whether an eval above has that name but could not be planned: its own fault is enough."""
+    if not builder.faults:
+        return False
+    for stage in builder.recipe.data.get("stages", []):
+        for item in (stage.get("eval") or []) if isinstance(stage, dict) else []:
+            if isinstance(item, dict) and item.get("name", item.get("use")) == name:
+                return True
+    return False
+
+
+def _eval(
+    builder: Builder, spec: Any, key: Key, stage_data: Data | None, has_dataset: bool
+) -> PlannedEval | None:
+    made = building.plugin(builder, "eval", spec, key, core=("name", "dataset"))
+    if made is None:
+        return None
+    plugin, entry = made
+    name = spec.get("name", plugin.name)
+    if "dataset" in spec:
+        dataset = building.dataset(builder, spec["dataset"], (*key, "dataset"))
+        if dataset is None:
+            return None
+        held_out = dataset.config.test_size > 0
+        where: Key = (*key, "dataset")
+        data = _data(builder, dataset, where, 0, spec["dataset"], held_out=held_out)
+    elif stage_data is not None and stage_data.dataset.config.test_size > 0:
+        data = replace(stage_data, held_out=True)
+    elif stage_data is None and has_dataset:
+        return None
+    else:
+        builder.fault(
+            key,
+            f"eval '{name}' has no data: give it a 'dataset:'"
+            + (
+                ", or hold some out with 'test_size:' in the stage's dataset" if has_dataset else ""
+            ),
+        )
+        return None
+    wants = _handed_over(builder, data.dataset, plugin, key)
+    identity = digest(building.identity(builder, entry, plugin), data.identity())
+    return PlannedEval(name, plugin, data, wants, identity)

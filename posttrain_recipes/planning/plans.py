@@ -1,0 +1,218 @@
+"""What a recipe comes to: stages with their plugins, hand-offs and fingerprints.
+
+`planner.build` makes a plan out of a recipe; what it holds can be run without looking at the
+recipe again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes import models
+from posttrain_recipes.language.expansion import Origin
+from posttrain_recipes.language.recipe import Key
+from posttrain_recipes.plugin import (
+    Dataset,
+    Engine,
+    Eval,
+    LoraConfig,
+    Method,
+    Record,
+    Reward,
+    effective,
+)
+
+BASE = "base"
+"""What `init_from` says for the recipe's model, untrained."""
+_HASH_WHOLE = 64 << 20
+"""Local model files up to this many bytes are hashed whole; larger ones by size and time."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, or the part of it that is held out for evals."""
+
+    dataset: Dataset
+    key: Key
+    split_seed: int
+    held_out: bool = False
+    """True: the test split; False: the rest (all of it where `test_size` is 0)."""
+    written: str | None = None
+    """Its path as the recipe has it: `${env:NAME}` is not expanded in what is shown and kept."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """The stages whose made records it reads, with their fingerprints."""
+
+    @property
+    def label(self) -> str:
+        """What a person would call it: its path where it has one."""
+        name = self.written or _label(self.dataset)
+        return f"{name} (test split)" if self.held_out else name
+
+    @property
+    def digest(self) -> str:
+        """A hash of the content; where that is not known, of what names it."""
+        return self.dataset.digest() or digest(self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """What tells its records from others': content where it can be known, else options."""
+        return {
+            **_dataset_identity(self.dataset),
+            "made": list(self.made_by.values()),
+            "seed": self.split_seed,
+            "held_out": self.held_out,
+        }
+
+
+def _label(dataset: Dataset) -> str:
+    """Its path; the stages that it reads; or what it is made of."""
+    if stages := dataset.reads():
+        return f"records of {', '.join(stages)}"
+    parts = [Path(_label(part)).name for inner in dataset.sources.values() for part in inner]
+    if parts:
+        return f"{dataset.name} of {' and '.join(parts)}"
+    return str(getattr(dataset.config, "path", dataset.name))
+
+
+def _dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    config = effective(dataset.config)
+    content = dataset.digest()
+    if content is not None:
+        config.pop("path", None)
+    for option in dataset.sources:
+        config.pop(option, None)
+    if dataset.reads():
+        config.pop("stage", None)
+    return {
+        "use": dataset.name,
+        "config": config,
+        "digest": content,
+        "sources": {
+            option: [_dataset_identity(part) for part in parts]
+            for option, parts in dataset.sources.items()
+        },
+    }
+
+
+@dataclass(frozen=True)
+class PlannedEval:
+    """An eval with its name and its data."""
+
+    name: str
+    eval: Eval
+    data: Data
+    wants: type[Record]
+    fingerprint: str
+    """Equal for two evals that would find the same on the same weights."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage, ready to run."""
+
+    name: str
+    index: int
+    """Its place in the recipe, from 1."""
+    model: str
+    """The base model."""
+    start: str
+    """`base`, the name of an earlier stage, or a `tinker://` state."""
+    seed: int
+    lora: LoraConfig
+    method: Method | None
+    data: Data | None
+    wants: type[Record] | None
+    """The record type that `data` is handed over as."""
+    rewards: tuple[tuple[Reward, float], ...]
+    evals: tuple[PlannedEval, ...]
+    fingerprint: str
+    """Equal for two stages that would train the same weights."""
+    inputs: Mapping[str, Any]
+    """What the fingerprint is a hash of, as plain values: two of them tell what changed."""
+    needs: frozenset[str] = frozenset()
+    """Earlier stages whose weights or records it uses, the one it starts from among them."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """The method's options as the recipe has them, `${env:NAME}` not expanded."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one run may spend, all tries together; None bounds nothing."""
+
+    max_cost_usd: float | None = None
+    max_hours: float | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that can be run."""
+
+    name: str
+    description: str
+    model: str
+    """The recipe's base model; a stage may have another."""
+    models: tuple[str, ...]
+    """Every base model that a stage trains or an option refers to."""
+    engine: Engine
+    stages: tuple[PlannedStage, ...]
+    resolved: dict[str, Any]
+    """The resolved recipe; environment variables and secrets are not expanded in it."""
+    path: Path
+    preset: str | None
+    fingerprint: str
+    """Equal for two plans of one recipe whose runs would give the same results."""
+    limits: Limits = Limits()
+    origins: tuple[Origin, ...] = ()
+    """By stage: where in loops, comparisons and matrix it comes from."""
+
+
+# --- models and identity -------------------------------------------------------------------------
+
+
+def local_model(name: str, base_dir: Path) -> Path:
+    """The directory that a model given as a path means."""
+    return (base_dir / Path(name).expanduser()).resolve()
+
+
+def model_location(model: str, base_dir: Path) -> str:
+    """Where the weights of a model are: a directory or a hub id."""
+    if models.is_path(model):
+        return str(local_model(model, base_dir))
+    return models.resolve(model)
+
+
+def tokenizer_identity(model: str, base_dir: Path) -> str | None:
+    """A hash of a local model's tokenizer; None where only the hub knows it."""
+    path = Path(model_location(model, base_dir)) / "tokenizer.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of plain values."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def model_identity(model: str, base_dir: Path) -> str:
+    """What tells a base model from others: the content of a local one, the name of a hub's."""
+    if models.is_path(model):
+        folder = local_model(model, base_dir)
+    else:
+        folder = Path(models.resolve(model))
+        if not folder.is_dir():
+            return model
+    parts: list[Any] = []
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
+            continue
+        stat = path.stat()
+        if stat.st_size <= _HASH_WHOLE:
+            parts.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
+        else:
+            parts.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return digest(parts)

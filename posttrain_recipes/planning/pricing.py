@@ -1,0 +1,117 @@
+"""What tokens cost: a dated table of prices that ships, and one of the user's that goes before it.
+
+    date: 2026-11-21
+    source: my contract
+    models:
+      Qwen/Qwen3-8B: {prefill: 0.195, sample: 0.60, train: 0.44}     # USD per million tokens
+
+lies in `prices.yaml` of the directory that runs are kept in, or where `PTL_PRICES` says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.workload import Usage
+
+VARIABLE = "PTL_PRICES"
+NAME = "prices.yaml"
+_SHIPPED = Path(__file__).with_name(NAME)
+
+
+class Price(BaseModel):
+    """USD per million tokens; None where it is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefill: float | None = Field(default=None, ge=0)
+    sample: float | None = Field(default=None, ge=0)
+    train: float | None = Field(default=None, ge=0)
+
+    def usd(self, usage: Usage) -> float | None:
+        """What `usage` costs; None where a price that it needs is not known."""
+        total = 0.0
+        for kind in ("prefill", "sample", "train"):
+            tokens, price = getattr(usage, kind), getattr(self, kind)
+            if tokens and price is None:
+                return None
+            total += tokens * (price or 0.0) / 1e6
+        return total
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    date: date
+    source: str
+    models: dict[str, Price]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices by model, with the day and the place that they are from."""
+
+    models: Mapping[str, Price]
+    note: str
+    """`prices of 2026-10-07, tinker-docs...`."""
+
+    def of(self, model: str) -> Price:
+        """The price of a base model; nothing is known of one that is not in the table."""
+        return self.models.get(model) or Price()
+
+
+def load(home: Path) -> Prices:
+    """The shipped table, with the user's in front of it.
+
+    Raises:
+        UsageError: the user's table cannot be read.
+    """
+    given = os.environ.get(VARIABLE)
+    mine = Path(given).expanduser() if given else home / NAME
+    shipped = _read(_SHIPPED)
+    if not given and not mine.is_file():
+        return Prices(shipped.models, f"prices of {shipped.date}, {shipped.source}")
+    table = _read(mine)
+    return Prices(
+        {**shipped.models, **table.models}, f"prices of {display_path(mine)}, {table.date}"
+    )
+
+
+def _read(path: Path) -> _Table:
+    try:
+        return _Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(
+            f"the price table {display_path(path)} cannot be read", why=error.strerror
+        ) from None
+    except (yaml.YAMLError, ValidationError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UsageError(
+            f"the price table {display_path(path)} is not as it should be",
+            why="; ".join(lines[:4]),
+            hint="it reads 'date:', 'source:' and 'models: {NAME: {prefill, sample, train}}', in "
+            "USD per million tokens",
+        ) from None
+
+
+def show_usd(amount: float) -> str:
+    """`$12.30`, `$0.0042`."""
+    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

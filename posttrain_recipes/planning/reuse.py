@@ -1,0 +1,266 @@
+"""What earlier runs left of a plan's stages, and whether each is reused, gone on with or run.
+
+`ptl plan` tells what is decided here and why; the runner does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
+from posttrain_recipes.registry import suggest
+from posttrain_recipes.store import RunRecord, StageRecord
+
+Alive = Callable[[str | None], bool | None]
+"""Whether the engine has a state; None where that is not known without asking it."""
+_CANDIDATES = 20
+"""Earlier tries of a stage that are compared with it to say what changed."""
+_LONGEST = 40
+"""Characters of a value in a reason."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which part of a plan is asked for, and how much of earlier runs may be taken."""
+
+    fresh: bool = False
+    """Start from nothing, whatever earlier runs left."""
+    first: str | None = None
+    """Run this stage and those after it again, whatever earlier runs left of them."""
+    last: str | None = None
+    """Stop after this stage."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise `UsageError` where a stage that is named is not in the plan."""
+        names = [stage.name for stage in plan.stages]
+        for option, name in (("--from", self.first), ("--until", self.last)):
+            if name is not None and name not in names:
+                raise UsageError(
+                    f"{option} {name}: {plan.name} has no such stage", hint=suggest(name, names)
+                )
+        if self.first and self.last and names.index(self.last) < names.index(self.first):
+            raise UsageError(f"--until {self.last} comes before --from {self.first}")
+
+    @property
+    def anew(self) -> bool:
+        """Whether a new run is asked for."""
+        return self.fresh or self.first is not None
+
+    def stages(self, plan: Plan) -> Sequence[PlannedStage]:
+        """The stages that are asked for."""
+        names = [stage.name for stage in plan.stages]
+        return plan.stages[: names.index(self.last) + 1] if self.last else plan.stages
+
+    def reasons(self, plan: Plan) -> dict[str, str]:
+        """Why nothing of earlier runs is taken, for the stages that it is so for."""
+        names = [stage.name for stage in plan.stages]
+        begin = 0 if self.fresh else names.index(self.first) if self.first else len(names)
+        why = "--fresh asks for it" if self.fresh else f"--from {self.first} asks for it"
+        return dict.fromkeys(names[begin:], why)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one stage."""
+
+    action: Literal["reuse", "resume", "run", "skip"]
+    why: str
+    run: RunRecord | None = None
+    """The run that left what is reused or gone on with."""
+    stage: StageRecord | None = None
+    """What that run left of the stage."""
+
+
+@dataclass
+class History:
+    """The stages of earlier runs, the newest last."""
+
+    stages: list[tuple[RunRecord, StageRecord]]
+    alive: Alive
+    runs_dir: Path
+    """The directory that has a directory for each run."""
+
+    @classmethod
+    def of(cls, runs: Sequence[RunRecord], alive: Alive, runs_dir: Path) -> History:
+        """The history that `runs`, oldest first, left."""
+        return cls([(run, stage) for run in runs for stage in run.stages], alive, runs_dir)
+
+    def __post_init__(self) -> None:
+        self._finished: dict[str, list[tuple[RunRecord, StageRecord]]] = {}
+        self._named: dict[str, list[tuple[RunRecord, StageRecord]]] = {}
+        for run, stage in self.stages:
+            self.add(run, stage)
+
+    def add(self, run: RunRecord, stage: StageRecord) -> None:
+        """One more stage of a run, which may have finished by now."""
+        if stage.done:
+            self._finished.setdefault(stage.fingerprint, []).append((run, stage))
+        if stage.started:
+            self._named.setdefault(stage.name, []).append((run, stage))
+
+    def _lost(self, stage: StageRecord) -> bool:
+        """Whether records that the stage made are not there any more."""
+        there = (self.runs_dir / stage.made_in / "provenance.json").is_file()
+        return bool(stage.made_in) and not there
+
+    def decide(self, stage: PlannedStage, current: RunRecord | None, recipe: str) -> Decision:
+        """What becomes of `stage`.
+
+        Args:
+            current: the run that is gone on with, or None for a new one.
+            recipe: the recipe's name: what it did before tells best what changed.
+        """
+        own = current.stage(stage.name) if current else None
+        gone = ""
+        if current and own:
+            saved = own.checkpoint if own.done else own.resume
+            if saved and self.alive(saved.state_uri) is False:
+                gone = f"its checkpoint at step {saved.step} of run {current.id} is gone"
+            elif own.done and self._lost(own):
+                gone = f"the records that it made in run {current.id} are gone"
+            elif saved and own.done:
+                return Decision("reuse", f"finished in run {current.id}", current, own)
+            elif saved:
+                why = f"from step {saved.step} of {own.total_steps} in run {current.id}"
+                return Decision("resume", why, current, own)
+        if own and own.fresh:
+            return Decision("run", gone or own.fresh)
+        for run, earlier in reversed(self._finished.get(stage.fingerprint, [])):
+            if earlier.checkpoint is None or earlier is own:
+                continue
+            if self._lost(earlier):
+                gone = gone or f"the records that it made in run {run.id} are gone"
+                continue
+            if self.alive(earlier.checkpoint.state_uri) is not False:
+                return Decision("reuse", f"the same inputs as in run {run.id}", run, earlier)
+            gone = gone or f"the checkpoint of run {run.id} is gone"
+        return Decision("run", gone or self.changed(stage, recipe))
+
+    def changed(self, stage: PlannedStage, recipe: str) -> str:
+        """What differs from the earlier try of the stage that differs least."""
+        tried = [t for t in self._named.get(stage.name, []) if t[1].inputs]
+        same_recipe = [t for t in tried if t[0].recipe == recipe]
+        best: tuple[int, str] | None = None
+        for run, earlier in reversed((same_recipe or tried)[-_CANDIDATES:]):
+            found = list(differences(earlier.inputs, stage))
+            if not found:
+                return f"not finished in run {run.id}, which saved no checkpoint"
+            if best is None or len(found) < best[0]:
+                shown = "; ".join(found[:3])
+                more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+                best = len(found), f"{shown}{more} (against run {run.id})"
+        return best[1] if best else "first run"
+
+
+def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
+    """In words, which of a stage's inputs are not what they were."""
+    inputs = stage.inputs
+    if earlier.get("start") != inputs["start"]:
+        own = stage.start == BASE or stage.start.startswith("tinker://")
+        yield f"starts from {stage.start}" if own else f"parent {stage.start} changed"
+    elif earlier.get("model") != inputs["model"]:
+        yield "the base model changed"
+    for key in ("engine", "seed"):
+        if earlier.get(key) != inputs[key]:
+            yield f"{key} {_show(earlier.get(key))} -> {_show(inputs[key])}"
+    yield from _options("lora", earlier.get("lora", {}), inputs["lora"])
+    yield from _plugin("method", earlier.get("method", {}), inputs["method"])
+    yield from _data(earlier.get("dataset", {}), stage)
+    before, after = earlier.get("reward", []), inputs["reward"]
+    for index in range(max(len(before), len(after))):
+        old = before[index] if index < len(before) else {}
+        new = after[index] if index < len(after) else {}
+        yield from _plugin("reward" if len(after) < 2 else f"reward.{index}", old, new)
+    for key in sorted(set(earlier) | set(inputs)):
+        if key not in _KNOWN and earlier.get(key) != inputs.get(key):
+            yield f"{key} changed"
+
+
+_KNOWN = {"start", "model", "engine", "seed", "lora", "method", "dataset", "reward"}
+
+
+def _data(before: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
+    after = stage.inputs["dataset"]
+    label = stage.data.label if stage.data else "the dataset"
+    if not before or not after:
+        if before or after:
+            yield f"{label} is new" if after else "no dataset any more"
+    elif before.get("use") != after["use"]:
+        yield f"dataset {before.get('use')} -> {after['use']}"
+    else:
+        if before.get("digest") != after["digest"] or before.get("sources") != after["sources"]:
+            yield f"{label} changed"
+        if before.get("made") != after["made"]:
+            yield f"the records that {', '.join(stage.data.made_by if stage.data else ())} made"
+        yield from _options("dataset", before.get("config", {}), after["config"])
+
+
+def _plugin(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if before.get("use") != after.get("use"):
+        yield f"{kind} {before.get('use', 'none')} -> {after.get('use', 'none')}"
+        return
+    if before.get("from") != after.get("from"):
+        yield f"{kind} {after['use']} of {before.get('from')} -> {after['from']}"
+    for option, model in after.get("models", {}).items():
+        if before.get("models", {}).get(option) != model:
+            yield f"the model behind {kind}.{option} changed"
+    rest = ("use", "from", "config", "models")
+    yield from _options(kind, before.get("config", {}), after.get("config", {}))
+    old, new = ({k: v for k, v in m.items() if k not in rest} for m in (before, after))
+    yield from _options(kind, old, new)
+
+
+def _options(prefix: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for key in [*after, *(key for key in before if key not in after)]:
+        old, new = before.get(key), after.get(key)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _options(f"{prefix}.{key}", old, new)
+        else:
+            yield f"{prefix}.{key} {_show(old)} -> {_show(new)}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = "none" if value is None else str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def new_evals(stage: PlannedStage, kept: StageRecord) -> list[str]:
+    """Names of the stage's evals that `kept` has no result of."""
+    done = [{m.fingerprint for m in measured} for measured in (kept.before, kept.after)]
+    return [e.name for e in stage.evals if not all(e.fingerprint in found for found in done)]
+
+
+def decisions(
+    plan: Plan, scope: Scope, runs: Sequence[RunRecord], home: Path
+) -> Iterator[tuple[PlannedStage, Decision]]:
+    """What a run would do with every stage, as far as that is known without an engine.
+
+    Args:
+        runs: all runs, oldest first.
+        home: the directory that runs are kept in.
+    """
+
+    def alive(uri: str | None) -> bool | None:
+        return uri is None or plan.engine.holds(uri, home / "engine")
+
+    history = History.of(runs, alive, home / "runs")
+    same = [run for run in runs if run.fingerprint == plan.fingerprint]
+    current = None if scope.anew or not same else same[-1]
+    reasons = scope.reasons(plan)
+    asked = scope.stages(plan)
+    for stage in plan.stages:
+        if stage not in asked:
+            yield stage, Decision("skip", f"--until {scope.last}")
+        elif stage.name in reasons:
+            yield stage, Decision("run", reasons[stage.name])
+        else:
+            yield stage, history.decide(stage, current, plan.name)

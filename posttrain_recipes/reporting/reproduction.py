@@ -1,0 +1,149 @@
+"""A run done again from what was kept of it, and whether the same came out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from posttrain_recipes import store
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.language.recipe import Recipe
+from posttrain_recipes.planning.planner import build
+from posttrain_recipes.planning.plans import Plan
+from posttrain_recipes.planning.reuse import differences
+from posttrain_recipes.records import Estimate
+from posttrain_recipes.registry import Registry
+from posttrain_recipes.reporting import report
+from posttrain_recipes.store import RunRecord
+
+EXACT = 1e-9
+"""Results that are nearer than this are the same; floats survive JSON."""
+Found = Literal["identical", "within", "outside", "missing"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One metric, then and now."""
+
+    stage: str
+    eval: str
+    metric: str
+    when: str
+    then: Estimate
+    now: Estimate | None
+    percent: bool
+
+    @property
+    def found(self) -> Found:
+        """identical, within the two intervals, outside of them, or missing."""
+        if self.now is None:
+            return "missing"
+        apart = abs(self.now.value - self.then.value)
+        if apart <= EXACT * max(1.0, abs(self.then.value)) or (
+            math.isnan(self.now.value) and math.isnan(self.then.value)
+        ):
+            return "identical"
+        noise = math.hypot(report.half(self.now), report.half(self.then))
+        return "within" if apart <= noise else "outside"
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the same came out, up to the noise of measuring."""
+        return self.found in ("identical", "within")
+
+
+def kept_in_mlflow(run_id: str, tracking_uri: str) -> RunRecord:
+    """What a tracking server has of a finished run.
+
+    Raises:
+        UsageError: there is no such run, or it did not finish, or was made by another program.
+    """
+    from posttrain_recipes.tracking import mlstore
+
+    text = mlstore.artifact_text(tracking_uri, run_id, "run.json")
+    try:
+        return store.parse(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"what MLflow has of run {run_id} cannot be read", why=str(error) or None
+        ) from None
+
+
+def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = None) -> Plan:
+    """The plan of what a run did, from its resolved recipe.
+
+    Args:
+        base_dir: what relative paths start from; by default where the recipe was.
+
+    Raises:
+        RecipeError: what is not there any more, such as a data file.
+    """
+    folder = base_dir or Path(record.path).parent
+    root = recipes.parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
+    return build(Recipe(root, folder / Path(record.path).name, record.preset), registry)
+
+
+def changes(record: RunRecord, plan: Plan) -> Iterator[str]:
+    """What is not as it was: data, models, versions of plugins; in words, by stage."""
+    kept = {stage.name: stage for stage in record.stages}
+    for stage in plan.stages:
+        earlier = kept.get(stage.name)
+        if earlier is None:
+            yield f"{stage.name}: the run had no such stage"
+            continue
+        if earlier.inputs and earlier.fingerprint != stage.fingerprint:
+            for change in differences(earlier.inputs, stage):
+                if not change.startswith("parent "):
+                    yield f"{stage.name}: {change}"
+        known = {m.name: m.fingerprint for m in (*earlier.before, *earlier.after)}
+        for planned in stage.evals:
+            if known.get(planned.name, planned.fingerprint) != planned.fingerprint:
+                yield f"{stage.name}: eval '{planned.name}' or {planned.data.label} changed"
+
+
+def verdicts(then: RunRecord, now: RunRecord) -> list[Verdict]:
+    """Every metric of the earlier run, with what the later one found."""
+    again = {
+        (stage.name, when, measured.name): measured.metrics
+        for stage in now.stages
+        for when, measured in _measured(stage)
+    }
+    return [
+        Verdict(
+            stage.name,
+            measured.name,
+            metric,
+            when,
+            estimate,
+            again.get((stage.name, when, measured.name), {}).get(metric),
+            metric in report.SHARES,
+        )
+        for stage in then.stages
+        for when, measured in _measured(stage)
+        for metric, estimate in measured.metrics.items()
+    ]
+
+
+def _measured(stage: Any) -> Iterator[tuple[str, Any]]:
+    for when in ("before", "after") if stage.method else ("after",):
+        for measured in getattr(stage, when):
+            yield when, measured
+
+
+def as_json(then: RunRecord, now: RunRecord, changed: list[str]) -> Mapping[str, Any]:
+    """The verdict as `ptl reproduce --json` prints it."""
+    from dataclasses import asdict
+
+    found = verdicts(then, now)
+    return {
+        "run": then.id,
+        "again": now.id,
+        "reproduced": all(verdict.reproduced for verdict in found),
+        "changed": changed,
+        "results": [{**asdict(v), "found": v.found} for v in found],
+    }

@@ -1,0 +1,1 @@
+"""What a plan does: stages that train, make data and are evaluated, within limits."""

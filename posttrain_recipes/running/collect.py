@@ -1,0 +1,186 @@
+"""Checkpoints that nothing names any more: what they are, what they take, and their deletion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.plugin import Engine
+from posttrain_recipes.registry import Registry
+from posttrain_recipes.store import RunRecord, StageRecord
+from posttrain_recipes.tracking import mlstore
+from posttrain_recipes.waiting import EngineWaiter, GoneError
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A checkpoint that can go."""
+
+    uri: str
+    engine: str
+    """The engine as the recipe has it, as JSON."""
+    why: str
+    size: int | None = None
+    """Bytes; None where only the engine knows."""
+
+
+def find(
+    runs: Sequence[RunRecord],
+    stored: Mapping[str, int],
+    tracked: set[str],
+    keep_last: int | None = None,
+) -> list[Garbage]:
+    """Every checkpoint that no stage that is done, no try that can go on and no MLflow run names.
+
+    Args:
+        runs: all runs, oldest first.
+        stored: the embedded engine's checkpoints with their bytes.
+        tracked: what MLflow names.
+        keep_last: of each recipe, the last so many unfinished runs stay able to go on; None: all.
+    """
+    dropped = _abandoned(runs, keep_last)
+    named = set(tracked)
+    for run in runs:
+        for stage in run.stages:
+            if run.id not in dropped or stage.done:
+                named |= _names(stage)
+    found: dict[str, Garbage] = {}
+
+    def add(uri: str | None, run: RunRecord, why: str) -> None:
+        engine = json.dumps(run.resolved.get("engine", run.engine), sort_keys=True)
+        local = run.engine == "local"
+        if uri and uri not in named and not (local and uri not in stored):
+            found.setdefault(uri, Garbage(uri, engine, why, stored.get(uri)))
+
+    for run in runs:
+        if run.status == "running":  # it may save one at this moment
+            continue
+        for stage in run.stages:
+            for uri in stage.superseded:
+                add(uri, run, f"{run.id} {stage.name}: a later step was saved")
+            if stage.resume and not stage.done:
+                for uri in (stage.resume.state_uri, stage.resume.sampler_uri):
+                    add(uri, run, f"{run.id} {stage.name}: not gone on with")
+            made = {_training_run(uri) for uri in _names(stage)} - {""}
+            for uri in stored if made and not stage.reused_from else ():
+                if _training_run(uri) in made:
+                    add(uri, run, f"{run.id} {stage.name}: no result of it")
+    busy = {
+        _training_run(uri)
+        for run in runs
+        if run.status == "running"
+        for stage in run.stages
+        for uri in _names(stage)
+    }
+    return [item for uri, item in found.items() if _training_run(uri) not in busy]
+
+
+def _abandoned(runs: Sequence[RunRecord], keep_last: int | None) -> set[str]:
+    """Unfinished runs beyond the last `keep_last` of their recipe."""
+    if keep_last is None:
+        return set()
+    unfinished: dict[str, list[str]] = {}
+    for run in runs:
+        if run.status not in ("finished", "running"):
+            unfinished.setdefault(run.recipe, []).append(run.id)
+    return {run for ids in unfinished.values() for run in ids[: max(0, len(ids) - keep_last)]}
+
+
+def _names(stage: StageRecord) -> set[str]:
+    saved = (stage.checkpoint, stage.start, stage.resume)
+    uris = [uri for made in saved if made for uri in (made.state_uri, made.sampler_uri)]
+    return {uri for uri in uris if uri}
+
+
+def _training_run(uri: str) -> str:
+    return uri.removeprefix("tinker://").split("/")[0]
+
+
+def tracked_uris(home: Path) -> set[str]:
+    """What MLflow's runs name, but for those that were deleted there.
+
+    Raises:
+        PtlError: the store does not answer: then nothing can be deleted safely.
+    """
+    if not (mlstore.configured_uri() or (home / mlstore.DATABASE).is_file()):
+        return set()
+    try:
+        store = mlstore.open_store(home)
+        found: set[str] = set()
+        page = None
+        while True:
+            models = store.client.search_logged_models([store.experiment_id], page_token=page)
+            for model in models:
+                if _is_active(store, model.source_run_id):
+                    uris = (model.params or {}).get
+                    found |= {uri for uri in (uris("checkpoint_uri"), uris("sampler_uri")) if uri}
+            page = models.token
+            if not page:
+                return found
+    except Exception as error:
+        raise PtlError(
+            "MLflow does not say which checkpoints its runs name, so none is deleted",
+            why=str(error).strip().split("\n")[0],
+        ) from None
+
+
+def _is_active(store: mlstore.Store, run_id: str | None) -> bool:
+    if not run_id:
+        return True
+    return bool(store.client.get_run(run_id).info.lifecycle_stage == "active")
+
+
+def delete(
+    garbage: Sequence[Garbage],
+    registry: Registry,
+    home: Path,
+    failed: Callable[[Garbage, str], None],
+) -> Iterator[Garbage]:
+    """Delete them, engine by engine; yields each that is gone, and tells `failed` of the others."""
+    for spec in sorted({item.engine for item in garbage}):
+        mine = [item for item in garbage if item.engine == spec]
+        try:
+            engine = _engine(json.loads(spec), registry)
+            yield from _delete(mine, engine, home, failed)
+        except PtlError as error:
+            for item in mine:
+                failed(item, error.what)
+
+
+def _engine(spec: Any, registry: Registry) -> Engine:
+    options = {"use": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("use")
+    entry = registry.find("engine", name)
+    if entry is None:
+        raise PtlError(f"there is no engine '{name}' here any more")
+    made = entry.cls(entry.config.model_validate(options))
+    assert isinstance(made, Engine)
+    return made
+
+
+def _delete(
+    garbage: Sequence[Garbage],
+    engine: Engine,
+    home: Path,
+    failed: Callable[[Garbage, str], None],
+) -> Iterator[Garbage]:
+    data_dir = home / "engine"
+    left = [item for item in garbage if not engine.discard(item.uri, data_dir)]
+    yield from (item for item in garbage if item not in left)
+    if not left:
+        return
+    with engine.connect({}, data_dir, home / "gc.log") as connection:
+        wait = EngineWaiter(connection.alive)
+        for item in left:
+            try:
+                wait(connection.rest.delete_checkpoint_from_tinker_path(item.uri))
+            except GoneError:
+                pass
+            except PtlError as error:
+                failed(item, error.what)
+                continue
+            yield item

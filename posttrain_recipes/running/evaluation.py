@@ -1,0 +1,98 @@
+"""A stage's evals on one checkpoint: each is run once, however many stages ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from posttrain_recipes import store
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
+from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
+from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.limits import Spending
+from posttrain_recipes.running.serving import Serving
+from posttrain_recipes.store import Measured, RunDirectory, StageRecord
+
+if TYPE_CHECKING:
+    from posttrain_recipes.tracking.tracker import StageRun
+
+
+@dataclass
+class Evaluator:
+    """Measures checkpoints of one run and keeps what it finds."""
+
+    directory: RunDirectory
+    serving: Serving
+    reporter: Reporter
+    spending: Spending
+    made: Callable[[str], Path]
+    """Where the records that a stage made lie."""
+    results: dict[tuple[str, str], EvalResult] = field(default_factory=dict)
+    """By eval and weights."""
+
+    def measure(
+        self,
+        stage: PlannedStage,
+        kept: StageRecord,
+        child: StageRun,
+        when: Literal["before", "after"],
+        checkpoint: Checkpoint,
+    ) -> None:
+        """Run those evals of the stage that `kept` has no result of yet."""
+        done: list[Measured] = getattr(kept, when)
+        step = 0 if when == "before" else kept.total_steps
+        for planned in stage.evals:
+            if any(m.fingerprint == planned.fingerprint for m in done):
+                continue
+            what = f"{planned.name} {when} {stage.name}"
+            with self.spending.into(stage, kept, kept.evaluation):
+                result = self._result(planned, checkpoint, what)
+            if result.samples:
+                self.directory.save_samples(stage.name, planned.name, when, result.samples)
+            child.log_eval(
+                planned.name,
+                when,
+                result,
+                step,
+                dataset_name=Path(planned.data.label).name,
+                dataset_digest=planned.data.digest,
+                checkpoint_uri=checkpoint.sampler_uri,
+            )
+            child.log_samples(planned.name, when, result.samples, step)
+            done.append(
+                store.measured(
+                    planned.name,
+                    planned.eval.name,
+                    planned.fingerprint,
+                    planned.data.label,
+                    result,
+                )
+            )
+            self.directory.save()
+            self.reporter.evaluated(stage, planned, when, result)
+
+    def _result(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
+        key = (planned.fingerprint, checkpoint.sampler_uri or checkpoint.base_model)
+        if key in self.results:
+            return self.results[key]
+        self.spending.check(f"evaluating {what}")
+        self.reporter.doing(f"evaluating {what}")
+        sampler = self.serving.sampler(checkpoint)
+        records = load_records(planned.data, planned.wants, self.made)
+        if not records:
+            raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
+        context = EvalContext(
+            name=planned.name,
+            seed=planned.data.split_seed,
+            records=records,
+            renderer=self.serving.renderer(checkpoint.base_model),
+            sampler=sampler,
+            wait=self.serving.wait,
+            resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model),
+        )
+        self.results[key] = planned.eval.evaluate(context)
+        return self.results[key]

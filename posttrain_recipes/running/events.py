@@ -1,0 +1,61 @@
+"""What a run tells whoever watches it. A `Reporter` overrides what it wants to hear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
+from posttrain_recipes.plugin import Resume
+from posttrain_recipes.records import EvalResult
+from posttrain_recipes.store import Estimated, RunRecord, StageRecord
+
+
+class Reporter:
+    """Hears everything and says nothing."""
+
+    def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
+        """A run began, or goes on."""
+
+    def estimated(self, plan: Plan, ahead: Estimated, prices: str) -> None:
+        """What the stages that are not done yet are going to take, before any of it is spent."""
+
+    def doing(self, what: str) -> None:
+        """Something without steps is under way: `starting the engine`."""
+
+    def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
+        """One of `count` stages began."""
+
+    def stage_reused(self, stage: PlannedStage, record: StageRecord) -> None:
+        """An earlier run trained the same weights."""
+
+    def training(self, stage: PlannedStage, done: int, total: int) -> None:
+        """Training begins; `done` of `total` steps were done by an earlier run."""
+
+    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
+        """An optimizer step is done."""
+
+    def made(self, stage: PlannedStage, batch: int) -> None:
+        """A batch of records that the stage makes is safe."""
+
+    def saved(self, resume: Resume) -> None:
+        """A checkpoint is safe."""
+
+    def evaluated(
+        self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
+    ) -> None:
+        """An eval is done; `when` is before or after."""
+
+    def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
+        """A stage is done."""
+
+    def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
+        """A stage failed; what it saved is kept, and stages that do not need it go on."""
+
+    def stage_skipped(self, stage: PlannedStage, record: StageRecord) -> None:
+        """A stage is not run, because one that it needs did not finish."""
+
+    def warning(self, text: str) -> None:
+        """Something that does not stop the run and should be known."""
+
+    def run_finished(self, record: RunRecord) -> None:
+        """The run is done."""

@@ -1,0 +1,246 @@
+"""What can be known to go wrong, looked for before anything is spent.
+
+The cheap checks run at the start of every run; `ptl preflight` also asks the engine and reads all
+of the data.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.options import ModelRef, references
+from posttrain_recipes.planning import needs
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
+from posttrain_recipes.plugin import Reward
+from posttrain_recipes.records import Prompt, Record, Sample
+from posttrain_recipes.running.serving import Serving, locations
+from posttrain_recipes.waiting import EngineWaiter
+
+FREE_BYTES = 1 << 30
+"""Less free space than this is worth a word."""
+SDK = ("0.38", "1")
+"""The first version of the SDK that is known to work, and the first that is not."""
+TRIED = 8
+"""Prompts that rewards are tried on."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    verdict: Literal["ok", "warning", "failed"]
+    message: str
+    hint: str | None = None
+
+
+def cheap(plan: Plan, home: Path) -> Iterator[Finding]:
+    """What is found without an engine and without reading much."""
+    yield _disk(home)
+    yield _sdk()
+    yield from _splits(plan)
+
+
+def data(plan: Plan) -> Iterator[Finding]:
+    """Every data set, read to its end as stages and evals will read it."""
+    seen: set[str] = set()
+    for where, source, wants in _sources(plan):
+        if source.made_by or str(source.identity()) + wants.__name__ in seen:
+            continue
+        seen.add(str(source.identity()) + wants.__name__)
+        name = f"data of {where}"
+        try:
+            records = load_records(source, wants)
+        except PtlError as error:
+            yield Finding(name, "failed", error.what, error.hint)
+            continue
+        if records:
+            yield Finding(name, "ok", f"{source.label}: {len(records):,} {wants.__name__} records")
+        else:
+            yield Finding(name, "failed", f"{source.label} has no records")
+
+
+def engine(plan: Plan, home: Path) -> Iterator[Finding]:
+    """The engine: reachable, its key valid, the models served, the named checkpoints alive."""
+    name = f"engine {plan.engine.name}"
+    log = home / "preflight.log"
+    try:
+        with plan.engine.connect(locations(plan), home / "engine", log) as connection:
+            wait = EngineWaiter(connection.alive)
+            serving = Serving(plan, connection, wait)
+            yield Finding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
+            needs.check(plan, connection, wait)
+            yield Finding(name, "ok", f"can do all that is needed: {', '.join(needs.of(plan))}")
+            for model in plan.models:
+                yield _tokenizer(serving, model)
+            yield from _checkpoints(plan, serving)
+    except PtlError as error:
+        why = f": {error.why}" if error.why else ""
+        yield Finding(name, "failed", error.what + why, error.hint)
+    finally:
+        log.unlink(missing_ok=True)
+
+
+def rewards(plan: Plan) -> Iterator[Finding]:
+    """Every reward, tried on answers that deserve nothing: empty, cut short and garbled ones."""
+    for stage in plan.stages:
+        for reward, _ in stage.rewards:
+            name = f"reward {reward.name} of {stage.name}"
+            if type(reward).open is not Reward.open:
+                yield Finding(name, "ok", "asks a model, so it is not tried beforehand")
+                continue
+            try:
+                prompts = _prompts(stage)
+                if prompts:
+                    yield from _tried(name, reward, prompts)
+            except PtlError as error:
+                yield Finding(name, "failed", error.what, error.hint)
+            except Exception as error:  # a plugin's own code
+                words = f"{type(error).__name__} on an answer that it should give nothing for"
+                yield Finding(name, "failed", f"raises {words}: {error}")
+
+
+# --- the cheap ones ------------------------------------------------------------------------------
+
+
+def _disk(home: Path) -> Finding:
+    place = home
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    text = f"{free / 1e9:,.1f} GB free for {home}"
+    if free < FREE_BYTES:
+        return Finding("disk", "warning", text, "'ptl gc' says what can be deleted")
+    return Finding("disk", "ok", text)
+
+
+def _sdk() -> Finding:
+    version = metadata.version("tinker")
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+    if number(SDK[0]) <= number(version) < number(SDK[1]):
+        return Finding("sdk", "ok", f"tinker {version}")
+    return Finding(
+        "sdk",
+        "warning",
+        f"tinker {version} is not a version that this was tested with",
+        f"pip install 'tinker>={SDK[0]},<{SDK[1]}'",
+    )
+
+
+def _splits(plan: Plan) -> Iterator[Finding]:
+    """Test splits that would leave nothing to train on, where the number of records is known."""
+    for where, source, _ in _sources(plan):
+        size, config = None if source.made_by else source.dataset.size(), source.dataset.config
+        if size is None or source.held_out:
+            continue
+        size = min(size, config.limit) if config.limit else size
+        if 0 < config.test_size >= size:
+            yield Finding(
+                f"data of {where}",
+                "failed",
+                f"{source.label} has {size} records, too few for test_size={config.test_size}",
+                "hold fewer out, or add records",
+            )
+
+
+def _sources(plan: Plan) -> Iterator[tuple[str, Data, type[Record]]]:
+    for stage in plan.stages:
+        if stage.data is not None and stage.wants is not None:
+            yield stage.name, stage.data, stage.wants
+        for planned in stage.evals:
+            yield f"{stage.name}, eval {planned.name}", planned.data, planned.wants
+
+
+# --- the engine ----------------------------------------------------------------------------------
+
+
+def _tokenizer(serving: Serving, model: str) -> Finding:
+    try:
+        serving.renderer(model)
+    except PtlError as error:
+        return Finding(f"tokenizer of {model}", "failed", error.what, error.hint)
+    place = model_location(model, serving.plan.path.parent)
+    return Finding(f"tokenizer of {model}", "ok", f"has a chat template ({place})")
+
+
+def _checkpoints(plan: Plan, serving: Serving) -> Iterator[Finding]:
+    named: Mapping[str, str] = {
+        **{s.start: s.name for s in plan.stages if s.start.startswith("tinker://")},
+        **{
+            ref.checkpoint: stage.name
+            for stage in plan.stages
+            for made in (stage.method, *(r for r, _ in stage.rewards))
+            if made is not None
+            for _, ref in references(made.config, ModelRef)
+            if ref.checkpoint
+        },
+    }
+    for uri, stage in named.items():
+        alive = serving.alive(uri)
+        yield Finding(
+            f"checkpoint of {stage}",
+            "ok" if alive else "failed",
+            f"{uri} is there" if alive else f"the engine does not have {uri}",
+            None if alive else "it expired, was deleted, or is another engine's: train it again",
+        )
+
+
+# --- rewards -------------------------------------------------------------------------------------
+
+
+def _prompts(stage: PlannedStage) -> Sequence[Prompt]:
+    if stage.data is None or stage.wants is None or stage.data.made_by:
+        return ()
+    records = load_records(stage.data, stage.wants)[:TRIED]
+    return [record for record in records if isinstance(record, Prompt)]
+
+
+def _tried(name: str, reward: Reward, prompts: Sequence[Prompt]) -> Iterator[Finding]:
+    spoiled: Mapping[str, Callable[[str], str]] = {
+        "an empty answer": lambda answer: "",
+        "an answer of spaces": lambda answer: " \n ",
+        "an answer cut in half": lambda answer: answer[: len(answer) // 2],
+        "a garbled answer": lambda answer: "".join(chr(ord(c) ^ 1) for c in answer) or "~",
+    }
+    best = _mean(reward, prompts, lambda answer: answer)
+    bad = False
+    for what, spoil in spoiled.items():
+        score = _mean(reward, prompts, spoil, truncated=what.endswith("half"))
+        if score is None or score <= 0:
+            continue
+        if what.startswith(("an empty", "an answer of")) or (best is not None and score >= best):
+            bad = True
+            yield Finding(
+                name,
+                "warning",
+                f"pays {score:.2f} for {what}"
+                + (f", and {best:.2f} for the reference answer" if best is not None else ""),
+                "a policy finds that out; have it score 0",
+            )
+    if not bad:
+        shown = "" if best is None else f"; the reference answer gets {best:.2f}"
+        yield Finding(name, "ok", f"pays nothing for {len(spoiled)} kinds of bad answer{shown}")
+
+
+def _mean(
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    spoil: Callable[[str], str],
+    truncated: bool = False,
+) -> float | None:
+    samples = [
+        Sample(p.messages, spoil(p.answer or "42"), p.answer, {}, truncated, p.metadata)
+        for p in prompts
+    ]
+    scores = [score for score in reward.score(samples) if score is not None]
+    return sum(scores) / len(scores) if scores else None

@@ -1,0 +1,435 @@
+"""Runs a plan: one stage after another, each from the checkpoint that its start left.
+
+A run of the same plan that did not finish is gone on with; a stage that an earlier run finished on
+the same inputs is reused. Everything that a resumed run needs is in `run.json` before the runner
+goes on to the next thing. A stage that fails takes along those that need it, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain_recipes import store
+from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.language.expansion import Origin
+from posttrain_recipes.planning import costs, gates, needs, pricing
+from posttrain_recipes.planning.costs import Estimator
+from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.planning.reuse import History, Scope, decisions, new_evals
+from posttrain_recipes.plugin import Connection
+from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting.page import Pages
+from posttrain_recipes.running import preflight
+from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.limits import Spending
+from posttrain_recipes.running.serving import Serving, locations
+from posttrain_recipes.running.stages import StageWork
+from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store
+from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.version import __version__
+from posttrain_recipes.waiting import EngineLostError, EngineWaiter, Interrupts, StopAsked
+
+if TYPE_CHECKING:
+    from posttrain_recipes.tracking.tracker import RecipeRun
+
+
+def run(
+    plan: Plan,
+    home: Path,
+    reporter: Reporter | None = None,
+    *,
+    scope: Scope | None = None,
+) -> RunRecord:
+    """Run a plan to its end and return what is known about it.
+
+    Args:
+        home: the directory that runs, checkpoints and tracking are kept in.
+        reporter: hears what happens.
+        scope: which stages, and whether to take what earlier runs left.
+
+    Raises:
+        PtlError: the run failed; what it had is kept and the same call goes on from there.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after what was trained has been saved.
+    """
+    reporter, scope = reporter or Reporter(), scope or Scope()
+    scope.check(plan)
+    kept = Store(home)
+    prices = pricing.load(home)
+    interrupts = Interrupts()
+    with ExitStack() as held:
+        with kept.choosing():
+            earlier = None if scope.anew else kept.latest(plan.fingerprint)
+            if earlier is None or not _is_done(earlier, scope.stages(plan)):
+                record = earlier or new_record(plan, kept.next_id(plan.name))
+                directory = held.enter_context(kept.open(record))
+                if earlier is None:
+                    for name, why in scope.reasons(plan).items():
+                        record.stage(name).fresh = why
+                directory.save()
+        if earlier is not None and _is_done(earlier, scope.stages(plan)):
+            # Of what it asks for, bounds and words may have changed.
+            earlier.resolved = plan.resolved
+            reporter.run_started(plan, earlier, resumed=True)
+            reporter.run_finished(earlier)
+            return earlier
+        held.enter_context(interrupts.installed())
+        reporter.run_started(plan, record, resumed=earlier is not None)
+        record.status, record.error = "running", None
+        directory.save()
+        spending = Spending(plan, record, prices, interrupts)
+        try:
+            with spending.meter.installed():
+                _Run(plan, kept, directory, reporter, interrupts, scope, spending).work()
+        except StopAsked as stop:
+            _end(directory, spending, "stopped", str(stop))
+            raise PtlError(
+                f"stopped: {stop}",
+                why=_kept_words(record),
+                hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
+            ) from None
+        except KeyboardInterrupt:
+            _end(directory, spending, "killed", "interrupted")
+            _write_report(kept, record, reporter)
+            raise
+        except BaseException as error:
+            _end(directory, spending, "failed", str(error).split("\n")[0])
+            _write_report(kept, record, reporter)
+            raise
+        whole = len(scope.stages(plan)) == len(plan.stages)
+        if whole:
+            _end(directory, spending, "finished", None)
+        else:
+            _end(directory, spending, "stopped", f"--until {scope.last}")
+        _write_report(kept, record, reporter)
+    reporter.run_finished(record)
+    return record
+
+
+def _is_done(record: RunRecord, stages: Sequence[PlannedStage]) -> bool:
+    return record.status == "finished" or all(
+        kept.done and not new_evals(stage, kept)
+        for stage in stages
+        for kept in (record.stage(stage.name),)
+    )
+
+
+def new_record(plan: Plan, run_id: str) -> RunRecord:
+    """A run of which nothing is done yet."""
+    return RunRecord(
+        id=run_id,
+        recipe=plan.name,
+        fingerprint=plan.fingerprint,
+        model=plan.model,
+        engine=plan.engine.name,
+        path=str(plan.path),
+        preset=plan.preset,
+        seed=plan.resolved.get("seed", 0),
+        resolved=plan.resolved,
+        created=store.now(),
+        stages=[
+            StageRecord(
+                s.name,
+                s.fingerprint,
+                s.method.name if s.method else None,
+                inputs=dict(s.inputs),
+                model=s.model,
+            )
+            for s in plan.stages
+        ],
+        version=__version__,
+    )
+
+
+def _kept_words(record: RunRecord) -> str:
+    """What a run that was stopped has."""
+    done = [stage.name for stage in record.stages if stage.done]
+    parts = [f"{', '.join(done)} done"] if done else []
+    parts += [
+        f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
+        for stage in record.stages
+        if stage.resume and not stage.done
+    ]
+    return "; ".join(parts) or "nothing was trained yet"
+
+
+def _end(directory: RunDirectory, spending: Spending, status: str, error: str | None) -> None:
+    record = directory.record
+    record.seconds = spending.seconds
+    for stage in record.stages:
+        if stage.status == "running":
+            stage.status = status
+    record.status, record.error, record.finished = status, error, store.now()
+    directory.save()
+
+
+class _Run:
+    """One run at work."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        kept: Store,
+        directory: RunDirectory,
+        reporter: Reporter,
+        interrupts: Interrupts,
+        scope: Scope,
+        spending: Spending,
+    ) -> None:
+        self.spending = spending
+        self.plan = plan
+        self.kept = kept
+        self.directory = directory
+        self.record = directory.record
+        self.reporter = reporter
+        self.interrupts = interrupts
+        self.scope = scope
+        self.failures: dict[str, Exception] = {}
+        self.stand_ins: dict[str, str] = {}
+        """Stages of a loop that ended early -> the one of the last round that ran."""
+
+    def work(self) -> None:
+        """Run every stage that is asked for; raises what the first one that failed raised."""
+        tracker = Tracker(self.kept.home, warn=self.reporter.warning)
+        tracker.start()
+        self._preflight()
+        self._estimate()
+        self.spending.start()
+        with self._connected() as connection, tracker_run(tracker, self.plan, self.record) as run:
+            self.directory.save()
+            self.connection = connection
+            for stage in self.scope.stages(self.plan):
+                self._stage(stage, run)
+            run.summary(report.markdown(self.record))
+            run.set_tags(report.gate_tags(self.record))
+            if not self.failures:
+                self._log_report(run)
+        if len(self.failures) > 1:
+            raise PtlError(
+                f"{len(self.failures)} stages failed: {', '.join(self.failures)}",
+                why="; ".join(f"{n}: {_first_line(e)}" for n, e in self.failures.items()),
+                hint="what is done is kept; the same command goes on with the rest",
+            )
+        for error in self.failures.values():
+            raise error
+
+    def _log_report(self, tracked: RecipeRun) -> None:
+        """The report as it will be once the run has ended, which is as soon as this is written."""
+        whole = len(self.scope.stages(self.plan)) == len(self.plan.stages)
+        ended = replace(self.record, status="finished" if whole else "stopped")
+        try:
+            pages = Pages(self.kept.home, ended)
+            tracked.write_text(pages.html(), "report.html")
+            tracked.write_text(pages.markdown(), "report.md")
+            # All that 'ptl reproduce' needs.
+            kept = replace(ended, path=str(self.plan.path.resolve()))
+            tracked.write_text(store.dump(kept), "run.json")
+        except Exception as error:
+            self.reporter.warning(f"the report could not be made: {_first_line(error)}")
+
+    def _preflight(self) -> None:
+        """Refuse what is known to fail, and say what may, before an engine is started.
+
+        Raises:
+            UsageError: a data set is too small for its test split, say.
+        """
+        failed = []
+        for finding in preflight.cheap(self.plan, self.kept.home):
+            if finding.verdict == "warning":
+                self.reporter.warning("; ".join(filter(None, (finding.message, finding.hint))))
+            elif finding.verdict == "failed":
+                failed.append(finding)
+        if failed:
+            raise UsageError(
+                "; ".join(f"{finding.check}: {finding.message}" for finding in failed),
+                hint=failed[0].hint,
+            )
+
+    def _estimate(self) -> None:
+        """Say what is ahead, before any of it is spent."""
+        runs = self.kept.runs()
+        decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
+        estimator = Estimator(self.plan, self.spending.prices, runs)
+        ahead = []
+        for stage, _, estimate in estimator.stages(decided):
+            kept = self.record.stage(stage.name)
+            if estimate is not None:
+                ahead.append(estimate)
+                kept.estimate = kept.estimate or estimate
+        self.directory.save()
+        if ahead:
+            self.reporter.estimated(self.plan, costs.total(ahead), self.spending.prices.note)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        self.reporter.doing(f"starting the engine ({self.plan.engine.name})")
+        log_path = self.directory.path / "engine.log"
+        data_dir = self.kept.home / "engine"
+        models = locations(self.plan)
+        with self.plan.engine.connect(models, data_dir, log_path) as connection:
+            wait = EngineWaiter(
+                connection.alive,
+                self.interrupts,
+                lambda: _death(connection),
+                connection.trouble,
+                self.reporter.warning,
+            )
+            needs.check(self.plan, connection, wait)
+            self.serving = Serving(self.plan, connection, wait)
+            # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
+            for name in models:
+                self.serving.renderer(name)
+            self.history = History.of(self.kept.runs(), self.serving.alive, self.kept.runs_dir)
+            self.stages = StageWork(
+                self.plan,
+                self.directory,
+                self.serving,
+                self.reporter,
+                self.spending,
+                self._made,
+            )
+            yield connection
+
+    def _made(self, stage: str) -> Path:
+        """Where the records that a stage of this run made lie."""
+        kept = self.record.stage(self.stand_ins.get(stage, stage))
+        return self.kept.runs_dir / kept.made_in
+
+    def _stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
+        kept = self.record.stage(stage.name)
+        origin = self.plan.origins[stage.index - 1]
+        if why := gates.ended(origin, self.plan.origins, self.record):
+            self._leave_out(stage, origin, why)
+            return
+        needs = {name: self.stand_ins.get(name, name) for name in stage.needs}
+        missing = [n for n, made in sorted(needs.items()) if not self.record.stage(made).done]
+        if missing:
+            kept.status, kept.error = "skipped", f"needs '{missing[0]}', which did not finish"
+            self.directory.save()
+            self.reporter.stage_skipped(stage, kept)
+            return
+        try:
+            self._run_stage(stage, tracked)
+        except Exception as error:
+            kept = self.record.stage(stage.name)
+            kept.status, kept.error = "failed", _first_line(error)
+            self.directory.save()
+            if isinstance(error, EngineLostError) or not self.connection.alive():
+                raise
+            self.failures[stage.name] = error
+            self.reporter.stage_failed(stage, kept)
+
+    def _leave_out(self, stage: PlannedStage, origin: Origin, why: str) -> None:
+        """Pass over a round of a loop that has ended: the round before stands in for it."""
+        assert origin.before is not None
+        method = stage.method.name if stage.method else None
+        kept = StageRecord(stage.name, stage.fingerprint, method, status="left_out", error=why)
+        self.record.stages[stage.index - 1] = kept
+        self.stand_ins[stage.name] = self.stand_ins.get(origin.before, origin.before)
+        self.serving.checkpoints[stage.name] = self.serving.checkpoints[origin.before]
+        self.directory.save()
+        self.reporter.stage_skipped(stage, kept)
+
+    def _run_stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
+        kept = self._kept(stage)
+        start = self.serving.start(stage, kept.start)
+        if kept.done and kept.checkpoint and not new_evals(stage, kept):
+            self.serving.checkpoints[stage.name] = kept.checkpoint
+            self.stages.track_reused(stage, kept, tracked)
+            self.reporter.stage_reused(stage, kept)
+            return
+        self.stages.run(stage, kept, start, tracked)
+        assert kept.checkpoint is not None
+        self.serving.checkpoints[stage.name] = kept.checkpoint
+        self.history.add(self.record, kept)
+
+    def _kept(self, stage: PlannedStage) -> StageRecord:
+        """What there is of the stage: of this run, of an earlier one, or nothing."""
+        kept = self.record.stage(stage.name)
+        decision = self.history.decide(stage, self.record, self.plan.name)
+        if decision.stage is kept:
+            return kept
+        if decision.stage is None and not (kept.done or kept.resume):
+            return kept
+        if kept.done or kept.resume:
+            self.reporter.warning(f"stage '{stage.name}': {decision.why}")
+        fresh = StageRecord(
+            kept.name,
+            kept.fingerprint,
+            kept.method,
+            kept.inputs,
+            kept.fresh,
+            model=kept.model,
+            training=kept.training,
+            evaluation=kept.evaluation,
+            usd=kept.usd,
+        )
+        if decision.run and decision.stage:
+            _take(stage, fresh, decision.run, decision.stage)
+        self.record.stages[stage.index - 1] = fresh
+        self.directory.save()
+        return fresh
+
+
+def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:
+    """Have `kept` say what an earlier run trained on the same inputs."""
+    kept.status, kept.reused_from = "reused", earlier.reused_from or run.id
+    kept.checkpoint, kept.start = earlier.checkpoint, earlier.start
+    kept.total_steps, kept.records, kept.tokens = (
+        earlier.total_steps,
+        earlier.records,
+        earlier.tokens,
+    )
+    kept.made, kept.made_in = dict(earlier.made), earlier.made_in
+    names = {planned.fingerprint: planned.name for planned in stage.evals}
+    for ours, theirs in ((kept.before, earlier.before), (kept.after, earlier.after)):
+        ours += [replace(m, name=names[m.fingerprint]) for m in theirs if m.fingerprint in names]
+        ours += [m for m in theirs if m.fingerprint.startswith(store.OWN)]
+
+
+@contextmanager
+def tracker_run(tracker: Tracker, plan: Plan, record: RunRecord) -> Iterator[RecipeRun]:
+    """The recipe's run in MLflow: a new one, or that of an earlier try."""
+    tracker.mark_dead_runs()
+    with tracker.run(
+        recipe=plan.name,
+        run_name=record.id,
+        resolved_yaml=report.resolved_yaml(plan.resolved),
+        description_md=plan.description or None,
+        params=report.run_params(record),
+        tags=report.run_tags(record),
+        run_id=record.tracking_id,
+    ) as tracked:
+        record.tracking_id, record.tracking_uri = tracked.run_id, tracker.uri
+        yield tracked
+
+
+def _write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
+    """What was trained is safe by now: a report that cannot be made fails no run."""
+    try:
+        Pages(kept.home, record).write()
+    except Exception as error:
+        reporter.warning(f"the report could not be written: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def _death(connection: Connection) -> EngineLostError:
+    goes_on = "'ptl run' of the same recipe goes on from what was saved"
+    log = connection.log_path
+    if log is None:
+        trouble = connection.trouble() or "it does not answer any more"
+        return EngineLostError("the engine was lost", why=trouble, hint=goes_on)
+    tail = ""
+    if log.is_file():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    return EngineLostError(
+        "the engine ended while the run needed it",
+        why=tail or None,
+        hint=f"its log is {log}; {goes_on}",
+    )

@@ -1,0 +1,93 @@
+"""The weights of a run on a live engine: what is there, where stages start, what options mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage, model_location
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Connection,
+    ModelRef,
+    Renderer,
+    ServedModel,
+    Waiter,
+    checkpoint_name,
+    sampling_client,
+)
+from posttrain_recipes.waiting import GoneError, in_thread
+
+if TYPE_CHECKING:
+    import tinker
+
+
+def locations(plan: Plan) -> Mapping[str, str]:
+    """Where the weights of every base model of the plan are: directories and hub ids."""
+    return {name: model_location(name, plan.path.parent) for name in plan.models}
+
+
+@dataclass
+class Serving:
+    """Checkpoints, samplers and renderers of one run."""
+
+    plan: Plan
+    connection: Connection
+    wait: Waiter
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    """What each stage that is done ended in."""
+    renderers: dict[str, Renderer] = field(default_factory=dict)
+
+    def renderer(self, model: str) -> Renderer:
+        """The renderer of a base model. Raises `PtlError` where its tokenizer cannot be loaded."""
+        from posttrain_recipes.training.rendering import load_renderer
+
+        if model not in self.renderers:
+            self.renderers[model] = load_renderer(model_location(model, self.plan.path.parent))
+        return self.renderers[model]
+
+    def alive(self, state_uri: str | None) -> bool:
+        """Whether the engine has that state; the base model is always there."""
+        if state_uri is None:
+            return True
+        try:
+            self.wait(self.connection.rest.get_weights_info_by_tinker_path(state_uri))
+        except GoneError:
+            return False
+        return True
+
+    def sampler(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
+        """A client that samples from `checkpoint`."""
+        return sampling_client(self.connection.service, checkpoint, self.wait)
+
+    def start(self, stage: PlannedStage, known: Checkpoint | None) -> Checkpoint:
+        """The checkpoint that a stage starts from; `known` where an earlier try found it."""
+        if stage.start == BASE:
+            return Checkpoint(stage.model)
+        if not stage.start.startswith("tinker://"):
+            return self.checkpoints[stage.start]
+        if known is not None:
+            return known
+        # A state cannot be sampled from: make a sampler of the same weights.
+        from_state = self.connection.service.create_training_client_from_state
+        client: tinker.TrainingClient = self.wait(
+            in_thread(lambda: from_state(stage.start).result())
+        )
+        sampler = self.wait(client.save_weights_for_sampler(f"{checkpoint_name(stage.name)}-start"))
+        return Checkpoint(stage.model, stage.start, sampler.path)
+
+    def resolve(self, ref: ModelRef, model: str) -> ServedModel:
+        """The weights that an option of a stage of `model` refers to."""
+        if ref.checkpoint:
+            checkpoint = Checkpoint(self._base_of(ref.checkpoint), None, ref.checkpoint)
+        elif ref.stage and ref.stage != BASE:
+            checkpoint = self.checkpoints[ref.stage]
+        else:
+            checkpoint = Checkpoint(ref.model or model)
+        renderer = self.renderer(checkpoint.base_model)
+        return ServedModel(checkpoint, renderer, self.sampler(checkpoint))
+
+    def _base_of(self, uri: str) -> str:
+        weights = self.wait(self.connection.rest.get_weights_info_by_tinker_path(uri))
+        return str(weights.base_model)

@@ -1,0 +1,280 @@
+"""One stage at work: its start, its training, its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from posttrain_recipes import store
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.plugin import Checkpoint, DataMethod, Record, Resume, Sample, StageContext
+from posttrain_recipes.records import EvalResult
+from posttrain_recipes.reporting import report
+from posttrain_recipes.running.evaluation import Evaluator
+from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.limits import Spending
+from posttrain_recipes.running.making import Made, provenance
+from posttrain_recipes.running.serving import Serving
+from posttrain_recipes.store import RunDirectory, StageRecord
+from posttrain_recipes.tracking import curves
+from posttrain_recipes.tracking.curves import CurveWriter
+
+if TYPE_CHECKING:
+    from posttrain_recipes.tracking.tracker import RecipeRun, StageRun
+
+KEPT_CHECKPOINTS = 2
+"""Checkpoints of a stage in training that are kept: the last to go on from, and the one before,
+which may still be sampled from."""
+DELETE_SECONDS = 5.0
+"""How long a stage's end waits for the engine to delete the others."""
+
+
+@dataclass
+class StageWork:
+    """Everything that the stages of one run share."""
+
+    plan: Plan
+    directory: RunDirectory
+    serving: Serving
+    reporter: Reporter
+    spending: Spending
+    made: Callable[[str], Path]
+    """Where the records that a stage made lie."""
+
+    def __post_init__(self) -> None:
+        self.evaluator = Evaluator(
+            self.directory, self.serving, self.reporter, self.spending, self.made
+        )
+
+    def run(
+        self, stage: PlannedStage, kept: StageRecord, start: Checkpoint, tracked: RecipeRun
+    ) -> None:
+        """Measure, train and measure again; what `kept` says is done is not done again."""
+        kept.start = start
+        kept.started = kept.started or store.now()
+        trained = kept.done
+        kept.status, kept.error = "reused" if trained else "running", None
+        self.directory.save()
+        self.reporter.stage_started(stage, kept, len(self.plan.stages))
+        began = time.monotonic()
+        with tracked.stage(
+            name=stage.name,
+            index=stage.index,
+            params=report.stage_params(stage),
+            tags={"ptl.stage": stage.name, "ptl.fingerprint": stage.fingerprint},
+            run_id=kept.tracking_id,
+        ) as child:
+            kept.tracking_id = child.run_id
+            self.directory.save()
+            self.evaluator.measure(stage, kept, child, "before", start)
+            if not trained:
+                kept.checkpoint = self._train(stage, kept, child, start)
+            assert kept.checkpoint is not None
+            self.evaluator.measure(stage, kept, child, "after", kept.checkpoint)
+            child.log_metrics(report.spent(kept), kept.total_steps)
+        kept.seconds += time.monotonic() - began
+        kept.status = "reused" if trained else "finished"
+        kept.finished = store.now()
+        self.directory.save()
+        self.reporter.stage_finished(stage, kept)
+
+    def track_reused(self, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun) -> None:
+        """Show what an earlier run found below this one too: its curves and its evals."""
+        if kept.tracking_id or not kept.reused_from:
+            return
+        tags = {
+            "ptl.stage": stage.name,
+            "ptl.fingerprint": stage.fingerprint,
+            "ptl.reused_from": kept.reused_from,
+        }
+        runs = self.directory.path.parent
+        with tracked.stage(
+            name=stage.name, index=stage.index, params=report.stage_params(stage), tags=tags
+        ) as child:
+            kept.tracking_id = child.run_id
+            steps: dict[int, dict[str, float]] = {}
+            for metric, series in curves.read(runs / kept.reused_from, stage.name).items():
+                for step, value in series:
+                    steps.setdefault(step, {})[metric] = value
+            for step in sorted(steps):
+                child.log_metrics(steps[step], step)
+            made = kept.checkpoint
+            if made and made.state_uri and stage.method:
+                child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
+            for when, step in (("before", 0), ("after", kept.total_steps)):
+                weights = kept.start if when == "before" else made
+                for m in getattr(kept, when):
+                    found = EvalResult(m.metrics, (), m.higher_is_better)
+                    uri = weights.sampler_uri if weights else None
+                    child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
+        self.directory.save()
+
+    def _train(
+        self, stage: PlannedStage, kept: StageRecord, child: StageRun, start: Checkpoint
+    ) -> Checkpoint:
+        if stage.method is None or stage.data is None:
+            return start
+        assert stage.wants is not None
+        self.reporter.doing(f"reading {stage.data.label}")
+        records = load_records(stage.data, stage.wants, self.made)
+        kept.records = len(records)
+        child.log_dataset(
+            Path(stage.data.label).name,
+            stage.data.label,
+            stage.data.digest,
+            "train",
+            count=len(records),
+        )
+        made = Made(store.made_path(self.directory.path, stage.name))
+        sink = Sink(self, stage, kept, child, made)
+        context = StageContext(
+            name=stage.name,
+            seed=stage.seed,
+            base_model=stage.model,
+            start=start,
+            lora=stage.lora,
+            train=records,
+            renderer=self.serving.renderer(stage.model),
+            service=self.serving.connection.service,
+            sink=sink,
+            wait=self.serving.wait,
+            rewards=stage.rewards,
+            resume=kept.resume,
+            resolve=lambda ref: self.serving.resolve(ref, stage.model),
+            cache=self.directory.path.parents[1] / "cache",
+        )
+        self.spending.check(f"training {stage.name}")
+        try:
+            with self.spending.into(stage, kept, kept.training):
+                if isinstance(stage.method, DataMethod):
+                    batches = stage.method.make(context, sink.done)
+                    for number, batch in enumerate(batches, sink.done + 1):
+                        made.write(number, batch)
+                        self.reporter.made(stage, number)
+                checkpoint = stage.method.train(context)
+            if stage.method.collects():
+                kept.made = made.finish(provenance(self.plan, self.directory.record, stage, start))
+                kept.made_in = f"{self.directory.record.id}/made/{stage.name}"
+                self._show(kept, made, child)
+        finally:
+            sink.curves.close()
+            child.flush()
+        sink.delete_superseded(keep=0)
+        return checkpoint
+
+    def _show(self, kept: StageRecord, made: Made, child: StageRun) -> None:
+        """What was made, as data sets of MLflow."""
+        for name, count in kept.made.items():
+            path = made.path / f"{name}.jsonl"
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            child.log_dataset(
+                f"{kept.name}/{path.name}", str(path), digest, context="made", count=count
+            )
+
+
+class Sink:
+    """Where a stage's numbers and checkpoints go. See `plugin.StageSink`."""
+
+    def __init__(
+        self,
+        work: StageWork,
+        stage: PlannedStage,
+        kept: StageRecord,
+        child: StageRun,
+        made: Made,
+    ) -> None:
+        self.work = work
+        self.made = made
+        self.done = kept.resume.step if kept.resume else 0
+        """Steps, or batches of records, that an earlier try left."""
+        if isinstance(stage.method, DataMethod):
+            self.done = made.batches
+        else:
+            made.forget_after(self.done)
+        self.collected: list[Record] = []
+        """Records of the steps since the last checkpoint."""
+        self.stage = stage
+        self.kept = kept
+        self.child = child
+        self.tokens = kept.tokens
+        self.deleting: dict[str, Future[None]] = {}
+        self.curves = CurveWriter(work.directory.path, stage.name)
+
+    def begin(self, total_steps: int) -> None:
+        """How many optimizer steps the stage will take."""
+        self.kept.total_steps = total_steps
+        self.work.reporter.training(self.stage, self.done, total_steps)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of optimizer step `step` (counted from 1)."""
+        self.tokens += int(metrics.get("train/tokens", 0))
+        self.curves.add(step, metrics)
+        self.child.log_metrics(metrics, step)
+        self.work.reporter.step(step, self.kept.total_steps, metrics)
+        self.work.spending.step(self.stage, self.kept)
+
+    def show(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Samples of optimizer step `step` for people to read."""
+        self.child.show_samples(name, samples, step)
+
+    def collect(self, records: Sequence[Record]) -> None:
+        """Records of this step that later stages may train on."""
+        self.collected += records
+
+    def measured(self, name: str, when: Literal["before", "after"], result: EvalResult) -> None:
+        """A measurement that is the method's own, for the table of results beside the evals'."""
+        kept, stage, directory = self.kept, self.stage, self.work.directory
+        assert stage.method is not None
+        assert stage.data is not None
+        step = 0 if when == "before" else kept.total_steps
+        directory.save_samples(stage.name, name, when, result.samples)
+        self.child.log_eval(name, when, result, step)
+        self.child.log_samples(name, when, result.samples, step)
+        mark = f"{store.OWN}{name}"
+        found = store.measured(name, stage.method.name, mark, stage.data.label, result)
+        others = [m for m in getattr(kept, when) if m.name != name]
+        setattr(kept, when, [*others, found])
+        directory.save()
+
+    def artifact(self, name: str, text: str) -> None:
+        """A file to look at; it lies beside the run, and in MLflow."""
+        path = store.artifacts_path(self.work.directory.path, self.stage.name) / name
+        store.write_atomic(path, text)
+        self.child.write_text(text, f"artifacts/{name}")
+
+    def checkpoint(self, resume: Resume) -> None:
+        """A checkpoint that is saved on the engine; from now on a resumed stage starts here."""
+        if self.collected:
+            self.made.write(resume.step, self.collected)
+            self.collected = []
+        # Tracking first: a run that is killed in between logs no step twice and misses none.
+        if resume.step >= self.kept.total_steps:
+            # Earlier ones are deleted when the next is there: MLflow names what stays.
+            self.child.log_checkpoint(resume.state_uri, resume.sampler_uri, resume.step)
+        self.child.flush()
+        before, self.kept.resume, self.kept.tokens = self.kept.resume, resume, self.tokens
+        if before is not None and before.state_uri != resume.state_uri:
+            self.kept.superseded += [before.state_uri, before.sampler_uri]
+        self.work.directory.save()
+        self.work.reporter.saved(resume)
+        self.delete_superseded(keep=2 * (KEPT_CHECKPOINTS - 1))
+
+    def delete_superseded(self, keep: int) -> None:
+        """Have the engine delete what no try will go on from: all but the last `keep` uris.
+
+        Nothing depends on it and nothing waits for it long: `ptl gc` tries again what failed.
+        """
+        kept, rest = self.kept, self.work.serving.connection.rest
+        for uri in kept.superseded[: max(0, len(kept.superseded) - keep)]:
+            if uri not in self.deleting:
+                self.deleting[uri] = rest.delete_checkpoint_from_tinker_path(uri).future()
+        _, waiting = wait(self.deleting.values(), 0 if keep else DELETE_SECONDS)
+        for uri, done in self.deleting.items():
+            if done not in waiting and done.exception() is None and uri in kept.superseded:
+                kept.superseded.remove(uri)
