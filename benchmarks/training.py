@@ -131,7 +131,7 @@ def ragged(path: str, args: argparse.Namespace) -> None:
     batches = [[datum(row) for row in rows[i : i + 8]] for i in range(0, len(rows), 8)]
     dataset = Dataset.from_dict({"input_ids": rows})
 
-    def trl(padding_free: bool = False) -> float:
+    def trl() -> float:
         config = SFTConfig(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from posttrain_recipes.engine.text import Reply, Text
 Heard = tuple[int, int, float, Any]  # choice, token, logprob, top-k (ids, logprobs) or None
 
 
-class Form:
+class Form(ABC):
     """A kind of completion. Keeps what is known of each choice's tokens beside its reply."""
 
     prefix: str
@@ -66,19 +67,19 @@ class Form:
         """The first part of a choice's stream."""
         return None
 
+    @abstractmethod
     def logprob(self, reply: Reply, token: int, logprob: float, top: Any) -> dict[str, Any]:
         """A token's log-probability as it is told."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, index: int, reply: Reply, finish: str) -> dict[str, Any]:
         """A choice as a whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(
         self, index: int, new: str, told: list[Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         """A part of a choice."""
-        raise NotImplementedError
 
     def _alternatives(self, top: Any) -> list[tuple[int, float]]:
         return list(zip(*top, strict=True)) if top is not None else []

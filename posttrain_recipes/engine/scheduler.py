@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from posttrain_recipes.engine.futures import Futures, Pending
 from posttrain_recipes.engine.wire import JSON, RequestError
@@ -34,15 +34,8 @@ MAX_QUEUED = 8192  # requests that wait for the worker; one client of the SDK se
 MAX_EARLY = 4096  # operations of one model that wait for those before them
 
 
-class Encodable(Protocol):
-    """A result that knows its bytes and their media type."""
-
-    def encode(self) -> tuple[bytes, str]:
-        """(body, media type)."""
-        ...
-
-
-Work = Callable[[], Any]  # an Encodable or a dict, unless it is this process's own
+Work = Callable[[], Any]
+"""Returns a dict, or what has `encode() -> (body, media type)`; anything for this process's own."""
 
 
 @dataclass(eq=False)

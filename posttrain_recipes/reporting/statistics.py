@@ -25,11 +25,6 @@ class Paired:
     test: str
     """What was paired, and the test: `paired t, 3 seeds`."""
 
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves out zero and the test agrees."""
-        return self.p < ALPHA
-
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """The mean of independent runs with Student's t interval (Student 1908)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,3 @@ def placeholder(options: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
 
 
 _STAND_INS: tuple[Any, ...] = ("x", 1, 0.5, {"stage": "base"}, ["x"], [{"stage": "base"}], {})
-
-
-def iterate(*complaints: str | None) -> Iterator[str]:
-    """Those that are not None."""
-    yield from (complaint for complaint in complaints if complaint)

@@ -18,7 +18,6 @@ from posttrain_recipes.engine.wire import Datum, LoraConfig, RequestError
 from tests.engine_model import VOCAB, build
 
 V = 7
-POLICY = ("logprobs", "advantages")
 LOW, HIGH = 0.9, 1.15  # close enough to 1 for a sequence's ratio to meet them
 
 

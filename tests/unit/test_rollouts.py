@@ -229,13 +229,6 @@ def test_a_group_is_one_request_with_a_seed_of_its_own() -> None:
     assert len({ask.seed for ask in engine.asked}) == 10
 
 
-def versions(engine: Engine) -> list[int]:
-    """The weights that each batch was sampled from, by the order of its prompts."""
-    by_batch = [engine.asked[start : start + 4] for start in range(0, len(engine.asked), 4)]
-    assert all(len({ask.version for ask in batch}) == 1 for batch in by_batch)
-    return [batch[0].version for batch in by_batch]
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
