@@ -112,6 +112,7 @@ def run(
     fresh: bool = False,
     from_stage: str | None = None,
     until: str | None = None,
+    jobs: int = 1,
     reporter: Reporter | None = None,
 ) -> Result:
     """Run a recipe; an unfinished run of the same recipe goes on where it stopped.
@@ -121,6 +122,7 @@ def run(
         fresh: start from nothing, whatever earlier runs left.
         from_stage: run this stage and those after it again.
         until: stop after this stage; the next run goes on with the rest.
+        jobs: how many stages that do not need each other may run at the same time.
         reporter: hears what happens; by default nobody does.
 
     Raises:
@@ -131,7 +133,7 @@ def run(
 
     planned = plan(recipe, preset=preset, overrides=overrides)
     scope = Scope(fresh, from_stage, until)
-    return Result(runner.run(planned, default_home(home), reporter, scope=scope))
+    return Result(runner.run(planned, default_home(home), reporter, scope=scope, jobs=jobs))
 
 
 def runs(home: str | Path | None = None) -> list[Result]:

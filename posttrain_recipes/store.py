@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -202,10 +203,12 @@ class RunDirectory:
     def __init__(self, path: Path, record: RunRecord) -> None:
         self.path = path
         self.record = record
+        self._saving = threading.Lock()
 
     def save(self) -> None:
         """Write `run.json`."""
-        write_atomic(self.path / "run.json", dump(self.record))
+        with self._saving:  # of two stages at once, the one that is written last must know most
+            write_atomic(self.path / "run.json", dump(self.record))
 
     def save_samples(self, stage: str, name: str, when: str, samples: tuple[Sample, ...]) -> None:
         """Keep what an eval saw, one JSON object a line."""

@@ -6,6 +6,7 @@ the waiter asks whether the engine lives and whether somebody pressed Ctrl-C.
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import threading
 import time
@@ -30,6 +31,24 @@ LOST_S = 60.0
 from, and the SDK would go on trying for ever."""
 
 
+_WORKER = contextvars.ContextVar("worker", default="")
+
+
+def worker() -> str:
+    """Which of several pieces of work that run side by side this is: a stage; empty for none."""
+    return _WORKER.get()
+
+
+def as_worker(name: str, function: Callable[[], T]) -> Future[T]:
+    """Do a piece of work beside others, on a thread of its own. See `worker`."""
+
+    def work() -> T:
+        _WORKER.set(name)
+        return function()
+
+    return in_thread(work)
+
+
 class GoneError(PtlError):
     """What was asked for is not there (any more): a checkpoint that expired, say."""
 
@@ -49,17 +68,19 @@ class Interrupts:
     """Ctrl-C, SIGTERM and bounds, delivered only where work can stop without losing any."""
 
     def __init__(self) -> None:
-        self._pending = threading.Event()
         self.signal = signal.SIGINT
         """The last signal that came."""
+        self._signals = 0
+        self._seen: dict[str, int] = {}
+        """How many of them each worker knows of."""
         self._asked: str | None = None
+        self._told: set[str] = set()
+        """The workers that know that they were asked."""
         self._deadline: tuple[float, str] | None = None
-        self._stopped = False
 
     def ask(self, reason: str) -> None:
         """Have work stop at the next good moment; once, as what is under way is then saved."""
-        if not self._stopped:
-            self._asked = reason
+        self._asked = self._asked or reason
 
     def stop_at(self, when: float, reason: str) -> None:
         """Have work stop from this moment of the monotonic clock on."""
@@ -80,24 +101,26 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        if self._pending.is_set():  # asked twice: do not wait for a good moment any longer
+        if self._signals > max(self._seen.values(), default=0):
+            # Asked twice before anybody looked up: do not wait for a good moment any longer.
             raise KeyboardInterrupt
-        self._pending.set()
+        self._signals += 1
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt, once, where a signal came since the last look.
+        """Raise KeyboardInterrupt, once for each worker, where a signal came since its last look.
 
         Raises:
             StopAsked: the same for a stop that was asked for.
         """
-        if self._pending.is_set():
-            self._pending.clear()
+        me = worker()
+        if self._signals > self._seen.get(me, 0):
+            self._seen[me] = self._signals
             raise KeyboardInterrupt
         if self._deadline is not None and time.monotonic() >= self._deadline[0]:
             self.ask(self._deadline[1])
-        if self._asked is not None:
-            reason, self._asked, self._stopped = self._asked, None, True
-            raise StopAsked(reason)
+        if self._asked is not None and me not in self._told:
+            self._told.add(me)
+            raise StopAsked(self._asked)
 
 
 class Watch:
@@ -237,13 +260,15 @@ def explain(error: Exception) -> Exception:
 def in_thread(function: Callable[[], T]) -> Future[T]:
     """Call a blocking function of the SDK so that it can be waited for as a future is.
 
-    The thread is a daemon: a call that never returns does not keep the process alive.
+    The thread is a daemon: a call that never returns does not keep the process alive. It works for
+    the same worker as its caller.
     """
     future: Future[T] = Future()
+    context = contextvars.copy_context()
 
     def work() -> None:
         try:
-            future.set_result(function())
+            future.set_result(context.run(function))
         except BaseException as error:
             future.set_exception(error)
 

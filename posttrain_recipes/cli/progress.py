@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -17,6 +18,7 @@ from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.comparisons import groups
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
+from posttrain_recipes.waiting import worker
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -45,19 +47,23 @@ def _after(record: RunRecord) -> list[str]:
 
 
 class Lines(Reporter):
-    """Plain lines, one for each thing that happened."""
+    """Plain lines, one for each thing that happened; stages side by side are told by their name."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self.path = Path()
-        self.last = 0.0
-        self.rate = Rate()
-        self.kept = 0
-        """Steps of the current stage that a next run need not do again."""
+        self.stages: dict[str, Training] = defaultdict(Training)
+        """By worker."""
+
+    @property
+    def now(self) -> Training:
+        """The stage that is told of."""
+        return self.stages[worker()]
 
     def line(self, text: str = "") -> None:
         """Print one line now."""
-        print(text, file=self.out, flush=True)
+        whose = f"{worker()}: " if worker() else ""
+        print(f"{whose}{text.lstrip() if whose else text}", file=self.out, flush=True)
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -78,7 +84,7 @@ class Lines(Reporter):
         self.line(f"  {what}")
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
-        self.kept = 0
+        self.stages[worker()] = Training()
         how = stage.method.name if stage.method else "evaluation"
         self.line(f"[{stage.index}/{count}] {stage.name} ({how} from {stage.start})")
 
@@ -87,24 +93,24 @@ class Lines(Reporter):
         self.line(f"[{stage.index}] {stage.name}: reused, finished on the same inputs{source}")
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
-        self.rate, self.kept = Rate(done), done
+        self.stages[worker()] = Training(done)
         self.line(f"  training from step {done} to {total}")
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
-        self.rate.add(number, metrics)
-        now = time.monotonic()
-        if now - self.last >= LINE_SECONDS or number == total:
-            self.last = now
+        training, now = self.now, time.monotonic()
+        training.add(metrics)
+        if now - training.last >= LINE_SECONDS or number == total:
+            training.last = now
             self.line(
                 f"  step {number}/{total}  {_told(metrics)}  "
-                f"{self.rate.tokens:,.0f} tokens/s  {self.rate.left(number, total)} left"
+                f"{training.tokens:,.0f} tokens/s  {training.left(number, total)} left"
             )
 
     def made(self, stage: PlannedStage, batch: int) -> None:
-        self.kept = batch
+        self.now.kept = batch
 
     def saved(self, resume: Resume) -> None:
-        self.kept = resume.step
+        self.now.kept = resume.step
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
@@ -115,6 +121,7 @@ class Lines(Reporter):
             self.line(f"  {when:6} {label}: {value} (n={estimate.count})")
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.stages.pop(worker(), None)
         self.line(f"  {stage.name} done in {duration(record.seconds)}")
 
     def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
@@ -157,12 +164,12 @@ class Lines(Reporter):
 
     def interrupted(self, path: Path) -> None:
         """Say what was kept and how to go on."""
-        what = (
-            f"the current stage is kept up to step {self.kept}"
-            if self.kept
-            else "nothing of the current stage was trained yet"
+        what = ", ".join(
+            f"{name or 'the current stage'} is kept up to step {training.kept}"
+            for name, training in self.stages.items()
+            if training.kept
         )
-        self.line(f"\nstopped; {what}")
+        self.line(f"\nstopped; {what or 'nothing of the current stage was trained yet'}")
         self.line(f"go on with: ptl run {display_path(path)}")
 
 
@@ -173,15 +180,20 @@ def _told(metrics: Mapping[str, float]) -> str:
     return f"{metrics.get('data/kept', 0):,.0f} records"
 
 
-class Rate:
-    """How fast the steps go, smoothed."""
+class Training:
+    """A stage in training: how far it is kept, and how fast its steps go, smoothed."""
 
     def __init__(self, done: int = 0) -> None:
         self.began = time.monotonic()
         self.done = done
+        self.kept = done
+        """Steps that a next run need not do again."""
+        self.last = 0.0
+        """When a step was told of."""
         self.tokens = 0.0
+        """Tokens a second."""
 
-    def add(self, number: int, metrics: Mapping[str, float]) -> None:
+    def add(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         now = metrics.get("train/tokens_per_second", 0.0)
         self.tokens = now if not self.tokens else 0.9 * self.tokens + 0.1 * now
@@ -236,7 +248,7 @@ class Live(Lines):
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         self.close()
-        self.kept = 0
+        self.stages[worker()] = Training()
         how = stage.method.name if stage.method else "evaluation"
         self.console.print(
             f"\n[bold]{stage.index}/{count} {stage.name}[/bold] "
@@ -247,7 +259,7 @@ class Live(Lines):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.close()
-        self.rate, self.kept = Rate(done), done
+        self.stages[worker()] = Training(done)
         self.progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
@@ -263,14 +275,15 @@ class Live(Lines):
         self.progress.start()
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
-        self.rate.add(number, metrics)
+        training = self.now
+        training.add(metrics)
         if self.progress is not None:
             self.progress.update(
                 self.task,
                 completed=number,
                 told=_told(metrics),
-                rate=f"{self.rate.tokens:,.0f}",
-                left=self.rate.left(number, total),
+                rate=f"{training.tokens:,.0f}",
+                left=training.left(number, total),
             )
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:

@@ -19,6 +19,13 @@ from posttrain_recipes.reporting import report
 @recipe_options
 @home_option
 @scope_options
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Run up to N stages that do not need each other at the same time.",
+)
 @json_option
 def run(
     recipe: Path,
@@ -26,6 +33,7 @@ def run(
     overrides: tuple[str, ...],
     home: Path | None,
     scope: Scope,
+    jobs: int,
     as_json: bool,
 ) -> int:
     """Run RECIPE: train its stages and measure each before and after.
@@ -38,10 +46,10 @@ def run(
     from posttrain_recipes.running import runner
     from posttrain_recipes.store import default_home
 
-    live = sys.stdout.isatty() and not as_json
+    live = sys.stdout.isatty() and not as_json and jobs == 1
     reporter = Live() if live else Lines(sys.stderr if as_json else sys.stdout)
     try:
-        record = runner.run(planned, default_home(home), reporter, scope=scope)
+        record = runner.run(planned, default_home(home), reporter, scope=scope, jobs=jobs)
     except KeyboardInterrupt:
         reporter.interrupted(planned.path)
         sys.exit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Evaluator:
     """Where the records that a stage made lie."""
     results: dict[tuple[str, str], EvalResult] = field(default_factory=dict)
     """By eval and weights."""
+    _busy: dict[tuple[str, str], threading.Lock] = field(default_factory=dict)
 
     def measure(
         self,
@@ -77,8 +79,12 @@ class Evaluator:
 
     def _result(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
         key = (planned.fingerprint, checkpoint.sampler_uri or checkpoint.base_model)
-        if key in self.results:
+        with self._busy.setdefault(key, threading.Lock()):  # another stage may be at it
+            if key not in self.results:
+                self.results[key] = self._evaluate(planned, checkpoint, what)
             return self.results[key]
+
+    def _evaluate(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
         self.spending.check(f"evaluating {what}")
         self.reporter.doing(f"evaluating {what}")
         sampler = self.serving.sampler(checkpoint)
@@ -94,5 +100,4 @@ class Evaluator:
             wait=self.serving.wait,
             resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model),
         )
-        self.results[key] = planned.eval.evaluate(context)
-        return self.results[key]
+        return planned.eval.evaluate(context)

@@ -26,12 +26,15 @@ class Spending:
     record: RunRecord
     prices: Prices
     interrupts: Interrupts
+    jobs: int = 1
+    """Stages that may run at the same time."""
     meter: Meter = field(default_factory=Meter)
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
         self.before = self.record.seconds
-        self._last: tuple[float, int] = (self.began, 0)
+        self._last: dict[str, tuple[float, int]] = {}
+        """By stage: when its last step was done, and how many tokens it had used then."""
         self._longest = 0.0
         self._largest = 0
         limits = self.plan.limits
@@ -72,7 +75,7 @@ class Spending:
     @contextmanager
     def into(self, stage: PlannedStage, kept: StageRecord, spent: Spent) -> Iterator[None]:
         """Count what is spent on a stage until the context ends."""
-        self._last = (time.monotonic(), self.tokens)
+        self._last[stage.name] = time.monotonic(), kept.spent.usage.tokens
         try:
             with self.meter.into(spent):
                 yield
@@ -81,14 +84,15 @@ class Spending:
 
     def step(self, stage: PlannedStage, kept: StageRecord) -> None:
         """A step is done: ask for a stop where the next ones could pass a bound."""
-        now, tokens = time.monotonic(), self.tokens
-        self._longest = max(self._longest, now - self._last[0])
-        self._largest = max(self._largest, tokens - self._last[1])
-        self._last = (now, tokens)
+        now, tokens = time.monotonic(), kept.spent.usage.tokens
+        began, before = self._last[stage.name]
+        self._longest = max(self._longest, now - began)
+        self._largest = max(self._largest, tokens - before)
+        self._last[stage.name] = now, tokens
         kept.usd = self.usd(stage, kept)
         if self.plan.limits.max_hours is not None:
             self._deadline(self.plan.limits.max_hours)
-        reason = self._over(AHEAD * self._largest)
+        reason = self._over(AHEAD * self.jobs * self._largest)
         if reason:
             self.interrupts.ask(reason)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.store import Spent
@@ -23,18 +24,29 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._target = Spent()
+        self._here: ContextVar[Spent] = ContextVar("spent")
+        self._last = Spent()
 
     @contextmanager
     def into(self, spent: Spent) -> Iterator[None]:
-        """Count tokens and time into `spent` until the context ends."""
-        before, self._target = self._target, spent
+        """Count tokens and time into `spent` until the context ends.
+
+        Stages that run side by side count each into its own; a thread that a plugin started by
+        itself counts for whoever was told last.
+        """
+        before, self._last = self._last, spent
+        token = self._here.set(spent)
         began = time.monotonic()
         try:
             yield
         finally:
-            self._target = before
+            self._here.reset(token)
+            self._last = before
             spent.seconds += time.monotonic() - began
+
+    @property
+    def _target(self) -> Spent:
+        return self._here.get(self._last)
 
     def _add(self, target: Spent, **tokens: int) -> None:
         with self._lock:  # replies arrive on other threads

@@ -2,14 +2,18 @@
 
 A run of the same plan that did not finish is gone on with; a stage that an earlier run finished on
 the same inputs is reused. Everything that a resumed run needs is in `run.json` before the runner
-goes on to the next thing. A stage that fails takes along those that need it, and no others.
+goes on to the next thing. A stage that fails takes along those that need it, and no others. Stages
+that do not need each other may run side by side, on one engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +35,14 @@ from posttrain_recipes.running.stages import StageWork
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking.tracker import Tracker
 from posttrain_recipes.version import __version__
-from posttrain_recipes.waiting import EngineLostError, EngineWaiter, Interrupts, StopAsked
+from posttrain_recipes.waiting import (
+    TICK,
+    EngineLostError,
+    EngineWaiter,
+    Interrupts,
+    StopAsked,
+    as_worker,
+)
 
 if TYPE_CHECKING:
     from posttrain_recipes.tracking.tracker import RecipeRun
@@ -43,6 +54,7 @@ def run(
     reporter: Reporter | None = None,
     *,
     scope: Scope | None = None,
+    jobs: int = 1,
 ) -> RunRecord:
     """Run a plan to its end and return what is known about it.
 
@@ -50,6 +62,7 @@ def run(
         home: the directory that runs, checkpoints and tracking are kept in.
         reporter: hears what happens.
         scope: which stages, and whether to take what earlier runs left.
+        jobs: how many stages that do not need each other may run at the same time.
 
     Raises:
         PtlError: the run failed; what it had is kept and the same call goes on from there.
@@ -80,7 +93,7 @@ def run(
         reporter.run_started(plan, record, resumed=earlier is not None)
         record.status, record.error = "running", None
         directory.save()
-        spending = Spending(plan, record, prices, interrupts)
+        spending = Spending(plan, record, prices, interrupts, jobs)
         try:
             with spending.meter.installed():
                 _Run(plan, kept, directory, reporter, interrupts, scope, spending).work()
@@ -188,6 +201,8 @@ class _Run:
         self.interrupts = interrupts
         self.scope = scope
         self.failures: dict[str, Exception] = {}
+        self.choosing = threading.Lock()
+        """Held while a stage looks for what earlier runs left."""
         self.stand_ins: dict[str, str] = {}
         """Stages of a loop that ended early -> the one of the last round that ran."""
 
@@ -201,8 +216,11 @@ class _Run:
         with self._connected() as connection, tracker_run(tracker, self.plan, self.record) as run:
             self.directory.save()
             self.connection = connection
-            for stage in self.scope.stages(self.plan):
-                self._stage(stage, run)
+            if self.spending.jobs > 1:
+                self._side_by_side(run)
+            else:
+                for stage in self.scope.stages(self.plan):
+                    self._stage(stage, run)
             run.summary(report.markdown(self.record))
             run.set_tags(report.gate_tags(self.record))
             if not self.failures:
@@ -215,6 +233,46 @@ class _Run:
             )
         for error in self.failures.values():
             raise error
+
+    def _side_by_side(self, tracked: RecipeRun) -> None:
+        """Run each stage as soon as what it needs is there, `jobs` of them at a time.
+
+        Where one has to stop, no other is begun, and those under way save what they have: each is
+        told of the same signal, bound or loss of the engine.
+        """
+        ahead = list(self.scope.stages(self.plan))
+        busy: dict[Future[None], PlannedStage] = {}
+        stop: BaseException | None = None
+        while busy or (ahead and stop is None):
+            for stage in list(ahead) if stop is None else ():
+                if len(busy) < self.spending.jobs and self._ready(stage, ahead, busy.values()):
+                    ahead.remove(stage)
+                    work = partial(self._stage, stage, tracked)
+                    busy[as_worker(stage.name, work)] = stage
+            done, _ = wait(busy, TICK, FIRST_COMPLETED)
+            try:
+                self.interrupts.check()
+            except KeyboardInterrupt as error:
+                stop = stop or error
+            for future in done:
+                busy.pop(future)
+                stop = stop or future.exception()
+        if stop is not None:
+            raise stop
+
+    def _ready(
+        self, stage: PlannedStage, ahead: Sequence[PlannedStage], busy: Iterable[PlannedStage]
+    ) -> bool:
+        """Whether nothing that the stage needs, or could take over, is still to come."""
+        origin = self.plan.origins[stage.index - 1]
+        before = [s for s in (*ahead, *busy) if s.index < stage.index]
+        return not any(
+            other.name in stage.needs
+            or other.fingerprint == stage.fingerprint
+            # Whether a round is run depends on all of the round before.
+            or (origin.loop and self.plan.origins[other.index - 1].loop == origin.loop)
+            for other in before
+        )
 
     def _log_report(self, tracked: RecipeRun) -> None:
         """The report as it will be once the run has ended, which is as soon as this is written."""
@@ -334,7 +392,8 @@ class _Run:
         self.reporter.stage_skipped(stage, kept)
 
     def _run_stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
-        kept = self._kept(stage)
+        with self.choosing:
+            kept = self._kept(stage)
         start = self.serving.start(stage, kept.start)
         if kept.done and kept.checkpoint and not new_evals(stage, kept):
             self.serving.checkpoints[stage.name] = kept.checkpoint
@@ -344,7 +403,8 @@ class _Run:
         self.stages.run(stage, kept, start, tracked)
         assert kept.checkpoint is not None
         self.serving.checkpoints[stage.name] = kept.checkpoint
-        self.history.add(self.record, kept)
+        with self.choosing:
+            self.history.add(self.record, kept)
 
     def _kept(self, stage: PlannedStage) -> StageRecord:
         """What there is of the stage: of this run, of an earlier one, or nothing."""

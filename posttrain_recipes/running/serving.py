@@ -17,7 +17,7 @@ from posttrain_recipes.plugin import (
     checkpoint_name,
     sampling_client,
 )
-from posttrain_recipes.waiting import GoneError, in_thread
+from posttrain_recipes.waiting import GoneError, in_thread, worker
 
 if TYPE_CHECKING:
     import tinker
@@ -37,15 +37,17 @@ class Serving:
     wait: Waiter
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     """What each stage that is done ended in."""
-    renderers: dict[str, Renderer] = field(default_factory=dict)
+    renderers: dict[tuple[str, str], Renderer] = field(default_factory=dict)
+    """By worker, as tokenizers are not safe to use from two at a time, and model."""
 
     def renderer(self, model: str) -> Renderer:
         """The renderer of a base model. Raises `PtlError` where its tokenizer cannot be loaded."""
         from posttrain_recipes.training.rendering import load_renderer
 
-        if model not in self.renderers:
-            self.renderers[model] = load_renderer(model_location(model, self.plan.path.parent))
-        return self.renderers[model]
+        key = worker(), model
+        if key not in self.renderers:
+            self.renderers[key] = load_renderer(model_location(model, self.plan.path.parent))
+        return self.renderers[key]
 
     def alive(self, state_uri: str | None) -> bool:
         """Whether the engine has that state; the base model is always there."""

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Reward, RewardContext, Sample
+from posttrain_recipes.waiting import in_thread
 
 T = TypeVar("T")
 OnError = Literal["drop", "zero", "stop"]
@@ -170,16 +171,12 @@ def _within(seconds: float, function: Callable[[], T]) -> T:
     Raises:
         TimeoutError: it took too long. Whatever the function raised.
     """
-    future: Future[T] = Future()
 
-    def work() -> None:
+    def work() -> T:
         try:
-            future.set_result(function())
-        except BaseException as error:
+            return function()
+        except TimeoutError as error:
             # One that times out by itself is a failure like any other.
-            if isinstance(error, TimeoutError):
-                error = RuntimeError(f"TimeoutError: {error}")
-            future.set_exception(error)
+            raise RuntimeError(f"TimeoutError: {error}") from error
 
-    threading.Thread(target=work, daemon=True).start()
-    return future.result(timeout=seconds)
+    return in_thread(work).result(timeout=seconds)
