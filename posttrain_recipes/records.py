@@ -83,6 +83,9 @@ class Turn:
     """What it is told since it last wrote: the whole prompt at first, then the world's answer
     (`user`) or a tool's (`tool`)."""
     seat: int = 0
+    fresh: bool = False
+    """Whether this turn tells all that matters (a Markov state): the seat reads it alone and not
+    what was said before, which costs fewer tokens and leaves a reply as it was without history."""
 
 
 class Episode(ABC):

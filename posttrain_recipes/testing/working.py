@@ -17,6 +17,7 @@ from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.testing import records
+from posttrain_recipes.testing.environments import environment_checks
 from posttrain_recipes.testing.findings import Complaints, Finding, Skip, run_check
 
 MODEL = "ptl/nano"
@@ -28,7 +29,8 @@ CRASH_AFTER = 3
 
 def work_checks(entry: Entry, options: dict[str, Any]) -> list[Finding]:
     """Every check that lets the plugin work."""
-    return [run_check(check, told, entry, options) for check, told in _CHECKS[entry.kind]]
+    found = [run_check(check, told, entry, options) for check, told in _CHECKS[entry.kind]]
+    return found + (environment_checks(entry, options) if entry.kind == "dataset" else [])
 
 
 def _make(entry: Entry, options: Mapping[str, Any]) -> Any:

@@ -2,8 +2,8 @@
 
 What a seat has read and written stays one sequence of tokens as long as the chat template only
 adds to a conversation: the policy's own tokens are never rendered again from their text, so what it
-is trained on is what it wrote, token by token. Where a template rewrites earlier turns, every reply
-becomes a sequence of its own.
+is trained on is what it wrote, token by token. Where a template rewrites earlier turns, or a turn
+is `fresh`, a reply begins a sequence of its own.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ class Seat:
     reward: float = 0.0
     cut: bool = False
     """Whether a reply of it ended at the token limit."""
+    _since: int = 0
+    """The message that the conversation begins with: that of the last fresh turn."""
     _ended: bool = True
     """Whether its last reply ended with a token that the template knows."""
 
-    def prompt(self, renderer: Renderer, new: Sequence[Message]) -> list[int]:
+    def prompt(self, renderer: Renderer, turn: Turn) -> list[int]:
         """Take up what it is told now; returns the token ids (P,) that it goes on from."""
-        wrote = bool(self.segments)
-        before = list(self.messages)
-        self.messages += new
-        if not wrote:
+        if turn.fresh:
+            self._since = len(self.messages)
+        before = self.messages[self._since :]
+        self.messages += turn.messages
+        if not self.segments:
             self.opening = len(self.messages)
-        whole = renderer.prompt(self.messages)
-        if not wrote:
+        whole = renderer.prompt(self.messages[self._since :])
+        if not self.segments or turn.fresh:
             return whole
         try:
             through, _ = renderer.supervised(before)
@@ -133,7 +136,7 @@ def play(
         for one in plays:
             if one.turn is not None:
                 seat = one.seats[one.turn.seat]
-                asked.setdefault(tuple(seat.prompt(renderer, one.turn.messages)), []).append(one)
+                asked.setdefault(tuple(seat.prompt(renderer, one.turn)), []).append(one)
         if not asked:
             return plays
         futures = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +148,31 @@ def test_where_the_template_rewrites_each_reply_is_a_sequence_of_its_own() -> No
     segments = one.seats[0].segments
     assert [sum(segment.sampled) for segment in segments] == [2, 2, 2]
     assert [segment.tokens[:-2] for segment in segments] == [asked for asked, _, _ in sampler.asked]
+
+
+@dataclass
+class Forgetful(Echo):
+    """The same, every turn of which is to be read alone."""
+
+    def turn(self) -> Turn | None:
+        turn = super().turn()
+        return turn and replace(turn, fresh=True)
+
+
+class ForgetfulTask(EchoTask):
+    def start(self) -> Episode:
+        return Forgetful()
+
+
+def test_a_fresh_turn_is_read_alone_and_shown_with_the_others() -> None:
+    sampler = Sampler(lambda tokens, index, seed: [*spell("b"), END])
+    [one] = play([ForgetfulTask()], 1, sampler, Renderer(), wait, LIMITS)  # type: ignore[arg-type]
+    asked = [[USER, *spell(told), END, ASSISTANT] for told in ("a", "aa", "aaa")]
+    assert [tokens for tokens, _, _ in sampler.asked] == asked
+    assert [segment.tokens for segment in one.seats[0].segments] == [
+        [*prompt, *spell("b"), END] for prompt in asked
+    ]
+    assert one.sample(0).completion == "b\n[tool] aa\nb\n[tool] aaa\nb"
 
 
 def test_episodes_that_say_the_same_are_one_request() -> None:

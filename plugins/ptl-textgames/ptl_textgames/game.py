@@ -20,7 +20,7 @@ from posttrain_recipes.plugin import (
     Turn,
 )
 
-Opponent = Literal["none", "random", "perfect"]
+Opponent = Literal["none", "random", "greedy", "perfect"]
 
 
 class Game(Episode):
@@ -51,6 +51,10 @@ class Game(Episode):
         """Make a legal move; sets `over` and `winner` where it ends the game."""
 
     @abstractmethod
+    def winning(self) -> Sequence[str]:
+        """The moves that win at once."""
+
+    @abstractmethod
     def best(self) -> Sequence[str]:
         """The moves of a player that makes no mistake."""
 
@@ -63,7 +67,8 @@ class Game(Episode):
         """Every turn tells all that matters."""
         if self.over:
             return None
-        return Turn((Message("user", self.prompt()),), self.player if self.seats == 2 else 0)
+        seat = self.player if self.seats == 2 else 0
+        return Turn((Message("user", self.prompt()),), seat, fresh=True)
 
     def act(self, reply: str) -> Sequence[float]:
         """1 for winning, -1 for losing, 0 for a draw; a reply that is no move loses."""
@@ -87,7 +92,11 @@ class Game(Episode):
     def _answer(self) -> None:
         if self.opponent == "none" or self.over or self.player == self.policy:
             return
-        moves = self.best() if self.opponent == "perfect" else self.legal()
+        moves = self.legal()
+        if self.opponent == "greedy":
+            moves = self.winning() or moves
+        elif self.opponent == "perfect":
+            moves = self.best()
         self._move(self.rng.choice(list(moves)))
 
     def metrics(self) -> Mapping[str, float]:
@@ -103,8 +112,8 @@ class GameConfig(DatasetConfig):
     """Options of every game."""
 
     opponent: Opponent = "none"
-    """Who takes the other seat: nobody (the policy takes both), a player who moves by chance, or
-    one who makes no mistake."""
+    """Who takes the other seat: nobody (the policy takes both), a player who moves by chance, one
+    who wins at once where that is possible and else moves by chance, or one without mistakes."""
     episodes: int = Field(default=256, ge=1)
     """How many beginnings there are; against an opponent, each side moves first in turn."""
     seed: int = Field(default=0, ge=0)

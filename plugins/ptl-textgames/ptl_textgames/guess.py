@@ -41,6 +41,10 @@ class GuessGame(Game):
         else:
             self.high = guessed - 1
 
+    def winning(self) -> Sequence[str]:
+        """The number, once no other is left."""
+        return self.legal() if self.low == self.high else []
+
     def best(self) -> Sequence[str]:
         """The guesses that win with the highest probability."""
         size = self.high - self.low + 1

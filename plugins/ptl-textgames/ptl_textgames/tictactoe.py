@@ -52,8 +52,8 @@ def told(board: str) -> str:
     """The board as the player reads it: open squares have their numbers."""
     shown = [str(i + 1) if cell == "-" else cell for i, cell in enumerate(board)]
     mark = "X" if board.count("X") == board.count("O") else "O"
-    rows = "\n".join(" ".join(shown[i : i + 3]) for i in (0, 3, 6))
-    return f"{rows}\nYou are {mark}. Say a number."
+    rows = "\n".join("".join(shown[i : i + 3]) for i in (0, 3, 6))
+    return f"{rows}\nYou are {mark}."
 
 
 class TicTacToeGame(Game):
@@ -77,6 +77,10 @@ class TicTacToeGame(Game):
         if won(self.board):
             self.over, self.winner = True, self.player
         self.over = self.over or "-" not in self.board
+
+    def winning(self) -> Sequence[str]:
+        """The squares that make three in a row."""
+        return [str(square + 1) for square, after in moves(self.board) if won(after)]
 
     def best(self) -> Sequence[str]:
         """The moves that keep what the position is worth."""
