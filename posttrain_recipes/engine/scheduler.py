@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 MAX_QUEUED = 8192  # requests that wait for the worker; one client of the SDK sends up to 2000
 MAX_EARLY = 4096  # operations of one model that wait for those before them
 
-
 Work = Callable[[], Any]
 """Returns a dict, or what has `encode() -> (body, media type)`; anything for this process's own."""
 
