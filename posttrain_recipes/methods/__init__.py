@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from posttrain_recipes.methods.ai_preferences import AIPreferences
+from posttrain_recipes.methods.best_of_n import BestOfN
 from posttrain_recipes.methods.constitutional import Constitutional
 from posttrain_recipes.methods.cpo import CPO
 from posttrain_recipes.methods.distill_off_policy import DistillOffPolicy
@@ -40,6 +41,7 @@ def ptl_methods() -> Sequence[type[Method]]:
         PromptDistill,
         SDFT,
         TeacherSamples,
+        BestOfN,
         PassRates,
         AIPreferences,
         Constitutional,

@@ -20,7 +20,6 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
-    RewardContext,
     Sample,
     StageContext,
 )
@@ -61,9 +60,7 @@ class PassRates(DataMethod):
         config = self.config
         groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
         stage.sink.begin(len(groups))
-        context = RewardContext(stage.seed, stage.renderer, stage.wait, stage.resolve, stage.cache)
-        for reward, _ in stage.rewards:
-            reward.open(context)
+        asking.open_rewards(stage)
         replies = asking.ahead(
             asking.served(stage, config.model),
             [[prompt.messages for prompt in group] for group in groups],

@@ -21,7 +21,6 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
-    RewardContext,
     Sample,
     StageContext,
     UsageError,
@@ -84,12 +83,7 @@ class TeacherSamples(DataMethod):
             for group in groups
         ]
         stage.sink.begin(len(groups))
-        if stage.rewards:
-            context = RewardContext(
-                stage.seed, stage.renderer, stage.wait, stage.resolve, stage.cache
-            )
-            for reward, _ in stage.rewards:
-                reward.open(context)
+        asking.open_rewards(stage)
         replies = asking.ahead(
             teacher, asked, skip, stage.wait, count=config.samples, config=config, seed=stage.seed
         )

@@ -20,6 +20,7 @@ from posttrain_recipes.plugin import (
     PluginConfig,
     Renderer,
     Reward,
+    RewardContext,
     Sample,
     ServedModel,
     StageContext,
@@ -54,6 +55,13 @@ class Written:
     def usable(self) -> bool:
         """Whether it is whole and says something."""
         return bool(self.text) and not self.truncated
+
+
+def open_rewards(stage: StageContext) -> None:
+    """Get the stage's rewards ready to score."""
+    context = RewardContext(stage.seed, stage.renderer, stage.wait, stage.resolve, stage.cache)
+    for reward, _ in stage.rewards:
+        reward.open(context)
 
 
 def totals(

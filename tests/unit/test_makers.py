@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain_recipes.methods.ai_preferences import AIPreferences
+from posttrain_recipes.methods.best_of_n import BestOfN
 from posttrain_recipes.methods.constitutional import Constitutional
 from posttrain_recipes.methods.pass_rates import PassRates
 from posttrain_recipes.methods.teacher_samples import TeacherSamples
@@ -238,6 +239,67 @@ def test_a_prompt_whose_replies_have_no_reward_is_left_out() -> None:
     (made,) = make(PassRates(PassRates.Config(samples=2)), context)
     assert [cast(Prompt, r).messages[0].content for r in made] == ["q1"]
     assert cast(Any, context.sink).logged[1]["data/always"] == 1
+
+
+# --- best_of_n -----------------------------------------------------------------------------------
+
+
+def chosen_of(method: BestOfN, context: StageContext) -> tuple[list[str], list[tuple[str, str]]]:
+    (made,) = make(method, context)
+    talks = [r.messages[-1].content for r in made if isinstance(r, Conversation)]
+    pairs = [
+        (r.chosen[0].content, r.rejected[0].content) for r in made if isinstance(r, Preference)
+    ]
+    return talks, pairs
+
+
+def test_the_best_reply_is_kept_and_stands_against_the_worst() -> None:
+    context = stage(Model(numbered), prompts(2), [Last(Last.Config())])
+    talks, pairs = chosen_of(BestOfN(BestOfN.Config(n=5)), context)
+    assert talks == ["q0-4", "q1-4"]
+    assert pairs == [("q0-4", "q0-0"), ("q1-4", "q1-0")]
+    logged = cast(Any, context.sink).logged[1]
+    # Of 0, 1, 3 and 4 (it abstains on 2) three are above 0.
+    assert logged["reward/mean"] == 2
+    assert logged["reward/best"] == 4
+    assert (logged["reward/pass_at_1"], logged["reward/pass_at_n"]) == (0.75, 1)
+    assert (logged["data/kept"], logged["data/pairs"]) == (2, 2)
+    assert logged["data/kept_share"] == 2 / 10
+
+
+def test_a_reply_is_kept_once_and_only_above_the_bar() -> None:
+    said = iter(["a3", "a3", "b3", "c1", "cut9~", ""])
+    context = stage(Model(lambda text, number: next(said)), prompts(1), [Last(Last.Config())])
+    method = BestOfN(BestOfN.Config(n=6, keep=5, min_reward=3))
+    assert chosen_of(method, context) == (["a3", "b3"], [("a3", "c1")])
+    logged = cast(Any, context.sink).logged[1]
+    assert (logged["reward/pass_at_1"], logged["reward/pass_at_n"]) == (0.75, 1)
+    assert logged["data/truncated"] == 1 / 6
+
+
+def test_replies_that_are_worth_the_same_or_too_little_make_no_pair() -> None:
+    def of(*said: str, **options: Any) -> tuple[list[str], list[tuple[str, str]]]:
+        model = Model(lambda text, number: said[number])
+        context = stage(model, prompts(1), [Last(Last.Config())])
+        return chosen_of(BestOfN(BestOfN.Config(n=2, **options)), context)
+
+    assert of("a1", "b1") == (["a1"], [])
+    assert of("a0", "b1", min_reward=3) == ([], [])
+    assert of("a2", "b2") == ([], []), "no reply has a reward"
+
+
+def test_best_of_n_goes_on_to_the_same_records() -> None:
+    method = BestOfN(BestOfN.Config(n=3, batch_size=2))
+    rewards = [Last(Last.Config())]
+    whole, rest = Model(numbered), Model(numbered)
+    everything = make(method, stage(whole, prompts(6), rewards))
+    assert make(method, stage(rest, prompts(6), rewards), skip=2) == everything[2:]
+    assert rest.seeds == whole.seeds[4:]
+
+
+def test_keeping_every_reply_chooses_nothing_and_is_refused() -> None:
+    with pytest.raises(ValidationError, match="chooses nothing"):
+        BestOfN.Config(n=4, keep=4)
 
 
 # --- ai_preferences ------------------------------------------------------------------------------
