@@ -56,6 +56,8 @@ class Resume:
     sampler_uri: str
     samplers: tuple[str, ...] = ()
     """Samplers of earlier steps that a method which learns from older samples goes on with."""
+    tokens: int = 0
+    """What those steps took of a budget of tokens; 0 where there is none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samplers", tuple(self.samplers))  # a list, where read from JSON
@@ -91,7 +93,10 @@ class StageSink(Protocol):
         """A checkpoint that is saved on the engine; from now on a resumed stage starts here."""
 
     def begin(self, total_steps: int) -> None:
-        """How many optimizer steps (for a stage that makes data: batches) the stage will take."""
+        """How many optimizer steps (for a stage that makes data: batches) the stage will take.
+
+        Said again where it turns out to be fewer, before the last of them is logged.
+        """
 
     def show(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """Samples of optimizer step `step` for people to read, as `rollouts`."""

@@ -281,6 +281,7 @@ class Live(Lines):
             self.progress.update(
                 self.task,
                 completed=number,
+                total=total,
                 told=_told(metrics),
                 rate=f"{training.tokens:,.0f}",
                 left=training.left(number, total),

@@ -25,6 +25,8 @@ MAX_STAGES = 1000
 """A recipe that expands to more is a mistake."""
 MAX_LABEL = 60
 """A longer label of a variant is replaced by its number."""
+BUDGETS = {"steps": "max_steps", "tokens": "token_budget"}
+"""What a comparison bounds -> the option of a method that does."""
 BASE = "base"
 
 Labels = tuple[tuple[str, str], ...]
@@ -300,7 +302,7 @@ class _Expander:
                 else:
                     self.stages(items, (*place, "stages"), one, start)
                 self._label(self.flat[first:], labels)
-                self._finish(block, key, self.flat[first:])
+                self._finish(block, self.flat[first:])
                 if not alone and self.flat[first:]:
                     seen.setdefault(name, []).append(self.flat[-1].origin.name)
                 for made in self.flat[first:]:
@@ -318,26 +320,17 @@ class _Expander:
             for one in made:
                 _rename(one, names)
 
-    def _finish(self, block: Node, key: Key, made: Sequence[_Flat]) -> None:
+    def _finish(self, block: Node, made: Sequence[_Flat]) -> None:
         """What every branch gets: the budget, and the evals of the comparison on its last stage."""
         if not made:
             return
         last = made[-1]
         last.origin = replace(last.origin, last=True)
-        steps = (block.child("budget") or block).child("steps")
         trained = [one for one in made if one.node.child("method")]
-        if steps is not None and len(trained) == 1:
-            self._bound(trained[0], steps, key)
-        elif steps is not None and trained:
-            own = [(one.node.child("method") or one.node).child("max_steps") for one in trained]
-            total = sum(n.value for n in own if n and isinstance(n.value, int))
-            if None in own or total != steps.value:
-                self.fault(
-                    trained[0].node,
-                    trained[0].origin.key,
-                    f"this branch trains in {len(trained)} stages: give each method 'max_steps:', "
-                    f"{steps.value} in all, which is the budget of the comparison",
-                )
+        for unit, option in BUDGETS.items():
+            budget = (block.child("budget") or block).child(unit)
+            if budget is not None and trained:
+                self._share(trained, unit, option, budget)
         evals = block.child("eval")
         if evals is not None and isinstance(evals.value, list):
             own_evals = last.node.child("eval")
@@ -347,20 +340,35 @@ class _Expander:
             node = replace(own_evals or evals, value=[*mine, *added])
             last.node = replace(last.node, value={**last.node.value, "eval": node})
 
-    def _bound(self, one: _Flat, steps: Node, key: Key) -> None:
+    def _share(self, trained: Sequence[_Flat], unit: str, option: str, budget: Node) -> None:
+        """Bound the one method of a branch; that several share the budget out is checked."""
+        if len(trained) == 1:
+            self._bound(trained[0], unit, option, budget)
+            return
+        own = [(one.node.child("method") or one.node).child(option) for one in trained]
+        total = sum(n.value for n in own if n and isinstance(n.value, int))
+        if None in own or total != budget.value:
+            self.fault(
+                trained[0].node,
+                trained[0].origin.key,
+                f"this branch trains in {len(trained)} stages: give each method '{option}:', "
+                f"{budget.value} in all, which is the budget of the comparison",
+            )
+
+    def _bound(self, one: _Flat, unit: str, option: str, budget: Node) -> None:
         method = one.node.child("method")
         if method is None or not isinstance(method.value, dict):
             return
-        own = method.child("max_steps")
+        own = method.child(option)
         if own is not None:
-            if own.value != steps.value:
+            if own.value != budget.value:
                 self.fault(
                     own,
-                    (*one.origin.key, "method", "max_steps"),
-                    f"the budget of the comparison is {steps.value} steps; remove this",
+                    (*one.origin.key, "method", option),
+                    f"the budget of the comparison is {budget.value} {unit}; remove this",
                 )
             return
-        bounded = {**method.value, "max_steps": replace(steps, key_at=steps.key_at or steps.at)}
+        bounded = {**method.value, option: replace(budget, key_at=budget.key_at or budget.at)}
         value = {**one.node.value, "method": replace(method, value=bounded)}
         one.node = replace(one.node, value=value)
 

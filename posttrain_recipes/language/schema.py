@@ -279,14 +279,19 @@ def _compare() -> dict[str, Any]:
             "budget": {
                 "type": "object",
                 "additionalProperties": False,
-                "required": ["steps"],
-                "description": "What every branch may use.",
+                "minProperties": 1,
+                "description": "What every branch may use, in steps, in tokens, or in both.",
                 "properties": {
                     "steps": {
                         "type": "integer",
                         "minimum": 1,
                         "description": "Optimizer steps of each branch.",
-                    }
+                    },
+                    "tokens": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "description": "Tokens that each branch trains on and writes.",
+                    },
                 },
             },
             "eval": {

@@ -30,6 +30,7 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Record,
     StageContext,
+    Usage,
 )
 from posttrain_recipes.training import gradient, teachers
 from posttrain_recipes.training.examples import tokenize
@@ -119,5 +120,5 @@ class _Soft:
     ) -> Mapping[str, float]:
         return self.shown.popleft().metrics(output.metrics["loss:sum"])
 
-    def tokens(self, batch: Sequence[Reply]) -> int:
-        return sum(len(reply.prompt) + len(reply.tokens) for reply in batch)
+    def usage(self, batch: Sequence[Reply]) -> Usage:
+        return Usage(train=sum(len(reply.prompt) + len(reply.tokens) for reply in batch))

@@ -29,6 +29,7 @@ from posttrain_recipes.plugin import (
     Prompt,
     Record,
     StageContext,
+    Usage,
 )
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training import gradient, teachers
@@ -118,7 +119,9 @@ class _Instructed:
         self.step = stage.resume.step if stage.resume else 0
         """The step that is prepared next."""
         self.asked: deque[list[tinker.APIFuture[tinker.SampleResponse]]] = deque()
-        self.shown: deque[tuple[teachers.Shown, dict[str, float], int]] = deque()
+        self.shown: deque[tuple[teachers.Shown, dict[str, float]]] = deque()
+        self.submitted = Usage()
+        """Of the batch that was submitted last."""
 
     def prepare(self, batch: Sequence[_Question]) -> None:
         import tinker
@@ -166,16 +169,17 @@ class _Instructed:
             "completions/mean_length": length / len(replies),
             "completions/clipped_ratio": sum(r.truncated for r in replies) / len(replies),
         }
-        tokens = sum(len(reply.prompt) + len(reply.tokens) for reply in replies)
-        self.shown.append((teachers.shown(targets), completions, tokens))
+        prompts = sum(len(reply.prompt) for reply in replies)
+        self.submitted = Usage(train=prompts + length, sample=length)
+        self.shown.append((teachers.shown(targets), completions))
         return client.forward_backward(data, "cross_entropy")
 
     def metrics(
         self, batch: Sequence[_Question], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
-        shown, completions, _ = self.shown.popleft()
+        shown, completions = self.shown.popleft()
         loss = output.metrics["loss:sum"]
         return {**completions, **(shown.metrics(loss) if shown.mass else {"train/loss": loss})}
 
-    def tokens(self, batch: Sequence[_Question]) -> int:
-        return self.shown[0][2]
+    def usage(self, batch: Sequence[_Question]) -> Usage:
+        return self.submitted

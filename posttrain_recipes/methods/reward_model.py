@@ -28,6 +28,7 @@ from posttrain_recipes.plugin import (
     Preference,
     Record,
     StageContext,
+    Usage,
 )
 from posttrain_recipes.training import gradient, losses, replies
 from posttrain_recipes.training.verdicts import Judgement, judgement
@@ -126,8 +127,10 @@ class BradleyTerry:
     ) -> Mapping[str, float]:
         return replies.loss_metrics(output)
 
-    def tokens(self, batch: Sequence[Judged]) -> int:
-        return sum(len(pair.chosen.prompt) + len(pair.rejected.prompt) for pair in batch)
+    def usage(self, batch: Sequence[Judged]) -> Usage:
+        return Usage(
+            train=sum(len(pair.chosen.prompt) + len(pair.rejected.prompt) for pair in batch)
+        )
 
 
 def verdict_datum(one: Judgement) -> tinker.Datum:

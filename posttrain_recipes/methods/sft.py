@@ -97,5 +97,5 @@ class Likelihood:
     ) -> Mapping[str, float]:
         return {"train/loss": output.metrics["loss:sum"]}
 
-    def tokens(self, batch: Sequence[Example]) -> int:
-        return sum(len(example.tokens) for example in batch)
+    def usage(self, batch: Sequence[Example]) -> Usage:
+        return Usage(train=sum(len(example.tokens) for example in batch))

@@ -203,12 +203,16 @@ class Sink:
         self.kept = kept
         self.child = child
         self.tokens = kept.tokens
+        self.begun = False
         self.deleting: dict[str, Future[None]] = {}
         self.curves = CurveWriter(work.directory.path, stage.name)
 
     def begin(self, total_steps: int) -> None:
-        """How many optimizer steps the stage will take."""
+        """How many optimizer steps the stage will take; fewer than it said first, the next time."""
         self.kept.total_steps = total_steps
+        if self.begun:
+            return
+        self.begun = True
         self.work.reporter.training(self.stage, self.done, total_steps)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

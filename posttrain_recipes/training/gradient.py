@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import StageContext
+from posttrain_recipes.plugin import StageContext, Usage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.training.optimizer import (
     OptimizerConfig,
@@ -70,8 +70,9 @@ class Objective(Protocol[Contra]):
     ) -> Mapping[str, float]:
         """What the batch showed."""
 
-    def tokens(self, batch: Sequence[Contra]) -> int:
-        """Tokens that went through the model."""
+    def usage(self, batch: Sequence[Contra]) -> Usage:
+        """Tokens that the batch trains on, and those that were written for it; asked once it is
+        submitted."""
 
 
 @dataclass
@@ -121,6 +122,10 @@ class _Step(Generic[Example]):
     batch: list[Example]
     gradient: tinker.APIFuture[tinker.ForwardBackwardOutput]
     update: tinker.APIFuture[tinker.OptimStepResponse]
+    rate: float
+    usage: Usage
+    tokens: int
+    """Of the budget, up to here."""
     saved: Saved | None
 
 
@@ -142,7 +147,9 @@ def train(
     total = total_steps(config, len(examples))
     order = Order(examples, config.batch_size, stage.seed, config.shuffle)
     last = stage.resume
-    done = last.step if last else 0
+    done, used = (last.step, last.tokens) if last else (0, 0)
+    if config.exhausted(used):
+        total = done
     stage.sink.begin(total)
     client = stage.training_client()
     pending: deque[_Step[Example]] = deque()
@@ -154,10 +161,10 @@ def train(
         output, updated = stage.wait(step.gradient), stage.wait(step.update)
         saved = step.saved.result(stage) if step.saved else None
         now = time.monotonic()
-        tokens = objective.tokens(step.batch)
+        tokens = step.usage.train
         metrics = {
             **objective.metrics(step.batch, output),
-            "train/learning_rate": learning_rate(config, step.number - 1, total),
+            "train/learning_rate": step.rate,
             "train/tokens": float(tokens),
             "train/tokens_per_second": tokens / max(1e-9, now - clock),
             **norms(updated),
@@ -176,13 +183,19 @@ def train(
     if done < total:
         objective.prepare(order.batch(done))
     try:
-        for step in range(done, total):
-            batch = order.batch(step)
+        number = done
+        while number < total:
+            batch = order.batch(number)
             gradient = objective.submit(client, batch)
-            updated = update(client, config, step, total)
-            number = step + 1
-            saved = save(stage, client, number) if config.saves(number, total) else None
-            pending.append(_Step(number, batch, gradient, updated, saved))
+            rate = learning_rate(config, number, total, used)
+            updated = update(client, config, rate)
+            usage = objective.usage(batch)
+            number, used = number + 1, used + config.counted(usage)
+            if config.exhausted(used) and number < total:
+                total = number
+                stage.sink.begin(total)
+            saved = save(stage, client, number, used) if config.saves(number, total) else None
+            pending.append(_Step(number, batch, gradient, updated, rate, usage, used, saved))
             if number < total:
                 objective.prepare(order.batch(number))
             drain(leave=1)
@@ -191,7 +204,7 @@ def train(
         # What was paid for is kept: `wait` alone raises this, so every step that was submitted is
         # in `pending` and in the state that is saved here.
         if pending and pending[-1].saved is None:
-            pending[-1].saved = save(stage, client, pending[-1].number)
+            pending[-1].saved = save(stage, client, pending[-1].number, pending[-1].tokens)
         drain(leave=0)
         raise
     assert last is not None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import Message, Renderer, StageContext
+from posttrain_recipes.plugin import Message, Renderer, StageContext, Usage
 from posttrain_recipes.training.asking import seed_of
 from posttrain_recipes.training.gradient import GradientConfig
 from posttrain_recipes.training.teachers import Reply
@@ -61,8 +61,10 @@ class OnPolicy(ABC, Generic[ItemT]):
         self.stage = stage
         self.config = config
         self._step = stage.resume.step if stage.resume else 0
-        self._waiting: deque[tuple[dict[str, float], int]] = deque()
-        """Of each submitted step that was not logged yet: its metrics and its tokens."""
+        self._waiting: deque[dict[str, float]] = deque()
+        """The metrics of each submitted step that was not logged yet."""
+        self._usage = Usage()
+        """Of the step that was submitted last."""
 
     @abstractmethod
     def ask(self, item: ItemT, attempt: Attempt) -> object:
@@ -127,19 +129,20 @@ class OnPolicy(ABC, Generic[ItemT]):
             "completions/mean_length": sum(lengths) / len(lengths),
             "completions/clipped_ratio": sum(a.truncated for a in attempts) / len(attempts),
         }
-        tokens = sum(len(a.prompt) + len(a.tokens) for a in attempts)
-        self._waiting.append((shown, tokens))
+        written = sum(lengths)
+        self._usage = Usage(train=sum(len(a.prompt) for a in attempts) + written, sample=written)
+        self._waiting.append(shown)
         self._step += 1
         return submitted
 
     def metrics(
         self, batch: Sequence[ItemT], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
-        shown, _ = self._waiting.popleft()
+        shown = self._waiting.popleft()
         return {**shown, **self.loss(output.metrics["loss:sum"], shown)}
 
-    def tokens(self, batch: Sequence[ItemT]) -> int:
-        return self._waiting[0][1]
+    def usage(self, batch: Sequence[ItemT]) -> Usage:
+        return self._usage
 
 
 def prompt_tokens(

@@ -13,6 +13,7 @@ from posttrain_recipes.plugin import (
     PluginConfig,
     Resume,
     StageContext,
+    Usage,
     checkpoint_name,
 )
 
@@ -39,17 +40,33 @@ class OptimizerConfig(PluginConfig):
     """Decay of Adam's second moment."""
     save_every: Annotated[int, NoEffect()] = Field(default=50, ge=0)
     """Steps between checkpoints that an interrupted run goes on from; 0 saves only the last."""
+    token_budget: int | None = Field(default=None, ge=1)
+    """Stop after the step with which the tokens that were trained on, and those that were written
+    to be trained on, come to this. What a reference, teacher or judge only reads is not counted."""
 
     def saves(self, step: int, total: int) -> bool:
         """Whether a checkpoint is due after step `step` (from 1) of `total`."""
         return step == total or bool(self.save_every and step % self.save_every == 0)
 
+    def counted(self, usage: Usage) -> int:
+        """What a step takes of the budget of tokens; 0 where there is none."""
+        return usage.train + usage.sample if self.token_budget else 0
 
-def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
-    """The learning rate of step `step` (from 0) of `total`."""
+    def exhausted(self, tokens: int) -> bool:
+        """Whether so many tokens are all of the budget."""
+        return self.token_budget is not None and tokens >= self.token_budget
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int, tokens: int = 0) -> float:
+    """The learning rate of step `step` (from 0) of `total`, after so many tokens of the budget.
+
+    A budget of tokens ends a stage at a step that is not known beforehand: the rate falls with
+    whatever is nearer to its end, the steps or the tokens.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    progress = max(progress, tokens / (config.token_budget or math.inf))
     factor = {
         "constant": 1.0,
         "linear": 1.0 - progress,
@@ -59,14 +76,14 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 def update(
-    client: tinker.TrainingClient, config: OptimizerConfig, step: int, total: int
+    client: tinker.TrainingClient, config: OptimizerConfig, rate: float
 ) -> tinker.APIFuture[tinker.OptimStepResponse]:
-    """Submit optimizer step `step` (from 0) of `total`, without waiting for it."""
+    """Submit an optimizer step at a learning rate, without waiting for it."""
     import tinker
 
     return client.optim_step(
         tinker.AdamParams(
-            learning_rate=learning_rate(config, step, total),
+            learning_rate=rate,
             beta1=config.adam_beta1,
             beta2=config.adam_beta2,
             weight_decay=config.weight_decay,
@@ -88,13 +105,18 @@ class Saved:
     step: int
     state: tinker.APIFuture[tinker.SaveWeightsResponse]
     sampler: tinker.APIFuture[tinker.SaveWeightsForSamplerResponse]
+    tokens: int = 0
 
     def result(self, stage: StageContext) -> Resume:
         """Wait for it."""
-        return Resume(self.step, stage.wait(self.state).path, stage.wait(self.sampler).path)
+        state, sampler = stage.wait(self.state).path, stage.wait(self.sampler).path
+        return Resume(self.step, state, sampler, tokens=self.tokens)
 
 
-def save(stage: StageContext, client: tinker.TrainingClient, step: int) -> Saved:
-    """Submit the saving of the weights as they are after step `step`, without waiting for it."""
+def save(stage: StageContext, client: tinker.TrainingClient, step: int, tokens: int) -> Saved:
+    """Submit the saving of the weights as they are after step `step`, without waiting for it.
+
+    `tokens` is what these steps took of a budget.
+    """
     name = f"{checkpoint_name(stage.name)}-{step:06d}"
-    return Saved(step, client.save_state(name), client.save_weights_for_sampler(name))
+    return Saved(step, client.save_state(name), client.save_weights_for_sampler(name), tokens)

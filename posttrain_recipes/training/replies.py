@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from posttrain_recipes.plugin import Checkpoint, Message, Preference, StageContext
+from posttrain_recipes.plugin import Checkpoint, Message, Preference, StageContext, Usage
 from posttrain_recipes.training import gradient
 from posttrain_recipes.training.examples import Example, datum, tokenize
 
@@ -187,8 +187,8 @@ class Objective:
     ) -> Mapping[str, float]:
         return loss_metrics(output)
 
-    def tokens(self, batch: Sequence[Replies]) -> int:
-        return sum(len(e.tokens) for item in batch for e in item.examples)
+    def usage(self, batch: Sequence[Replies]) -> Usage:
+        return Usage(train=sum(len(e.tokens) for item in batch for e in item.examples))
 
 
 def loss_metrics(output: tinker.ForwardBackwardOutput) -> Mapping[str, float]:

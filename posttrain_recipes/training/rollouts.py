@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.plugin import Resume, StageContext
+from posttrain_recipes.plugin import Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.training import advantages, optimizer
 from posttrain_recipes.training.gradient import Order
@@ -156,6 +156,9 @@ class _Loop:
         self.seats = self.source.seats
         self.last = stage.resume
         done = (self.last.step if self.last else 0) // config.updates_per_batch
+        self.tokens = self.last.tokens if self.last else 0
+        if config.exhausted(self.tokens):
+            self.batches, self.total = done, done * config.updates_per_batch
         self.submitted = done * config.updates_per_batch
         self.launched = done
         stage.sink.begin(self.total)
@@ -163,11 +166,13 @@ class _Loop:
         self.clock = time.monotonic()
         try:
             self._known_weights(done)
-            for batch in range(done, self.batches):
+            batch = done
+            while batch < self.batches:
                 self._launch(batch)
                 self._train(batch)
-                self._snapshot(batch + 1)
-                self._launch(batch + 1)
+                batch += 1
+                self._snapshot(batch)
+                self._launch(batch)
                 self._drain()
         except KeyboardInterrupt:
             # What was paid for is kept: between two batches the weights are those of whole steps.
@@ -247,18 +252,20 @@ class _Loop:
         config, seed = self.config, self.stage.seed
 
         def work() -> list[Group]:
+            groups: list[Group] = []
             tries = 1 + (config.max_replacements if config.flat_groups == "replace" else 0)
-            flat = 0
+            flat = thrown_away = 0
             for attempt in range(tries):
                 where = index
                 if attempt:
                     stream = random.Random(f"{seed}:{batch}:{place}:{attempt}")
                     where = stream.randrange(self.source.size)
+                    thrown_away += sum(r.length for group in groups for r in group.rollouts)
                 groups = self._tried(where, derive(seed, batch, place, attempt), sampler)
                 if any(advantages.varies(group.rewards) for group in groups):
                     break
                 flat += 1
-            groups[0].counts.update(flat=flat, replaced=attempt)
+            groups[0].counts.update(flat=flat, replaced=attempt, thrown_away=thrown_away)
             return groups
 
         return work
@@ -326,13 +333,26 @@ class _Loop:
         passes: Passes,
     ) -> None:
         step = self.submitted
-        rate = optimizer.learning_rate(self.config, step, self.total)
+        rate = optimizer.learning_rate(self.config, step, self.total, self.tokens)
         # Without a gradient Adam's momentum would move the policy all the same.
-        submitted = optimizer.update(self.client, self.config, step, self.total) if passes else None
+        submitted = optimizer.update(self.client, self.config, rate) if passes else None
         self.submitted += 1
+        self._count(groups, passes)
         due = self.submitted % self.config.updates_per_batch == 0 and self._due()
         saved = self._save(self.submitted) if due else None
         self.pending.append(_Update(self.submitted, groups, passes, submitted, rate, saved))
+
+    def _count(self, groups: Sequence[Group], passes: Passes) -> None:
+        """Take a step's tokens off the budget; the batch in which it ends is the last one."""
+        items = [item for part, _ in passes for item in part]
+        written = sum(rollout.length for group in groups for rollout in group.rollouts)
+        written += sum(group.counts["thrown_away"] for group in groups)
+        usage = Usage(train=sum(len(item.segment.tokens) for item in items), sample=written)
+        self.tokens += self.config.counted(usage)
+        batch, rest = divmod(self.submitted, self.config.updates_per_batch)
+        if self.config.exhausted(self.tokens) and not rest and batch < self.batches:
+            self.batches, self.total = batch, self.submitted
+            self.stage.sink.begin(self.total)
 
     def _due(self) -> bool:
         """Whether a checkpoint is due at this end of a batch."""
@@ -340,7 +360,7 @@ class _Loop:
         return any(self.config.saves(step, self.total) for step in steps)
 
     def _save(self, step: int) -> Saved:
-        return optimizer.save(self.stage, self.client, step)
+        return optimizer.save(self.stage, self.client, step, self.tokens)
 
     def _check(self, groups: Sequence[Group]) -> None:
         if any(group.scored for group in groups):

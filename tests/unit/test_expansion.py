@@ -164,6 +164,15 @@ def test_branches_share_start_seeds_budget_and_evals(project: Project) -> None:
     assert {o.comparison for o in plan.origins} == {None, "losses"}
 
 
+def test_a_budget_of_tokens_stands_beside_one_of_steps(project: Project) -> None:
+    text = COMPARE.replace("steps: 20", "steps: 20, tokens: 900")
+    text = text.replace("max_steps: 5", "max_steps: 5, token_budget: 200")
+    plan = project.plan(text.replace("max_steps: 15", "max_steps: 15, token_budget: 700"))
+    assert options(plan, "dpo@seed=0")["token_budget"] == 900
+    assert options(plan, "dpo@seed=0")["max_steps"] == 20
+    assert options(plan, "then@seed=1")["token_budget"] == 700
+
+
 def test_a_stage_below_a_comparison_says_where_it_starts(project: Project) -> None:
     below = SFT.replace("name: sft", "name: last")
     (fault,) = faults(project, COMPARE + below)
@@ -374,9 +383,18 @@ WRONG: dict[str, tuple[str, str]] = {
         COMPARE.replace("max_steps: 5", "max_steps: 6"),
         "stages.more\n  this branch trains in 2 stages: give each method 'max_steps:', 20 in all",
     ),
-    "tokens as a budget": (
+    "tokens that are not shared out": (
         COMPARE.replace("steps: 20", "tokens: 20"),
-        "stages.losses.budget.tokens\n  unknown key in 'budget'",
+        "stages.more\n  this branch trains in 2 stages: give each method "
+        "'token_budget:', 20 in all",
+    ),
+    "a budget of nothing": (
+        COMPARE.replace("{steps: 20}", "{}"),
+        "stages.losses.budget\n",
+    ),
+    "a budget of hours": (
+        COMPARE.replace("steps: 20", "hours: 20"),
+        "stages.losses.budget.hours\n  unknown key in 'budget'",
     ),
     "a comparison in a loop": (
         HEAD + "stages:\n  - repeat: 2\n    stages:\n" + indented(LOSSES, 4),

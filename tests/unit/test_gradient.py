@@ -8,14 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import LoraConfig, Resume, StageContext
+from posttrain_recipes.plugin import LoraConfig, Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.training.gradient import (
     GradientConfig,
@@ -98,8 +98,8 @@ class Engine:
     def objective_metrics(self, batch: Sequence[int], output: Any) -> dict[str, float]:
         return {"train/loss": float(sum(batch))}
 
-    def tokens(self, batch: Sequence[int]) -> int:
-        return 10 * len(batch)
+    def usage(self, batch: Sequence[int]) -> Usage:
+        return Usage(train=10 * len(batch), sample=len(batch))
 
     # the sink
 
@@ -135,7 +135,7 @@ def run(
         prepare=engine.prepare,
         submit=engine.submit,
         metrics=engine.objective_metrics,
-        tokens=engine.tokens,
+        usage=engine.usage,
     )
     stage = StageContext(
         name="sft",
@@ -299,6 +299,32 @@ def test_a_checkpoint_is_asked_for_between_its_step_and_the_next() -> None:
         *("forward 5", "optim 5", "save sft-000005", "sampler sft-000005"),
     ]
     assert engine.kept == [resume_at(2), resume_at(4), resume_at(5)]
+
+
+def test_a_budget_of_tokens_ends_the_stage_with_the_step_that_reaches_it() -> None:
+    """A step of two examples takes 20 tokens that are trained on and 2 that were written."""
+    engine = Engine()
+    assert run(engine, token_budget=45, epochs=4).step == 3
+    assert engine.total == 3
+    assert engine.kept == [replace(resume_at(3), tokens=66)], "the last step is saved, and once"
+    assert rates(engine) == pytest.approx([1, 1 - 22 / 45, 1 - 44 / 45])
+    exact = Engine()
+    assert run(exact, token_budget=44).step == 2
+    enough = Engine()
+    assert run(enough, token_budget=10_000).step == 5
+    assert rates(enough) == pytest.approx([1, 0.8, 0.6, 0.4, 0.2]), "the steps end first"
+
+
+def test_a_resumed_stage_has_the_rest_of_its_budget() -> None:
+    whole, rest = Engine(), Engine()
+    run(whole, token_budget=85, epochs=4, save_every=2)
+    assert [kept.tokens for kept in whole.kept] == [44, 88]
+    assert run(rest, token_budget=85, epochs=4, resume=whole.kept[0]).step == 4
+    assert rates(rest) == rates(whole)[2:]
+    assert rest.batches == whole.batches[2:]
+    over = Engine()
+    assert run(over, token_budget=85, epochs=4, resume=whole.kept[1]).step == 4
+    assert (over.total, over.batches) == (4, [])
 
 
 def resume_at(step: int) -> Resume:

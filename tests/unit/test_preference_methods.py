@@ -151,7 +151,7 @@ def test_sft_is_a_mean_over_the_tokens_of_the_batch(begin: Any) -> None:
     targets = [bytes(datum.loss_fn_inputs["target_tokens"].data) for datum in data]
     assert targets == [b"b.c.", b".ef."]
     assert [bytes(datum.model_input.to_ints()) for datum in data] == [b"ab.c", b"d.ef"]
-    assert objective.tokens(batch) == 10
+    assert objective.usage(batch).train == 10
 
 
 # --- losses of whole replies ---------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_the_data_of_a_pair_are_its_chosen_and_its_rejected_reply(begin: Any) ->
     [(data, _)] = client.asked
     assert [bytes(d.model_input.to_ints()) for d in data] == [b"ab.cd", b"ab.e"]
     assert [d.loss_fn_inputs["weights"].data for d in data] == [[0, 0, 1, 1, 1], [0, 0, 1, 1]]
-    assert objective.tokens(batch) == 11
+    assert objective.usage(batch).train == 11
 
 
 def test_the_reference_is_asked_once_for_each_reply(begin: Any) -> None:
@@ -460,7 +460,7 @@ def test_reward_model_compares_the_log_odds_of_two_verdicts(begin: Any, centerin
             "max_reward": rewards.max(),
         }
     )
-    assert objective.tokens(batch) == sum(len(d.model_input.to_ints()) for d in data)
+    assert objective.usage(batch).train == sum(len(d.model_input.to_ints()) for d in data)
 
 
 def test_a_judged_reply_that_is_too_long_is_named(begin: Any) -> None:

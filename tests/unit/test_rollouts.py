@@ -516,3 +516,29 @@ def test_dro_is_computed_here_over_the_replys_tokens_alone() -> None:
             gain = advantage * own - 0.3 / 2 * (own + 0.5) ** 2
             expected -= gain.sum() / 6 / 4 / 4
         assert float(loss(data, logprobs)[0]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"flat_groups": "replace"}])
+def test_a_budget_of_tokens_ends_it_with_the_batch_that_reaches_it(options: dict[str, Any]) -> None:
+    free = Engine()
+    run(free, epochs=2, token_budget=10**9, save_every=1, **options)
+    used = [kept.tokens for kept in free.kept]
+    assert len(used) == 6
+    assert used == sorted(set(used))
+    first = {name: free.log[0][0][name] for name in ("train/tokens", "rollouts/tokens")}
+    assert used[0] >= sum(first.values()) > first["train/tokens"] > 0
+    bound = Engine()
+    end = run(bound, epochs=2, token_budget=used[2], **options)
+    assert (end.step, bound.total) == (3, 3)
+    assert [step for _, step in bound.log] == [1, 2, 3]
+    assert bound.kept[-1].tokens == used[2]
+    assert trained(bound) == trained(free)[: len(trained(bound))]
+    resumed = Engine(version=2)
+    run(resumed, epochs=2, token_budget=used[2], resume=free.kept[1], **options)
+    assert [step for _, step in resumed.log] == [3]
+
+
+def test_a_batch_is_finished_when_the_budget_ends_within_it() -> None:
+    engine = Engine()
+    assert run(engine, epochs=2, updates_per_batch=2, token_budget=1).step == 2
+    assert engine.total == 2
