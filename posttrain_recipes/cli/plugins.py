@@ -15,7 +15,7 @@ import click
 from posttrain_recipes import registry
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.errors import UsageError, display_path
-from posttrain_recipes.language.recipe import parse
+from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.plugin import Method
 from posttrain_recipes.registry import KINDS, Entry
 

@@ -10,63 +10,28 @@ value keeps the place that it was written at. Nothing here knows what methods or
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from posttrain_recipes.errors import Fault, Location
-from posttrain_recipes.language.recipe import Key, Node, Recipe, merge, stage_names
-from posttrain_recipes.registry import suggest
+from posttrain_recipes.errors import Fault
+from posttrain_recipes.language.flat import (
+    BASE,
+    MAX_STAGES,
+    Flat,
+    Labels,
+    Origin,
+    Variant,
+    called,
+    rename,
+    show_labels,
+)
+from posttrain_recipes.language.matrix import Axis, choices, read_axes, share
+from posttrain_recipes.language.nodes import Key, Node, merge, name_of
+from posttrain_recipes.language.recipe import Recipe
 
-MAX_STAGES = 1000
-"""A recipe that expands to more is a mistake."""
-MAX_LABEL = 60
-"""A longer label of a variant is replaced by its number."""
 BUDGETS = {"steps": "max_steps", "tokens": "token_budget"}
 """What a comparison bounds -> the option of a method that does."""
-BASE = "base"
-
-Labels = tuple[tuple[str, str], ...]
-"""What tells a variant from the others: `(("beta", "0.1"), ("seed", "0"))`."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a stage of the flat list comes from."""
-
-    name: str
-    """Its name in the flat list: `dpo-2@beta=0.1`."""
-    source: str
-    """Its name in the recipe: `dpo`."""
-    key: Key
-    """Where it is written."""
-    labels: Labels = ()
-    """The variant that it belongs to; empty where all variants share it."""
-    loop: str | None = None
-    """What the loop around it is called."""
-    round: int = 0
-    """Of its loop, from 1; 0 outside of one."""
-    before: str | None = None
-    """The same stage of the round before: what stands in for it where the loop ended early."""
-    until: tuple[tuple[str, str], ...] = ()
-    """Conditions on the round before that leave this one out, as `(subject, bound)`."""
-    comparison: str | None = None
-    branch: str | None = None
-    last: bool = False
-    """Whether it is the last of its branch: what the branch is judged by."""
-
-    @property
-    def label(self) -> str:
-        """`beta=0.1,seed=0`; empty where it is the same in every variant."""
-        return show_labels(self.labels)
-
-
-def show_labels(labels: Labels) -> str:
-    """`beta=0.1,seed=0`."""
-    return ",".join(f"{name}={value}" for name, value in labels)
 
 
 def expand(recipe: Recipe) -> tuple[Recipe, tuple[Origin, ...], list[Fault]]:
@@ -82,9 +47,9 @@ def expand(recipe: Recipe) -> tuple[Recipe, tuple[Origin, ...], list[Fault]]:
     if matrix is None and not any(_block(item) for item in items):
         return recipe, tuple(_plain(items)), faults
     assert stages is not None
-    axes = _axes(recipe, matrix, faults) if matrix else []
-    variants = [_variant(recipe, axes, chosen, faults) for chosen in _choices(axes)]
-    flat = _share(variants, axes)
+    axes = read_axes(recipe, matrix, faults) if matrix else []
+    variants = [_variant(recipe, axes, chosen, faults) for chosen in choices(axes)]
+    flat = share(variants, axes)
     if len(flat) > MAX_STAGES:
         place = matrix or stages
         message = f"comes to more than {MAX_STAGES} stages, which is surely not meant"
@@ -112,27 +77,11 @@ def _block(item: Node) -> str | None:
     return None
 
 
-def _name(item: Node) -> str | None:
-    name = item.child("name")
-    return name.value if name and isinstance(name.value, str) else None
-
-
 def _plain(items: Sequence[Node]) -> Iterator[Origin]:
     for index, item in enumerate(items):
         if isinstance(item.value, dict):
-            name = _name(item) or ""
+            name = name_of(item) or ""
             yield Origin(name, name, ("stages", index), last=index == len(items) - 1)
-
-
-# --- one variant: loops and comparisons ----------------------------------------------------------
-
-
-@dataclass
-class _Flat:
-    """A stage of one variant; references in it are names of the same variant."""
-
-    node: Node
-    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -152,7 +101,7 @@ class _Expander:
     def __init__(self, recipe: Recipe, faults: list[Fault]) -> None:
         self.recipe = recipe
         self.faults = faults
-        self.flat: list[_Flat] = []
+        self.flat: list[Flat] = []
         self.taken: set[str] = set()
 
     def fault(self, node: Node, key: Key, message: str) -> None:
@@ -177,7 +126,7 @@ class _Expander:
         return start
 
     def stage(self, item: Node, key: Key, frame: _Frame, start: str | None) -> str:
-        source = _name(item) or ""
+        source = name_of(item) or ""
         name = f"{source}{frame.suffix}"
         values = dict(item.value)
         if source:
@@ -198,7 +147,7 @@ class _Expander:
                 self.fault(values["seed"], (*key, "seed"), "'seeds:' of the comparison gives it")
             values["seed"] = replace(frame.seed, key_at=frame.seed.at)
         self.flat.append(
-            _Flat(replace(item, value=values), Origin(name, source, key, **frame.origin))
+            Flat(replace(item, value=values), Origin(name, source, key, **frame.origin))
         )
         frame.names[source] = name
         return name
@@ -240,7 +189,7 @@ class _Expander:
             if until and isinstance(until.value, dict)
             else ()
         )
-        loop = _name(block) or "loop"
+        loop = name_of(block) or "loop"
         inner: dict[str, str | list[str]] = {}
         for number in range(1, min(count.value, MAX_STAGES) + 1):
             before = dict(inner)
@@ -272,7 +221,7 @@ class _Expander:
         elif start is None:
             self.fault(block, key, "stands below a comparison; say where it starts: 'init_from:'")
             start = BASE
-        title = _name(block) or "comparison"
+        title = name_of(block) or "comparison"
         while title in self.taken:
             title += "'"
         self.taken.add(title)
@@ -288,7 +237,7 @@ class _Expander:
             if not isinstance(branch.value, dict):
                 continue
             where = (*key, "compare", index)
-            name = _name(branch) or f"branch {index + 1}"
+            name = name_of(branch) or f"branch {index + 1}"
             inside = branch.child("stages")
             alone = inside is None or not isinstance(inside.value, list)
             items, place = ([branch], (*key, "compare")) if alone else (inside.value, where)
@@ -313,14 +262,14 @@ class _Expander:
             frame.names[source] = distinct[0] if len(distinct) == 1 else distinct
         return None
 
-    def _label(self, made: Sequence[_Flat], labels: Labels) -> None:
+    def _label(self, made: Sequence[Flat], labels: Labels) -> None:
         """Give the stages of a branch the names of their seed, and say so to each other."""
         if labels:
             names = {m.origin.name: f"{m.origin.name}@{show_labels(labels)}" for m in made}
             for one in made:
-                _rename(one, names)
+                rename(one, names)
 
-    def _finish(self, block: Node, made: Sequence[_Flat]) -> None:
+    def _finish(self, block: Node, made: Sequence[Flat]) -> None:
         """What every branch gets: the budget, and the evals of the comparison on its last stage."""
         if not made:
             return
@@ -335,12 +284,12 @@ class _Expander:
         if evals is not None and isinstance(evals.value, list):
             own_evals = last.node.child("eval")
             mine = list(own_evals.value) if own_evals and isinstance(own_evals.value, list) else []
-            have = {_called(item) for item in mine}
-            added = [item for item in evals.value if _called(item) not in have]
+            have = {called(item) for item in mine}
+            added = [item for item in evals.value if called(item) not in have]
             node = replace(own_evals or evals, value=[*mine, *added])
             last.node = replace(last.node, value={**last.node.value, "eval": node})
 
-    def _share(self, trained: Sequence[_Flat], unit: str, option: str, budget: Node) -> None:
+    def _share(self, trained: Sequence[Flat], unit: str, option: str, budget: Node) -> None:
         """Bound the one method of a branch; that several share the budget out is checked."""
         if len(trained) == 1:
             self._bound(trained[0], unit, option, budget)
@@ -355,7 +304,7 @@ class _Expander:
                 f"{budget.value} in all, which is the budget of the comparison",
             )
 
-    def _bound(self, one: _Flat, unit: str, option: str, budget: Node) -> None:
+    def _bound(self, one: Flat, unit: str, option: str, budget: Node) -> None:
         method = one.node.child("method")
         if method is None or not isinstance(method.value, dict):
             return
@@ -373,159 +322,9 @@ class _Expander:
         one.node = replace(one.node, value=value)
 
 
-def _called(item: Node) -> Any:
-    """What an eval is called: by name, by itself, or by its plugin."""
-    if isinstance(item.value, dict):
-        found = item.child("name") or item.child("use")
-        return found.value if found else None
-    return item.value
-
-
-def _rename(one: _Flat, names: Mapping[str, str]) -> None:
-    """The stage, and every reference in it, by the new names."""
-    one.node = _renamed(one.node, names, top=True)
-    origin = one.origin
-    one.origin = replace(
-        origin,
-        name=names.get(origin.name, origin.name),
-        before=names.get(origin.before, origin.before) if origin.before else None,
-    )
-
-
-def _renamed(node: Node, names: Mapping[str, str], *, top: bool = False) -> Node:
-    if isinstance(node.value, list):
-        return replace(node, value=[_renamed(n, names) for n in node.value])
-    if not isinstance(node.value, dict):
-        return node
-    found = {k: _renamed(n, names) for k, n in node.value.items()}
-    for word in ("name", "init_from") if top else ("stage",):
-        if word in found and isinstance(found[word].value, str):
-            value = found[word].value
-            found[word] = replace(found[word], value=names.get(value, value))
-    return replace(node, value=found)
-
-
-# --- the matrix ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Paths whose values change together; one path, or the ones under `pair:`."""
-
-    paths: tuple[tuple[str, ...], ...]
-    values: tuple[tuple[Node, ...], ...]
-    """By choice, then by path."""
-    names: tuple[str, ...] = ()
-    """What labels call the paths."""
-
-    def labels(self, choice: int) -> Labels:
-        """What tells this choice from the others of the axis."""
-        return tuple(
-            (name, _text(value, choice))
-            for name, value in zip(self.names, self.values[choice], strict=True)
-        )
-
-
-def _text(value: Node, choice: int) -> str:
-    plain = value.plain()
-    if isinstance(plain, bool) or plain is None:
-        return json.dumps(plain)
-    if isinstance(plain, float):
-        return f"{plain:g}"
-    if isinstance(plain, dict):
-        # Options of a plugin: the file is what tells data sets apart, most of the time.
-        short = plain.get("label") or plain.get("path") or plain.get("use")
-        text = str(short).rsplit("/", 1)[-1].split(".")[0] if short else ""
-        return f"{choice + 1}-{text}" if text else str(choice + 1)
-    return str(choice + 1) if isinstance(plain, list) else str(plain).rsplit("/", 1)[-1]
-
-
-def _axes(recipe: Recipe, matrix: Node, faults: list[Fault]) -> list[_Axis]:
-    axes: list[_Axis] = []
-    if not isinstance(matrix.value, dict):
-        return axes
-    for path, values in matrix.value.items():
-        if path == "pair":
-            groups = values.value if isinstance(values.value, list) else [values]
-            axes += [axis for group in groups if (axis := _pair(recipe, group, faults))]
-        elif isinstance(values.value, list) and values.value:
-            parts = _path(recipe, path, values, faults)
-            if parts:
-                axes.append(_Axis((parts,), tuple((value,) for value in values.value)))
-    every = [path for axis in axes for path in axis.paths]
-    for path in {path for path in every if every.count(path) > 1}:
-        shown = ".".join(path)
-        faults.append(Fault(matrix.key_at or matrix.at, "matrix", f"'{shown}' is varied twice"))
-    names = _short(every)
-    return [replace(axis, names=tuple(names[path] for path in axis.paths)) for axis in axes]
-
-
-def _pair(recipe: Recipe, group: Node, faults: list[Fault]) -> _Axis | None:
-    if not isinstance(group.value, dict):
-        return None
-    found = [
-        (parts, values)
-        for path, values in group.value.items()
-        if isinstance(values.value, list) and (parts := _path(recipe, path, values, faults))
-    ]
-    lengths = {len(values.value) for _, values in found}
-    if len(lengths) > 1:
-        shown = ", ".join(f"{parts[-1]} has {len(values.value)}" for parts, values in found)
-        message = f"values under 'pair:' go together, so each list has as many: {shown}"
-        faults.append(Fault(group.key_at or group.at, "matrix.pair", message))
-    count = min(lengths, default=0)
-    if not count:
-        return None
-    return _Axis(
-        tuple(parts for parts, _ in found),
-        tuple(tuple(values.value[i] for _, values in found) for i in range(count)),
-    )
-
-
-def _path(recipe: Recipe, path: str, node: Node, faults: list[Fault]) -> tuple[str, ...] | None:
-    """`stages.dpo.method.beta` in parts, where the matrix can vary it."""
-    parts = tuple(path.split("."))
-    at: Location = node.key_at or node.at
-    if parts in (("seed",), ("model",)) or (parts[0] == "lora" and len(parts) == 2):
-        return parts
-    if parts[0] != "stages" or len(parts) < 3 or not all(parts):
-        why = "a matrix varies 'seed', 'model', 'lora.OPTION' and 'stages.STAGE....' alone"
-        if parts[0] == "engine":
-            why += "; run the recipe once for each engine and see 'ptl compare'"
-        faults.append(Fault(at, f"matrix.{path}", why))
-        return None
-    known = stage_names(recipe.root.child("stages"))
-    if parts[1] not in known:
-        message = f"no stage is named '{parts[1]}'; {suggest(parts[1], known)}"
-        faults.append(Fault(at, f"matrix.{path}", message))
-        return None
-    return parts
-
-
-def _short(paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """The last part of each path, with the stage in front where two end alike."""
-    short: dict[tuple[str, ...], str] = {}
-    for path in paths:
-        alike = [other for other in paths if other != path and other[-1] == path[-1]]
-        short[path] = f"{path[1]}.{path[-1]}" if alike and len(path) > 2 else path[-1]
-    counts = list(short.values())
-    return {p: ".".join(p[1:]) if counts.count(s) > 1 else s for p, s in short.items()}
-
-
-def _choices(axes: Sequence[_Axis]) -> list[tuple[int, ...]]:
-    found = itertools.product(*(range(len(axis.values)) for axis in axes))
-    return list(itertools.islice(found, MAX_STAGES + 1))
-
-
-@dataclass
-class _Variant:
-    chosen: tuple[int, ...]
-    flat: list[_Flat]
-
-
 def _variant(
-    recipe: Recipe, axes: Sequence[_Axis], chosen: tuple[int, ...], faults: list[Fault]
-) -> _Variant:
+    recipe: Recipe, axes: Sequence[Axis], chosen: tuple[int, ...], faults: list[Fault]
+) -> Variant:
     root = recipe.root
     varied: dict[str, Node] = {}
     for axis, choice in zip(axes, chosen, strict=True):
@@ -557,78 +356,4 @@ def _variant(
         if "model" in varied and start == BASE:
             values.setdefault("model", varied["model"])
         one.node = replace(one.node, value=values)
-    return _Variant(chosen, expander.flat)
-
-
-def _share(variants: Sequence[_Variant], axes: Sequence[_Axis]) -> list[_Flat]:
-    """One list of the stages of all variants, each stage once, named by what it depends on."""
-    kinds = {variant.chosen: _kinds(variant) for variant in variants}
-    names = dict.fromkeys(one.origin.name for variant in variants for one in variant.flat)
-    matter = {name: [_matters(name, place, kinds) for place in range(len(axes))] for name in names}
-    found: list[_Flat] = []
-    known: set[str] = set()
-    for number, variant in enumerate(variants):
-        calls: dict[str, str] = {}
-        for one in variant.flat:
-            mine = _labels(axes, variant.chosen, matter[one.origin.name])
-            text = show_labels(mine)
-            if len(text) > MAX_LABEL:
-                text = str(number + 1)
-            head, _, seed = one.origin.name.partition("@")
-            calls[one.origin.name] = "@".join(filter(None, [head, _joined(text, seed)]))
-        emitted = [calls[one.origin.name] for one in variant.flat]
-        for one in variant.flat:
-            # A name that a variant has twice is the planner's to tell.
-            if calls[one.origin.name] not in known:
-                mine = _labels(axes, variant.chosen, matter[one.origin.name])
-                made = _Flat(one.node, replace(one.origin, labels=(*mine, *one.origin.labels)))
-                _rename(made, calls)
-                found.append(made)
-        known.update(emitted)
-    return found
-
-
-def _joined(*parts: str) -> str:
-    return ",".join(filter(None, parts))
-
-
-def _labels(axes: Sequence[_Axis], chosen: tuple[int, ...], matter: Sequence[bool]) -> Labels:
-    found: Labels = ()
-    for axis, choice, matters in zip(axes, chosen, matter, strict=True):
-        found += axis.labels(choice) if matters else ()
-    return found
-
-
-def _matters(name: str, place: int, kinds: Mapping[tuple[int, ...], Mapping[str, str]]) -> bool:
-    """Whether the stage changes along this axis, for some values of the others."""
-    first: dict[tuple[int, ...], str | None] = {}
-    for chosen, kind in kinds.items():
-        rest = (*chosen[:place], *chosen[place + 1 :])
-        if first.setdefault(rest, kind.get(name)) != kind.get(name):
-            return True
-    return False
-
-
-def _kinds(variant: _Variant) -> dict[str, str]:
-    """By stage: text that is equal where a stage and all that it builds on are."""
-    kinds: dict[str, str] = {}
-    evals: dict[Any, str] = {}
-    for one in variant.flat:
-        node = _renamed(one.node, kinds, top=True)
-        plain = {k: v for k, v in node.plain().items() if k != "name"}
-        asked = one.node.child("eval")
-        items = asked.value if asked and isinstance(asked.value, list) else []
-        named = [evals.get(item.value) for item in items if isinstance(item.value, str)]
-        text = json.dumps([plain, named], sort_keys=True, default=str)
-        kinds[one.origin.name] = f"{one.origin.name}#{digest(text)}"
-        for item in items:
-            if isinstance(item.value, dict):
-                # On the stage's own test split it is another eval for another stage.
-                own = "" if "dataset" in item.value else kinds[one.origin.name]
-                evals[_called(item)] = json.dumps([item.plain(), own], sort_keys=True, default=str)
-    return kinds
-
-
-def digest(text: str) -> str:
-    """A short hash."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Variant(chosen, expander.flat)

@@ -1,4 +1,4 @@
-"""Recipe x registry -> JSON Schema 2020-12, and a recipe's faults against it, in words.
+"""The JSON Schema 2020-12 of recipes in this environment.
 
 The schema is composed from the grammar below and from the `Config` of every installed plugin, so
 that an editor completes a stranger's options as well as ours.
@@ -7,28 +7,13 @@ that an editor completes a stranger's options as well as ours.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
-from posttrain_recipes.errors import Fault
-from posttrain_recipes.language.recipe import NESTED, Key, Recipe
 from posttrain_recipes.options import REFERS_TO
 from posttrain_recipes.plugin import LoraConfig, PluginConfig
-from posttrain_recipes.registry import KINDS, Entry, Registry, suggest
+from posttrain_recipes.registry import Entry, Registry
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
-MISPLACED = {
-    "repeat": "stands in the list of stages: '- repeat: 3' with 'stages:' below it",
-    "compare": "stands in the list of stages: '- compare:' with the branches below it",
-    "until": "stands beside 'repeat:'",
-    "matrix": "stands at the top of a recipe",
-    "limits": "stands at the top of a recipe",
-}
-"""Words of the language with the place where they mean something."""
-
 BOUND = {
     "type": "string",
     "pattern": r"^\s*(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?\s*$",
@@ -391,176 +376,3 @@ def _untitled(schema: Any) -> Any:
 def dump(schema: dict[str, Any]) -> str:
     """The schema as it is committed under `schemas/`."""
     return json.dumps(schema, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
-
-
-# --- a recipe against the schema -----------------------------------------------------------------
-
-
-def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
-    """Every place where the recipe does not have the form that the schema asks for."""
-    validator = Draft202012Validator(recipe_schema(registry))
-    faults: dict[tuple[str, str], Fault] = {}
-    expanded = recipe.source is not None
-    for key in _not_finite(recipe.data, ()):
-        fault = recipe.fault(key, "must be a number that is finite")
-        faults[fault.key, fault.message] = fault
-    for error in validator.iter_errors(recipe.data):
-        if expanded and len(error.absolute_path) == 3 and error.absolute_path[2] == "name":
-            continue  # the names of variants are ours
-        for fault in _explain(recipe, error, registry):
-            faults.setdefault((fault.key, fault.message), fault)
-    return list(faults.values())
-
-
-def _not_finite(value: Any, key: Key) -> Iterator[Key]:
-    """Where `.inf` and `.nan` stand: JSON Schema does not know of them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield key
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _not_finite(inner, (*key, name))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _not_finite(inner, (*key, index))
-
-
-def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
-    """A `jsonschema.ValidationError` (whose stubs type its parts as anything) in words."""
-    key: Key = tuple(error.absolute_path)
-    if error.validator in ("anyOf", "oneOf"):
-        yield from _explain_choice(recipe, error, registry)
-    elif error.validator == "additionalProperties" and isinstance(error.schema, dict):
-        known = list(error.schema.get("properties", {}))
-        for name in sorted(set(error.instance) - set(known)):
-            message = _unknown(recipe, key, name, [k for k in known if k != "use"])
-            yield recipe.fault((*key, name), message, of_key=True)
-    elif error.validator == "required":
-        for name in error.validator_value:
-            if name not in error.instance:
-                yield recipe.fault(key, _missing(key, name, registry))
-    else:
-        yield recipe.fault(key, _phrase(error, key, registry))
-
-
-def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
-    """Of several forms, speak of the one that was most likely meant: null is never it."""
-    branches: dict[Any, list[Any]] = {}
-    for inner in error.context or ():
-        branches.setdefault(inner.relative_schema_path[0], []).append(inner)
-    meant = [
-        errors
-        for index, errors in branches.items()
-        if error.validator_value[index].get("type") != "null"
-    ]
-    same_type = [e for e in meant if not any(i.validator == "type" and not i.path for i in e)]
-    if same_type or len(meant) == 1:
-        for inner in (same_type or meant)[0]:
-            yield from _explain(recipe, inner, registry)
-        return
-    types = [str(option.get("type", "value")) for option in error.validator_value]
-    words = " or ".join(TYPE_WORDS.get(name, name) for name in types)
-    key = tuple(error.absolute_path)
-    yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}")
-
-
-def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
-    if name in MISPLACED and name not in known:
-        return f"'{name}' {MISPLACED[name]}"
-    owner = _owner(recipe, key)
-    return f"unknown {owner}; {suggest(name, known)}"
-
-
-def _in_stages(key: Key) -> bool:
-    """Whether an item of a list of stages stands there, at any depth."""
-    return key[:1] == ("stages",) and all(
-        part in NESTED if isinstance(part, str) else True for part in key
-    )
-
-
-def _owner(recipe: Recipe, key: Key) -> str:
-    value: Any = recipe.data
-    for part in key:
-        value = value[part]
-    if isinstance(value, dict) and isinstance(value.get("use"), str):
-        kind = next((p for p in reversed(key) if isinstance(p, str)), "plugin")
-        return f"option for {kind} '{value['use']}'"
-    if not key:
-        return "key in a recipe"
-    if _in_stages(key) and isinstance(key[-1], int):
-        block = next(
-            (w for w in ("repeat", "compare") if isinstance(value, dict) and w in value), ""
-        )
-        return f"key beside '{block}:'" if block else "key in a stage"
-    return f"key in '{key[-1]}'"
-
-
-def _missing(key: Key, name: str, registry: Registry) -> str:
-    if name == "use":
-        kind = next((p for p in reversed(key) if isinstance(p, str)), "")
-        return f"needs 'use:', which names the {kind}; {suggest('', registry.names(kind))}"
-    if not key:
-        return f"a recipe needs '{name}:'"
-    if _in_stages(key) and isinstance(key[-1], int):
-        if name == "stages":
-            return "a loop needs 'stages:', a list of the stages of a round"
-        return f"a stage needs '{name}:'"
-    return f"needs the option '{name}'"
-
-
-TYPE_WORDS = {
-    "string": "text",
-    "number": "a number",
-    "integer": "a whole number",
-    "boolean": "true or false",
-    "object": "a mapping (key: value)",
-    "array": "a list",
-    "null": "null",
-}
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _phrase(error: Any, key: Key, registry: Registry) -> str:
-    value, rule = error.instance, error.validator_value
-    shown = _show(value)
-    if error.validator == "type":
-        names = [rule] if isinstance(rule, str) else list(rule)
-        words = " or ".join(TYPE_WORDS.get(name, name) for name in names)
-        hint = ""
-        if "boolean" in names and str(value).lower() in ("yes", "no", "on", "off"):
-            hint = "; write true or false"
-        elif "object" in names and isinstance(value, str) and key:
-            hint = f"; write {{use: {value}}}"
-        elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
-            hint = f'; write ">= {shown}"'
-        elif value is None:
-            return f"is empty; it must be {words}"
-        return f"must be {words}, not {shown}{hint}"
-    if error.validator in ("enum", "const"):
-        options = [str(option) for option in (rule if error.validator == "enum" else [rule])]
-        if key and (key[-1] == "use" or key == ("engine",)):
-            kinds = (p for p in reversed(key) if p in KINDS)
-            kind = next(kinds, "plugin")
-            return f"unknown {kind} {shown}; {suggest(str(value), options)}"
-        return f"must be one of {', '.join(options)}, not {shown}; {suggest(str(value), options)}"
-    phrases = {
-        "minimum": f"must be at least {rule}, not {shown}",
-        "exclusiveMinimum": f"must be more than {rule}, not {shown}",
-        "maximum": f"must be at most {rule}, not {shown}",
-        "exclusiveMaximum": f"must be less than {rule}, not {shown}",
-        "minLength": "must not be empty",
-        "minProperties": "must not be empty",
-        "minItems": "a comparison needs at least two branches"
-        if key[-1:] == ("compare",)
-        else f"needs at least {rule} item{'s' if rule != 1 else ''}",
-        "maxLength": f"must have at most {rule} characters",
-        "pattern": f"{shown} must start with a letter and have only letters, digits, '_' and '-'"
-        if rule == NAME["pattern"]
-        else f'{shown} is no bound; write ">= 0.8" or "<= 5%"'
-        if rule == BOUND["pattern"]
-        else f"{shown} must match {rule}",
-    }
-    return phrases.get(str(error.validator), error.message)

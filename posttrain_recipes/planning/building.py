@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from posttrain_recipes import models
 from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
-from posttrain_recipes.language.expansion import Origin
-from posttrain_recipes.language.recipe import Key, Recipe, expand_environment
+from posttrain_recipes.language.flat import Origin
+from posttrain_recipes.language.nodes import Key
+from posttrain_recipes.language.recipe import Recipe, expand_environment
 from posttrain_recipes.options import DatasetRef, ModelRef, RewardRef, references
 from posttrain_recipes.planning.plans import (
     BASE,

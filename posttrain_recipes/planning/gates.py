@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.errors import Fault
-from posttrain_recipes.language.expansion import Origin, expand
-from posttrain_recipes.language.recipe import Key, Node, Recipe
+from posttrain_recipes.language.expansion import expand
+from posttrain_recipes.language.flat import Origin
+from posttrain_recipes.language.nodes import Key, Node
+from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.registry import suggest
 from posttrain_recipes.store import Measured, RunRecord, StageRecord

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from posttrain_recipes.conversion import can_become
 from posttrain_recipes.errors import Fault, RecipeError
-from posttrain_recipes.language import expansion, schema
-from posttrain_recipes.language.recipe import Key, Recipe, environment_names
+from posttrain_recipes.language import expansion, validation
+from posttrain_recipes.language.nodes import Key
+from posttrain_recipes.language.recipe import Recipe, environment_names
 from posttrain_recipes.options import ModelRef, effective, references
 from posttrain_recipes.planning import building, gates
 from posttrain_recipes.planning.building import Builder
@@ -46,11 +47,11 @@ def build(recipe: Recipe, registry: Registry) -> Plan:
     """
     written = recipe
     recipe, origins, faults = expansion.expand(written)
-    builder = Builder(recipe, registry, schema.structural_faults(written, registry))
+    builder = Builder(recipe, registry, validation.structural_faults(written, registry))
     builder.faults += faults
     if recipe is not written:
         # Once more with the values of the matrix where they will stand.
-        builder.faults += schema.structural_faults(recipe, registry)
+        builder.faults += validation.structural_faults(recipe, registry)
     builder.origins = origins
     data = recipe.data
     _check_secrets(builder, data, ())

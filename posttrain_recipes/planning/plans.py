@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import models
-from posttrain_recipes.language.expansion import Origin
-from posttrain_recipes.language.recipe import Key
+from posttrain_recipes.language.flat import Origin
+from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.plugin import (
     Dataset,
     Engine,

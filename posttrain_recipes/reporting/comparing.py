@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.language.expansion import expand
-from posttrain_recipes.language.recipe import Node, Recipe
+from posttrain_recipes.language.nodes import Node
+from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.records import Sample
 from posttrain_recipes.reporting import comparisons, plots, report
 from posttrain_recipes.reporting.comparisons import Group, Table

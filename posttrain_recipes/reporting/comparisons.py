@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from posttrain_recipes.language.expansion import Origin, origins, show_labels
+from posttrain_recipes.language.expansion import origins
+from posttrain_recipes.language.flat import Origin, show_labels
 from posttrain_recipes.planning.gates import starts_of
 from posttrain_recipes.records import Estimate, Sample
 from posttrain_recipes.reporting import statistics

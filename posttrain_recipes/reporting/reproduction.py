@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
@@ -84,7 +84,7 @@ def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = No
         RecipeError: what is not there any more, such as a data file.
     """
     folder = base_dir or Path(record.path).parent
-    root = recipes.parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
+    root = parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
     return build(Recipe(root, folder / Path(record.path).name, record.preset), registry)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError, UsageError, display_path
-from posttrain_recipes.language.expansion import Origin
+from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage

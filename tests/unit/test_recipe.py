@@ -10,7 +10,9 @@ import pytest
 
 from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.language.recipe import expand_environment, parse
+from posttrain_recipes.language.nodes import merge
+from posttrain_recipes.language.parsing import parse
+from posttrain_recipes.language.recipe import expand_environment
 from posttrain_recipes.reporting import report
 from tests.conftest import Project
 
@@ -180,7 +182,7 @@ def test_places_survive_extends_presets_and_overrides(project: Project) -> None:
 
 
 def merged(base: str, over: str) -> Any:
-    return recipes.merge(parse(base, "base"), parse(over, "over")).plain()
+    return merge(parse(base, "base"), parse(over, "over")).plain()
 
 
 def test_mappings_merge_key_by_key() -> None:

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from posttrain_recipes import registry
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.language import schema
+from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.language.schema import recipe_schema
 from tests.conftest import ROOT, Install
 
@@ -112,7 +113,7 @@ def test_what_ships_is_valid_under_every_preset(
 def test_an_editor_accepts_the_file_as_it_is_written(
     path: Path, validator: Draft202012Validator
 ) -> None:
-    written = recipes.parse(path.read_text(encoding="utf-8"), path.name).plain()
+    written = parse(path.read_text(encoding="utf-8"), path.name).plain()
     assert [e.message for e in validator.iter_errors(written)] == []
 
 

@@ -1,0 +1,164 @@
+"""YAML text as nodes: plain data, typed as YAML 1.2 does, with the place of every value."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import yaml
+
+from posttrain_recipes.errors import Fault, Location, RecipeError
+from posttrain_recipes.language.nodes import Node
+
+MAX_NODES = 100_000
+"""A recipe larger than this is a mistake, or aliases that multiply."""
+MAX_DEPTH = 50
+"""Mappings and lists inside one another."""
+MAX_DIGITS = 100
+"""Digits of a whole number; a longer one stays text, which no option for numbers takes."""
+
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INT = re.compile(r"[-+]?[0-9]+")
+_SPECIAL_FLOAT = {".inf": math.inf, "-.inf": -math.inf, "+.inf": math.inf, ".nan": math.nan}
+_CONSTANTS = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
+}
+_TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists inside one another"
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq")}
+
+
+def parse(text: str, file: str) -> Node:
+    """YAML text as nodes. Only plain data: no tags, no duplicate keys; `1e-4` is a float.
+
+    Raises:
+        RecipeError: with the line and column of what cannot be read.
+    """
+    try:
+        tree = yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        raise RecipeError([Fault(Location(file), "", _TOO_DEEP)]) from None
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError([_syntax_fault(error, text, file)]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError([Fault(Location(file), "", f"not YAML: {error}")]) from None
+    if tree is None:
+        raise RecipeError([Fault(Location(file, 1, 1), "", "the recipe is empty")])
+    if not isinstance(tree, yaml.MappingNode):
+        fault = Fault(_place(tree, file), "", "a recipe is a mapping: 'name:', 'model:', 'stages:'")
+        raise RecipeError([fault])
+    return _Converter(file).convert(tree)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose plain scalars stay untyped here: `scalar` types them as YAML 1.2 does."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+def _syntax_fault(error: yaml.MarkedYAMLError, text: str, file: str) -> Fault:
+    mark = error.problem_mark or error.context_mark
+    where = Location(file, mark.line + 1, mark.column + 1) if mark else Location(file)
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    if re.search(r"[:\[,{]\s*>=?\s*[-.\d]", line):
+        return Fault(where, "", "a bound with '>' stands in quotes: \">= 0.8\"")
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in (error.problem or ""):
+        return Fault(where, "", "a tab; YAML is indented with spaces")
+    problem = (error.problem or "not YAML").replace("could not find expected", "missing")
+    context = f" {error.context}" if error.context else ""
+    return Fault(where, "", f"not YAML: {problem}{context}")
+
+
+def _place(node: yaml.Node, file: str) -> Location:
+    return Location(file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+class _Converter:
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.count = 0
+        self.faults: list[Fault] = []
+        self.open: list[yaml.Node] = []
+
+    def convert(self, tree: yaml.Node) -> Node:
+        root = self._node(tree, None, "")
+        if self.faults:
+            raise RecipeError(self.faults)
+        return root
+
+    def _node(self, node: yaml.Node, key_at: Location | None, path: str) -> Node:
+        at = _place(node, self.file)
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise RecipeError([Fault(at, path, f"more than {MAX_NODES} values: too large")])
+        if any(node is above for above in self.open):
+            raise RecipeError([Fault(at, path, "an alias that contains itself")])
+        if len(self.open) == MAX_DEPTH:
+            raise RecipeError([Fault(at, path, _TOO_DEEP)])
+        self.open.append(node)
+        try:
+            return Node(self._value(node, at, path), at, key_at)
+        finally:
+            self.open.pop()
+
+    def _value(self, node: yaml.Node, at: Location, path: str) -> Any:
+        if node.tag not in _TAGS:
+            self.faults.append(Fault(at, path, f"the tag {node.tag} is not allowed in a recipe"))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._node(n, None, f"{path}[{i}]") for i, n in enumerate(node.value)]
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return scalar(node.value) if plain else node.value
+
+    def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
+        found: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            at = _place(key_node, self.file)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.faults.append(Fault(at, path, "a key must be a plain word"))
+                continue
+            key = key_node.value
+            inner = f"{path}.{key}" if path else key
+            if key == "<<":
+                self.faults.append(Fault(at, path, "merge keys are not read; use 'extends:'"))
+            elif key in found:
+                first = found[key].key_at
+                line = first.line if first else 0
+                self.faults.append(Fault(at, inner, f"given twice; first on line {line}"))
+            else:
+                found[key] = self._node(value_node, at, inner)
+        return found
+
+
+def parse_value(text: str, at: Location) -> Node:
+    """The text of one value as nodes that all stand `at` one place.
+
+    Raises:
+        yaml.YAMLError, RecipeError, RecursionError: it cannot be read.
+    """
+    tree = yaml.compose(text, Loader=_Loader)
+    node = Node(None, at) if tree is None else _Converter(at.file).convert(tree)
+    return _at(node, at)
+
+
+def _at(node: Node, place: Location) -> Node:
+    value: Any = node.value
+    if isinstance(value, dict):
+        value = {key: _at(inner, place) for key, inner in value.items()}
+    elif isinstance(value, list):
+        value = [_at(inner, place) for inner in value]
+    return Node(value, place, place)
+
+
+def scalar(text: str) -> Any:
+    """A plain scalar as YAML 1.2's core schema types it: `1e-4` a float, `no` a string."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INT.fullmatch(text):
+        return int(text) if len(text) <= MAX_DIGITS else text
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return _SPECIAL_FLOAT.get(text.lower(), text)
