@@ -17,7 +17,8 @@ from pydantic import Field
 from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Connection, Engine, PluginConfig, hookimpl
-from posttrain_recipes.waiting import Watch, explain, in_thread
+from posttrain_recipes.waiting import explain, in_thread
+from posttrain_recipes.watching import Pauses, Watch
 
 if TYPE_CHECKING:
     import tinker
@@ -212,8 +213,18 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             why=f"it serves {', '.join(names)}",
             hint="change 'model:', or use 'engine: local'",
         )
-    with Watch(_address(base_url), key) as watch, _session(service, lambda: watch.alive):
-        yield Connection(service, rest, lambda: watch.alive, lambda: watch.trouble)
+    address = _address(base_url)
+    with (
+        Pauses(address) as pauses,
+        Watch(address, key) as watch,
+        _session(service, lambda: watch.alive),
+    ):
+        yield Connection(
+            service,
+            rest,
+            lambda: watch.alive and pauses.alive,
+            lambda: watch.trouble or pauses.trouble,
+        )
 
 
 @contextmanager

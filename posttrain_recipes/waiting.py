@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TICK = 0.25
 """Seconds between two looks."""
-PING_S = 5.0
-"""Seconds between two questions to a server whether it is there."""
-LOST_S = 60.0
-"""A server that has not answered for so long is given up: what was saved there can be gone on
-from, and the SDK would go on trying for ever."""
-
 
 _WORKER = contextvars.ContextVar("worker", default="")
 
@@ -123,60 +117,6 @@ class Interrupts:
             raise StopAsked(self._asked)
 
 
-class Watch:
-    """Asks a server on a thread of its own, for as long as the context lasts, if it is there.
-
-    Any answer will do but those with which a gateway says that nobody is behind it (5xx).
-    """
-
-    def __init__(self, base_url: str, api_key: str) -> None:
-        self.base_url = base_url
-        self._headers = {"X-API-Key": api_key}
-        self._answered = time.monotonic()
-        self._why = ""
-        self._over = threading.Event()
-
-    def __enter__(self) -> Watch:
-        threading.Thread(target=self._run, name="engine-watch", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-
-    def _run(self) -> None:
-        while not self._over.wait(PING_S):
-            self._why = self._ask()
-            if not self._why:
-                self._answered = time.monotonic()
-
-    def _ask(self) -> str:
-        """Why there was no answer; empty where there was one."""
-        from urllib.error import HTTPError
-        from urllib.request import Request, urlopen
-
-        request = Request(f"{self.base_url}/api/v1/healthz", headers=self._headers)
-        try:
-            urlopen(request, timeout=2 * PING_S).close()
-        except HTTPError as error:
-            return f"it answers {error.code} {error.reason}" if error.code >= 500 else ""
-        except OSError as error:
-            return str(getattr(error, "reason", error))
-        return ""
-
-    @property
-    def alive(self) -> bool:
-        """False once it is given up."""
-        return not self._why or time.monotonic() - self._answered < LOST_S
-
-    @property
-    def trouble(self) -> str | None:
-        """That it does not answer, for how long, and why; None while it does."""
-        why, silent = self._why, time.monotonic() - self._answered
-        if not why:
-            return None
-        return f"{self.base_url} has not answered for {silent:.0f} s: {why}"
-
-
 class EngineWaiter:
     """Waits for futures of one engine. See `plugin.Waiter`.
 
@@ -229,7 +169,7 @@ class EngineWaiter:
     def _tell_trouble(self) -> None:
         trouble = self._trouble()
         if trouble and not self._troubled:
-            self._tell(f"{trouble}; it is waited for, {LOST_S:.0f} s at most")
+            self._tell(f"{trouble}; Ctrl-C keeps what is trained")
         elif self._troubled and not trouble:
             self._tell("the engine answers again")
         self._troubled = bool(trouble)

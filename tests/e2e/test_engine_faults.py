@@ -23,7 +23,7 @@ import pytest
 import tinker
 from tinker import types
 
-from posttrain_recipes import waiting
+from posttrain_recipes import watching
 from posttrain_recipes.engine import launch
 from posttrain_recipes.engines import Server
 from posttrain_recipes.errors import PtlError
@@ -242,8 +242,8 @@ def test_an_engine_killed_and_restarted_under_a_request_is_told_of(
 def test_a_server_that_stops_answering_ends_the_wait_with_the_reason(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "PING_S", 0.05)
-    monkeypatch.setattr(waiting, "LOST_S", 1.0)
+    monkeypatch.setattr(watching, "PING_S", 0.05)
+    monkeypatch.setattr(watching, "LOST_S", 4.0)
     told: list[str] = []
     proxy = FaultyProxy(engine.port)
     with proxy, Server(Server.Config(base_url=proxy.url)).connect({}, Path(), Path()) as connection:
@@ -263,3 +263,25 @@ def test_a_server_that_stops_answering_ends_the_wait_with_the_reason(
         proxy.__enter__()  # on the same port: the same client goes on
         wait(client.forward_backward([datum(0)], "cross_entropy"))
         assert told[-1] == "the engine answers again"
+
+
+def test_a_rate_limit_is_waited_out_with_its_reason(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "BRIEF_S", 0.0)
+    told: list[str] = []
+    limited = FaultyProxy(
+        engine.port, lambda path, seen: "429" if path == "asample" and seen < 2 else None
+    )
+    with (
+        limited as proxy,
+        Server(Server.Config(base_url=proxy.url)).connect({}, Path(), Path()) as connection,
+    ):
+        wait = EngineWaiter(connection.alive, trouble=connection.trouble, tell=told.append)
+        sampler = wait(connection.service.create_sampling_client(base_model=BASE))
+        prompt = types.ModelInput.from_ints([1, 2, 3])
+        reply = wait(sampler.sample(prompt, 1, types.SamplingParams(max_tokens=2, seed=1)))
+    assert len(reply.sequences[0].tokens) == 2
+    assert len(told) == 1
+    assert f"{proxy.url} holds requests back" in told[0]
+    assert "a rate limit is reached" in told[0]

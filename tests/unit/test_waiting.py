@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ import httpx
 import pytest
 import tinker
 
-from posttrain_recipes import waiting
+from posttrain_recipes import waiting, watching
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.waiting import EngineWaiter, Interrupts, in_thread
 
@@ -220,8 +221,8 @@ class Moody(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    monkeypatch.setattr(waiting, "PING_S", 0.01)
-    monkeypatch.setattr(waiting, "LOST_S", 0.3)
+    monkeypatch.setattr(watching, "PING_S", 0.01)
+    monkeypatch.setattr(watching, "LOST_S", 0.3)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Moody) as server:
         server.mood = 200  # type: ignore[attr-defined]
@@ -235,7 +236,7 @@ def test_a_server_behind_a_gateway_that_finds_nobody_is_given_up(
 ) -> None:
     told: list[str] = []
     url = f"http://127.0.0.1:{moody.server_port}"
-    with waiting.Watch(url, "tml-key") as watch:
+    with watching.Watch(url, "tml-key") as watch:
         moody.mood = 503  # type: ignore[attr-defined]
         wait = EngineWaiter(
             lambda: watch.alive,
@@ -246,7 +247,7 @@ def test_a_server_behind_a_gateway_that_finds_nobody_is_given_up(
         with pytest.raises(waiting.EngineLostError, match=f"{url} has not answered for .* 503"):
             wait(Future())
     assert len(told) == 1
-    assert "it is waited for, 0 s at most" in told[0]
+    assert "is given up after 0 s" in told[0]
 
 
 @pytest.mark.parametrize("mood", [200, 401, 404])
@@ -254,7 +255,81 @@ def test_any_answer_of_the_server_itself_is_a_sign_of_life(
     moody: ThreadingHTTPServer, mood: int
 ) -> None:
     moody.mood = mood  # type: ignore[attr-defined]
-    watch = waiting.Watch(f"http://127.0.0.1:{moody.server_port}", "tml-key")
+    watch = watching.Watch(f"http://127.0.0.1:{moody.server_port}", "tml-key")
     assert watch._ask() == ""
     assert watch.alive
     assert watch.trouble is None
+
+
+def hear(status: int, url: str) -> None:
+    logging.getLogger("httpx").info(
+        'HTTP Request: %s %s "%s %d %s"', "POST", url, "HTTP/1.1", status, "Refused"
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, as the one element."""
+    now = [100.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    return now
+
+
+HOST = "https://tinker.example"
+
+
+@pytest.mark.parametrize(("status", "why"), sorted(watching.PAUSES.items()))
+def test_a_pause_is_told_with_its_reason_and_given_up_after_an_hour(
+    clock: list[float], status: int, why: str
+) -> None:
+    with watching.Pauses(HOST) as pauses:
+        hear(status, f"{HOST}/api/v1/asample")
+        assert pauses.trouble is None, "a moment is worth no word"
+        for _ in range(3):
+            clock[0] += 5
+            hear(status, f"{HOST}/api/v1/asample")
+        assert pauses.alive
+        assert pauses.trouble is not None
+        assert pauses.trouble.endswith(why)
+        assert HOST in pauses.trouble
+        for _ in range(3600 // 60):
+            clock[0] += 60
+            hear(status, f"{HOST}/api/v1/asample")
+        assert not pauses.alive
+        clock[0] += watching.SILENT_S
+        assert pauses.trouble is None
+        assert pauses.alive, "it is over"
+
+
+def test_what_the_sdk_says_in_its_log_is_a_reason(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinker.lib.api_future_impl import QueueState
+    from tinker.lib.queue_state_logger import QueueStateLogger
+
+    with watching.Pauses(HOST) as pauses:
+        told = QueueStateLogger("model-1", "Training")
+        for _ in range(3):
+            told.on_queue_state_change(QueueState.PAUSED_CAPACITY, None)
+            clock[0] += 30
+        told.on_queue_state_change(QueueState.PAUSED_CAPACITY, None)
+        clock[0] += watching.BRIEF_S + 1
+        assert pauses.trouble is not None
+        assert "Training for model-1 is paused. Reason: Tinker backend is running short on" in (
+            pauses.trouble
+        )
+    assert capsys.readouterr().err == "", "it goes into the run's own words, not past them"
+
+
+def test_other_requests_and_hosts_are_no_pause(clock: list[float]) -> None:
+    logger = logging.getLogger("httpx")
+    before = logger.level, logger.propagate
+    with watching.Pauses(HOST) as pauses:
+        for _ in range(3):
+            hear(200, f"{HOST}/api/v1/asample")
+            hear(429, "https://judge.example/v1/chat/completions")
+            logging.getLogger("tinker.lib.telemetry").warning("queue full")
+            clock[0] += 20
+        assert pauses.trouble is None
+    assert (logger.level, logger.propagate) == before
+    assert logger.handlers == []
