@@ -95,7 +95,7 @@ class StageSink(Protocol):
     def begin(self, total_steps: int) -> None:
         """How many optimizer steps (for a stage that makes data: batches) the stage will take.
 
-        Said again where it turns out to be fewer, before the last of them is logged.
+        Said again where that turns out otherwise, before the last of them is logged.
         """
 
     def show(self, name: str, samples: Sequence[Sample], step: int) -> None:

@@ -17,10 +17,13 @@ from pathlib import Path
 
 from posttrain_recipes import registry
 from posttrain_recipes.cli.plugins import Option, options
+from posttrain_recipes.rewards.rubric import Criterion
 from posttrain_recipes.training.gradient import GradientConfig
+from posttrain_recipes.training.grading import Endpoint, GradingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
+REWARDS = ROOT / "docs" / "rewards.md"
 _BLOCK = re.compile(r"(<!-- (\w+): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -37,12 +40,22 @@ def fill(text: str, kind: str, table: Callable[[str], str | None]) -> str:
 def option_table(name: str) -> str:
     """The table of a method's own options, or of those that gradient methods share."""
     if name == "gradient":
-        found = options(registry.load().get("method", "sft"))
+        found = options(registry.load().get("method", "sft").config)
         return _table([option for option in found if option.name in GradientConfig.model_fields])
     entry = registry.load().get("method", name)
     shared = GradientConfig.model_fields
-    own = [option for option in options(entry) if option.own or option.name not in shared]
+    own = [option for option in options(entry.config) if option.own or option.name not in shared]
     return _table(own) if own else "None of its own."
+
+
+def reward_table(name: str) -> str:
+    """The table of a reward's own options, or of those that judges share, or of one that nests."""
+    nested = {"judging": GradingConfig, "endpoint": Endpoint, "criterion": Criterion}
+    if name in nested:
+        return _table(options(nested[name]))
+    entry = registry.load().get("reward", name)
+    judges = issubclass(entry.config, GradingConfig)
+    return _table([option for option in options(entry.config) if option.own or not judges])
 
 
 def _table(found: list[Option]) -> str:
@@ -64,9 +77,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where stale")
     args = parser.parse_args()
     stale = []
-    for path in sorted(PAGES.glob("*.md")):
+    for path in [*sorted(PAGES.glob("*.md")), REWARDS]:
         old = path.read_text(encoding="utf-8")
-        new = fill(old, "options", option_table)
+        new = fill(fill(old, "options", option_table), "reward", reward_table)
         if new != old:
             stale.append(path)
             if not args.check:

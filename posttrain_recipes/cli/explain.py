@@ -70,9 +70,14 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     recipes = list(_recipes(entry))
     if recipes:
         yield "recipe", ", ".join(f"ptl run {path}" for path in recipes[:3])
-    page = _CHECKOUT / "docs" / f"{entry.kind}s" / f"{entry.name}.md"
-    if page.is_file():
-        yield "docs", _shown(page)
+    pages = (
+        _CHECKOUT / "docs" / f"{entry.kind}s" / f"{entry.name}.md",
+        _CHECKOUT / "docs" / f"{entry.kind}s.md",
+    )
+    for page in pages:
+        if page.is_file():
+            yield "docs", _shown(page)
+            break
 
 
 def _recipes(entry: Entry) -> Iterator[str]:

@@ -16,7 +16,7 @@ from posttrain_recipes import registry
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.language.parsing import parse
-from posttrain_recipes.plugin import Method
+from posttrain_recipes.plugin import Method, PluginConfig
 from posttrain_recipes.registry import KINDS, Entry
 
 if TYPE_CHECKING:
@@ -171,11 +171,11 @@ class Option:
     """Whether the plugin has it to itself, rather than from the class that it builds on."""
 
 
-def options(entry: Entry) -> list[Option]:
-    """The options of a plugin, its own ones first."""
-    schema = entry.config.model_json_schema()
+def options(config: type[PluginConfig]) -> list[Option]:
+    """The options of a plugin, those that are its own first."""
+    schema = config.model_json_schema()
     found = schema.get("properties", {})
-    own = [name for name in entry.config.__annotations__ if name in found]
+    own = [name for name in config.__annotations__ if name in found]
     required = schema.get("required", [])
     return [
         Option(
@@ -192,7 +192,7 @@ def options(entry: Entry) -> list[Option]:
 def option_lines(entry: Entry, width: int = 1000) -> list[str]:
     """Each option with its type, default and description, wrapped at `width` columns."""
     lines: list[str] = []
-    for option in options(entry):
+    for option in options(entry.config):
         default = "required" if option.default == "required" else f"default {option.default}"
         head = f"{option.name}: {option.type}  [{default}]"
         for text, first in ((head, ""), (option.description, " " * 4)):

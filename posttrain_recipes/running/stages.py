@@ -208,7 +208,7 @@ class Sink:
         self.curves = CurveWriter(work.directory.path, stage.name)
 
     def begin(self, total_steps: int) -> None:
-        """How many optimizer steps the stage will take; fewer than it said first, the next time."""
+        """How many optimizer steps the stage will take, as far as is known by now."""
         self.kept.total_steps = total_steps
         if self.begun:
             return

@@ -191,9 +191,9 @@ def train(
             updated = update(client, config, rate)
             usage = objective.usage(batch)
             number, used = number + 1, used + config.counted(usage)
-            if config.exhausted(used) and number < total:
-                total = number
-                stage.sink.begin(total)
+            if config.token_budget:
+                total = number if config.exhausted(used) else total
+                stage.sink.begin(config.expected(number, total, used))
             saved = save(stage, client, number, used) if config.saves(number, total) else None
             pending.append(_Step(number, batch, gradient, updated, rate, usage, used, saved))
             if number < total:

@@ -56,6 +56,13 @@ class OptimizerConfig(PluginConfig):
         """Whether so many tokens are all of the budget."""
         return self.token_budget is not None and tokens >= self.token_budget
 
+    def expected(self, step: int, total: int, tokens: int) -> int:
+        """How many steps it will come to, as far as can be told when `step` of `total` took so many
+        tokens of the budget."""
+        if self.token_budget is None or step == total:
+            return total
+        return min(total, max(step + 1, math.ceil(step * self.token_budget / tokens)))
+
 
 def learning_rate(config: OptimizerConfig, step: int, total: int, tokens: int = 0) -> float:
     """The learning rate of step `step` (from 0) of `total`, after so many tokens of the budget.

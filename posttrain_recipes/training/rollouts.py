@@ -350,9 +350,11 @@ class _Loop:
         usage = Usage(train=sum(len(item.segment.tokens) for item in items), sample=written)
         self.tokens += self.config.counted(usage)
         batch, rest = divmod(self.submitted, self.config.updates_per_batch)
-        if self.config.exhausted(self.tokens) and not rest and batch < self.batches:
+        if self.config.exhausted(self.tokens) and not rest:
             self.batches, self.total = batch, self.submitted
-            self.stage.sink.begin(self.total)
+        if self.config.token_budget:
+            steps = self.config.expected(self.submitted, self.total, self.tokens)
+            self.stage.sink.begin(steps)
 
     def _due(self) -> bool:
         """Whether a checkpoint is due at this end of a batch."""

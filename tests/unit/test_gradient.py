@@ -46,7 +46,7 @@ class Engine:
     adam: list[Any] = field(default_factory=list)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     kept: list[Resume] = field(default_factory=list)
-    total: int = 0
+    totals: list[int] = field(default_factory=list)
     created: list[tuple[str, Any]] = field(default_factory=list)
     first: int = 1
     """The number of the first step that this engine sees."""
@@ -101,10 +101,14 @@ class Engine:
     def usage(self, batch: Sequence[int]) -> Usage:
         return Usage(train=10 * len(batch), sample=len(batch))
 
+    @property
+    def total(self) -> int:
+        return self.totals[-1]
+
     # the sink
 
     def begin(self, total_steps: int) -> None:
-        self.total = total_steps
+        self.totals.append(total_steps)
 
     def sink_log(self, metrics: dict[str, float], step: int) -> None:
         self.metrics[step] = dict(metrics)
@@ -305,7 +309,7 @@ def test_a_budget_of_tokens_ends_the_stage_with_the_step_that_reaches_it() -> No
     """A step of two examples takes 20 tokens that are trained on and 2 that were written."""
     engine = Engine()
     assert run(engine, token_budget=45, epochs=4).step == 3
-    assert engine.total == 3
+    assert engine.totals == [20, 3, 3, 3], "two steps in, a third is needed"
     assert engine.kept == [replace(resume_at(3), tokens=66)], "the last step is saved, and once"
     assert rates(engine) == pytest.approx([1, 1 - 22 / 45, 1 - 44 / 45])
     exact = Engine()

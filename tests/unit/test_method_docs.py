@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from posttrain_recipes import registry
 from posttrain_recipes.plugin import Method
@@ -47,8 +48,37 @@ def test_a_page_names_its_paper(page: Path) -> None:
     assert f"https://arxiv.org/abs/{number}" in text
 
 
+@pytest.fixture(scope="module")
+def rewards_page() -> str:
+    return method_docs.REWARDS.read_text(encoding="utf-8")
+
+
+def test_the_tables_of_rewards_are_the_plugins(rewards_page: str) -> None:
+    """`python tools/method_docs.py` writes them."""
+    assert method_docs.fill(rewards_page, "reward", method_docs.reward_table) == rewards_page
+
+
+@pytest.mark.parametrize("name", registry.load().names("reward"))
+def test_a_reward_has_a_section_with_a_good_example_and_every_option(
+    name: str, rewards_page: str
+) -> None:
+    entry = registry.load().get("reward", name)
+    if entry.distribution != "posttrain-recipes":
+        pytest.skip("another package's")
+    section = rewards_page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    assert f"| [{name}](#{name}) |" in rewards_page
+    example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)[0])
+    options = example["reward"]
+    options.pop("weight", None)
+    assert options.pop("use") == name
+    entry.config.model_validate(options)
+    shared = rewards_page.split("\n## Judges\n")[1] if "#judges" in section else ""
+    for option in entry.config.model_fields:
+        assert f"| `{option}` |" in section + shared
+
+
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in [*PAGES, method_docs.REWARDS]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
