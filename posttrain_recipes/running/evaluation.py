@@ -19,7 +19,7 @@ from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import Measured, RunDirectory, StageRecord
 
 if TYPE_CHECKING:
-    from posttrain_recipes.tracking.tracker import StageRun
+    from posttrain_recipes.tracking.runs import StageRun
 
 
 @dataclass

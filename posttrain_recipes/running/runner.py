@@ -45,7 +45,7 @@ from posttrain_recipes.waiting import (
 )
 
 if TYPE_CHECKING:
-    from posttrain_recipes.tracking.tracker import RecipeRun
+    from posttrain_recipes.tracking.runs import RecipeRun
 
 
 def run(

@@ -26,7 +26,7 @@ from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.curves import CurveWriter
 
 if TYPE_CHECKING:
-    from posttrain_recipes.tracking.tracker import RecipeRun, StageRun
+    from posttrain_recipes.tracking.runs import RecipeRun, StageRun
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a stage in training that are kept: the last to go on from, and the one before,

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from posttrain_recipes.cli.sync import sync
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
 from posttrain_recipes.tracking import mirror, mlstore
-from posttrain_recipes.tracking.tracker import RecipeRun, Tracker
+from posttrain_recipes.tracking.runs import RecipeRun
+from posttrain_recipes.tracking.tracker import Tracker
 
 USER, PASSWORD = "ada", "correct-horse-battery"
 

@@ -19,11 +19,11 @@ from click.testing import CliRunner
 
 from posttrain_recipes.cli.ui import ui
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
-from posttrain_recipes.tracking import mlruns, mlstore
-from posttrain_recipes.tracking import tracker as tracking
-from posttrain_recipes.tracking.tracker import RecipeRun, StageRun, Tracker
+from posttrain_recipes.tracking import mlruns, mlstore, runs
+from posttrain_recipes.tracking.runs import RecipeRun, StageRun
+from posttrain_recipes.tracking.tracker import Tracker
 
-ROOT = Path(tracking.__file__).parent.parent
+ROOT = Path(runs.__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_links_lead_to_the_page_with_charts(
 def test_metrics_are_written_in_batches(
     opened: tuple[RecipeRun, StageRun], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 1e9)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 1e9)
     _, stage = opened
     for step in range(1, 16):
         stage.log_metrics({"train/loss": 1 / step, "train/tokens": step}, step)
@@ -151,7 +151,7 @@ def test_metrics_are_written_in_batches(
 def test_metrics_do_not_wait_for_a_slow_step(
     opened: tuple[RecipeRun, StageRun], client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
     _, stage = opened
     stage.log_metrics({"train/loss": 2.0}, 1)
     assert history(client, stage.run_id, "train/loss") == [(1, 2.0)]
@@ -297,7 +297,7 @@ def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
         found = client.search_traces(locations=[run.experiment_id], run_id=run_id, max_results=100)
         return list(found)
 
-    assert len(traces(run.run_id)) == tracking.MAX_TRACES
+    assert len(traces(run.run_id)) == runs.MAX_TRACES
     assert len(traces(first.run_id)) == 2
     # Its first replies are the last ones of the stage before.
     assert traces(second.run_id) == []
