@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,211 +11,13 @@ import numpy as np
 import pytest
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import (
-    LoraConfig,
-    Message,
     ModelRef,
     PluginConfig,
-    Prompt,
-    Resume,
     Reward,
     Sample,
-    ServedModel,
-    StageContext,
 )
-from posttrain_recipes.records import Checkpoint
-
-ROOM = 50  # seconds that a test would wait for something that never comes
-
-
-def done(value: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(value)
-    return future
-
-
-class Renderer:
-    stop = [0]
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        return [1, 2, int(messages[-1].content)]
-
-    def parse(self, tokens: Sequence[int]) -> str:
-        return " ".join(map(str, tokens))
-
-
-@dataclass
-class Asked:
-    version: int
-    prompt: list[int]
-    count: int
-    seed: int
-
-
-@dataclass
-class Engine:
-    """The service, its training client and its samplers; the weights are a number of steps."""
-
-    version: int = 0
-    run: str = "a"
-    asked: list[Asked] = field(default_factory=list)
-    passes: list[list[Any]] = field(default_factory=list)
-    """Data of every forward_backward, in order; `None` in between is an optimizer step."""
-    losses: list[tuple[str, Any]] = field(default_factory=list)
-    log: list[tuple[dict[str, float], int]] = field(default_factory=list)
-    kept: list[Resume] = field(default_factory=list)
-    shown: list[tuple[int, list[Sample]]] = field(default_factory=list)
-    hold: Callable[[int], Future[Any] | None] = lambda place: None
-    fail: Callable[[int], None] = lambda nth: None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    total: int = 0
-
-    # the service
-
-    def create_lora_training_client(self, **options: Any) -> Future[Any]:
-        return done(self)
-
-    def create_training_client_from_state_with_optimizer(self, path: str) -> Future[Any]:
-        self.version = int(path.rsplit("-", 1)[1])
-        return done(self)
-
-    def create_sampling_client(
-        self, model_path: str | None = None, base_model: str | None = None
-    ) -> Future[Any]:
-        return done(Sampler(self, int(model_path.rsplit("-", 1)[1]) if model_path else 0))
-
-    # the training client
-
-    def forward_backward(self, data: list[Any], loss: str, settings: Any = None) -> Future[Any]:
-        self.passes.append(data)
-        self.losses.append((loss, settings))
-        outputs = [
-            {"logprobs": SimpleNamespace(data=[-0.5] * datum.model_input.length)} for datum in data
-        ]
-        return done(SimpleNamespace(metrics={"loss:sum": 1.0}, loss_fn_outputs=outputs))
-
-    def optim_step(self, adam: Any) -> Future[Any]:
-        self.version += 1
-        self.passes.append([])
-        return done(SimpleNamespace(metrics={"grad_norm:mean": 0.5}))
-
-    def save_state(self, name: str) -> Future[Any]:
-        return done(SimpleNamespace(path=f"tinker://{self.run}/weights/{name}-{self.version}"))
-
-    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Future[Any]:
-        path = f"tinker://{self.run}/sampler_weights/{name}-{self.version}"
-        return done(SimpleNamespace(path=path))
-
-    def save_weights_and_get_sampling_client(self) -> Future[Any]:
-        return done(Sampler(self, self.version))
-
-
-@dataclass
-class Sampler:
-    engine: Engine
-    version: int
-
-    def sample(self, prompt: Any, count: int, params: Any) -> Future[Any]:
-        tokens = prompt.to_ints()
-        with self.engine.lock:
-            nth = len(self.engine.asked)
-            self.engine.asked.append(Asked(self.version, tokens, count, params.seed))
-        self.engine.fail(nth)
-        rng = np.random.default_rng([self.version, params.seed, tokens[-1]])
-        sequences = []
-        for _ in range(count):
-            length = int(rng.integers(1, 5))
-            drawn = rng.integers(3, 90, size=length).tolist()
-            sequences.append(
-                SimpleNamespace(
-                    tokens=drawn,
-                    logprobs=[-0.5] * length,
-                    stop_reason="length" if length == 4 else "stop",
-                )
-            )
-        answer = SimpleNamespace(sequences=sequences)
-        held = self.engine.hold(tokens[-1])
-        if held is None:
-            return done(answer)
-        later: Future[Any] = Future()
-        held.add_done_callback(lambda _: later.set_result(answer))
-        return later
-
-    def compute_logprobs(self, prompt: Any) -> Future[Any]:
-        return done([None] + [-1.5] * (prompt.length - 1))
-
-
-class Parity(Reward):
-    """1 where the first token is even."""
-
-    name = "parity"
-
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [float(int(sample.completion.split()[0]) % 2 == 0) for sample in samples]
-
-
-class Same(Reward):
-    """The same for all: nothing to learn."""
-
-    name = "same"
-
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [1.0] * len(samples)
-
-
-PROMPTS = [
-    Prompt(messages=(Message("user", str(number)),), source=f"p:{number}")
-    for number in range(100, 110)
-]
-
-
-def run(
-    engine: Engine,
-    *,
-    resume: Resume | None = None,
-    rewards: Sequence[Reward] = (Parity(PluginConfig()),),
-    wait: Callable[[Future[Any]], Any] | None = None,
-    **options: Any,
-) -> Checkpoint:
-    method = GRPO(GRPO.Config(**{"batch_size": 4, "group_size": 6, "max_tokens": 4} | options))
-    sink = SimpleNamespace(
-        begin=lambda total: setattr(engine, "total", total),
-        log=lambda metrics, step: engine.log.append((dict(metrics), step)),
-        checkpoint=engine.kept.append,
-        show=lambda name, samples, step: engine.shown.append((step, list(samples))),
-    )
-    stage = StageContext(
-        name="grpo",
-        seed=5,
-        base_model="base",
-        start=Checkpoint("base"),
-        lora=LoraConfig(rank=4),
-        train=PROMPTS,
-        renderer=Renderer(),  # type: ignore[arg-type]
-        service=engine,  # type: ignore[arg-type]
-        sink=sink,  # type: ignore[arg-type]
-        wait=wait or (lambda future: future.result(ROOM)),
-        rewards=[(reward, 1.0) for reward in rewards],
-        resume=resume,
-        resolve=lambda ref: ServedModel(Checkpoint("base"), Renderer(), Sampler(engine, 0)),  # type: ignore[arg-type]
-    )
-    return method.train(stage)
-
-
-def trained(engine: Engine) -> list[Any]:
-    """What every forward_backward was given, as plain values."""
-    return [
-        [
-            (
-                datum.model_input.to_ints(),
-                datum.loss_fn_inputs["target_tokens"].tolist(),
-                [round(float(a), 9) for a in datum.loss_fn_inputs["advantages"].tolist()],
-            )
-            for datum in data
-        ]
-        for data in engine.passes
-    ]
+from tests.rollout_engine import ROOM, Asked, Engine, Same, done, run, trained
 
 
 def test_a_group_is_one_request_with_a_seed_of_its_own() -> None:
