@@ -16,8 +16,23 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes import engines
 from posttrain_recipes.running.events import Reporter
 
+HEAVY = (
+    "mlflow.tracking",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "posttrain_recipes.methods",
+    "posttrain_recipes.datasets",
+    "posttrain_recipes.evals",
+    "posttrain_recipes.rewards",
+    "posttrain_recipes.running.runner",
+    "posttrain_recipes.training.rendering",
+    "tinker",
+    "torch",
+    "transformers.models.auto.tokenization_auto",
+)
+"""What a run imports: seconds, and most of them in what is imported only when it is called."""
 HEARD = (
     "run_started",
     "stage_started",
@@ -74,14 +89,20 @@ def at(point: Point, strike: Callable[[], None]) -> Reporter:
 def context() -> ForkServerContext:
     """Where processes are forked from."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["tests.e2e.kills", "mlflow", "tinker", "transformers"])
+    made.set_forkserver_preload(["tests.e2e.kills", *HEAVY])
     return made
+
+
+def lacks_nothing(connection: object, models: object, names: object) -> dict[str, str]:
+    """Stands in for trying what a server can do: forty runs would ask the same one the same."""
+    return {}
 
 
 def drive(recipe: str, home: str, environment: Mapping[str, str], point: Point) -> None:
     """Run the recipe from nothing, and be stopped at the point."""
     import posttrain_recipes as ptl
 
+    engines._probed = lacks_nothing
     os.environ.update(environment)
     with Path(home, "driven.log").open("a") as log:
         os.dup2(log.fileno(), 1)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
+from posttrain_recipes import engines
 from posttrain_recipes.engine import launch
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.running import collect
@@ -83,7 +84,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     for name, rows in (("chat", chat), ("pairs", pairs)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "home").mkdir()
-    with launch.start({"./model": str(model)}, folder / "served", folder / "engine.log") as engine:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        launch.start({"./model": str(model)}, folder / "served", folder / "engine.log") as engine,
+    ):
         stages = "".join(f"\n  - name: {name}{text}" for name, text in STAGES.items())
         (folder / "recipe.yaml").write_text(
             "name: killed\nmodel: ./model\nlora: {rank: 4}\nseed: 3\n"
@@ -91,12 +95,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             f"stages:{stages}\n"
         )
         environment = {"LAB_KEY": engine.api_key}
-        os.environ.update(environment)
+        patch.setenv("LAB_KEY", engine.api_key)
+        patch.setattr(engines, "_probed", kills.lacks_nothing)
         heard: list[str] = []
         listening = kills.hearing(heard.append)
         result = ptl.run(folder / "recipe.yaml", home=folder / "home", reporter=listening)
         yield Lab(folder, environment, result.record, len(heard))
-        del os.environ["LAB_KEY"]
 
 
 def points(moments: int) -> list[Point]:
