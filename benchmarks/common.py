@@ -137,6 +137,54 @@ def plain_model(path: str, rank: int = 32):  # type: ignore[no-untyped-def]
     return get_peft_model(model, config)
 
 
+def trl_trainer(path: str, trainer, config, options, **more):  # type: ignore[no-untyped-def]
+    """A trainer of TRL's: the model in float32 on the CPU, LoRA as `plain_model` has it, quiet.
+
+    `options` are those of its `config` class beside what every trainer here has, `more` its own
+    arguments.
+    """
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet = {
+        "output_dir": tempfile.mkdtemp(),
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+    }
+    return trainer(
+        model=AutoModelForCausalLM.from_pretrained(path, dtype="float32"),
+        args=config(**quiet, **options),
+        processing_class=AutoTokenizer.from_pretrained(path),
+        peft_config=LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"),
+        **more,
+    )
+
+
+def beside_trl(path: str, work: list, ours, trainer, repeats: int) -> list[Timed]:  # type: ignore[no-untyped-def, type-arg]
+    """Time `ours(client, work)` on the engine and `trainer().train()` in turn.
+
+    Two items of the work warm the engine up; making a trainer does not count.
+    """
+    sides = [Timed("engine, by the SDK"), Timed("")]
+    with engine(path) as (_, service):
+        client = service.create_lora_training_client("bench", rank=32, train_unembed=False).result()
+        ours(client, work[:2])
+        for _ in range(repeats):
+            theirs = trainer()
+            sides[1].name = f"TRL {type(theirs).__name__}"
+            for side, run in zip(sides, (lambda: ours(client, work), theirs.train), strict=True):
+                start = time.perf_counter()
+                run()
+                side.seconds.append(time.perf_counter() - start)
+    return sides
+
+
 def gsm8k(path: str, count: int) -> list[tuple[str, str]]:
     """Questions and answers of a GSM8K file (JSON lines)."""
     import json

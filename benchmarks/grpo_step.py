@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import common
@@ -57,10 +56,9 @@ def ours(client, prompts: list[list[int]]) -> None:  # type: ignore[no-untyped-d
 
 
 def compare(path: str, args: argparse.Namespace) -> None:
-    """Time the two in turn; making a trainer does not count."""
+    """Time the two in turn."""
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -70,48 +68,24 @@ def compare(path: str, args: argparse.Namespace) -> None:
     def reward(completion_ids: list[list[int]], **kwargs: object) -> list[float]:
         return [float(len(set(ids))) for ids in completion_ids]
 
-    def trl() -> float:
-        config = GRPOConfig(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=GROUPS * GROUP,
-            num_generations=GROUP,
-            max_completion_length=TOKENS,
-            generation_kwargs={"min_new_tokens": TOKENS},
-            max_steps=1,
-            learning_rate=1e-5,
-            beta=0.0,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            use_cpu=True,
-        )
-        trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(path, dtype="float32"),
-            args=config,
-            reward_funcs=reward,
-            train_dataset=Dataset.from_dict({"prompt": texts}),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"),
-        )
-        start = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - start
+    options = {
+        "per_device_train_batch_size": GROUPS * GROUP,
+        "num_generations": GROUP,
+        "max_completion_length": TOKENS,
+        "generation_kwargs": {"min_new_tokens": TOKENS},
+        "max_steps": 1,
+        "learning_rate": 1e-5,
+        "beta": 0.0,
+    }
 
-    mine, theirs = common.Timed("engine, by the SDK"), common.Timed("TRL GRPOTrainer")
-    with common.engine(path) as (_, service):
-        client = service.create_lora_training_client("bench", rank=32, train_unembed=False).result()
-        ours(client, prompts[:2])
-        for _ in range(args.repeats):
-            start = time.perf_counter()
-            ours(client, prompts)
-            mine.seconds.append(time.perf_counter() - start)
-            theirs.seconds.append(trl())
+    def trainer() -> GRPOTrainer:
+        dataset = Dataset.from_dict({"prompt": texts})
+        more = {"reward_funcs": reward, "train_dataset": dataset}
+        return common.trl_trainer(path, GRPOTrainer, GRPOConfig, options, **more)
+
+    timed = common.beside_trl(path, prompts, ours, trainer, args.repeats)
     title = f"{args.model}: a GRPO step of {GROUPS} x {GROUP} x {TOKENS} tokens"
-    common.report(title, [mine, theirs], GROUPS * GROUP * TOKENS, "sampled tokens/s")
+    common.report(title, timed, GROUPS * GROUP * TOKENS, "sampled tokens/s")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,8 +119,7 @@ def in_process(path: str, ids: np.ndarray, steps: int) -> Callable[[], None]:
 def ragged(path: str, args: argparse.Namespace) -> None:
     """GSM8K, batch 8, at most 512 tokens, against SFTTrainer on the same token ids."""
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -131,44 +129,19 @@ def ragged(path: str, args: argparse.Namespace) -> None:
     batches = [[datum(row) for row in rows[i : i + 8]] for i in range(0, len(rows), 8)]
     dataset = Dataset.from_dict({"input_ids": rows})
 
-    def trl() -> float:
-        config = SFTConfig(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=8,
-            num_train_epochs=1,
-            max_length=512,
-            learning_rate=1e-4,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            use_cpu=True,
-        )
-        trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(path, dtype="float32"),
-            args=config,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"),
-        )
-        start = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - start
+    options = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "max_length": 512,
+        "learning_rate": 1e-4,
+    }
 
-    ours, theirs = common.Timed("engine, by the SDK"), common.Timed("TRL SFTTrainer")
-    with common.engine(path) as (_, service):
-        client = service.create_lora_training_client("bench", rank=32, train_unembed=False).result()
-        sdk_steps(client, batches[:2])
-        for _ in range(args.repeats):
-            start = time.perf_counter()
-            sdk_steps(client, batches)
-            ours.seconds.append(time.perf_counter() - start)
-            theirs.seconds.append(trl())  # building the trainer does not count
+    def trainer() -> SFTTrainer:
+        return common.trl_trainer(path, SFTTrainer, SFTConfig, options, train_dataset=dataset)
+
+    timed = common.beside_trl(path, batches, sdk_steps, trainer, args.repeats)
     title = f"{args.model}: GSM8K, batch 8, {tokens} tokens, the longest {max(map(len, rows))}"
-    common.report(title, [ours, theirs], tokens, "tokens/s")
+    common.report(title, timed, tokens, "tokens/s")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,10 @@ from posttrain_recipes.plugin import (
     PluginConfig,
     Prompt,
     Record,
-    Usage,
     Workload,
 )
-from posttrain_recipes.training import answers
+from posttrain_recipes.training import answers, sampling
 from posttrain_recipes.training.estimates import proportion
-from posttrain_recipes.training.sampling import generate
-from posttrain_recipes.workload import mean as average
 
 
 class ExactMatch(Eval):
@@ -52,12 +49,7 @@ class ExactMatch(Eval):
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every prompt is read once, and a reply may end before its limit."""
-        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
-        prompts = count
-        usage = Usage(
-            prefill=round(prompts * average(lengths)), sample=prompts * self.config.max_tokens
-        )
-        return Workload(usage, at_most=True)
+        return sampling.workload(sample, count, tokens, self.config.max_tokens)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """One reply a prompt; the interval is Wilson's."""
@@ -69,7 +61,7 @@ class ExactMatch(Eval):
                     hint="add an 'answer' to each prompt, or use the 'generations' eval",
                 )
         config = self.config
-        samples = generate(
+        samples = sampling.generate(
             context, prompts, max_tokens=config.max_tokens, temperature=config.temperature
         )
         scored = []

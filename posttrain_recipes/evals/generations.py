@@ -15,12 +15,10 @@ from posttrain_recipes.plugin import (
     PluginConfig,
     Prompt,
     Record,
-    Usage,
     Workload,
 )
+from posttrain_recipes.training import sampling
 from posttrain_recipes.training.estimates import mean, proportion
-from posttrain_recipes.training.sampling import generate
-from posttrain_recipes.workload import mean as average
 
 
 class Generations(Eval):
@@ -47,17 +45,13 @@ class Generations(Eval):
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every prompt is read once, and a reply may end before its limit."""
-        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
-        prompts = min(count, self.config.count)
-        usage = Usage(
-            prefill=round(prompts * average(lengths)), sample=prompts * self.config.max_tokens
-        )
-        return Workload(usage, at_most=True)
+        count = min(count, self.config.count)
+        return sampling.workload(sample, count, tokens, self.config.max_tokens)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The replies, their mean length in words and how many were cut off."""
         prompts = [cast(Prompt, record) for record in context.records[: self.config.count]]
-        samples = generate(
+        samples = sampling.generate(
             context,
             prompts,
             max_tokens=self.config.max_tokens,

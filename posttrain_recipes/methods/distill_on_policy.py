@@ -94,13 +94,7 @@ class DistillOnPolicy(Method):
         config = self.config
         items = [
             _Question(
-                prompt_tokens(
-                    record.messages,
-                    stage.renderer,
-                    max_tokens=config.max_tokens,
-                    max_length=config.max_length,
-                    source=record.source,
-                ),
+                prompt_tokens(record.messages, stage.renderer, config, record.source),
                 _teachers_of(record, config.teachers),
             )
             for record in cast(Sequence[Prompt], stage.train)

@@ -78,13 +78,7 @@ class PromptDistill(Method):
         items = []
         for record in cast(Sequence[Prompt], stage.train):
             student, teacher = (
-                prompt_tokens(
-                    messages,
-                    stage.renderer,
-                    max_tokens=config.max_tokens,
-                    max_length=config.max_length,
-                    source=record.source,
-                )
+                prompt_tokens(messages, stage.renderer, config, record.source)
                 for messages in (record.messages, instructed(record.messages, config.system))
             )
             items.append(_Question(student, teacher))

@@ -96,13 +96,7 @@ class SDFT(Method):
         for record in cast(Sequence[Conversation], stage.train):
             question, shown = record.messages[:-1], self._shown(record)
             student, teacher = (
-                prompt_tokens(
-                    messages,
-                    stage.renderer,
-                    max_tokens=config.max_tokens,
-                    max_length=config.max_length,
-                    source=record.source,
-                )
+                prompt_tokens(messages, stage.renderer, config, record.source)
                 for messages in (question, shown)
             )
             items.append(_Example(student, teacher))

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -145,24 +145,28 @@ class OnPolicy(ABC, Generic[ItemT]):
         return self._usage
 
 
+class Room(Protocol):
+    """Options that bound prompts and replies, in tokens."""
+
+    max_tokens: int
+    """Of a reply."""
+    max_length: int
+    """Of a prompt and its reply."""
+
+
 def prompt_tokens(
-    messages: Sequence[Message],
-    renderer: Renderer,
-    *,
-    max_tokens: int,
-    max_length: int,
-    source: str = "",
+    messages: Sequence[Message], renderer: Renderer, room: Room, source: str
 ) -> list[int]:
-    """A prompt (P,) that leaves room for a reply of `max_tokens` within `max_length`.
+    """A prompt (P,) that leaves room for a reply.
 
     Raises:
         UsageError: it does not; the message names `source`.
     """
     tokens = renderer.prompt(messages)
-    if len(tokens) + max_tokens > max_length:
+    if len(tokens) + room.max_tokens > room.max_length:
         raise UsageError(
-            f"{source or 'a record'}: {len(tokens)} tokens and a reply of max_tokens={max_tokens} "
-            f"are more than max_length={max_length}",
+            f"{source or 'a record'}: {len(tokens)} tokens and a reply of "
+            f"max_tokens={room.max_tokens} are more than max_length={room.max_length}",
             hint="raise 'max_length', lower 'max_tokens', or remove the record",
         )
     return tokens

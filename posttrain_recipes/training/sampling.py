@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from posttrain_recipes.plugin import EvalContext
+from posttrain_recipes.plugin import CountTokens, EvalContext, Record, Usage, Workload
 from posttrain_recipes.records import Prompt, Sample
 from posttrain_recipes.training.examples import Example
+from posttrain_recipes.workload import mean
 
 if TYPE_CHECKING:
     import tinker
 
 IN_FLIGHT = 256
 """Requests submitted before the first is awaited; bounds memory on large evals."""
+
+
+def workload(
+    sample: Sequence[Record], prompts: int, tokens: CountTokens, max_tokens: int
+) -> Workload:
+    """One reply to each of `prompts`, judged by a sample of them: each is read once, and a reply
+    may end before `max_tokens`."""
+    lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+    usage = Usage(prefill=round(prompts * mean(lengths)), sample=prompts * max_tokens)
+    return Workload(usage, at_most=True)
 
 
 def generate(

@@ -178,10 +178,10 @@ def test_a_template_without_a_place_for_the_answer_is_refused() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
     renderer: Any = SimpleNamespace(prompt=lambda messages: [1] * 10)
-    made = prompt_tokens((), renderer, max_tokens=6, max_length=16)
+    made = prompt_tokens((), renderer, SimpleNamespace(max_tokens=6, max_length=16), "")
     assert made == [1] * 10
     with pytest.raises(UsageError, match=r"x:1: 10 tokens and a reply of max_tokens=7"):
-        prompt_tokens((), renderer, max_tokens=7, max_length=16, source="x:1")
+        prompt_tokens((), renderer, SimpleNamespace(max_tokens=7, max_length=16), "x:1")
 
 
 def test_seeds_differ_by_step_and_place_and_stay() -> None:
