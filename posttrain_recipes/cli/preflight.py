@@ -11,7 +11,7 @@ import click
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
 from posttrain_recipes.running import preflight as checks
-from posttrain_recipes.store import default_home
+from posttrain_recipes.store import Store, default_home
 
 MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
 
@@ -19,6 +19,11 @@ MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
 @click.command()
 @recipe_options
 @click.option("--offline", is_flag=True, help="Leave the engine alone.")
+@click.option(
+    "--sample/--no-sample",
+    default=None,
+    help="Sample a few groups for each RL stage; by default where nothing is billed.",
+)
 @home_option
 @json_option
 def preflight(
@@ -26,20 +31,23 @@ def preflight(
     preset: str | None,
     overrides: tuple[str, ...],
     offline: bool,
+    sample: bool | None,
     home: Path | None,
     as_json: bool,
 ) -> None:
     """Look for what can go wrong with RECIPE before anything is spent.
 
     Reads all data, tries rewards on answers that deserve nothing, and asks the engine whether it
-    answers, takes the key, serves the models and has the checkpoints that are named. Nothing is
-    trained or sampled.
+    answers, takes the key, serves the models and has the checkpoints that are named. For RL it
+    samples a few groups of replies and says whether there is anything to learn from.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     where = default_home(home)
     found = [*checks.cheap(planned, where), *checks.data(planned), *checks.rewards(planned)]
     if not offline:
-        found += checks.engine(planned, where)
+        if sample is None:
+            sample = not planned.engine.billed
+        found += checks.engine(planned, where, Store(where).runs(), sample=sample)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
     else:

@@ -21,14 +21,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
-from posttrain_recipes.plugin import Checkpoint, Method, Prompt, Record, StageContext, Task
-from posttrain_recipes.training import rollouts
+from posttrain_recipes.plugin import (
+    CountTokens,
+    Prompt,
+    Record,
+    StageContext,
+    Task,
+    Workload,
+)
+from posttrain_recipes.training import loads, rollouts
 from posttrain_recipes.training.groups import Source
-from posttrain_recipes.training.prompts import Prompts, ReplyConfig, Worth, episodes
+from posttrain_recipes.training.prompts import Prompts, Worth, episodes
 from posttrain_recipes.training.scoring import Patience
 
 
-class GRPO(Method):
+class GRPO(rollouts.RolloutMethod):
     """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
 
     When: a rule, a program or another model can tell good replies from bad ones, and the model
@@ -38,24 +45,34 @@ class GRPO(Method):
 
     name = "grpo"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt, Task)
-    takes_reward = True
-    same_tokenizer = ("reference",)
     loss = "-mean(min(rho A, clip(rho) A)), log rho = log p - log q, A = (r - mean r) / std r"
     paper = "Shao et al. 2024, DeepSeekMath, arXiv 2402.03300"
 
-    class Config(ReplyConfig, rollouts.RolloutConfig):
+    class Config(rollouts.RolloutMethod.Config):
         """Options of group relative policy optimization."""
 
     config: Config
 
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on replies to the stage's prompts, or on episodes of its environment."""
-        patience = Patience()
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """Of replies to prompts; how long an episode is, nobody knows beforehand."""
+        if any(isinstance(record, Task) for record in sample):
+            return None
+        config = self.config
+        return loads.rollouts(
+            config,
+            [tokens(cast(Prompt, record).messages) for record in sample],
+            count,
+            group_size=config.group_size,
+            max_tokens=config.max_tokens,
+            reference=config.reference is not None or config.kl_beta > 0,
+        )
+
+    def source(self, stage: StageContext, patience: Patience) -> Source:
+        """Groups of replies to the stage's prompts, or of episodes of its environment."""
         worth = Worth(stage, self.config, patience)
-        source: Source
         if stage.train and isinstance(stage.train[0], Task):
-            source = episodes(cast(Sequence[Task], stage.train), stage, self.config, worth)
-        else:
-            prompts = cast(Sequence[Prompt], stage.train)
-            source = Prompts(prompts, stage.renderer, self.config, worth)
-        return rollouts.train(stage, self.config, source, self.config.max_tokens, patience)
+            return episodes(cast(Sequence[Task], stage.train), stage, self.config, worth)
+        prompts = cast(Sequence[Prompt], stage.train)
+        return Prompts(prompts, stage.renderer, self.config, worth)

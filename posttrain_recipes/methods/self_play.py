@@ -19,19 +19,18 @@ from typing import ClassVar, cast
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
-    Checkpoint,
-    Method,
     Record,
     StageContext,
     Task,
     UsageError,
 )
 from posttrain_recipes.training import advantages, rollouts
-from posttrain_recipes.training.prompts import ReplyConfig, Worth, episodes
+from posttrain_recipes.training.groups import Source
+from posttrain_recipes.training.prompts import Worth, episodes
 from posttrain_recipes.training.scoring import Patience
 
 
-class SelfPlay(Method):
+class SelfPlay(rollouts.RolloutMethod):
     """Self-play: one policy takes both seats of a game and learns from who wins.
 
     When: there is a game, a debate or a negotiation with opposing rewards and no good opponent to
@@ -41,11 +40,11 @@ class SelfPlay(Method):
 
     name = "self_play"
     takes: ClassVar[tuple[type[Record], ...]] = (Task,)
-    same_tokenizer = ("reference",)
+    takes_reward: ClassVar[bool] = False
     loss = "-mean(min(rho A, clip(rho) A)) over all seats, log rho = log p - log q, A by seat"
     paper = "Liu et al. 2025, SPIRAL: self-play on zero-sum games, arXiv 2506.24119"
 
-    class Config(ReplyConfig, rollouts.RolloutConfig):
+    class Config(rollouts.RolloutMethod.Config):
         """Options of self-play."""
 
         advantage: advantages.Estimator = "group_mean"
@@ -56,15 +55,13 @@ class SelfPlay(Method):
 
     config: Config
 
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on games of the stage's environment."""
+    def source(self, stage: StageContext, patience: Patience) -> Source:
+        """Groups of games of the stage's environment, one group a seat."""
         tasks = cast(Sequence[Task], stage.train)
-        patience = Patience()
-        worth = Worth(stage, self.config, patience)
-        source = episodes(tasks, stage, self.config, worth)
+        source = episodes(tasks, stage, self.config, Worth(stage, self.config, patience))
         if source.seats < 2:
             raise UsageError(
                 f"stage '{stage.name}': this environment has one seat, and self-play needs two",
                 hint="use the method grpo in it, or an environment without an opponent of its own",
             )
-        return rollouts.train(stage, self.config, source, self.config.max_tokens, patience)
+        return source

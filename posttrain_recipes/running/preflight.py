@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, references
@@ -20,7 +18,9 @@ from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
+from posttrain_recipes.running.findings import Finding
 from posttrain_recipes.running.serving import Serving, locations
+from posttrain_recipes.store import RunRecord
 from posttrain_recipes.waiting import EngineWaiter
 
 FREE_BYTES = 1 << 30
@@ -29,16 +29,6 @@ SDK = ("0.38", "1")
 """The first version of the SDK that is known to work, and the first that is not."""
 TRIED = 8
 """Prompts that rewards are tried on."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found."""
-
-    check: str
-    verdict: Literal["ok", "warning", "failed"]
-    message: str
-    hint: str | None = None
 
 
 def cheap(plan: Plan, home: Path) -> Iterator[Finding]:
@@ -67,8 +57,14 @@ def data(plan: Plan) -> Iterator[Finding]:
             yield Finding(name, "failed", f"{source.label} has no records")
 
 
-def engine(plan: Plan, home: Path) -> Iterator[Finding]:
-    """The engine: reachable, its key valid, the models served, the named checkpoints alive."""
+def engine(
+    plan: Plan, home: Path, runs: Sequence[RunRecord] = (), *, sample: bool = False
+) -> Iterator[Finding]:
+    """The engine: reachable, its key valid, the models served, the named checkpoints alive.
+
+    With `sample` also whether RL has anything to learn from; `runs` are earlier ones, whose
+    weights it may start from.
+    """
     name = f"engine {plan.engine.name}"
     log = home / "preflight.log"
     try:
@@ -81,6 +77,10 @@ def engine(plan: Plan, home: Path) -> Iterator[Finding]:
             for model in plan.models:
                 yield _tokenizer(serving, model)
             yield from _checkpoints(plan, serving)
+            if sample:
+                from posttrain_recipes.running import learnability
+
+                yield from learnability.findings(plan, serving, runs)
     except PtlError as error:
         why = f": {error.why}" if error.why else ""
         yield Finding(name, "failed", error.what + why, error.hint)
@@ -93,7 +93,7 @@ def rewards(plan: Plan) -> Iterator[Finding]:
     for stage in plan.stages:
         for reward, _ in stage.rewards:
             name = f"reward {reward.name} of {stage.name}"
-            if type(reward).open is not Reward.open:
+            if reward.asks_model:
                 yield Finding(name, "ok", "asks a model, so it is not tried beforehand")
                 continue
             try:

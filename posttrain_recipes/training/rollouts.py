@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 import random
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.plugin import Resume, StageContext, Usage
+from posttrain_recipes.plugin import Method, Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.training import advantages, optimizer
 from posttrain_recipes.training.gradient import Order
@@ -32,6 +33,7 @@ from posttrain_recipes.training.groups import Group, Source, derive
 from posttrain_recipes.training.measures import batch_metrics, shown
 from posttrain_recipes.training.optimizer import OptimizerConfig, Saved
 from posttrain_recipes.training.policy import Item, PolicyConfig, PolicyGradient, drift
+from posttrain_recipes.training.prompts import ReplyConfig
 from posttrain_recipes.training.scoring import Abandoned, Patience
 from posttrain_recipes.waiting import in_thread
 
@@ -91,6 +93,41 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
         """How many batches of rollouts the stage takes, for `groups` groups in a pass."""
         whole = self.epochs * math.ceil(groups / self.batch_size)
         return min(whole, self.max_steps // self.updates_per_batch) if self.max_steps else whole
+
+
+class RolloutMethod(Method):
+    """A method that learns from groups of what its policy does."""
+
+    takes_reward: ClassVar[bool] = True
+    same_tokenizer: ClassVar[tuple[str, ...]] = ("reference",)
+
+    class Config(ReplyConfig, RolloutConfig):
+        """Options of what is sampled, what it is worth and how it is learned from."""
+
+    config: Config
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Its loss, groups of samples, and log-probabilities where a reference reads them."""
+        config = self.config
+        loss = "custom_loss" if config.loss == "dro" else f"loss:{config.loss}"
+        reference = config.reference is not None or config.kl_beta > 0
+        return (
+            loss,
+            "sample:group",
+            "sample:trained",
+            *(("prompt_logprobs",) if reference else ()),
+        )
+
+    @abstractmethod
+    def source(self, stage: StageContext, patience: Patience) -> Source:
+        """Where the groups of a stage come from; its threads wait with `patience`."""
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Run the stage to its last step."""
+        patience = Patience()
+        source = self.source(stage, patience)
+        return train(stage, self.config, source, self.config.max_tokens, patience)
 
 
 @dataclass

@@ -1,0 +1,16 @@
+"""What a check before a run says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    verdict: Literal["ok", "warning", "failed"]
+    message: str
+    hint: str | None = None

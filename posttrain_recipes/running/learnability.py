@@ -1,0 +1,119 @@
+"""Whether RL has anything to learn from: what replies of the start policy are worth.
+
+Of a group whose replies are all worth the same nothing is learned (Yu et al. 2025, DAPO,
+arXiv 2503.14476). The groups are sampled and rewarded by the method's own code.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import cast
+
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
+from posttrain_recipes.plugin import Checkpoint, StageContext, StageSink
+from posttrain_recipes.running.findings import Finding
+from posttrain_recipes.running.serving import Serving
+from posttrain_recipes.store import RunRecord
+from posttrain_recipes.training import advantages
+from posttrain_recipes.training.groups import Group, Source
+from posttrain_recipes.training.rollouts import RolloutMethod
+from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.waiting import in_thread
+
+GROUPS = 16
+"""Prompts, or episodes, that are tried."""
+FLAT = 0.75
+"""A larger share of groups without variance than this is worth a warning."""
+
+
+def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[Finding]:
+    """A finding for each stage that learns from groups of what its policy does."""
+    for stage in plan.stages:
+        if not isinstance(stage.method, RolloutMethod) or stage.data is None:
+            continue
+        name = f"learning of {stage.name}"
+        start = _start(stage, serving, runs)
+        if start is None or stage.data.made_by:
+            what = f"starts from {stage.start}" if start is None else f"reads {stage.data.label}"
+            yield Finding(name, "ok", f"{what}, which is not trained yet: not tried")
+            continue
+        try:
+            groups, whole = _sample(stage, start, serving)
+        except PtlError as error:
+            yield Finding(name, "failed", error.what, error.hint)
+        else:
+            yield _verdict(name, groups, whole)
+
+
+def _verdict(name: str, groups: Sequence[Group], replies: int) -> Finding:
+    scored = [reward for group in groups for reward in group.rewards]
+    if not scored:
+        why = next((group.error for group in groups if group.error), "every reward abstained")
+        return Finding(name, "failed", f"none of {replies} replies has a reward: {why}")
+    flat = sum(not advantages.varies(group.rewards) for group in groups)
+    told = (
+        f"{flat} of {len(groups)} groups have one reward for all replies; the mean is "
+        f"{sum(scored) / len(scored):.2f}"
+    )
+    if flat <= FLAT * len(groups):
+        return Finding(name, "ok", told)
+    return Finding(
+        name,
+        "warning",
+        f"{told}: there is little to learn from",
+        "prompts of which the model gets some right and some wrong; sft first if it never does; "
+        "'flat_groups: replace', a larger group_size or a higher temperature",
+    )
+
+
+def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[list[Group], int]:
+    """Groups of the start policy's replies, and how many replies they have."""
+    assert isinstance(stage.method, RolloutMethod)
+    assert stage.data is not None
+    assert stage.wants is not None
+    patience = Patience()
+    context = StageContext(
+        name=stage.name,
+        seed=stage.seed,
+        base_model=stage.model,
+        start=start,
+        lora=stage.lora,
+        train=load_records(stage.data, stage.wants),
+        renderer=serving.renderer(stage.model),
+        service=serving.connection.service,
+        sink=cast(StageSink, None),  # a source only samples
+        wait=serving.wait,
+        rewards=stage.rewards,
+        resolve=lambda ref: serving.resolve(ref, stage.model),
+    )
+    source: Source = stage.method.source(context, patience)
+    sampler = serving.sampler(start)
+    count = min(GROUPS, source.size)
+    chosen = random.Random(stage.seed).sample(range(source.size), count)
+    try:
+        futures: list[Future[list[Group]]] = [
+            in_thread(partial(source.roll, index, index, sampler)) for index in chosen
+        ]
+        rolled: list[list[Group]] = [serving.wait(future) for future in futures]
+    finally:
+        patience.end()
+    groups = [group for part in rolled for group in part]
+    return groups, sum(len(group.rollouts) for group in groups)
+
+
+def _start(stage: PlannedStage, serving: Serving, runs: Sequence[RunRecord]) -> Checkpoint | None:
+    """The weights that the stage will start from, where they are there already."""
+    if stage.start == BASE or stage.start.startswith("tinker://"):
+        return serving.start(stage, None)
+    parent = next(s for s in serving.plan.stages if s.name == stage.start)
+    for run in reversed(runs):
+        for kept in run.stages:
+            if kept.fingerprint == parent.fingerprint and kept.done and kept.checkpoint:
+                uri = kept.checkpoint.state_uri
+                return kept.checkpoint if serving.alive(uri) else None
+    return None

@@ -1,0 +1,73 @@
+"""Before RL: is there anything to learn from? The real engine and the method's own code say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import posttrain_recipes as ptl
+from posttrain_recipes.running import learnability, preflight
+from posttrain_recipes.running.findings import Finding
+from posttrain_recipes.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """\
+name: ahead
+model: ptl/tiny
+lora: {rank: 4}
+stages:
+  - name: taught
+    dataset: {use: jsonl, path: DATA/chat.jsonl, limit: 16}
+    method: {use: sft, batch_size: 8}
+  - name: varied
+    init_from: base
+    dataset: {use: jsonl, path: DATA/sums.jsonl, limit: 64}
+    method: {use: grpo, max_tokens: 8}
+    reward: {use: exact_match}
+  - name: flat
+    init_from: taught
+    dataset: {use: jsonl, path: DATA/sums.jsonl, limit: 64}
+    method: {use: grpo, max_tokens: 8}
+    reward: {use: regex, pattern: "no reply has this"}
+  - name: game
+    init_from: base
+    dataset: {use: nim, episodes: 32}
+    method: {use: self_play, max_tokens: 4}
+"""
+
+
+def found(recipe: Path, home: Path) -> dict[str, Finding]:
+    plan = ptl.plan(recipe)
+    runs = Store(home).runs()
+    every = list(preflight.engine(plan, home, runs, sample=True))
+    assert {f.verdict for f in every} <= {"ok", "warning"}, every
+    return {f.check: f for f in every if f.check.startswith("learning of ")}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "ahead.yaml"
+    path.write_text(RECIPE.replace("DATA", str(ROOT / "recipes" / "data")))
+    return path
+
+
+def test_groups_without_variance_are_told_before_training(recipe: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    first = found(recipe, home)
+    assert list(first) == ["learning of varied", "learning of flat", "learning of game"]
+    assert first["learning of varied"].verdict == "ok"
+    assert f"of {learnability.GROUPS} groups" in first["learning of varied"].message
+    assert first["learning of flat"].message == (
+        "starts from taught, which is not trained yet: not tried"
+    )
+    assert f"of {2 * learnability.GROUPS} groups" in first["learning of game"].message, "two seats"
+
+    ptl.run(recipe, home=home, until="taught")
+    flat = found(recipe, home)["learning of flat"]
+    assert flat.verdict == "warning"
+    assert flat.message == (
+        f"{learnability.GROUPS} of {learnability.GROUPS} groups have one reward for all replies; "
+        "the mean is 0.00: there is little to learn from"
+    )
+    assert "sft first" in (flat.hint or "")
