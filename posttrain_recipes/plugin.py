@@ -249,6 +249,11 @@ class Reward(Plugin):
         """What its metric is called, among the parts of a weighted sum."""
         return self.name
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether it asks a model, which takes tokens that nobody knows beforehand."""
+        return type(self).open is not Reward.open
+
     def open(self, context: RewardContext) -> None:
         """Called once before the first `score`: rewards that ask a model get it here."""
 

@@ -23,6 +23,7 @@ class Episodes(Eval):
 
     name = "episodes"
     takes: ClassVar[tuple[type[Record], ...]] = (Task,)
+    needs = ("sample",)
 
     class Config(PluginConfig):
         """Options of the eval."""

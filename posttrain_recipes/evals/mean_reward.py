@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    CountTokens,
     Eval,
     EvalContext,
     EvalResult,
@@ -14,7 +16,9 @@ from posttrain_recipes.plugin import (
     Prompt,
     Record,
     RewardRef,
+    Workload,
 )
+from posttrain_recipes.training import sampling
 from posttrain_recipes.training.estimates import mean
 from posttrain_recipes.training.rewarded import rewarded
 
@@ -28,6 +32,7 @@ class MeanReward(Eval):
 
     name = "mean_reward"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    needs = ("sample",)
 
     class Config(PluginConfig):
         """Options of the eval."""
@@ -40,6 +45,14 @@ class MeanReward(Eval):
         """0 takes the likeliest token each time."""
 
     config: Config
+
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """One reply to each prompt, where the reward asks no model."""
+        if self.rewards["reward"].asks_model:
+            return None
+        return sampling.workload(sample, count, tokens, self.config.max_tokens)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The mean over the prompts on which the reward does not abstain."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from posttrain_recipes.plugin import (
+    CountTokens,
     Eval,
     EvalContext,
     EvalResult,
     Preference,
     Record,
+    Usage,
+    Workload,
 )
 from posttrain_recipes.training import verdicts
 from posttrain_recipes.training.estimates import mean, proportion
@@ -24,6 +28,23 @@ class RewardAccuracy(Eval):
 
     name = "reward_accuracy"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    needs = ("sample:top_logprobs",)
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Both replies are read with the question about them; a verdict is one token."""
+        pairs = [cast(Preference, record) for record in sample]
+        lengths = [
+            tokens(verdicts.question((*p.prompt, *reply)))
+            for p in pairs
+            for reply in (p.chosen, p.rejected)
+        ]
+        # An unlikely verdict is asked for by itself.
+        return Workload(
+            Usage(
+                prefill=round(2 * count * (sum(lengths) / max(1, len(lengths)))), sample=2 * count
+            ),
+            about=True,
+        )
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """Accuracy, and the margin: the reward of chosen minus that of rejected, in nats."""

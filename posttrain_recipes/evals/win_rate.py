@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    CountTokens,
     Eval,
     EvalContext,
     EvalResult,
@@ -16,7 +18,9 @@ from posttrain_recipes.plugin import (
     Prompt,
     Record,
     RewardRef,
+    Workload,
 )
+from posttrain_recipes.training import sampling
 from posttrain_recipes.training.estimates import proportion
 from posttrain_recipes.training.rewarded import rewarded
 
@@ -29,6 +33,7 @@ class WinRate(Eval):
 
     name = "win_rate"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
+    needs = ("sample",)
 
     class Config(PluginConfig):
         """Options of the eval."""
@@ -43,6 +48,15 @@ class WinRate(Eval):
         """0 takes the likeliest token each time."""
 
     config: Config
+
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """A reply of each side to each prompt, where the reward asks no model."""
+        if self.rewards["reward"].asks_model:
+            return None
+        one = sampling.workload(sample, count, tokens, self.config.max_tokens)
+        return one + one
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """Prompts on which the reward abstains are left out; the interval is Wilson's."""

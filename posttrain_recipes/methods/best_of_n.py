@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from posttrain_recipes.methods.ai_preferences import preference
 from posttrain_recipes.plugin import (
     Conversation,
+    CountTokens,
     DataMethod,
     Message,
     ModelRef,
@@ -27,8 +28,9 @@ from posttrain_recipes.plugin import (
     Record,
     Sample,
     StageContext,
+    Workload,
 )
-from posttrain_recipes.training import asking
+from posttrain_recipes.training import asking, loads
 
 
 class BestOfN(DataMethod):
@@ -67,6 +69,11 @@ class BestOfN(DataMethod):
             return self
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """`n` replies to every prompt."""
+        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+        return loads.made(self.config, lengths, count, self.config.n)
 
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Record]]:
         """A batch of prompts at a time."""

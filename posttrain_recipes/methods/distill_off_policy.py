@@ -26,13 +26,15 @@ from posttrain_recipes.methods.sft import Likelihood
 from posttrain_recipes.plugin import (
     Checkpoint,
     Conversation,
+    CountTokens,
     Method,
     ModelRef,
     Record,
     StageContext,
     Usage,
+    Workload,
 )
-from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training import gradient, loads, teachers
 from posttrain_recipes.training.examples import tokenize
 from posttrain_recipes.training.teachers import Reply
 
@@ -65,6 +67,12 @@ class DistillOffPolicy(Method):
         """How many of the teacher's likeliest tokens are learned at each position."""
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """As imitation; a teacher reads what is learned."""
+        lengths = [tokens(cast(Conversation, record).messages) for record in sample]
+        taught = self.config.teacher is not None
+        return loads.imitation(self.config, lengths, count, taught=taught)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the last replies of the stage's conversations."""

@@ -24,14 +24,16 @@ from pydantic import Field, field_validator
 
 from posttrain_recipes.plugin import (
     Checkpoint,
+    CountTokens,
     Method,
     ModelRef,
     Prompt,
     Record,
     StageContext,
     UsageError,
+    Workload,
 )
-from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training import gradient, loads, teachers
 from posttrain_recipes.training.on_policy import (
     Attempt,
     Item,
@@ -88,6 +90,18 @@ class DistillOnPolicy(Method):
             return self.teacher if isinstance(self.teacher, list) else [self.teacher]
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """The student's replies, read by every teacher that may be theirs."""
+        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+        return loads.answers(
+            self.config,
+            lengths,
+            count,
+            max_tokens=self.config.max_tokens,
+            group_size=self.config.group_size,
+            read=[lengths] * len(self.config.teachers),
+        )
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's prompts."""

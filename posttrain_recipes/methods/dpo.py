@@ -21,11 +21,9 @@ from posttrain_recipes.plugin import (
     Preference,
     Record,
     StageContext,
-    Usage,
     Workload,
 )
-from posttrain_recipes.training import gradient, losses, replies
-from posttrain_recipes.workload import mean, trained
+from posttrain_recipes.training import gradient, loads, losses, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,21 +65,11 @@ class DPO(Method):
     config: Config
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
-        """Both replies are read once under the reference, and each time that they are trained on;
-        a loss of our own takes a forward pass of its own."""
+        """Both replies, with a pass before the one that has a gradient; each also once under
+        the reference."""
         pairs = [cast(Preference, record) for record in sample]
         lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
-        read = 2 * mean(lengths, self.config.max_length)
-        learned = 2 * trained(lengths, self.config.max_length)
-        seen = gradient.examples_seen(self.config, count)
-        usage = Usage(
-            train=round(learned * seen), prefill=round(learned * seen + read * min(seen, count))
-        )
-        return Workload(
-            usage,
-            gradient.total_steps(self.config, count),
-            about=seen % count != 0 and len(set(lengths)) > 1,
-        )
+        return loads.replies(self.config, lengths, count, reference=True)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""

@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import Checkpoint, Labelled, Method, Record, StageContext
-from posttrain_recipes.training import gradient, losses, replies
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    CountTokens,
+    Labelled,
+    Method,
+    Record,
+    StageContext,
+    Workload,
+)
+from posttrain_recipes.training import gradient, loads, losses, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +43,7 @@ class KTO(Method):
 
     name = "kto"
     takes: ClassVar[tuple[type[Record], ...]] = (Labelled,)
+    needs = ("custom_loss", "prompt_logprobs")
     loss = (
         "w * (1 - sigmoid(beta * (r - z))) if desirable, w * (1 - sigmoid(beta * (z - r))) if not; "
         "r = log p/p_ref, z = KL(p, p_ref)"
@@ -55,6 +64,20 @@ class KTO(Method):
         """Weight of the bad replies."""
 
     config: Config
+
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """Each reply, and another's to the same prompt; both also under the reference."""
+        records = [cast(Labelled, record) for record in sample]
+        if len({record.prompt for record in records}) < 2:
+            return None
+        lengths = [
+            tokens((*record.prompt, *other.completion))
+            for index, record in enumerate(records)
+            for other in (record, mismatched(records, index))
+        ]
+        return loads.replies(self.config, lengths, count, reference=True)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's labelled replies."""

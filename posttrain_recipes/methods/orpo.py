@@ -13,12 +13,20 @@ is the mean over a reply's tokens and then over pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import Checkpoint, Method, Preference, Record, StageContext
-from posttrain_recipes.training import gradient, losses, replies
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    CountTokens,
+    Method,
+    Preference,
+    Record,
+    StageContext,
+    Workload,
+)
+from posttrain_recipes.training import gradient, loads, losses, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +42,7 @@ class ORPO(Method):
 
     name = "orpo"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    needs = ("custom_loss",)
     loss = (
         "-log p(chosen)/len - beta * log sigmoid(log odds(chosen) - log odds(rejected)), "
         "log odds of log p/len"
@@ -49,6 +58,12 @@ class ORPO(Method):
         """Weight of the odds ratio beside imitation, the paper's lambda; 0 is sft on the chosen."""
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Both replies, with a pass before the one that has a gradient."""
+        pairs = [cast(Preference, record) for record in sample]
+        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
+        return loads.replies(self.config, lengths, count)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""

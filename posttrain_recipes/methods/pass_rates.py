@@ -16,14 +16,16 @@ from typing import ClassVar, cast
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    CountTokens,
     DataMethod,
     ModelRef,
     Prompt,
     Record,
     Sample,
     StageContext,
+    Workload,
 )
-from posttrain_recipes.training import asking
+from posttrain_recipes.training import asking, loads
 
 FIELD = "pass_rate"
 """The field of the prompts that the rate is kept in."""
@@ -54,6 +56,11 @@ class PassRates(DataMethod):
         """Replies to each prompt; one that is cut off is scored as it is."""
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """`samples` replies to every prompt."""
+        lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+        return loads.made(self.config, lengths, count, self.config.samples)
 
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Prompt]]:
         """A batch of prompts at a time."""

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from posttrain_recipes.plugin import (
     Checkpoint,
+    CountTokens,
     Message,
     Method,
     ModelRef,
@@ -30,9 +31,10 @@ from posttrain_recipes.plugin import (
     Record,
     StageContext,
     Usage,
+    Workload,
 )
 from posttrain_recipes.records import Messages
-from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training import gradient, loads, teachers
 from posttrain_recipes.training.asking import seed_of
 from posttrain_recipes.training.on_policy import Item, prompt_tokens
 
@@ -71,6 +73,17 @@ class PromptDistill(Method):
         """Of the teacher's answers; 0 takes the likeliest token each time."""
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """The teacher's replies to longer prompts, learned under shorter ones."""
+        asked = [cast(Prompt, record).messages for record in sample]
+        return loads.answers(
+            self.config,
+            [tokens(messages) for messages in asked],
+            count,
+            max_tokens=self.config.max_tokens,
+            asked=[tokens(instructed(messages, self.config.system)) for messages in asked],
+        )
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on answers to the stage's prompts."""

@@ -23,14 +23,16 @@ from pydantic import Field
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import (
     Checkpoint,
+    CountTokens,
     Message,
     Method,
     Preference,
     Record,
     StageContext,
     Usage,
+    Workload,
 )
-from posttrain_recipes.training import gradient, losses, replies
+from posttrain_recipes.training import gradient, loads, losses, replies, verdicts
 from posttrain_recipes.training.verdicts import Judgement, judgement
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class RewardModel(Method):
 
     name = "reward_model"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    needs = ("custom_loss", "targets:several")
     loss = "-log sigmoid(r(chosen) - r(rejected)), r = log p(yes) - log p(no) of a verdict"
     paper = "Stiennon et al. 2020, Learning to summarize from human feedback, arXiv 2009.01325"
 
@@ -69,6 +72,16 @@ class RewardModel(Method):
         suggests 0.01."""
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Both replies with the question about them, with a pass before the one with a gradient."""
+        pairs = [cast(Preference, record) for record in sample]
+        lengths = [
+            tokens(verdicts.question((*p.prompt, *reply)))
+            for p in pairs
+            for reply in (p.chosen, p.rejected)
+        ]
+        return loads.verdicts(self.config, lengths, count)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""

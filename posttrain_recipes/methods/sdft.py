@@ -26,14 +26,16 @@ from pydantic import Field, field_validator
 from posttrain_recipes.plugin import (
     Checkpoint,
     Conversation,
+    CountTokens,
     Message,
     Method,
     Record,
     StageContext,
     UsageError,
+    Workload,
 )
 from posttrain_recipes.records import Messages
-from posttrain_recipes.training import gradient, teachers
+from posttrain_recipes.training import gradient, loads, teachers
 from posttrain_recipes.training.on_policy import (
     Attempt,
     Item,
@@ -88,6 +90,18 @@ class SDFT(Method):
             return template
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """The student's replies, read by the start with the demonstration in sight."""
+        records = [cast(Conversation, record) for record in sample]
+        return loads.answers(
+            self.config,
+            [tokens(record.messages[:-1]) for record in records],
+            count,
+            max_tokens=self.config.max_tokens,
+            group_size=self.config.group_size,
+            read=[[tokens(self._shown(record)) for record in records]],
+        )
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the prompts of the stage's conversations, with their last replies shown."""

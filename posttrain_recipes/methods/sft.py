@@ -1,6 +1,5 @@
 """Supervised fine-tuning: imitate the assistant's messages.
 
-    needs = ("loss:cross_entropy",)
     loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t
 
 over a batch, with w = 1 on the tokens of the assistant's last message (or of all of them) and on
@@ -23,9 +22,8 @@ from posttrain_recipes.plugin import (
     Usage,
     Workload,
 )
-from posttrain_recipes.training import gradient
+from posttrain_recipes.training import gradient, loads
 from posttrain_recipes.training.examples import Example, datum, tokenize
-from posttrain_recipes.workload import trained
 
 if TYPE_CHECKING:
     import tinker
@@ -41,6 +39,7 @@ class SFT(Method):
 
     name = "sft"
     takes: ClassVar[tuple[type[Record], ...]] = (Conversation,)
+    needs = ("loss:cross_entropy",)
     loss = "-sum(w * log p) / sum(w), over the tokens that the assistant said"
     paper = "Ouyang et al. 2022, Training language models to follow instructions, arXiv 2203.02155"
 
@@ -55,13 +54,7 @@ class SFT(Method):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every example goes through the model once an epoch."""
         lengths = [tokens(cast(Conversation, record).messages) for record in sample]
-        each = trained(lengths, self.config.max_length)
-        seen = gradient.examples_seen(self.config, count)
-        return Workload(
-            Usage(train=round(each * seen)),
-            gradient.total_steps(self.config, count),
-            about=seen % count != 0 and len(set(lengths)) > 1,
-        )
+        return loads.imitation(self.config, lengths, count)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's conversations."""

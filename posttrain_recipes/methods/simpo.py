@@ -11,12 +11,20 @@ al. 2024, arXiv 2401.08417, with the loss above).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import Checkpoint, Method, Preference, Record, StageContext
-from posttrain_recipes.training import gradient, losses, replies
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    CountTokens,
+    Method,
+    Preference,
+    Record,
+    StageContext,
+    Workload,
+)
+from posttrain_recipes.training import gradient, loads, losses, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +40,7 @@ class SimPO(Method):
 
     name = "simpo"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    needs = ("custom_loss",)
     loss = "-log sigmoid(beta * (log p(chosen)/len - log p(rejected)/len) - gamma)"
     paper = "Meng et al. 2024, SimPO: Simple Preference Optimization, arXiv 2405.14734"
 
@@ -48,6 +57,12 @@ class SimPO(Method):
         """Weight of imitating the chosen reply (nats per token); 1 is CPO-SimPO."""
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """Both replies, with a pass before the one that has a gradient."""
+        pairs = [cast(Preference, record) for record in sample]
+        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
+        return loads.replies(self.config, lengths, count)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from posttrain_recipes.methods.prompt_distill import instructed
 from posttrain_recipes.plugin import (
     Conversation,
+    CountTokens,
     DataMethod,
     Message,
     ModelRef,
@@ -24,8 +25,9 @@ from posttrain_recipes.plugin import (
     Sample,
     StageContext,
     UsageError,
+    Workload,
 )
-from posttrain_recipes.training import asking
+from posttrain_recipes.training import asking, loads
 
 
 class TeacherSamples(DataMethod):
@@ -67,6 +69,13 @@ class TeacherSamples(DataMethod):
             return self
 
     config: Config
+
+    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
+        """`samples` answers to every prompt, with the instructions that the teacher reads."""
+        system = self.config.system
+        asked = [cast(Prompt, record).messages for record in sample]
+        lengths = [tokens(instructed(m, system) if system else m) for m in asked]
+        return loads.made(self.config, lengths, count, self.config.samples)
 
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Conversation]]:
         """A batch of prompts at a time."""

@@ -56,16 +56,13 @@ class Estimator:
             left = 1 - decision.stage.resume.step / training.steps
             training = Workload(_scaled(training.usage, left), training.steps, training.at_most)
         evals, evals_exact = self._evals(stage)
-        if training is None or evals is None:
-            known = training or evals
+        unknown = [name for name, part in (("training", training), ("evals", evals)) if not part]
+        unknown += ["rewards"] * any(reward.asks_model for reward, _ in stage.rewards)
+        whole = (training or Workload(Usage())) + (evals or Workload(Usage()))
+        if unknown or training is None or evals is None:
             return Estimated(
-                steps=training.steps if training else 0,
-                tokens=known.usage.tokens if known else 0,
-                unknown=[
-                    name for name, part in (("training", training), ("evals", evals)) if not part
-                ],
+                whole.steps, whole.usage.tokens, at_most=whole.at_most, unknown=unknown
             )
-        whole = training + evals
         price = self.prices.of(stage.model)
         return Estimated(
             steps=training.steps,
@@ -103,7 +100,7 @@ class Estimator:
             if found is not None:
                 count, sample, whole = found
                 work = planned.eval.workload(sample, count, counter or tokens.roughly)
-                exact = exact and whole and counter is not None
+                exact = exact and whole and counter is not None and not (work and work.about)
             for weights in dict.fromkeys((start, end)):
                 # The runner evaluates the same weights once, whichever stage asks.
                 if (planned.fingerprint, weights) in self._measured:
@@ -215,7 +212,11 @@ def describe(estimate: Estimated, billed: bool) -> str:
     """`112 steps, at most 481,200 tokens, 3 min 10 s, $0.21`."""
     parts = [f"{estimate.steps} step{'s' * (estimate.steps != 1)}"] if estimate.steps else []
     if estimate.unknown:
-        parts.append(f"tokens of {' and '.join(estimate.unknown)} are not known beforehand")
+        whose = " and ".join(estimate.unknown)
+        if estimate.tokens:
+            parts.append(f"{_hedged(estimate)} tokens, those of {whose} not known beforehand")
+        else:
+            parts.append(f"tokens of {whose} are not known beforehand")
         return ", ".join(parts)
     parts.append(f"{_hedged(estimate)} tokens")
     if estimate.seconds is not None:

@@ -40,7 +40,12 @@ class Judgement:
 
 def judgement(conversation: Sequence[Message], renderer: Renderer) -> Judgement:
     """The question about a conversation's last message, the reply that is judged."""
-    return choice((*conversation, Message("user", QUESTION)), renderer, YES, NO)
+    return choice(question(conversation), renderer, YES, NO)
+
+
+def question(conversation: Sequence[Message]) -> tuple[Message, ...]:
+    """A conversation with the question about its last message."""
+    return (*conversation, Message("user", QUESTION))
 
 
 def choice(asked: Sequence[Message], renderer: Renderer, first: str, second: str) -> Judgement:
@@ -63,7 +68,7 @@ def score(
 
     For a `Sample` the conversation is `(*sample.prompt, Message("assistant", sample.completion))`.
     """
-    asked = [(*conversation, Message("user", QUESTION)) for conversation in conversations]
+    asked = [question(conversation) for conversation in conversations]
     return log_odds(sampler, renderer, wait, asked, YES, NO)
 
 

@@ -174,6 +174,10 @@ def test_every_shipped_recipe_runs_for_two_steps(path: Path, tmp_path: Path) -> 
         assert len(stage.before) == len(stage.after)
         assert steps_in_mlflow(tmp_path, stage.tracking_id or "") == [1, 2]
     assert any(stage.after for stage in trained), "nothing shows what it did"
+    for stage in result.record.stages:
+        expected, spent = stage.estimate, stage.spent.usage.tokens
+        if expected is not None and not expected.unknown and expected.exact:
+            assert spent <= expected.tokens if expected.at_most else spent == expected.tokens
     assert mlflow_status(tmp_path, result.record.tracking_id or "") == "FINISHED"
 
 
