@@ -1,4 +1,4 @@
-"""Positions that white can win, as tasks: a language model plays white and writes its moves."""
+"""Positions that white can win: tasks, in which a language model plays white, and legal moves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from posttrain_recipes.plugin import (
+    Conversation,
     Dataset,
     DatasetConfig,
     Episode,
@@ -20,10 +21,7 @@ from posttrain_recipes.plugin import (
 )
 from ptl_chess.endgame import Position
 
-RULES = (
-    "You play white, with king and queen against a king. Mate it. Answer with one move, such as "
-    "d1d7: the square it starts from and the square it goes to."
-)
+RULES = "Mate the black king. Say a move, such as d1d7."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +31,20 @@ class Mate(Task):
     position: Position
     seed: int
     defender: Literal["best", "random"] = "best"
+    show_squares: bool = False
     show_moves: bool = False
     illegal: float = -1.0
     progress: float = 0.0
     max_moves: int = 20
+
+    def told(self, position: Position) -> str:
+        """What white reads of a position."""
+        lines = [fen(position)]
+        if self.show_squares:
+            lines.append(squares(position))
+        if self.show_moves:
+            lines.append(f"moves: {' '.join(sorted(white_words(position)))}")
+        return "\n".join(lines)
 
     def start(self) -> Episode:
         """The game from this position."""
@@ -62,9 +70,7 @@ class MateEpisode(Episode):
         """The position as FEN; the rules come with the first turn."""
         if self.over:
             return None
-        told = fen(self.position)
-        if self.task.show_moves:
-            told += f"\nmoves: {' '.join(sorted(white_words(self.position)))}"
+        told = self.task.told(self.position)
         if not self.moves:
             told = f"{RULES}\n{told}"
         return Turn((Message("user", told),))
@@ -145,6 +151,15 @@ def fen(position: Position) -> str:
     return str(_board(position).fen()).removesuffix(" - - 0 1")
 
 
+def squares(position: Position) -> str:
+    """The pieces with their squares, such as `Kf6 Qg1 kh8`."""
+    import chess
+
+    return " ".join(
+        letter + chess.square_name(square) for letter, square in zip("KQk", position, strict=True)
+    )
+
+
 def board_svg(position: Position) -> str:
     """The position as a drawing."""
     import chess.svg
@@ -163,24 +178,51 @@ def _board(position: Position):  # type: ignore[no-untyped-def]  # chess is impo
     return board
 
 
+class PositionConfig(DatasetConfig):
+    """Options of the positions."""
+
+    positions: int = Field(default=200, ge=1)
+    """Positions in the data set; with `test_size` some of them are held out."""
+    seed: int = Field(default=0, ge=0)
+    """Which positions they are."""
+    min_distance: int = Field(default=1, ge=1, le=10)
+    """Only positions that are mate in at least this many moves."""
+    max_distance: int = Field(default=10, ge=1, le=10)
+    """Only positions that are mate in at most this many moves."""
+    show_squares: bool = False
+    """Tell the squares of the pieces beside the FEN, which a small model does not count in."""
+    show_moves: bool = False
+    """Tell the legal moves with each position (masking); otherwise an illegal one costs."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> PositionConfig:
+        if self.max_distance < self.min_distance:
+            raise ValueError("'max_distance' is less than 'min_distance'")
+        return self
+
+
+def _positions(config: PositionConfig) -> Iterator[Position]:
+    """Different positions where there are enough."""
+    from ptl_chess.endgame import solve
+
+    game = solve()
+    low, high = config.min_distance, config.max_distance
+    near = [n for n, d in enumerate(game.white_distance) if low <= d <= high]
+    random.Random(config.seed).shuffle(near)
+    for index in range(config.positions):
+        yield game.white[near[index % len(near)]]
+
+
 class KQK(Dataset):
     """King and queen against king: positions that white, to move, can win."""
 
     name = "kqk"
 
-    class Config(DatasetConfig):
+    class Config(PositionConfig):
         """Options of the endgame."""
 
-        positions: int = Field(default=200, ge=1)
-        """Tasks in the data set; with `test_size` some of them are held out."""
-        seed: int = Field(default=0, ge=0)
-        """Which positions they are."""
-        max_distance: int = Field(default=10, ge=1, le=10)
-        """Only positions that are mate in at most this many moves."""
         defender: Literal["best", "random"] = "best"
         """How black plays: as long as it can, or by chance."""
-        show_moves: bool = False
-        """Tell the legal moves with each position (masking); otherwise an illegal one costs."""
         illegal: float = -1.0
         """The reward of an illegal move, which ends the game; mate is worth 1, a draw 0."""
         progress: float = 0.0
@@ -200,20 +242,54 @@ class KQK(Dataset):
 
     def load(self) -> Iterator[Record]:
         """The tasks: different positions where there are enough."""
-        from ptl_chess.endgame import solve
-
-        config, game = self.config, solve()
-        near = [n for n, d in enumerate(game.white_distance) if d <= config.max_distance]
-        draw = random.Random(config.seed)
-        draw.shuffle(near)
-        for index in range(config.positions):
+        config = self.config
+        for index, position in enumerate(_positions(config)):
             yield Mate(
-                position=game.white[near[index % len(near)]],
+                position=position,
                 seed=config.seed + index,
                 defender=config.defender,
+                show_squares=config.show_squares,
                 show_moves=config.show_moves,
                 illegal=config.illegal,
                 progress=config.progress,
                 max_moves=config.max_moves,
                 source=f"kqk:{config.seed}:{index}",
+            )
+
+
+class KQKMoves(Dataset):
+    """Positions of the endgame, each with one of its legal moves by chance: the rules, no skill."""
+
+    name = "kqk_moves"
+
+    class Config(PositionConfig):
+        """Options of the positions."""
+
+    config: Config
+
+    def record_type(self) -> type[Record]:
+        """Conversations."""
+        return Conversation
+
+    def digest(self) -> str:
+        """The options say all of it."""
+        return f"kqk_moves 1 {self.config.model_dump_json()}"
+
+    def load(self) -> Iterator[Record]:
+        """A conversation for each position."""
+        config = self.config
+        for index, position in enumerate(_positions(config)):
+            draw = random.Random(f"{config.seed}:{index}")
+            task = Mate(
+                position=position,
+                seed=0,
+                show_squares=config.show_squares,
+                show_moves=config.show_moves,
+            )
+            yield Conversation(
+                messages=(
+                    Message("user", f"{RULES}\n{task.told(position)}"),
+                    Message("assistant", draw.choice(sorted(white_words(position)))),
+                ),
+                source=f"kqk_moves:{config.seed}:{index}",
             )

@@ -4,11 +4,14 @@ import random
 from pathlib import Path
 
 import chess
+import pytest
 from ptl_chess.endgame import solve
 from ptl_chess.learning import greedy, learn, play, won_positions
-from ptl_chess.tasks import KQK, Mate, board_svg, fen
+from ptl_chess.tasks import KQK, KQKMoves, Mate, board_svg, fen
 
 import posttrain_recipes as ptl
+from posttrain_recipes.plugin import Conversation
+from posttrain_recipes.testing import check_plugin
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ONE = (chess.parse_square("f6"), chess.parse_square("g1"), chess.parse_square("h8"))
@@ -48,8 +51,9 @@ def test_q_learning_mates_nearly_always_and_nearly_as_fast_as_can_be(tmp_path: P
     assert drawn.read_text().count("<svg") > 1
 
 
-def test_the_tiny_preset_runs(tmp_path: Path) -> None:
-    assert ptl.run(RECIPES / "kqk.yaml", preset="tiny", home=tmp_path).status == "finished"
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_runs(path: Path, tmp_path: Path) -> None:
+    assert ptl.run(path, preset="tiny", home=tmp_path).status == "finished"
 
 
 def mate(**more: object) -> Mate:
@@ -90,6 +94,35 @@ def test_moves_are_told_where_that_is_asked_for() -> None:
     for square, symbol in zip(ONE, "KQk", strict=True):
         board.set_piece_at(square, chess.Piece.from_symbol(symbol))
     assert sorted(moves) == sorted(move.uci() for move in board.legal_moves)
+
+
+def test_the_squares_are_told_where_that_is_asked_for() -> None:
+    turn = mate(show_squares=True).start().turn()
+    assert turn is not None
+    assert turn.messages[0].content.endswith("6Q1 w\nKf6 Qg1 kh8")
+
+
+def test_the_moves_to_imitate_are_legal_and_various() -> None:
+    config = KQKMoves.Config(positions=40, min_distance=4)
+    said = set()
+    for record in KQKMoves(config).load():
+        assert isinstance(record, Conversation)
+        asked, told = (message.content for message in record.messages)
+        board = chess.Board(f"{asked.splitlines()[1]} - - 0 1")
+        assert chess.Move.from_uci(told) in board.legal_moves
+        said.add(told)
+    assert len(said) > 20
+
+
+def test_only_positions_of_the_distance_that_is_asked_for() -> None:
+    config = KQK.Config(positions=30, min_distance=2, max_distance=3)
+    found = {_distance(task) for task in KQK(config).load() if isinstance(task, Mate)}
+    assert found == {2, 3}
+
+
+@pytest.mark.parametrize("name", ["kqk", "kqk_moves"])
+def test_the_datasets_conform(name: str) -> None:
+    check_plugin("dataset", name, positions=5)
 
 
 def test_coming_nearer_may_be_worth_something() -> None:

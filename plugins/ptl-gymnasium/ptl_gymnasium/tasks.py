@@ -1,7 +1,8 @@
-"""Gymnasium environments as datasets of tasks: each task is the environment begun with one seed."""
+"""Gymnasium environments as datasets: tasks, each begun with a seed, and episodes by chance."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    Conversation,
     Dataset,
     DatasetConfig,
     Episode,
@@ -90,26 +92,26 @@ class TextEpisode(Episode):
         }
 
 
-class Gymnasium(Dataset):
-    """Episodes of a Gymnasium environment, each begun with a seed of its own."""
+class EnvironmentConfig(DatasetConfig):
+    """Options of an environment."""
 
-    name = "gymnasium"
+    env: str = "FrozenLake-v1"
+    """The id: FrozenLake-v1, CliffWalking-v1, Taxi-v3, Blackjack-v1 or CartPole-v1."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What gymnasium.make is given beside the id, as {is_slippery: false}."""
+    episodes: int = Field(default=200, ge=1)
+    """Episodes in the data set; with `test_size` some of them are held out."""
+    seed: int = Field(default=0, ge=0)
+    """The seed of the first episode; the others count up from it."""
+    max_turns: int = Field(default=50, ge=1)
+    """Actions after which an episode in words is cut off."""
 
-    class Config(DatasetConfig):
-        """Options of the environment."""
 
-        env: str = "FrozenLake-v1"
-        """The id: FrozenLake-v1, CliffWalking-v1, Taxi-v3, Blackjack-v1 or CartPole-v1."""
-        options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-        """What gymnasium.make is given beside the id, as {is_slippery: false}."""
-        episodes: int = Field(default=200, ge=1)
-        """Tasks in the data set; with `test_size` some of them are held out."""
-        seed: int = Field(default=0, ge=0)
-        """The seed of the first task; the others count up from it."""
-        max_turns: int = Field(default=50, ge=1)
-        """Actions after which an episode of a language model is cut off."""
-        illegal: float = -1.0
-        """The reward of a reply that names no action; it ends the episode."""
+class Environment(Dataset):
+    """A Gymnasium environment, begun with many seeds."""
+
+    class Config(EnvironmentConfig):
+        """Options of an environment."""
 
     config: Config
 
@@ -126,17 +128,13 @@ class Gymnasium(Dataset):
             return [("env", str(error))]
         return []
 
-    def record_type(self) -> type[Record]:
-        """Tasks."""
-        return GymTask
-
     def digest(self) -> str:
         """The environment's id, options and seeds: they say all of it."""
         import gymnasium
 
-        return f"gymnasium {gymnasium.__version__} {self.config.model_dump_json()}"
+        return f"{self.name} {gymnasium.__version__} {self.config.model_dump_json()}"
 
-    def load(self) -> Iterator[Record]:
+    def tasks(self, illegal: float) -> Iterator[GymTask]:
         """The tasks, in the order of their seeds."""
         config = self.config
         for number in range(config.episodes):
@@ -145,6 +143,50 @@ class Gymnasium(Dataset):
                 seed=config.seed + number,
                 options=tuple(sorted(config.options.items())),
                 max_turns=config.max_turns,
-                illegal=config.illegal,
+                illegal=illegal,
                 source=f"{config.env}:{config.seed + number}",
             )
+
+
+class Gymnasium(Environment):
+    """Episodes of a Gymnasium environment, each begun with a seed of its own."""
+
+    name = "gymnasium"
+
+    class Config(EnvironmentConfig):
+        """Options of the environment."""
+
+        illegal: float = -1.0
+        """The reward of a reply that names no action; it ends the episode."""
+
+    config: Config
+
+    def record_type(self) -> type[Record]:
+        """Tasks."""
+        return GymTask
+
+    def load(self) -> Iterator[Record]:
+        """The tasks, in the order of their seeds."""
+        yield from self.tasks(self.config.illegal)
+
+
+class GymnasiumPlay(Environment):
+    """Episodes played by chance, as conversations: the words of the actions and no skill."""
+
+    name = "gymnasium_play"
+
+    def record_type(self) -> type[Record]:
+        """Conversations."""
+        return Conversation
+
+    def load(self) -> Iterator[Record]:
+        """An episode each, in the order of their seeds."""
+        for task in self.tasks(illegal=0.0):
+            draw = random.Random(task.seed)
+            episode = TextEpisode(task)
+            messages: list[Message] = []
+            while (turn := episode.turn()) is not None:
+                said = draw.choice(episode.telling.actions)
+                messages += [*turn.messages, Message("assistant", said)]
+                episode.act(said)
+            yield Conversation(messages=tuple(messages), source=task.source)

@@ -3,9 +3,9 @@
 import gymnasium
 import pytest
 from ptl_gymnasium import words
-from ptl_gymnasium.tasks import Gymnasium, GymTask
+from ptl_gymnasium.tasks import Gymnasium, GymnasiumPlay, GymTask
 
-from posttrain_recipes.plugin import Turn
+from posttrain_recipes.plugin import Conversation, Turn
 from posttrain_recipes.testing import check_plugin
 
 
@@ -74,5 +74,17 @@ def test_an_unknown_environment_is_told() -> None:
     assert "no environment 'FrozenLak-v1'" in told
 
 
-def test_the_dataset_conforms() -> None:
-    check_plugin("dataset", "gymnasium", episodes=5)
+def test_play_by_chance_names_every_action_and_nothing_else() -> None:
+    config = GymnasiumPlay.Config(env="FrozenLake-v1", episodes=20)
+    said = []
+    for record in GymnasiumPlay(config).load():
+        assert isinstance(record, Conversation)
+        roles = [message.role for message in record.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        said += [message.content for message in record.messages[1::2]]
+    assert set(said) == {"left", "down", "right", "up"}
+
+
+@pytest.mark.parametrize("name", ["gymnasium", "gymnasium_play"])
+def test_the_datasets_conform(name: str) -> None:
+    check_plugin("dataset", name, episodes=5)

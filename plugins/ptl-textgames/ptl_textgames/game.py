@@ -74,7 +74,7 @@ class Game(Episode):
         """1 for winning, -1 for losing, 0 for a draw; a reply that is no move loses."""
         move = reply.strip()
         if move in self.legal():
-            self._move(move)
+            self.make(move)
             self._answer()
         else:
             self.moves.append("?")
@@ -84,7 +84,8 @@ class Game(Episode):
             return [0.0] * self.seats
         return [1.0 if player == self.winner else -1.0 for player in players]
 
-    def _move(self, move: str) -> None:
+    def make(self, move: str) -> None:
+        """Make a legal move of whoever's turn it is."""
         self.moves.append(move)
         self.play(move)
         self.player = 1 - self.player
@@ -97,7 +98,7 @@ class Game(Episode):
             moves = self.winning() or moves
         elif self.opponent == "perfect":
             moves = self.best()
-        self._move(self.rng.choice(list(moves)))
+        self.make(self.rng.choice(list(moves)))
 
     def metrics(self) -> Mapping[str, float]:
         """Whether the policy won, and did not lose (against an opponent); whether it kept rules."""

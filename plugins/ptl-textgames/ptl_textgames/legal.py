@@ -32,7 +32,7 @@ class LegalMoves(Dataset):
         """Which game."""
         count: int = Field(default=2000, ge=1)
         """How many positions there are."""
-        most: int = Field(default=9, ge=2, le=99)
+        most: int = Field(default=15, ge=2, le=99)
         """The largest number of the guessing game."""
         seed: int = Field(default=0, ge=0)
         """Which positions and moves they are."""
@@ -65,5 +65,6 @@ class LegalMoves(Dataset):
     def _game(self, draw: random.Random) -> Game:
         if self.config.game == "tictactoe":
             return TicTacToeGame("none", 0, 0)
-        number, most = draw.randint(1, self.config.most), self.config.most
-        return GuessGame("none", 0, 0, number=number, most=most)
+        most = self.config.most
+        numbers = (draw.randint(1, most), draw.randint(1, most))
+        return GuessGame("none", 0, 0, numbers=numbers, most=most)

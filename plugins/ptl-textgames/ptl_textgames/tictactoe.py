@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pydantic import Field
+
 from posttrain_recipes.plugin import Episode
-from ptl_textgames.game import Game, GameDataset, GameTask, Opponent
+from ptl_textgames.game import Game, GameConfig, GameDataset, GameTask, Opponent
 
 LINES = (
     (0, 1, 2),
@@ -95,11 +98,17 @@ class TicTacToeGame(Game):
 
 @dataclass(frozen=True, kw_only=True)
 class TicTacToeTask(GameTask):
-    """A game of tic-tac-toe from the empty board."""
+    """A game of tic-tac-toe."""
+
+    opening: tuple[str, ...] = ()
+    """Moves that are made before it begins."""
 
     def start(self) -> Episode:
         """Begin it; an opponent that moves first has moved."""
-        return TicTacToeGame(self.opponent, self.policy, self.seed).begin()
+        game = TicTacToeGame(self.opponent, self.policy, self.seed)
+        for move in self.opening:
+            game.make(move)
+        return game.begin()
 
 
 class TicTacToe(GameDataset):
@@ -107,6 +116,23 @@ class TicTacToe(GameDataset):
 
     name = "tictactoe"
 
+    class Config(GameConfig):
+        """Options of tic-tac-toe."""
+
+        opening: int = Field(default=0, ge=0, le=6)
+        """At most so many moves by chance before the players begin, so that they meet positions
+        which neither would come to."""
+
+    config: Config
+
     def task(self, number: int, common: Mapping[str, Any]) -> GameTask:
-        """From the empty board each time."""
-        return TicTacToeTask(**common)
+        """From the empty board, or from what the opening left."""
+        draw = random.Random(f"{self.config.seed}:{number}:opening")
+        game, opening = TicTacToeGame("none", 0, 0), []
+        for _ in range(draw.randint(0, self.config.opening)):
+            going_on = [move for move in game.legal() if move not in game.winning()]
+            if not going_on:
+                break
+            opening.append(draw.choice(going_on))
+            game.make(opening[-1])
+        return TicTacToeTask(opening=tuple(opening), **common)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from ptl_textgames.game import Game, GameDataset
-from ptl_textgames.guess import Guess, GuessGame, _chance, _wins
+from ptl_textgames.guess import Guess, GuessGame
 from ptl_textgames.legal import LegalMoves
 from ptl_textgames.tictactoe import TicTacToe, TicTacToeGame, moves, value, won
 
@@ -92,7 +92,7 @@ def test_the_greedy_opponent_takes_a_win_where_there_is_one() -> None:
 
 
 def test_a_number_is_sure_once_no_other_is_left() -> None:
-    game = GuessGame("none", 0, 0, number=4, most=9)
+    game = GuessGame("greedy", 0, 0, numbers=(4, 1), most=5)
     game.act("3")
     assert game.winning() == []
     game.act("5")
@@ -107,35 +107,44 @@ def test_two_perfect_players_draw() -> None:
     assert game.metrics()["unbeaten"] == 1.0
 
 
+def test_an_opening_is_never_the_end() -> None:
+    boards = set()
+    for task in TicTacToe(TicTacToe.Config(opening=6, episodes=200)).load():
+        assert isinstance(task, Task)
+        game = task.start()
+        assert isinstance(game, TicTacToeGame)
+        assert game.turn() is not None
+        assert game.player == len(game.moves) % 2
+        boards.add(game.board)
+    assert {board.count("-") for board in boards} == set(range(3, 10))
+
+
 def test_a_task_begins_the_same_way_each_time() -> None:
     task = first(TicTacToe(TicTacToe.Config(opponent="random", seed=3)))
     assert task.start().act("5") == task.start().act("5")
 
 
 def test_guesses_move_the_bounds() -> None:
-    game = GuessGame("none", 0, 0, number=4, most=9)
+    game = GuessGame("none", 0, 0, numbers=(4, 8), most=9)
     assert game.act("2") == [0.0, 0.0]
+    assert game.prompt() == "A number from 1 to 9. Say one."
+    assert game.act("9") == [0.0, 0.0]
     assert game.prompt() == "A number from 3 to 9. Say one."
     assert game.act("7") == [0.0, 0.0]
-    assert game.prompt() == "A number from 3 to 6. Say one."
-    assert game.act("4") == [1.0, -1.0]
+    assert game.prompt() == "A number from 1 to 8. Say one."
+    assert game.act("8") == [-1.0, 1.0]
 
 
-def test_the_best_guess_is_that_of_playing_every_game() -> None:
-    def wins(size: int, guess: int) -> float:
-        total = 0.0
-        for number in range(size):
-            if number == guess:
-                total += 1
-            else:
-                left = guess if number < guess else size - guess - 1
-                total += 1 - max(wins(left, g) for g in range(left))
-        return total / size
+def test_the_best_guesses_need_the_fewest_on_average() -> None:
+    def total(numbers: range, guess: int) -> int:
+        """Guesses over all hidden numbers, the rest of them played without mistakes."""
+        parts = [range(numbers[0], guess), range(guess + 1, numbers[-1] + 1)]
+        return len(numbers) + sum(min(total(p, g) for g in p) for p in parts if p)
 
-    for size in range(1, 7):
-        for guess in range(size):
-            assert _chance(size, guess) == pytest.approx(wins(size, guess))
-        assert _wins(size) == pytest.approx(max(wins(size, guess) for guess in range(size)))
+    for most in range(1, 9):
+        game = GuessGame("none", 0, 0, numbers=(1, 1), most=most)
+        totals = {str(g): total(range(1, most + 1), g) for g in range(1, most + 1)}
+        assert game.best() == [g for g in totals if totals[g] == min(totals.values())]
 
 
 def test_legal_moves_teach_the_rules() -> None:
