@@ -54,7 +54,7 @@ class Estimator:
         training, exact = self._training(stage)
         if training and decision.stage and decision.stage.resume and training.steps:
             left = 1 - decision.stage.resume.step / training.steps
-            training = Workload(_scaled(training.usage, left), training.steps, training.at_most)
+            training = replace(training, usage=_scaled(training.usage, left))
         evals, evals_exact = self._evals(stage)
         unknown = [name for name, part in (("training", training), ("evals", evals)) if not part]
         unknown += ["rewards"] * any(reward.asks_model for reward, _ in stage.rewards)

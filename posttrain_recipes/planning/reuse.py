@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
+from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.registry import suggest
 from posttrain_recipes.store import RunRecord, StageRecord
 
@@ -107,6 +109,12 @@ class History:
         there = (self.runs_dir / stage.made_in / "provenance.json").is_file()
         return bool(stage.made_in) and not there
 
+    def _batches(self, run: RunRecord, stage: PlannedStage) -> int:
+        """How many batches of records a stage that makes data left in a run."""
+        made = store.made_path(self.runs_dir / run.id, stage.name) / "batches"
+        makes = isinstance(stage.method, DataMethod)
+        return sum(1 for _ in made.glob("[0-9]*.jsonl")) if makes else 0
+
     def decide(self, stage: PlannedStage, current: RunRecord | None, recipe: str) -> Decision:
         """What becomes of `stage`.
 
@@ -126,6 +134,11 @@ class History:
                 return Decision("reuse", f"finished in run {current.id}", current, own)
             elif saved:
                 why = f"from step {saved.step} of {own.total_steps} in run {current.id}"
+                return Decision("resume", why, current, own)
+            elif own.status == "left_out":
+                return Decision("skip", own.error or "its loop has ended")
+            elif batches := self._batches(current, stage):
+                why = f"from batch {batches} of {own.total_steps} in run {current.id}"
                 return Decision("resume", why, current, own)
         if own and own.fresh:
             return Decision("run", gone or own.fresh)

@@ -9,7 +9,9 @@ import pytest
 
 import posttrain_recipes as ptl
 from posttrain_recipes.planning.plans import PlannedStage
+from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.store import Store
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 RECIPE = f"""\
@@ -47,6 +49,10 @@ def test_what_was_made_is_kept_told_of_and_reused(tmp_path: Path) -> None:
     batches = home / "runs/maker-1/made/samples/batches"
     kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.jsonl")}
     assert sorted(kept) == ["000001.jsonl", "000002.jsonl", "000003.jsonl"]
+
+    runs = Store(home).runs()
+    _, ahead = next(decisions(ptl.plan(recipe), Scope(), runs, home))
+    assert (ahead.action, ahead.why) == ("resume", "from batch 3 of 5 in run maker-1")
 
     done = ptl.run(recipe, home=home).record
     samples, student = done.stages

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import posttrain_recipes as ptl
 from posttrain_recipes.cli.reproduce import reproduce
 from posttrain_recipes.cli.run import run
+from posttrain_recipes.planning.reuse import Scope, decisions
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 
@@ -68,6 +69,15 @@ def test_a_comparison_runs_is_told_and_is_reproduced(
         "sft-3": "left_out",
         **dict.fromkeys(("dpo@seed=0", "dpo@seed=1", "ipo@seed=0", "ipo@seed=1"), "finished"),
     }
+    decided = {
+        stage.name: decision
+        for stage, decision in decisions(
+            ptl.plan("losses.yaml"), Scope(), [record], tmp_path / "home"
+        )
+    }
+    assert decided["sft-1"].action == "reuse"
+    assert (decided["sft-2"].action, decided["sft-3"].action) == ("skip", "skip")
+    assert decided["sft-2"].why == record.stages[1].error
     starts = {stage.start.state_uri for stage in record.stages[3:] if stage.start}
     assert record.stages[0].checkpoint
     assert starts == {record.stages[0].checkpoint.state_uri}
