@@ -82,6 +82,19 @@ def test_a_model_of_the_hub_is_found_where_it_was_downloaded(
     assert tokens.counter("some/model") is not None
 
 
+def test_a_budget_of_tokens_bounds_what_is_ahead(project: Project) -> None:
+    text = RECIPE.split("  - name: dpo")[0].replace("    eval: [{use: nll}]\n", "")
+    whole = estimates(project, text)["sft"]
+    assert whole
+    budget = whole.tokens // 2
+    bound = estimates(project, text.replace("epochs: 3", f"epochs: 3, token_budget: {budget}"))
+    assert bound["sft"]
+    assert (bound["sft"].tokens, bound["sft"].exact) == (budget, False)
+    assert bound["sft"].steps == math.ceil(whole.steps * budget / whole.tokens) < whole.steps
+    ample = estimates(project, text.replace("epochs: 3", f"epochs: 3, token_budget: {10**9}"))
+    assert ample["sft"] == whole
+
+
 # --- estimates -----------------------------------------------------------------------------------
 
 
