@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -84,7 +83,6 @@ class Estimator:
         count, sample, exact = found
         counter = self._counter(stage.model)
         work = stage.method.workload(sample, count, counter or tokens.roughly)
-        work = work and _within(work, getattr(stage.method.config, "token_budget", None))
         return work, exact and counter is not None and not (work and work.about)
 
     def _evals(self, stage: PlannedStage) -> tuple[Workload | None, bool]:
@@ -167,15 +165,6 @@ class Estimator:
 
 
 _COUNTERS: dict[str, CountTokens | None] = {}
-
-
-def _within(work: Workload, budget: int | None) -> Workload:
-    """The part of it that a budget of tokens leaves."""
-    used = work.usage.train + work.usage.sample
-    if budget is None or used <= budget:
-        return work
-    steps = math.ceil(work.steps * budget / used)
-    return replace(work, usage=_scaled(work.usage, budget / used), steps=steps, about=True)
 
 
 def _scaled(usage: Usage, factor: float) -> Usage:

@@ -142,4 +142,6 @@ def _within_budget(config: OptimizerConfig, work: Workload) -> Workload:
     usage = Usage(
         *(round(n * share) for n in (work.usage.train, work.usage.prefill, work.usage.sample))
     )
-    return Workload(usage, math.ceil(work.steps * share), about=True)
+    # Replies that turn out shorter than was reckoned leave room for more steps than that.
+    steps = 0 if work.at_most else math.ceil(work.steps * share)
+    return Workload(usage, steps, about=True)
