@@ -44,7 +44,12 @@ def option_table(name: str) -> str:
         return _table([option for option in found if option.name in GradientConfig.model_fields])
     entry = registry.load().get("method", name)
     shared = GradientConfig.model_fields
-    own = [option for option in options(entry.config) if option.own or option.name not in shared]
+    fields = entry.config.model_fields
+    own = [
+        o
+        for o in options(entry.config)
+        if o.own or o.name not in shared or fields[o.name].default != shared[o.name].default
+    ]
     return _table(own) if own else "None of its own."
 
 

@@ -11,26 +11,17 @@ where it is one over the tokens of the batch; here it is one over a reply's and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import (
-    Checkpoint,
-    CountTokens,
-    Method,
-    Preference,
-    Record,
-    StageContext,
-    Workload,
-)
-from posttrain_recipes.training import gradient, loads, losses, replies
+from posttrain_recipes.training import losses, pairs, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CPO(Method):
+class CPO(pairs.PairMethod):
     """Contrastive preference optimization: dpo without a reference, imitating the chosen reply.
 
     When: pairs of which both replies are good and one is better, as translations are, and memory
@@ -39,16 +30,12 @@ class CPO(Method):
     """
 
     name = "cpo"
-    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
-    needs = ("custom_loss",)
     loss = "-log sigmoid(beta * (log p(chosen) - log p(rejected))) - nll_weight * log p(chosen)/len"
     paper = "Xu et al. 2024, Contrastive Preference Optimization, arXiv 2401.08417"
 
-    class Config(gradient.GradientConfig):
+    class Config(pairs.PairConfig):
         """Options of contrastive preference optimization."""
 
-        batch_size: int = Field(default=16, ge=1)
-        """Pairs in one optimizer step."""
         beta: float = Field(default=0.1, gt=0)
         """Scale of the margin between the two replies."""
         nll_weight: float = Field(default=1.0, ge=0)
@@ -56,17 +43,7 @@ class CPO(Method):
 
     config: Config
 
-    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
-        """Both replies, with a pass before the one that has a gradient."""
-        pairs = [cast(Preference, record) for record in sample]
-        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
-        return loads.replies(self.config, lengths, count)
-
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on the stage's preference pairs."""
-        return replies.train(stage, self.config, replies.pairs(stage, self.config), self._loss)
-
-    def _loss(
+    def of_pairs(
         self, batch: Sequence[replies.Replies], logps: replies.Logps
     ) -> tuple[Tensor, replies.Metrics]:
         config = self.config

@@ -10,26 +10,17 @@ log-probabilities are asked of the start, never of the weights that are being tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain_recipes.plugin import (
-    Checkpoint,
-    CountTokens,
-    Method,
-    Preference,
-    Record,
-    StageContext,
-    Workload,
-)
-from posttrain_recipes.training import gradient, loads, losses, replies
+from posttrain_recipes.training import losses, pairs, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DPO(Method):
+class DPO(pairs.PairMethod):
     """Direct preference optimization: prefer the chosen reply over the rejected one.
 
     When: there are pairs of which people, or a judge, preferred one; after sft, whose checkpoint
@@ -38,16 +29,14 @@ class DPO(Method):
     """
 
     name = "dpo"
-    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
     needs = ("custom_loss", "prompt_logprobs")
+    reference = True
     loss = "-log sigmoid(beta * (log p/p_ref(chosen) - log p/p_ref(rejected)))"
     paper = "Rafailov et al. 2023, Direct Preference Optimization, arXiv 2305.18290"
 
-    class Config(gradient.GradientConfig):
+    class Config(pairs.PairConfig):
         """Options of direct preference optimization."""
 
-        batch_size: int = Field(default=16, ge=1)
-        """Pairs in one optimizer step."""
         loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
         """On the margin h: sigmoid is DPO; ipo does not push h without end (its h is of means over
         tokens, so its margins are small); hinge stops at 1/beta; robust expects flipped labels."""
@@ -64,19 +53,7 @@ class DPO(Method):
 
     config: Config
 
-    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
-        """Both replies, with a pass before the one that has a gradient; each also once under
-        the reference."""
-        pairs = [cast(Preference, record) for record in sample]
-        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
-        return loads.replies(self.config, lengths, count, reference=True)
-
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on the stage's preference pairs."""
-        pairs = replies.pairs(stage, self.config)
-        return replies.train(stage, self.config, pairs, self._loss, reference=True)
-
-    def _loss(
+    def of_pairs(
         self, batch: Sequence[replies.Replies], logps: replies.Logps
     ) -> tuple[Tensor, replies.Metrics]:
         config = self.config

@@ -13,26 +13,17 @@ is the mean over a reply's tokens and then over pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import (
-    Checkpoint,
-    CountTokens,
-    Method,
-    Preference,
-    Record,
-    StageContext,
-    Workload,
-)
-from posttrain_recipes.training import gradient, loads, losses, replies
+from posttrain_recipes.training import losses, pairs, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ORPO(Method):
+class ORPO(pairs.PairMethod):
     """Odds ratio preference optimization: imitate the chosen reply, and avoid the rejected one.
 
     When: from a base model, in one stage instead of sft and dpo, where the chosen replies are good
@@ -41,35 +32,21 @@ class ORPO(Method):
     """
 
     name = "orpo"
-    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
-    needs = ("custom_loss",)
     loss = (
         "-log p(chosen)/len - beta * log sigmoid(log odds(chosen) - log odds(rejected)), "
         "log odds of log p/len"
     )
     paper = "Hong et al. 2024, ORPO: Monolithic Preference Optimization, arXiv 2403.07691"
 
-    class Config(gradient.GradientConfig):
+    class Config(pairs.PairConfig):
         """Options of odds ratio preference optimization."""
 
-        batch_size: int = Field(default=16, ge=1)
-        """Pairs in one optimizer step."""
         beta: float = Field(default=0.1, ge=0)
         """Weight of the odds ratio beside imitation, the paper's lambda; 0 is sft on the chosen."""
 
     config: Config
 
-    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
-        """Both replies, with a pass before the one that has a gradient."""
-        pairs = [cast(Preference, record) for record in sample]
-        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
-        return loads.replies(self.config, lengths, count)
-
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on the stage's preference pairs."""
-        return replies.train(stage, self.config, replies.pairs(stage, self.config), self._loss)
-
-    def _loss(
+    def of_pairs(
         self, batch: Sequence[replies.Replies], logps: replies.Logps
     ) -> tuple[Tensor, replies.Metrics]:
         from torch.nn.functional import logsigmoid

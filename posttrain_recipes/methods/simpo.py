@@ -11,26 +11,17 @@ al. 2024, arXiv 2401.08417, with the loss above).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import (
-    Checkpoint,
-    CountTokens,
-    Method,
-    Preference,
-    Record,
-    StageContext,
-    Workload,
-)
-from posttrain_recipes.training import gradient, loads, losses, replies
+from posttrain_recipes.training import losses, pairs, replies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SimPO(Method):
+class SimPO(pairs.PairMethod):
     """Simple preference optimization: make the chosen reply likelier per token, by a margin.
 
     When: as dpo, where long replies should not win by their length or the reference's passes cost
@@ -39,16 +30,12 @@ class SimPO(Method):
     """
 
     name = "simpo"
-    takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
-    needs = ("custom_loss",)
     loss = "-log sigmoid(beta * (log p(chosen)/len - log p(rejected)/len) - gamma)"
     paper = "Meng et al. 2024, SimPO: Simple Preference Optimization, arXiv 2405.14734"
 
-    class Config(gradient.GradientConfig):
+    class Config(pairs.PairConfig):
         """Options of simple preference optimization."""
 
-        batch_size: int = Field(default=16, ge=1)
-        """Pairs in one optimizer step."""
         beta: float = Field(default=2.0, gt=0)
         """Scale of the reward; the paper takes 2 to 10."""
         gamma: float = Field(default=0.5, ge=0)
@@ -58,17 +45,7 @@ class SimPO(Method):
 
     config: Config
 
-    def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
-        """Both replies, with a pass before the one that has a gradient."""
-        pairs = [cast(Preference, record) for record in sample]
-        lengths = [tokens((*p.prompt, *reply)) for p in pairs for reply in (p.chosen, p.rejected)]
-        return loads.replies(self.config, lengths, count)
-
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on the stage's preference pairs."""
-        return replies.train(stage, self.config, replies.pairs(stage, self.config), self._loss)
-
-    def _loss(
+    def of_pairs(
         self, batch: Sequence[replies.Replies], logps: replies.Logps
     ) -> tuple[Tensor, replies.Metrics]:
         config = self.config
