@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ from posttrain_recipes.watching import Pauses, Watch
 
 if TYPE_CHECKING:
     import tinker
+
+    from posttrain_recipes.engine.launch import EngineProcess
 
 CONNECT_SECONDS = 30.0
 """How long an engine may take to say what it can do."""
@@ -75,21 +78,58 @@ class Local(Engine):
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
     ) -> Iterator[Connection]:
         """Start the engine on a free loopback port and stop it at the end."""
-        from posttrain_recipes.engine import launch
-
-        engine = launch.start(dict(models), data_dir, log_path)
-        try:
+        with _embedded(models, data_dir, log_path) as engine:
             service, rest = _clients(engine.base_url, engine.api_key)
             with _session(service, lambda: engine.is_alive):
                 yield Connection(
                     service,
                     rest,
                     lambda: engine.is_alive,
-                    log_path=log_path,
+                    log_path=engine.log_path,
                     missing=_embedded_lacks,
                 )
+
+
+@dataclass
+class _Kept:
+    """Engines that outlive the runs that use them, by what they serve and where."""
+
+    ends: ExitStack
+    engines: dict[object, EngineProcess] = field(default_factory=dict)
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept_running() -> Iterator[None]:
+    """Runs within share an embedded engine where models and directory are the same.
+
+    It takes seconds to start, most of them to import torch. It ends with the context.
+    """
+    with ExitStack() as ends:
+        token = _kept.set(_Kept(ends))
+        try:
+            yield
         finally:
-            engine.stop()
+            _kept.reset(token)
+
+
+@contextmanager
+def _embedded(models: Mapping[str, str], data_dir: Path, log_path: Path) -> Iterator[EngineProcess]:
+    from posttrain_recipes.engine import launch
+
+    kept = _kept.get()
+    if kept is None:
+        with launch.start(models, data_dir, log_path) as engine:
+            yield engine
+        return
+    served = (tuple(sorted(models.items())), data_dir)
+    there = kept.engines.get(served)
+    if there is None or not there.is_alive:
+        there = kept.ends.enter_context(launch.start(models, data_dir, log_path))
+        kept.engines[served] = there
+    yield there
 
 
 class Hosted(Engine):

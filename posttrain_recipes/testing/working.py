@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import api
+from posttrain_recipes.engines import kept_running
 from posttrain_recipes.plugin import DataMethod, Dataset, Eval, Method, Reward
 from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
@@ -134,9 +135,9 @@ class _Bench:
     path: Path
     recipe: Path
 
-    def run(self, home: str, heard: _Heard) -> api.Result:
-        """Run the recipe, its results kept below `home`."""
-        return api.run(self.recipe, home=self.path / home, reporter=heard)
+    def run(self, heard: _Heard, *, fresh: bool = True) -> api.Result:
+        """Run the recipe from nothing, or go on with the run that was ended."""
+        return api.run(self.recipe, home=self.path / "home", fresh=fresh, reporter=heard)
 
 
 @contextmanager
@@ -166,7 +167,8 @@ def _bench(entry: Entry, options: Mapping[str, Any]) -> Iterator[_Bench]:
         recipe = path / "recipe.yaml"
         # JSON is YAML.
         recipe.write_text(json.dumps({"name": "check", "model": MODEL, "stages": [stage]}))
-        yield _Bench(path, recipe)
+        with kept_running():
+            yield _Bench(path, recipe)
 
 
 def _watched(result: api.Result) -> Mapping[str, Estimate]:
@@ -188,7 +190,7 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     _make(entry, options)
     with _bench(entry, options) as bench:
         heard, again, dying, rising = _Heard(), _Heard(), _Heard(CRASH_AFTER), _Heard()
-        first = bench.run("first", heard)
+        first = bench.run(heard)
         if first["check"].checkpoint is None:
             yield "it left no checkpoint"
         if not heard.steps:
@@ -199,19 +201,19 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
                     yield f"{name} is {value} at step {step}"
         if issubclass(entry.cls, DataMethod) or not heard.steps:
             return
-        second = bench.run("second", again)
+        second = bench.run(again)
         for told in _differ(_watched(first), _watched(second), 1e-6):
             yield f"two runs with one seed end differently ({told}); draw from stage.seed alone"
         if len(heard.steps) <= CRASH_AFTER:
             raise Skip(f"it took {len(heard.steps)} steps, too few to be interrupted")
         try:
-            bench.run("third", dying)
+            bench.run(dying)
         except _Crash:
             pass
         else:
             yield f"it did not reach step {CRASH_AFTER}"
             return
-        third = bench.run("third", rising)
+        third = bench.run(rising, fresh=False)
         assert issubclass(entry.cls, Method)
         if rising.steps and rising.steps[0] == 1 and not entry.cls.starts_over:
             yield "after a crash it began at step 1 again: save checkpoints, start at stage.resume"
@@ -222,7 +224,7 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
 def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     _make(entry, options)
     with _bench(entry, options) as bench:
-        first = _watched(bench.run("first", _Heard()))
+        first = _watched(bench.run(_Heard()))
         if not first:
             yield "its result has no metric"
         for name, estimate in first.items():
@@ -230,7 +232,7 @@ def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
                 yield f"{name}: the value lies outside its own interval"
             if estimate.count < 1:
                 yield f"{name}: 'count' should be the number of records"
-        for told in _differ(first, _watched(bench.run("second", _Heard())), 1e-6):
+        for told in _differ(first, _watched(bench.run(_Heard())), 1e-6):
             yield f"it finds something else the second time ({told}); draw from context.seed alone"
 
 

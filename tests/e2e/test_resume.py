@@ -13,6 +13,7 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from tests.e2e.kills import Point
 
 POINTS = 20
 ENGINE_POINTS = 4
-"""Of these, how many kill the engine: each costs two starts of one."""
+"""Of these, how many kill the engine: each costs the start of another."""
 
 STAGES = {
     "sft": """
@@ -183,24 +184,29 @@ def test_a_run_that_was_killed_anywhere_ends_in_the_same_result(lab: Lab) -> Non
         moved = max((after[name] - before[name]).abs().max().item() for name in before)
         assert moved > 1e-3, "each stage trains something that could come out otherwise"
     forks = kills.context()
-    for point in points(lab.moments):
-        if point.engine:
-            kill_engine(lab, point)
-        else:
-            arguments = (str(lab.recipe), str(lab.home), lab.environment, point)
-            process = forks.Process(target=kills.drive, args=arguments)
-            process.start()
-            process.join(120)
-            assert process.exitcode in (-signal.SIGKILL, 0, 130, -point.number), point
-        overrides = ["engine=local"] if point.engine else []
-        stopped = Store(lab.home).runs()[-1]
-        result = ptl.run(lab.recipe, home=lab.home, overrides=overrides)
-        assert result.run_id == stopped.id, f"{point}: the same run goes on"
-        assert [s.status for s in result.record.stages] == ["finished"] * len(STAGES), point
-        try:
-            assert_same(lab, result.record)
-        except AssertionError as error:
-            raise AssertionError(f"{point}: {error}") from error
+    with engines.kept_running():
+        for point in points(lab.moments):
+            killed_and_gone_on_with(lab, forks, point)
+
+
+def killed_and_gone_on_with(lab: Lab, forks: ForkServerContext, point: Point) -> None:
+    if point.engine:
+        kill_engine(lab, point)
+    else:
+        arguments = (str(lab.recipe), str(lab.home), lab.environment, point)
+        process = forks.Process(target=kills.drive, args=arguments)
+        process.start()
+        process.join(120)
+        assert process.exitcode in (-signal.SIGKILL, 0, 130, -point.number), point
+    overrides = ["engine=local"] if point.engine else []
+    stopped = Store(lab.home).runs()[-1]
+    result = ptl.run(lab.recipe, home=lab.home, overrides=overrides)
+    assert result.run_id == stopped.id, f"{point}: the same run goes on"
+    assert [s.status for s in result.record.stages] == ["finished"] * len(STAGES), point
+    try:
+        assert_same(lab, result.record)
+    except AssertionError as error:
+        raise AssertionError(f"{point}: {error}") from error
 
 
 def kill_engine(lab: Lab, point: Point) -> None:

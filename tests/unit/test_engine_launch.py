@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from posttrain_recipes import engines
 from posttrain_recipes.engine import launch
 from posttrain_recipes.errors import PtlError
 
@@ -120,3 +123,39 @@ def test_the_server_listens_before_torch_is_there(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@dataclass
+class Started:
+    """Stands for an engine's process."""
+
+    data_dir: Path
+    is_alive: bool = True
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_alive = False
+
+
+def test_runs_can_share_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "engine.log"
+    monkeypatch.setattr(launch, "start", lambda models, data_dir, log_path: Started(data_dir))
+
+    def used(data_dir: str) -> Any:
+        with engines._embedded({"ptl/nano": "/nano"}, tmp_path / data_dir, log) as engine:
+            assert engine.is_alive
+            return engine
+
+    alone = used("a")
+    assert not alone.is_alive
+    with engines.kept_running():
+        first, again, elsewhere = used("a"), used("a"), used("b")
+        assert first is again
+        assert elsewhere is not first
+        first.is_alive = False  # killed
+        second = used("a")
+        assert second is not first
+    assert not any(engine.is_alive for engine in (first, second, elsewhere))
+    assert used("a") is not second
