@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from posttrain_recipes.datasets.formats import RowError, RowParser, column_problems
+from posttrain_recipes.datasets.formats import RowParser, column_problems
 from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
+from posttrain_recipes.datasets.rows import RowError
 from posttrain_recipes.errors import MissingExtraError, PtlError, display_path
 from posttrain_recipes.plugin import Dataset, Record
 

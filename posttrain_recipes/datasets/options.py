@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain_recipes.datasets.formats import RowError, RowParser
+from posttrain_recipes.datasets.formats import RowParser
 from posttrain_recipes.datasets.reading import Line
+from posttrain_recipes.datasets.rows import RowError
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import DatasetConfig, Record
 

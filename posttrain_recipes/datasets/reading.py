@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from posttrain_recipes.datasets.formats import Row, RowError
+from posttrain_recipes.datasets.rows import Row, RowError
 from posttrain_recipes.errors import MissingExtraError
 
 FileFormat = Literal["jsonl", "json", "csv", "tsv", "parquet"]
