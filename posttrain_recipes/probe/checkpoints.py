@@ -139,6 +139,30 @@ def publish(bench: Bench) -> None:
     expect(not _listed(bench, path).public, "it is listed as public still")
 
 
+@check("checkpoints:copy", "copy a checkpoint, which outlives the original", "checkpoints:delete")
+def copy(bench: Bench) -> None:
+    """The copy has the weights after the original is gone."""
+    path = bench.save(bench.trained, "copy")
+    copied = str(bench.wait(bench.rest.copy_weights(path, "probe")))
+    bench.saved.append(copied)
+    expect(copied != path, "it is called as the original is")
+    bench.wait(bench.rest.delete_checkpoint_from_tinker_path(path))
+    client = bench.resume(copied, optimizer=False)
+    agree(bench.logprobs(client), bench.logprobs(bench.trained), "it has other weights")
+
+
+@check("checkpoints:download", "get addresses to download an adapter from", "save")
+def download(bench: Bench) -> str:
+    """One for each file of an adapter as PEFT writes it."""
+    saved = bench.wait(
+        bench.trained.save_weights_external(bench.name("download"), ttl_seconds=3600)
+    )
+    bench.saved.append(str(saved.path))
+    files = sorted(bench.wait(bench.rest.get_external_weights_urls(saved.path)).urls)
+    expect(any(name.endswith(".safetensors") for name in files), f"it offers {files}")
+    return ", ".join(files)
+
+
 @check("runs:list", "list training runs", "train")
 def runs(bench: Bench) -> None:
     """The run just begun is there, and can be asked for."""

@@ -171,3 +171,15 @@ def trained(bench: Bench) -> None:
     agree(values, bench.logprobs(client)[:7], "it has other weights than the trainer")
     bench.step(client, [bench.datum(5)])
     agree(list(bench.wait(sampler.compute_logprobs(prompt))[1:]), values, "it changed by training")
+
+
+@check("sample:cancel", "give up a request that is under way", "sample")
+def cancel(bench: Bench) -> None:
+    """The next one is answered."""
+    from tinker import types
+
+    long = types.SamplingParams(max_tokens=200, temperature=1.0, seed=1)
+    pending = bench.sampler.sample(bench.prompt(), 8, long)
+    pending.future().cancel()
+    short = types.SamplingParams(max_tokens=1, temperature=1.0, seed=1)
+    expect(bench.wait(bench.sampler.sample(bench.prompt(), 1, short)).sequences, "no answer")
