@@ -351,3 +351,17 @@ def test_an_operation_that_was_refused_holds_nobody_up() -> None:
         assert await answer(scheduler, after) == {"n": 4}
 
     run(scenario)
+
+
+def test_memory_is_given_back_once_nothing_is_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Semaphore(0)
+    monkeypatch.setattr(scheduler_module, "IDLE_S", 0.01)
+    monkeypatch.setattr(scheduler_module, "release_memory", released.release)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        for number in range(2):
+            pending = scheduler.submit_ordered("m", number + 1, lambda: {"done": True})
+            assert await answer(scheduler, pending) == {"done": True}
+            assert await asyncio.to_thread(released.acquire, timeout=WAIT_S)
+
+    run(scenario)
