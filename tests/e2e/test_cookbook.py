@@ -155,10 +155,12 @@ def test_math_rl(kitchen: Kitchen, way: str, options: dict[str, Any]) -> None:
     apart = [abs(value) for value in out.column("optim/kl_sample_train_v1")]
     if way in ("sync", "streaming"):  # trained on its own samples: sampling and training agree
         assert max(apart) < 1e-5
-    else:  # trained on what older weights sampled
+    elif way == "ppo":  # the second half of a batch is of weights a step older
         assert 1e-5 < max(apart) < 0.1
-    if way == "async":
-        assert out.column("sampling_client/step_min")[-1] < 2
+    else:  # how far sampling lags behind is up to who is faster, and bounded
+        assert max(apart) < 0.1
+        oldest = out.column("sampling_client/step_min")
+        assert all(step - 2 <= sampled <= step for step, sampled in enumerate(oldest))
     assert out.checkpoints[-1]["name"] == "final"
 
 
