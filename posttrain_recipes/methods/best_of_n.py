@@ -78,20 +78,9 @@ class BestOfN(DataMethod):
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Record]]:
         """A batch of prompts at a time."""
         config = self.config
-        groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
-        stage.sink.begin(len(groups))
-        asking.open_rewards(stage)
-        replies = asking.ahead(
-            asking.served(stage, config.model),
-            [[prompt.messages for prompt in group] for group in groups],
-            skip,
-            stage.wait,
-            count=config.n,
-            config=config,
-            seed=stage.seed,
-        )
-        for number, answers in replies:
-            scored = self._scored(stage, groups[number - 1], answers)
+        replies = asking.rewarded_replies(stage, config, config.model, config.n, skip)
+        for number, group, answers in replies:
+            scored = self._scored(stage, group, answers)
             best = [self._best(one) for one in scored]
             conversations = [
                 Conversation(messages=(*one.prompt.messages, Message("assistant", text)))

@@ -65,20 +65,8 @@ class PassRates(DataMethod):
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Prompt]]:
         """A batch of prompts at a time."""
         config = self.config
-        groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
-        stage.sink.begin(len(groups))
-        asking.open_rewards(stage)
-        replies = asking.ahead(
-            asking.served(stage, config.model),
-            [[prompt.messages for prompt in group] for group in groups],
-            skip,
-            stage.wait,
-            count=config.samples,
-            config=config,
-            seed=stage.seed,
-        )
-        for number, answers in replies:
-            group = groups[number - 1]
+        replies = asking.rewarded_replies(stage, config, config.model, config.samples, skip)
+        for number, group, answers in replies:
             samples = [
                 Sample(
                     p.messages, said.text, p.answer, truncated=said.truncated, metadata=p.metadata

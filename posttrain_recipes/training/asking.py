@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from posttrain_recipes.plugin import (
     Message,
     ModelRef,
     PluginConfig,
+    Prompt,
     Renderer,
     Reward,
     RewardContext,
@@ -164,3 +165,21 @@ def ahead(
     for number in range(skip, len(prompts)):
         present, coming = coming, submit(number + 1)
         yield number + 1, written(present, model.renderer, wait)
+
+
+def rewarded_replies(
+    stage: StageContext, config: MakingConfig, ref: ModelRef | None, count: int, skip: int
+) -> Iterator[tuple[int, Sequence[Prompt], list[list[Written]]]]:
+    """`count` replies to each of the stage's prompts, its rewards ready to score them.
+
+    Yields the number of each batch past `skip`, its prompts, and the replies to each of them.
+    """
+    groups = batches(cast(Sequence[Prompt], stage.train), config.batch_size)
+    stage.sink.begin(len(groups))
+    open_rewards(stage)
+    asked = [[prompt.messages for prompt in group] for group in groups]
+    model = served(stage, ref)
+    for number, answers in ahead(
+        model, asked, skip, stage.wait, count=count, config=config, seed=stage.seed
+    ):
+        yield number, groups[number - 1], answers
