@@ -38,12 +38,16 @@ MAIN_CURVES = (
     "rewards/margins",
     "rewards/accuracies",
     "kl",
+    "policy/kl_reference",
     "entropy",
     "completions/mean_length",
     "train/grad_norm",
     "train/learning_rate",
 )
 """Curves that are shown at once; the others are folded away."""
+PARTS = "reward/parts/"
+"""Curves that are drawn together: a learned reward that goes on rising while another part does not
+is one that is being over-optimized."""
 
 
 def environment() -> dict[str, str]:
@@ -182,7 +186,7 @@ class Pages:
             "label": origin.label if origin else "",
             "took": costs.took(stage),
             "options": _options(stage),
-            "curves": [(name, plots.curves({name: series[name]})) for name in shown],
+            "curves": list(_drawings({name: series[name] for name in shown})),
             "more_curves": [(name, plots.curves({name: series[name]})) for name in rest],
             "exchanges": list(self._exchanges(stage)),
         }
@@ -205,6 +209,19 @@ class Pages:
             # Of those that changed, both directions: a page that shows gains alone misleads.
             pairs.sort(key=lambda pair: order[pair.change])
             yield measured.name, len(pairs), _mixed(pairs)
+
+
+def _drawings(series: Mapping[str, curves.Series]) -> Iterator[tuple[str, list[str], str]]:
+    """Of each drawing its title, the names of its curves if it has several, and itself."""
+    parts = [name for name in series if name.startswith(PARTS)]
+    together = parts if len(parts) > 1 else []
+    for name in series:
+        if name not in together:
+            yield name, [], plots.curves({name: series[name]})
+        elif name == together[0]:
+            keys = [part.removeprefix(PARTS) for part in together]
+            drawing = plots.curves({part: series[part] for part in together})
+            yield PARTS.rstrip("/"), keys, drawing
 
 
 def _zip(before: Sequence[Sample], after: Sequence[Sample]) -> Iterator[tuple[Any, Any]]:

@@ -226,6 +226,19 @@ def test_a_resumed_stage_replaces_the_steps_that_it_does_again(tmp_path: Path) -
     assert curves.read(tmp_path, "none") == {}
 
 
+def test_a_learned_reward_is_drawn_over_what_it_stands_for(home: Path, run: RunRecord) -> None:
+    stage = run.stages[0].name
+    writer = CurveWriter(Store(home).path(run.id), stage)
+    for step in (4, 5):
+        writer.add(step, {"reward/parts/reward_model": step, "reward/parts/score": -step})
+    writer.close()
+    html = Pages(home, run).html()
+    drawing = re.search(r"<figcaption>reward/parts<.*?</figcaption>(.*?)</svg>", html, re.S)
+    assert drawing
+    assert drawing[0].count("<polyline") == 2
+    assert re.findall(r"</span> (\w+)", drawing[0]) == ["reward_model", "score"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [
