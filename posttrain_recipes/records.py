@@ -93,6 +93,8 @@ class Episode(ABC):
 
     seats: int = 1
     """How many play; each has a conversation and rewards of its own."""
+    truncated: bool = False
+    """Whether the reply that `act` is handed was cut at the limit of tokens; set before each."""
 
     @abstractmethod
     def turn(self) -> Turn | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from posttrain_recipes.datasets.collected import Collected
+from posttrain_recipes.datasets.cookbook import Cookbook
 from posttrain_recipes.datasets.curriculum import Curriculum
 from posttrain_recipes.datasets.huggingface import HuggingFace
 from posttrain_recipes.datasets.jsonl import Jsonl
@@ -14,4 +15,4 @@ from posttrain_recipes.plugin import Dataset, hookimpl
 @hookimpl
 def ptl_datasets() -> Sequence[type[Dataset]]:
     """The datasets of this package."""
-    return [Jsonl, HuggingFace, Collected, Mix, Curriculum, Nim]
+    return [Jsonl, HuggingFace, Collected, Mix, Curriculum, Nim, Cookbook]

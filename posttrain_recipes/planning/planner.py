@@ -373,9 +373,10 @@ def _rewards(
     value = spec.get("reward")
     where: Key = (*key, "reward")
     if value is None:
-        # An environment rewards by itself.
+        # An environment rewards by itself; what a dataset with a fault is, is not known.
+        may_reward = wants is Task or (wants is None and "dataset" in spec)
         wanting = method is not None and method.takes_reward and method.needs_reward
-        if method is not None and wanting and wants is not Task:
+        if method is not None and wanting and not may_reward:
             builder.fault(key, f"method '{method.name}' needs a 'reward:'")
         return []
     if method is not None and not method.takes_reward:

@@ -58,6 +58,11 @@ class Seat:
         ending = [] if self._ended else through[-1:]
         return [*self.segments[-1].tokens, *ending, *whole[len(through) :]]
 
+    @property
+    def ended(self) -> bool:
+        """Whether its last reply came to its end, rather than to the limit of tokens."""
+        return self._ended
+
     def write(
         self, renderer: Renderer, prompt: list[int], tokens: list[int], logprobs: list[float]
     ) -> str:
@@ -180,6 +185,7 @@ def _act(
     assert one.turn is not None
     seat = one.seats[one.turn.seat]
     reply = seat.write(renderer, prompt, list(sequence.tokens), list(sequence.logprobs or ()))
+    one.episode.truncated = not seat.ended
     rewards = one.episode.act(reply)
     if len(rewards) != len(one.seats):
         raise ValueError(f"act() returned {len(rewards)} rewards for {len(one.seats)} seats")

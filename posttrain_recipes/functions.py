@@ -1,0 +1,157 @@
+"""Functions and classes of the user's own, which a recipe names as `module:name`.
+
+The module is a file beside the recipe, else one that Python can import. Whether it is there, and
+takes what the recipe gives it, is read from its source: nothing of the user's runs for that.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from posttrain_recipes.errors import UsageError
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def checked_call(call: str) -> str:
+    """`call`, where it reads module:name. Raises `ValueError` otherwise."""
+    module, _, name = call.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise ValueError("reads module:function, as my_module:my_function")
+    return call
+
+
+class UserFunction:
+    """What `module:name` names.
+
+    Args:
+        call: module:name.
+        base_dir: the recipe's directory, where the module is looked for first.
+    """
+
+    def __init__(self, call: str, base_dir: Path) -> None:
+        self.module, _, self.name = call.partition(":")
+        self.beside = base_dir / Path(*self.module.split(".")).with_suffix(".py")
+
+    @cached_property
+    def path(self) -> Path | None:
+        """The module's file: beside the recipe, else where Python finds it."""
+        if self.beside.is_file():
+            return self.beside
+        try:
+            spec = importlib.util.find_spec(self.module)
+        except (ImportError, ValueError):
+            return None
+        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+    def find(self, *kinds: type[Definition]) -> Definition:
+        """Its definition, of one of these kinds, without running it.
+
+        Raises:
+            UsageError: there is none, or its file is not Python.
+        """
+        if self.path is None:
+            raise UsageError(
+                f"there is no {self.beside}, and no module '{self.module}' is installed"
+            )
+        try:
+            tree = ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+        except (SyntaxError, ValueError, OSError) as error:
+            raise UsageError(f"{self.path} is not Python: {error}") from None
+        there = [node for node in tree.body if isinstance(node, kinds)]
+        found = [node for node in there if node.name == self.name]
+        if not found:
+            names = ", ".join(node.name for node in there)
+            raise UsageError(
+                f"{self.path.name} has no function '{self.name}'; it has {names or 'no functions'}"
+            )
+        return found[-1]
+
+    def digest(self) -> str | None:
+        """A hash of the module's file."""
+        if self.path is None or not self.path.is_file():
+            return None
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def load(self) -> Any:
+        """The function or class itself.
+
+        Raises:
+            UsageError: it is not there.
+        """
+        if self.path is None:
+            raise UsageError(f"there is no module '{self.module}'")
+        beside = self.path == self.beside
+        module = _load(self.path) if beside else importlib.import_module(self.module)
+        function = getattr(module, self.name, None)
+        if not callable(function):
+            raise UsageError(f"{self.path} has no function '{self.name}'")
+        return function
+
+
+def argument_problems(definition: Definition, given: Collection[str], handed: int) -> Iterator[str]:
+    """What is wrong with arguments by name, `handed` more being handed to it by place."""
+    if isinstance(definition, ast.ClassDef):  # what a class takes, its bases say too
+        return
+    args, function = definition.args, definition.name
+    names = [argument.arg for argument in (*args.posonlyargs, *args.args)]
+    named = set(names[handed:]) | {argument.arg for argument in args.kwonlyargs}
+    optional = set(names[len(names) - len(args.defaults) :]) | {
+        argument.arg
+        for argument, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+        if default is not None
+    }
+    for name in sorted(set(given) - named):
+        if args.kwarg is None:
+            yield f"'{function}' takes no argument '{name}'"
+    for name in sorted(named - optional - set(given)):
+        yield f"'{function}' needs the argument '{name}'"
+
+
+def parameters(definition: Definition) -> list[str]:
+    """The parameters that a function takes by place; none of a class."""
+    if isinstance(definition, ast.ClassDef):
+        return []
+    args = definition.args
+    return [argument.arg for argument in (*args.posonlyargs, *args.args)]
+
+
+_LOADING = threading.Lock()
+
+
+def _load(path: Path) -> ModuleType:
+    """The module in a file, whose imports may name its neighbours.
+
+    It is known to Python under a name that no other file has: dataclasses look their module up, and
+    two recipes may each have a file of the same name beside them.
+    """
+    path = path.resolve()
+    digest = hashlib.sha256(f"{path}\0".encode() + path.read_bytes()).hexdigest()
+    name = f"{path.stem}_{digest[:16]}"
+    with _LOADING:
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        sys.path.insert(0, str(path.parent))
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        finally:
+            sys.path.remove(str(path.parent))
+    return module

@@ -1,0 +1,44 @@
+"""docs/environments.md: its code and its recipes, as a reader would run them, in few steps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import posttrain_recipes as ptl
+from posttrain_recipes.tracking import curves
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, flags=re.DOTALL))
+
+
+def train(folder: Path, name: str, *overrides: str) -> dict[str, list[tuple[int, float]]]:
+    """Two steps of one of the page's recipes; its curves."""
+    for file, text in FILES.items():
+        (folder / file).write_text(text)
+    small = ["stages.rl.method.max_steps=2", "stages.rl.method.batch_size=4", *overrides]
+    ptl.run(folder / f"{name}.yaml", home=folder / "home", overrides=small)
+    return curves.read(folder / "home" / "runs" / f"{name}-1", "rl")
+
+
+def test_a_message_environment_is_trained_in(tmp_path: Path) -> None:
+    pytest.importorskip("tinker_cookbook")
+    found = train(tmp_path, "second_try", "stages.rl.eval.others.dataset.arguments.count=8")
+    for _, told in found["reward/parts/success"]:
+        assert 0 < told < 1
+    for (_, whole), (_, right) in zip(
+        found["reward/parts/return"], found["reward/parts/success"], strict=True
+    ):
+        assert whole < right  # the second try is worth half
+    assert any(loss != 0 for _, loss in found["train/loss"])
+
+
+def test_an_environment_of_the_cookbooks_own_is_trained_in(tmp_path: Path) -> None:
+    pytest.importorskip("tinker_cookbook")
+    found = train(tmp_path, "guess_number", "stages.rl.method.max_turns=3")
+    assert len(found["train/loss"]) == 2
+    for _, told in found["reward/parts/return"]:
+        assert -3 <= told < 1  # a guess without the form costs one
