@@ -65,6 +65,8 @@ class Engine:
     log: list[tuple[dict[str, float], int]] = field(default_factory=list)
     kept: list[Resume] = field(default_factory=list)
     shown: list[tuple[int, list[Sample]]] = field(default_factory=list)
+    left: list[Any] = field(default_factory=list)
+    """What was collected for later stages, with `None` at each checkpoint."""
     hold: Callable[[int], Future[Any] | None] = lambda place: None
     fail: Callable[[int], None] = lambda nth: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -181,7 +183,8 @@ def run(
     sink = SimpleNamespace(
         begin=lambda total: setattr(engine, "total", total),
         log=lambda metrics, step: engine.log.append((dict(metrics), step)),
-        checkpoint=engine.kept.append,
+        checkpoint=lambda resume: (engine.kept.append(resume), engine.left.append(None)),
+        collect=engine.left.extend,
         show=lambda name, samples, step: engine.shown.append((step, list(samples))),
     )
     stage = StageContext(

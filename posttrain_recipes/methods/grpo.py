@@ -22,15 +22,17 @@ from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from posttrain_recipes.plugin import (
+    Conversation,
     CountTokens,
+    Preference,
     Prompt,
     Record,
     StageContext,
     Task,
     Workload,
 )
-from posttrain_recipes.training import loads, rollouts
-from posttrain_recipes.training.groups import Source
+from posttrain_recipes.training import collecting, loads, rollouts
+from posttrain_recipes.training.groups import Group, Source
 from posttrain_recipes.training.prompts import Prompts, Worth, episodes
 from posttrain_recipes.training.scoring import Patience
 
@@ -45,13 +47,26 @@ class GRPO(rollouts.RolloutMethod):
 
     name = "grpo"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt, Task)
+    makes: ClassVar[tuple[type[Record], ...]] = (Conversation, Preference)
     loss = "-mean(min(rho A, clip(rho) A)), log rho = log p - log q, A = (r - mean r) / std r"
     paper = "Shao et al. 2024, DeepSeekMath, arXiv 2402.03300"
 
     class Config(rollouts.RolloutMethod.Config):
         """Options of group relative policy optimization."""
 
+        collect: collecting.CollectConfig | None = None
+        """Leave good rollouts for later stages (`dataset: {use: collected}`), as
+        {min_reward: 1, keep: 2}: conversations, and the best and worst of a group as a pair."""
+
     config: Config
+
+    def collects(self) -> tuple[type[Record], ...]:
+        """What `collect` asks for."""
+        return self.makes if self.config.collect else ()
+
+    def leaves(self, groups: Sequence[Group]) -> Sequence[Record]:
+        """The good rollouts of a step, where `collect` asks for them."""
+        return collecting.records(groups, self.config.collect) if self.config.collect else ()
 
     def workload(
         self, sample: Sequence[Record], count: int, tokens: CountTokens

@@ -223,12 +223,15 @@ def _check_reads(builder: Builder, name: str, key: Key) -> None:
     stage = builder.above[name]
     if stage is not None and not (stage.method and stage.method.collects()):
         makers = [n for n, s in builder.above.items() if s and s.method and s.method.collects()]
+        could = stage.method is not None and bool(stage.method.makes)
         builder.fault(
             key,
             f"stage '{name}' makes no records"
             + (
                 f"; {', '.join(makers)} does"
                 if makers
+                else "; it does with the option 'collect' of its method"
+                if could
                 else "; a stage such as teacher_samples does"
             ),
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Message, Renderer, Waiter
-from posttrain_recipes.records import Episode, Sample, Task, Turn
+from posttrain_recipes.records import Episode, Messages, Sample, Task, Turn
 from posttrain_recipes.training.groups import Segment, derive
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ class Seat:
     reward: float = 0.0
     cut: bool = False
     """Whether a reply of it ended at the token limit."""
-    _since: int = 0
-    """The message that the conversation begins with: that of the last fresh turn."""
+    _begins: list[int] = field(default_factory=lambda: [0])
+    """The messages that its conversations begin with: those of fresh turns."""
     _ended: bool = True
     """Whether its last reply ended with a token that the template knows."""
 
     def prompt(self, renderer: Renderer, turn: Turn) -> list[int]:
         """Take up what it is told now; returns the token ids (P,) that it goes on from."""
-        if turn.fresh:
-            self._since = len(self.messages)
-        before = self.messages[self._since :]
+        if turn.fresh and self.messages:
+            self._begins.append(len(self.messages))
+        before = self.messages[self._begins[-1] :]
         self.messages += turn.messages
         if not self.segments:
             self.opening = len(self.messages)
-        whole = renderer.prompt(self.messages[self._since :])
+        whole = renderer.prompt(self.messages[self._begins[-1] :])
         if not self.segments or turn.fresh:
             return whole
         try:
@@ -57,6 +57,12 @@ class Seat:
             return whole
         ending = [] if self._ended else through[-1:]
         return [*self.segments[-1].tokens, *ending, *whole[len(through) :]]
+
+    @property
+    def conversations(self) -> list[Messages]:
+        """What it read and wrote: one conversation, or one from each fresh turn to the next."""
+        ends = [*self._begins[1:], len(self.messages)]
+        return [tuple(self.messages[a:b]) for a, b in zip(self._begins, ends, strict=True)]
 
     @property
     def ended(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from posttrain_recipes.records import Sample
+from posttrain_recipes.records import Messages, Sample
 
 if TYPE_CHECKING:
     import tinker
@@ -64,6 +64,8 @@ class Rollout:
     segments: list[Segment]
     sample: Sample
     """For people and rewards."""
+    conversations: Sequence[Messages]
+    """What was read and written, each ending with what the policy wrote."""
     reward: float | None = None
     """What it is worth, penalties included; None leaves it out of its group."""
     parts: dict[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import ModelRef, PluginConfig
 from posttrain_recipes.plugin import Renderer, RewardContext, StageContext
-from posttrain_recipes.records import Prompt, Sample, Task
+from posttrain_recipes.records import Message, Prompt, Sample, Task
 from posttrain_recipes.training import advantages
 from posttrain_recipes.training.episodes import Limits, play
 from posttrain_recipes.training.groups import Group, Rollout, Segment
@@ -190,7 +190,8 @@ class Prompts:
                 metadata=prompt.metadata,
             )
             segment = Segment.reply(tokens, sequence.tokens, sequence.logprobs)
-            rollouts.append(Rollout([segment], sample))
+            whole = (*prompt.messages, Message("assistant", sample.completion))
+            rollouts.append(Rollout([segment], sample, [whole]))
         return [self.worth.judge(rollouts)]
 
 
@@ -225,7 +226,8 @@ class Episodes:
                 if player.segments:
                     sample = one.sample(seat)
                     parts = {"return": player.reward, **sample.scores}
-                    rollouts.append(Rollout(player.segments, sample, player.reward, parts))
+                    said = player.conversations
+                    rollouts.append(Rollout(player.segments, sample, said, player.reward, parts))
             self.worth.penalize(rollouts, self.worth.ask(rollouts))
             groups.append(Group(rollouts))
         return groups

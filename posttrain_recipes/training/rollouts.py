@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Method, Resume, StageContext, Usage
-from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training import advantages, optimizer
 from posttrain_recipes.training.gradient import Order
 from posttrain_recipes.training.groups import Group, Source, derive
@@ -123,11 +123,15 @@ class RolloutMethod(Method):
     def source(self, stage: StageContext, patience: Patience) -> Source:
         """Where the groups of a stage come from; its threads wait with `patience`."""
 
+    def leaves(self, groups: Sequence[Group]) -> Sequence[Record]:
+        """What the groups of a step leave for later stages to train on."""
+        return ()
+
     def train(self, stage: StageContext) -> Checkpoint:
         """Run the stage to its last step."""
         patience = Patience()
         source = self.source(stage, patience)
-        return train(stage, self.config, source, self.config.max_tokens, patience)
+        return train(stage, self.config, source, self.config.max_tokens, patience, self.leaves)
 
 
 @dataclass
@@ -157,12 +161,14 @@ def train(
     source: Source,
     max_tokens: int,
     patience: Patience,
+    leaves: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: (),
 ) -> Checkpoint:
     """Run the stage to its last step and return that step's checkpoint.
 
     Args:
         source: where groups come from; its threads wait with `patience`.
         max_tokens: the longest reply, which a constant length normalization divides by.
+        leaves: what the groups of a step leave for later stages.
 
     Raises:
         UsageError: nothing to sample from.
@@ -170,7 +176,8 @@ def train(
     """
     if not source.size:
         raise UsageError(f"stage '{stage.name}' has nothing to sample from")
-    return _Loop(stage, config, source, PolicyGradient(config, max_tokens), patience).run()
+    policy = PolicyGradient(config, max_tokens)
+    return _Loop(stage, config, source, policy, patience, leaves).run()
 
 
 @dataclass
@@ -180,6 +187,7 @@ class _Loop:
     source: Source
     policy: PolicyGradient
     patience: Patience
+    leaves: Callable[[Sequence[Group]], Sequence[Record]]
     weights: dict[int, _Weights] = field(default_factory=dict)
     """By number of batches trained: those that are still to be sampled from."""
     running: dict[int, list[Future[list[Group]]]] = field(default_factory=dict)
@@ -441,6 +449,8 @@ class _Loop:
         metrics.update(optimizer.norms(updated))
         self.clock = now
         stage.sink.log(metrics, update.number)
+        if left := self.leaves(update.groups):
+            stage.sink.collect(left)
         if self._shows(update.number):
             stage.sink.show("rollouts", shown(update.groups), update.number)
         if saved is not None:

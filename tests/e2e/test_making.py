@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,50 @@ def test_what_was_made_is_kept_told_of_and_reused(tmp_path: Path) -> None:
 
     shown = CliRunner().invoke(show, ["maker-1", "--home", str(home)]).output
     assert f"made {samples.made['conversation']} conversation records" in shown
+
+
+GOOD_ROLLOUTS = f"""\
+name: good
+model: ptl/tiny
+lora: {{rank: 4}}
+stages:
+  - name: rl
+    dataset: {{use: jsonl, path: {DATA}/sums.jsonl, limit: 40}}
+    method:
+      {{use: grpo, batch_size: 4, group_size: 4, max_tokens: 8, max_steps: 5, save_every: 2,
+        collect: {{min_reward: 1}}}}
+    reward: {{use: exact_match}}
+  - name: again
+    init_from: base
+    dataset: {{use: collected, stage: rl}}
+    method: {{use: sft, batch_size: 4, max_steps: 2}}
+"""
+
+
+class Killed(Reporter):
+    """Fails after the third step, of which the first two are safe."""
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done == 3:
+            raise RuntimeError("crash")
+
+
+def test_good_rollouts_are_kept_and_trained_on(tmp_path: Path) -> None:
+    recipe, home = tmp_path / "good.yaml", tmp_path / "home"
+    recipe.write_text(GOOD_ROLLOUTS)
+    with pytest.raises(RuntimeError, match="crash"):
+        ptl.run(recipe, home=home, reporter=Killed())
+    made = home / "runs/good-1/made/rl"
+    assert [path.name for path in (made / "batches").glob("*")] == ["000002.jsonl"]
+    done = ptl.run(recipe, home=home).record
+    rl, again = done.stages
+    assert rl.made["conversation"] == again.records > 0
+    whole = ptl.run(recipe, home=tmp_path / "other", overrides=["stages.again.method.max_steps=1"])
+    for name in ("conversation.jsonl", "preference.jsonl"):
+        other = tmp_path / "other" / "runs" / whole.record.id / "made/rl" / name
+        assert (made / name).read_text() == other.read_text(), "as without the crash"
+    told = json.loads((made / "provenance.json").read_text())
+    assert told["method"]["config"]["collect"] == {"min_reward": 1, "keep": 1}
+    rows = [json.loads(line) for line in (made / "preference.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["chosen"] != row["rejected"]
