@@ -137,6 +137,14 @@ def test_the_rule_of_the_rlhf_recipe_is_the_one_its_data_were_made_by() -> None:
         import make_recipe_data
     finally:
         del sys.path[:2]
-    assert formality.FORMAL == make_recipe_data.FORMAL
-    both = "It is a pleasure. I would be glad if you call me. I do look forward to it."
-    assert formality.score(Sample(prompt=(), completion=both)) == 3
+
+    def score(reply: str) -> int:
+        return formality.score(Sample(prompt=(), completion=reply))
+
+    for name in ("formal", "formal_held_out"):
+        for _, row in make_recipe_data.rows_of(name):
+            assert score(row["chosen"]) > score(row["rejected"])
+    best = "It is a pleasure. I would be glad if you call me. I do look forward to it."
+    assert score(best) == 3
+    assert score(f"{best} Many thanks and kind regards.") == 3, "a fourth is no gain"
+    assert score(f"{best} The reply is polite: yes or") == 2
