@@ -42,3 +42,9 @@ def test_an_environment_of_the_cookbooks_own_is_trained_in(tmp_path: Path) -> No
     assert len(found["train/loss"]) == 2
     for _, told in found["reward/parts/return"]:
         assert -3 <= told < 1  # a guess without the form costs one
+
+
+def test_prompts_with_tools_are_trained_on(tmp_path: Path) -> None:
+    found = train(tmp_path, "twice", "stages.rl.dataset.describe=false")
+    assert {told for _, told in found["reward/parts/tool_calls"]} == {0.0}, "nobody showed it how"
+    assert len(found["train/loss"]) == len(found["reward/parts/exact_match"]) == 2
