@@ -107,6 +107,9 @@ def run_server(
             log_level="warning",
             access_log=False,
             ws="none",
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
             timeout_keep_alive=120,
             timeout_graceful_shutdown=15,
         )

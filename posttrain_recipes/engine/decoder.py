@@ -13,7 +13,7 @@ Shapes: T tokens, H hidden, N query heads, G key heads, D head width, F feed-for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,33 +21,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from posttrain_recipes.engine.layers import Block, Grads, Linear, Norm, norm_of, swiglu_backward
+from posttrain_recipes.engine import kernels
+from posttrain_recipes.engine.kernels import Product
+from posttrain_recipes.engine.layers import Block, Grads
 from posttrain_recipes.engine.lora import Low
 from posttrain_recipes.engine.packing import Packing
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+_before = kernels.compiled(kernels.before_attention)
+_before_backward = kernels.compiled(kernels.before_attention_backward)
+_after = kernels.compiled(kernels.after_attention)
+_after_kept = kernels.compiled(kernels.after_attention_kept)
+_after_backward = kernels.compiled(kernels.after_attention_backward)
+_norm = kernels.compiled(kernels.norm)
+_norm_backward = kernels.compiled(kernels.norm_backward)
 _ROPE = {"default", "llama3", "linear", "yarn"}  # those whose angles do not depend on the length
 
 
 @dataclass(frozen=True)
-class Layer:
+class Blocks:
     """One layer's frozen parts."""
 
     qkv: Block
     out: Block
     gate_up: Block
     down: Block
-    before: Norm
-    after: Norm
-    heads: Norm | None  # over (N + G, D): the query and key norms of Qwen3
+    before: Tensor
+    after: Tensor
+    heads: Tensor | None
+
+    @property
+    def linear(self) -> tuple[Block, Block, Block, Block]:
+        """In the order that they run in."""
+        return self.qkv, self.out, self.gate_up, self.down
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a pass multiplies with: for each layer (qkv, out, gate_up, down), then the head."""
+    """What a pass multiplies with."""
 
-    layers: Sequence[tuple[Linear, Linear, Linear, Linear]]
-    head: Linear
+    layers: Sequence[kernels.Layer]
+    head: Product
 
 
 class Decoder:
@@ -67,32 +80,32 @@ class Decoder:
         self.scale: float = first.scaling
         self.embedding: Tensor = body.embed_tokens.weight.data
         self.hidden = self.embedding.shape[1]
-        self.layers: list[Layer] = []
+        self.layers: list[Blocks] = []
         for layer in body.layers:
             attention, mlp = layer.self_attn, layer.mlp
             self.layers.append(
-                Layer(
+                Blocks(
                     block(attention.q_proj, attention.k_proj, attention.v_proj),
                     block(attention.o_proj),
                     block(mlp.gate_proj, mlp.up_proj),
                     block(mlp.down_proj),
-                    norm_of(layer.input_layernorm),
-                    norm_of(layer.post_attention_layernorm),
+                    layer.input_layernorm.weight.data,
+                    layer.post_attention_layernorm.weight.data,
                     self._head_norm(attention),
                 )
             )
-        self.norm = norm_of(body.norm)
+        self.norm: Tensor = body.norm.weight.data
+        self.eps = float(body.norm.variance_epsilon)
         self.head = block(model.lm_head)
         self._rotary = body.rotary_emb
         self._angles: tuple[Tensor, Tensor] | None = None
         self.context = int(config.max_position_embeddings)
 
-    def _head_norm(self, attention: Any) -> Norm | None:
+    def _head_norm(self, attention: Any) -> Tensor | None:
         if not hasattr(attention, "q_norm"):
             return None
-        q, k = norm_of(attention.q_norm), norm_of(attention.k_norm)
-        rows = [q.weight.expand(self.heads, -1), k.weight.expand(self.groups, -1)]
-        return Norm(torch.cat(rows), q.eps)
+        q, k = attention.q_norm.weight.data, attention.k_norm.weight.data
+        return torch.cat([q.expand(self.heads, -1), k.expand(self.groups, -1)])
 
     @classmethod
     def of(cls, model: Any) -> Decoder | None:
@@ -124,7 +137,8 @@ class Decoder:
         device = self.embedding.device
         packing = Packing(lengths, device)
         weights = self.weights(None, merge=False)
-        mine = weights.head(self.forward(weights, torch.cat(ids).to(device), packing)).float()
+        hidden = self.forward(weights, torch.cat(ids).to(device), packing)
+        mine = kernels.product(hidden, weights.head).float()
         want = [model(input_ids=one[None].to(device)).logits[0] for one in ids]
         theirs = torch.cat(want).float()
         near = 1e-4 if self.embedding.dtype == torch.float32 else 5e-2
@@ -134,13 +148,17 @@ class Decoder:
         """Everything a pass multiplies with, with an adapter or without. Merging takes a copy of
         what it adapts, and the time of a few hundred tokens."""
 
-        def make(block: Block) -> Linear:
-            return Linear(block, low, merge and low is not None)
+        def make(block: Block) -> Product:
+            return block.product(low, merge)
 
-        return Weights(
-            [(make(x.qkv), make(x.out), make(x.gate_up), make(x.down)) for x in self.layers],
-            make(self.head),
-        )
+        layers = [
+            kernels.Layer(
+                make(x.qkv), make(x.out), make(x.gate_up), make(x.down),
+                x.before, x.after, x.heads, self.eps,
+            )
+            for x in self.layers
+        ]  # fmt: skip
+        return Weights(layers, make(self.head))
 
     def angles(self, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin (positions, 1, D) for at least `longest` positions; the first half of sin is
@@ -154,28 +172,6 @@ class Decoder:
             self._angles = (cos[0, :, None].contiguous(), sin[:, None].contiguous())
         return self._angles
 
-    # One layer -------------------------------------------------------------------------------
-
-    def rotated(
-        self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Queries and keys (T, N + G, D), normalized where the model does so and rotated, and what
-        the norm's backward pass wants."""
-        both = self._queries_and_keys(qkv)
-        r = None
-        if layer.heads is not None:
-            both, r = layer.heads(both)
-        return (both * cos).addcmul_(both.roll(self.width // 2, -1), sin), r
-
-    def _queries_and_keys(self, qkv: Tensor) -> Tensor:
-        size = (self.heads + self.groups) * self.width
-        return qkv[:, :size].view(-1, self.heads + self.groups, self.width)
-
-    def values(self, qkv: Tensor) -> Tensor:
-        """(T, G, D)."""
-        size = (self.heads + self.groups) * self.width
-        return qkv[:, size:].view(-1, self.groups, self.width)
-
     # Passes ----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -185,7 +181,6 @@ class Decoder:
         ids: Tensor,
         packing: Packing,
         keep: list[Any] | None = None,
-        cache: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """The last hidden states (T, H), normalized, of packed tokens (T,).
 
@@ -194,89 +189,68 @@ class Decoder:
             ids: token ids, end to end.
             packing: where each sequence begins, and its positions.
             keep: filled with what `backward` needs.
-            cache: filled with each layer's keys and values, (T, G, D) each.
         """
-        attended: list[Any] = []
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            mine: list[Any] | None = None if keep is None else []
-            attended.append(mine)
-            if cache is not None:
-                cache.append((k, v))
-            return packing.attend(q, k, v, self.scale, mine)
-
-        x = self._run(weights, ids, packing.positions, packing.longest, attend, keep)
-        if keep is not None:
-            for index, mine in enumerate(attended):
-                keep[index] += (mine,)
-        return x
-
-    @torch.no_grad()
-    def step(
-        self, weights: Weights, ids: Tensor, positions: Tensor, longest: int, attend: Attend
-    ) -> Tensor:
-        """The last hidden states (R, H), normalized, of one token (R,) of each of R sequences at
-        its position, below `longest`. `attend` is called once a layer, in their order, with
-        queries (R, N, D) and the token's keys and values (R, G, D), and gives (R, N, D)."""
-        return self._run(weights, ids, positions, longest, attend, None)
-
-    def _run(
-        self,
-        weights: Weights,
-        ids: Tensor,
-        positions: Tensor,
-        longest: int,
-        attend: Attend,
-        keep: list[Any] | None,
-    ) -> Tensor:
-        cos, sin = (table[positions] for table in self.angles(longest))
+        cos, sin = self.rotation(packing)
         x = F.embedding(ids, self.embedding)
-        for layer, part in zip(self.layers, weights.layers, strict=True):
-            n1, r1 = layer.before(x)
-            qkv = part[0](n1)
-            both, r_heads = self.rotated(layer, qkv, cos, sin)
-            values = self.values(qkv)
-            mixed = attend(both[:, : self.heads], both[:, self.heads :], values).flatten(1)
-            middle = part[1](mixed).add_(x)
-            n2, r2 = layer.after(middle)
-            gate_up = part[2](n2)
-            gate, up = gate_up.chunk(2, dim=-1)
-            lit = F.silu(gate)
-            inner = lit * up if keep is not None else lit.mul_(up)
-            if keep is not None:
-                keep.append((x, n1, r1, qkv, r_heads, mixed, middle, n2, r2, gate_up, lit, inner))
-            x = part[3](inner).add_(middle)
-        last, r = self.norm(x)
+        for layer in weights.layers:
+            before = _before(x, layer, cos, sin, self.groups)
+            attended: list[Any] | None = None if keep is None else []
+            mixed = self._attend(before, packing, attended)
+            if keep is None:
+                x = _after(x, mixed, layer)
+            else:
+                x, kept = _after_kept(x, mixed, layer, before)
+                keep.append((kept, attended))
+        last, r = _norm(x, self.norm, self.eps)
         if keep is not None:
             keep.append((x, r))
         return last
+
+    @torch.no_grad()
+    def prefill(
+        self, weights: Weights, ids: Tensor, packing: Packing
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The hidden states of each sequence's last token (S, H), normalized, and every layer's
+        keys and values, (T, G, D) each."""
+        cos, sin = self.rotation(packing)
+        x = F.embedding(ids, self.embedding)
+        ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
+        cache = []
+        for index, layer in enumerate(weights.layers):
+            before = _before(x, layer, cos, sin, self.groups)
+            cache.append((before[4][:, self.heads :], self._values(before[2])))
+            mixed = self._attend(before, packing, None)
+            if index == len(weights.layers) - 1:  # nothing reads what the others come to
+                x, mixed = x[ends], mixed[ends]
+            x = _after(x, mixed, layer)
+        return _norm(x, self.norm, self.eps)[0], cache
+
+    def rotation(self, packing: Packing) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's position, (T, 1, D)."""
+        cos, sin = self.angles(packing.longest)
+        return cos[packing.positions], sin[packing.positions]
+
+    def _values(self, qkv: Tensor) -> Tensor:
+        return qkv[:, -self.groups * self.width :].view(-1, self.groups, self.width)
+
+    def _attend(self, before: Any, packing: Packing, keep: list[Any] | None) -> Tensor:
+        qkv, both = before[2], before[4]
+        q, k = both[:, : self.heads], both[:, self.heads :]
+        return packing.attend(q, k, self._values(qkv), self.scale, keep).flatten(1)
 
     def backward(
         self, weights: Weights, kept: list[Any], dy: Tensor, packing: Packing, grads: Grads
     ) -> None:
         """Add the adapter's gradients to `grads`, given d loss / d the last hidden states (T, H).
         Empties `kept`; overwrites dy."""
-        cos, sin = (table[packing.positions] for table in self.angles(packing.longest))
+        cos, sin = self.rotation(packing)
         last, r = kept.pop()
-        dx = self.norm.backward(last, r, dy)
-        for layer, part in zip(reversed(self.layers), reversed(weights.layers), strict=True):
-            x, n1, r1, qkv, r_heads, mixed, middle, n2, r2, gate_up, lit, inner, attended = (
-                kept.pop()
-            )
-            first = not kept
-            d_inner = part[3].backward(inner, dx, grads)
-            d_n2 = part[2].backward(n2, swiglu_backward(d_inner, gate_up, lit), grads)
-            dx += layer.after.backward(middle, r2, d_n2)
-            d_mixed = part[1].backward(mixed, dx, grads)
-            assert d_mixed is not None
+        dx = _norm_backward(last, self.norm, r, dy)
+        for blocks, layer in zip(reversed(self.layers), reversed(weights.layers), strict=True):
+            mine, attended = kept.pop()
+            its = [block.grads(grads) for block in blocks.linear]
+            dx, d_mixed = _after_backward(dx, layer, mine, its)
             d_both, d_values = packing.attend_backward(
                 attended, d_mixed.view(-1, self.heads, self.width)
             )
-            # The transposed rotation, in the place of the rotation.
-            d_both = (d_both * cos).add_((d_both * sin).roll(self.width // 2, -1))
-            if layer.heads is not None:
-                d_both = layer.heads.backward(self._queries_and_keys(qkv), r_heads, d_both)
-            d_qkv = torch.cat([d_both.flatten(1), d_values.flatten(1)], dim=1)
-            d_n1 = part[0].backward(n1, d_qkv, grads, need_dx=not first)
-            if d_n1 is not None:
-                dx += layer.before.backward(x, r1, d_n1)
+            dx = _before_backward(dx, d_both, d_values, layer, mine, cos, sin, its, not kept)

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from posttrain_recipes.engine import decoding, kernels
 from posttrain_recipes.engine.backend import BaseModel
 from posttrain_recipes.engine.decoder import Decoder, Weights
+from posttrain_recipes.engine.kernels import product
 from posttrain_recipes.engine.packing import Packing
 from posttrain_recipes.engine.rows import Row, choose
 
+_step = kernels.compiled(decoding.step)
 STRIDE = 8  # tokens that lanes run before anybody may join or leave
 SMALL = 1 << 24  # parameters: fewer are read from a core's cache, so that each may have its lane
 LANE_ROWS = 4  # rows that make a lane worth having
@@ -127,11 +130,9 @@ def _prefill(
     base: BaseModel, decoder: Decoder, weights: Weights, prompts: Sequence[NDArray[np.int64]]
 ) -> list[Prompt]:
     packing = Packing([ids.size for ids in prompts], base.device)
-    cache: list[tuple[Tensor, Tensor]] = []
     ids = torch.from_numpy(np.concatenate(prompts)).to(base.device)
-    hidden = decoder.forward(weights, ids, packing, cache=cache)
-    last = torch.from_numpy(packing.starts[1:] - 1).to(base.device)
-    logits = weights.head(hidden[last]).float()
+    hidden, cache = decoder.prefill(weights, ids, packing)
+    logits = product(hidden, weights.head).float()
     out = []
     for index, prompt in enumerate(prompts):
         mine = slice(int(packing.starts[index]), int(packing.starts[index + 1]))
@@ -240,89 +241,30 @@ class Lane:
 
     def _step(self) -> None:
         """Read every row's last token: what may follow is then in `logits`."""
-        device, room = self.base.device, self.keys[0].shape[2]
+        decoder, device, room = self.decoder, self.base.device, self.keys[0].shape[2]
         at = np.minimum(self.own, room - 1)  # a row that has ended may write no further
-        positions = at + self.before
         width = int(at.max()) + 1
-        even = int(at.min()) + 1 == width
-        where = torch.from_numpy(at).to(device)
-        mask = None
-        if not even:
-            reached = torch.arange(width, device=device) > where[:, None]
-            mask = reached[:, None, None]
-        attention = _Attention(self, where, width, even, mask)
-        ids = torch.tensor([row.tokens[-1] for row in self.rows], device=device)
-        hidden = self.decoder.step(
-            self.weights,
-            ids,
-            torch.from_numpy(positions).to(device),
-            int(positions.max()) + 1,
-            attention,
+        place = decoding.Place(
+            torch.from_numpy(at).to(device),
+            width,
+            int(at.min()) + 1 == width,
+            [group.rows for group in self.groups],
+            [group.prompt.size if group.prompt else 0 for group in self.groups],
         )
-        self.logits = self.weights.head(hidden).float()
+        positions = at + self.before
+        cos, sin = decoder.angles(int(positions.max()) + 1)
+        positions = torch.from_numpy(positions).to(device)
+        ids = torch.tensor([row.tokens[-1] for row in self.rows], device=device)
+        shared = [
+            tensor
+            for layer in range(len(self.keys))
+            for group in self.groups
+            if group.prompt is not None
+            for tensor in (group.prompt.keys[layer], group.prompt.values[layer])
+        ]
+        self.logits = _step(
+            F.embedding(ids, decoder.embedding), cos[positions], sin[positions],
+            self.weights.layers, decoder.norm, self.weights.head, decoder.scale,
+            self.keys, self.values, place, shared,
+        )  # fmt: skip
         self.own = self.own + 1
-
-
-class _Attention:
-    """Attention of one token a row, layer after layer."""
-
-    def __init__(
-        self, lane: Lane, where: Tensor, width: int, even: bool, mask: Tensor | None
-    ) -> None:
-        self.lane, self.where, self.width, self.even, self.mask = lane, where, width, even, mask
-        self.layer = -1
-        self.rows = torch.arange(len(lane.rows), device=where.device)
-        self.most = max((g.prompt.size for g in lane.groups if g.prompt), default=0)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (R, N, D), k and v (R, G, D) of the new token; gives (R, N, D)."""
-        self.layer += 1
-        lane, rows = self.lane, q.shape[0]
-        keys, values = lane.keys[self.layer], lane.values[self.layer]
-        if self.even:
-            keys[:, :, self.width - 1] = k
-            values[:, :, self.width - 1] = v
-        else:
-            keys[self.rows, :, self.where] = k
-            values[self.rows, :, self.where] = v
-        keys, values = keys[:, :, : self.width], values[:, :, : self.width]
-        query = (q * lane.decoder.scale).view(rows, k.shape[1], -1, q.shape[2])
-        scores = query @ keys.transpose(-1, -2)  # (R, G, h, L)
-        if self.mask is not None:
-            scores.masked_fill_(self.mask, float("-inf"))
-        if not self.most:
-            return (self._softmax(scores) @ values).view(q.shape)
-        scores = torch.cat([self._of_prompts(query), scores], dim=-1)
-        shares = self._softmax(scores)
-        out = shares[..., self.most :] @ values
-        self._add_prompts(shares, out)
-        return out.view(q.shape)
-
-    def _softmax(self, scores: Tensor) -> Tensor:
-        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-
-    def _of_prompts(self, query: Tensor) -> Tensor:
-        """Scores with the shared prompts (R, G, h, longest prompt), -inf past each one's end."""
-        parts, start = [], 0
-        for group in self.lane.groups:
-            mine = query[start : start + group.rows]
-            start += group.rows
-            if group.prompt is None:
-                parts.append(mine.new_full((*mine.shape[:-1], self.most), float("-inf")))
-                continue
-            # (G, rows * h, P): all the group's queries with one key head, in one product
-            joined = mine.transpose(0, 1).flatten(1, 2)
-            found = joined @ group.prompt.keys[self.layer].transpose(-1, -2)
-            found = found.unflatten(1, (group.rows, -1)).transpose(0, 1)
-            parts.append(F.pad(found, (0, self.most - group.prompt.size), value=float("-inf")))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _add_prompts(self, shares: Tensor, out: Tensor) -> None:
-        start = 0
-        for group in self.lane.groups:
-            stop = start + group.rows
-            if group.prompt is not None:
-                mine = shares[start:stop, ..., : group.prompt.size].transpose(0, 1).flatten(1, 2)
-                found = mine @ group.prompt.values[self.layer]
-                out[start:stop] += found.unflatten(1, (group.rows, -1)).transpose(0, 1)
-            start = stop

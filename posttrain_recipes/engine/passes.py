@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posttrain_recipes.engine import losses, objectives
+from posttrain_recipes.engine import kernels, losses, objectives
 from posttrain_recipes.engine.backend import BaseModel
 from posttrain_recipes.engine.decoder import Decoder, Weights
 from posttrain_recipes.engine.graphs import LossGraph
-from posttrain_recipes.engine.layers import Grads, Linear
+from posttrain_recipes.engine.kernels import Product
+from posttrain_recipes.engine.layers import Grads
 from posttrain_recipes.engine.lora import Adapter
 from posttrain_recipes.engine.objectives import Objective, columns
 from posttrain_recipes.engine.packing import Packing
@@ -205,7 +206,8 @@ def _pass(
         loss, metrics = objective.evaluate(leaf, batch)
         slope = torch.autograd.grad(loss, leaf)[0] if loss.requires_grad else None
     if slope is not None and grads is not None and kept is not None:
-        decoder.backward(weights, kept, head.backward(slope, grads), packing, grads)
+        dy = head.backward(slope, decoder.head.grads(grads))
+        decoder.backward(weights, kept, dy, packing, grads)
     return leaf.detach().cpu().numpy(), float(loss.detach()), metrics
 
 
@@ -214,14 +216,14 @@ class Head:
     most `rows` rows of logits at a time. Few enough are kept for the way back; more are computed
     again."""
 
-    def __init__(self, linear: Linear, hidden: Tensor, targets: Tensor, rows: int) -> None:
-        self.linear, self.hidden, self.targets = linear, hidden, targets
+    def __init__(self, by: Product, hidden: Tensor, targets: Tensor, rows: int) -> None:
+        self.by, self.hidden, self.targets = by, hidden, targets
         self.rows = rows
         self._kept: Tensor | None = None
 
     def _all(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of every token, (rows, V) float32."""
-        return torch.log_softmax(self.linear(hidden).float(), dim=-1)
+        return torch.log_softmax(kernels.product(hidden, self.by).float(), dim=-1)
 
     def forward(self, keep: bool) -> Tensor:
         """log p of the targets, (T, K)."""
@@ -232,7 +234,7 @@ class Head:
         parts = zip(self.hidden.split(self.rows), self.targets.split(self.rows), strict=True)
         return torch.cat([self._all(hidden).gather(-1, targets) for hidden, targets in parts])
 
-    def backward(self, slope: Tensor, grads: Grads) -> Tensor:
+    def backward(self, slope: Tensor, grads: list[Tensor]) -> Tensor:
         """d loss / d the hidden states, given that of the log-probabilities, (T, K). Rows of which
         nothing depends are left out: prompts, in most training."""
         active = (slope != 0).any(dim=-1).nonzero()[:, 0]
@@ -247,11 +249,9 @@ class Head:
         return out
 
     def _down(
-        self, hidden: Tensor, every: Tensor, targets: Tensor, slope: Tensor, grads: Grads
+        self, hidden: Tensor, every: Tensor, targets: Tensor, slope: Tensor, grads: list[Tensor]
     ) -> Tensor:
         # d logp_k / d logits = onehot(target_k) - softmax(logits), in the place of the latter's log
         d_logits = every.exp_().mul_(-slope.sum(dim=-1, keepdim=True))
         d_logits.scatter_add_(-1, targets, slope.to(d_logits.dtype))
-        dx = self.linear.backward(hidden, d_logits.to(hidden.dtype), grads)
-        assert dx is not None
-        return dx
+        return kernels.product_backward(hidden, d_logits.to(hidden.dtype), self.by, grads)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from posttrain_recipes.engine.backend import BaseModel
 from posttrain_recipes.engine.decoder import Weights
+from posttrain_recipes.engine.kernels import product
 from posttrain_recipes.engine.losses import token_logprobs
 from posttrain_recipes.engine.packing import Packing
 from posttrain_recipes.engine.wire import (
@@ -180,7 +181,7 @@ def _score(base: BaseModel, batch: Sequence[Ask], weights: Weights | None) -> No
     ids = torch.from_numpy(np.concatenate([ask.prompt for ask in batch])).to(base.device)
     hidden = base.decoder.forward(weights, ids, packing)
     for ask, mine in zip(batch, hidden.split([ask.prompt.size for ask in batch]), strict=True):
-        _fill(base, ask, weights.head(mine).float())
+        _fill(base, ask, product(mine, weights.head).float())
 
 
 def _fill(base: BaseModel, ask: Ask, logits: Tensor) -> None:
