@@ -35,6 +35,7 @@ from posttrain_recipes.engine.wire import (
 
 MAX_ROWS = 256  # sequences generated together
 CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of keys and values, padding included
+APART_S = 0.005  # between requests that are sent together, at most
 JOIN_EVERY = 8  # tokens between two times that a few requests may join; many join at once
 
 
@@ -45,6 +46,10 @@ class Feed(Protocol):
         """Requests for the same weights that have arrived since, with their tickets."""
         ...
 
+    def wait(self, seconds: float) -> bool:
+        """Whether something arrives within so many seconds. False where all is there."""
+        return False
+
     def answer(self, ticket: Any, result: SampleResult | RequestError) -> None:
         """Answer the request with this ticket."""
         ...
@@ -54,7 +59,7 @@ class Feed(Protocol):
         return ()
 
 
-class _List:
+class _List(Feed):
     """A feed of requests that are all there from the start."""
 
     def __init__(self, requests: Sequence[Sample]) -> None:
@@ -67,9 +72,6 @@ class _List:
 
     def answer(self, ticket: int, result: SampleResult | RequestError) -> None:
         self.results[ticket] = result
-
-    def dropped(self) -> Sequence[int]:
-        return ()
 
 
 def sample(
@@ -97,7 +99,7 @@ class _Loop:
 
     def run(self) -> None:
         since_join = 0
-        self._receive()
+        self._receive(self._together())
         while self.waiting or self.batch is not None:
             many = self.batch is None or 4 * len(self.waiting) >= len(self.batch.rows)
             if self.waiting and (many or since_join >= JOIN_EVERY):
@@ -108,15 +110,25 @@ class _Loop:
                 if not self.batch.rows:
                     self.batch = None
             since_join += 1 if self.weights is None else STRIDE
-            self._receive()
+            for ticket in self.feed.dropped():
+                self._drop(ticket)
+            self._receive(self.feed.take())
 
-    def _receive(self) -> None:
-        """Take new requests; answer those at fault, and those that one pass serves. Let cancelled
-        ones go."""
-        for ticket in self.feed.dropped():
-            self._drop(ticket)
+    def _together(self) -> list[tuple[Any, Sample]]:
+        """The first requests. Those that a client sends together come one by one, and are worth a
+        few milliseconds' wait: one pass reads their prompts."""
+        taken = list(self.feed.take())
+        while len(taken) < MAX_ROWS and self.feed.wait(APART_S):
+            more = self.feed.take()
+            if not more:
+                break
+            taken += more
+        return taken
+
+    def _receive(self, taken: Sequence[tuple[Any, Sample]]) -> None:
+        """Make requests ready; answer those at fault, and those that one pass serves."""
         jobs = []
-        for ticket, request in self.feed.take():
+        for ticket, request in taken:
             try:
                 jobs.append(Job(ready(self.base, request, ticket)))
             except RequestError as error:

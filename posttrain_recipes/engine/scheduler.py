@@ -84,6 +84,10 @@ class Feed:
         self._open += new
         return [(job, job.batch.item) for job in new if job.batch is not None]
 
+    def wait(self, seconds: float) -> bool:
+        """Whether something comes to wait for the worker within so many seconds."""
+        return self._scheduler._wait(seconds)
+
     def dropped(self) -> list[Any]:
         """The tickets of requests given that were cancelled since, which need no answer."""
         gone = [job for job in self._open if job.pending.cancelled]

@@ -180,6 +180,36 @@ def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) 
             )
 
 
+class OneByOne(Trickle):
+    """Gives one request at a time, the next a moment later."""
+
+    def __init__(self, requests: list[Sample]) -> None:
+        super().__init__(requests, slowly=False)
+
+    def wait(self, seconds: float) -> bool:
+        assert 0 < seconds < 0.1
+        return bool(self.left)
+
+
+def test_requests_that_are_sent_together_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseModel("test", str(build(tmp_path)), torch.device("cpu"))
+    joined: list[int] = []
+    join = lanes.Lanes.join
+    monkeypatch.setattr(
+        lanes.Lanes, "join", lambda self, rows: (joined.append(len(rows)), join(self, rows))[1]
+    )
+    asks = [ask(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
+    feed = OneByOne(asks)
+    with torch.no_grad():
+        serve(base, None, feed)
+    assert joined == [6]
+    for index, request in enumerate(asks):
+        (alone,) = run(base, None, request)
+        assert tokens(feed.results[index]) == tokens(alone)
+
+
 class Cancelling(Feed):
     """Gives all requests at once, and cancels some of them when it is asked again."""
 

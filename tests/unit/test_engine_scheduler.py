@@ -126,6 +126,30 @@ def test_waiting_samples_of_the_same_weights_run_as_one_batch() -> None:
     assert batches == [[0, 1, 2, 4], [10, 12]]
 
 
+def test_a_batch_may_wait_for_what_comes_next() -> None:
+    seen: list[Any] = []
+
+    async def scenario(scheduler: Scheduler) -> None:
+        waiting = threading.Event()
+
+        def work(feed: Feed) -> None:
+            taken = feed.take()
+            seen.append(feed.wait(0.0))
+            waiting.set()
+            seen.append(feed.wait(WAIT_S))
+            taken += feed.take()
+            for ticket, n in taken:
+                feed.answer(ticket, {"n": n})
+
+        first = scheduler.submit_batched(1, Batch("w", 1, work), {})
+        await asyncio.to_thread(waiting.wait, WAIT_S)
+        second = scheduler.submit_batched(2, Batch("w", 2, work), {})
+        assert [await answer(scheduler, p) for p in (first, second)] == [{"n": 1}, {"n": 2}]
+
+    run(scenario)
+    assert seen == [False, True]
+
+
 def test_a_batch_that_fails_fails_its_requests_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(scheduler: Scheduler) -> None:
         def work(feed: Feed) -> None:
