@@ -1,5 +1,5 @@
 """Sampling through the SDK and the embedded engine, beside transformers' `generate`: 64 samples of
-64 tokens, as one request or as 64, and a group of 16 on a prompt of 500 tokens.
+64 tokens, as one request or as 64; on prompts of 500 tokens, a group of 16 and 64 that begin alike.
 
     python benchmarks/sampling.py --model tiny
 """
@@ -77,6 +77,25 @@ def compare(path: str, args: argparse.Namespace) -> None:
             args.repeats,
         )
         common.report(f"{args.model}: a prompt of 500 tokens", timed, 1, "requests/s")
+        ends = rng.integers(3, model.config.vocab_size, (64, 8))
+        apart = rng.integers(3, model.config.vocab_size, (64, 508))
+
+        def answer(texts: list[np.ndarray]) -> None:
+            futures = [
+                sampler.sample(tinker.ModelInput.from_ints(text.tolist()), 1, once)
+                for text in texts
+            ]
+            for future in futures:
+                future.result()
+
+        timed = common.interleave(
+            {
+                "500 of 508 tokens in common": lambda: answer([np.r_[long, end] for end in ends]),
+                "none in common": lambda: answer(list(apart)),
+            },
+            args.repeats,
+        )
+        common.report(f"{args.model}: first tokens of 64 prompts", timed, 64, "requests/s")
 
 
 if __name__ == "__main__":

@@ -208,35 +208,46 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(
-        self, weights: Weights, ids: Tensor, packing: Packing
+        self,
+        weights: Weights,
+        ids: Tensor,
+        packing: Packing,
+        start: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The hidden states of each sequence's last token (S, H), normalized, and every layer's
-        keys and values, (T, G, D) each."""
-        cos, sin = self.rotation(packing)
+        keys and values, (T, G, D) each. `start` are those, (G, P, D), of what all begin with, if
+        that has been read before."""
+        cos, sin = self.rotation(packing, start[0][0].shape[1] if start else 0)
         x = F.embedding(ids, self.embedding)
         ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
         cache = []
         for index, layer in enumerate(weights.layers):
             before = _before(x, layer, cos, sin, self.groups)
             cache.append((before[4][:, self.heads :], self._values(before[2])))
-            mixed = self._attend(before, packing, None)
+            mixed = self._attend(before, packing, None, start[index] if start else None)
             if index == len(weights.layers) - 1:  # nothing reads what the others come to
                 x, mixed = x[ends], mixed[ends]
             x = _after(x, mixed, layer)
         return _norm(x, self.norm, self.eps)[0], cache
 
-    def rotation(self, packing: Packing) -> tuple[Tensor, Tensor]:
-        """cos and sin of every token's position, (T, 1, D)."""
-        cos, sin = self.angles(packing.longest)
-        return cos[packing.positions], sin[packing.positions]
+    def rotation(self, packing: Packing, start: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's position, (T, 1, D), after `start` others."""
+        cos, sin = self.angles(start + packing.longest)
+        return cos[start + packing.positions], sin[start + packing.positions]
 
     def _values(self, qkv: Tensor) -> Tensor:
         return qkv[:, -self.groups * self.width :].view(-1, self.groups, self.width)
 
-    def _attend(self, before: Any, packing: Packing, keep: list[Any] | None) -> Tensor:
+    def _attend(
+        self,
+        before: Any,
+        packing: Packing,
+        keep: list[Any] | None,
+        start: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         qkv, both = before[2], before[4]
         q, k = both[:, : self.heads], both[:, self.heads :]
-        return packing.attend(q, k, self._values(qkv), self.scale, keep).flatten(1)
+        return packing.attend(q, k, self._values(qkv), self.scale, keep, start).flatten(1)
 
     def backward(
         self, weights: Weights, kept: list[Any], dy: Tensor, packing: Packing, grads: Grads

@@ -1,54 +1,42 @@
 """Generation with the engine's own decoder: rows in lanes, one lane a core.
 
 A lane keeps the keys and values of its rows in buffers that are as long as their rows may become:
-nothing is copied when a token comes. Rows that continue one prompt share its keys and values, and
-read them together, as one product; a prompt is prefilled once however many rows and requests
-continue it. Lanes run a few tokens without looking at one another.
+nothing is copied when a token comes. Rows that continue one prompt, or prompts that begin alike,
+share its keys and values, and read them together, as one product. Lanes run a few tokens without
+looking at one another.
 
 Shapes: R rows, G key heads, h query heads a key head, D head width, P prompt, L own tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from posttrain_recipes.engine import decoding, kernels
 from posttrain_recipes.engine.backend import BaseModel
-from posttrain_recipes.engine.decoder import Decoder, Weights
-from posttrain_recipes.engine.kernels import product
-from posttrain_recipes.engine.packing import Packing
+from posttrain_recipes.engine.decoder import Weights
+from posttrain_recipes.engine.prompts import SHARED_ROWS, Prompt, Prompts, Text
 from posttrain_recipes.engine.rows import Row, choose
 
 _step = kernels.compiled(decoding.step)
 STRIDE = 8  # tokens that lanes run before anybody may join or leave
 SMALL = 1 << 24  # parameters: fewer are read from a core's cache, so that each may have its lane
 LANE_ROWS = 4  # rows that make a lane worth having
-SHARED_ROWS = 4  # rows of one prompt that read its keys and values together
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt that has been read: each layer's keys and values (G, P, D), and the logits (V,) of
-    what follows it."""
-
-    size: int
-    keys: list[Tensor]
-    values: list[Tensor]
-    logits: Tensor
 
 
 @dataclass
 class Group:
-    """Neighbouring rows of a lane; `prompt` is None where they hold their own."""
+    """Neighbouring rows of a lane, and the text that they continue together: a whole prompt, or
+    what theirs begin with. None where each holds all of its own."""
 
-    prompt: Prompt | None
+    text: Text | None
     rows: int
 
 
@@ -60,7 +48,7 @@ class Lanes:
     def __init__(self, base: BaseModel, weights: Weights) -> None:
         self.base, self.weights = base, weights
         self.lanes: list[Lane] = []
-        self._prompts: dict[bytes, Prompt] = {}
+        self._prompts = Prompts(base, weights)
         self._small = base.parameters <= SMALL and base.kind == "cpu"
 
     @property
@@ -70,7 +58,9 @@ class Lanes:
 
     def join(self, rows: Sequence[Row]) -> None:
         """Have more rows join."""
-        self._read(rows)
+        prompts = self._prompts
+        prompts.read([row.ask.prompt for row in rows], [row.ask.prompt for row in self.rows])
+        rows = sorted(rows, key=lambda row: id(prompts[row.ask.prompt].start))  # neighbours
         wanted = len(rows) + len(self.rows)
         most = self.base.threads if self._small else 1
         while len(self.lanes) < max(1, min(most, wanted // LANE_ROWS)):
@@ -81,31 +71,8 @@ class Lanes:
             stop = min(len(rows), start + max(0, share - len(lane.rows)))
             if stop > start:
                 part = rows[start:stop]
-                lane.join(part, [self._prompts[row.ask.prompt.tobytes()] for row in part])
+                lane.join(part, [prompts[row.ask.prompt] for row in part])
             start = stop
-
-    def _read(self, rows: Sequence[Row]) -> None:
-        """Prefill the prompts that are not known yet, and forget those nobody continues."""
-        decoder = self.base.decoder
-        assert decoder is not None
-        used = {row.ask.prompt.tobytes() for row in [*rows, *self.rows]}
-        self._prompts = {key: prompt for key, prompt in self._prompts.items() if key in used}
-        new = {row.ask.prompt.tobytes(): row.ask.prompt for row in rows}
-        todo = [(key, ids) for key, ids in new.items() if key not in self._prompts]
-        if not todo:
-            return
-        shares = self.base.shares([ids.size for _, ids in todo])
-
-        def read(which: int) -> list[tuple[int, Prompt]]:
-            found: list[tuple[int, Prompt]] = []
-            for chosen in shares[which]:
-                prompts = _prefill(self.base, decoder, self.weights, [todo[i][1] for i in chosen])
-                found += zip(chosen, prompts, strict=True)
-            return found
-
-        for found in self.base.each(read, len(shares)):
-            for index, prompt in found:
-                self._prompts[todo[index][0]] = prompt
 
     def step(self) -> list[Row]:
         """Give every row its next few tokens. Returns the rows that ended."""
@@ -125,21 +92,18 @@ class Lanes:
         return ended
 
 
-@torch.no_grad()
-def _prefill(
-    base: BaseModel, decoder: Decoder, weights: Weights, prompts: Sequence[NDArray[np.int64]]
-) -> list[Prompt]:
-    packing = Packing([ids.size for ids in prompts], base.device)
-    ids = torch.from_numpy(np.concatenate(prompts)).to(base.device)
-    hidden, cache = decoder.prefill(weights, ids, packing)
-    logits = product(hidden, weights.head).float()
-    out = []
-    for index, prompt in enumerate(prompts):
-        mine = slice(int(packing.starts[index]), int(packing.starts[index + 1]))
-        keys, values = (
-            [pair[side][mine].transpose(0, 1).contiguous() for pair in cache] for side in (0, 1)
-        )
-        out.append(Prompt(prompt.size, keys, values, logits[index]))
+def grouped(prompts: Sequence[Prompt]) -> list[Group]:
+    """Neighbouring rows by what they continue together: their prompt, if enough of them have the
+    same, else what it begins with."""
+    out: list[Group] = []
+    for _, same in itertools.groupby(prompts, key=id):
+        prompt, *others = same
+        count = 1 + len(others)
+        text = prompt.whole if count >= SHARED_ROWS else prompt.start
+        if out and out[-1].text is text:
+            out[-1].rows += count
+        else:
+            out.append(Group(text, count))
     return out
 
 
@@ -161,27 +125,17 @@ class Lane:
     def join(self, rows: Sequence[Row], prompts: Sequence[Prompt]) -> None:
         """Add rows, each with its prompt."""
         self._shed(0.0)
-        groups: list[Group] = []
-        own, before = [], []
-        start = 0
-        while start < len(rows):
-            stop = start + 1
-            while stop < len(rows) and prompts[stop] is prompts[start]:
-                stop += 1
-            count, prompt = stop - start, prompts[start]
-            shared = count >= SHARED_ROWS
-            groups.append(Group(prompt if shared else None, count))
-            own += [0 if shared else prompt.size] * count
-            before += [prompt.size if shared else 0] * count
-            start = stop
+        groups = grouped(prompts)
+        before = [g.text.size if g.text else 0 for g in groups for _ in range(g.rows)]
+        own = [prompt.size - size for prompt, size in zip(prompts, before, strict=True)]
         room = max(size + row.ask.max_new for size, row in zip(own, rows, strict=True))
         held = len(self.rows)
         self._make_room(held + len(rows), room)
         for index, (size, prompt) in enumerate(zip(own, prompts, strict=True), held):
-            if size:
+            if size:  # all but what it begins with
                 for layer in range(len(self.keys)):
-                    self.keys[layer][index, :, :size] = prompt.keys[layer]
-                    self.values[layer][index, :, :size] = prompt.values[layer]
+                    self.keys[layer][index, :, :size] = prompt.rest.keys[layer]
+                    self.values[layer][index, :, :size] = prompt.rest.values[layer]
         logits = torch.stack([prompt.logits for prompt in prompts])
         self.logits = torch.cat([self.logits, logits]) if held else logits
         self.own = np.concatenate([self.own, own]).astype(np.int64)
@@ -249,7 +203,7 @@ class Lane:
             width,
             int(at.min()) + 1 == width,
             [group.rows for group in self.groups],
-            [group.prompt.size if group.prompt else 0 for group in self.groups],
+            [group.text.size if group.text else 0 for group in self.groups],
         )
         positions = at + self.before
         cos, sin = decoder.angles(int(positions.max()) + 1)
@@ -259,8 +213,8 @@ class Lane:
             tensor
             for layer in range(len(self.keys))
             for group in self.groups
-            if group.prompt is not None
-            for tensor in (group.prompt.keys[layer], group.prompt.values[layer])
+            if group.text is not None
+            for tensor in (group.text.keys[layer], group.text.values[layer])
         ]
         self.logits = _step(
             F.embedding(ids, decoder.embedding), cos[positions], sin[positions],

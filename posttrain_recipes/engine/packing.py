@@ -86,17 +86,24 @@ class Packing:
         return Bucket(rows, longest, 0, len(real), gather, where, tokens)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, keep: list[Any] | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        keep: list[Any] | None = None,
+        start: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Causal attention within each sequence: q (T, N, D), k and v (T, G, D); gives (T, N, D).
 
-        `keep` is filled with what `attend_backward` needs.
+        `keep` is filled with what `attend_backward` needs. `start` are keys and values (G, P, D) of
+        tokens that come before every sequence; there is no way back with them.
         """
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for bucket in self._buckets:
             parts = [bucket.side_by_side(x) for x in (q, k, v)]
             if keep is None:
-                bucket.put(_attention(parts, scale), out)
+                bucket.put(_attention(parts if start is None else _after(start, parts), scale), out)
                 continue
             with torch.enable_grad():
                 parts = [x.detach().requires_grad_() for x in parts]
@@ -121,7 +128,20 @@ class Packing:
         return d_both, d_values
 
 
+def _after(start: tuple[Tensor, Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Queries, keys and values (rows, heads, length, D) with those of `start` before each row's."""
+    q, *own = parts
+    pairs = zip(start, own, strict=True)
+    return [q, *(torch.cat([x.expand(q.shape[0], -1, -1, -1), y], dim=2) for x, y in pairs)]
+
+
 def _attention(parts: Sequence[Tensor], scale: float) -> Tensor:
     q, k, v = parts
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    new, all_of_them = q.shape[2], k.shape[2]
+    mask = None
+    if new < all_of_them:  # `is_causal` would align the first query with the first key
+        mask = q.new_ones(new, all_of_them, dtype=torch.bool).tril(all_of_them - new)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )

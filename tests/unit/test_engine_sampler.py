@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine import lanes
+from posttrain_recipes.engine import lanes, prompts
 from posttrain_recipes.engine.backend import BaseModel, new_adapter
 from posttrain_recipes.engine.generation import Feed, sample, serve
 from posttrain_recipes.engine.lora import Snapshot
@@ -241,18 +241,24 @@ def test_cancelled_requests_leave_and_the_others_go_on(
         assert tokens(feed.results[index]) == tokens(alone)
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each text has that is read from now on."""
+    read: list[int] = []
+    prefill = prompts.Prompts._prefill
+
+    def counted(self: Any, texts: Any, start: Any) -> Any:
+        read.extend(text.size for text in texts)
+        return prefill(self, texts, start)
+
+    monkeypatch.setattr(prompts.Prompts, "_prefill", counted)
+    return read
+
+
 def test_a_prompt_is_read_once_however_many_continue_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = BaseModel("test", str(build(tmp_path)), torch.device("cpu"))
-    read: list[int] = []
-    prefill = lanes._prefill
-
-    def counted(*args: Any) -> Any:
-        read.extend(prompt.size for prompt in args[-1])
-        return prefill(*args)
-
-    monkeypatch.setattr(lanes, "_prefill", counted)
+    read = noted(monkeypatch)
     long, short = ids(60, 1), ids(5, 2)
     asks = [ask(long, 16, seed=1, max_tokens=30), *(ask(short, seed=n) for n in range(6))]
     asks += [ask(ids(n, n), seed=n) for n in (4, 9)]
@@ -264,6 +270,59 @@ def test_a_prompt_is_read_once_however_many_continue_it(
             assert tokens(result, i) == sequence.tokens.tolist()
     (first,) = run(base, None, ask(long, 1, seed=1, max_tokens=30))  # not shared: its own buffers
     assert tokens(first) == tokens(together[0])
+
+
+def test_what_prompts_begin_with_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseModel("test", str(build(tmp_path)), torch.device("cpu"))
+    task, other = ids(50, 1), ids(40, 2)
+    texts = [[*task, *ids(n, n)] for n in (3, 8, 5, 5, 11)] + [[*other, *ids(6, 6)], ids(9, 9)]
+    asks = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]
+    asks.append(ask(texts[0], 6, seed=20, max_tokens=30))  # enough rows to share all of it
+    alone = [run(base, None, request)[0] for request in asks]
+    read = noted(monkeypatch)
+    together = run(base, None, *asks)
+    assert sorted(read) == [3, 5, 8, 9, 11, 46, 50]  # two of 5 are the same text
+    for mine, its in zip(together, alone, strict=True):
+        for i, sequence in enumerate(its.sequences):
+            assert tokens(mine, i) == sequence.tokens.tolist()
+            np.testing.assert_allclose(mine.sequences[i].logprobs, sequence.logprobs, atol=1e-4)
+    read.clear()
+    feed = Trickle([*asks[:5], ask([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False)
+    feed.left, later = feed.left[:5], feed.left[5:]
+    first = feed.take
+
+    def take() -> list[tuple[Any, Sample]]:  # five at once, the last when they are under way
+        if feed.calls == 0:
+            feed.calls, taken, feed.left = 1, feed.left, later
+            return taken
+        return first()
+
+    monkeypatch.setattr(feed, "take", take)
+    with torch.no_grad():
+        serve(base, None, feed)
+    assert sorted(read) == [3, 4, 5, 8, 11, 50]
+    (last,) = run(base, None, ask([*task, *ids(4, 4)], seed=3, max_tokens=4))
+    assert tokens(feed.results[5]) == tokens(last)
+
+
+@pytest.mark.parametrize(
+    ("texts", "groups"),
+    [
+        (["aaab", "aaac", "aaad", "aaae"], [(3, 4)]),
+        (["aaa", "aaab", "aaac", "aaad"], [(2, 4)]),  # something has to follow in each
+        (["aaab", "aaac", "aaad"], [(0, 3)]),  # too few
+        (["aaab", "aaac", "aaad", "aaae", "abbb", "abbc", "abbd", "abbe"], [(3, 4), (3, 4)]),
+        (["ab", "bc", "cd"], [(0, 1)] * 3),
+    ],
+)
+def test_texts_are_grouped_by_what_they_begin_with(
+    monkeypatch: pytest.MonkeyPatch, texts: list[str], groups: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(prompts, "SHARED_TOKENS", 2)
+    found = prompts.alike([np.array([ord(c) for c in text]) for text in reversed(texts)])
+    assert [(shared, len(group)) for shared, group in found] == groups
 
 
 def test_stops(base: BaseModel) -> None:
