@@ -87,12 +87,17 @@ class UserFunction:
         """The function or class itself.
 
         Raises:
-            UsageError: it is not there.
+            UsageError: it is not there, or its module cannot be imported.
         """
         if self.path is None:
             raise UsageError(f"there is no module '{self.module}'")
         beside = self.path == self.beside
-        module = _load(self.path) if beside else importlib.import_module(self.module)
+        try:
+            module = _load(self.path) if beside else importlib.import_module(self.module)
+        except Exception as error:  # the module is the user's, and may do anything
+            raise UsageError(
+                f"{self.path} cannot be imported", why=f"{type(error).__name__}: {error}"
+            ) from error
         function = getattr(module, self.name, None)
         if not callable(function):
             raise UsageError(f"{self.path} has no function '{self.name}'")

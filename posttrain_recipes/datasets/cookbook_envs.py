@@ -123,12 +123,16 @@ def made(
     """
     renderer = _renderer()
     handed = [renderer] if next(iter(signature(function).parameters), "") == "renderer" else []
-    found = _wait(_settled(function(*handed, **arguments)))
-    if isinstance(found, RLDatasetBuilder):
-        train, test = _wait(found())
-        found = train if split == "train" else test
-        if found is None:
-            raise UsageError("this RLDatasetBuilder builds no test dataset", hint="split: train")
+    try:
+        found = _wait(_settled(function(*handed, **arguments)))
+        if isinstance(found, RLDatasetBuilder):
+            found = _wait(found())[split == "test"]
+    except Exception as error:  # it is the user's, and may do anything
+        raise UsageError(
+            f"'{function.__name__}' makes no environments", why=f"{type(error).__name__}: {error}"
+        ) from error
+    if found is None:
+        raise UsageError(f"'{function.__name__}' makes no environments for 'split: {split}'")
     if isinstance(found, RLDataset):
         dataset = found
         found = (one for index in range(len(dataset)) for one in dataset.get_batch(index))

@@ -109,10 +109,11 @@ class Tools(Dataset):
             if self.config.format == "tag" and len(parameters(found)) != 1:
                 yield "tools", f"'{found.name}' has to take one text, or say 'format: json'"
 
-    def digest(self) -> str | None:
-        """A hash of each function's file, and of the prompts where it is known."""
-        parts = [self.data.digest(), *(function.digest() for function in self._functions)]
-        return None if None in parts else " ".join(map(str, parts))
+    def digest(self) -> str:
+        """Hashes of the prompts, of each function's file and of what the reward reads."""
+        found = [self.data.digest(), *(function.digest() for function in self._functions)]
+        found += [reward.digest() for reward in self.rewards.values()]
+        return " ".join(map(str, found))
 
     def load(self) -> Iterator[Record]:
         """One task for each prompt."""

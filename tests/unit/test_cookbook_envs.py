@@ -98,6 +98,10 @@ def nothing():
     return 3
 
 
+def fails():
+    raise LookupError("no such file")
+
+
 @tool
 async def add(a: int, b: int):
     '''Add two numbers.'''
@@ -193,6 +197,7 @@ def test_the_cookbooks_tools_are_called(beside: Path) -> None:
         ("cleans_up", {}, "CleansUp cleans up after a group"),
         ("begun", {}, "it returns Count objects"),
         ("nothing", {}, "it returns a int"),
+        ("fails", {}, "'fails' makes no environments"),
         ("pictures", {}, "a part of type 'image'; ptl reads text alone"),
     ],
 )
@@ -202,6 +207,13 @@ def test_what_cannot_be_played_is_refused(
     with pytest.raises(UsageError) as caught:
         episodes(beside, call, **given)
     assert told in caught.value.what
+
+
+def test_a_module_that_cannot_be_imported_is_named(beside: Path) -> None:
+    (beside / "mine.py").write_text("import no_such_module\n\n\ndef counts():\n    pass\n")
+    with pytest.raises(UsageError, match="mine.py cannot be imported") as caught:
+        episodes(beside, "counts")
+    assert caught.value.why == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
 def test_an_installed_recipe_is_played_by_name(tmp_path: Path) -> None:

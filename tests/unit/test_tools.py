@@ -189,6 +189,7 @@ stages:
         ('"mine:dbl"', "{use: exact_match}", "tools", "mine.py has no function 'dbl'"),
         ('"mine:double", "mine:double"', "{use: exact_match}", "tools", "two tools are called"),
         ('"mine:double"', "{use: judge}", "reward", "'judge' asks a model"),
+        ('"mine:double"', "{use: exact_match, extract: a}", "reward.extract", "must be one of"),
     ],
 )
 def test_faults_are_found_before_anything_runs(
@@ -213,6 +214,16 @@ def test_a_changed_tool_is_another_environment(project: Project) -> None:
     before = project.plan(recipe).fingerprint
     assert project.plan(recipe).fingerprint == before
     project.write("mine.py", MINE.replace("2 *", "3 *"))
+    assert project.plan(recipe).fingerprint != before
+
+
+def test_a_changed_reward_is_another_environment(project: Project) -> None:
+    project.write("mine.py", MINE)
+    project.write("judged.py", "def score(sample):\n    return 1\n")
+    reward = '{use: function, call: "judged:score"}'
+    recipe = RECIPE.replace("TOOL", '"mine:double"').replace("REWARD", reward)
+    before = project.plan(recipe).fingerprint
+    project.write("judged.py", "def score(sample):\n    return 2\n")
     assert project.plan(recipe).fingerprint != before
 
 
