@@ -12,6 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,16 @@ def engine(path: str) -> Iterator[tuple[object, object]]:
             tinker.ServiceClient(base_url=process.base_url, api_key=process.api_key) as service,
         ):
             yield process, service
+
+
+def computing(process) -> float:  # type: ignore[no-untyped-def]
+    """Seconds for which an engine has computed, by its metrics."""
+    request = urllib.request.Request(
+        f"{process.base_url}/metrics", headers={"X-API-Key": process.api_key}
+    )
+    with urllib.request.urlopen(request) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("ptl_work_seconds_sum"))
 
 
 def plain_model(path: str, rank: int = 32):  # type: ignore[no-untyped-def]

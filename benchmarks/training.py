@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ def fixed(path: str, args: argparse.Namespace) -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-    with common.engine(path) as (_, service):
+    with common.engine(path) as (process, service):
         client = service.create_lora_training_client("bench", rank=32, train_unembed=False).result()
         batch = [datum(row) for row in ids.tolist()]
         timed = common.interleave(
@@ -92,7 +93,11 @@ def fixed(path: str, args: argparse.Namespace) -> None:
             },
             args.repeats,
         )
+        start, before = time.perf_counter(), common.computing(process)
+        sdk_steps(client, [batch] * (4 * args.steps))
+        busy = (common.computing(process) - before) / (time.perf_counter() - start)
     common.report(f"{args.model}: 8 x 128 tokens a step", timed, args.steps, "steps/s")
+    print(f"  one step ahead, the engine waits for {1 - busy:.1%} of the time")
 
 
 def in_process(path: str, ids: np.ndarray, steps: int) -> Callable[[], None]:
