@@ -25,8 +25,9 @@ from posttrain_recipes.engine.wire import LoraConfig, RequestError
 
 # A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
 # this many of what the backward pass needs of its layers.
-LOGITS_BUDGET = {"cpu": 1 << 25, "cuda": 1 << 29}
-ACTIVATIONS_BUDGET = {"cpu": 1 << 27, "cuda": 1 << 33}
+LOGITS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 29}
+ACTIVATIONS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 33}
+MIN_PASS = 512  # tokens that a pass may have in any case: more are no faster on a CPU
 MERGE_LIMIT = 1 << 27  # adapters are merged up to this many base parameters: half a gigabyte
 T = TypeVar("T")
 MIN_SHARE = 64  # tokens worth a thread
@@ -160,9 +161,10 @@ class BaseModel:
         no more at a time than the memory budget allows, if a single sequence allows it."""
         config = self.model.config.get_text_config()
         wide = 8 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)
-        limit = ACTIVATIONS_BUDGET[self.kind] // self.threads // (wide * config.num_hidden_layers)
+        budget = ACTIVATIONS_BUDGET[self.kind] // self.threads
+        limit = max(MIN_PASS, budget // (wide * config.num_hidden_layers))
         threads = max(1, min(self.threads, len(sizes), sum(sizes) // MIN_SHARE))
-        rounds = -(-sum(sizes) // (threads * max(1, limit)))
+        rounds = -(-sum(sizes) // (threads * limit))
         bins: list[list[int]] = [[] for _ in range(threads * rounds)]
         loads = [0] * len(bins)
         for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
