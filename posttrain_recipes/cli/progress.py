@@ -176,7 +176,7 @@ class Lines(Reporter):
 def _told(metrics: Mapping[str, float]) -> str:
     """The number of a step that people look at first."""
     if "train/loss" in metrics:
-        return f"loss {metrics['train/loss']:.4f}"
+        return f"loss {metrics['train/loss']:z.4f}"
     return f"{metrics.get('data/kept', 0):,.0f} records"
 
 

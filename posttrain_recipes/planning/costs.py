@@ -203,9 +203,9 @@ def describe(estimate: Estimated, billed: bool) -> str:
     if estimate.unknown:
         whose = " and ".join(estimate.unknown)
         if estimate.tokens:
-            parts.append(f"{_hedged(estimate)} tokens, those of {whose} not known beforehand")
+            parts.append(f"{_hedged(estimate)} tokens, {whose} not counted")
         else:
-            parts.append(f"tokens of {whose} are not known beforehand")
+            parts.append(f"tokens of {whose} are not counted")
         return ", ".join(parts)
     parts.append(f"{_hedged(estimate)} tokens")
     if estimate.seconds is not None:

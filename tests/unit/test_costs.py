@@ -158,7 +158,7 @@ def test_what_nothing_is_known_of_is_named(project: Project, monkeypatch: Any) -
     sft = estimates(project)["sft"]
     assert sft is not None
     assert sft.unknown == ["training"]
-    assert "28 tokens, those of training not known beforehand" in costs.describe(sft, billed=True)
+    assert "28 tokens, training not counted" in costs.describe(sft, billed=True)
 
 
 def test_time_is_from_what_the_engine_did_before(project: Project) -> None:
