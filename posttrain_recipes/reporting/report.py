@@ -14,7 +14,7 @@ from posttrain_recipes.records import Estimate
 from posttrain_recipes.reporting.statistics import Paired
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
-SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "cut_off")
+SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off")
 """Metrics that are shares and read best in percent."""
 
 
