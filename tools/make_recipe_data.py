@@ -27,7 +27,9 @@ from families import (
     draw,
     draw_request,
     polite_reply,
+    split_of,
 )
+from families.sums import compute, sum_key
 
 Row = dict[str, Any]
 Keyed = tuple[str, Row]
@@ -49,6 +51,9 @@ SIZES = {
     "sums_held_out": 200,
     "kind_replies": 400,
     "everyday_held_out": 120,
+    "tool_calls": 240,
+    "calculations": 480,
+    "calculations_held_out": 200,
 }
 STARTER = {"train": ("chat", 400), "held_out": ("held_out", 64)}
 """For each of the starter's files, the recipes' file it is the beginning of, and how many lines."""
@@ -105,6 +110,54 @@ def preferences(split: Split, count: int) -> Callable[[random.Random], list[Keye
         return list(rows.values())
 
     return make
+
+
+def calculation(split: Split, signs: str, rng: random.Random) -> tuple[str, str, str, int]:
+    """Draw a sum beyond what was pretrained on: its key, a question, the expression, the answer."""
+    while True:
+        a, b, sign = rng.randint(100, 999), rng.randint(11, 99), rng.choice(signs)
+        if split_of(key := sum_key(a, sign, b)) == split:
+            break
+    spoken = {"+": "plus", "-": "minus", "*": "times"}[sign]
+    order = {"+": f"Add {a} and {b}.", "-": f"Subtract {b} from {a}.", "*": f"Multiply {a} by {b}."}
+    asked = (
+        f"{a} {sign} {b} =",
+        f"What is {a} {sign} {b}?",
+        order[sign],
+        f"How much is {a} {spoken} {b}?",
+        f"Calculate {a} {sign} {b}.",
+        f"Can you tell me what {a} {spoken} {b} is?",
+    )
+    return key, rng.choice(asked), f"{a} {sign} {b}", compute(a, sign, b)
+
+
+def calculations(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Products of large numbers with their answers."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        rows: dict[str, Keyed] = {}
+        while len(rows) < count:
+            key, question, _, answer = calculation(split, "*", rng)
+            rows.setdefault(question, (key, {"prompt": question, "answer": str(answer)}))
+        return list(rows.values())
+
+    return make
+
+
+def tool_calls(rng: random.Random) -> list[Keyed]:
+    """Conversations in which a product is handed to a calculator and its result is said again."""
+    rows: dict[str, Keyed] = {}
+    while len(rows) < SIZES["tool_calls"]:
+        key, question, expression, answer = calculation("recipe", "*", rng)
+        said = [
+            ("user", question),
+            ("assistant", f"<calculate>{expression}</calculate>"),
+            ("tool", str(answer)),
+            ("assistant", str(answer)),
+        ]
+        messages = [{"role": role, "content": text} for role, text in said]
+        rows[question] = key, {"messages": messages}
+    return list(rows.values())
 
 
 def word_problems(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
@@ -242,6 +295,9 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "everyday_held_out": requests("held_out", SIZES["everyday_held_out"]),
     "sums": sums("recipe", SIZES["sums"]),
     "sums_held_out": sums("held_out", SIZES["sums_held_out"]),
+    "tool_calls": tool_calls,
+    "calculations": calculations("recipe", SIZES["calculations"]),
+    "calculations_held_out": calculations("held_out", SIZES["calculations_held_out"]),
 }
 
 

@@ -27,6 +27,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """The function in TorchScript; as it is, and so slower, where that does not load."""
     try:
+        # On a GPU it would compile fused kernels anew for every few lengths.
+        torch._C._jit_set_texpr_fuser_enabled(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is deprecated, with nothing in its place
             made: Function = torch.jit.script(function)

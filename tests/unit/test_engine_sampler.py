@@ -276,6 +276,8 @@ def test_what_prompts_begin_with_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = BaseModel("test", str(build(tmp_path)), torch.device("cpu"))
+    base.threads = 2
+    monkeypatch.setattr(lanes, "LANE_ROWS", 3)  # two lanes
     task, other = ids(50, 1), ids(40, 2)
     texts = [[*task, *ids(n, n)] for n in (3, 8, 5, 5, 11)] + [[*other, *ids(6, 6)], ids(9, 9)]
     asks = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]

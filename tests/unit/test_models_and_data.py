@@ -22,7 +22,17 @@ import make_recipe_data  # noqa: E402
 from families.sums import sum_key  # noqa: E402
 from families.tone import CURT, POLITE  # noqa: E402
 
-TRAINING = ("chat", "preferences", "arithmetic", "sums", "thumbs", "formal", "kind_replies")
+TRAINING = (
+    "chat",
+    "preferences",
+    "arithmetic",
+    "sums",
+    "thumbs",
+    "formal",
+    "kind_replies",
+    "tool_calls",
+    "calculations",
+)
 HELD_OUT = (
     "held_out",
     "preferences_held_out",
@@ -31,6 +41,7 @@ HELD_OUT = (
     "everyday_held_out",
     "formal_held_out",
     "requests_held_out",
+    "calculations_held_out",
 )
 
 
