@@ -159,6 +159,9 @@ seeds. Written from `benchmarks/effects.json` by
 A claim is what the recipe says under `expect:`. It holds where every seed keeps that bound and
 moves by more than the spread, which is the largest minus the smallest value after training. Before
 is the mean over seeds.
+
+Two recipes compare and claim nothing: `curriculum` ([pass rates](methods/pass_rates.md)) and
+`compare_methods` ([four methods at one budget](methods/README.md#four-of-them-at-one-budget)).
 """
 COLUMNS = ("recipe", "measured", "claim", "before", "after, by seed", "spread", "holds")
 HEADER = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---|"
@@ -204,7 +207,7 @@ def write_pages(found: Mapping[str, Any]) -> None:
     _write(PAGE, "\n".join(parts))
     for path in sorted(PAGES.glob("*.md")):
         text = path.read_text(encoding="utf-8")
-        _write(path, fill(text, "effects", lambda name: table(found, [name])))
+        _write(path, fill(text, "effects", lambda names: table(found, names.split())))
 
 
 def _write(path: Path, text: str) -> None:

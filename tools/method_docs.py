@@ -4,7 +4,7 @@
 
 What stands between `<!-- options: NAME -->` and `<!-- end -->` is written by this script: the
 options that the method NAME has to itself (`gradient`: those of every method that takes optimizer
-steps over a data set). `<!-- effects: RECIPE -->` is filled by `benchmarks/effects.py`.
+steps over a data set). `<!-- effects: RECIPE ... -->` is filled by `benchmarks/effects.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from posttrain_recipes.training.grading import Endpoint, GradingConfig
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
 REWARDS = ROOT / "docs" / "rewards.md"
-_BLOCK = re.compile(r"(<!-- (\w+): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (\w+): ([\w -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, kind: str, table: Callable[[str], str | None]) -> str:
