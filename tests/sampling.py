@@ -1,0 +1,61 @@
+"""Requests for samples, and what they are asked of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrain_recipes.engine.backend import BaseModel, new_adapter
+from posttrain_recipes.engine.generation import sample
+from posttrain_recipes.engine.lora import Snapshot
+from posttrain_recipes.engine.wire import (
+    Chunk,
+    LoraConfig,
+    Prompt,
+    Sample,
+    SampleResult,
+    SamplingParams,
+)
+from tests.engine_model import build
+
+
+def model(folder: Path, kind: str = "decoder") -> BaseModel:
+    """A base model that generates by the engine's own decoder, or by transformers."""
+    base = BaseModel("test", str(build(folder)), torch.device("cpu"))
+    assert base.decoder is not None
+    if kind == "transformers":
+        base.decoder = None
+    return base
+
+
+def adapted(base: BaseModel) -> Snapshot:
+    """An adapter that says something."""
+    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(3))
+    adapter.flat.add_(0.05 * noise)
+    return adapter.snapshot()
+
+
+def ids(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, length).tolist()
+
+
+def ask(
+    prompt: list[int], n: int = 1, request: dict[str, Any] | None = None, **params: Any
+) -> Sample:
+    params = {"max_tokens": 12, "stop": [], **params}
+    chunks = [Chunk(tokens=prompt)]
+    return Sample("s", 0, Prompt(chunks), SamplingParams(**params), n, **(request or {}))
+
+
+def run(base: BaseModel, snapshot: Snapshot | None, *asks: Sample) -> list[SampleResult]:
+    results = sample(base, snapshot, asks)
+    assert all(isinstance(r, SampleResult) for r in results), results
+    return results  # type: ignore[return-value]
+
+
+def tokens(result: SampleResult, i: int = 0) -> list[int]:
+    return result.sequences[i].tokens.tolist()

@@ -1,0 +1,209 @@
+"""Requests that share a batch: they join, leave and are cancelled, and read alike prompts once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from posttrain_recipes.engine import lanes, prompts
+from posttrain_recipes.engine.backend import BaseModel
+from posttrain_recipes.engine.generation import Feed, serve
+from posttrain_recipes.engine.lora import Snapshot
+from posttrain_recipes.engine.wire import Sample
+from tests.sampling import adapted, ask, ids, model, run, tokens
+
+
+@pytest.fixture(scope="module", params=["decoder", "transformers"])
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BaseModel:
+    return model(tmp_path_factory.mktemp("model"), request.param)
+
+
+@pytest.fixture(scope="module")
+def snapshot(base: BaseModel) -> Snapshot:
+    return adapted(base)
+
+
+class Trickle(Feed):
+    """Gives one request at a time, a few tokens apart."""
+
+    def __init__(self, requests: list[Sample], slowly: bool) -> None:
+        self.left, self.calls, self.slowly = list(enumerate(requests)), 0, slowly
+        self.results: dict[int, Any] = {}
+        self.order: list[int] = []
+
+    def take(self) -> list[tuple[Any, Sample]]:
+        every = 3 if self.slowly else 1
+        due = self.calls % every == 0 and self.left
+        self.calls += 1
+        return [self.left.pop(0)] if due else []
+
+    def answer(self, ticket: Any, result: Any) -> None:
+        self.results[ticket] = result
+        self.order.append(ticket)
+
+
+def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) -> None:
+    lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
+    asks = [ask(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
+    feed = Trickle(asks, slowly=base.decoder is None)  # one that looks after every token
+    with torch.no_grad():
+        serve(base, snapshot, feed)
+    assert feed.order[0] == 1  # the short request was answered while the long ones went on
+    for index, request in enumerate(asks):
+        (alone,) = run(base, snapshot, request)
+        for i in range(2):
+            assert tokens(feed.results[index], i) == tokens(alone, i)
+            np.testing.assert_allclose(
+                feed.results[index].sequences[i].logprobs, alone.sequences[i].logprobs, atol=1e-4
+            )
+
+
+class OneByOne(Trickle):
+    """Gives one request at a time, the next a moment later."""
+
+    def __init__(self, requests: list[Sample]) -> None:
+        super().__init__(requests, slowly=False)
+
+    def wait(self, seconds: float) -> bool:
+        assert 0 < seconds < 0.1
+        return bool(self.left)
+
+
+def test_requests_that_are_sent_together_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model(tmp_path)
+    joined: list[int] = []
+    join = lanes.Lanes.join
+    monkeypatch.setattr(
+        lanes.Lanes, "join", lambda self, rows: (joined.append(len(rows)), join(self, rows))[1]
+    )
+    asks = [ask(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
+    feed = OneByOne(asks)
+    with torch.no_grad():
+        serve(base, None, feed)
+    assert joined == [6]
+    for index, request in enumerate(asks):
+        (alone,) = run(base, None, request)
+        assert tokens(feed.results[index]) == tokens(alone)
+
+
+class Cancelling(Feed):
+    """Gives all requests at once, and cancels some of them when it is asked again."""
+
+    def __init__(self, requests: list[Sample], cancelled: set[int]) -> None:
+        self.left, self.cancelled = list(enumerate(requests)), cancelled
+        self.results: dict[int, Any] = {}
+
+    def take(self) -> list[tuple[Any, Sample]]:
+        taken, self.left = self.left, []
+        return taken
+
+    def dropped(self) -> list[Any]:
+        return [] if self.left else sorted(self.cancelled - self.results.keys())
+
+    def answer(self, ticket: Any, result: Any) -> None:
+        self.results[ticket] = result
+
+
+@pytest.mark.parametrize("cancelled", [{0, 1, 2, 3}, {4, 5}, {0, 2, 4, 5, 6, 7}])
+def test_cancelled_requests_leave_and_the_others_go_on(
+    base: BaseModel, cancelled: set[int]
+) -> None:
+    asks = [ask(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
+    feed = Cancelling(asks, cancelled)
+    with torch.no_grad():
+        serve(base, None, feed)
+    for index in set(range(8)) - cancelled:
+        (alone,) = run(base, None, asks[index])
+        assert tokens(feed.results[index]) == tokens(alone)
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each text has that is read from now on."""
+    read: list[int] = []
+    prefill = prompts.Prompts._prefill
+
+    def counted(self: Any, texts: Any, start: Any) -> Any:
+        read.extend(text.size for text in texts)
+        return prefill(self, texts, start)
+
+    monkeypatch.setattr(prompts.Prompts, "_prefill", counted)
+    return read
+
+
+def test_a_prompt_is_read_once_however_many_continue_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model(tmp_path)
+    read = noted(monkeypatch)
+    long, short = ids(60, 1), ids(5, 2)
+    asks = [ask(long, 16, seed=1, max_tokens=30), *(ask(short, seed=n) for n in range(6))]
+    asks += [ask(ids(n, n), seed=n) for n in (4, 9)]
+    together = run(base, None, *asks)
+    assert sorted(read) == [4, 5, 9, 60]
+    for request, result in zip(asks, together, strict=True):
+        (alone,) = run(base, None, request)
+        for i, sequence in enumerate(alone.sequences):
+            assert tokens(result, i) == sequence.tokens.tolist()
+    (first,) = run(base, None, ask(long, 1, seed=1, max_tokens=30))  # not shared: its own buffers
+    assert tokens(first) == tokens(together[0])
+
+
+def test_what_prompts_begin_with_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model(tmp_path)
+    base.threads = 2
+    monkeypatch.setattr(lanes, "LANE_ROWS", 3)  # two lanes
+    task, other = ids(50, 1), ids(40, 2)
+    texts = [[*task, *ids(n, n)] for n in (3, 8, 5, 5, 11)] + [[*other, *ids(6, 6)], ids(9, 9)]
+    asks = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]
+    asks.append(ask(texts[0], 6, seed=20, max_tokens=30))  # enough rows to share all of it
+    alone = [run(base, None, request)[0] for request in asks]
+    read = noted(monkeypatch)
+    together = run(base, None, *asks)
+    assert sorted(read) == [3, 5, 8, 9, 11, 46, 50]  # two of 5 are the same text
+    for mine, its in zip(together, alone, strict=True):
+        for i, sequence in enumerate(its.sequences):
+            assert tokens(mine, i) == sequence.tokens.tolist()
+            np.testing.assert_allclose(mine.sequences[i].logprobs, sequence.logprobs, atol=1e-4)
+    read.clear()
+    feed = Trickle([*asks[:5], ask([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False)
+    feed.left, later = feed.left[:5], feed.left[5:]
+    first = feed.take
+
+    def take() -> list[tuple[Any, Sample]]:  # five at once, the last when they are under way
+        if feed.calls == 0:
+            feed.calls, taken, feed.left = 1, feed.left, later
+            return taken
+        return first()
+
+    monkeypatch.setattr(feed, "take", take)
+    with torch.no_grad():
+        serve(base, None, feed)
+    assert sorted(read) == [3, 4, 5, 8, 11, 50]
+    (last,) = run(base, None, ask([*task, *ids(4, 4)], seed=3, max_tokens=4))
+    assert tokens(feed.results[5]) == tokens(last)
+
+
+@pytest.mark.parametrize(
+    ("texts", "groups"),
+    [
+        (["aaab", "aaac", "aaad", "aaae"], [(3, 4)]),
+        (["aaa", "aaab", "aaac", "aaad"], [(2, 4)]),  # something has to follow in each
+        (["aaab", "aaac", "aaad"], [(0, 3)]),  # too few
+        (["aaab", "aaac", "aaad", "aaae", "abbb", "abbc", "abbd", "abbe"], [(3, 4), (3, 4)]),
+        (["ab", "bc", "cd"], [(0, 1)] * 3),
+    ],
+)
+def test_texts_are_grouped_by_what_they_begin_with(
+    monkeypatch: pytest.MonkeyPatch, texts: list[str], groups: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(prompts, "SHARED_TOKENS", 2)
+    found = prompts.alike([np.array([ord(c) for c in text]) for text in reversed(texts)])
+    assert [(shared, len(group)) for shared, group in found] == groups
