@@ -54,6 +54,8 @@ SIZES = {
     "tool_calls": 240,
     "calculations": 480,
     "calculations_held_out": 200,
+    "programs": 320,
+    "programs_held_out": 100,
 }
 STARTER = {"train": ("chat", 400), "held_out": ("held_out", 64)}
 """For each of the starter's files, the recipes' file it is the beginning of, and how many lines."""
@@ -158,6 +160,37 @@ def tool_calls(rng: random.Random) -> list[Keyed]:
         messages = [{"role": role, "content": text} for role, text in said]
         rows[question] = key, {"messages": messages}
     return list(rows.values())
+
+
+def programs(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Small functions in the form of MBPP: what to write, the code, and tests."""
+    forms = {
+        "+": ("adds {a} to a number and multiplies it by {b}", "(x + {a}) * {b}"),
+        "-": ("multiplies a number by {a} and subtracts {b}", "x * {a} - {b}"),
+        "*": ("multiplies a number by {a} and adds {b}", "x * {a} + {b}"),
+    }
+
+    def make(rng: random.Random) -> list[Keyed]:
+        rows: dict[str, Keyed] = {}
+        while len(rows) < count:
+            sign, a, b = rng.choice("+-*"), rng.randint(2, 99), rng.randint(2, 99)
+            if split_of(key := f"program:{sign}:{a}:{b}") != split:
+                continue
+            says, body = (text.format(a=a, b=b) for text in forms[sign])
+            tests = []
+            for x in rng.sample(range(1, 50), 3):
+                c = x + a if sign == "+" else x * a
+                y = {"+": c * b, "-": c - b, "*": c + b}[sign]
+                tests.append(f"assert f({x}) == {y}")
+            row = {
+                "text": f"Write a function f that {says}.",
+                "code": f"def f(x):\n    return {body}",
+                "test_list": tests,
+            }
+            rows[row["text"]] = key, row
+        return list(rows.values())
+
+    return make
 
 
 def word_problems(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
@@ -298,6 +331,8 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "tool_calls": tool_calls,
     "calculations": calculations("recipe", SIZES["calculations"]),
     "calculations_held_out": calculations("held_out", SIZES["calculations_held_out"]),
+    "programs": programs("recipe", SIZES["programs"]),
+    "programs_held_out": programs("held_out", SIZES["programs_held_out"]),
 }
 
 

@@ -32,6 +32,7 @@ TRAINING = (
     "kind_replies",
     "tool_calls",
     "calculations",
+    "programs",
 )
 HELD_OUT = (
     "held_out",
@@ -42,6 +43,7 @@ HELD_OUT = (
     "formal_held_out",
     "requests_held_out",
     "calculations_held_out",
+    "programs_held_out",
 )
 
 
@@ -53,9 +55,9 @@ def read(name: str) -> list[dict]:
 
 
 def prompt_of(row: dict) -> str:
-    return (
-        row["messages"][0]["content"] if "messages" in row else row.get("prompt") or row["question"]
-    )
+    if "messages" in row:
+        return str(row["messages"][0]["content"])
+    return str(next(row[name] for name in ("prompt", "question", "text") if name in row))
 
 
 @pytest.fixture(scope="module")
