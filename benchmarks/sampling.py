@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import common
@@ -50,10 +51,10 @@ def compare(path: str, args: argparse.Namespace) -> None:
         def one(ids: np.ndarray, count: int, most: tinker.SamplingParams = plan) -> None:
             sampler.sample(tinker.ModelInput.from_ints(ids.tolist()), count, most).result()
 
-        def many() -> None:
+        def each(texts: Sequence[np.ndarray], most: tinker.SamplingParams = plan) -> None:
             futures = [
-                sampler.sample(tinker.ModelInput.from_ints(row.tolist()), 1, plan)
-                for row in prompts
+                sampler.sample(tinker.ModelInput.from_ints(text.tolist()), 1, most)
+                for text in texts
             ]
             for future in futures:
                 future.result()
@@ -61,7 +62,7 @@ def compare(path: str, args: argparse.Namespace) -> None:
         timed = common.interleave(
             {
                 "engine, 1 request of 64": lambda: one(prompts[0], 64),
-                "engine, 64 requests of 1": many,
+                "engine, 64 requests of 1": lambda: each(prompts),
                 "generate, one prompt": lambda: generate(prompts[:1].repeat(64, 0)),
                 "generate, 64 prompts": lambda: generate(prompts),
             },
@@ -78,20 +79,13 @@ def compare(path: str, args: argparse.Namespace) -> None:
         )
         common.report(f"{args.model}: a prompt of 500 tokens", timed, 1, "requests/s")
         ends = rng.integers(3, model.config.vocab_size, (64, 8))
+        alike = [np.r_[long, end] for end in ends]
         apart = rng.integers(3, model.config.vocab_size, (64, 508))
-
-        def answer(texts: list[np.ndarray]) -> None:
-            futures = [
-                sampler.sample(tinker.ModelInput.from_ints(text.tolist()), 1, once)
-                for text in texts
-            ]
-            for future in futures:
-                future.result()
 
         timed = common.interleave(
             {
-                "500 of 508 tokens in common": lambda: answer([np.r_[long, end] for end in ends]),
-                "none in common": lambda: answer(list(apart)),
+                "500 of 508 tokens in common": lambda: each(alike, once),
+                "none in common": lambda: each(apart, once),
             },
             args.repeats,
         )

@@ -6,7 +6,7 @@ the same logits; what it does not recognize, or gets wrong, stays with transform
 sequences of different lengths lie end to end, without padding (attention alone pads, in buckets of
 like length); queries, keys and values are one product, and so are gate and up; an adapter is merged
 into its layer once a step instead of being applied at every token; and the backward pass, written
-out here, computes gradients for adapters alone, straight into the adapter's own gradient.
+out in `kernels`, computes gradients for adapters alone, straight into the adapter's own gradient.
 
 Shapes: T tokens, H hidden, N query heads, G key heads, D head width, F feed-forward, V vocabulary.
 """
@@ -223,7 +223,8 @@ class Decoder:
         cache = []
         for index, layer in enumerate(weights.layers):
             before = _before(x, layer, cos, sin, self.groups)
-            cache.append((before[4][:, self.heads :], self._values(before[2])))
+            values = kernels.values(before[2], self.width, self.groups)
+            cache.append((before[4][:, self.heads :], values))
             mixed = self._attend(before, packing, None, start[index] if start else None)
             if index == len(weights.layers) - 1:  # nothing reads what the others come to
                 x, mixed = x[ends], mixed[ends]
@@ -235,9 +236,6 @@ class Decoder:
         cos, sin = self.angles(start + packing.longest)
         return cos[start + packing.positions], sin[start + packing.positions]
 
-    def _values(self, qkv: Tensor) -> Tensor:
-        return qkv[:, -self.groups * self.width :].view(-1, self.groups, self.width)
-
     def _attend(
         self,
         before: Any,
@@ -247,7 +245,8 @@ class Decoder:
     ) -> Tensor:
         qkv, both = before[2], before[4]
         q, k = both[:, : self.heads], both[:, self.heads :]
-        return packing.attend(q, k, self._values(qkv), self.scale, keep, start).flatten(1)
+        v = kernels.values(qkv, self.width, self.groups)
+        return packing.attend(q, k, v, self.scale, keep, start).flatten(1)
 
     def backward(
         self, weights: Weights, kept: list[Any], dy: Tensor, packing: Packing, grads: Grads

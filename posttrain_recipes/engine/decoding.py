@@ -30,8 +30,8 @@ class Place(NamedTuple):
     where: Tensor  # (R,) the place of the new token among the row's own
     width: int  # the longest row's own tokens, the new one with them
     even: bool  # all rows have as many
-    groups: List[int]  # neighbouring rows of one prompt: how many
-    prompts: List[int]  # and that prompt's tokens; 0: they hold their own
+    groups: List[int]  # neighbouring rows that share a text: how many
+    prompts: List[int]  # and that text's tokens; 0: they share none
 
 
 def step(

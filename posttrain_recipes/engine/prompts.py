@@ -10,7 +10,8 @@ Shapes: G key heads, D head width, S tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -50,26 +51,23 @@ class Prompt:
     start: Text | None
     rest: Text
     logits: Tensor
-    _whole: list[Text] = field(default_factory=list)
 
     @property
     def size(self) -> int:
         """Its tokens."""
         return self.rest.size + (self.start.size if self.start else 0)
 
-    @property
+    @cached_property
     def whole(self) -> Text:
         """All of it as one, for rows that continue it together."""
         start, rest = self.start, self.rest
         if start is None:
             return rest
-        if not self._whole:
-            keys, values = (
-                [torch.cat(pair, dim=1) for pair in zip(*both, strict=True)]
-                for both in ((start.keys, rest.keys), (start.values, rest.values))
-            )
-            self._whole.append(Text(np.concatenate([start.ids, rest.ids]), keys, values))
-        return self._whole[0]
+        keys, values = (
+            [torch.cat(pair, dim=1) for pair in zip(*both, strict=True)]
+            for both in ((start.keys, rest.keys), (start.values, rest.values))
+        )
+        return Text(np.concatenate([start.ids, rest.ids]), keys, values)
 
 
 class Prompts:
