@@ -181,5 +181,5 @@ class EvalResult:
 
     metrics: Mapping[str, Estimate]
     samples: tuple[Sample, ...] = ()
-    higher_is_better: Mapping[str, bool] = field(default_factory=dict, hash=False)
-    """By metric name; a metric not named here is better when higher."""
+    higher_is_better: Mapping[str, bool | None] = field(default_factory=dict, hash=False)
+    """By metric name; None: neither is better. A metric not named here is better when higher."""

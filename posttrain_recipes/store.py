@@ -75,7 +75,7 @@ class Measured:
     fingerprint: str
     data: str
     metrics: dict[str, Estimate]
-    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    higher_is_better: dict[str, bool | None] = field(default_factory=dict)
 
 
 @dataclass

@@ -18,8 +18,9 @@ TAKE = 3
 class Nim(Dataset):
     """The game of Nim: sticks are taken in turn, one to three; who takes the last one wins.
 
-    An environment. With `opponent: none` the policy takes both seats (self_play); otherwise the
-    environment plays the other one. Who can leave a multiple of four wins against anybody.
+    An environment: 1 for winning, -1 for losing, -2 for a reply that is no move. With
+    `opponent: none` the policy takes both seats (self_play); otherwise the environment plays the
+    other one. Who can leave a multiple of four wins against anybody.
     """
 
     name = "nim"
@@ -111,13 +112,14 @@ class NimGame(Episode):
         return Turn((Message("user", text),), self.player if self.seats == 2 else 0)
 
     def act(self, reply: str) -> Sequence[float]:
-        """1 for winning and -1 for losing; a reply that is no move loses."""
+        """1 for winning and -1 for losing; -2 for a reply that is no move, which ends the game."""
         self.take(int(reply) if reply.strip().isascii() and reply.strip().isdigit() else 0)
         if self.winner is None and self.seats == 1:
             self.answer()
         if self.winner is None:
             return [0.0] * self.seats
-        return [1.0 if seat == self.winner else -1.0 for seat in range(self.seats)]
+        won, lost = (0.0, -2.0) if self.mistake else (1.0, -1.0)
+        return [won if seat == self.winner else lost for seat in range(self.seats)]
 
     def take(self, count: int) -> None:
         """The player whose turn it is takes so many."""

@@ -64,4 +64,4 @@ class Episodes(Eval):
             replace(one.sample(0), scores={**one.episode.metrics(), "return": one.seats[0].reward})
             for one in plays
         ]
-        return EvalResult(metrics, tuple(samples), higher_is_better={"turns": False})
+        return EvalResult(metrics, tuple(samples), higher_is_better={"turns": None})

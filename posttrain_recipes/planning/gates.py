@@ -137,6 +137,8 @@ def _forgetting(subject: Subject, path: Sequence[StageRecord]) -> float | None:
             metric = subject.metric or main_metric(measured)
             if metric in measured.metrics and subject.eval in ("", measured.name):
                 better = measured.higher_is_better.get(metric, True)
+                if better is None:
+                    continue
                 value = measured.metrics[metric].value
                 values.setdefault((measured.fingerprint, metric), []).append((value, better))
     lost = []

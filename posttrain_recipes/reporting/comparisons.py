@@ -59,12 +59,14 @@ class Table:
 
     eval: str
     metric: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     cells: tuple[Cell, ...]
 
     @property
     def best(self) -> str:
-        """The arm with the best value."""
+        """The arm with the best value; empty where neither more nor less is better."""
+        if self.higher_is_better is None:
+            return ""
         sign = 1 if self.higher_is_better else -1
         known = [c for c in self.cells if not math.isnan(c.estimate.value)]
         return max(known, key=lambda c: sign * c.estimate.value).arm if known else ""
@@ -103,7 +105,7 @@ def _worth_it(arms: Mapping[str, Mapping[str, StageRecord]]) -> bool:
 
 def tables(group: Group, samples: Samples) -> list[Table]:
     """Every metric that the arms of a group have, with each arm against the first."""
-    metrics: dict[tuple[str, str], bool] = {}
+    metrics: dict[tuple[str, str], bool | None] = {}
     for seeds in group.arms.values():
         for stage in seeds.values():
             for measured in stage.after:
@@ -115,7 +117,7 @@ def tables(group: Group, samples: Samples) -> list[Table]:
     ]
 
 
-def _table(group: Group, name: str, metric: str, better: bool, samples: Samples) -> Table:
+def _table(group: Group, name: str, metric: str, better: bool | None, samples: Samples) -> Table:
     cells: list[Cell] = []
     first: Mapping[str, StageRecord] = {}
     for arm, seeds in group.arms.items():

@@ -14,7 +14,7 @@ from posttrain_recipes.records import Estimate
 from posttrain_recipes.reporting.statistics import Paired
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
-SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off")
+SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success")
 """Metrics that are shares and read best in percent."""
 
 
@@ -29,7 +29,7 @@ class Row:
     """The eval's name; the metric's too where it is not the eval's main one."""
     before: Estimate | None
     after: Estimate | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     percent: bool
 
     @property
@@ -47,12 +47,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """better, worse, or same: within the noise of the two intervals."""
+        """better, worse, changed (neither way is better), or same: within the two intervals' noise."""
         if self.before is None or self.after is None or self.change is None:
             return ""
         noise = math.hypot(half(self.before), half(self.after))
         if not abs(self.change) > noise:
             return "same"
+        if self.higher_is_better is None:
+            return "changed"
         return "better" if (self.change > 0) == self.higher_is_better else "worse"
 
 

@@ -97,6 +97,8 @@ def test_a_claim_of_the_recipe_is_of_the_whole_way_and_one_of_a_stage_of_the_sta
         ("> 5%", [0.4, 0.4], [0.5, 0.7], False),  # moved by less than the seeds differ
         ("< -0.1", [0.4, 0.4], [0.2, 0.25], True),
         ("< -0.1", [0.4, 0.4], [0.6, 0.6], False),
+        ("> -10%", [0.9, 0.9], [0.81, 0.89], True),  # no more than that is lost
+        ("> -10%", [0.9, 0.9], [0.79, 0.89], False),
     ],
 )
 def test_a_claim_holds_where_every_seed_moves_by_more_than_the_spread(
@@ -104,6 +106,17 @@ def test_a_claim_holds_where_every_seed_moves_by_more_than_the_spread(
 ) -> None:
     made = benchmark.Effect("sft", "held_out change", bound, "exact_match", before, after)
     assert made.holds is holds
+
+
+def test_branches_of_comparisons_and_stages_of_loops_claim_too(benchmark: Any) -> None:
+    bound = {"held_out": "> 1"}
+    holder = {
+        "stages": [
+            {"name": "arms", "compare": [{"name": "a"}, {"name": "b", "expect": bound}]},
+            {"name": "rounds", "stages": [{"name": "c", "expect": bound}]},
+        ]
+    }
+    assert list(benchmark.claims(holder)) == [("b", "held_out", "> 1"), ("c", "held_out", "> 1")]
 
 
 def test_the_table_shows_shares_in_percent_and_what_fails(benchmark: Any) -> None:

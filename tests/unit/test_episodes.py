@@ -246,7 +246,7 @@ def test_the_eval_tells_returns_and_what_the_episodes_tell() -> None:
     assert result.metrics["success"].value == 0.25
     assert result.metrics["return"].value == pytest.approx((6 + 1 + 1 + 1) / 4)
     assert result.metrics["turns"].value == pytest.approx((3 + 1 + 1 + 1) / 4)
-    assert result.higher_is_better["turns"] is False
+    assert result.higher_is_better["turns"] is None
     assert "[tool] aa" in result.samples[0].completion
 
 
@@ -264,9 +264,9 @@ def test_who_takes_the_last_stick_wins() -> None:
 
 
 @pytest.mark.parametrize("reply", ["4", "0", "-1", "two", "", "1.", "٣", "3"])
-def test_a_reply_that_is_no_move_loses(reply: str) -> None:
+def test_a_reply_that_is_no_move_costs_more_than_losing_and_is_nobodys_win(reply: str) -> None:
     played = game(2)
-    assert played.act(reply) == [-1.0, 1.0]
+    assert played.act(reply) == [-2.0, 0.0]
     assert played.metrics() == {"legal": 0.0}
 
 

@@ -11,7 +11,7 @@ from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.gates import Bound, Subject
 from posttrain_recipes.records import Estimate
-from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting import comparisons, report
 from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 from tests.conftest import Project
@@ -99,6 +99,35 @@ def test_what_subjects_mean_over_a_recipe(text: str, value: float | None) -> Non
     assert subject
     found = gates.measure(subject, TWO)
     assert found == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize(
+    ("better", "now", "verdict", "best", "lost"),
+    [
+        (True, 3.0, "better", "new", -2.0),
+        (False, 3.0, "worse", "old", 2.0),
+        (None, 3.0, "changed", "", None),
+        (None, 1.05, "same", "", None),
+    ],
+)
+def test_what_is_better_neither_way_has_changed_and_has_no_best_and_is_not_forgotten(
+    better: bool | None, now: float, verdict: str, best: str, lost: float | None
+) -> None:
+    old, new = (Estimate(v, v - 0.1, v + 0.1, 10) for v in (1.0, now))
+    row = report.Row("play", "nim", "turns", "nim turns", old, new, better, False)
+    assert row.verdict == verdict
+    cells = [
+        comparisons.Cell(arm, value, 1, None, math.nan, 0, 0.0)
+        for arm, value in (("old", old), ("new", new))
+    ]
+    assert comparisons.Table("nim", "turns", better, tuple(cells)).best == best
+    path = [stage("play", {}, {}), stage("again", {}, {})]
+    for made, value in zip(path, (old, new), strict=True):
+        made.after = [
+            Measured("nim", "episodes", "nim", "data", {"turns": value}, {"turns": better})
+        ]
+    found = gates.measure(Subject("nim", "turns", "forgetting"), path)
+    assert found is None if lost is None else found == pytest.approx(lost)
 
 
 def test_forgetting_is_a_rise_where_lower_is_better() -> None:
