@@ -18,7 +18,7 @@ AT_ONCE = 64
 class Episodes(Eval):
     """Mean return of the first seat over episodes, one a task, and what else the episodes tell.
 
-    Where the environment tells of success, its share is a metric too.
+    Where the environment tells of success, its share is the main metric, else the return is.
     """
 
     name = "episodes"
@@ -60,6 +60,8 @@ class Episodes(Eval):
             metrics[name] = proportion(sum(values), len(values)) if binary else mean(values)
         metrics["return"] = mean([one.seats[0].reward for one in plays])
         metrics["turns"] = mean([float(one.turns) for one in plays])
+        main = [name for name in ("success", "return") if name in metrics]
+        metrics = {name: metrics[name] for name in [*main, *metrics]}
         samples = [
             replace(one.sample(0), scores={**one.episode.metrics(), "return": one.seats[0].reward})
             for one in plays

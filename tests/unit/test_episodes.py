@@ -247,6 +247,7 @@ def test_the_eval_tells_returns_and_what_the_episodes_tell() -> None:
     assert result.metrics["return"].value == pytest.approx((6 + 1 + 1 + 1) / 4)
     assert result.metrics["turns"].value == pytest.approx((3 + 1 + 1 + 1) / 4)
     assert result.higher_is_better["turns"] is None
+    assert list(result.metrics)[:2] == ["success", "return"]
     assert "[tool] aa" in result.samples[0].completion
 
 
