@@ -47,7 +47,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """better, worse, changed (neither way is better), or same: within the two intervals' noise."""
+        """better, worse, changed (neither way is better) or same (within both intervals' noise)."""
         if self.before is None or self.after is None or self.change is None:
             return ""
         noise = math.hypot(half(self.before), half(self.after))
