@@ -4,9 +4,10 @@
 
 Runs the recipes as a bare `ptl run` would, each with `matrix: {seed: [...]}` so that its seeds
 share one engine, and keeps what they found in `benchmarks/effects.json`; then writes
-`docs/effects.md` and the tables of `docs/methods/*.md` from that file, which recipes that were not
-run now stay in. A run that was stopped is gone on with, and one that is there already is not run
-again. `--table` only writes the pages. Exits with 1 where a recipe does not show what it claims.
+`docs/effects.md` and the tables and drawings of `docs/methods/*.md` from that file, which recipes
+that were not run now stay in. A run that was stopped is gone on with, and one that is there already
+is not run again. `--table` only writes the pages. Exits with 1 where a recipe does not show what it
+claims.
 
 What a recipe claims is what it says under `expect:`. A claim holds where every seed keeps the bound
 and moves in its direction by more than the spread (largest minus smallest) of the seeds; a limit on
@@ -20,8 +21,9 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,10 @@ from posttrain_recipes.store import RunRecord, StageRecord
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "effects.json"
 PAGE = ROOT / "docs" / "effects.md"
-sys.path.insert(0, str(ROOT / "tools"))
+PLOTS = ROOT / "docs" / "effects"
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
+import effects_plot  # noqa: E402
 from method_docs import PAGES, fill  # noqa: E402
 
 
@@ -206,8 +210,37 @@ def table(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return "\n".join([HEADER, *lines]) if lines else None
 
 
+def lines(found: Mapping[str, Any], names: Sequence[str]) -> list[effects_plot.Line]:
+    """What is drawn of these recipes; a metric with several bounds once."""
+    drawn: dict[tuple[str, str], effects_plot.Line] = {}
+    for name in names:
+        for item in found.get(name, {"effects": []})["effects"]:
+            effect = Effect(**item)
+            subject = Subject.parse(effect.subject)
+            measured = effect.subject if subject is None else subject.eval
+            label = f"{name}: {measured} after {effect.stage}"
+            share = effect.metric in report.SHARES
+            drawn[label, effect.metric] = effects_plot.Line(
+                label, share, effect.before, effect.after
+            )
+    return list(drawn.values())
+
+
+def shown(found: Mapping[str, Any], page: str, recipes: str) -> str | None:
+    """A page's table of these recipes, its drawing and the command that makes both."""
+    names = recipes.split()
+    made = table(found, names)
+    if made is None:
+        return None
+    _whole(PLOTS / f"{page}.svg", lambda path: effects_plot.draw(lines(found, names), path))
+    return (
+        f"{made}\n\n![Before and after, by seed](../effects/{page}.svg)\n\n"
+        f"    python benchmarks/effects.py {recipes}"
+    )
+
+
 def write_pages(found: Mapping[str, Any]) -> None:
-    """Write `docs/effects.md` and the tables of the methods' pages."""
+    """Write `docs/effects.md`, and the tables and drawings of the methods' pages."""
     parts = [HEAD]
     seeds = sorted({tuple(kept["seeds"]) for kept in found.values()})
     for group in seeds:
@@ -218,13 +251,19 @@ def write_pages(found: Mapping[str, Any]) -> None:
     _write(PAGE, "\n".join(parts))
     for path in sorted(PAGES.glob("*.md")):
         text = path.read_text(encoding="utf-8")
-        _write(path, fill(text, "effects", lambda names: table(found, names.split())))
+        block = partial(shown, found, path.stem)
+        _write(path, fill(text, "effects", block))
 
 
 def _write(path: Path, text: str) -> None:
+    _whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
     """Whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
+    write(temporary)
     temporary.replace(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,26 @@ def test_the_table_shows_shares_in_percent_and_what_fails(benchmark: Any) -> Non
         "| `demo` | held_out after dpo | >= 80% | 40.0% | 90.0%, 75.0% | 15.0% | **no** |",
     ]
     assert benchmark.table({}, ["demo"]) is None
+
+
+def test_a_page_shows_a_table_a_drawing_and_the_command_that_makes_both(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "PLOTS", tmp_path)
+    found = [vars(e) for e in benchmark.effects(seeds(0.9, 0.75), WRITTEN)]
+    rule = {**found[0], "subject": "rule change", "metric": "mean_reward"}
+    kept = {"demo": {"seeds": [0, 1], "effects": [*found, found[0], rule]}}
+    text = benchmark.shown(kept, "sft", "demo other")
+    assert "![Before and after, by seed](../effects/sft.svg)" in text
+    assert "    python benchmarks/effects.py demo other" in text
+    drawn = (tmp_path / "sft.svg").read_text(encoding="utf-8")
+    assert re.findall(r">(demo: [^<]*)<", drawn) == [
+        "demo: held_out after sft",
+        "demo: held_out after dpo",
+        "demo: rule after sft",
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "sft.svg"]
+    assert benchmark.shown({}, "sft", "demo") is None
 
 
 def test_a_recipe_is_run_once_for_all_seeds_and_keeps_what_it_found(
