@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 
 import click
 
-from posttrain_recipes.cli.plugins import find, option_lines
+from posttrain_recipes import registry
+from posttrain_recipes.cli.plugins import option_lines
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Eval, Method
 from posttrain_recipes.registry import Entry
 
@@ -22,9 +25,16 @@ _CHECKOUT = Path(__file__).parents[2]
 @click.command()
 @click.argument("name")
 def explain(name: str) -> None:
-    """Explain NAME: what it does, when to use it, the loss, the paper, its options."""
+    """Explain NAME, a plugin or a shipped recipe.
+
+    Of a plugin: what it does, when to use it, the loss, the paper, its options. Of a recipe: what
+    it teaches, its stages, what it showed.
+    """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
-    for index, entry in enumerate(find(name)):
+    entries = registry.load().search(name)
+    if not entries:
+        _explain_recipe(_recipe(name), width)
+    for index, entry in enumerate(entries):
         if index:
             click.echo()
         article = "an" if entry.kind[0] in "aeiou" else "a"
@@ -41,6 +51,45 @@ def explain(name: str) -> None:
         click.echo("\noptions")
         for line in option_lines(entry, width - 2):
             click.echo(f"  {line}")
+
+
+def _recipe(name: str) -> Path:
+    """The shipped recipe of that name or path. Raises `UsageError` with the nearest name."""
+    shipped = {path.stem: path for path in (_CHECKOUT / "recipes").glob("*.yaml")}
+    path = shipped.get(Path(name).stem if name.endswith(".yaml") else name)
+    if path is None:
+        names = sorted({*shipped, *(entry.name for entry in registry.load())})
+        raise UsageError(
+            f"no plugin or shipped recipe is named '{name}'", hint=registry.suggest(name, names)
+        )
+    return path
+
+
+def _explain_recipe(path: Path, width: int) -> None:
+    written = _yaml(path)
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]  # the first names the schema
+    comment = " ".join(line[2:] for line in lines if line.startswith("# "))
+    teaches, *look = re.split(r" (?=Look at |What to look at: )", comment)
+    click.echo(f"{path.stem}, a recipe\n")
+    for text in (written["description"], teaches, " ".join(look)):
+        click.echo(f"{_filled(text, width)}\n" if text else "", nl=bool(text))
+    methods = dict.fromkeys(_used(written["stages"], "method"))
+    facts = [("run", f"ptl run {_shown(path)}"), ("methods", ", ".join(methods))]
+    facts += [("" if i else "showed", one) for i, one in enumerate(_showed(path.stem))]
+    for label, fact in facts:
+        click.echo(_filled(f"{label:<9}{fact}", width, " " * 9))
+
+
+def _showed(recipe: str) -> list[str]:
+    """What `docs/effects.md` tells of a recipe: `tone after dpo 63.5% to 97.5%, 97.0%, 96.5%`."""
+    page = _CHECKOUT / "docs" / "effects.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = []
+    for line in text.splitlines():
+        if line.startswith(f"| `{recipe}` |"):
+            _, measured, _, before, after, *_ = (cell.strip() for cell in line[1:].split("|"))
+            found.append(f"{measured} {before} to {after}")
+    return list(dict.fromkeys(found))
 
 
 def wrapped(text: str, width: int) -> str:
@@ -69,7 +118,10 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
             yield "paper", cls.paper
     recipes = list(_recipes(entry))
     if recipes:
-        yield "recipe", ", ".join(f"ptl run {path}" for path in recipes[:3])
+        yield "recipe", ", ".join(f"ptl run {_shown(path)}" for path in recipes[:3])
+    showed = [f"{path.stem}: {one}" for path in recipes for one in _showed(path.stem)]
+    if issubclass(cls, Method) and showed:
+        yield "showed", "; ".join(showed[:3]) + " (docs/effects.md)"
     pages = (
         _CHECKOUT / "docs" / f"{entry.kind}s" / f"{entry.name}.md",
         _CHECKOUT / "docs" / f"{entry.kind}s.md",
@@ -80,12 +132,12 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
             break
 
 
-def _recipes(entry: Entry) -> Iterator[str]:
+def _recipes(entry: Entry) -> Iterator[Path]:
     """Shipped recipes that use the plugin, the one of its name first; none outside a checkout."""
     paths = sorted((_CHECKOUT / "recipes").glob("*.yaml"), key=lambda p: (p.stem != entry.name, p))
     for path in paths:
         if entry.name in set(_used(_yaml(path), entry.kind)):
-            yield _shown(path)
+            yield path
 
 
 def _yaml(path: Path) -> Any:

@@ -405,12 +405,38 @@ def test_explain_fits_the_terminal(ptl: Ptl, monkeypatch: pytest.MonkeyPatch, wi
             assert f"  {option}: " in said.out
 
 
-@pytest.mark.parametrize("words", [("explain", "dppo"), ("plugins", "show", "dppo")])
-def test_an_unknown_plugin_is_answered_with_the_nearest(ptl: Ptl, words: Any) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_explain_tells_what_a_recipe_teaches_and_showed(
+    ptl: Ptl, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        said = ptl("explain", path.stem)
+        assert said.code == 0
+        assert max(map(len, said.out.splitlines())) <= width, path.stem
+    said = ptl("explain", "rlhf")
+    assert said.out.startswith("rlhf, a recipe\n\nSFT, a reward model from preferences, and RL")
+    assert "\nWhat to look at: `accuracy` is how often" in said.out
+    assert "\nmethods  sft, reward_model, grpo\n" in said.out
+    assert re.search(r"^showed   accuracy after rm [\d.]+% to", said.out, re.MULTILINE)
+
+
+def test_explain_of_a_name_that_a_method_has_too_is_the_methods_and_tells_what_it_showed(
+    ptl: Ptl,
+) -> None:
+    assert re.search(r"^showed  dpo: tone after dpo [\d.]+% to", ptl("explain", "dpo").out, re.M)
+    assert ptl("explain", "recipes/dpo.yaml").out == ptl("explain", "dpo.yaml").out
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [(("explain", "dppo"), "plugin or shipped recipe"), (("plugins", "show", "dppo"), "plugin")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(ptl: Ptl, words: Any, what: str) -> None:
     said = ptl(*words)
     assert (said.code, said.err) == (
         2,
-        "error: no plugin is named 'dppo'\n  next: did you mean 'dpo'?\n",
+        f"error: no {what} is named 'dppo'\n  next: did you mean 'dpo'?\n",
     )
 
 
