@@ -28,7 +28,7 @@ class RewardAccuracy(Eval):
 
     name = "reward_accuracy"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
-    needs = ("sample:top_logprobs",)
+    needs = verdicts.NEEDS
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Both replies are read with the question about them; a verdict is one token."""

@@ -23,15 +23,16 @@ def of(plan: Plan) -> dict[str, list[str]]:
                 found[name].append(who)
 
     for stage in plan.stages:
-        parts: list[tuple[str, Plugin]] = [
+        plugins: list[tuple[str, Plugin]] = [
             *(("reward", reward) for reward, _ in stage.rewards),
             *(("eval", planned.eval) for planned in stage.evals),
         ]
         if stage.method is not None:
             trains = not isinstance(stage.method, DataMethod)
             add(TRAINS if trains else (), f"stage '{stage.name}'")
-            parts.insert(0, ("method", stage.method))
-        for kind, plugin in parts:
+            plugins.insert(0, ("method", stage.method))
+        plugins += [("reward", inner) for _, plugin in plugins for inner in plugin.rewards.values()]
+        for kind, plugin in plugins:
             add(tuple(plugin.needs), f"{kind} '{plugin.name}' of stage '{stage.name}'")
     return found
 

@@ -27,6 +27,11 @@ class JudgeReward(Reward):
 
     config: Config
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """What the judge needs."""
+        return grading.needs(self.config)
+
     def open(self, context: RewardContext) -> None:
         """Resolve the judge."""
         self.judge = grading.open_judge(self.config, context)

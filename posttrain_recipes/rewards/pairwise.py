@@ -32,6 +32,11 @@ class Pairwise(Reward):
 
     config: Config
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """What the judge needs."""
+        return grading.needs(self.config)
+
     def open(self, context: RewardContext) -> None:
         """Resolve the judge."""
         self.judge = grading.open_judge(self.config, context)

@@ -24,6 +24,7 @@ class RewardModelReward(Reward):
     """
 
     name = "reward_model"
+    needs = verdicts.NEEDS
 
     class Config(PluginConfig):
         """Options of the reward."""

@@ -42,6 +42,11 @@ class Rubric(Reward):
 
     config: Config
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """What the judge needs."""
+        return grading.needs(self.config)
+
     def open(self, context: RewardContext) -> None:
         """Resolve the judge.
 

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import ModelRef, PluginConfig, RewardContext, Waiter
 from posttrain_recipes.records import Messages
+from posttrain_recipes.training import verdicts
 from posttrain_recipes.training.judging import How, Judge, ModelJudge
 
 if TYPE_CHECKING:
@@ -69,6 +70,13 @@ class GradingConfig(PluginConfig):
         if self.judge and self.endpoint:
             raise ValueError("has both 'judge' and 'endpoint'; keep one of them")
         return self
+
+
+def needs(config: GradingConfig) -> Sequence[str]:
+    """What the engine must be able to do for a judge; nothing where that is an endpoint."""
+    if config.endpoint is not None:
+        return ()
+    return verdicts.NEEDS if config.score == "logits" else ("sample",)
 
 
 def open_judge(config: GradingConfig, context: RewardContext) -> Judge:

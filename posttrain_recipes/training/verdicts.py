@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 QUESTION = "Is this a good reply, yes or no?"
 YES, NO = "yes", "no"
+NEEDS = ("sample:top_logprobs", "prompt_logprobs")
+"""What an engine must be able to do for it."""
 _TOP = 20
 """How many of the likeliest tokens are asked for; the verdicts are nearly always among them."""
 

@@ -118,5 +118,44 @@ def test_a_recipe_is_refused_with_all_that_its_engine_lacks(project: Project) ->
     assert "train, for stage 'polite': no answer within 60 s" in text
 
 
+JUDGED = """
+name: r
+model: ./model
+stages:
+  - name: rl
+    dataset: {{use: jsonl, path: prompts.jsonl}}
+    method: {{use: grpo, batch_size: 2}}
+    reward: {{use: {reward}}}
+    eval:
+      - use: mean_reward
+        reward: {{use: {inner}}}
+        dataset: {{use: jsonl, path: prompts.jsonl}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("judge", {"sample:top_logprobs", "prompt_logprobs"}),
+        ("reward_model, model: {model: ./model}", {"sample:top_logprobs", "prompt_logprobs"}),
+        ("pairwise, score: text", {"sample"}),
+        ("rubric, criteria: [{text: kind}], score: text", {"sample"}),
+        ("judge, endpoint: {base_url: 'http://h/v1', model: m}", set()),
+        ("length, least: 1", set()),
+    ],
+)
+def test_what_a_judge_needs_is_asked_for_in_rewards_and_in_those_of_evals(
+    project: Project, options: str, wanted: set[str]
+) -> None:
+    project.write("prompts.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n')
+    name = options.partition(",")[0]
+    for recipe, who in (
+        (JUDGED.format(reward=options, inner="length, least: 1"), f"reward '{name}' of stage 'rl'"),
+        (JUDGED.format(reward="length, least: 1", inner=options), f"reward '{name}' of stage 'rl'"),
+    ):
+        found = needs.of(project.plan(recipe))
+        assert {need for need, by in found.items() if who in by} == wanted
+
+
 def test_a_recipe_runs_where_nothing_is_missing(project: Project) -> None:
     needs.check(project.plan(RECIPE), connection(lambda names: {}), EngineWaiter())
