@@ -270,16 +270,22 @@ def _whole(path: Path, write: Callable[[Path], object]) -> None:
 # --- running -------------------------------------------------------------------------------------
 
 
+def over_seeds(written: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+    """What to `--set` for the recipe to run over seeds: a comparison may have seeds of its own."""
+    values = f"[{', '.join(map(str, seeds))}]"
+    own = [stage["name"] for stage in _stages(written) if "seeds" in stage]
+    if own:
+        return [f"stages.{name}.seeds={values}" for name in own]
+    return [f"matrix={{seed: {values}}}"] if len(seeds) > 1 else [f"seed={seeds[0]}"]
+
+
 def run(path: Path, seeds: Sequence[int], home: Path) -> dict[str, Any] | None:
     """Run a recipe over seeds; None where it claims nothing."""
     written = api.plan(path).resolved
     if not list(claims(written)):
         print(f"{path.stem}: claims nothing, not run", flush=True)
         return None
-    matrix = f"matrix={{seed: [{', '.join(map(str, seeds))}]}}"
-    result = api.run(
-        path, overrides=[matrix] if len(seeds) > 1 else [f"seed={seeds[0]}"], home=home
-    )
+    result = api.run(path, overrides=over_seeds(written, seeds), home=home)
     found = effects(result.record, written)
     for effect in found:
         after = ", ".join(f"{value:.3f}" for value in effect.after)

@@ -120,6 +120,13 @@ def test_branches_of_comparisons_and_stages_of_loops_claim_too(benchmark: Any) -
     assert list(benchmark.claims(holder)) == [("b", "held_out", "> 1"), ("c", "held_out", "> 1")]
 
 
+def test_a_comparison_with_seeds_of_its_own_gets_these(benchmark: Any) -> None:
+    comparison = {"stages": [{"name": "arms", "compare": [{"name": "a"}], "seeds": [0, 1, 2]}]}
+    assert benchmark.over_seeds(comparison, [3, 4]) == ["stages.arms.seeds=[3, 4]"]
+    assert benchmark.over_seeds(WRITTEN, [3, 4]) == ["matrix={seed: [3, 4]}"]
+    assert benchmark.over_seeds(WRITTEN, [3]) == ["seed=3"]
+
+
 def test_the_table_shows_shares_in_percent_and_what_fails(benchmark: Any) -> None:
     found = [vars(e) for e in benchmark.effects(seeds(0.9, 0.75), WRITTEN)]
     made = benchmark.table({"demo": {"seeds": [0, 1], "effects": found}}, ["demo", "other"])
