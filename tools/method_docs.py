@@ -1,10 +1,10 @@
-"""Fill the tables of `docs/methods/*.md` from the plugins themselves.
+"""Fill the tables of options in `docs/` from the plugins themselves.
 
     python tools/method_docs.py [--check]
 
 What stands between `<!-- options: NAME -->` and `<!-- end -->` is written by this script: the
 options that the method NAME has to itself (`gradient`: those of every method that takes optimizer
-steps over a data set). `<!-- effects: RECIPE ... -->` is filled by `benchmarks/effects.py`.
+steps over a data set). So are `reward`, `dataset` and `eval`. `<!-- effects: RECIPE ... -->` is filled by `benchmarks/effects.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 
 from posttrain_recipes import registry
 from posttrain_recipes.cli.plugins import Option, options
+from posttrain_recipes.plugin import DatasetConfig
 from posttrain_recipes.rewards.rubric import Criterion
 from posttrain_recipes.training.gradient import GradientConfig
 from posttrain_recipes.training.grading import Endpoint, GradingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
-REWARDS = ROOT / "docs" / "rewards.md"
+REWARDS, DATASETS, EVALS = (ROOT / "docs" / f"{kind}s.md" for kind in ("reward", "dataset", "eval"))
 _BLOCK = re.compile(r"(<!-- (\w+): ([\w -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,6 +64,25 @@ def reward_table(name: str) -> str:
     return _table([option for option in options(entry.config) if option.own or not judges])
 
 
+def dataset_table(name: str) -> str:
+    """The table of a dataset's options, without those that every dataset has."""
+    shared = DatasetConfig.model_fields
+    config = registry.load().get("dataset", name).config
+    return _table([option for option in options(config) if option.name not in shared])
+
+
+def eval_table(name: str) -> str:
+    """The table of an eval's options."""
+    return _table(options(registry.load().get("eval", name).config))
+
+
+def filled(text: str) -> str:
+    """A page with all of its tables of options as the plugins have them."""
+    for kind, table in KINDS.items():
+        text = fill(text, kind, table)
+    return text
+
+
 def _table(found: list[Option]) -> str:
     rows = [
         f"| `{o.name}` | {_cell(o.type)} | `{o.default}` | {_cell(o.description)} |" for o in found
@@ -74,6 +94,14 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
+KINDS = {
+    "options": option_table,
+    "reward": reward_table,
+    "dataset": dataset_table,
+    "eval": eval_table,
+}
+
+
 def main() -> None:
     """Write the pages, or say which of them are out of date."""
     parser = argparse.ArgumentParser(
@@ -82,9 +110,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where stale")
     args = parser.parse_args()
     stale = []
-    for path in [*sorted(PAGES.glob("*.md")), REWARDS]:
+    for path in [*sorted(PAGES.glob("*.md")), REWARDS, DATASETS, EVALS]:
         old = path.read_text(encoding="utf-8")
-        new = fill(fill(old, "options", option_table), "reward", reward_table)
+        new = filled(old)
         if new != old:
             stale.append(path)
             if not args.check:

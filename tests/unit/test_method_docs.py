@@ -19,12 +19,14 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import method_docs  # noqa: E402
 
+OTHERS = [method_docs.REWARDS, method_docs.DATASETS, method_docs.EVALS]
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda p: p.stem)
 def test_the_tables_of_options_are_the_plugins(page: Path) -> None:
     """`python tools/method_docs.py` writes them."""
     text = page.read_text(encoding="utf-8")
-    assert method_docs.fill(text, "options", method_docs.option_table) == text
+    assert method_docs.filled(text) == text
 
 
 def test_every_option_of_a_method_is_on_its_page_or_the_shared_one() -> None:
@@ -53,11 +55,6 @@ def rewards_page() -> str:
     return method_docs.REWARDS.read_text(encoding="utf-8")
 
 
-def test_the_tables_of_rewards_are_the_plugins(rewards_page: str) -> None:
-    """`python tools/method_docs.py` writes them."""
-    assert method_docs.fill(rewards_page, "reward", method_docs.reward_table) == rewards_page
-
-
 @pytest.mark.parametrize("name", registry.load().names("reward"))
 def test_a_reward_has_a_section_with_a_good_example_and_every_option(
     name: str, rewards_page: str
@@ -77,8 +74,33 @@ def test_a_reward_has_a_section_with_a_good_example_and_every_option(
         assert f"| `{option}` |" in section + shared
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in ("dataset", "eval")
+        for name in registry.load().names(kind)
+        if name not in ("nim", "tools", "cookbook")  # docs/environments.md
+    ],
+)
+def test_a_dataset_or_eval_has_a_section_with_a_good_example(kind: str, name: str) -> None:
+    entry = registry.load().get(kind, name)  # type: ignore[arg-type]
+    if entry.distribution != "posttrain-recipes":
+        pytest.skip("another package's")
+    page = {"dataset": method_docs.DATASETS, "eval": method_docs.EVALS}[kind]
+    text = page.read_text(encoding="utf-8")
+    assert f"| [{name}](#{name}) |" in text
+    section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)[0])[kind]
+    used = example[0] if kind == "eval" else example
+    assert used.pop("use") == name
+    for core in ("name", "dataset"):
+        used.pop(core, None)
+    entry.config.model_validate(used)
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, method_docs.REWARDS]:
+    for page in [*PAGES, *OTHERS]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
