@@ -34,11 +34,12 @@ ENVIRONMENT = "environment.json"
 PACKAGES = ("posttrain-recipes", "tinker", "torch", "transformers", "mlflow", "numpy")
 MAIN_CURVES = (
     "train/loss",
-    "reward",
+    "reward/mean",
     "rewards/margins",
     "rewards/accuracies",
     "kl",
     "policy/kl_reference",
+    "policy/entropy",
     "entropy",
     "completions/mean_length",
     "train/grad_norm",

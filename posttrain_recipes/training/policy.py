@@ -97,9 +97,9 @@ class PolicyGradient:
         estimate = advantages.ESTIMATORS[self.config.advantage]
         for group, values in zip(groups, estimate([g.rewards for g in groups]), strict=True):
             scored = group.scored
-            weights = advantages.token_weights(
-                [rollout.length for rollout in scored], self.length_norm, self.max_tokens
-            )
+            # A masked reply is one of the group, yet none of its tokens is one of the loss.
+            lengths = [0 if rollout.masked else rollout.length for rollout in scored]
+            weights = advantages.token_weights(lengths, self.length_norm, self.max_tokens)
             for rollout, value, weight in zip(scored, values, weights, strict=True):
                 # Float noise in the mean of equal rewards is no reason to move.
                 rollout.advantage = value if abs(value) > 1e-9 else 0.0

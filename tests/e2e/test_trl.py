@@ -7,49 +7,31 @@ next other prompt in the data (TRL: of the one before in the batch), so both are
 numbers; TRL's loss of cpo and orpo without NLL is compared, since their NLL comes from logits.
 TRL's `robust` divides by 1 - 2e as ours does; its `label_smoothing` for the sigmoid loss is gone
 from the DPO trainer, so the conservative loss is compared with CPO's, which is the same formula.
+
+Those of reinforcement learning are in `test_trl_rl.py`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from posttrain_recipes.engine import losses as engine_losses
+from posttrain_recipes.methods.sft import Likelihood
 from posttrain_recipes.training import losses
+from posttrain_recipes.training.examples import Example
+from tests.engine_model import VOCAB, build
+from tests.trl_trainer import Trainer
 
 pytest.importorskip("trl", reason="TRL is not installed")
 
 B, T = 16, 7
 """Pairs, and tokens of a reply with its prompt."""
-
-
-class Trainer:
-    """Stands for a TRL trainer: what its loss reads, all else off."""
-
-    accelerator = SimpleNamespace(
-        device=torch.device("cpu"), gather_for_metrics=lambda x: x, gather=lambda x: x
-    )
-    model = SimpleNamespace(training=True)
-    args = SimpleNamespace(center_rewards_coefficient=None, gradient_checkpointing_kwargs=None)
-    ld_alpha = None
-    precompute_ref_logps = True
-    f_divergence_type = "reverse_kl"
-    loss_weights = [1.0]
-    label_smoothing = 0.0
-    aux_loss_enabled = use_weighting = False
-    alpha = 0.0
-    _tp_size = 1
-    _total_train_tokens = 0
-
-    def __init__(self, **options: Any) -> None:
-        self._metrics: dict[str, dict[str, list[float]]] = {
-            "train": defaultdict(list),
-            "eval": defaultdict(list),
-        }
-        vars(self).update(options)
 
 
 def numbers() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -231,6 +213,70 @@ def test_reward_model(centering: float | None) -> None:
         return (values + (centering or 0.0) * (chosen + rejected) ** 2).mean()
 
     assert_same(ours, theirs, two(mean=False))
+
+
+class Imitated:
+    """An engine with this model, which is asked for a loss."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def forward_backward(self, data: Sequence[Any], loss: str) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64)
+        for datum in data:
+            tokens = torch.tensor([datum.model_input.to_ints()])
+            given = {k: torch.tensor(v.data)[:, None] for k, v in datum.loss_fn_inputs.items()}
+            logits = self.model(input_ids=tokens).logits[0]
+            logp = engine_losses.token_logprobs(logits, given["target_tokens"])
+            self.loss = self.loss + engine_losses.find(loss).fn(logp, given, {})
+
+
+def test_sft(tmp_path: Path) -> None:
+    """The mean over the tokens that are learned, of all of a batch, through a model."""
+    from transformers import AutoModelForCausalLM
+
+    folder = str(build(tmp_path))
+    random = torch.Generator().manual_seed(2)
+    examples = []
+    for length, prompt in ((9, 4), (3, 1), (14, 2)):
+        tokens = torch.randint(VOCAB, (length,), generator=random).tolist()
+        weights = [0.0] * prompt + [1.0] * (length - prompt)
+        weights[-2] = 0.0  # a turn in between that is not the assistant's
+        examples.append(Example(tokens, weights))
+
+    def ours(model: Any) -> torch.Tensor:
+        client = Imitated(model)
+        Likelihood().submit(client, examples)  # type: ignore[arg-type]
+        return client.loss
+
+    slopes = []
+    for loss_of in (ours, lambda model: sft(model, examples)):
+        model = AutoModelForCausalLM.from_pretrained(folder).double()
+        loss = loss_of(model)
+        loss.backward()
+        slopes.append([loss.detach(), *(weight.grad for weight in model.parameters())])
+    assert slopes[0][0] > 1
+    for found, wanted in zip(*slopes, strict=True):
+        torch.testing.assert_close(found, wanted, check_dtype=False, rtol=1e-5, atol=1e-7)
+
+
+def sft(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """TRL's loss of the examples, as its collator makes a batch of them."""
+    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    args = SimpleNamespace(loss_type="nll", average_tokens_across_devices=False)
+    trainer = Trainer(args=args, model=model, compute_loss_func=None, label_smoother=None)
+    rows = []
+    for example in examples:
+        pairs = zip(example.tokens, example.weights, strict=True)
+        labels = [token if weight else -100 for token, weight in pairs]
+        rows.append({"input_ids": example.tokens, "labels": labels})
+    inputs = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
+    loss: torch.Tensor = SFTTrainer.compute_loss(trainer, model, inputs)
+    return loss
 
 
 class Model:

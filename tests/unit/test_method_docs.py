@@ -42,6 +42,18 @@ def test_every_option_of_a_method_is_on_its_page_or_the_shared_one() -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "README"], ids=lambda p: p.stem)
+def test_a_page_sends_to_the_shared_options_that_its_method_has(page: Path) -> None:
+    fields = registry.load().get("method", page.stem).config.model_fields
+    missing = GradientConfig.model_fields.keys() - fields
+    end = page.read_text(encoding="utf-8").split("<!-- end -->")[-1]
+    if "learning_rate" in missing:
+        assert not end.strip(), "it takes no steps"
+        return
+    assert "(README.md#options-of-every-gradient-method)" in end
+    assert set(re.findall(r"`(\w+)`", end)) == missing
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "README"], ids=lambda p: p.stem)
 def test_a_page_names_its_paper(page: Path) -> None:
     cls = registry.load().get("method", page.stem).cls
     assert issubclass(cls, Method)

@@ -15,12 +15,15 @@ from posttrain_recipes import store
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
 from posttrain_recipes.reporting import comparisons, plots, statistics
+from posttrain_recipes.reporting.comparing import Comparison
 from posttrain_recipes.reporting.page import Pages
 from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import RunRecord, Spent, Store
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.curves import CurveWriter
 from posttrain_recipes.training.estimates import proportion
+from posttrain_recipes.training.groups import Group, Rollout, Segment
+from posttrain_recipes.training.measures import batch_metrics
 from tests.conftest import Project
 
 RECIPE = """\
@@ -237,6 +240,24 @@ def test_a_learned_reward_is_drawn_over_what_it_stands_for(home: Path, run: RunR
     assert drawing
     assert drawing[0].count("<polyline") == 2
     assert re.findall(r"</span> (\w+)", drawing[0]) == ["reward_model", "score"]
+
+
+def test_the_main_curves_of_rl_are_shown_at_once_and_compared(home: Path, run: RunRecord) -> None:
+    """By the names that its loop logs."""
+    segment = Segment.reply([1], [2, 3], [-0.5, -0.7])
+    group = Group([Rollout([segment], Sample((), "", None), [], reward=1.0, kl=0.1)])
+    stage = run.stages[0].name
+    writer = CurveWriter(Store(home).path(run.id), stage)
+    for step in (1, 2):
+        writer.add(step, {**batch_metrics([group]), "train/loss": 0.5})
+    writer.close()
+    page, _, rest = Pages(home, run).html().partition("more curves</summary>")
+    found = re.findall(r"<figcaption>([\w/]+)", page)
+    main = ["reward/mean", "policy/kl_reference", "policy/entropy", "completions/mean_length"]
+    assert found[: len(main) + 1] == ["train/loss", *main]
+    assert "<figcaption>rollouts/tokens<" in rest
+    compared = dict(Comparison(home, [run]).curves())[stage]
+    assert [name for name, _ in compared] == ["train/loss", *main]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from posttrain_recipes.plugin import (
     Reward,
     Sample,
 )
+from posttrain_recipes.training.groups import Group, Rollout, Segment
+from posttrain_recipes.training.policy import PolicyConfig, PolicyGradient
 from tests.rollout_engine import ROOM, Asked, Engine, Same, done, run, trained
 
 
@@ -266,6 +268,18 @@ def test_a_reply_that_was_cut_is_masked_and_counted() -> None:
     assert lengths
     assert max(lengths) < 4
     assert engine.log[0][0]["completions/clipped_ratio"] > 0
+
+
+def test_tokens_that_are_masked_are_none_that_others_are_divided_by() -> None:
+    rollouts = [
+        Rollout([Segment.reply([1], [2] * n, [0.0] * n)], Sample((), "", None), [], reward=r)
+        for n, r in ((2, 1.0), (4, 0.0), (3, 0.5))
+    ]
+    rollouts[1].masked = True
+    config = PolicyConfig(advantage="group_mean", length_norm="token")
+    PolicyGradient(config, max_tokens=4).weigh([Group(rollouts)], 1)
+    assert [rollouts[0].weight, rollouts[2].weight] == [1 / 5, 1 / 5]
+    assert rollouts[0].advantage == 0.5, "its reward counts in the baseline"
 
 
 def test_what_a_step_showed() -> None:
