@@ -4,7 +4,8 @@
 
 What stands between `<!-- options: NAME -->` and `<!-- end -->` is written by this script: the
 options that the method NAME has to itself (`gradient`: those of every method that takes optimizer
-steps over a data set). So are `reward`, `dataset` and `eval`. `<!-- effects: RECIPE ... -->` is filled by `benchmarks/effects.py`.
+steps over a data set). So are `reward`, `dataset` and `eval`. `<!-- effects: RECIPE ... -->` is
+filled by `benchmarks/effects.py`.
 """
 
 from __future__ import annotations
