@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -257,11 +257,20 @@ class Reward(Plugin):
     def open(self, context: RewardContext) -> None:
         """Called once before the first `score`: rewards that ask a model get it here."""
 
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held by whoever calls `score`, where calls must not overlap; by default there is none.
+
+        A caller that stops waiting for a call that hangs lets go of it, so that others go on.
+        """
+        return nullcontext()
+
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
         """One score for each sample, in order; None abstains.
 
-        The samples are the replies to one prompt. Several threads may call this at once.
+        The samples are the replies to one prompt. Several threads may call this at once, where
+        there is no `lock`.
         """
 
 

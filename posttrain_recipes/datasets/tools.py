@@ -33,6 +33,7 @@ from posttrain_recipes.plugin import (
     Turn,
     UsageError,
 )
+from posttrain_recipes.training.scoring import scores_of
 from posttrain_recipes.waiting import in_thread
 
 JSON_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -281,7 +282,7 @@ class ToolEpisode(Episode):
             truncated=self.truncated,
             metadata=prompt.metadata,
         )
-        [self.score] = task.reward.score([sample])
+        [self.score] = scores_of(task.reward, [sample])
         if self.score is None:
             raise UsageError(
                 f"{prompt.source}: the reward '{task.reward.label}' abstains",

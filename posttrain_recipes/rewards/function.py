@@ -17,6 +17,7 @@ from posttrain_recipes.functions import (
     parameters,
 )
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample, UsageError
+from posttrain_recipes.waiting import in_thread
 
 
 class Function(Reward):
@@ -36,6 +37,8 @@ class Function(Reward):
         """The function, as module:function."""
         arguments: dict[str, Any] = Field(default_factory=dict)
         """Further arguments of the function, by name."""
+        timeout: float | None = Field(default=None, gt=0)
+        """Seconds that one call may take; one that takes longer raises. By default no limit."""
 
     config: Config
 
@@ -79,12 +82,30 @@ class Function(Reward):
 
         return next(iter(inspect.signature(self._function).parameters)) == "samples"
 
+    @property
+    def lock(self) -> threading.Lock:
+        """One for all functions of a module: they may share what it keeps."""
+        _ = self._function  # importing the module takes none of a call's time
+        return _LOCKS.setdefault(str(self._user.path), threading.Lock())
+
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        """What the function says; it is called by one thread at a time."""
-        with _CALLING:
-            if self._batched:
-                return list(self._function(list(samples), **self.config.arguments))
-            return [self._function(sample, **self.config.arguments) for sample in samples]
+        """What the function says. Raises what it raised, or `RuntimeError` if it took too long."""
+        if self._batched:
+            return list(self._call(list(samples)))
+        return [self._call(sample) for sample in samples]
+
+    def _call(self, given: Sample | list[Sample]) -> Any:
+        seconds = self.config.timeout
+        if seconds is None:
+            return self._function(given, **self.config.arguments)
+        future = in_thread(lambda: self._function(given, **self.config.arguments))
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if future.done():
+                raise
+            raise RuntimeError(f"'{self.label}' took more than {seconds:g} s") from None
 
 
-_CALLING = threading.RLock()
+_LOCKS: dict[str, threading.Lock] = {}
+"""By the module's file."""

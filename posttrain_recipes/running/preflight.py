@@ -21,6 +21,7 @@ from posttrain_recipes.records import Prompt, Record, Sample
 from posttrain_recipes.running.findings import Finding
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.store import RunRecord
+from posttrain_recipes.training.scoring import scores_of
 from posttrain_recipes.waiting import EngineWaiter
 
 FREE_BYTES = 1 << 30
@@ -242,5 +243,5 @@ def _mean(
         Sample(p.messages, spoil(p.answer or "42"), p.answer, {}, truncated, p.metadata)
         for p in prompts
     ]
-    scores = [score for score in reward.score(samples) if score is not None]
+    scores = [score for score in scores_of(reward, samples) if score is not None]
     return sum(scores) / len(scores) if scores else None

@@ -27,6 +27,7 @@ from posttrain_recipes.plugin import (
     StageContext,
     Waiter,
 )
+from posttrain_recipes.training.scoring import scores_of
 
 if TYPE_CHECKING:
     import tinker
@@ -71,7 +72,7 @@ def totals(
     """The weighted sum of the rewards of each sample; None where one of them abstains."""
     found: list[float | None] = [0.0] * len(samples)
     for reward, weight in rewards:
-        for place, score in enumerate(reward.score(samples)):
+        for place, score in enumerate(scores_of(reward, samples)):
             total = found[place]
             found[place] = None if total is None or score is None else total + weight * score
     return found

@@ -9,6 +9,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import EvalContext, Reward, RewardContext
 from posttrain_recipes.records import Prompt, Sample
 from posttrain_recipes.training.sampling import generate
+from posttrain_recipes.training.scoring import scores_of
 
 
 def rewarded(
@@ -26,7 +27,7 @@ def rewarded(
     """
     samples = generate(context, prompts, max_tokens=max_tokens, temperature=temperature)
     reward.open(RewardContext(context.seed, context.renderer, context.wait, context.resolve))
-    scores = list(reward.score(samples))
+    scores = scores_of(reward, samples)
     if all(score is None for score in scores):
         raise PtlError(
             f"eval '{context.name}': reward '{reward.label}' abstained on every reply",

@@ -68,6 +68,33 @@ class Scores:
     """The first thing that a reward raised."""
 
 
+def scores_of(
+    reward: Reward, samples: Sequence[Sample], timeout: float | None = None
+) -> list[float | None]:
+    """What a reward says of some replies, once it is free to be called.
+
+    Args:
+        timeout: seconds that the call may take; waiting for the reward's `lock` is not part of it.
+
+    Raises:
+        TimeoutError: it took longer. It is left to itself, and the lock is free again.
+        ValueError: it returned something else than a finite number or None for each.
+    """
+    with reward.lock:
+        if timeout is None:
+            values = list(reward.score(samples))
+        else:
+            values = list(_within(timeout, lambda: reward.score(samples)))
+    if len(values) != len(samples):
+        raise ValueError(
+            f"'{reward.label}' returned {len(values)} scores for {len(samples)} replies"
+        )
+    for value in values:
+        if value is not None and not (isinstance(value, int | float) and abs(value) < 1e30):
+            raise ValueError(f"'{reward.label}' returned {value!r}, which is not a finite number")
+    return [None if value is None else float(value) for value in values]
+
+
 class Scorer:
     """A weighted sum of rewards. May be used from many threads at once."""
 
@@ -117,7 +144,7 @@ class Scorer:
         self, name: str, reward: Reward, samples: Sequence[Sample], scores: Scores
     ) -> list[float | None]:
         try:
-            values = self._call(reward, samples)
+            values = scores_of(reward, samples, self.timeout)
         except TimeoutError:
             scores.counts["timed_out"] += len(samples)
             return self._failed(name, f"took more than {self.timeout:g} s", len(samples), scores)
@@ -131,18 +158,6 @@ class Scorer:
             return self._failed(name, f"{type(error).__name__}: {error}", 1, scores)
         scores.counts["abstained"] += sum(value is None for value in values)
         return values
-
-    def _call(self, reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
-        if self.timeout is None:
-            values = list(reward.score(samples))
-        else:
-            values = list(_within(self.timeout, lambda: reward.score(samples)))
-        if len(values) != len(samples):
-            raise ValueError(f"returned {len(values)} scores for {len(samples)} replies")
-        for value in values:
-            if value is not None and not (isinstance(value, int | float) and abs(value) < 1e30):
-                raise ValueError(f"returned {value!r}, which is not a finite number")
-        return [None if value is None else float(value) for value in values]
 
     def _failed(self, name: str, why: str, count: int, scores: Scores) -> list[float | None]:
         scores.error = scores.error or f"reward '{name}': {why}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from posttrain_recipes import registry
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.plugin import Reward, Sample
 from posttrain_recipes.rewards.numeric import number
+from posttrain_recipes.training.scoring import scores_of
 from tests.conftest import Project
 
 
@@ -138,6 +141,50 @@ def test_a_function_beside_the_recipe_scores(beside: Path) -> None:
     assert scores(reward("function", beside, call="mine:many"), "a", "b") == [0.0, 1.0]
     strict = reward("function", beside, call="mine:strict", arguments={"key": "level"})
     assert scores(strict, "a", metadata={"level": 4}) == [4]
+
+
+SLOW = """\
+import threading
+RELEASE = threading.Event()
+
+def score(sample):
+    if sample.completion == "hang":
+        RELEASE.wait(60)
+    return 1.0
+
+def other(sample):
+    return score(sample)
+"""
+
+
+def test_calls_of_the_functions_of_a_module_do_not_overlap(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "free.py").write_text(SLOW)
+    one, other, free = (
+        reward("function", tmp_path, call=call)
+        for call in ("slow:score", "slow:other", "free:score")
+    )
+    sample = Sample(prompt=(), completion="good")
+    with ThreadPoolExecutor(1) as pool:
+        with one.lock:
+            assert scores_of(free, [sample]) == [1.0]
+            waiting = pool.submit(scores_of, other, [sample])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.1)
+        assert waiting.result(timeout=60) == [1.0]
+
+
+def test_a_call_that_hangs_is_given_up_and_the_next_one_begins(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    made = reward("function", tmp_path, call="slow:score", timeout=0.05)
+    sample = Sample(prompt=(), completion="hang")
+    try:
+        with pytest.raises(RuntimeError, match="'score' took more than 0.05 s"):
+            scores_of(made, [sample])
+        good = Sample(prompt=(), completion="good")
+        assert scores_of(made, [good]) == [1.0]
+    finally:
+        sys.modules[made._function.__module__].RELEASE.set()
 
 
 def test_its_content_is_part_of_what_it_is(beside: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -123,6 +124,49 @@ def test_a_reward_that_takes_too_long_is_not_waited_for() -> None:
 
 def test_a_reward_within_its_time_is_scored() -> None:
     assert Scorer([(Made(length), 1.0)], timeout=10).score(SAMPLES).totals == [1.0, 2.0, 3.0]
+
+
+class Locked(Made):
+    """A reward whose calls must not overlap."""
+
+    def __init__(self, score: Score) -> None:
+        super().__init__(score)
+        self.held = threading.Lock()
+
+    @property
+    def lock(self) -> threading.Lock:
+        return self.held
+
+
+def test_a_call_that_hangs_costs_no_reply_but_its_own() -> None:
+    release = threading.Event()
+
+    def score(sample: Sample) -> float:
+        if sample.completion == "hang":
+            release.wait(60)
+        return 1.0
+
+    made = Scorer([(Locked(score), 1.0)], timeout=0.05)
+    try:
+        lost = made.score([Sample(prompt=(), completion="hang")])
+        later = [made.score([sample]) for sample in SAMPLES]
+    finally:
+        release.set()
+    assert lost.counts["timed_out"] == 1
+    assert [scores.totals for scores in later] == [[1.0]] * 3
+    assert not any(scores.counts["timed_out"] for scores in later)
+
+
+def test_waiting_for_the_turn_is_no_part_of_the_time() -> None:
+    reward = Locked(length)
+    made = Scorer([(reward, 1.0)], timeout=0.05)
+    reward.held.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(made.score, SAMPLES)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.15)  # three times what the call itself may take
+        reward.held.release()
+        assert waiting.result(timeout=60).totals == [1.0, 2.0, 3.0]
 
 
 def test_the_sample_reaches_the_reward_whole() -> None:
