@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
@@ -95,17 +95,23 @@ class Episode(ABC):
     """How many play; each has a conversation and rewards of its own."""
     truncated: bool = False
     """Whether the reply that `act` is handed was cut at the limit of tokens; set before each."""
+    time_limit: float | None = None
+    """Seconds that `act` may take before the episode is given up; None: as long as it likes. Set
+    before each. What it holds then, such as a lock, is its own to let go."""
 
     @abstractmethod
     def turn(self) -> Turn | None:
         """Whose turn it is and what that seat is told; None once the episode is over."""
 
     @abstractmethod
-    def act(self, reply: str) -> Sequence[float]:
+    def act(self, reply: str) -> Sequence[float | None]:
         """Take the reply of the seat whose turn it is; returns what every seat gets for it.
 
-        A reply that makes no sense is the environment's to answer, never an exception: with a
-        message that says so, a cost, or the end of the episode.
+        None abstains: the seat has no reward for this episode, and learns nothing from it. A reply
+        that makes no sense is the environment's to answer, never an exception: with a message that
+        says so, a cost, or the end of the episode. What it raises all the same, a lost connection
+        say, has the episode begun again and told the same replies; see `retries` and
+        `on_reward_error` of the method.
         """
 
     def metrics(self) -> Mapping[str, float]:
@@ -123,6 +129,10 @@ class Task(Record, ABC):
 
     A subclass has what the beginning depends on, such as a seed, as its fields.
     """
+
+    concurrent: ClassVar[bool] = False
+    """Whether episodes of one group may be begun and may `act` at the same time, in threads: for
+    environments that wait for something, such as tools. One episode does one thing at a time."""
 
     @abstractmethod
     def start(self) -> Episode:

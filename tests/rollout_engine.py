@@ -17,6 +17,7 @@ from posttrain_recipes.plugin import (
     Message,
     PluginConfig,
     Prompt,
+    Record,
     Resume,
     Reward,
     Sample,
@@ -177,6 +178,7 @@ def run(
     resume: Resume | None = None,
     rewards: Sequence[Reward] = (Parity(PluginConfig()),),
     wait: Callable[[Future[Any]], Any] | None = None,
+    train: Sequence[Record] = PROMPTS,
     **options: Any,
 ) -> Checkpoint:
     method = GRPO(GRPO.Config(**{"batch_size": 4, "group_size": 6, "max_tokens": 4} | options))
@@ -193,7 +195,7 @@ def run(
         base_model="base",
         start=Checkpoint("base"),
         lora=LoraConfig(rank=4),
-        train=PROMPTS,
+        train=train,
         renderer=Renderer(),  # type: ignore[arg-type]
         service=engine,  # type: ignore[arg-type]
         sink=sink,  # type: ignore[arg-type]

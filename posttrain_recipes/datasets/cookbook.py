@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -91,6 +91,8 @@ class Cookbook(Dataset):
 @dataclass(frozen=True, kw_only=True)
 class CookbookTask(Task):
     """One environment, which is made anew for each episode."""
+
+    concurrent: ClassVar[bool] = True
 
     make: Callable[[], Env]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, validate_call
 
@@ -235,6 +235,8 @@ async def _settled(result: Any) -> Any:
 class ToolTask(Task):
     """A prompt with tools."""
 
+    concurrent: ClassVar[bool] = True
+
     prompt: Prompt
     opening: tuple[Message, ...]
     box: Toolbox = field(repr=False)
@@ -263,8 +265,8 @@ class ToolEpisode(Episode):
         """The prompt at first, then what the tools returned."""
         return Turn(self.told) if self.told is not None else None
 
-    def act(self, reply: str) -> Sequence[float]:
-        """0 for a reply that calls tools; what the reward says for the answer."""
+    def act(self, reply: str) -> Sequence[float | None]:
+        """0 for a reply that calls tools; what the reward says for the answer, if anything."""
         task = self.task
         calls = task.box.calls(reply)
         if calls and self.calls + len(calls) <= task.max_calls:
@@ -282,12 +284,7 @@ class ToolEpisode(Episode):
             truncated=self.truncated,
             metadata=prompt.metadata,
         )
-        [self.score] = scores_of(task.reward, [sample])
-        if self.score is None:
-            raise UsageError(
-                f"{prompt.source}: the reward '{task.reward.label}' abstains",
-                hint="does the prompt have what it compares with?",
-            )
+        [self.score] = scores_of(task.reward, [sample], self.time_limit)
         return [self.score]
 
     def metrics(self) -> Mapping[str, float]:

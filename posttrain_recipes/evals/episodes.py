@@ -7,8 +7,16 @@ from typing import ClassVar, cast
 
 from pydantic import Field
 
-from posttrain_recipes.plugin import Eval, EvalContext, EvalResult, PluginConfig, Record, Task
-from posttrain_recipes.training.episodes import Limits, play
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import (
+    Eval,
+    EvalContext,
+    EvalResult,
+    PluginConfig,
+    Record,
+    Task,
+)
+from posttrain_recipes.training.episodes import Limits, Play, play
 from posttrain_recipes.training.estimates import mean, proportion
 
 AT_ONCE = 64
@@ -18,7 +26,8 @@ AT_ONCE = 64
 class Episodes(Eval):
     """Mean return of the first seat over episodes, one a task, and what else the episodes tell.
 
-    Where the environment tells of success, its share is the main metric, else the return is.
+    Where the environment tells of success, its share is the main metric, else the return is. An
+    episode whose environment abstains has no return, and is left out of that mean.
     """
 
     name = "episodes"
@@ -34,15 +43,22 @@ class Episodes(Eval):
         """Longest reply in tokens."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
+        retries: int = Field(default=2, ge=0)
+        """How often an episode in which the environment raised is begun again before the eval
+        fails."""
 
     config: Config
 
     def evaluate(self, context: EvalContext) -> EvalResult:
-        """Normal intervals of means; Wilson's of metrics that are 0 or 1 in every episode."""
+        """Normal intervals of means; Wilson's of metrics that are 0 or 1 in every episode.
+
+        Raises:
+            PtlError: the environment failed, or abstained in every episode.
+        """
         config = self.config
         tasks = [cast(Task, record) for record in context.records]
-        limits = Limits(config.max_turns, config.max_tokens, config.temperature)
-        plays = []
+        limits = Limits(config.max_turns, config.max_tokens, config.temperature, config.retries)
+        plays: list[Play] = []
         for begin in range(0, len(tasks), AT_ONCE):
             plays += play(
                 tasks[begin : begin + AT_ONCE],
@@ -52,18 +68,29 @@ class Episodes(Eval):
                 context.wait,
                 limits,
             )
-        told = [dict(one.episode.metrics()) for one in plays]
+            if failed := [one for one in plays if one.error]:
+                raise failed[0].failure("mend the environment: an eval leaves no episode out")
+        returns = [one.seats[0].reward for one in plays]
+        known = [one for one in returns if one is not None]
+        if not known:
+            raise UsageError(
+                f"the environment abstains in every episode of the eval '{context.name}'",
+                hint="do the prompts have what its reward compares with?",
+            )
         metrics = {}
-        for name in sorted({name for one in told for name in one}):
-            values = [one[name] for one in told if name in one]
+        for name in sorted({name for one in plays for name in one.metrics}):
+            values = [one.metrics[name] for one in plays if name in one.metrics]
             binary = set(values) <= {0.0, 1.0}
             metrics[name] = proportion(sum(values), len(values)) if binary else mean(values)
-        metrics["return"] = mean([one.seats[0].reward for one in plays])
+        metrics["return"] = mean(known)
         metrics["turns"] = mean([float(one.turns) for one in plays])
         main = [name for name in ("success", "return") if name in metrics]
         metrics = {name: metrics[name] for name in [*main, *metrics]}
         samples = [
-            replace(one.sample(0), scores={**one.episode.metrics(), "return": one.seats[0].reward})
-            for one in plays
+            replace(
+                one.sample(0),
+                scores={**one.metrics, **({"return": worth} if worth is not None else {})},
+            )
+            for one, worth in zip(plays, returns, strict=True)
         ]
         return EvalResult(metrics, tuple(samples), higher_is_better={"turns": None})

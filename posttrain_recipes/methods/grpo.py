@@ -88,6 +88,7 @@ class GRPO(rollouts.RolloutMethod):
         """Groups of replies to the stage's prompts, or of episodes of its environment."""
         worth = Worth(stage, self.config, patience)
         if stage.train and isinstance(stage.train[0], Task):
-            return episodes(cast(Sequence[Task], stage.train), stage, self.config, worth)
+            tasks = cast(Sequence[Task], stage.train)
+            return episodes(tasks, stage, self.config, worth, self.config.retries)
         prompts = cast(Sequence[Prompt], stage.train)
         return Prompts(prompts, stage.renderer, self.config, worth)

@@ -58,7 +58,8 @@ class SelfPlay(rollouts.RolloutMethod):
     def source(self, stage: StageContext, patience: Patience) -> Source:
         """Groups of games of the stage's environment, one group a seat."""
         tasks = cast(Sequence[Task], stage.train)
-        source = episodes(tasks, stage, self.config, Worth(stage, self.config, patience))
+        worth = Worth(stage, self.config, patience)
+        source = episodes(tasks, stage, self.config, worth, self.config.retries)
         if source.seats < 2:
             raise UsageError(
                 f"stage '{stage.name}': this environment has one seat, and self-play needs two",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
@@ -34,7 +34,7 @@ class _Step:
     messages: tuple[Message, ...]
     seat: int
     reply: str
-    rewards: tuple[float, ...]
+    rewards: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ def _readable(turn: Turn, seats: int) -> None:
         raise _Fault("a turn speaks as the assistant, which is the policy; use 'user' or 'tool'")
 
 
-def _act(episode: Episode, reply: str) -> tuple[float, ...]:
+def _act(episode: Episode, reply: str) -> tuple[float | None, ...]:
     shown = repr(reply if len(reply) <= 20 else f"{reply[:17]}...")
     try:
-        rewards: Sequence[float] = episode.act(reply)
+        rewards = episode.act(reply)
     except Exception as error:  # a stranger's environment may fail in any way
         raise _Fault(
             f"the reply {shown} raised {type(error).__name__}: {error}; answer it with a message, "
@@ -148,6 +148,8 @@ def _act(episode: Episode, reply: str) -> tuple[float, ...]:
     if len(rewards) != episode.seats:
         raise _Fault(f"the reply {shown} got {len(rewards)} rewards for {episode.seats} seats")
     for reward in rewards:
+        if reward is None:  # it abstains
+            continue
         if not isinstance(reward, int | float) or not math.isfinite(reward):
             raise _Fault(f"the reply {shown} got the reward {reward!r}, which is no finite number")
     return tuple(rewards)

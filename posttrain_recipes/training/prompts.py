@@ -14,7 +14,7 @@ from posttrain_recipes.options import ModelRef, PluginConfig
 from posttrain_recipes.plugin import Renderer, RewardContext, StageContext
 from posttrain_recipes.records import Message, Prompt, Sample, Task
 from posttrain_recipes.training import advantages
-from posttrain_recipes.training.episodes import Limits, play
+from posttrain_recipes.training.episodes import Limits, Play, play
 from posttrain_recipes.training.groups import Group, Rollout, Segment
 from posttrain_recipes.training.scoring import OnError, Patience, Scorer
 
@@ -49,10 +49,11 @@ class ReplyConfig(PluginConfig):
     """The fixed reference; by default where the stage starts. If given, the divergence from it is
     measured even where kl_beta is 0."""
     on_reward_error: OnError = "drop"
-    """A reward that raises or takes too long: drop leaves the reply out of its group, zero counts
-    it as 0, stop ends the stage."""
+    """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
+    episode) out of its group, zero counts it as 0, stop ends the stage."""
     reward_timeout: float | None = Field(default=None, gt=0)
-    """Seconds that a reward may take for a group of replies; by default no limit."""
+    """Seconds that a reward may take for a group of replies, and an environment to begin an episode
+    or to answer a reply; by default no limit."""
 
     @model_validator(mode="after")
     def _buffer_fits(self) -> ReplyConfig:
@@ -203,6 +204,7 @@ class Episodes:
     renderer: Renderer
     config: ReplyConfig
     worth: Worth
+    limits: Limits
     seats: int = 1
     """How many players the policy takes the part of."""
 
@@ -212,38 +214,66 @@ class Episodes:
         return len(self.tasks)
 
     def roll(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
-        """Episodes of task `index`, turn by turn, with what each seat got."""
-        config = self.config
-        limits = Limits(config.max_turns, config.max_tokens, config.temperature)
-        tasks = [self.tasks[index]] * config.group_size
-        plays = play(tasks, seed, sampler, self.renderer, self.worth.patience, limits)
-        groups = []
-        for seat in range(self.seats):
-            rollouts = []
-            for one in plays:
-                player = one.seats[seat]
-                # Who never had a turn has nothing to learn from.
-                if player.segments:
-                    sample = one.sample(seat)
-                    parts = {"return": player.reward, **sample.scores}
-                    said = player.conversations
-                    rollouts.append(Rollout(player.segments, sample, said, player.reward, parts))
-            self.worth.penalize(rollouts, self.worth.ask(rollouts))
-            groups.append(Group(rollouts))
+        """Episodes of task `index`, turn by turn, with what each seat got.
+
+        Raises:
+            PtlError: the environment failed, and the stage says that this ends it.
+        """
+        tasks = [self.tasks[index]] * self.config.group_size
+        plays = play(tasks, seed, sampler, self.renderer, self.worth.patience, self.limits)
+        failed = [one for one in plays if one.error]
+        if failed and self.config.on_reward_error == "stop":
+            raise failed[0].failure(
+                "mend it, or set on_reward_error to 'drop' or 'zero' to go on without"
+            )
+        groups = [self._group(plays, seat) for seat in range(self.seats)]
+        groups[0].error = next((f"an environment: {one.error}" for one in failed), "")
+        groups[0].counts.update(
+            retried=sum(one.retried for one in plays),
+            failed=sum(not one.late for one in failed),
+            timed_out=sum(one.late for one in failed),
+            thrown_away=sum(one.thrown_away for one in plays),
+        )
         return groups
+
+    def _group(self, plays: Sequence[Play], seat: int) -> Group:
+        rollouts, abstained = [], 0
+        # Who never had a turn has nothing to learn from.
+        for one in [one for one in plays if one.seats and one.seats[seat].segments]:
+            player, sample = one.seats[seat], one.sample(seat)
+            reward, parts = player.reward, dict(sample.scores)
+            if one.error:
+                reward = 0.0 if self.config.on_reward_error == "zero" else None
+            elif reward is None:
+                abstained += 1
+            else:
+                parts = {"return": reward, **parts}
+            rollouts.append(Rollout(player.segments, sample, player.conversations, reward, parts))
+        self.worth.penalize(rollouts, self.worth.ask(rollouts))
+        return Group(rollouts, Counter(abstained=abstained))
 
 
 def episodes(
-    tasks: Sequence[Task], stage: StageContext, config: ReplyConfig, worth: Worth
+    tasks: Sequence[Task], stage: StageContext, config: ReplyConfig, worth: Worth, retries: int
 ) -> Episodes:
     """The source of a stage's tasks.
 
+    Args:
+        retries: how often an episode is begun again in which the environment raised.
+
     Raises:
         UsageError: rewards beside those of the environment.
+        PtlError: the first task cannot be begun.
     """
     if stage.rewards:
         raise UsageError(
             f"stage '{stage.name}' learns from an environment, which rewards by itself",
             hint="remove its 'reward:'",
         )
-    return Episodes(tasks, stage.renderer, config, worth, tasks[0].start().seats)
+    limits = Limits(
+        config.max_turns, config.max_tokens, config.temperature, retries, config.reward_timeout
+    )
+    first = Play.of(tasks[0], stage.renderer, limits)
+    if first.error:
+        raise first.failure("begin an episode of it by hand")
+    return Episodes(tasks, stage.renderer, config, worth, limits, len(first.seats))

@@ -75,7 +75,8 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
     max_replacements: int = Field(default=3, ge=1)
     """For flat_groups: replace, how many other prompts are tried in one place."""
     retries: int = Field(default=2, ge=0)
-    """How often a group that could not be sampled is tried again before the stage fails."""
+    """How often a group that could not be sampled is tried again before the stage fails; in an
+    environment also how often an episode in which it raised is begun again, on its own."""
     show_every: int | None = Field(default=None, ge=1)
     """Steps between rollouts that are shown in MLflow; by default about eight times a stage."""
 

@@ -8,11 +8,12 @@ cannot be compared with one that has it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Reward, RewardContext, Sample
@@ -81,18 +82,12 @@ def scores_of(
         ValueError: it returned something else than a finite number or None for each.
     """
     with reward.lock:
-        if timeout is None:
-            values = list(reward.score(samples))
-        else:
-            values = list(_within(timeout, lambda: reward.score(samples)))
+        values = within(timeout, lambda: list(reward.score(samples)))
     if len(values) != len(samples):
         raise ValueError(
             f"'{reward.label}' returned {len(values)} scores for {len(samples)} replies"
         )
-    for value in values:
-        if value is not None and not (isinstance(value, int | float) and abs(value) < 1e30):
-            raise ValueError(f"'{reward.label}' returned {value!r}, which is not a finite number")
-    return [None if value is None else float(value) for value in values]
+    return [finite(value, f"'{reward.label}'") for value in values]
 
 
 class Scorer:
@@ -180,18 +175,40 @@ def _names(rewards: Sequence[tuple[Reward, float]]) -> list[str]:
     return names
 
 
-def _within(seconds: float, function: Callable[[], T]) -> T:
+def finite(value: Any, source: str) -> float | None:
+    """What a reward or an environment gave, as a number; None where it abstains.
+
+    Args:
+        source: who gave it, for the error.
+
+    Raises:
+        ValueError: it is not a finite number.
+    """
+    if value is None:
+        return None
+    if not hasattr(value, "__float__") or not abs(float(value)) < 1e30:
+        raise ValueError(f"{source} returned {value!r}, which is not a finite number")
+    return float(value)
+
+
+def within(seconds: float | None, function: Callable[[], T]) -> T:
     """Call a function that may take too long; it is left to itself then, and not waited for.
+
+    Args:
+        seconds: how long it may take; None: as long as it likes.
 
     Raises:
         TimeoutError: it took too long. Whatever the function raised.
     """
+    began = time.monotonic()
 
     def work() -> T:
         try:
             return function()
         except TimeoutError as error:
+            if seconds is not None and time.monotonic() - began >= seconds:
+                raise
             # One that times out by itself is a failure like any other.
             raise RuntimeError(f"TimeoutError: {error}") from error
 
-    return in_thread(work).result(timeout=seconds)
+    return work() if seconds is None else in_thread(work).result(timeout=seconds)

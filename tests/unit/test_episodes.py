@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -18,65 +16,10 @@ from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.methods.self_play import SelfPlay
 from posttrain_recipes.plugin import Episode, EvalContext, Message, Task, Turn
 from posttrain_recipes.training.episodes import Limits, play
-from posttrain_recipes.training.prompts import Episodes, Worth, episodes
-from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.training.prompts import episodes
+from tests.scripted import ASSISTANT, END, USER, Renderer, Sampler, source, spell, wait
 
-END, USER, ASSISTANT = 0, 1, 2
 LIMITS = Limits(max_turns=6, max_tokens=4, temperature=1.0)
-
-
-def spell(text: str) -> list[int]:
-    return [10 + ord(letter) for letter in text]
-
-
-@dataclass
-class Renderer:
-    """A letter is a token; a turn is its role, its letters and an end."""
-
-    stop: list[int] = field(default_factory=lambda: [END])
-    rewrites: bool = False
-    """Whether earlier turns of the assistant are left out, as a template does with thoughts."""
-
-    def _turns(self, messages: Sequence[Message], keep: int = -1) -> list[int]:
-        tokens = []
-        for place, message in enumerate(messages):
-            own = message.role == "assistant"
-            hidden = self.rewrites and own and place != keep
-            said = [] if hidden else spell(message.content)
-            tokens += [ASSISTANT if own else USER, *said, END]
-        return tokens
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        return [*self._turns(messages), ASSISTANT]
-
-    def supervised(
-        self, messages: Sequence[Message], train_on: str = "last"
-    ) -> tuple[list[int], list[float]]:
-        tokens = self._turns(messages, len(messages) - 1)
-        return tokens, [0.0] * len(tokens)
-
-    def parse(self, tokens: Sequence[int]) -> str:
-        return "".join(chr(token - 10) for token in tokens if token != END).strip()
-
-
-@dataclass
-class Sampler:
-    """Says what `script` makes of the prompt; keeps what it was asked."""
-
-    script: Any
-    asked: list[tuple[list[int], int, int]] = field(default_factory=list)
-
-    def sample(self, prompt: Any, count: int, params: Any) -> Future[Any]:
-        tokens = prompt.to_ints()
-        self.asked.append((tokens, count, params.seed))
-        sequences = []
-        for index in range(count):
-            said = self.script(tokens, index, params.seed)
-            logprobs = [-0.1 * (i + 1) for i in range(len(said))]
-            sequences.append(SimpleNamespace(tokens=said, logprobs=logprobs))
-        future: Future[Any] = Future()
-        future.set_result(SimpleNamespace(sequences=sequences))
-        return future
 
 
 @dataclass
@@ -105,10 +48,6 @@ class Echo(Episode):
 class EchoTask(Task):
     def start(self) -> Episode:
         return Echo()
-
-
-def wait(future: Future[Any]) -> Any:
-    return future.result(10)
 
 
 def test_what_the_policy_wrote_is_kept_token_by_token() -> None:
@@ -198,14 +137,6 @@ def test_an_episode_that_goes_on_is_cut() -> None:
 # --- groups --------------------------------------------------------------------------------------
 
 
-def source(method: Any, tasks: Sequence[Task]) -> Episodes:
-    stage = SimpleNamespace(
-        name="s", seed=0, rewards=(), renderer=Renderer(), resolve=None, start=None, cache=None
-    )
-    worth = Worth(stage, method.config, Patience())  # type: ignore[arg-type]
-    return episodes(tasks, stage, method.config, worth)  # type: ignore[arg-type]
-
-
 def test_a_group_is_one_task_begun_often_with_a_group_for_each_seat() -> None:
     """Sticks 4: whoever moves first loses against one who leaves multiples of four."""
     task = NimTask(sticks=4, opponent="none", begins=True, seed=0)
@@ -228,7 +159,7 @@ def test_self_play_needs_two_seats_and_an_environment_no_rewards() -> None:
     )
     stage = SimpleNamespace(name="s", rewards=[1], renderer=None)
     with pytest.raises(UsageError, match="rewards by itself"):
-        episodes([one], stage, GRPO.Config(), None)  # type: ignore[arg-type]
+        episodes([one], stage, GRPO.Config(), None, 0)  # type: ignore[arg-type]
 
 
 def test_the_eval_tells_returns_and_what_the_episodes_tell() -> None:

@@ -122,6 +122,16 @@ def test_a_reward_that_takes_too_long_is_not_waited_for() -> None:
     assert "took more than 0.05 s" in scores.error
 
 
+@pytest.mark.parametrize("timeout", [None, 10.0])
+def test_a_reward_whose_own_wait_timed_out_has_failed(timeout: float | None) -> None:
+    def asks(sample: Sample) -> float:
+        raise TimeoutError("no answer from the grader")
+
+    scores = Scorer([(Made(asks), 1.0)], "drop", timeout).score(SAMPLES)
+    assert scores.counts == {"failed": 3}
+    assert "no answer from the grader" in scores.error
+
+
 def test_a_reward_within_its_time_is_scored() -> None:
     assert Scorer([(Made(length), 1.0)], timeout=10).score(SAMPLES).totals == [1.0, 2.0, 3.0]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 
 from posttrain_recipes.datasets.jsonl import Jsonl
 from posttrain_recipes.datasets.tools import Tools
-from posttrain_recipes.errors import RecipeError, UsageError
-from posttrain_recipes.plugin import Dataset, Episode, Message, Turn
+from posttrain_recipes.errors import RecipeError
+from posttrain_recipes.methods.grpo import GRPO
+from posttrain_recipes.plugin import Dataset, Episode, Message, Sample, Turn
 from posttrain_recipes.rewards.exact_match import ExactMatchReward
-from posttrain_recipes.training.episodes import Play, Seat
+from posttrain_recipes.training.episodes import Limits, Play
 from posttrain_recipes.training.rendering import load_renderer
 from tests.conftest import ROOT, Project
+from tests.scripted import END, Sampler, source, spell
 
 MINE = """
 import threading
@@ -158,15 +162,12 @@ def test_the_model_is_told_of_its_tools(beside: Path) -> None:
 def test_what_a_tool_says_is_not_learned(beside: Path) -> None:
     """Only the policy's own tokens; the conversation stays one sequence."""
     renderer = load_renderer(str(ROOT / "posttrain_recipes" / "models" / "tiny"))
-    play = Play.of(next(iter(made(beside, "double").load())))  # type: ignore[arg-type]
-    seat: Seat = play.seats[0]
+    task = next(iter(made(beside, "double").load()))
+    play = Play.of(task, renderer, Limits(4, 64, 1.0))  # type: ignore[arg-type]
     for reply in ("<double>21</double>", "42"):
-        turn = play.episode.turn()
-        assert turn
-        prompt = seat.prompt(renderer, turn)
         tokens = [*renderer._tokenizer.encode(reply), *renderer.stop[:1]]
-        play.episode.act(seat.write(renderer, prompt, tokens, [-0.5] * len(tokens)))
-    [segment] = seat.segments
+        play.say(play.prompt(), tokens, [-0.5] * len(tokens))
+    [segment] = play.seats[0].segments
     own = [t for t, sampled in zip(segment.tokens, segment.sampled, strict=True) if sampled]
     assert renderer.decode(own).count("42") == 1
     assert renderer.decode(segment.tokens).count("42") == 2
@@ -227,7 +228,66 @@ def test_a_changed_reward_is_another_environment(project: Project) -> None:
     assert project.plan(recipe).fingerprint != before
 
 
-def test_a_prompt_without_an_answer_is_an_error(beside: Path) -> None:
+def test_a_reward_that_abstains_leaves_the_episode_without_one(beside: Path) -> None:
     (beside / "q.jsonl").write_text('{"prompt": "Twice 21?"}\n')
-    with pytest.raises(UsageError, match="the reward 'exact_match' abstains"):
-        begin(beside, "double").act("42")
+    episode = begin(beside, "double")
+    assert episode.act("<double>21</double>") == [0.0]
+    assert episode.act("42") == [None]
+    assert episode.turn() is None
+    assert episode.metrics() == {"tool_calls": 1.0, "tool_errors": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "counts"),
+    [
+        ("", {}, {"abstained": 4}),
+        (', "answer": "42"', {}, {"failed": 4, "retried": 8}),
+        (', "answer": "42"', {"retries": 0, "reward_timeout": 0.05}, {"timed_out": 4}),
+    ],
+)
+def test_a_reward_without_an_answer_is_counted_as_in_rl_on_prompts(
+    beside: Path, answer: str, options: dict[str, Any], counts: dict[str, int]
+) -> None:
+    class Fails(ExactMatchReward):
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            if all(sample.answer is None for sample in samples):
+                return super().score(samples)
+            if options:
+                threading.Event().wait(60)
+            raise LookupError("no such grader")
+
+    (beside / "q.jsonl").write_text(f'{{"prompt": "Twice 21?"{answer}}}\n')
+    dataset = made(beside, "double")
+    dataset.rewards = {"reward": Fails(ExactMatchReward.Config())}
+    rolled = source(GRPO(GRPO.Config(group_size=4, **options)), list(dataset.load()))  # type: ignore[arg-type]
+    sampler = Sampler(lambda tokens, index, seed: [*spell("42"), END])
+    [group] = rolled.roll(0, 1, sampler)  # type: ignore[arg-type]
+    assert group.rewards == []
+    assert {name: count for name, count in group.counts.items() if count} == counts
+
+
+def test_a_reward_that_hangs_once_does_not_keep_the_other_episodes_waiting(beside: Path) -> None:
+    """One call at a time: the one that hangs gives its place up when its time is over."""
+    hung = threading.Event()
+    one_at_a_time = threading.Lock()
+
+    class Hangs(ExactMatchReward):
+        @property
+        def lock(self) -> AbstractContextManager[object]:
+            return one_at_a_time
+
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            if not hung.is_set():
+                hung.set()
+                threading.Event().wait(60)
+            return super().score(samples)
+
+    dataset = made(beside, "double")
+    dataset.rewards = {"reward": Hangs(ExactMatchReward.Config())}
+    config = GRPO.Config(group_size=4, reward_timeout=0.2, retries=5)
+    rolled = source(GRPO(config), list(dataset.load()))  # type: ignore[arg-type]
+    sampler = Sampler(lambda tokens, index, seed: [*spell("42"), END])
+    [group] = rolled.roll(0, 1, sampler)  # type: ignore[arg-type]
+    assert group.rewards == [1.0] * 4
+    assert group.counts["retried"] > 0
+    assert len(sampler.asked) == 1
