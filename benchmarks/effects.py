@@ -174,9 +174,6 @@ A claim is what the recipe says under `expect:`. It holds where every seed keeps
 moves by more than the spread, which is the largest minus the smallest value after training. A limit
 on what may be lost (`change > -25%`) holds where every seed keeps it. Before is the mean over
 seeds.
-
-Two recipes compare and claim nothing: `curriculum` ([pass rates](methods/pass_rates.md)) and
-`compare_methods` ([four methods at one budget](methods/README.md#four-of-them-at-one-budget)).
 """
 COLUMNS = ("recipe", "measured", "claim", "before", "after, by seed", "spread", "holds")
 HEADER = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---|"

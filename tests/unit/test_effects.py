@@ -172,4 +172,6 @@ def test_a_recipe_is_run_once_for_all_seeds_and_keeps_what_it_found(
     assert asked == [("kto", ["matrix={seed: [0, 1, 2]}"], tmp_path)]
     assert made["seeds"] == [0, 1, 2]
     assert [(e["subject"], e["after"]) for e in made["effects"]] == [("tone change", [0.9])]
-    assert benchmark.run(ROOT / "recipes" / "curriculum.yaml", [0], tmp_path) is None
+    monkeypatch.setattr(benchmark.api, "plan", lambda path: SimpleNamespace(resolved={}))
+    assert benchmark.run(ROOT / "recipes" / "kto.yaml", [0], tmp_path) is None
+    assert len(asked) == 1
