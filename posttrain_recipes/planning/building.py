@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,12 +19,15 @@ from posttrain_recipes.planning.plans import (
     BASE,
     PlannedEval,
     PlannedStage,
+    SameTokenizer,
     local_model,
     model_identity,
-    tokenizer_identity,
+    model_location,
 )
+from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Plugin
 from posttrain_recipes.registry import Entry, Registry, suggest
+from posttrain_recipes.training.vocabularies import Vocabulary, difference
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Builder:
     """The base model of the present stage."""
     models: dict[str, None] = field(default_factory=dict)
     """Every base model that the plan needs, in order."""
+    same_tokenizer: list[SameTokenizer] = field(default_factory=list)
+    """What has to have the tokenizer of a stage's model, and may not: a run looks again."""
 
     def fault(self, key: Key, message: str, *, of_key: bool = False) -> None:
         """Note what is wrong at `key`."""
@@ -57,6 +63,18 @@ class Builder:
         if model not in self._identities:
             self._identities[model] = model_identity(model, self.recipe.base_dir)
         return self._identities[model]
+
+    @cached_property
+    def _differences(self) -> dict[str, str | None]:
+        return {}
+
+    def difference(self, theirs: str) -> str | None:
+        """In what a model's tokenizer differs from that of the present stage's, "" in nothing;
+        None where no file here tells. Files are read once, as large ones take a second."""
+        pair = f"{self.model} {theirs}"
+        if pair not in self._differences:
+            self._differences[pair] = _differ(self.model, theirs, self.recipe.base_dir)
+        return self._differences[pair]
 
 
 def plugin(
@@ -185,7 +203,7 @@ def _check_model_ref(
     builder: Builder, made: Plugin, ref: ModelRef, path: tuple[str | int, ...], key: Key
 ) -> None:
     where: Key = (*key, *path)
-    model = builder.model
+    model = ref.checkpoint or builder.model
     if ref.stage and ref.stage != BASE:
         check_earlier(builder, ref.stage, (*where, "stage"))
         stage = builder.above.get(ref.stage)
@@ -193,16 +211,36 @@ def _check_model_ref(
     elif ref.model:
         check_model(builder, ref.model, (*where, "model"))
         model = ref.model
-    if path[0] in made.same_tokenizer and model != builder.model and model in builder.models:
-        ours, theirs = (
-            tokenizer_identity(name, builder.recipe.base_dir) for name in (builder.model, model)
+    if path[0] not in made.same_tokenizer or model == builder.model:
+        return
+    if not ref.checkpoint and model not in builder.models:
+        return  # it has a fault of its own
+    differ = None if ref.checkpoint else builder.difference(model)
+    if differ is None:
+        where_written = builder.recipe.fault(where, "")
+        builder.same_tokenizer.append(
+            SameTokenizer(builder.model, model, where_written.location, where_written.key)
         )
-        if ours and theirs and ours != theirs:
-            builder.fault(
-                where,
-                f"'{model}' has another tokenizer than '{builder.model}', so its probabilities "
-                "are of other tokens; name a model of the same family",
-            )
+    elif differ:
+        builder.fault(where, other_tokenizer(f"'{model}'", builder.model, differ))
+
+
+def other_tokenizer(theirs: str, ours: str, differ: str) -> str:
+    """What is said of weights that cannot read the tokens of a stage's model."""
+    return (
+        f"{theirs} has another tokenizer than '{ours}' ({differ}), so its probabilities are of "
+        "other tokens; name a model of the same family"
+    )
+
+
+def _differ(ours: str, theirs: str, base_dir: Path) -> str | None:
+    first, second = (tokenizer_file(model_location(name, base_dir)) for name in (ours, theirs))
+    if first is None or second is None:
+        return None
+    if first.read_bytes() == second.read_bytes():
+        return ""
+    one, other = Vocabulary.of_file(first), Vocabulary.of_file(second)
+    return None if one is None or other is None else difference(one, other) or ""
 
 
 def check_earlier(builder: Builder, name: str, key: Key) -> bool:

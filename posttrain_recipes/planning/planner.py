@@ -74,6 +74,7 @@ def build(recipe: Recipe, registry: Registry) -> Plan:
         resolved=written.data,
         limits=Limits(**data.get("limits", {})),
         origins=origins,
+        same_tokenizer=tuple(builder.same_tokenizer),
         path=recipe.path,
         preset=recipe.preset,
         fingerprint=digest(

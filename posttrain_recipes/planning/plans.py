@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import models
+from posttrain_recipes.errors import Location
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.plugin import (
@@ -149,6 +150,19 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class SameTokenizer:
+    """Weights that have to read the tokens of a stage's model, which no file here can tell."""
+
+    ours: str
+    """The base model of the stage."""
+    theirs: str
+    """What its option names: another base model, or a checkpoint, whose base the engine knows."""
+    location: Location
+    key: str
+    """The option, as `stages.student.method.teacher`."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A recipe that can be run."""
 
@@ -169,6 +183,8 @@ class Plan:
     limits: Limits = Limits()
     origins: tuple[Origin, ...] = ()
     """By stage: where in loops, comparisons and matrix it comes from."""
+    same_tokenizer: tuple[SameTokenizer, ...] = ()
+    """What a run has to look at before it spends anything."""
 
 
 # --- models and identity -------------------------------------------------------------------------
@@ -184,12 +200,6 @@ def model_location(model: str, base_dir: Path) -> str:
     if models.is_path(model):
         return str(local_model(model, base_dir))
     return models.resolve(model)
-
-
-def tokenizer_identity(model: str, base_dir: Path) -> str | None:
-    """A hash of a local model's tokenizer; None where only the hub knows it."""
-    path = Path(model_location(model, base_dir)) / "tokenizer.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def digest(*parts: Any) -> str:

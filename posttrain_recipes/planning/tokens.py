@@ -33,11 +33,11 @@ def roughly(messages: Sequence[Message]) -> int:
 
 def counter(location: str) -> CountTokens | None:
     """Counts tokens by the tokenizer at `location`; None where it is not on this machine."""
-    folder = _folder(location)
-    if folder is None or not (folder / "tokenizer.json").is_file():
+    path = tokenizer_file(location)
+    if path is None:
         return None
     try:
-        renderer = ChatRenderer(_Tokenizer(folder))
+        renderer = ChatRenderer(_Tokenizer(path.parent))
     except Exception:  # a tokenizer or a template in a form that is not known here
         return None
 
@@ -46,6 +46,13 @@ def counter(location: str) -> CountTokens | None:
         return renderer.length(messages)
 
     return lambda messages: count(tuple(messages))
+
+
+def tokenizer_file(location: str) -> Path | None:
+    """The `tokenizer.json` of the model at `location`; None where it is not on this machine."""
+    folder = _folder(location)
+    path = folder / "tokenizer.json" if folder else None
+    return path if path and path.is_file() else None
 
 
 def _folder(location: str) -> Path | None:

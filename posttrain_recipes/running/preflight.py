@@ -18,6 +18,7 @@ from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
+from posttrain_recipes.running import tokenizers
 from posttrain_recipes.running.findings import Finding
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.store import RunRecord
@@ -78,6 +79,7 @@ def engine(
             for model in plan.models:
                 yield _tokenizer(serving, model)
             yield from _checkpoints(plan, serving)
+            tokenizers.check(plan, serving)
             if sample:
                 from posttrain_recipes.running import learnability
 

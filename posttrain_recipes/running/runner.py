@@ -27,7 +27,7 @@ from posttrain_recipes.planning.reuse import History, Scope, decisions, new_eval
 from posttrain_recipes.plugin import Connection
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.page import Pages
-from posttrain_recipes.running import preflight
+from posttrain_recipes.running import preflight, tokenizers
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
@@ -340,6 +340,7 @@ class _Run:
             # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
             for name in models:
                 self.serving.renderer(name)
+            tokenizers.check(self.plan, self.serving)
             self.history = History.of(self.kept.runs(), self.serving.alive, self.kept.runs_dir)
             self.stages = StageWork(
                 self.plan,

@@ -11,7 +11,6 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     Connection,
     ModelRef,
-    Renderer,
     ServedModel,
     Waiter,
     checkpoint_name,
@@ -21,6 +20,8 @@ from posttrain_recipes.waiting import GoneError, in_thread, worker
 
 if TYPE_CHECKING:
     import tinker
+
+    from posttrain_recipes.training.rendering import ChatRenderer
 
 
 def locations(plan: Plan) -> Mapping[str, str]:
@@ -37,10 +38,10 @@ class Serving:
     wait: Waiter
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     """What each stage that is done ended in."""
-    renderers: dict[tuple[str, str], Renderer] = field(default_factory=dict)
+    renderers: dict[tuple[str, str], ChatRenderer] = field(default_factory=dict)
     """By worker, as tokenizers are not safe to use from two at a time, and model."""
 
-    def renderer(self, model: str) -> Renderer:
+    def renderer(self, model: str) -> ChatRenderer:
         """The renderer of a base model. Raises `PtlError` where its tokenizer cannot be loaded."""
         from posttrain_recipes.training.rendering import load_renderer
 
@@ -82,7 +83,7 @@ class Serving:
     def resolve(self, ref: ModelRef, model: str) -> ServedModel:
         """The weights that an option of a stage of `model` refers to."""
         if ref.checkpoint:
-            checkpoint = Checkpoint(self._base_of(ref.checkpoint), None, ref.checkpoint)
+            checkpoint = Checkpoint(self.base_of(ref.checkpoint), None, ref.checkpoint)
         elif ref.stage and ref.stage != BASE:
             checkpoint = self.checkpoints[ref.stage]
         else:
@@ -90,6 +91,7 @@ class Serving:
         renderer = self.renderer(checkpoint.base_model)
         return ServedModel(checkpoint, renderer, self.sampler(checkpoint))
 
-    def _base_of(self, uri: str) -> str:
+    def base_of(self, uri: str) -> str:
+        """The base model of a checkpoint. Raises `GoneError` where the engine lacks it."""
         weights = self.wait(self.connection.rest.get_weights_info_by_tinker_path(uri))
         return str(weights.base_model)

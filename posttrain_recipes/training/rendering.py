@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.records import Message
+from posttrain_recipes.training.vocabularies import Vocabulary
 
 
 class ChatRenderer:
@@ -32,6 +33,11 @@ class ChatRenderer:
     def stop(self) -> list[int]:
         """Token ids that end a reply."""
         return self._ends
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its tokenizer makes of text."""
+        return Vocabulary.of(self._tokenizer)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids (P,) that end where the assistant begins to write."""

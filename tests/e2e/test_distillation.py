@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, RecipeError
+from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running.events import Reporter
-from posttrain_recipes.store import StageRecord
+from posttrain_recipes.store import StageRecord, Store
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 
@@ -114,3 +117,39 @@ def test_a_crash_in_any_of_the_methods_changes_nothing(tmp_path: Path) -> None:
         assert left.keys() == right.keys()
         for name, tensor in left.items():
             assert (tensor - right[name]).abs().max().item() < 1e-5, (mine.name, name)
+
+
+def test_a_teacher_whose_checkpoint_is_of_another_tokenizer_ends_the_run(tmp_path: Path) -> None:
+    copy = shutil.copytree(BUNDLED["ptl/nano"], tmp_path / "other")
+    written = json.loads((copy / "tokenizer.json").read_text())
+    words = written["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    (copy / "tokenizer.json").write_text(json.dumps(written))
+    (tmp_path / "teacher.yaml").write_text(
+        f"name: teacher\nmodel: ./other\nlora: {{rank: 4}}\nstages:\n"
+        f"  - name: sft\n"
+        f"    dataset: {{use: jsonl, path: {DATA}/chat.jsonl, limit: 8}}\n"
+        f"    method: {{use: sft, batch_size: 8}}\n"
+    )
+    home = tmp_path / "home"
+    made = ptl.run(tmp_path / "teacher.yaml", home=home).record.stages[0].checkpoint
+    assert made is not None
+    (tmp_path / "student.yaml").write_text(
+        f"name: student\nmodel: ptl/nano\nlora: {{rank: 4}}\nstages:\n"
+        f"  - name: sft\n"
+        f"    dataset: {{use: jsonl, path: {DATA}/chat.jsonl, limit: 8}}\n"
+        f"    method: {{use: sft, batch_size: 8}}\n"
+        f"  - name: learn\n"
+        f"    dataset: {{use: jsonl, path: {DATA}/held_out.jsonl, limit: 8}}\n"
+        f"    method: {{use: distill_on_policy, teacher: {{checkpoint: '{made.sampler_uri}'}}}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        ptl.run(tmp_path / "student.yaml", home=home)
+    [fault] = caught.value.faults
+    assert fault.location.line == 10
+    assert fault.key == "stages.learn.method.teacher"
+    assert "is of './other', which has another tokenizer than 'ptl/nano' (2 of " in fault.message
+    record = Store(home).runs()[-1]
+    assert record.recipe == "student"
+    assert [stage.status for stage in record.stages] == ["waiting", "waiting"]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from posttrain_recipes import registry
 from posttrain_recipes.errors import RecipeError
@@ -149,6 +151,10 @@ def faults(project: Project, text: str) -> list[str]:
     return [f"{fault.key}: {fault.message}" for fault in caught.value.faults]
 
 
+def another_tokenizer(folder: Path) -> None:
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+
+
 @pytest.mark.usefixtures("plugins")
 class TestWeights:
     def test_a_stage_depends_on_the_stage_that_an_option_names(self, project: Project) -> None:
@@ -192,12 +198,12 @@ class TestWeights:
         assert any(told in fault for fault in faults(project, HEAD + SFT + imitate(teacher)))
 
     def test_a_teacher_of_another_tokenizer_is_refused(self, project: Project) -> None:
-        project.write("model/tokenizer.json", "{}")
+        another_tokenizer(project.path / "model")
         (told,) = faults(project, HEAD + SFT + imitate("{model: ptl/tiny}"))
         assert "'ptl/tiny' has another tokenizer than './model'" in told
 
     def test_a_critic_may_have_another_tokenizer(self, project: Project) -> None:
-        project.write("model/tokenizer.json", "{}")
+        another_tokenizer(project.path / "model")
         project.plan(HEAD + SFT + imitate("{stage: sft}", ", critics: [{model: ptl/tiny}]"))
 
 
