@@ -1,48 +1,30 @@
-"""Whether the program in a reply passes tests."""
+"""Whether the program in a reply passes tests.
+
+What the program is asked is answered in the sandbox, and judged here: see `training.asserts`.
+"""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training import sandbox
+from posttrain_recipes.training import answering, asserts, sandbox
 from posttrain_recipes.training.answers import fenced
-
-# Tests run in the reply's own module, and what they say is read off the last line alone.
-_RUNNER = """
-def _ptl_run(tests, word):
-    import sys
-    scope = {{"__name__": "reply"}}
-    passed = 0
-    try:
-        exec(compile({reply!r}, "reply.py", "exec"), scope)
-    except BaseException as error:
-        print(type(error).__name__, error)
-    else:
-        for test in tests:
-            try:
-                exec(compile(test, "test.py", "exec"), dict(scope))
-                passed += 1
-            except BaseException as error:
-                print(type(error).__name__, error)
-    sys.stdout.flush()
-    sys.__stdout__.write(f"\\n{{word}} {{passed}}\\n")
-    sys.__stdout__.flush()
-
-_ptl_run({tests!r}, {word!r})
-"""
 
 
 class PythonTests(Reward):
     """1 where the Python code of the reply passes the prompt's tests; else 0.
 
     The code is that of the reply's fenced block, or all of it. It runs in a sandbox without
-    network, files, or other processes; a machine that has none is refused at validation.
+    network, files, or other processes; a machine that has none is refused at validation. What a
+    test expects stays outside of it, where the test is made of plain asserts.
     """
 
     name = "python_tests"
@@ -77,14 +59,30 @@ class PythonTests(Reward):
         tests = [given] if isinstance(given, str) else list(given or ())
         if not tests:
             return None
-        # A program that leaves before the tests are over does not know the word.
+        apart = [asserts.take_apart(str(test)) for test in tests]
+        # A program that leaves before its tests are over does not know the word, unless it looked.
         word = secrets.token_hex(16)
-        reply = fenced(sample.completion)
-        program = _RUNNER.format(reply=reply, tests=[str(test) for test in tests], word=word)
-        limits = sandbox.Limits(self.config.seconds, self.config.memory_mb << 20)
-        outcome = sandbox.run(program, limits)
-        last = outcome.output.rstrip().rsplit("\n", 1)[-1].split()
-        if not outcome.passed or len(last) != 2 or last[0] != word:
-            return 0.0
-        share = int(last[1]) / len(tests)
+        asked = fenced(sample.completion), [test.steps for test in apart], word
+        limits = sandbox.Limits(self.config.seconds, self.config.memory_mb << 20, output=1 << 20)
+        outcome = sandbox.run(f"{_ANSWERING}\n\nmain(*{asked!r})\n", limits)
+        answers = _answers(outcome, word, len(tests))
+        share = sum(map(asserts.Test.passed, apart, answers)) / len(tests)
         return share if self.config.score == "share" else float(share == 1)
+
+
+_ANSWERING = Path(answering.__file__).read_text(encoding="utf-8")
+
+
+def _answers(outcome: sandbox.Outcome, word: str, count: int) -> list[object]:
+    """What the last line of output says to each test; None, which passes none, where it cannot."""
+    nothing: list[object] = [None] * count
+    if not outcome.passed:
+        return nothing
+    try:
+        said = json.loads(outcome.output.rstrip().rsplit("\n", 1)[-1])
+    except (ValueError, RecursionError):
+        return nothing
+    if not isinstance(said, dict) or said.get("word") != word:
+        return nothing
+    answers = said.get("answers")
+    return answers if isinstance(answers, list) and len(answers) == count else nothing

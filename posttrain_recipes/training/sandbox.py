@@ -23,7 +23,7 @@ JAIL = Path(__file__).with_name("jail.py")
 CANNOT, LATE = 97, 98
 MARK = "ptl-sandbox: "
 OUTPUT = 64 << 10
-"""Bytes of output that are looked at; a program that writes much more is ended."""
+"""Bytes of output that are looked at by default."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Limits:
     """Bytes of address space."""
     disk: int = 16 << 20
     """Bytes in its own /tmp."""
+    output: int = OUTPUT
+    """Bytes at the end of its output that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _run(program: str, limits: Limits) -> Outcome:
             process.terminate()
             raise
         output.seek(0, os.SEEK_END)
-        output.seek(max(0, output.tell() - OUTPUT))
+        output.seek(max(0, output.tell() - limits.output))
         text = output.read().decode(errors="replace")
     if process.returncode == CANNOT and MARK in text:
         raise UsageError(text.split(MARK, 1)[1].strip(), hint=HINT)
