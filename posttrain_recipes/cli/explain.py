@@ -28,7 +28,7 @@ def explain(name: str) -> None:
     """Explain NAME, a plugin or a shipped recipe.
 
     Of a plugin: what it does, when to use it, the loss, the paper, its options. Of a recipe: what
-    it teaches, its stages, what it showed.
+    it teaches, its methods, what it showed.
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     entries = registry.load().search(name)
@@ -71,8 +71,8 @@ def _explain_recipe(path: Path, width: int) -> None:
     comment = " ".join(line[2:] for line in lines if line.startswith("# "))
     teaches, *look = re.split(r" (?=Look at |What to look at: )", comment)
     click.echo(f"{path.stem}, a recipe\n")
-    for text in (written["description"], teaches, " ".join(look)):
-        click.echo(f"{_filled(text, width)}\n" if text else "", nl=bool(text))
+    for text in filter(None, (written["description"], teaches, " ".join(look))):
+        click.echo(f"{_filled(text, width)}\n")
     methods = dict.fromkeys(_used(written["stages"], "method"))
     facts = [("run", f"ptl run {_shown(path)}"), ("methods", ", ".join(methods))]
     facts += [("" if i else "showed", one) for i, one in enumerate(_showed(path.stem))]
