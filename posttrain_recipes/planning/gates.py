@@ -96,7 +96,12 @@ class Gate:
     passed: bool
 
     def __str__(self) -> str:
-        found = "was not measured" if self.value is None else f"is {self.value:.4g}"
+        if self.value is None:
+            found = "was not measured"
+        elif self.bound.rstrip().endswith("%"):
+            found = f"is {100 * self.value:.1f}%"
+        else:
+            found = f"is {self.value:.4g}"
         return f"{self.subject} after {self.stage} {found}, expected {self.bound}"
 
 

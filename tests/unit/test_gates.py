@@ -158,6 +158,7 @@ def test_bounds_on_a_stage_are_of_that_stage(project: Project) -> None:
         ("dpo", "held_out", False),
         ("dpo", "held_out change", True),
     ]
+    assert str(found[0]) == "held_out after sft is 90.0%, expected >= 85%"
     assert str(found[1]) == "held_out change after dpo is -0.1, expected >= 0"
 
 
