@@ -56,6 +56,17 @@ class Effect:
     after: list[float]
 
     @property
+    def measured(self) -> str:
+        """The eval's name."""
+        subject = Subject.parse(self.subject)
+        return self.subject if subject is None else subject.eval
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share, shown in percent."""
+        return self.metric in report.SHARES
+
+    @property
     def spread(self) -> float:
         """Largest minus smallest value after training."""
         return max(self.after) - min(self.after)
@@ -183,20 +194,19 @@ def rows(recipe: str, kept: Mapping[str, Any]) -> Iterator[str]:
     """The table's rows of one recipe."""
     for item in kept["effects"]:
         effect = Effect(**item)
-        percent = effect.metric in report.SHARES
 
-        def number(value: float, percent: bool = percent) -> str:
+        def number(value: float, percent: bool = effect.share) -> str:
             if math.isnan(value):
                 return "-"
             return f"{100 * value:.1f}%" if percent else f"{value:.3f}"
 
         subject = Subject.parse(effect.subject)
-        name = effect.subject if subject is None else subject.eval
         kind = "change " if subject is not None and subject.kind == "change" else ""
         before = sum(effect.before) / len(effect.before)
         yield (
-            f"| `{recipe}` | {name} after {effect.stage} | {kind}{effect.bound} | {number(before)} "
-            f"| {', '.join(map(number, effect.after))} | {number(effect.spread)} "
+            f"| `{recipe}` | {effect.measured} after {effect.stage} | {kind}{effect.bound} "
+            f"| {number(before)} | {', '.join(map(number, effect.after))} "
+            f"| {number(effect.spread)} "
             f"| {'yes' if effect.holds else '**no**'} |"
         )
 
@@ -213,12 +223,9 @@ def lines(found: Mapping[str, Any], names: Sequence[str]) -> list[effects_plot.L
     for name in names:
         for item in found.get(name, {"effects": []})["effects"]:
             effect = Effect(**item)
-            subject = Subject.parse(effect.subject)
-            measured = effect.subject if subject is None else subject.eval
-            label = f"{name}: {measured} after {effect.stage}"
-            share = effect.metric in report.SHARES
+            label = f"{name}: {effect.measured} after {effect.stage}"
             drawn[label, effect.metric] = effects_plot.Line(
-                label, share, effect.before, effect.after
+                label, effect.share, effect.before, effect.after
             )
     return list(drawn.values())
 

@@ -17,7 +17,7 @@ from posttrain_recipes.functions import (
     parameters,
 )
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample, UsageError
-from posttrain_recipes.waiting import in_thread
+from posttrain_recipes.training.scoring import within
 
 
 class Function(Reward):
@@ -96,14 +96,9 @@ class Function(Reward):
 
     def _call(self, given: Sample | list[Sample]) -> Any:
         seconds = self.config.timeout
-        if seconds is None:
-            return self._function(given, **self.config.arguments)
-        future = in_thread(lambda: self._function(given, **self.config.arguments))
         try:
-            return future.result(timeout=seconds)
+            return within(seconds, lambda: self._function(given, **self.config.arguments))
         except TimeoutError:
-            if future.done():
-                raise
             raise RuntimeError(f"'{self.label}' took more than {seconds:g} s") from None
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from posttrain_recipes.plugin import Reward, RewardContext, Sample
+from posttrain_recipes.plugin import RewardContext, Sample
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training import grading, judging
 
 
-class JudgeReward(Reward):
+class JudgeReward(grading.GradedReward):
     """A judge model's yes to a question about the reply: its probability, or 1 and 0 from text.
 
     With `score: logits` the reward is p(yes) / (p(yes) + p(no)), with `score: text` it is 1 or 0;
@@ -26,11 +26,6 @@ class JudgeReward(Reward):
         """What the judge is asked, with {prompt}, {reply} and {answer}; it says yes or no."""
 
     config: Config
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """What the judge needs."""
-        return grading.needs(self.config)
 
     def open(self, context: RewardContext) -> None:
         """Resolve the judge."""

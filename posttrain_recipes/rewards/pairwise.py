@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from posttrain_recipes.plugin import Reward, RewardContext, Sample
+from posttrain_recipes.plugin import RewardContext, Sample
 from posttrain_recipes.rewards.judge import probability
 from posttrain_recipes.training import grading, judging
 
 
-class Pairwise(Reward):
+class Pairwise(grading.GradedReward):
     """Share of comparisons that a reply wins by a judge, against its group or the reference.
 
     Every pair is judged in both orders, so that a liking for the first place cancels. With
@@ -31,11 +31,6 @@ class Pairwise(Reward):
         """Compare with the other replies to the prompt, or with the prompt's answer."""
 
     config: Config
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """What the judge needs."""
-        return grading.needs(self.config)
 
     def open(self, context: RewardContext) -> None:
         """Resolve the judge."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from posttrain_recipes.plugin import PluginConfig, Reward, RewardContext, Sample, UsageError
+from posttrain_recipes.plugin import PluginConfig, RewardContext, Sample, UsageError
 from posttrain_recipes.rewards.judge import asked, probability
 from posttrain_recipes.training import grading, judging
 
@@ -21,7 +21,7 @@ class Criterion(PluginConfig):
     """What it counts for; below 0 for what should not be so."""
 
 
-class Rubric(Reward):
+class Rubric(grading.GradedReward):
     """A weighted sum of a judge's answers to several criteria, over the sum of positive weights.
 
     Each criterion is one question. Where the judge gives no verdict on one of them, also when asked
@@ -41,11 +41,6 @@ class Rubric(Reward):
         """What the judge is asked, with {criterion}, {prompt}, {reply} and {answer}."""
 
     config: Config
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """What the judge needs."""
-        return grading.needs(self.config)
 
     def open(self, context: RewardContext) -> None:
         """Resolve the judge.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import ModelRef, PluginConfig, RewardContext, Waiter
+from posttrain_recipes.plugin import ModelRef, PluginConfig, Reward, RewardContext, Waiter
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training import verdicts
 from posttrain_recipes.training.judging import How, Judge, ModelJudge
@@ -72,11 +72,17 @@ class GradingConfig(PluginConfig):
         return self
 
 
-def needs(config: GradingConfig) -> Sequence[str]:
-    """What the engine must be able to do for a judge; nothing where that is an endpoint."""
-    if config.endpoint is not None:
-        return ()
-    return verdicts.NEEDS if config.score == "logits" else ("sample",)
+class GradedReward(Reward):
+    """A reward that asks a judge."""
+
+    config: GradingConfig
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """What the judge needs of the engine; nothing where it is an endpoint."""
+        if self.config.endpoint is not None:
+            return ()
+        return verdicts.NEEDS if self.config.score == "logits" else ("sample",)
 
 
 def open_judge(config: GradingConfig, context: RewardContext) -> Judge:
