@@ -1,9 +1,10 @@
-"""What tests of every kind share: a project to plan in, and plugins of strangers."""
+"""What tests of every kind share: a project to plan in, plugins of strangers, the command line."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import registry
+from posttrain_recipes import cli, registry
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.planning import planner as planning
@@ -129,3 +130,43 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     registry.load.cache_clear()
     yield add
     registry.load.cache_clear()
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+Ptl = Callable[..., Said]
+
+
+@pytest.fixture
+def ptl(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Ptl:
+    """`ptl WORD...` in a project, as the console script runs it."""
+    monkeypatch.delenv("PTL_HOME", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ptl", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capfd.readouterr()
+        code = caught.value.code
+        assert isinstance(code, int)
+        for text in (said.out, said.err):
+            assert "Traceback" not in text
+        return Said(code, said.out, said.err)
+
+    return run
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
