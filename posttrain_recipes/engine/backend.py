@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from posttrain_recipes.engine import cache
 from posttrain_recipes.engine.decoder import Decoder, Weights
+from posttrain_recipes.engine.derived import Derived
 from posttrain_recipes.engine.lora import Adapter, Slot, Snapshot, View, hook
 from posttrain_recipes.engine.wire import LoraConfig, RequestError
 
@@ -85,9 +85,8 @@ class BaseModel:
         self._pool: ThreadPoolExecutor | None = None
         self._tokenizer: Any = None
         self._merged: list[Snapshot] = []
-        self._training: tuple[Any, Weights] | None = None
-        # By the snapshot's id, which is its own as long as it is kept here.
-        self._sampling: OrderedDict[int, tuple[Snapshot | None, Weights]] = OrderedDict()
+        self._training: Derived[Weights] = Derived(1)
+        self._sampling: Derived[Weights] = Derived(MERGED_KEPT)
 
     @property
     def tokenizer(self) -> Any:
@@ -120,11 +119,10 @@ class BaseModel:
             self.slot.active = None
 
     def sampling_view(self, snapshot: Snapshot | None) -> View | None:
-        """The adapter as the sampler wants it. Merging in bfloat16 would round the adapter away,
-        and merging a large model would hold it twice, so those keep the low-rank form."""
+        """The adapter as the sampler wants it: merged into its layers where `_merges` allows."""
         if snapshot is None:
             return None
-        if self.model.dtype != torch.float32 or self.parameters > MERGE_LIMIT:
+        if not self._merges:
             return snapshot.low()
         if snapshot.merged is None:
             for old in self._merged[: 1 - MERGED_KEPT]:
@@ -190,30 +188,27 @@ class BaseModel:
 
     def sampling_weights(self, snapshot: Snapshot | None) -> Weights:
         """What a sampler of these weights multiplies with; the last few are kept."""
-        assert self.decoder is not None
-        key = 0 if snapshot is None else id(snapshot)
-        if key not in self._sampling:
-            while len(self._sampling) >= MERGED_KEPT:
-                self._sampling.popitem(last=False)
-            merge = self.model.dtype == torch.float32 and self.parameters <= MERGE_LIMIT
-            low = None if snapshot is None else snapshot.low()
-            self._sampling[key] = (snapshot, self.decoder.weights(low, merge))
-        self._sampling.move_to_end(key)
-        return self._sampling[key][1]
+        decoder, merge = self.decoder, self._merges
+        assert decoder is not None
+
+        def make() -> Weights:
+            return decoder.weights(None if snapshot is None else snapshot.low(), merge)
+
+        return self._sampling.of(self if snapshot is None else snapshot, (), make)
 
     def training_weights(self, adapter: Adapter, tokens: int) -> Weights:
         """What a pass over this many tokens multiplies with; kept until the adapter changes."""
-        assert self.decoder is not None
-        merge = (
-            tokens >= self.decoder.hidden
-            and self.model.dtype == torch.float32
-            and self.parameters <= MERGE_LIMIT
-        )
-        key = (id(adapter), adapter.flat._version, merge)
-        if self._training is None or self._training[0] != key:
-            self._training = None  # the old one's memory first
-            self._training = (key, self.decoder.weights(adapter.view, merge))
-        return self._training[1]
+        decoder = self.decoder
+        assert decoder is not None
+        merge = tokens >= decoder.hidden and self._merges
+        state = (adapter.flat._version, merge)
+        return self._training.of(adapter, state, lambda: decoder.weights(adapter.view, merge))
+
+    @property
+    def _merges(self) -> bool:
+        """Whether an adapter may be added into the base's weights. In bfloat16 that would round it
+        away, and a large model would be held twice."""
+        return self.model.dtype == torch.float32 and self.parameters <= MERGE_LIMIT
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of sequences in micro-batches of like length that fit the memory budget."""

@@ -103,7 +103,7 @@ class Sampling:
                 self.state.parking.use(weights)
             generation.serve(base, snapshot, feed)
 
-        return Batch(id(weights), request, run)
+        return Batch(weights, request, run)
 
     def weights(self, name: str) -> Weights:
         """The weights of a `tinker://` path or a base model. Raises RequestError 404, 422."""

@@ -105,14 +105,17 @@ class Parking:
         for left in root.glob("[0-9]*"):  # by engines that were killed
             if not _is_process(int(left.name)) or left == self.folder:
                 shutil.rmtree(left, ignore_errors=True)
-        self._recent: OrderedDict[int, weakref.ref[Weights]] = OrderedDict()
+        self._recent: OrderedDict[weakref.ref[Weights], None] = OrderedDict()
 
     def use(self, weights: Weights) -> None:
         """Note that a sampler of one run's is in use; park the one used longest ago."""
-        self._recent[id(weights)] = weakref.ref(weights)
-        self._recent.move_to_end(id(weights))
+        for dead in [known for known in self._recent if known() is None]:
+            del self._recent[dead]
+        known = weakref.ref(weights)
+        self._recent[known] = None
+        self._recent.move_to_end(known)
         while len(self._recent) > SAMPLERS_IN_MEMORY:
-            _, oldest = self._recent.popitem(last=False)
+            oldest, _ = self._recent.popitem(last=False)
             if (found := oldest()) is not None:
                 found.park(self.folder)
 
