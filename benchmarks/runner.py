@@ -84,8 +84,8 @@ def by_hand(engine: Any, folder: Path, model: str, steps: int) -> float:
 
     from posttrain_recipes.models import resolve
     from posttrain_recipes.records import Message
-    from posttrain_recipes.training.examples import datum, tokenize
-    from posttrain_recipes.training.rendering import load_renderer
+    from posttrain_recipes.training.text.chat_template import load_renderer
+    from posttrain_recipes.training.text.examples import datum, tokenize
 
     renderer = load_renderer(resolve(model))
     rows = [json.loads(line) for line in (folder / "chat.jsonl").read_text().splitlines()]

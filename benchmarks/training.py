@@ -105,8 +105,8 @@ def in_process(path: str, ids: np.ndarray, steps: int) -> Callable[[], None]:
     difference."""
     import torch
 
-    from posttrain_recipes.engine.backend import BaseModel, new_adapter
-    from posttrain_recipes.engine.passes import forward_backward
+    from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+    from posttrain_recipes.engine.train.forward_backward import forward_backward
     from posttrain_recipes.engine.wire import AdamParams, Datum, LoraConfig
 
     base = BaseModel("bench", path, torch.device("cpu"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -16,8 +17,6 @@ from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
     import tinker
-
-    from posttrain_recipes.plugin import Reward
 
 T = TypeVar("T")
 
@@ -79,6 +78,20 @@ class ServedModel:
     sampler: tinker.SamplingClient
 
 
+class RewardLike(Protocol):
+    """What a stage needs of a reward; `plugin.Reward` says what each means."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def lock(self) -> AbstractContextManager[object]: ...
+
+    def open(self, context: RewardContext) -> None: ...
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]: ...
+
+
 def _resolves_nothing(ref: ModelRef) -> ServedModel:
     raise PtlError("no other model can be referred to here")
 
@@ -130,7 +143,7 @@ class StageContext:
     service: tinker.ServiceClient
     sink: StageSink
     wait: Waiter
-    rewards: Sequence[tuple[Reward, float]] = ()
+    rewards: Sequence[tuple[RewardLike, float]] = ()
     """Rewards with their weights."""
     resume: Resume | None = None
     """Set when an earlier run of this stage was interrupted."""

@@ -46,7 +46,7 @@ class Local(Engine):
 
     def holds(self, uri: str, data_dir: Path) -> bool | None:
         """Whether its folder is there."""
-        from posttrain_recipes.engine.checkpoints import Store, parse_path
+        from posttrain_recipes.engine.storage.checkpoints import Store, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
         if not data_dir.is_dir():
@@ -59,14 +59,14 @@ class Local(Engine):
 
     def stored(self, data_dir: Path) -> Mapping[str, int]:
         """The checkpoints in its directory."""
-        from posttrain_recipes.engine.checkpoints import Store
+        from posttrain_recipes.engine.storage.checkpoints import Store
 
         found = Store(data_dir).checkpoints() if data_dir.is_dir() else []
         return {record.path: size for record, size in found}
 
     def discard(self, uri: str, data_dir: Path) -> bool:
         """Delete its folder."""
-        from posttrain_recipes.engine.checkpoints import Store, parse_path
+        from posttrain_recipes.engine.storage.checkpoints import Store, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
         with contextlib.suppress(RequestError):

@@ -14,9 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 from tinker.proto import tinker_public_pb2 as pb
 
-from posttrain_recipes.engine import api, backend
-from posttrain_recipes.engine.access import Access
-from posttrain_recipes.engine.service import Service
+from posttrain_recipes.engine import app as engine_app
+from posttrain_recipes.engine.core.service import Service
+from posttrain_recipes.engine.http.auth import Access
+from posttrain_recipes.engine.model import base
 from tests.engine_model import build
 
 TOKEN = "tml-" + "t" * 32
@@ -133,12 +134,12 @@ def started(folder: Path) -> Iterator[Live]:
     """An engine below `folder`."""
     model = build(folder / "model")
     data_dir = folder / "root" / "data"
-    app = api.build(Service({BASE: str(model)}, data_dir), Access(TOKEN))
+    app = engine_app.build(Service({BASE: str(model)}, data_dir), Access(TOKEN))
     headers = {"X-API-Key": TOKEN}
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setattr(api, "POLL_S", 20.0)
+        patch.setattr(engine_app, "POLL_S", 20.0)
         # Two threads that wait for each other are slow where others want the cores as well.
-        patch.setattr(backend, "_cores", lambda: 1)
+        patch.setattr(base, "_cores", lambda: 1)
         client = stack.enter_context(TestClient(app, base_url="http://127.0.0.1", headers=headers))
         live = Live(client, data_dir, sequence={"sample": 0})
         live.begin()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from posttrain_recipes.engine.backend import BaseModel, new_adapter
-from posttrain_recipes.engine.generation import sample
-from posttrain_recipes.engine.lora import Snapshot
+from posttrain_recipes.engine.generate.batcher import sample
+from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import (
     Chunk,
     LoraConfig,

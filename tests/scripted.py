@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from posttrain_recipes.plugin import Message, Task
-from posttrain_recipes.training.prompts import Episodes, Worth, episodes
-from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.training.rl.scoring import Patience
+from posttrain_recipes.training.rl.sources import Episodes, Worth, episodes
 
 END, USER, ASSISTANT = 0, 1, 2
 

@@ -20,8 +20,8 @@ from posttrain_recipes import registry
 from posttrain_recipes.cli.plugins import Option, options
 from posttrain_recipes.plugin import DatasetConfig
 from posttrain_recipes.rewards.rubric import Criterion
-from posttrain_recipes.training.gradient import GradientConfig
-from posttrain_recipes.training.grading import Endpoint, GradingConfig
+from posttrain_recipes.training.judges.backends import Endpoint, GradingConfig
+from posttrain_recipes.training.loops.supervised import GradientConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"

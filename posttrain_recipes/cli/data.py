@@ -104,7 +104,7 @@ def check(
 def _token_counter(model: str) -> TokenCounter:
     from posttrain_recipes.errors import UsageError
     from posttrain_recipes.models import is_path, resolve
-    from posttrain_recipes.training.rendering import load_renderer
+    from posttrain_recipes.training.text.chat_template import load_renderer
 
     if is_path(model):
         folder = Path(model).expanduser()

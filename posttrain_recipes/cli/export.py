@@ -66,7 +66,7 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
 
 
 def _folder(path: str, home: Path) -> Path:
-    from posttrain_recipes.engine.checkpoints import Store, parse_path
+    from posttrain_recipes.engine.storage.checkpoints import Store, parse_path
     from posttrain_recipes.engine.wire import RequestError
 
     try:

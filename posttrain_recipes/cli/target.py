@@ -78,8 +78,8 @@ def _of_run(run: RunRecord, name: str) -> Target:
 
 def _base_of(path: str, home: Path) -> str:
     """The base model of a checkpoint of the engine in `home`; empty if it is not there."""
-    from posttrain_recipes.engine.checkpoints import Store as Checkpoints
-    from posttrain_recipes.engine.checkpoints import parse_path
+    from posttrain_recipes.engine.storage.checkpoints import Store as Checkpoints
+    from posttrain_recipes.engine.storage.checkpoints import parse_path
     from posttrain_recipes.engine.wire import RequestError
 
     if not (home / "engine" / "runs").is_dir():

@@ -33,7 +33,7 @@ from posttrain_recipes.plugin import (
     Turn,
     UsageError,
 )
-from posttrain_recipes.training.scoring import scores_of
+from posttrain_recipes.training.rl.scoring import scores_of
 from posttrain_recipes.waiting import in_thread
 
 JSON_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)

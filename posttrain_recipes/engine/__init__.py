@@ -6,21 +6,16 @@ torch, transformers and the web server are imported there alone.
 
     launch       start and stop an engine as a child process
     __main__     the child: command line, sockets, signals
-    access       the token, the Host header, signed addresses
-    api          the routes of Tinker's protocol; web: what routes are made of
-    openai       the routes of OpenAI's; chat: its requests, replies: its answers, text: tokens
-    metrics      what is counted and logged
-    wire         bytes <-> small dataclasses
-    service      sessions; training and sampling: what each request means; listings: look-ups;
-                 transfers: exports, downloads, copies
-    state        what is known while it runs
-    scheduler    ordering, batches, cancelling, one worker thread
-    futures      requests and their answers, and how long both are remembered
-    checkpoints  what is kept on disk; files: whole or not at all
-    backend      base models, forward and backward passes      (torch, on the worker, from here on)
-    lora         adapters and Adam
-    losses       loss functions over token log-probabilities
-    sampler      requests for samples, prompt scores, the choice of a token
-    generation   batches that requests join and leave
-    cache        keys and values
+    app          the routes of Tinker's protocol, put together with those of the rooms below
+
+Each room stands on those after it:
+
+    openai/      OpenAI's routes: their requests, responses, and tokens that become text
+    http/        what routes are made of; the token and the Host header
+    core/        what each request means; the scheduler, futures, and the registry of what is known
+    generate/    sampling: a batcher, its slots, the prefix cache, the choice of a token
+    train/       forward and backward passes, losses, custom losses  (torch, on the worker, from
+    model/       the base model, LoRA adapters, decoder and kernels   generate/ down to here)
+    storage/     checkpoints on disk, whole or not at all
+    wire/        bytes <-> small dataclasses
 """

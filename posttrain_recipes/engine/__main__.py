@@ -22,9 +22,9 @@ from types import FrameType
 
 import uvicorn
 
-from posttrain_recipes.engine.access import Access
-from posttrain_recipes.engine.api import build
-from posttrain_recipes.engine.service import Service
+from posttrain_recipes.engine.app import build
+from posttrain_recipes.engine.core.service import Service
+from posttrain_recipes.engine.http.auth import Access
 
 TOKEN_VARIABLE = "PTL_ENGINE_TOKEN"
 PARENT_CHECK_S = 2.0

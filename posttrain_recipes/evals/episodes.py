@@ -16,8 +16,8 @@ from posttrain_recipes.plugin import (
     Record,
     Task,
 )
-from posttrain_recipes.training.episodes import Limits, Play, play
-from posttrain_recipes.training.estimates import mean, proportion
+from posttrain_recipes.training.intervals import mean, proportion
+from posttrain_recipes.training.rl.episodes import Limits, Play, play
 
 AT_ONCE = 64
 """Episodes that are played together."""

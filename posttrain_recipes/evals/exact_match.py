@@ -19,8 +19,9 @@ from posttrain_recipes.plugin import (
     Record,
     Workload,
 )
-from posttrain_recipes.training import answers, sampling
-from posttrain_recipes.training.estimates import proportion
+from posttrain_recipes.training.intervals import proportion
+from posttrain_recipes.training.sampling import generation
+from posttrain_recipes.training.text import answer_extraction
 
 
 class ExactMatch(Eval):
@@ -37,7 +38,7 @@ class ExactMatch(Eval):
         """Longest reply in tokens; a reply that is cut there is wrong unless it matches."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
-        extract: answers.Extract = "whole"
+        extract: answer_extraction.Extract = "whole"
         """What of the reply is compared: whole, the last number, after hashes (####), boxed."""
         ignore_case: bool = False
         """Whether capital letters do not matter."""
@@ -49,7 +50,7 @@ class ExactMatch(Eval):
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every prompt is read once, and a reply may end before its limit."""
-        return sampling.workload(sample, count, tokens, self.config.max_tokens)
+        return generation.workload(sample, count, tokens, self.config.max_tokens)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """One reply a prompt; the interval is Wilson's."""
@@ -61,13 +62,15 @@ class ExactMatch(Eval):
                     hint="add an 'answer' to each prompt, or use the 'generations' eval",
                 )
         config = self.config
-        samples = sampling.generate(
+        samples = generation.generate(
             context, prompts, max_tokens=config.max_tokens, temperature=config.temperature
         )
         scored = []
         for sample in samples:
-            found = answers.extract(sample.completion, config.extract)
-            right = answers.equal(found, sample.answer or "", ignore_case=config.ignore_case)
+            found = answer_extraction.extract(sample.completion, config.extract)
+            right = answer_extraction.equal(
+                found, sample.answer or "", ignore_case=config.ignore_case
+            )
             scored.append(replace(sample, scores={"exact_match": float(right)}))
         hits = sum(sample.scores["exact_match"] for sample in scored)
         return EvalResult({"exact_match": proportion(hits, len(scored))}, tuple(scored))

@@ -17,8 +17,8 @@ from posttrain_recipes.plugin import (
     Record,
     Workload,
 )
-from posttrain_recipes.training import sampling
-from posttrain_recipes.training.estimates import mean, proportion
+from posttrain_recipes.training.intervals import mean, proportion
+from posttrain_recipes.training.sampling import generation
 
 
 class Generations(Eval):
@@ -46,12 +46,12 @@ class Generations(Eval):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every prompt is read once, and a reply may end before its limit."""
         count = min(count, self.config.count)
-        return sampling.workload(sample, count, tokens, self.config.max_tokens)
+        return generation.workload(sample, count, tokens, self.config.max_tokens)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The replies, their mean length in words and how many were cut off."""
         prompts = [cast(Prompt, record) for record in context.records[: self.config.count]]
-        samples = sampling.generate(
+        samples = generation.generate(
             context,
             prompts,
             max_tokens=self.config.max_tokens,

@@ -18,9 +18,9 @@ from posttrain_recipes.plugin import (
     RewardRef,
     Workload,
 )
-from posttrain_recipes.training import sampling
-from posttrain_recipes.training.estimates import mean
-from posttrain_recipes.training.rewarded import rewarded
+from posttrain_recipes.training.intervals import mean
+from posttrain_recipes.training.sampling import generation
+from posttrain_recipes.training.sampling.rewarded import rewarded
 
 
 class MeanReward(Eval):
@@ -52,7 +52,7 @@ class MeanReward(Eval):
         """One reply to each prompt, where the reward asks no model."""
         if self.rewards["reward"].asks_model:
             return None
-        return sampling.workload(sample, count, tokens, self.config.max_tokens)
+        return generation.workload(sample, count, tokens, self.config.max_tokens)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The mean over the prompts on which the reward does not abstain."""

@@ -18,9 +18,9 @@ from posttrain_recipes.plugin import (
     Usage,
     Workload,
 )
-from posttrain_recipes.training.estimates import mean, proportion
-from posttrain_recipes.training.examples import tokenize
-from posttrain_recipes.training.sampling import log_likelihoods
+from posttrain_recipes.training.intervals import mean, proportion
+from posttrain_recipes.training.sampling.generation import log_likelihoods
+from posttrain_recipes.training.text.examples import tokenize
 from posttrain_recipes.workload import mean as average
 
 

@@ -15,8 +15,8 @@ from posttrain_recipes.plugin import (
     Usage,
     Workload,
 )
-from posttrain_recipes.training import verdicts
-from posttrain_recipes.training.estimates import mean, proportion
+from posttrain_recipes.training.intervals import mean, proportion
+from posttrain_recipes.training.judges import verdicts
 
 
 class RewardAccuracy(Eval):

@@ -20,9 +20,9 @@ from posttrain_recipes.plugin import (
     RewardRef,
     Workload,
 )
-from posttrain_recipes.training import sampling
-from posttrain_recipes.training.estimates import proportion
-from posttrain_recipes.training.rewarded import rewarded
+from posttrain_recipes.training.intervals import proportion
+from posttrain_recipes.training.sampling import generation
+from posttrain_recipes.training.sampling.rewarded import rewarded
 
 
 class WinRate(Eval):
@@ -55,7 +55,7 @@ class WinRate(Eval):
         """A reply of each side to each prompt, where the reward asks no model."""
         if self.rewards["reward"].asks_model:
             return None
-        one = sampling.workload(sample, count, tokens, self.config.max_tokens)
+        one = generation.workload(sample, count, tokens, self.config.max_tokens)
         return one + one
 
     def evaluate(self, context: EvalContext) -> EvalResult:

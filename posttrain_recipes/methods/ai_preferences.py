@@ -27,7 +27,8 @@ from posttrain_recipes.plugin import (
     Record,
     StageContext,
 )
-from posttrain_recipes.training import asking, judging
+from posttrain_recipes.training.judges import judge as judging
+from posttrain_recipes.training.sampling import datagen
 
 
 class AIPreferences(DataMethod):
@@ -45,7 +46,7 @@ class AIPreferences(DataMethod):
     loss = "none: chosen is the reply with the higher mean log p of its letter over both orders"
     paper = "Lee et al. 2023, RLAIF: scaling reinforcement learning from AI, arXiv 2309.00267"
 
-    class Config(asking.MakingConfig):
+    class Config(datagen.MakingConfig):
         """Options of preferences by a model."""
 
         judge: ModelRef | None = None
@@ -78,15 +79,15 @@ class AIPreferences(DataMethod):
         """A batch of prompts at a time."""
         config = self.config
         judge = judging.ModelJudge(
-            asking.served(stage, config.judge),
+            datagen.served(stage, config.judge),
             stage.wait,
             max_tokens=config.max_tokens,
             seed=stage.seed,
         )
-        groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
+        groups = datagen.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
         stage.sink.begin(len(groups))
-        replies = asking.ahead(
-            asking.served(stage, config.policy),
+        replies = datagen.ahead(
+            datagen.served(stage, config.policy),
             [[prompt.messages for prompt in group] for group in groups],
             skip,
             stage.wait,

@@ -30,7 +30,8 @@ from posttrain_recipes.plugin import (
     StageContext,
     Workload,
 )
-from posttrain_recipes.training import asking, loads
+from posttrain_recipes.training.loops import token_counts
+from posttrain_recipes.training.sampling import datagen
 
 
 class BestOfN(DataMethod):
@@ -49,7 +50,7 @@ class BestOfN(DataMethod):
     loss = "none: it keeps argmax r(x, y) of n replies y ~ p(. | x), for a later -log p(y | x)"
     paper = "Dong et al. 2023, RAFT: reward ranked fine-tuning, arXiv 2304.06767"
 
-    class Config(asking.MakingConfig):
+    class Config(datagen.MakingConfig):
         """Options of choosing by reward."""
 
         model: ModelRef | None = None
@@ -73,12 +74,12 @@ class BestOfN(DataMethod):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """`n` replies to every prompt."""
         lengths = [tokens(cast(Prompt, record).messages) for record in sample]
-        return loads.made(self.config, lengths, count, self.config.n)
+        return token_counts.made(self.config, lengths, count, self.config.n)
 
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Record]]:
         """A batch of prompts at a time."""
         config = self.config
-        replies = asking.rewarded_replies(stage, config, config.model, config.n, skip)
+        replies = datagen.rewarded_replies(stage, config, config.model, config.n, skip)
         for number, group, answers in replies:
             scored = self._scored(stage, group, answers)
             best = [self._best(one) for one in scored]
@@ -109,14 +110,14 @@ class BestOfN(DataMethod):
         self,
         stage: StageContext,
         prompts: Sequence[Prompt],
-        answers: Sequence[Sequence[asking.Written]],
+        answers: Sequence[Sequence[datagen.Written]],
     ) -> list[_Scored]:
         """Whole replies with their rewards, the best first; those without a reward are left out."""
         samples = [
             [Sample(p.messages, a.text, p.answer, metadata=p.metadata) for a in said if a.usable]
             for p, said in zip(prompts, answers, strict=True)
         ]
-        totals = iter(asking.totals(stage.rewards, [one for group in samples for one in group]))
+        totals = iter(datagen.totals(stage.rewards, [one for group in samples for one in group]))
         return [
             _Scored(
                 prompt,

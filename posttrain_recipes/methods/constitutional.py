@@ -34,7 +34,8 @@ from posttrain_recipes.plugin import (
     StageContext,
 )
 from posttrain_recipes.records import Messages
-from posttrain_recipes.training import asking, judging
+from posttrain_recipes.training.judges import judge
+from posttrain_recipes.training.sampling import datagen
 
 
 class Constitutional(DataMethod):
@@ -52,7 +53,7 @@ class Constitutional(DataMethod):
     loss = "none: it samples answers, critiques and revisions, for -log p(revision) or a pair loss"
     paper = "Bai et al. 2022, Constitutional AI: harmlessness from AI feedback, arXiv 2212.08073"
 
-    class Config(asking.MakingConfig):
+    class Config(datagen.MakingConfig):
         """Options of revision by principles."""
 
         principles: list[str] = Field(
@@ -77,11 +78,11 @@ class Constitutional(DataMethod):
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Record]]:
         """A batch of prompts at a time."""
         config = self.config
-        critic = asking.served(stage, config.critic)
-        groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
+        critic = datagen.served(stage, config.critic)
+        groups = datagen.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
         stage.sink.begin(len(groups))
-        replies = asking.ahead(
-            asking.served(stage, None),
+        replies = datagen.ahead(
+            datagen.served(stage, None),
             [[prompt.messages for prompt in group] for group in groups],
             skip,
             stage.wait,
@@ -126,9 +127,9 @@ class Constitutional(DataMethod):
         config = self.config
         principles = random.Random(seed).choices(config.principles, k=len(drafts))
         asked: list[Messages] = [
-            judging.question(
+            judge.question(
                 config.critique,
-                prompt=judging.transcript(draft.prompt),
+                prompt=judge.transcript(draft.prompt),
                 reply=draft.revision or draft.answer,
                 principle=principle,
             )
@@ -149,7 +150,7 @@ class Constitutional(DataMethod):
     ) -> list[str]:
         """A whole reply to each; empty where there was none."""
         config = self.config
-        futures = asking.ask(
+        futures = datagen.ask(
             critic,
             asked,
             count=1,
@@ -157,7 +158,7 @@ class Constitutional(DataMethod):
             temperature=config.temperature,
             seed=seed,
         )
-        replies = asking.written(futures, critic.renderer, stage.wait)
+        replies = datagen.written(futures, critic.renderer, stage.wait)
         return [reply.text if reply.usable else "" for (reply,) in replies]
 
 

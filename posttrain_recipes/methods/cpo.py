@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posttrain_recipes.training import losses, pairs, replies
+from posttrain_recipes.training.preference import completions, losses, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,12 +44,12 @@ class CPO(pairs.PairMethod):
     config: Config
 
     def of_pairs(
-        self, batch: Sequence[replies.Replies], logps: replies.Logps
-    ) -> tuple[Tensor, replies.Metrics]:
+        self, batch: Sequence[completions.Replies], logps: completions.Logps
+    ) -> tuple[Tensor, completions.Metrics]:
         config = self.config
         nll = -logps.mean[:, 0]
         values = losses.cpo(logps.policy[:, 0], logps.policy[:, 1], config.beta)
         return (values + config.nll_weight * nll).mean(), {
-            **replies.pair_metrics(config.beta * logps.policy, logps.policy),
+            **completions.pair_metrics(config.beta * logps.policy, logps.policy),
             "nll_loss": nll.detach().mean().item(),
         }

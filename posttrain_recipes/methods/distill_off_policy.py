@@ -34,9 +34,10 @@ from posttrain_recipes.plugin import (
     Usage,
     Workload,
 )
-from posttrain_recipes.training import gradient, loads, teachers
-from posttrain_recipes.training.examples import tokenize
-from posttrain_recipes.training.teachers import Reply
+from posttrain_recipes.training.distill import teachers
+from posttrain_recipes.training.distill.teachers import Reply
+from posttrain_recipes.training.loops import supervised, token_counts
+from posttrain_recipes.training.text.examples import tokenize
 
 if TYPE_CHECKING:
     import tinker
@@ -58,7 +59,7 @@ class DistillOffPolicy(Method):
     loss = "-sum(q * log p) / T, with q the teacher's top-k probabilities (or 1 for the token said)"
     paper = "Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv 1503.02531"
 
-    class Config(gradient.GradientConfig):
+    class Config(supervised.GradientConfig):
         """Options of off-policy distillation."""
 
         teacher: ModelRef | None = None
@@ -72,7 +73,7 @@ class DistillOffPolicy(Method):
         """As imitation; a teacher reads what is learned."""
         lengths = [tokens(cast(Conversation, record).messages) for record in sample]
         taught = self.config.teacher is not None
-        return loads.imitation(self.config, lengths, count, taught=taught)
+        return token_counts.imitation(self.config, lengths, count, taught=taught)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the last replies of the stage's conversations."""
@@ -87,12 +88,12 @@ class DistillOffPolicy(Method):
             for record in stage.train
         ]
         if self.config.teacher is None:
-            return gradient.train(stage, self.config, examples, Likelihood())
+            return supervised.train(stage, self.config, examples, Likelihood())
         replies = []
         for example in examples:
             begin = example.weights.index(1.0)
             replies.append(Reply(example.tokens[:begin], example.tokens[begin:]))
-        return gradient.train(stage, self.config, replies, _Soft(stage, self.config))
+        return supervised.train(stage, self.config, replies, _Soft(stage, self.config))
 
 
 class _Soft:

@@ -33,14 +33,15 @@ from posttrain_recipes.plugin import (
     UsageError,
     Workload,
 )
-from posttrain_recipes.training import gradient, loads, teachers
-from posttrain_recipes.training.on_policy import (
+from posttrain_recipes.training.distill import teachers
+from posttrain_recipes.training.distill.on_policy import (
     Attempt,
     Item,
     OnPolicy,
     OnPolicyConfig,
     prompt_tokens,
 )
+from posttrain_recipes.training.loops import supervised, token_counts
 
 if TYPE_CHECKING:
     import tinker
@@ -94,7 +95,7 @@ class DistillOnPolicy(Method):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """The student's replies, read by every teacher that may be theirs."""
         lengths = [tokens(cast(Prompt, record).messages) for record in sample]
-        return loads.answers(
+        return token_counts.answers(
             self.config,
             lengths,
             count,
@@ -113,7 +114,7 @@ class DistillOnPolicy(Method):
             )
             for record in cast(Sequence[Prompt], stage.train)
         ]
-        return gradient.train(stage, config, items, _ReverseKL(stage, config))
+        return supervised.train(stage, config, items, _ReverseKL(stage, config))
 
 
 class _Question(Item):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain_recipes.training import losses, pairs, replies
+from posttrain_recipes.training.preference import completions, losses, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,8 +54,8 @@ class DPO(pairs.PairMethod):
     config: Config
 
     def of_pairs(
-        self, batch: Sequence[replies.Replies], logps: replies.Logps
-    ) -> tuple[Tensor, replies.Metrics]:
+        self, batch: Sequence[completions.Replies], logps: completions.Logps
+    ) -> tuple[Tensor, completions.Metrics]:
         config = self.config
         ratio = logps.ratio / logps.lengths if config.loss == "ipo" else logps.ratio
         h = ratio[:, 0] - ratio[:, 1]
@@ -68,5 +68,5 @@ class DPO(pairs.PairMethod):
         else:
             values = losses.dpo_sigmoid(h, config.beta, config.label_smoothing)
         # The implicit rewards, beta log p/p_ref, whatever the loss takes its margin of.
-        metrics = replies.pair_metrics(config.beta * logps.ratio, logps.policy)
+        metrics = completions.pair_metrics(config.beta * logps.ratio, logps.policy)
         return values.mean(), metrics

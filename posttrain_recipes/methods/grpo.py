@@ -8,7 +8,7 @@ the others, with no value model:
 
 with q the policy that sampled and p the one that is trained. `advantage:` and `loss:` name the
 estimators and surrogates that others have put in their places, each with its paper in
-`training/advantages.py` and `training/policy.py`; the length normalization follows the estimator.
+`training/rl/advantages.py` and `training/rl/policy_loss.py`; the length normalization follows the estimator.
 
 How it departs from the paper: with one update a batch (the default) p is q at every step, and the
 losses differ only in what they do to float noise; the divergence from the reference, if it costs
@@ -31,13 +31,14 @@ from posttrain_recipes.plugin import (
     Task,
     Workload,
 )
-from posttrain_recipes.training import collecting, loads, rollouts
-from posttrain_recipes.training.groups import Group, Source
-from posttrain_recipes.training.prompts import Prompts, Worth, episodes
-from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.training.loops import rl, token_counts
+from posttrain_recipes.training.rl import collect as collecting
+from posttrain_recipes.training.rl.rollout import Group, Source
+from posttrain_recipes.training.rl.scoring import Patience
+from posttrain_recipes.training.rl.sources import Prompts, Worth, episodes
 
 
-class GRPO(rollouts.RolloutMethod):
+class GRPO(rl.RolloutMethod):
     """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
 
     When: a rule, a program or another model can tell good replies from bad ones, and the model
@@ -51,7 +52,7 @@ class GRPO(rollouts.RolloutMethod):
     loss = "-mean(min(rho A, clip(rho) A)), log rho = log p - log q, A = (r - mean r) / std r"
     paper = "Shao et al. 2024, DeepSeekMath, arXiv 2402.03300"
 
-    class Config(rollouts.RolloutMethod.Config):
+    class Config(rl.RolloutMethod.Config):
         """Options of group relative policy optimization."""
 
         collect: collecting.CollectConfig | None = None
@@ -75,7 +76,7 @@ class GRPO(rollouts.RolloutMethod):
         if any(isinstance(record, Task) for record in sample):
             return None
         config = self.config
-        return loads.rollouts(
+        return token_counts.rollouts(
             config,
             [tokens(cast(Prompt, record).messages) for record in sample],
             count,

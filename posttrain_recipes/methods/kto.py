@@ -27,7 +27,8 @@ from posttrain_recipes.plugin import (
     StageContext,
     Workload,
 )
-from posttrain_recipes.training import gradient, loads, losses, replies
+from posttrain_recipes.training.loops import supervised, token_counts
+from posttrain_recipes.training.preference import completions, losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class KTO(Method):
     )
     paper = "Ethayarajh et al. 2024, KTO: Prospect Theoretic Optimization, arXiv 2402.01306"
 
-    class Config(gradient.GradientConfig):
+    class Config(supervised.GradientConfig):
         """Options of Kahneman-Tversky optimization."""
 
         batch_size: int = Field(default=32, ge=2)
@@ -77,32 +78,34 @@ class KTO(Method):
             for index, record in enumerate(records)
             for other in (record, mismatched(records, index))
         ]
-        return loads.replies(self.config, lengths, count, reference=True)
+        return token_counts.replies(self.config, lengths, count, reference=True)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's labelled replies."""
         records = cast(Sequence[Labelled], stage.train)
 
-        def item(index: int, record: Labelled) -> replies.Replies:
+        def item(index: int, record: Labelled) -> completions.Replies:
             other = mismatched(records, index)
             sources = (record.source, f"{record.source} with the reply of {other.source}")
-            return replies.Replies(
+            return completions.Replies(
                 index,
                 tuple(
-                    replies.example(stage, self.config, record.prompt, r.completion, source)
+                    completions.example(stage, self.config, record.prompt, r.completion, source)
                     for r, source in zip((record, other), sources, strict=True)
                 ),
             )
 
         def loss(
-            batch: Sequence[replies.Replies], logps: replies.Logps
-        ) -> tuple[Tensor, replies.Metrics]:
+            batch: Sequence[completions.Replies], logps: completions.Logps
+        ) -> tuple[Tensor, completions.Metrics]:
             return self._loss([records[item.index].label for item in batch], logps)
 
         items = [item(index, record) for index, record in enumerate(records)]
-        return replies.train(stage, self.config, items, loss, reference=True)
+        return completions.train(stage, self.config, items, loss, reference=True)
 
-    def _loss(self, labels: Sequence[bool], logps: replies.Logps) -> tuple[Tensor, replies.Metrics]:
+    def _loss(
+        self, labels: Sequence[bool], logps: completions.Logps
+    ) -> tuple[Tensor, completions.Metrics]:
         import torch
 
         config = self.config

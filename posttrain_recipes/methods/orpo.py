@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posttrain_recipes.training import losses, pairs, replies
+from posttrain_recipes.training.preference import completions, losses, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,15 +47,15 @@ class ORPO(pairs.PairMethod):
     config: Config
 
     def of_pairs(
-        self, batch: Sequence[replies.Replies], logps: replies.Logps
-    ) -> tuple[Tensor, replies.Metrics]:
+        self, batch: Sequence[completions.Replies], logps: completions.Logps
+    ) -> tuple[Tensor, completions.Metrics]:
         from torch.nn.functional import logsigmoid
 
         chosen, rejected = logps.mean.unbind(1)
         values = losses.orpo(chosen, rejected, self.config.beta)
         log_odds = losses.log_odds_ratio(chosen, rejected).detach()
         return values.mean(), {
-            **replies.pair_metrics(self.config.beta * logps.mean, logps.mean),
+            **completions.pair_metrics(self.config.beta * logps.mean, logps.mean),
             "nll_loss": -chosen.detach().mean().item(),
             "log_odds_ratio": logsigmoid(log_odds).mean().item(),
             "log_odds_chosen": log_odds.mean().item(),

@@ -25,7 +25,8 @@ from posttrain_recipes.plugin import (
     StageContext,
     Workload,
 )
-from posttrain_recipes.training import asking, loads
+from posttrain_recipes.training.loops import token_counts
+from posttrain_recipes.training.sampling import datagen
 
 FIELD = "pass_rate"
 """The field of the prompts that the rate is kept in."""
@@ -47,7 +48,7 @@ class PassRates(DataMethod):
     loss = "none: it samples y ~ p(. | x) and keeps the mean reward; log p is not touched"
     paper = "Yu et al. 2025, DAPO, arXiv 2503.14476, whose dynamic sampling it does beforehand"
 
-    class Config(asking.MakingConfig):
+    class Config(datagen.MakingConfig):
         """Options of measuring pass rates."""
 
         model: ModelRef | None = None
@@ -60,12 +61,12 @@ class PassRates(DataMethod):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """`samples` replies to every prompt."""
         lengths = [tokens(cast(Prompt, record).messages) for record in sample]
-        return loads.made(self.config, lengths, count, self.config.samples)
+        return token_counts.made(self.config, lengths, count, self.config.samples)
 
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Prompt]]:
         """A batch of prompts at a time."""
         config = self.config
-        replies = asking.rewarded_replies(stage, config, config.model, config.samples, skip)
+        replies = datagen.rewarded_replies(stage, config, config.model, config.samples, skip)
         for number, group, answers in replies:
             samples = [
                 Sample(
@@ -74,7 +75,7 @@ class PassRates(DataMethod):
                 for p, written in zip(group, answers, strict=True)
                 for said in written
             ]
-            totals = iter(asking.totals(stage.rewards, samples))
+            totals = iter(datagen.totals(stage.rewards, samples))
             rates = [
                 [score for _ in written if (score := next(totals)) is not None]
                 for written in answers

@@ -34,9 +34,10 @@ from posttrain_recipes.plugin import (
     Workload,
 )
 from posttrain_recipes.records import Messages
-from posttrain_recipes.training import gradient, loads, teachers
-from posttrain_recipes.training.asking import seed_of
-from posttrain_recipes.training.on_policy import Item, prompt_tokens
+from posttrain_recipes.training.distill import teachers
+from posttrain_recipes.training.distill.on_policy import Item, prompt_tokens
+from posttrain_recipes.training.loops import supervised, token_counts
+from posttrain_recipes.training.sampling.datagen import seed_of
 
 if TYPE_CHECKING:
     import tinker
@@ -57,7 +58,7 @@ class PromptDistill(Method):
     loss = "-sum(q * log p) / T over answers of q, which reads the instructions; p does not"
     paper = "Snell et al. 2022, Learning by distilling context, arXiv 2209.15189"
 
-    class Config(gradient.GradientConfig):
+    class Config(supervised.GradientConfig):
         """Options of prompt distillation."""
 
         system: str = Field(min_length=1)
@@ -77,7 +78,7 @@ class PromptDistill(Method):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """The teacher's replies to longer prompts, learned under shorter ones."""
         asked = [cast(Prompt, record).messages for record in sample]
-        return loads.answers(
+        return token_counts.answers(
             self.config,
             [tokens(messages) for messages in asked],
             count,
@@ -95,7 +96,7 @@ class PromptDistill(Method):
                 for messages in (record.messages, instructed(record.messages, config.system))
             )
             items.append(_Question(student, teacher))
-        return gradient.train(stage, config, items, _Instructed(stage, config))
+        return supervised.train(stage, config, items, _Instructed(stage, config))
 
 
 def instructed(messages: Messages, system: str) -> Messages:

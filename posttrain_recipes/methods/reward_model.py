@@ -32,8 +32,10 @@ from posttrain_recipes.plugin import (
     Usage,
     Workload,
 )
-from posttrain_recipes.training import gradient, loads, losses, replies, verdicts
-from posttrain_recipes.training.verdicts import Judgement, judgement
+from posttrain_recipes.training.judges import verdicts
+from posttrain_recipes.training.judges.verdicts import Judgement, judgement
+from posttrain_recipes.training.loops import supervised, token_counts
+from posttrain_recipes.training.preference import completions, losses
 
 if TYPE_CHECKING:
     import tinker
@@ -62,7 +64,7 @@ class RewardModel(Method):
     loss = "-log sigmoid(r(chosen) - r(rejected)), r = log p(yes) - log p(no) of a verdict"
     paper = "Stiennon et al. 2020, Learning to summarize from human feedback, arXiv 2009.01325"
 
-    class Config(gradient.GradientConfig):
+    class Config(supervised.GradientConfig):
         """Options of reward modelling."""
 
         batch_size: int = Field(default=16, ge=1)
@@ -81,7 +83,7 @@ class RewardModel(Method):
             for p in pairs
             for reply in (p.chosen, p.rejected)
         ]
-        return loads.verdicts(self.config, lengths, count)
+        return token_counts.verdicts(self.config, lengths, count)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""
@@ -100,7 +102,7 @@ class RewardModel(Method):
             Judged(judged(r, r.chosen, "chosen"), judged(r, r.rejected, "rejected"))
             for r in cast(Sequence[Preference], stage.train)
         ]
-        return gradient.train(stage, self.config, pairs, BradleyTerry(self.config))
+        return supervised.train(stage, self.config, pairs, BradleyTerry(self.config))
 
 
 class BradleyTerry:
@@ -117,7 +119,7 @@ class BradleyTerry:
     ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
         judgements = [one for pair in batch for one in (pair.chosen, pair.rejected)]
 
-        def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, replies.Metrics]:
+        def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, completions.Metrics]:
             import torch
 
             rewards = torch.stack([logp[-1, 0] - logp[-1, 1] for logp in logprobs]).view(-1, 2)
@@ -138,7 +140,7 @@ class BradleyTerry:
     def metrics(
         self, batch: Sequence[Judged], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
-        return replies.loss_metrics(output)
+        return completions.loss_metrics(output)
 
     def usage(self, batch: Sequence[Judged]) -> Usage:
         return Usage(

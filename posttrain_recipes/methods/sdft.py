@@ -35,14 +35,15 @@ from posttrain_recipes.plugin import (
     Workload,
 )
 from posttrain_recipes.records import Messages
-from posttrain_recipes.training import gradient, loads, teachers
-from posttrain_recipes.training.on_policy import (
+from posttrain_recipes.training.distill import teachers
+from posttrain_recipes.training.distill.on_policy import (
     Attempt,
     Item,
     OnPolicy,
     OnPolicyConfig,
     prompt_tokens,
 )
+from posttrain_recipes.training.loops import supervised, token_counts
 
 if TYPE_CHECKING:
     import tinker
@@ -94,7 +95,7 @@ class SDFT(Method):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """The student's replies, read by the start with the demonstration in sight."""
         records = [cast(Conversation, record) for record in sample]
-        return loads.answers(
+        return token_counts.answers(
             self.config,
             [tokens(record.messages[:-1]) for record in records],
             count,
@@ -114,7 +115,7 @@ class SDFT(Method):
                 for messages in (question, shown)
             )
             items.append(_Example(student, teacher))
-        return gradient.train(stage, config, items, _Demonstrated(stage, config))
+        return supervised.train(stage, config, items, _Demonstrated(stage, config))
 
     def _shown(self, record: Conversation) -> Messages:
         """The prompt with the demonstration in its last message."""

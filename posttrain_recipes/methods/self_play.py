@@ -24,13 +24,14 @@ from posttrain_recipes.plugin import (
     Task,
     UsageError,
 )
-from posttrain_recipes.training import advantages, rollouts
-from posttrain_recipes.training.groups import Source
-from posttrain_recipes.training.prompts import Worth, episodes
-from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.training.loops import rl
+from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl.rollout import Source
+from posttrain_recipes.training.rl.scoring import Patience
+from posttrain_recipes.training.rl.sources import Worth, episodes
 
 
-class SelfPlay(rollouts.RolloutMethod):
+class SelfPlay(rl.RolloutMethod):
     """Self-play: one policy takes both seats of a game and learns from who wins.
 
     When: there is a game, a debate or a negotiation with opposing rewards and no good opponent to
@@ -44,7 +45,7 @@ class SelfPlay(rollouts.RolloutMethod):
     loss = "-mean(min(rho A, clip(rho) A)) over all seats, log rho = log p - log q, A by seat"
     paper = "Liu et al. 2025, SPIRAL: self-play on zero-sum games, arXiv 2506.24119"
 
-    class Config(rollouts.RolloutMethod.Config):
+    class Config(rl.RolloutMethod.Config):
         """Options of self-play."""
 
         advantage: advantages.Estimator = "group_mean"

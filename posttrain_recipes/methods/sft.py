@@ -22,8 +22,8 @@ from posttrain_recipes.plugin import (
     Usage,
     Workload,
 )
-from posttrain_recipes.training import gradient, loads
-from posttrain_recipes.training.examples import Example, datum, tokenize
+from posttrain_recipes.training.loops import supervised, token_counts
+from posttrain_recipes.training.text.examples import Example, datum, tokenize
 
 if TYPE_CHECKING:
     import tinker
@@ -43,7 +43,7 @@ class SFT(Method):
     loss = "-sum(w * log p) / sum(w), over the tokens that the assistant said"
     paper = "Ouyang et al. 2022, Training language models to follow instructions, arXiv 2203.02155"
 
-    class Config(gradient.GradientConfig):
+    class Config(supervised.GradientConfig):
         """Options of supervised fine-tuning."""
 
         train_on: Literal["last", "all"] = "last"
@@ -54,7 +54,7 @@ class SFT(Method):
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every example goes through the model once an epoch."""
         lengths = [tokens(cast(Conversation, record).messages) for record in sample]
-        return loads.imitation(self.config, lengths, count)
+        return token_counts.imitation(self.config, lengths, count)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's conversations."""
@@ -69,7 +69,7 @@ class SFT(Method):
             )
             for record in stage.train
         ]
-        return gradient.train(stage, self.config, examples, Likelihood())
+        return supervised.train(stage, self.config, examples, Likelihood())
 
 
 class Likelihood:

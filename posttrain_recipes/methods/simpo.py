@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posttrain_recipes.training import losses, pairs, replies
+from posttrain_recipes.training.preference import completions, losses, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +46,12 @@ class SimPO(pairs.PairMethod):
     config: Config
 
     def of_pairs(
-        self, batch: Sequence[replies.Replies], logps: replies.Logps
-    ) -> tuple[Tensor, replies.Metrics]:
+        self, batch: Sequence[completions.Replies], logps: completions.Logps
+    ) -> tuple[Tensor, completions.Metrics]:
         config = self.config
         chosen, rejected = logps.mean.unbind(1)
         values = losses.simpo(chosen, rejected, config.beta, config.gamma)
         return (values - config.nll_weight * chosen).mean(), {
-            **replies.pair_metrics(config.beta * logps.mean, logps.mean),
+            **completions.pair_metrics(config.beta * logps.mean, logps.mean),
             "nll_loss": -chosen.detach().mean().item(),
         }

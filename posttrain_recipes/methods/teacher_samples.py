@@ -27,7 +27,8 @@ from posttrain_recipes.plugin import (
     UsageError,
     Workload,
 )
-from posttrain_recipes.training import asking, loads
+from posttrain_recipes.training.loops import token_counts
+from posttrain_recipes.training.sampling import datagen
 
 
 class TeacherSamples(DataMethod):
@@ -47,7 +48,7 @@ class TeacherSamples(DataMethod):
     loss = "none: it samples y ~ q(. | x), for a later stage's -log p(y | x)"
     paper = "Kim and Rush 2016, Sequence-level knowledge distillation, arXiv 1606.07947"
 
-    class Config(asking.MakingConfig):
+    class Config(datagen.MakingConfig):
         """Options of sampling a teacher."""
 
         teacher: ModelRef | None = None
@@ -75,7 +76,7 @@ class TeacherSamples(DataMethod):
         system = self.config.system
         asked = [cast(Prompt, record).messages for record in sample]
         lengths = [tokens(instructed(m, system) if system else m) for m in asked]
-        return loads.made(self.config, lengths, count, self.config.samples)
+        return token_counts.made(self.config, lengths, count, self.config.samples)
 
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Conversation]]:
         """A batch of prompts at a time."""
@@ -85,15 +86,15 @@ class TeacherSamples(DataMethod):
                 f"stage '{stage.name}' is to choose by reward and has no 'reward:'",
                 hint="add one, or remove 'best' and 'min_reward'",
             )
-        teacher = asking.served(stage, config.teacher)
-        groups = asking.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
+        teacher = datagen.served(stage, config.teacher)
+        groups = datagen.batches(cast(Sequence[Prompt], stage.train), config.batch_size)
         asked = [
             [instructed(p.messages, config.system) if config.system else p.messages for p in group]
             for group in groups
         ]
         stage.sink.begin(len(groups))
-        asking.open_rewards(stage)
-        replies = asking.ahead(
+        datagen.open_rewards(stage)
+        replies = datagen.ahead(
             teacher, asked, skip, stage.wait, count=config.samples, config=config, seed=stage.seed
         )
         for number, answers in replies:
@@ -125,7 +126,7 @@ class TeacherSamples(DataMethod):
             for p, texts in answers
             for text in texts
         ]
-        scores = iter(asking.totals(stage.rewards, samples))
+        scores = iter(datagen.totals(stage.rewards, samples))
         kept = []
         for prompt, texts in answers:
             scored = [(score, text) for text in texts if (score := next(scores)) is not None]

@@ -27,7 +27,7 @@ from posttrain_recipes.planning.plans import (
 from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Plugin
 from posttrain_recipes.registry import Entry, Registry, suggest
-from posttrain_recipes.training.vocabularies import Vocabulary, difference
+from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.records import Message
-from posttrain_recipes.training.rendering import ChatRenderer
+from posttrain_recipes.training.text.chat_template import ChatRenderer
 from posttrain_recipes.workload import CountTokens
 
 CHARACTERS = 4

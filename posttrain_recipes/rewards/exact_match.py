@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training import answers
+from posttrain_recipes.training.text import answer_extraction
 
 
 class ExactMatchReward(Reward):
@@ -16,7 +16,7 @@ class ExactMatchReward(Reward):
     class Config(PluginConfig):
         """Options of the reward."""
 
-        extract: answers.Extract = "whole"
+        extract: answer_extraction.Extract = "whole"
         """What of the reply is compared: whole, the last number, after hashes (####), boxed."""
         ignore_case: bool = False
         """Whether capital letters do not matter."""
@@ -29,8 +29,8 @@ class ExactMatchReward(Reward):
             None
             if sample.answer is None
             else float(
-                answers.equal(
-                    answers.extract(sample.completion, self.config.extract),
+                answer_extraction.equal(
+                    answer_extraction.extract(sample.completion, self.config.extract),
                     sample.answer,
                     ignore_case=self.config.ignore_case,
                 )

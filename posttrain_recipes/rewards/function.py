@@ -17,7 +17,7 @@ from posttrain_recipes.functions import (
     parameters,
 )
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample, UsageError
-from posttrain_recipes.training.scoring import within
+from posttrain_recipes.training.rl.scoring import within
 
 
 class Function(Reward):

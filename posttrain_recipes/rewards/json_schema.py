@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training.answers import fenced
+from posttrain_recipes.training.text.answer_extraction import fenced
 
 
 class JsonSchema(Reward):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from posttrain_recipes.plugin import RewardContext, Sample
 from posttrain_recipes.records import Messages
-from posttrain_recipes.training import grading, judging
+from posttrain_recipes.training.judges import backends, judge
 
 
-class JudgeReward(grading.GradedReward):
+class JudgeReward(backends.GradedReward):
     """A judge model's yes to a question about the reply: its probability, or 1 and 0 from text.
 
     With `score: logits` the reward is p(yes) / (p(yes) + p(no)), with `score: text` it is 1 or 0;
@@ -19,7 +19,7 @@ class JudgeReward(grading.GradedReward):
 
     name = "judge"
 
-    class Config(grading.GradingConfig):
+    class Config(backends.GradingConfig):
         """Options of the reward."""
 
         question: str = "Request: {prompt}\nReply: {reply}\nIs this a good reply, yes or no?"
@@ -29,12 +29,12 @@ class JudgeReward(grading.GradedReward):
 
     def open(self, context: RewardContext) -> None:
         """Resolve the judge."""
-        self.judge = grading.open_judge(self.config, context)
+        self.judge = backends.open_judge(self.config, context)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """From 0 to 1; None where the judge gave no verdict."""
         questions = [asked(self.config.question, sample) for sample in samples]
-        chosen = judging.choices(
+        chosen = judge.choices(
             self.judge, questions, "yes", "no", self.config.score, self.config.retries
         )
         return [probability(value, self.config.score) for value in chosen]
@@ -42,16 +42,16 @@ class JudgeReward(grading.GradedReward):
 
 def asked(template: str, sample: Sample, **values: str) -> Messages:
     """A question about one reply."""
-    return judging.question(
+    return judge.question(
         template,
-        prompt=judging.transcript(sample.prompt),
+        prompt=judge.transcript(sample.prompt),
         reply=sample.completion,
         answer=sample.answer or "",
         **values,
     )
 
 
-def probability(chosen: float | None, how: judging.How) -> float | None:
+def probability(chosen: float | None, how: judge.How) -> float | None:
     """Log-odds, or +1 and -1 from text, as a number from 0 to 1."""
     if chosen is None:
         return None

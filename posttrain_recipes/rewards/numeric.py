@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training import answers
+from posttrain_recipes.training.text import answer_extraction
 
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 
@@ -63,11 +63,11 @@ class Numeric(Reward):
 
     def _find(self, text: str) -> float | None:
         how = self.config.extract
-        ways: tuple[answers.Extract, ...] = (
+        ways: tuple[answer_extraction.Extract, ...] = (
             ("boxed", "hashes", "number") if how == "auto" else (how,)
         )
         for way in ways:
-            part = answers.extract(text, way)
+            part = answer_extraction.extract(text, way)
             if part is not None:
                 return number(part)
         # A reference is often the bare number, however the reply is asked to say it.

@@ -7,10 +7,10 @@ from typing import Literal
 
 from posttrain_recipes.plugin import RewardContext, Sample
 from posttrain_recipes.rewards.judge import probability
-from posttrain_recipes.training import grading, judging
+from posttrain_recipes.training.judges import backends, judge
 
 
-class Pairwise(grading.GradedReward):
+class Pairwise(backends.GradedReward):
     """Share of comparisons that a reply wins by a judge, against its group or the reference.
 
     Every pair is judged in both orders, so that a liking for the first place cancels. With
@@ -20,7 +20,7 @@ class Pairwise(grading.GradedReward):
 
     name = "pairwise"
 
-    class Config(grading.GradingConfig):
+    class Config(backends.GradingConfig):
         """Options of the reward."""
 
         question: str = (
@@ -34,14 +34,14 @@ class Pairwise(grading.GradedReward):
 
     def open(self, context: RewardContext) -> None:
         """Resolve the judge."""
-        self.judge = grading.open_judge(self.config, context)
+        self.judge = backends.open_judge(self.config, context)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """From 0 to 1; equal replies share the win without being judged."""
         pairs = list(self._pairs(samples))
         differ = [pair for pair in pairs if pair[1] != pair[3]]
         found = iter(
-            judging.margins(
+            judge.margins(
                 self.judge,
                 [(samples[i].prompt, x, y) for i, x, _, y in differ],
                 self.config.question,

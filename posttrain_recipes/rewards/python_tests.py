@@ -1,6 +1,7 @@
 """Whether the program in a reply passes tests.
 
-What the program is asked is answered in the sandbox, and judged here: see `training.asserts`.
+What the program is asked is answered in the sandbox, and judged here: see
+`training.sandbox.split_tests`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training import answering, asserts, sandbox
-from posttrain_recipes.training.answers import fenced
+from posttrain_recipes.training.sandbox import child_main, runner, split_tests
+from posttrain_recipes.training.text.answer_extraction import fenced
 
 
 class PythonTests(Reward):
@@ -45,9 +46,9 @@ class PythonTests(Reward):
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """A machine that has no sandbox."""
-        reason = sandbox.why_not()
+        reason = runner.why_not()
         if reason is not None:
-            yield "use", f"this machine has no sandbox to run code in: {reason}; {sandbox.HINT}"
+            yield "use", f"this machine has no sandbox to run code in: {reason}; {runner.HINT}"
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """A sample without tests abstains."""
@@ -59,21 +60,21 @@ class PythonTests(Reward):
         tests = [given] if isinstance(given, str) else list(given or ())
         if not tests:
             return None
-        apart = [asserts.take_apart(str(test)) for test in tests]
+        apart = [split_tests.take_apart(str(test)) for test in tests]
         # A program that leaves before its tests are over does not know the word, unless it looked.
         word = secrets.token_hex(16)
         asked = fenced(sample.completion), [test.steps for test in apart], word
-        limits = sandbox.Limits(self.config.seconds, self.config.memory_mb << 20, output=1 << 20)
-        outcome = sandbox.run(f"{_ANSWERING}\n\nmain(*{asked!r})\n", limits)
+        limits = runner.Limits(self.config.seconds, self.config.memory_mb << 20, output=1 << 20)
+        outcome = runner.run(f"{_CHILD_MAIN}\n\nmain(*{asked!r})\n", limits)
         answers = _answers(outcome, word, len(tests))
-        share = sum(map(asserts.Test.passed, apart, answers)) / len(tests)
+        share = sum(map(split_tests.Test.passed, apart, answers)) / len(tests)
         return share if self.config.score == "share" else float(share == 1)
 
 
-_ANSWERING = Path(answering.__file__).read_text(encoding="utf-8")
+_CHILD_MAIN = Path(child_main.__file__).read_text(encoding="utf-8")
 
 
-def _answers(outcome: sandbox.Outcome, word: str, count: int) -> list[object]:
+def _answers(outcome: runner.Outcome, word: str, count: int) -> list[object]:
     """What the last line of output says to each test; None, which passes none, where it cannot."""
     nothing: list[object] = [None] * count
     if not outcome.passed:

@@ -13,7 +13,7 @@ from posttrain_recipes.plugin import (
     RewardContext,
     Sample,
 )
-from posttrain_recipes.training import verdicts
+from posttrain_recipes.training.judges import verdicts
 
 
 class RewardModelReward(Reward):

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from posttrain_recipes.plugin import PluginConfig, RewardContext, Sample, UsageError
 from posttrain_recipes.rewards.judge import asked, probability
-from posttrain_recipes.training import grading, judging
+from posttrain_recipes.training.judges import backends, judge
 
 
 class Criterion(PluginConfig):
@@ -21,7 +21,7 @@ class Criterion(PluginConfig):
     """What it counts for; below 0 for what should not be so."""
 
 
-class Rubric(grading.GradedReward):
+class Rubric(backends.GradedReward):
     """A weighted sum of a judge's answers to several criteria, over the sum of positive weights.
 
     Each criterion is one question. Where the judge gives no verdict on one of them, also when asked
@@ -30,7 +30,7 @@ class Rubric(grading.GradedReward):
 
     name = "rubric"
 
-    class Config(grading.GradingConfig):
+    class Config(backends.GradingConfig):
         """Options of the reward."""
 
         criteria: list[Criterion | str] = Field(default_factory=list)
@@ -53,7 +53,7 @@ class Rubric(grading.GradedReward):
                 "the reward 'rubric' has no criteria",
                 hint="list some under 'criteria:', or name the field of the prompts that has them",
             )
-        self.judge = grading.open_judge(self.config, context)
+        self.judge = backends.open_judge(self.config, context)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """At most 1; below 0 only where a criterion has a negative weight.
@@ -68,7 +68,7 @@ class Rubric(grading.GradedReward):
             for one in criteria
         ]
         chosen = iter(
-            judging.choices(
+            judge.choices(
                 self.judge, questions, "yes", "no", self.config.score, self.config.retries
             )
         )

@@ -19,10 +19,10 @@ from posttrain_recipes.plugin import Checkpoint, StageContext, StageSink
 from posttrain_recipes.running.findings import Finding
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
-from posttrain_recipes.training import advantages
-from posttrain_recipes.training.groups import Group, Source
-from posttrain_recipes.training.rollouts import RolloutMethod
-from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.training.loops.rl import RolloutMethod
+from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl.rollout import Group, Source
+from posttrain_recipes.training.rl.scoring import Patience
 from posttrain_recipes.waiting import in_thread
 
 GROUPS = 16

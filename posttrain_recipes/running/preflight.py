@@ -22,7 +22,7 @@ from posttrain_recipes.running import tokenizers
 from posttrain_recipes.running.findings import Finding
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.store import RunRecord
-from posttrain_recipes.training.scoring import scores_of
+from posttrain_recipes.training.rl.scoring import scores_of
 from posttrain_recipes.waiting import EngineWaiter
 
 FREE_BYTES = 1 << 30

@@ -21,7 +21,7 @@ from posttrain_recipes.waiting import GoneError, in_thread, worker
 if TYPE_CHECKING:
     import tinker
 
-    from posttrain_recipes.training.rendering import ChatRenderer
+    from posttrain_recipes.training.text.chat_template import ChatRenderer
 
 
 def locations(plan: Plan) -> Mapping[str, str]:
@@ -43,7 +43,7 @@ class Serving:
 
     def renderer(self, model: str) -> ChatRenderer:
         """The renderer of a base model. Raises `PtlError` where its tokenizer cannot be loaded."""
-        from posttrain_recipes.training.rendering import load_renderer
+        from posttrain_recipes.training.text.chat_template import load_renderer
 
         key = worker(), model
         if key not in self.renderers:

@@ -10,7 +10,7 @@ from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.planning.building import other_tokenizer
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.running.serving import Serving
-from posttrain_recipes.training.vocabularies import difference
+from posttrain_recipes.training.text.vocabulary import difference
 from posttrain_recipes.waiting import GoneError
 
 

@@ -27,7 +27,7 @@ HEAVY = (
     "posttrain_recipes.evals",
     "posttrain_recipes.rewards",
     "posttrain_recipes.running.runner",
-    "posttrain_recipes.training.rendering",
+    "posttrain_recipes.training.text.chat_template",
     "tinker",
     "torch",
     "transformers.models.auto.tokenization_auto",

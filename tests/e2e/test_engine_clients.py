@@ -12,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 from tinker.proto import tinker_public_pb2 as pb
 
-from posttrain_recipes.engine import api
-from posttrain_recipes.engine.access import Access
-from posttrain_recipes.engine.service import Service
+from posttrain_recipes.engine import app as engine_app
+from posttrain_recipes.engine.core.service import Service
+from posttrain_recipes.engine.http.auth import Access
 from tests.engine_model import build
 
 TOKEN = "tml-" + "t" * 32
@@ -24,7 +24,9 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     model = build(tmp_path_factory.mktemp("model"))
-    app = api.build(Service({"m": str(model)}, tmp_path_factory.mktemp("data")), Access(TOKEN))
+    app = engine_app.build(
+        Service({"m": str(model)}, tmp_path_factory.mktemp("data")), Access(TOKEN)
+    )
     with TestClient(app, base_url="http://127.0.0.1:8000", headers={"X-API-Key": TOKEN}) as client:
         yield client
 

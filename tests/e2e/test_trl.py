@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain_recipes.engine import losses as engine_losses
+from posttrain_recipes.engine.train import losses as engine_losses
 from posttrain_recipes.methods.sft import Likelihood
-from posttrain_recipes.training import losses
-from posttrain_recipes.training.examples import Example
+from posttrain_recipes.training.preference import losses
+from posttrain_recipes.training.text.examples import Example
 from tests.engine_model import VOCAB, build
 from tests.trl_trainer import Trainer
 

@@ -33,13 +33,13 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain_recipes.engine import losses
+from posttrain_recipes.engine.train import losses
 from posttrain_recipes.plugin import Sample
-from posttrain_recipes.training import advantages
-from posttrain_recipes.training.groups import Group, Rollout, Segment
-from posttrain_recipes.training.policy import PolicyConfig, PolicyGradient, drift
-from posttrain_recipes.training.prompts import ReplyConfig, Worth
-from posttrain_recipes.training.scoring import Patience
+from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, PolicyGradient, drift
+from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
+from posttrain_recipes.training.rl.scoring import Patience
+from posttrain_recipes.training.rl.sources import ReplyConfig, Worth
 from tests.trl_trainer import Trainer
 
 pytest.importorskip("trl", reason="TRL is not installed")

@@ -16,8 +16,8 @@ from posttrain_recipes.engine import launch
 from posttrain_recipes.methods.reward_model import BradleyTerry, Judged, RewardModel
 from posttrain_recipes.models import resolve
 from posttrain_recipes.records import Message
-from posttrain_recipes.training import verdicts
-from posttrain_recipes.training.rendering import load_renderer
+from posttrain_recipes.training.judges import verdicts
+from posttrain_recipes.training.text.chat_template import load_renderer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "ptl/nano"

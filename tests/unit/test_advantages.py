@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from posttrain_recipes.training import advantages
-from posttrain_recipes.training.prompts import ReplyConfig
+from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl.sources import ReplyConfig
 
 RNG = np.random.default_rng(3)
 BATCH = [RNG.normal(size=size).tolist() for size in (4, 7, 2)]

@@ -8,11 +8,11 @@ import pytest
 
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.rewards.python_tests import PythonTests
-from posttrain_recipes.training import answering, sandbox
-from posttrain_recipes.training.asserts import take_apart
+from posttrain_recipes.training.sandbox import child_main, runner
+from posttrain_recipes.training.sandbox.split_tests import take_apart
 
 needs_sandbox = pytest.mark.skipif(
-    sandbox.why_not() is not None, reason=f"no sandbox here: {sandbox.why_not()}"
+    runner.why_not() is not None, reason=f"no sandbox here: {runner.why_not()}"
 )
 
 
@@ -25,7 +25,7 @@ def passes(test: str, reply: str) -> bool:
     scope: dict[str, object] = {}
     exec(reply, scope)
     taken = take_apart(test)
-    return taken.passed(json.loads(answering.answered(taken.steps, scope)))
+    return taken.passed(json.loads(child_main.answered(taken.steps, scope)))
 
 
 @pytest.mark.parametrize(

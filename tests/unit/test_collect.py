@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from posttrain_recipes.cli.gc import gc
-from posttrain_recipes.engine import checkpoints
+from posttrain_recipes.engine.storage import checkpoints
 from posttrain_recipes.engine.wire import LoraConfig
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint

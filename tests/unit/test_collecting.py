@@ -9,8 +9,8 @@ import pytest
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import Conversation, Message, Preference, Sample
-from posttrain_recipes.training.collecting import CollectConfig, records
-from posttrain_recipes.training.groups import Group, Rollout
+from posttrain_recipes.training.rl.collect import CollectConfig, records
+from posttrain_recipes.training.rl.rollout import Group, Rollout
 from tests.conftest import Project
 from tests.rollout_engine import Engine, run
 

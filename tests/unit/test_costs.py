@@ -16,7 +16,7 @@ from posttrain_recipes.planning.reuse import Decision, Scope, decisions
 from posttrain_recipes.records import Message
 from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Estimated, RunRecord, Spent
-from posttrain_recipes.training.rendering import load_renderer
+from posttrain_recipes.training.text.chat_template import load_renderer
 from posttrain_recipes.workload import Usage
 from tests.conftest import Project
 

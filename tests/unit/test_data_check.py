@@ -447,7 +447,9 @@ def test_the_command_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded.append(location)
         return Words()
 
-    monkeypatch.setattr("posttrain_recipes.training.rendering.load_renderer", load_renderer)
+    monkeypatch.setattr(
+        "posttrain_recipes.training.text.chat_template.load_renderer", load_renderer
+    )
     result = ptl_data(GOOD / "messages.jsonl", "--model", "some/model", "--max-tokens", 3)
     assert loaded == ["some/model"]
     assert result.exit_code == 2

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from posttrain_recipes.engine import api, web, wire
-from posttrain_recipes.engine.access import Access
-from posttrain_recipes.engine.futures import Pending
-from posttrain_recipes.engine.metrics import Metrics
-from posttrain_recipes.engine.service import Service
+from posttrain_recipes.engine import app as engine_app
+from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.metrics import Metrics
+from posttrain_recipes.engine.core.service import Service
+from posttrain_recipes.engine.core.transfers import Signer
+from posttrain_recipes.engine.http import routing
+from posttrain_recipes.engine.http.auth import Access
 from posttrain_recipes.engine.wire import RequestError
 
 TOKEN = "tml-" + "t" * 32
@@ -25,7 +28,7 @@ TOKEN = "tml-" + "t" * 32
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    app = api.build(Service({}, tmp_path), Access(TOKEN))
+    app = engine_app.build(Service({}, tmp_path), Access(TOKEN))
     with TestClient(app, base_url="http://127.0.0.1:8000", headers={"X-API-Key": TOKEN}) as client:
         yield client
 
@@ -98,7 +101,7 @@ def test_garbage_is_a_4xx_and_the_engine_goes_on(
 
 
 def test_bodies_have_a_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "MAX_BODY", 1000)
+    monkeypatch.setattr(routing, "MAX_BODY", 1000)
     assert post(client, "create_session", b" " * 1001).status_code == 413
     assert (
         post(client, "create_session", b"", headers={"Content-Encoding": "zstd"}).status_code == 415
@@ -158,12 +161,12 @@ def test_other_optimizers_are_refused(client: TestClient) -> None:
     assert "AdamW" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("path", api.ELSEWHERE)
+@pytest.mark.parametrize("path", engine_app.ELSEWHERE)
 def test_what_is_not_served_says_what_to_do(client: TestClient, path: str) -> None:
     for method in ("GET", "POST", "PUT", "DELETE"):
         answer = client.request(method, f"/api/v1/{path.format(session='s')}")
         assert answer.status_code == 422
-        assert api.ELSEWHERE[path] in answer.json()["detail"]
+        assert engine_app.ELSEWHERE[path] in answer.json()["detail"]
 
 
 def test_an_unknown_route_is_told_as_such(client: TestClient) -> None:
@@ -209,7 +212,7 @@ def test_a_lost_session_is_reaped_while_others_work(tmp_path: Path) -> None:
 def test_ended_sessions_are_remembered_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain_recipes.engine.service.FINISHED_KEPT", 3)
+    monkeypatch.setattr("posttrain_recipes.engine.core.service.FINISHED_KEPT", 3)
     service = Service({}, tmp_path)
     for _ in range(5):
         service.finish_session(service.create_session(wire.CreateSession())["session_id"])
@@ -218,7 +221,7 @@ def test_ended_sessions_are_remembered_within_bounds(
 
 
 def test_a_download_needs_a_signature_that_holds(client: TestClient, tmp_path: Path) -> None:
-    run, access = "a:train:0", Access(TOKEN)
+    run, signer = "a:train:0", Signer(TOKEN)
     folder = tmp_path / "runs" / "a_train_0" / "external_weights" / "x"
     folder.mkdir(parents=True)
     record = {"path": f"tinker://{run}/external_weights/x", "base_model": "b", "lora": {},
@@ -236,12 +239,12 @@ def test_a_download_needs_a_signature_that_holds(client: TestClient, tmp_path: P
     for wrong in (
         url.replace("signature=", "signature=0"), url.replace("expires=", "expires=9"),
         url.split("?")[0], url.replace("/x/", "/y/"),
-        f"{url.split('?')[0]}?expires=1&signature={access.sign(place, 1)}",
+        f"{url.split('?')[0]}?expires=1&signature={signer.sign(place, 1)}",
     ):  # fmt: skip
         assert client.get(wrong, headers=stranger).status_code == 403, wrong
     for name in ("checkpoint.json", "..%2F..%2Fsecret", "none"):
         path = f"/files/{run}/x/{name}"
-        asked = f"{path}?expires=99999999999&signature={access.sign(path, 99999999999)}"
+        asked = f"{path}?expires=99999999999&signature={signer.sign(path, 99999999999)}"
         assert 400 <= client.get(asked, headers=stranger).status_code < 500
     assert client.get(url, headers=stranger).status_code == 200
     client.delete(one)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine import lanes, prompts
-from posttrain_recipes.engine.backend import BaseModel
-from posttrain_recipes.engine.generation import Feed, serve
-from posttrain_recipes.engine.lora import Snapshot
+from posttrain_recipes.engine.generate import prefix_cache, slots
+from posttrain_recipes.engine.generate.batcher import Feed, serve
+from posttrain_recipes.engine.model.base import BaseModel
+from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import Sample
 from tests.sampling import adapted, ask, ids, model, run, tokens
 
@@ -78,9 +78,9 @@ def test_requests_that_are_sent_together_are_read_together(
 ) -> None:
     base = model(tmp_path)
     joined: list[int] = []
-    join = lanes.Lanes.join
+    join = slots.Lanes.join
     monkeypatch.setattr(
-        lanes.Lanes, "join", lambda self, rows: (joined.append(len(rows)), join(self, rows))[1]
+        slots.Lanes, "join", lambda self, rows: (joined.append(len(rows)), join(self, rows))[1]
     )
     asks = [ask(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
     feed = OneByOne(asks)
@@ -126,13 +126,13 @@ def test_cancelled_requests_leave_and_the_others_go_on(
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each text has that is read from now on."""
     read: list[int] = []
-    prefill = prompts.Prompts._prefill
+    prefill = prefix_cache.Prompts._prefill
 
     def counted(self: Any, texts: Any, start: Any) -> Any:
         read.extend(text.size for text in texts)
         return prefill(self, texts, start)
 
-    monkeypatch.setattr(prompts.Prompts, "_prefill", counted)
+    monkeypatch.setattr(prefix_cache.Prompts, "_prefill", counted)
     return read
 
 
@@ -159,7 +159,7 @@ def test_what_prompts_begin_with_is_read_once(
 ) -> None:
     base = model(tmp_path)
     base.threads = 2
-    monkeypatch.setattr(lanes, "LANE_ROWS", 3)  # two lanes
+    monkeypatch.setattr(slots, "LANE_ROWS", 3)  # two lanes
     task, other = ids(50, 1), ids(40, 2)
     texts = [[*task, *ids(n, n)] for n in (3, 8, 5, 5, 11)] + [[*other, *ids(6, 6)], ids(9, 9)]
     asks = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]
@@ -204,6 +204,6 @@ def test_what_prompts_begin_with_is_read_once(
 def test_texts_are_grouped_by_what_they_begin_with(
     monkeypatch: pytest.MonkeyPatch, texts: list[str], groups: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(prompts, "SHARED_TOKENS", 2)
-    found = prompts.alike([np.array([ord(c) for c in text]) for text in reversed(texts)])
+    monkeypatch.setattr(prefix_cache, "SHARED_TOKENS", 2)
+    found = prefix_cache.alike([np.array([ord(c) for c in text]) for text in reversed(texts)])
     assert [(shared, len(group)) for shared, group in found] == groups

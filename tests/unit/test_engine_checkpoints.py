@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from posttrain_recipes.engine.checkpoints import (
+from posttrain_recipes.engine.storage.checkpoints import (
     Path_,
     Record,
     RunRecord,

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers as t
 
-from posttrain_recipes.engine import backend
-from posttrain_recipes.engine.backend import BaseModel, new_adapter
-from posttrain_recipes.engine.lora import Adapter
-from posttrain_recipes.engine.passes import forward_backward
+from posttrain_recipes.engine.model import base as model_base
+from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.model.lora import Adapter
+from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import Datum, ForwardBackwardResult, LoraConfig
 
 VOCAB = 60
@@ -104,9 +104,11 @@ def test_little_memory_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     base = load("qwen3", tmp_path)
     adapter, items = adapted(base), data((90, 80, 70, 20, 10, 100))
     plenty, grad = run(base, adapter, items), adapter.grad.clone()
-    monkeypatch.setitem(backend.LOGITS_BUDGET, "cpu", 1)  # logits are computed twice, in parts
-    monkeypatch.setitem(backend.ACTIVATIONS_BUDGET, "cpu", 100_000)  # a sequence or two at a time
-    monkeypatch.setattr(backend, "MIN_PASS", 1)
+    monkeypatch.setitem(model_base.LOGITS_BUDGET, "cpu", 1)  # logits are computed twice, in parts
+    monkeypatch.setitem(
+        model_base.ACTIVATIONS_BUDGET, "cpu", 100_000
+    )  # a sequence or two at a time
+    monkeypatch.setattr(model_base, "MIN_PASS", 1)
     assert sum(len(share) for share in base.shares([90, 80, 70, 20, 10, 100])) > 3
     little = run(base, adapter, items)
     for a, b in zip(plenty.logprobs, little.logprobs, strict=True):

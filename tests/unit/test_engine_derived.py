@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine.backend import BaseModel, new_adapter
-from posttrain_recipes.engine.derived import Derived
-from posttrain_recipes.engine.lora import Adapter
-from posttrain_recipes.engine.passes import forward_backward
+from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.model.derived import Derived
+from posttrain_recipes.engine.model.lora import Adapter
+from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdamParams, Datum, LoraConfig
 from tests.engine_model import VOCAB, build
 from tests.sampling import ask, run, tokens

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from tinker.lib.public_interfaces.custom_loss import encode_graph, trace_loss
 
 from posttrain_recipes.engine import wire
-from posttrain_recipes.engine.backend import BaseModel, new_adapter
-from posttrain_recipes.engine.graphs import LossGraph
-from posttrain_recipes.engine.passes import forward_backward
+from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.train.custom_loss import LossGraph
+from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import CreateCustomLoss, Datum, LoraConfig, RequestError
 from tests.engine_model import VOCAB, build
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from posttrain_recipes.engine import decoder, decoding, kernels, lanes
-from posttrain_recipes.engine.kernels import Layer, Low, Product
+from posttrain_recipes.engine.generate import decode_step, slots
+from posttrain_recipes.engine.model import decoder, kernels
+from posttrain_recipes.engine.model.kernels import Layer, Low, Product
 
 T, H, N, G, D, F, RANK = 7, 12, 4, 2, 6, 10, 2
 
@@ -137,12 +138,12 @@ def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(even: bool)
     layers = [layer(0), layer(1)]
     head = Product(torch.randn(20, H), None, None)
     where = torch.full((rows,), 4) if even else torch.arange(rows)
-    place = decoding.Place(where, int(where.max()) + 1, even, [4, 3], [5, 0])
+    place = decode_step.Place(where, int(where.max()) + 1, even, [4, 3], [5, 0])
     keys, values = ([torch.randn(rows, G, room, D) for _ in layers] for _ in range(2))
     shared = [torch.randn(G, 5, D) for _ in range(2 * len(layers))]
     x, (cos, sin) = torch.randn(rows, H), angles()
     found = []
-    for step in (decoding.step, kernels.compiled(decoding.step)):
+    for step in (decode_step.step, kernels.compiled(decode_step.step)):
         mine = [[tensor.clone() for tensor in buffers] for buffers in (keys, values)]
         with torch.no_grad():
             logits = step(
@@ -155,7 +156,7 @@ def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(even: bool)
 
 def test_what_the_engine_calls_is_torchscript() -> None:
     """Else it runs, and two cores are no faster than one."""
-    for module in (decoder, lanes):
+    for module in (decoder, slots):
         names = [n for n in vars(module) if n.startswith(("_before", "_after", "_norm", "_step"))]
         made = [vars(module)[name] for name in names]
         assert made

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine import losses
-from posttrain_recipes.engine.backend import BaseModel, new_adapter
-from posttrain_recipes.engine.lora import Adapter
-from posttrain_recipes.engine.passes import forward_backward
+from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.model.lora import Adapter
+from posttrain_recipes.engine.train import losses
+from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import Datum, LoraConfig, RequestError
 from tests.engine_model import VOCAB, build
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain_recipes.engine.backend import BaseModel, new_adapter
-from posttrain_recipes.engine.generation import sample
-from posttrain_recipes.engine.lora import Snapshot
-from posttrain_recipes.engine.passes import forward_backward
-from posttrain_recipes.engine.sampler import pick
+from posttrain_recipes.engine.generate.batcher import sample
+from posttrain_recipes.engine.generate.sampler import pick
+from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.model.lora import Snapshot
+from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import (
     Datum,
     LoraConfig,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.engine import futures as futures_module
-from posttrain_recipes.engine import scheduler as scheduler_module
-from posttrain_recipes.engine.futures import Pending
-from posttrain_recipes.engine.scheduler import Batch, Feed, Scheduler
+from posttrain_recipes.engine.core import futures as futures_module
+from posttrain_recipes.engine.core import scheduler as scheduler_module
+from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.scheduler import Batch, Feed, Scheduler
 from posttrain_recipes.engine.wire import RequestError
 
 WAIT_S = 20.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.engine.chat import ChatAsked, CompletionAsked, parse
-from posttrain_recipes.engine.text import Reply
+from posttrain_recipes.engine.openai.detokenize import Reply
+from posttrain_recipes.engine.openai.requests import ChatAsked, CompletionAsked, parse
 from posttrain_recipes.engine.wire import RequestError
 
 

@@ -14,8 +14,8 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.evals.episodes import Episodes as EpisodesEval
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import Episode, EvalContext, EvalResult, Message, Task, Turn
-from posttrain_recipes.training.episodes import Limits, Play, play
-from posttrain_recipes.training.groups import Group
+from posttrain_recipes.training.rl.episodes import Limits, Play, play
+from posttrain_recipes.training.rl.rollout import Group
 from tests.rollout_engine import Engine, run, trained
 from tests.scripted import END, Renderer, Sampler, source, spell, wait
 

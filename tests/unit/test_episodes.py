@@ -15,8 +15,8 @@ from posttrain_recipes.evals.episodes import Episodes as EpisodesEval
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.methods.self_play import SelfPlay
 from posttrain_recipes.plugin import Episode, EvalContext, Message, Task, Turn
-from posttrain_recipes.training.episodes import Limits, play
-from posttrain_recipes.training.prompts import episodes
+from posttrain_recipes.training.rl.episodes import Limits, play
+from posttrain_recipes.training.rl.sources import episodes
 from tests.scripted import ASSISTANT, END, USER, Renderer, Sampler, source, spell, wait
 
 LIMITS = Limits(max_turns=6, max_tokens=4, temperature=1.0)

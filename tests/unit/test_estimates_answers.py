@@ -9,8 +9,8 @@ import pytest
 
 from posttrain_recipes.records import Sample
 from posttrain_recipes.rewards import ExactMatchReward
-from posttrain_recipes.training import answers
-from posttrain_recipes.training.estimates import mean, proportion, ratio
+from posttrain_recipes.training.intervals import mean, proportion, ratio
+from posttrain_recipes.training.text import answer_extraction
 
 # --- shares --------------------------------------------------------------------------------------
 
@@ -116,8 +116,10 @@ def test_a_mean_over_tokens_is_uncertain_over_records() -> None:
         ("boxed", "12", None),
     ],
 )
-def test_the_answer_in_a_reply(how: answers.Extract, text: str, expected: str | None) -> None:
-    assert answers.extract(text, how) == expected
+def test_the_answer_in_a_reply(
+    how: answer_extraction.Extract, text: str, expected: str | None
+) -> None:
+    assert answer_extraction.extract(text, how) == expected
 
 
 @pytest.mark.parametrize(
@@ -140,12 +142,12 @@ def test_the_answer_in_a_reply(how: answers.Extract, text: str, expected: str | 
 def test_answers_are_the_same_as_numbers_or_words(
     found: str | None, answer: str, same: bool
 ) -> None:
-    assert answers.equal(found, answer) is same
+    assert answer_extraction.equal(found, answer) is same
 
 
 def test_capitals_may_not_matter() -> None:
-    assert answers.equal("STRASSE", "Straße", ignore_case=True)
-    assert not answers.equal("STRASSE", "Straße")
+    assert answer_extraction.equal("STRASSE", "Straße", ignore_case=True)
+    assert not answer_extraction.equal("STRASSE", "Straße")
 
 
 def test_the_reward_is_one_nothing_or_an_abstention() -> None:

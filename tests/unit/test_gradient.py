@@ -17,7 +17,7 @@ import pytest
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import LoraConfig, Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint
-from posttrain_recipes.training.gradient import (
+from posttrain_recipes.training.loops.supervised import (
     GradientConfig,
     Order,
     learning_rate,
@@ -240,7 +240,7 @@ def test_another_seed_is_another_order() -> None:
 
 def test_the_order_is_the_same_in_every_process() -> None:
     code = (
-        "from posttrain_recipes.training.gradient import Order\n"
+        "from posttrain_recipes.training.loops.supervised import Order\n"
         "print([Order(range(9), 2, 5).batch(i) for i in range(8)])"
     )
     runs = [

@@ -19,8 +19,8 @@ from posttrain_recipes.records import Messages
 from posttrain_recipes.rewards.judge import JudgeReward
 from posttrain_recipes.rewards.pairwise import Pairwise
 from posttrain_recipes.rewards.rubric import Rubric
-from posttrain_recipes.training import grading
-from posttrain_recipes.training.grading import CachedJudge, Endpoint, EndpointJudge
+from posttrain_recipes.training.judges import backends
+from posttrain_recipes.training.judges.backends import CachedJudge, Endpoint, EndpointJudge
 
 
 class Words:
@@ -162,7 +162,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Endpoint]]:
-    monkeypatch.setattr(grading, "BACKOFF", 0.0)
+    monkeypatch.setattr(backends, "BACKOFF", 0.0)
     state, lock = Server(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -241,7 +241,7 @@ def test_a_busy_endpoint_is_asked_again_and_then_there_is_no_answer(
     assert len(state.requests) == 4
     state.answer = lambda body: (503, {})
     assert EndpointJudge(endpoint, wait, max_tokens=7).texts(QUESTIONS[:1], 0) == [None]
-    assert len(state.requests) == 4 + grading.TRIES
+    assert len(state.requests) == 4 + backends.TRIES
 
 
 def test_a_refused_key_is_told_at_once_and_without_the_key(
@@ -303,11 +303,11 @@ def test_a_judge_is_cached_where_there_is_a_place_for_it(tmp_path: Path) -> None
     renderer: Any = None
     config = JudgeReward.Config()
     place = RewardContext(0, renderer, wait, resolve, tmp_path)
-    assert isinstance(grading.open_judge(config, place), CachedJudge)
+    assert isinstance(backends.open_judge(config, place), CachedJudge)
     nowhere = RewardContext(0, renderer, wait, resolve)
-    assert not isinstance(grading.open_judge(config, nowhere), CachedJudge)
+    assert not isinstance(backends.open_judge(config, nowhere), CachedJudge)
     off = JudgeReward.Config(cache=False)
-    assert not isinstance(grading.open_judge(off, place), CachedJudge)
+    assert not isinstance(backends.open_judge(off, place), CachedJudge)
 
 
 def test_futures_of_an_endpoint_are_waited_for_by_the_stage(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posttrain_recipes.methods.dpo import DPO
-from posttrain_recipes.training import losses
+from posttrain_recipes.training.preference import losses
 
 Formula = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

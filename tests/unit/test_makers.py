@@ -33,7 +33,7 @@ from posttrain_recipes.plugin import (
     UsageError,
 )
 from posttrain_recipes.records import Checkpoint
-from posttrain_recipes.training import judging
+from posttrain_recipes.training.judges import judge as judging
 
 END = 0
 

@@ -11,7 +11,7 @@ import yaml
 
 from posttrain_recipes import registry
 from posttrain_recipes.plugin import Method
-from posttrain_recipes.training.gradient import GradientConfig
+from posttrain_recipes.training.loops.supervised import GradientConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))

@@ -14,7 +14,7 @@ from posttrain_recipes.datasets.curriculum import Curriculum
 from posttrain_recipes.datasets.mix import Mix, interleave
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.plugin import Dataset, Message, Preference, Prompt, Record, UsageError
-from posttrain_recipes.training.gradient import Order
+from posttrain_recipes.training.loops.supervised import Order
 from tests.conftest import Project
 
 

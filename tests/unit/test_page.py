@@ -21,9 +21,9 @@ from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import RunRecord, Spent, Store
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.curves import CurveWriter
-from posttrain_recipes.training.estimates import proportion
-from posttrain_recipes.training.groups import Group, Rollout, Segment
-from posttrain_recipes.training.measures import batch_metrics
+from posttrain_recipes.training.intervals import proportion
+from posttrain_recipes.training.rl.metrics import batch_metrics
+from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.conftest import Project
 
 RECIPE = """\

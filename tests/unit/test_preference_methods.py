@@ -22,7 +22,8 @@ from posttrain_recipes.methods.sft import SFT
 from posttrain_recipes.methods.simpo import SimPO
 from posttrain_recipes.plugin import Method
 from posttrain_recipes.records import Conversation, Labelled, Message, Preference, Record
-from posttrain_recipes.training import gradient, verdicts
+from posttrain_recipes.training.judges import verdicts
+from posttrain_recipes.training.loops import supervised
 
 # --- an engine that keeps what it was asked, and a stage -----------------------------------------
 
@@ -92,7 +93,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], Any
 
     def begin(method: Method, stage: Stage) -> tuple[list[Any], Any]:
         given: list[Any] = []
-        monkeypatch.setattr(gradient, "train", lambda *arguments: given.extend(arguments))
+        monkeypatch.setattr(supervised, "train", lambda *arguments: given.extend(arguments))
         method.train(stage)  # type: ignore[arg-type]
         kept, config, examples, objective = given
         assert (kept, config) == (stage, method.config)

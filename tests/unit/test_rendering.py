@@ -8,8 +8,8 @@ import pytest
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.records import Message
-from posttrain_recipes.training.examples import Example, datum, tokenize
-from posttrain_recipes.training.rendering import ChatRenderer, load_renderer
+from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
+from posttrain_recipes.training.text.examples import Example, datum, tokenize
 
 WORDS = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>", "<eos>", "\n"]
 WORDS += ["system", "user", "assistant", "<think>", "one", "two", "three", "four", "hello"]

@@ -13,7 +13,7 @@ from posttrain_recipes import registry
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.plugin import Reward, Sample
 from posttrain_recipes.rewards.numeric import number
-from posttrain_recipes.training.scoring import scores_of
+from posttrain_recipes.training.rl.scoring import scores_of
 from tests.conftest import Project
 
 

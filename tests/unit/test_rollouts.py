@@ -17,8 +17,8 @@ from posttrain_recipes.plugin import (
     Reward,
     Sample,
 )
-from posttrain_recipes.training.groups import Group, Rollout, Segment
-from posttrain_recipes.training.policy import PolicyConfig, PolicyGradient
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, PolicyGradient
+from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.rollout_engine import ROOM, Asked, Engine, Same, done, run, trained
 
 
@@ -167,7 +167,7 @@ def test_groups_that_are_there_are_trained_on_while_others_still_run() -> None:
     engine.hold = hold
     run(engine, max_steps=1)
     engine = Engine(hold=lambda place: last if place == late else None)
-    from posttrain_recipes.training.gradient import Order
+    from posttrain_recipes.training.loops.supervised import Order
 
     late = 100 + Order(range(10), 4, 5).batch(0)[-1]
     submitted = engine.forward_backward

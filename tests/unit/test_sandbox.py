@@ -11,11 +11,11 @@ import pytest
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.rewards.python_tests import PythonTests
-from posttrain_recipes.training import sandbox
-from posttrain_recipes.training.sandbox import Limits, Outcome, run
+from posttrain_recipes.training.sandbox import runner
+from posttrain_recipes.training.sandbox.runner import Limits, Outcome, run
 
 needs_sandbox = pytest.mark.skipif(
-    sandbox.why_not() is not None, reason=f"no sandbox here: {sandbox.why_not()}"
+    runner.why_not() is not None, reason=f"no sandbox here: {runner.why_not()}"
 )
 QUICK = Limits(seconds=20)
 
@@ -98,7 +98,7 @@ def test_its_disk_and_output_are_bounded(tmp_path: Path) -> None:
     assert many.status != 0
     loud = ended("while True: print('x' * 1000)", limits)
     assert loud.status != 0
-    assert len(loud.output) <= sandbox.OUTPUT
+    assert len(loud.output) <= runner.OUTPUT
 
 
 @needs_sandbox
@@ -131,10 +131,10 @@ def test_it_does_not_run_for_ever(program: str) -> None:
 def test_a_machine_without_a_sandbox_runs_nothing_and_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    jail = tmp_path / "jail.py"
-    jail.write_text("import sys; print('ptl-sandbox: unshare: Operation not permitted'); exit(97)")
-    monkeypatch.setattr(sandbox, "JAIL", jail)
-    sandbox.why_not.cache_clear()
+    child = tmp_path / "child.py"
+    child.write_text("import sys; print('ptl-sandbox: unshare: Operation not permitted'); exit(97)")
+    monkeypatch.setattr(runner, "CHILD", child)
+    runner.why_not.cache_clear()
     try:
         with pytest.raises(UsageError, match="no sandbox") as caught:
             run("print('ran')")
@@ -145,7 +145,7 @@ def test_a_machine_without_a_sandbox_runs_nothing_and_says_what_to_do(
         assert "unshare" in message
         assert "sysctl" in message
     finally:
-        sandbox.why_not.cache_clear()
+        runner.why_not.cache_clear()
 
 
 # --- the reward ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training.scoring import OnError, Scorer
+from posttrain_recipes.training.rl.scoring import OnError, Scorer
 
 Score = Callable[[Sample], float | None]
 SAMPLES = [Sample(prompt=(), completion=text) for text in ("a", "bb", "ccc")]

@@ -13,15 +13,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from posttrain_recipes.engine import losses
+from posttrain_recipes.engine.train import losses
 from posttrain_recipes.methods.distill_on_policy import DistillOnPolicy, Teacher, _teachers_of
 from posttrain_recipes.methods.prompt_distill import instructed
 from posttrain_recipes.methods.sdft import SDFT
 from posttrain_recipes.plugin import Conversation, Message, Prompt, UsageError
-from posttrain_recipes.training import teachers
-from posttrain_recipes.training.asking import seed_of
-from posttrain_recipes.training.on_policy import Attempt, prompt_tokens
-from posttrain_recipes.training.teachers import Reply, SoftTargets
+from posttrain_recipes.training.distill import teachers
+from posttrain_recipes.training.distill.on_policy import Attempt, prompt_tokens
+from posttrain_recipes.training.distill.teachers import Reply, SoftTargets
+from posttrain_recipes.training.sampling.datagen import seed_of
 
 
 def targets(rows: list[list[float]], ids: list[list[int]] | None = None) -> SoftTargets:

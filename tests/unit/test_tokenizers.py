@@ -20,7 +20,7 @@ from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.plugin import Engine, hookimpl
 from posttrain_recipes.running import preflight, tokenizers
 from posttrain_recipes.running.serving import Serving
-from posttrain_recipes.training.vocabularies import PROBE, Vocabulary, difference
+from posttrain_recipes.training.text.vocabulary import PROBE, Vocabulary, difference
 from posttrain_recipes.waiting import GoneError
 from tests.conftest import Install, Project
 

@@ -17,8 +17,8 @@ from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import Dataset, Episode, Message, Sample, Turn
 from posttrain_recipes.rewards.exact_match import ExactMatchReward
-from posttrain_recipes.training.episodes import Limits, Play
-from posttrain_recipes.training.rendering import load_renderer
+from posttrain_recipes.training.rl.episodes import Limits, Play
+from posttrain_recipes.training.text.chat_template import load_renderer
 from tests.conftest import ROOT, Project
 from tests.scripted import END, Sampler, source, spell
 

@@ -11,8 +11,8 @@ import pytest
 from posttrain_recipes.evals.reward import RewardAccuracy
 from posttrain_recipes.models import resolve
 from posttrain_recipes.records import Message, Preference
-from posttrain_recipes.training import verdicts
-from posttrain_recipes.training.rendering import ChatRenderer, load_renderer
+from posttrain_recipes.training.judges import verdicts
+from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
 
 CONVERSATION = (Message("user", "Can I come?"), Message("assistant", "Please do."))
 

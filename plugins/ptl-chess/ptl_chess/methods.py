@@ -17,7 +17,7 @@ from posttrain_recipes.plugin import (
     Task,
     UsageError,
 )
-from posttrain_recipes.training.estimates import mean, proportion
+from posttrain_recipes.training import mean, proportion
 from ptl_chess.tasks import Mate, board_svg
 
 if TYPE_CHECKING:

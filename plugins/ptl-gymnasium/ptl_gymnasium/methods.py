@@ -17,7 +17,7 @@ from posttrain_recipes.plugin import (
     Task,
     UsageError,
 )
-from posttrain_recipes.training.estimates import mean
+from posttrain_recipes.training import mean
 from ptl_gymnasium.tasks import GymTask
 
 if TYPE_CHECKING:

@@ -1,0 +1,111 @@
+"""What each request to a sampler means: create, look up, sample."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.registry import Sampler, State, Weights
+from posttrain_recipes.engine.core.scheduler import Batch, Feed
+from posttrain_recipes.engine.storage import checkpoints
+from posttrain_recipes.engine.wire import RequestError
+
+CLONE_BLOCK = 1_000_000_000  # the seq_ids of one copy of a sampling client
+
+
+class Sampling:
+    """Samplers, each pinned to its weights."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._shared: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
+
+    # Samplers --------------------------------------------------------------------------------
+
+    def create_sampling_session(self, request: wire.CreateSampler) -> dict[str, Any]:
+        """Make a sampler of a base model or of saved weights."""
+        session = self.state.session(request.session_id)
+        sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
+        if sampler_id not in self.state.samplers:
+            if request.model_path is not None:
+                weights = self._from_path(request.model_path)
+            elif request.base_model is not None:
+                weights = self._from_base(request.base_model)
+            else:
+                raise RequestError(400, "a sampler needs a base_model or a model_path")
+            self.state.add_sampler(session, Sampler(sampler_id, weights, request.model_path))
+        return {"sampling_session_id": sampler_id, "type": "create_sampling_session"}
+
+    def _from_path(self, text: str) -> Weights:
+        path = checkpoints.parse_path(text)
+        folder = self.state.store.folder(path)
+        record = self.state.store.read(folder)
+        key = f"{record.path}@{record.time}"
+        weights = self._shared.get(key)
+        if weights is None:
+            # Read now: the sampler stays with these weights whatever becomes of the checkpoint.
+            weights = Weights(record.base_model, record.lora, self.state.store.tensors(folder))
+            self._shared[key] = weights
+        return weights
+
+    def _from_base(self, name: str) -> Weights:
+        if name not in self.state.names and not Path(name).is_dir() and name.count("/") != 1:
+            served = ", ".join(self.state.names) or "none"
+            raise RequestError(
+                404,
+                f"there is no base model {name!r}: this engine serves {served}; a directory "
+                "or a hub id of a causal language model works too",
+            )
+        key = f"base:{self.state.names.get(name, name)}"
+        weights = self._shared.get(key) or Weights(name)
+        self._shared[key] = weights
+        return weights
+
+    def get_sampler(self, sampler_id: str) -> dict[str, Any]:
+        """What a sampler samples from."""
+        sampler = self.state.sampler(sampler_id)
+        return {
+            "sampler_id": sampler.id,
+            "base_model": sampler.weights.base_model,
+            "model_path": sampler.model_path,
+        }
+
+    def join_sampling_session(self, sampler_id: str) -> dict[str, Any]:
+        """A number for a copy of a sampling client in another process."""
+        sampler = self.state.sampler(sampler_id)
+        sampler.clones += 1
+        return {"client_counter": sampler.clones, "type": "join_sampling_session"}
+
+    def sample(self, request: wire.Sample) -> Pending:
+        """Queue a request for samples, to run with others from the same weights."""
+        sampler = self.state.sampler(request.sampling_session_id)
+        if not 1 <= request.num_samples <= wire.MAX_SAMPLES:  # before a name is given to each
+            raise RequestError(422, f"num_samples must be between 1 and {wire.MAX_SAMPLES}")
+        ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(request.num_samples)]
+        return self.state.scheduler.submit_batched(
+            (sampler.id, request.seq_id),
+            self.batch(sampler.weights, request),
+            {"sample_sequence_ids": ids},
+            (sampler.id, request.seq_id // CLONE_BLOCK),
+        )
+
+    def batch(self, weights: Weights, request: wire.Sample) -> Batch:
+        """A request for samples from these weights, for the scheduler."""
+
+        def run(feed: Feed) -> None:
+            from posttrain_recipes.engine.generate import batcher
+
+            base = self.state.backend.base(weights.base_model)
+            snapshot = weights.resolve(base)
+            if weights.lora is not None:
+                self.state.parking.use(weights)
+            batcher.serve(base, snapshot, feed)
+
+        return Batch(weights, request, run)
+
+    def weights(self, name: str) -> Weights:
+        """The weights of a `tinker://` path or a base model. Raises RequestError 404, 422."""
+        return self._from_path(name) if name.startswith("tinker:") else self._from_base(name)

@@ -1,0 +1,368 @@
+"""Futures, their order, and the one thread that computes.
+
+A POST is acknowledged at once with a request id; the work runs later on a single worker thread, and
+the client polls for the result. Three rules make that right:
+
+- A model's operations run in the order of their seq_id, whatever order they arrive in: a chunked
+  forward_backward arrives out of order, its first chunk last.
+- A POST that is sent again (same model and seq_id, or same sampler and seq_id) is the same request.
+- Requests for samples that wait for the same weights run as one batch.
+
+A request for samples can be cancelled: it leaves its queue, or its batch between two tokens.
+
+All methods but the worker's run on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain_recipes.engine.core.futures import Futures, Pending
+from posttrain_recipes.engine.wire import JSON, RequestError
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUED = 8192  # requests that wait for the worker; one client of the SDK sends up to 2000
+MAX_EARLY = 4096  # operations of one model that wait for those before them
+
+IDLE_S = 2.0
+"""With nothing to do for so long, memory is given back."""
+
+Work = Callable[[], Any]
+"""Returns a dict, or what has `encode() -> (body, media type)`; anything for this process's own."""
+
+
+@dataclass(eq=False)
+class Batch:
+    """What a request for samples adds to a batch: requests with equal `group` may run together.
+
+    `run` answers what a `Feed` gives, until it has no more.
+    """
+
+    group: Hashable
+    item: Any
+    run: Callable[[Feed], None]
+
+
+@dataclass(eq=False)
+class _Job:
+    pending: Pending
+    work: Work | None = None
+    batch: Batch | None = None
+
+
+@dataclass
+class _Line:
+    """A model's queue: the next seq_id to run, and those that came before their turn."""
+
+    next_seq: int = 1
+    early: dict[int, _Job] = field(default_factory=dict)
+
+
+class Feed:
+    """Gives a batch its requests: those that wait for it, and those that arrive while it runs."""
+
+    def __init__(self, scheduler: Scheduler, jobs: list[_Job]) -> None:
+        self._scheduler, self._new = scheduler, jobs
+        self._open: list[_Job] = []
+
+    def take(self) -> list[tuple[Any, Any]]:
+        """(ticket, item) of requests that have come since. None while other work waits, so that a
+        stream of requests for samples does not keep training out."""
+        assert self._new or self._open
+        new, self._new = self._new or self._scheduler._more(self._group), []
+        self._open += new
+        return [(job, job.batch.item) for job in new if job.batch is not None]
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something comes to wait for the worker within so many seconds."""
+        return self._scheduler._wait(seconds)
+
+    def dropped(self) -> list[Any]:
+        """The tickets of requests given that were cancelled since, which need no answer."""
+        gone = [job for job in self._open if job.pending.cancelled]
+        if gone:
+            self._open = [job for job in self._open if not job.pending.cancelled]
+            self._scheduler._finish([(job, _cancelled()) for job in gone])
+        return gone
+
+    @property
+    def _group(self) -> Hashable:
+        batch = (self._new or self._open)[0].batch
+        return None if batch is None else batch.group
+
+    def answer(self, ticket: Any, result: Any) -> None:
+        """Answer one of the requests given."""
+        self._open.remove(ticket)
+        self._scheduler._finish([(ticket, result)])
+
+    def fail(self, error: Exception) -> None:
+        """Answer all that are left with an error."""
+        self._scheduler._finish([(job, error) for job in self._open + self._new])
+
+
+Observer = Callable[[Pending, Any, float], None]
+
+
+class Scheduler:
+    """See the module's first lines. `start` on the event loop before use; `close` at the end.
+
+    `observe` is called on the worker with each request, its result and the seconds it took, or 0
+    for one that was answered within a batch.
+    """
+
+    def __init__(self, observe: Observer | None = None) -> None:
+        self.futures = Futures()
+        self._observe = observe
+        self._lines: dict[str, _Line] = {}
+        self._queue: deque[_Job] = deque()
+        self._busy = False
+        self._wake = threading.Condition()
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine-worker", daemon=True)
+
+    def start(self, first: Callable[[], object] | None = None) -> None:
+        """Start the worker; `first`, if given, runs on it before any request."""
+        self._loop = asyncio.get_running_loop()
+        if first is not None:
+            self._queue.append(_Job(Pending(None), work=lambda: {"done": first() is None}))
+        self._thread.start()
+
+    def refuse_new(self) -> None:
+        """Take no new requests from now on; what is queued is finished."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """Finish what is queued within `grace_s` seconds, and stop."""
+        self.refuse_new()
+        await asyncio.to_thread(self._thread.join, grace_s)
+
+    # Accepting -------------------------------------------------------------------------------
+
+    def submit(self, key: Hashable, work: Work) -> Pending:
+        """Accept `work`, to run when its turn comes. The same `key` again is the same request."""
+        return self.futures.same(key) or self._accept(_Job(Pending(key), work=work))
+
+    def submit_ordered(self, model_id: str, seq_id: int, work: Work) -> Pending:
+        """Accept the `seq_id`-th operation of a model. It runs after all those before it.
+
+        Raises RequestError 400 or 410 for a seq_id that has been run and forgotten, 429 where too
+        much waits, 503 while shutting down.
+        """
+        key = (model_id, seq_id)
+        if (known := self.futures.same(key)) is not None:
+            return known
+        line = self._lines.setdefault(model_id, _Line())
+        if seq_id < line.next_seq:
+            raise RequestError(410 if seq_id > 0 else 400, f"seq_id {seq_id} has already been run")
+        # The one that the others wait for is always taken: refusing it would hold them up.
+        self._check_room(spare=seq_id == line.next_seq, early=len(line.early))
+        job = _Job(Pending(key), work=work)
+        self.futures.add(job.pending)
+        line.early[seq_id] = job
+        while line.next_seq in line.early:
+            self._enqueue(line.early.pop(line.next_seq))
+            line.next_seq += 1
+        return job.pending
+
+    def skip(self, model_id: str, seq_id: int) -> None:
+        """A model's `seq_id`-th operation was refused: those after it do not wait for it."""
+        line = self._lines.setdefault(model_id, _Line())
+        if seq_id >= line.next_seq and seq_id not in line.early and len(line.early) < MAX_EARLY:
+            self.submit_ordered(model_id, seq_id, dict)
+
+    def submit_batched(
+        self, key: Hashable, batch: Batch, note: dict[str, Any], channel: Hashable = None
+    ) -> Pending:
+        """Accept a request for samples. `note` goes out with the acknowledgement; its completion is
+        told in `channel`. Raises RequestError 429 where too much waits."""
+        if (known := self.futures.same(key)) is not None:
+            return known
+        self._check_room()
+        pending = Pending(key, note=note, channel=channel, cancellable=True)
+        return self._accept(_Job(pending, batch=batch))
+
+    def ask(self, batch: Batch | None = None, work: Work | None = None) -> Pending:
+        """Accept a request of this process's own: its answer is the result as it is, or the
+        exception, and is kept by the caller alone. Raises RequestError 429 as above."""
+        self._check_room()
+        pending = Pending(object(), local=True, cancellable=batch is not None)
+        self._enqueue(_Job(pending, work=work, batch=batch))
+        return pending
+
+    def cancel(self, pending: Pending) -> None:
+        """Cancel a request for samples, waiting or running; one that is answered stays so.
+
+        Raises RequestError 422 for any other: an operation that trains cannot be taken back.
+        """
+        if not pending.cancellable:
+            raise RequestError(422, "only requests for samples can be cancelled")
+        with self._wake:
+            waiting = next((job for job in self._queue if job.pending is pending), None)
+            if waiting is not None:
+                self._queue.remove(waiting)
+        if waiting is not None:
+            self._finish([(waiting, _cancelled())])
+        else:
+            pending.cancelled = True  # its batch lets it go, if it has not been answered
+
+    def forget_model(self, model_id: str) -> None:
+        """Drop a model's queue. What already waits for its turn fails."""
+        line = self._lines.pop(model_id, None)
+        for job in line.early.values() if line else ():
+            self._finish([(job, RequestError(404, f"model {model_id} was unloaded"))])
+
+    @property
+    def depth(self) -> int:
+        """How many requests wait for the worker."""
+        return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits for the worker."""
+        return not self._busy and not self._queue
+
+    def _check_room(self, spare: bool = False, early: int = 0) -> None:
+        if self._closing:
+            raise RequestError(503, "the engine is shutting down")
+        if not spare and (len(self._queue) >= MAX_QUEUED or early >= MAX_EARLY):
+            raise RequestError(429, "too many requests wait for this engine: send it again later")
+
+    def _accept(self, job: _Job) -> Pending:
+        self.futures.add(job.pending)
+        self._enqueue(job)
+        return job.pending
+
+    def _enqueue(self, job: _Job) -> None:
+        with self._wake:
+            if self._closing:
+                raise RequestError(503, "the engine is shutting down")
+            self._queue.append(job)
+            self._wake.notify()
+
+    # Answering -------------------------------------------------------------------------------
+
+    async def wait(self, request_id: str, timeout_s: float) -> tuple[bytes, str] | None:
+        """The answer to a request, or None if it is not there within `timeout_s` seconds."""
+        return await self.futures.wait(request_id, timeout_s)
+
+    def release_polls(self) -> None:
+        """Have every waiting poll answer now: the engine is going away."""
+        self.futures.release()
+
+    def _finish(self, results: Sequence[tuple[_Job, Any]], seconds: float = 0.0) -> None:
+        """Encode and publish results; called on the worker, or on the loop for dropped jobs."""
+        for job, result in results:
+            if self._observe is not None:
+                self._observe(job.pending, result, seconds)
+        answers = [
+            (job.pending, result if job.pending.local else _encode(result), result)
+            for job, result in results
+        ]
+
+        def publish() -> None:
+            for pending, answer, result in answers:
+                self.futures.publish(pending, answer, isinstance(result, Exception))
+
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(publish)
+
+    # Working ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            start = time.monotonic()
+            if job.batch is None:
+                result = _compute(job)
+                self._finish([(job, result)], time.monotonic() - start)
+            else:
+                feed = Feed(self, [job, *self._gather(job.batch.group)])
+                try:
+                    job.batch.run(feed)
+                except Exception as error:  # whatever it is, the worker has to go on serving
+                    feed.fail(error)
+            self._busy = False
+
+    def _next(self) -> _Job | None:
+        """The next job, waiting for it. None: stop."""
+        if not self._wait(IDLE_S):
+            release_memory()
+            self._wait(None)
+        with self._wake:
+            if not self._queue:
+                return None
+            self._busy = True
+            return self._queue.popleft()
+
+    def _wait(self, seconds: float | None) -> bool:
+        """Whether there is a job, or an end of them, within so many seconds."""
+        with self._wake:
+            return self._wake.wait_for(lambda: bool(self._queue) or self._closing, seconds)
+
+    def _gather(self, group: Hashable) -> list[_Job]:
+        """All waiting requests for samples of `group`. They overtake what waits before them, which
+        changes nothing: weights that are sampled from never change."""
+        with self._wake:
+            mine = [job for job in self._queue if job.batch and job.batch.group == group]
+            if mine:
+                self._queue = deque(job for job in self._queue if job not in mine)
+        return mine
+
+    def _more(self, group: Hashable) -> list[_Job]:
+        """The waiting requests for samples of `group` that nothing else waits before."""
+        if not self._queue:
+            return []
+        taken = []
+        with self._wake:
+            while self._queue and (batch := self._queue[0].batch) and batch.group == group:
+                taken.append(self._queue.popleft())
+        return taken
+
+
+def release_memory() -> None:
+    """Give what the C library keeps of freed tensors back to the system, where it is glibc.
+
+    Long batches leave hundreds of megabytes behind; giving them back takes milliseconds, which
+    nobody waits for.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _cancelled() -> RequestError:
+    return RequestError(410, "the request was cancelled")
+
+
+def _compute(job: _Job) -> Any:
+    assert job.work is not None
+    try:
+        return job.work()
+    except Exception as error:  # as above
+        return error
+
+
+def _encode(result: Any) -> tuple[bytes, str]:
+    if isinstance(result, RequestError):
+        return json.dumps({"error": str(result), "category": "user"}).encode(), JSON
+    if isinstance(result, Exception):
+        log.error("a request failed", exc_info=result)
+        message = f"{type(result).__name__}: {result}"
+        return json.dumps({"error": message, "category": "server"}).encode(), JSON
+    if isinstance(result, dict):
+        return json.dumps(result).encode(), JSON
+    body: tuple[bytes, str] = result.encode()
+    return body

@@ -1,0 +1,314 @@
+"""What each request to a model in training means: create, forward, backward, step, save, load.
+
+A method checks what it can on the event loop's thread and queues the rest, as a closure, for the
+worker, where torch is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.registry import Model, Sampler, State, Weights
+from posttrain_recipes.engine.storage import checkpoints
+from posttrain_recipes.engine.storage.checkpoints import Record, RunRecord
+from posttrain_recipes.engine.wire import LoraConfig, RequestError
+
+if TYPE_CHECKING:
+    from posttrain_recipes.engine.model.lora import Adapter
+    from posttrain_recipes.engine.train.custom_loss import LossGraph
+
+OPTIMIZER = {"type": "adamw"}
+MAX_CUSTOM_LOSSES = 256  # of a session
+
+
+class Training:
+    """Models in training and their checkpoints."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    # Models ----------------------------------------------------------------------------------
+
+    def create_model(self, request: wire.CreateModel) -> Pending:
+        """Make a new adapter."""
+        _check_optimizer(request.optimizer_config)
+        lora = _seeded(request.lora_config or LoraConfig())
+        model = self._new_model(
+            request.session_id,
+            request.model_seq_id,
+            request.base_model,
+            lora,
+            request.user_metadata,
+        )
+        return self.state.scheduler.submit(("create", model.id), lambda: self._make(model))
+
+    def _new_model(
+        self,
+        session_id: str,
+        seq: int,
+        base_model: str,
+        lora: LoraConfig,
+        user_metadata: dict[str, Any] | None,
+    ) -> Model:
+        session = self.state.session(session_id)
+        model_id = checkpoints.check_run(f"{session_id}:train:{seq}")
+        if model_id in self.state.models:
+            return self.state.models[model_id]
+        created = checkpoints.now()
+        run = RunRecord(model_id, session_id, base_model, lora, created, user_metadata)
+        model = Model(model_id, base_model, lora, run, created)
+        self.state.models[model_id] = model
+        session.models.append(model_id)
+        return model
+
+    def _make(self, model: Model) -> dict[str, Any]:
+        from posttrain_recipes.engine.model.base import new_adapter
+
+        base = self.state.backend.base(model.base_model)
+        adapter = new_adapter(base, model.lora)
+        model.arch, model.adapter = base.arch, adapter
+        self.state.store.add_run(model.run)
+        return {"model_id": model.id, "type": "create_model"}
+
+    def get_info(self, request: wire.ModelRef) -> dict[str, Any]:
+        """What a training client wants to know of its model."""
+        model = self.state.model(request.model_id)
+        return {
+            "type": "get_info",
+            "model_id": model.id,
+            "model_name": model.base_model,
+            "model_data": {
+                "arch": model.arch,
+                "model_name": model.base_model,
+                "tokenizer_id": self.state.names.get(model.base_model, model.base_model),
+            },
+            "is_lora": True,
+            "lora_rank": model.lora.rank,
+            "optimizer_config": OPTIMIZER,
+        }
+
+    def unload_model(self, request: wire.ModelRef) -> Pending:
+        """Forget a model in training. Its checkpoints stay."""
+        self.state.model(request.model_id)
+        del self.state.models[request.model_id]
+        self.state.scheduler.forget_model(request.model_id)
+        answer = {"model_id": request.model_id, "type": "unload_model"}
+        return self.state.scheduler.submit(("unload", request.model_id), lambda: answer)
+
+    def forward_backward(self, request: wire.ForwardBackward) -> Pending:
+        """Queue a pass; gradients add up until `optim_step`."""
+        model = self.state.model(request.model_id)
+
+        def work() -> wire.ForwardBackwardResult:
+            from posttrain_recipes.engine.train.forward_backward import forward_backward
+
+            return forward_backward(
+                self.state.backend.base(model.base_model),
+                _adapter(model),
+                request.data,
+                request.loss_fn,
+                request.config,
+                request.forward_only,
+                self.state.custom_losses(model.id),
+            )
+
+        return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    def add_custom_loss(self, request: wire.CreateCustomLoss, graph: LossGraph) -> Pending:
+        """Keep a custom loss for its session."""
+        session = self.state.session(request.session_id)
+        loss_id = f"{session.id}:loss:{request.custom_loss_seq_id}"
+        if loss_id not in session.losses and len(session.losses) >= MAX_CUSTOM_LOSSES:
+            raise RequestError(
+                422, f"a session may have {MAX_CUSTOM_LOSSES} custom losses: use one again"
+            )
+        session.losses.setdefault(loss_id, graph)
+        answer = {"loss_id": loss_id, "type": "create_custom_loss"}
+        return self.state.scheduler.submit(("loss", loss_id), lambda: answer)
+
+    def optim_step(self, request: wire.OptimStep) -> Pending:
+        """Queue a step of Adam."""
+        model = self.state.model(request.model_id)
+        _check_optimizer(request.optimizer_params)
+        params = request.adam_params or wire.AdamParams()
+        _check_adam(params)
+
+        def work() -> dict[str, Any]:
+            norm = _adapter(model).adam_step(params)
+            return {"metrics": {"grad_norm:mean": norm}, "type": "optim_step"}
+
+        return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    # Checkpoints -----------------------------------------------------------------------------
+
+    def save_weights(self, request: wire.SaveWeights) -> Pending:
+        """A training checkpoint: adapter, optimizer, step."""
+        model = self.state.model(request.model_id)
+        path = self._new_path(model, "weights", request)
+        expires = checkpoints.expiry(request.ttl_seconds)
+        return self.state.scheduler.submit_ordered(
+            model.id,
+            request.seq_id,
+            lambda: self._save(model, path, request, expires, {"type": "save_weights"}),
+        )
+
+    def save_weights_for_sampler(self, request: wire.SaveWeights) -> Pending:
+        """A sampler's weights: with a path, on disk; without, a new sampler in memory."""
+        model = self.state.model(request.model_id)
+        answer = {"type": "save_weights_for_sampler"}
+        if request.path is not None or request.sampling_session_seq_id is None:
+            path = self._new_path(model, "sampler_weights", request)
+            expires = checkpoints.expiry(request.ttl_seconds)
+            return self.state.scheduler.submit_ordered(
+                model.id,
+                request.seq_id,
+                lambda: self._save(model, path, request, expires, answer),
+            )
+        session = self.state.session(model.id.split(":")[0])
+        sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
+        weights = Weights(model.base_model, model.lora)
+        if sampler_id not in self.state.samplers:
+            self.state.add_sampler(session, Sampler(sampler_id, weights))
+
+        def work() -> dict[str, Any]:
+            weights.snapshot = _adapter(model).snapshot()
+            self.state.parking.use(weights)
+            return {**answer, "sampling_session_id": sampler_id}
+
+        return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+
+    def _new_path(self, model: Model, kind: str, request: wire.SaveWeights) -> checkpoints.Path_:
+        name = request.path if request.path is not None else f"step-{request.seq_id}"
+        return checkpoints.Path_(model.id, kind, checkpoints.check_name(name))
+
+    def _save(
+        self,
+        model: Model,
+        path: checkpoints.Path_,
+        request: wire.SaveWeights,
+        expires: str | None,
+        answer: dict[str, Any],
+    ) -> dict[str, Any]:
+        adapter, base = _adapter(model), self.state.backend.base(model.base_model)
+        record = Record(
+            str(path),
+            model.base_model,
+            model.lora,
+            adapter.step,
+            checkpoints.now(),
+            expires,
+            request.user_metadata,
+        )
+
+        def write(folder: Path) -> None:
+            adapter.snapshot().save(folder, base.path, base.targets)
+            if path.kind == "weights":
+                adapter.save_optimizer(folder)
+
+        # Sampler weights are saved again under the same name by loops that resume: newest wins.
+        overwrite = request.overwrite or path.kind == "sampler_weights"
+        self.state.store.save(path, record, write, overwrite)
+        return {**answer, "path": str(path)}
+
+    def load_weights(self, request: wire.LoadWeights) -> Pending:
+        """Load a checkpoint into a model, or make a model from it (create-via-load)."""
+        _check_optimizer(request.optimizer_config)
+        path = checkpoints.parse_path(request.path)
+        record = self.state.store.record(path)
+        if request.model_id is not None:
+            model = self.state.model(request.model_id)
+            return self.state.scheduler.submit_ordered(
+                model.id, request.seq_id or 0, lambda: self._load(model, path, request)
+            )
+        if request.session_id is None or request.model_seq_id is None:
+            raise RequestError(
+                400, "load_weights needs model_id and seq_id, or session_id and model_seq_id"
+            )
+        model = self._new_model(
+            request.session_id,
+            request.model_seq_id,
+            request.base_model or record.base_model,
+            record.lora,
+            request.user_metadata,
+        )
+
+        def work() -> dict[str, Any]:
+            self._make(model)
+            return self._load(model, path, request)
+
+        return self.state.scheduler.submit(("create", model.id), work)
+
+    def _load(
+        self, model: Model, path: checkpoints.Path_, request: wire.LoadWeights
+    ) -> dict[str, Any]:
+        from posttrain_recipes.engine.model import lora
+
+        folder = self.state.store.folder(path)
+        record = self.state.store.read(folder)
+        if _shape(record.lora) != _shape(model.lora):
+            raise RequestError(
+                422,
+                f"{path} holds a LoRA of {_shape(record.lora)}, this model is one of "
+                f"{_shape(model.lora)}: create the model from the checkpoint instead",
+            )
+        base = self.state.backend.base(model.base_model)
+        tensors = self.state.store.tensors(folder)
+        snapshot = lora.make_snapshot(tensors, model.lora, base.targets)
+        optimizer = lora.read_optimizer(folder) if request.optimizer else None
+        if request.optimizer and optimizer is None:
+            raise RequestError(422, f"{path} has no optimizer state: load the weights alone")
+        _adapter(model).load(snapshot, optimizer)
+        return {"path": str(path), "model_id": model.id, "type": "load_weights"}
+
+
+def _adapter(model: Model) -> Adapter:
+    if model.adapter is None:
+        raise RequestError(422, f"model {model.id} could not be created; see that error")
+    return model.adapter
+
+
+def _seeded(lora: LoraConfig) -> LoraConfig:
+    """The configuration with a seed: one drawn at random is kept, so that it can be looked up."""
+    if lora.seed is not None:
+        return lora
+    return LoraConfig(
+        lora.rank,
+        random.SystemRandom().getrandbits(31),
+        lora.train_unembed,
+        lora.train_mlp,
+        lora.train_attn,
+    )
+
+
+def _shape(lora: LoraConfig) -> str:
+    parts = {"attn": lora.train_attn, "mlp": lora.train_mlp, "unembed": lora.train_unembed}
+    return f"rank {lora.rank} on {'+'.join(name for name, on in parts.items() if on)}"
+
+
+def _check_optimizer(config: Mapping[str, Any] | None) -> None:
+    if config is not None and config.get("type", "adamw") != "adamw":
+        raise RequestError(
+            422, f"this engine has no optimizer {config['type']!r}: use AdamW, the default"
+        )
+
+
+def _check_adam(params: wire.AdamParams) -> None:
+    sound = (
+        0 <= params.learning_rate < float("inf")
+        and 0 <= params.beta1 < 1
+        and 0 <= params.beta2 < 1
+        and 0 <= params.eps < 1
+        and 0 <= params.weight_decay < float("inf")
+        and 0 <= params.grad_clip_norm < float("inf")
+    )
+    if not sound:
+        raise RequestError(
+            422,
+            "adam_params: betas and eps must be in [0, 1), and learning_rate, "
+            "weight_decay and grad_clip_norm finite and not negative",
+        )

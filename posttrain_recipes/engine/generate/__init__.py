@@ -1,0 +1,1 @@
+"""Sampling: requests join a batch, take a slot, and leave it token by token."""

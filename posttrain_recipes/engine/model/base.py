@@ -1,0 +1,263 @@
+"""Base models in memory, frozen, in float32 on a CPU and bfloat16 on a GPU; each serves every
+adapter. Everything runs on the scheduler's one worker thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from posttrain_recipes.engine.model import kv_cache
+from posttrain_recipes.engine.model.decoder import Decoder, Weights
+from posttrain_recipes.engine.model.derived import Derived
+from posttrain_recipes.engine.model.lora import Adapter, Slot, Snapshot, View, hook
+from posttrain_recipes.engine.wire import LoraConfig, RequestError
+
+# A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
+# this many of what the backward pass needs of its layers.
+LOGITS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 29}
+ACTIVATIONS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 33}
+MIN_PASS = 512  # tokens that a pass may have in any case: more are no faster on a CPU
+MERGE_LIMIT = 1 << 27  # adapters are merged up to this many base parameters: half a gigabyte
+T = TypeVar("T")
+MIN_SHARE = 64  # tokens worth a thread
+MERGED_KEPT = 2  # a run compares one model with another: the last two stay merged
+
+
+def pick_device() -> torch.device:
+    """A CUDA GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class BaseModel:
+    """A causal language model, frozen, with hooks for adapters.
+
+    Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id).
+    """
+
+    def __init__(
+        self, name: str, path: str, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.name, self.path, self.device = name, path, device
+        self.local = Path(path).is_dir()
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, local_files_only=self.local
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise RequestError(
+                404,
+                f"cannot load base model {name!r} from {path!r}: {reason}. Name a model this "
+                "engine serves, or a directory or hub id of a causal language model",
+            ) from error
+        self.model.to(device)  # type: ignore[arg-type]
+        self.model.eval().requires_grad_(False)
+        kv_cache.install(self.model)
+        self.slot = Slot()
+        self.targets = hook(self.model, self.slot)
+        config = self.model.config.get_text_config()
+        self.vocab = int(self.model.get_input_embeddings().weight.shape[0])
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.arch = str(getattr(config, "model_type", "unknown"))
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        # Most models can compute the last positions' logits alone, which prefilling wants.
+        self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.caches = "past_key_values" in inspect.signature(self.model.forward).parameters
+        self.rearranges = self.caches and kv_cache.rearranges(self.model.config)
+        self.decoder = Decoder.of(self.model)
+        self.kind = "cuda" if device.type == "cuda" else "cpu"
+        self.threads = 1 if self.kind == "cuda" else _cores()
+        self._pool: ThreadPoolExecutor | None = None
+        self._tokenizer: Any = None
+        self._merged: list[Snapshot] = []
+        self._training: Derived[Weights] = Derived(1)
+        self._sampling: Derived[Weights] = Derived(MERGED_KEPT)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded when first needed: only stop strings and EOS need it."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=self.local)
+        return self._tokenizer
+
+    def eos_ids(self) -> set[int]:
+        """Every id that ends a sequence, by the generation config or the tokenizer."""
+        found: set[int] = set()
+        for source in (self.model.generation_config, self.model.config):
+            value = getattr(source, "eos_token_id", None)
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+        try:
+            extra = self.tokenizer.eos_token_id
+        except (OSError, ValueError):  # a model without a tokenizer still samples
+            extra = None
+        return found | ({extra} if extra is not None else set())
+
+    @contextmanager
+    def using(self, view: View | None) -> Iterator[None]:
+        """Run the model with an adapter's layers in place."""
+        self.slot.active = view
+        try:
+            yield
+        finally:
+            self.slot.active = None
+
+    def sampling_view(self, snapshot: Snapshot | None) -> View | None:
+        """The adapter as the sampler wants it: merged into its layers where `_merges` allows."""
+        if snapshot is None:
+            return None
+        if not self._merges:
+            return snapshot.low()
+        if snapshot.merged is None:
+            for old in self._merged[: 1 - MERGED_KEPT]:
+                old.merged = None
+            self._merged = [*self._merged[1 - MERGED_KEPT :], snapshot]
+        return snapshot.merge(self.targets)
+
+    def check_ids(self, ids: NDArray[np.int64], what: str) -> None:
+        """Raise RequestError 422 unless every token id is in the vocabulary."""
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab):
+            worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise RequestError(
+                422, f"{what}: token id {worst} is outside the vocabulary (0 to {self.vocab - 1})"
+            )
+
+    def check_length(self, length: int, what: str) -> None:
+        """Raise RequestError 422 unless a sequence fits the context window."""
+        if length < 1:
+            raise RequestError(422, f"{what} is empty: give at least one token")
+        if self.context is not None and length > self.context:
+            raise RequestError(
+                422, f"{what}: {length} tokens exceed the model's context window: {self.context}"
+            )
+
+    # Sharing out the work ---------------------------------------------------------------------
+
+    @property
+    def rows_of_logits(self) -> int:
+        """How many rows of logits may be there at a time on one of `threads`."""
+        return max(64, LOGITS_BUDGET[self.kind] // self.threads // self.vocab)
+
+    def shares(self, sizes: Sequence[int]) -> list[list[list[int]]]:
+        """Indices of sequences, for each thread its micro-batches: like amounts of tokens each, and
+        no more at a time than the memory budget allows, if a single sequence allows it."""
+        config = self.model.config.get_text_config()
+        wide = 8 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)
+        budget = ACTIVATIONS_BUDGET[self.kind] // self.threads
+        limit = max(MIN_PASS, budget // (wide * config.num_hidden_layers))
+        threads = max(1, min(self.threads, len(sizes), sum(sizes) // MIN_SHARE))
+        rounds = -(-sum(sizes) // (threads * limit))
+        bins: list[list[int]] = [[] for _ in range(threads * rounds)]
+        loads = [0] * len(bins)
+        for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+            lightest = loads.index(min(loads))
+            bins[lightest].append(index)
+            loads[lightest] += sizes[index]
+        return [[sorted(b) for b in bins[first::threads] if b] for first in range(threads)]
+
+    def each(self, run: Callable[[int], T], count: int) -> list[T]:
+        """run(0), run(1), ..., each on a core of its own where there are several. One product
+        shared among cores waits at its end for the slowest of them; whole shares do not."""
+        if count == 1:
+            return [run(0)]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, "engine-pass")
+        inside = max(1, self.threads // count)
+
+        def on_a_core(which: int) -> T:
+            torch.set_num_threads(inside)  # of this thread
+            return run(which)
+
+        return list(self._pool.map(on_a_core, range(count)))
+
+    def sampling_weights(self, snapshot: Snapshot | None) -> Weights:
+        """What a sampler of these weights multiplies with; the last few are kept."""
+        decoder, merge = self.decoder, self._merges
+        assert decoder is not None
+
+        def make() -> Weights:
+            return decoder.weights(None if snapshot is None else snapshot.low(), merge)
+
+        return self._sampling.of(self if snapshot is None else snapshot, (), make)
+
+    def training_weights(self, adapter: Adapter, tokens: int) -> Weights:
+        """What a pass over this many tokens multiplies with; kept until the adapter changes."""
+        decoder = self.decoder
+        assert decoder is not None
+        merge = tokens >= decoder.hidden and self._merges
+        state = (adapter.flat._version, merge)
+        return self._training.of(adapter, state, lambda: decoder.weights(adapter.view, merge))
+
+    @property
+    def _merges(self) -> bool:
+        """Whether an adapter may be added into the base's weights. In bfloat16 that would round it
+        away, and a large model would be held twice."""
+        return self.model.dtype == torch.float32 and self.parameters <= MERGE_LIMIT
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of sequences in micro-batches of like length that fit the memory budget."""
+        budget = LOGITS_BUDGET["cuda" if self.device.type == "cuda" else "cpu"] // self.vocab
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        start = 0
+        while start < len(order):
+            longest = lengths[order[start]]
+            stop, end = start + 1, start + max(1, budget // max(1, longest))
+            # Less than half the longest is more padding than text: leave it to the next batch.
+            while stop < min(end, len(order)) and 2 * lengths[order[stop]] >= longest:
+                stop += 1
+            yield order[start:stop]
+            start = stop
+
+    def logits(self, sequences: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Next-token logits (B, T, V) float32 of sequences padded on the right to T tokens."""
+        width = max(s.size for s in sequences)
+        ids = np.zeros((len(sequences), width), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            ids[row, : sequence.size] = sequence
+        out = self.model(input_ids=torch.from_numpy(ids).to(self.device), use_cache=False)
+        return out.logits.float()  # type: ignore[no-any-return]
+
+
+def new_adapter(base: BaseModel, config: LoraConfig) -> Adapter:
+    """A new adapter on `base`. Raises RequestError 422."""
+    return Adapter(config, base.targets, base.device)
+
+
+class Backend:
+    """The base models in memory. `models` maps the names served to directories or hub ids."""
+
+    def __init__(self, models: Mapping[str, str]) -> None:
+        self.models = dict(models)
+        self.device = pick_device()
+        torch.set_num_threads(_cores())
+        self._loaded: dict[str, BaseModel] = {}
+
+    def base(self, name: str) -> BaseModel:
+        """The base model called `name`, loaded if it is not yet. Raises RequestError 404."""
+        path = self.models.get(name, name)
+        if path not in self._loaded:
+            self._loaded[path] = BaseModel(name, path, self.device)
+        return self._loaded[path]
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1

@@ -1,0 +1,266 @@
+"""The models most people train, computed without transformers: Llama, Qwen2, Qwen3, Mistral and
+their kin, which are all one architecture.
+
+`Decoder.of` takes a loaded model's weights as they are, and checks on random tokens that it gives
+the same logits; what it does not recognize, or gets wrong, stays with transformers. What is gained:
+sequences of different lengths lie end to end, without padding (attention alone pads, in buckets of
+like length); queries, keys and values are one product, and so are gate and up; an adapter is merged
+into its layer once a step instead of being applied at every token; and the backward pass, written
+out in `kernels`, computes gradients for adapters alone, straight into the adapter's own gradient.
+
+Shapes: T tokens, H hidden, N query heads, G key heads, D head width, F feed-forward, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from posttrain_recipes.engine.model import kernels
+from posttrain_recipes.engine.model.fused_linear import Block, Grads
+from posttrain_recipes.engine.model.kernels import Product
+from posttrain_recipes.engine.model.lora import Low
+from posttrain_recipes.engine.model.packing import Packing
+
+_before = kernels.compiled(kernels.before_attention)
+_before_backward = kernels.compiled(kernels.before_attention_backward)
+_after = kernels.compiled(kernels.after_attention)
+_after_kept = kernels.compiled(kernels.after_attention_kept)
+_after_backward = kernels.compiled(kernels.after_attention_backward)
+_norm = kernels.compiled(kernels.norm)
+_norm_backward = kernels.compiled(kernels.norm_backward)
+_ROPE = {"default", "llama3", "linear", "yarn"}  # those whose angles do not depend on the length
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One layer's frozen parts."""
+
+    qkv: Block
+    out: Block
+    gate_up: Block
+    down: Block
+    before: Tensor
+    after: Tensor
+    heads: Tensor | None
+
+    @property
+    def linear(self) -> tuple[Block, Block, Block, Block]:
+        """In the order that they run in."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a pass multiplies with."""
+
+    layers: Sequence[kernels.Layer]
+    head: Product
+
+
+class Decoder:
+    """A model of this architecture, frozen."""
+
+    def __init__(self, model: Any) -> None:
+        body, config = model.model, model.config
+        names = {id(module): name for name, module in model.named_modules()}
+
+        def block(*modules: nn.Linear) -> Block:
+            return Block.of({names[id(module)]: module for module in modules})
+
+        first = body.layers[0].self_attn
+        self.width: int = first.head_dim
+        self.heads = first.q_proj.out_features // self.width
+        self.groups = first.k_proj.out_features // self.width
+        self.scale: float = first.scaling
+        self.embedding: Tensor = body.embed_tokens.weight.data
+        self.hidden = self.embedding.shape[1]
+        self.layers: list[Blocks] = []
+        for layer in body.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            self.layers.append(
+                Blocks(
+                    block(attention.q_proj, attention.k_proj, attention.v_proj),
+                    block(attention.o_proj),
+                    block(mlp.gate_proj, mlp.up_proj),
+                    block(mlp.down_proj),
+                    layer.input_layernorm.weight.data,
+                    layer.post_attention_layernorm.weight.data,
+                    self._head_norm(attention),
+                )
+            )
+        self.norm: Tensor = body.norm.weight.data
+        self.eps = float(body.norm.variance_epsilon)
+        self.head = block(model.lm_head)
+        self._rotary = body.rotary_emb
+        self._angles: tuple[Tensor, Tensor] | None = None
+        self.context = int(config.max_position_embeddings)
+
+    def _head_norm(self, attention: Any) -> Tensor | None:
+        if not hasattr(attention, "q_norm"):
+            return None
+        q, k = attention.q_norm.weight.data, attention.k_norm.weight.data
+        return torch.cat([q.expand(self.heads, -1), k.expand(self.groups, -1)])
+
+    @classmethod
+    def of(cls, model: Any) -> Decoder | None:
+        """The decoder of a transformers model, or None where it would not give the same."""
+        config = model.config
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        plain = (
+            kinds == {"full_attention"}
+            and rope.get("rope_type", "default") in _ROPE
+            and getattr(config, "hidden_act", "") == "silu"
+            and (getattr(config, "sliding_window", None) is None
+                 or not getattr(config, "use_sliding_window", True))
+            and getattr(config, "pretraining_tp", 1) == 1
+        )  # fmt: skip
+        try:
+            decoder = cls(model) if plain else None
+        except (AttributeError, TypeError, IndexError):  # another architecture
+            return None
+        return decoder if decoder is not None and decoder._agrees(model) else None
+
+    @torch.no_grad()
+    def _agrees(self, model: Any) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        lengths = (9, 5)
+        ids = [
+            torch.randint(0, self.embedding.shape[0], (n,), generator=generator) for n in lengths
+        ]
+        device = self.embedding.device
+        packing = Packing(lengths, device)
+        weights = self.weights(None, merge=False)
+        hidden = self.forward(weights, torch.cat(ids).to(device), packing)
+        mine = kernels.product(hidden, weights.head).float()
+        want = [model(input_ids=one[None].to(device)).logits[0] for one in ids]
+        theirs = torch.cat(want).float()
+        near = 1e-4 if self.embedding.dtype == torch.float32 else 5e-2
+        return bool((mine - theirs).abs().max() <= near * theirs.abs().max().clamp_min(1e-6))
+
+    def weights(self, low: Mapping[str, Low] | None, merge: bool) -> Weights:
+        """Everything a pass multiplies with, with an adapter or without. Merging takes a copy of
+        what it adapts, and the time of a few hundred tokens."""
+
+        def make(block: Block) -> Product:
+            return block.product(low, merge)
+
+        layers = [
+            kernels.Layer(
+                make(x.qkv), make(x.out), make(x.gate_up), make(x.down),
+                x.before, x.after, x.heads, self.eps,
+            )
+            for x in self.layers
+        ]  # fmt: skip
+        return Weights(layers, make(self.head))
+
+    def angles(self, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (positions, 1, D) for at least `longest` positions; the first half of sin is
+        negative, so that x cos + swap(x) sin rotates."""
+        if self._angles is None or self._angles[0].shape[0] < longest:
+            size = min(self.context, max(256, 2 * longest)) if longest <= self.context else longest
+            device = self.embedding.device
+            positions = torch.arange(size, device=device)[None]
+            cos, sin = self._rotary(self.embedding[:1], positions)
+            sin = torch.cat([-sin[0, :, : self.width // 2], sin[0, :, self.width // 2 :]], dim=-1)
+            self._angles = (cos[0, :, None].contiguous(), sin[:, None].contiguous())
+        return self._angles
+
+    # Passes ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def forward(
+        self,
+        weights: Weights,
+        ids: Tensor,
+        packing: Packing,
+        keep: list[Any] | None = None,
+    ) -> Tensor:
+        """The last hidden states (T, H), normalized, of packed tokens (T,).
+
+        Args:
+            weights: from `weights`.
+            ids: token ids, end to end.
+            packing: where each sequence begins, and its positions.
+            keep: filled with what `backward` needs.
+        """
+        cos, sin = self.rotation(packing)
+        x = F.embedding(ids, self.embedding)
+        for layer in weights.layers:
+            before = _before(x, layer, cos, sin, self.groups)
+            attended: list[Any] | None = None if keep is None else []
+            mixed = self._attend(before, packing, attended)
+            if keep is None:
+                x = _after(x, mixed, layer)
+            else:
+                x, kept = _after_kept(x, mixed, layer, before)
+                keep.append((kept, attended))
+        last, r = _norm(x, self.norm, self.eps)
+        if keep is not None:
+            keep.append((x, r))
+        return last
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        weights: Weights,
+        ids: Tensor,
+        packing: Packing,
+        start: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The hidden states of each sequence's last token (S, H), normalized, and every layer's
+        keys and values, (T, G, D) each. `start` are those, (G, P, D), of what all begin with, if
+        that has been read before."""
+        cos, sin = self.rotation(packing, start[0][0].shape[1] if start else 0)
+        x = F.embedding(ids, self.embedding)
+        ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
+        cache = []
+        for index, layer in enumerate(weights.layers):
+            before = _before(x, layer, cos, sin, self.groups)
+            values = kernels.values(before[2], self.width, self.groups)
+            cache.append((before[4][:, self.heads :], values))
+            mixed = self._attend(before, packing, None, start[index] if start else None)
+            if index == len(weights.layers) - 1:  # nothing reads what the others come to
+                x, mixed = x[ends], mixed[ends]
+            x = _after(x, mixed, layer)
+        return _norm(x, self.norm, self.eps)[0], cache
+
+    def rotation(self, packing: Packing, start: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's position, (T, 1, D), after `start` others."""
+        cos, sin = self.angles(start + packing.longest)
+        return cos[start + packing.positions], sin[start + packing.positions]
+
+    def _attend(
+        self,
+        before: Any,
+        packing: Packing,
+        keep: list[Any] | None,
+        start: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        qkv, both = before[2], before[4]
+        q, k = both[:, : self.heads], both[:, self.heads :]
+        v = kernels.values(qkv, self.width, self.groups)
+        return packing.attend(q, k, v, self.scale, keep, start).flatten(1)
+
+    def backward(
+        self, weights: Weights, kept: list[Any], dy: Tensor, packing: Packing, grads: Grads
+    ) -> None:
+        """Add the adapter's gradients to `grads`, given d loss / d the last hidden states (T, H).
+        Empties `kept`; overwrites dy."""
+        cos, sin = self.rotation(packing)
+        last, r = kept.pop()
+        dx = _norm_backward(last, self.norm, r, dy)
+        for blocks, layer in zip(reversed(self.layers), reversed(weights.layers), strict=True):
+            mine, attended = kept.pop()
+            its = [block.grads(grads) for block in blocks.linear]
+            dx, d_mixed = _after_backward(dx, layer, mine, its)
+            d_both, d_values = packing.attend_backward(
+                attended, d_mixed.view(-1, self.heads, self.width)
+            )
+            dx = _before_backward(dx, d_both, d_values, layer, mine, cos, sin, its, not kept)

@@ -1,0 +1,321 @@
+"""Checkpoints and training runs on disk.
+
+    {data}/runs/{run}/run.json                          what the run trains, and since when
+    {data}/runs/{run}/{weights|sampler_weights|external_weights}/{name}/    one checkpoint:
+        checkpoint.json                                 what it is
+        adapter_config.json, adapter_model.safetensors  the adapter, in PEFT's format
+        optimizer.safetensors                           training checkpoints: Adam's state
+
+`tinker://{run}/{kind}/{name}` names a checkpoint. It is written to a temporary folder, synced and
+renamed, so it is there in full or not at all, and a restarted engine serves what an earlier one
+saved. What an engine that was killed left half-written is removed when the next one starts. No
+tensor is touched here: the caller writes them into the folder it is given.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.engine.storage.files import (
+    readable,
+    remove,
+    replace,
+    sync,
+    writable,
+    write_json,
+)
+from posttrain_recipes.engine.wire import LoraConfig, RequestError
+
+log = logging.getLogger(__name__)
+
+EXTERNAL = "external_weights"
+KINDS = {"weights": "training", "sampler_weights": "sampler", EXTERNAL: "external"}
+DESCRIPTION = "checkpoint.json"
+_RUN = re.compile(r"([A-Za-z0-9-]{1,99}):train:(\d{1,9})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
+_TTL_S = (3600, 10 * 366 * 86400)
+
+
+@dataclass(frozen=True)
+class Path_:
+    """A parsed `tinker://` path."""
+
+    run: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"tinker://{self.run}/{self.kind}/{self.name}"
+
+
+def parse_path(text: str) -> Path_:
+    """`tinker://run/kind/name`. Raises RequestError 422 for anything else."""
+    parts = text.removeprefix("tinker://").split("/")
+    if not text.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS:
+        raise RequestError(
+            422,
+            f"{text!r} is no checkpoint of this engine: it should read "
+            "tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME",
+        )
+    return Path_(check_run(parts[0]), parts[1], check_name(parts[2]))
+
+
+def check_name(name: str) -> str:
+    """Raise RequestError 422 unless `name` can name a folder, and nothing but a folder."""
+    if not _NAME.fullmatch(name):
+        raise RequestError(
+            422,
+            f"checkpoint name {name!r} cannot be used: up to 128 letters, digits and . _ + = @ -, "
+            "starting with a letter or digit",
+        )
+    return name
+
+
+def check_run(run: str) -> str:
+    """Raise RequestError 422 unless `run` is a training run's id."""
+    if not _RUN.fullmatch(run):
+        raise RequestError(422, f"{run!r} is no training run of this engine")
+    return run
+
+
+def expiry(ttl_seconds: int | None) -> str | None:
+    """When a checkpoint with this time to live ends, ISO 8601. Raises RequestError 422."""
+    if ttl_seconds is None:
+        return None
+    if not _TTL_S[0] <= ttl_seconds <= _TTL_S[1]:
+        raise RequestError(422, "ttl_seconds must be between 1 hour (3600) and 10 years, or null")
+    return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A training run: what was asked for when its model was created."""
+
+    run: str
+    session: str
+    base_model: str
+    lora: LoraConfig
+    created: str
+    user_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A checkpoint's description, as stored."""
+
+    path: str
+    base_model: str
+    lora: LoraConfig
+    step: int
+    time: str
+    expires_at: str | None = None
+    user_metadata: dict[str, str] | None = None
+    public: bool = False  # a flag for listings: whoever has the token sees all
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time to live is over."""
+        return self.expires_at is not None and self.expires_at < now()
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat()
+
+
+class Store:
+    """The folder of runs and checkpoints. Methods may be called from any thread."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "runs"
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._clean()
+
+    def _run_folder(self, run: str) -> Path:
+        return self.root / check_run(run).replace(":", "_")  # a colon is no good on every system
+
+    def _place(self, path: Path_) -> Path:
+        return self._run_folder(path.run) / path.kind / path.name
+
+    def folder(self, path: Path_) -> Path:
+        """Where a checkpoint is kept. Raises RequestError 404 if it is not there (any more)."""
+        folder = self._place(path)
+        if not (folder / DESCRIPTION).exists() or self.read(folder).expired:
+            raise RequestError(
+                404,
+                f"there is no checkpoint {path}: it was never saved, was "
+                "deleted or has expired, or the engine runs with another --data-dir",
+            )
+        return folder
+
+    def read(self, folder: Path) -> Record:
+        """The description in a checkpoint's folder. Raises RequestError 422 if it is damaged."""
+        with readable(folder / DESCRIPTION) as file:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            return Record(**{**data, "lora": LoraConfig(**data["lora"])})
+
+    def record(self, path: Path_) -> Record:
+        """A checkpoint's description. Raises RequestError 404."""
+        return self.read(self.folder(path))
+
+    def save(
+        self, path: Path_, record: Record, write: Callable[[Path], None], overwrite: bool
+    ) -> None:
+        """Save a checkpoint: `write` puts its tensors into the folder it is handed.
+
+        Raises RequestError 409 if the name is taken and `overwrite` is false, 507 if the files
+        cannot be written.
+        """
+        target = self._place(path)
+        with self._lock, self._writing():
+            if (target / DESCRIPTION).exists() and not (overwrite or self._expired(target)):
+                raise RequestError(
+                    409, f"{path} exists: choose another name, or pass overwrite=True"
+                )
+            with writable(target, str(path)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+                try:
+                    write(temporary)
+                    write_json(temporary / DESCRIPTION, asdict(record))
+                    sync(temporary)
+                    replace(temporary, target)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+
+    def tensors(self, folder: Path) -> dict[str, Any]:
+        """A checkpoint's adapter: arrays by PEFT's names. Raises RequestError 422 if the file is
+        missing or damaged, or the checkpoint is one for download."""
+        from safetensors.numpy import load_file
+
+        if folder.parent.name == EXTERNAL:
+            raise RequestError(
+                422, "external weights are for download: load the checkpoint they were made from"
+            )
+        with readable(folder / "adapter_model.safetensors") as file:
+            arrays: dict[str, Any] = load_file(file)
+        return arrays
+
+    def amend(self, path: Path_, **changes: Any) -> None:
+        """Change fields of a checkpoint's description, atomically."""
+        with self._lock:
+            folder = self.folder(path)
+            data = {**asdict(self.read(folder)), **changes}
+            with writable(folder, str(path)):
+                write_json(folder / DESCRIPTION, data)
+
+    def delete(self, path: Path_) -> None:
+        """Delete a checkpoint, damaged or not. Raises RequestError 404."""
+        with self._lock, self._writing():
+            folder = self._place(path)
+            if not (folder / DESCRIPTION).exists() or self._expired(folder):
+                self.folder(path)
+            remove(folder)
+
+    def _expired(self, folder: Path) -> bool:
+        try:
+            return self.read(folder).expired
+        except RequestError:
+            return False
+
+    def sweep(self) -> None:
+        """Delete what has expired."""
+        with self._lock, self._writing():
+            for folder in list(self._folders(self.root.iterdir())):
+                if self._expired(folder):
+                    remove(folder)
+                    log.info("deleted %s: it has expired", folder)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold off the cleaning of an engine that starts on the same folder."""
+        with (self.root / ".writing").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def _clean(self) -> None:
+        """Remove what engines that were killed left half-written, unless another engine is at
+        work on this folder now. A checkpoint that had stepped aside for a new one comes back."""
+        with (self.root / ".writing").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            for kind in KINDS:
+                for aside in self.root.glob(f"*/{kind}/.old-*/checkpoint"):
+                    self._restore(aside)
+                for left in self.root.glob(f"*/{kind}/.???-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def _restore(self, aside: Path) -> None:
+        try:
+            place = self._place(parse_path(self.read(aside).path))
+        except RequestError:
+            return
+        if not place.exists():
+            os.replace(aside, place)
+
+    def add_run(self, record: RunRecord) -> None:
+        """Note that a run exists."""
+        folder = self._run_folder(record.run)
+        with writable(folder, record.run):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "run.json", asdict(record))
+
+    def run(self, run: str) -> RunRecord:
+        """Raises RequestError 404 for a run that never was."""
+        path = self._run_folder(run) / "run.json"
+        if not path.exists():
+            raise RequestError(404, f"there is no training run {run}")
+        with readable(path):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return RunRecord(**{**data, "lora": LoraConfig(**data["lora"])})
+
+    def runs(self) -> list[RunRecord]:
+        """Every run, the newest first; one whose record is damaged is left out."""
+        found = []
+        for path in self.root.glob("*/run.json"):
+            name = path.parent.name.replace("_", ":")
+            if _RUN.fullmatch(name):
+                try:
+                    found.append(self.run(name))
+                except RequestError as error:
+                    log.warning("%s", error)
+        return sorted(found, key=lambda record: (record.created, record.run), reverse=True)
+
+    def checkpoints(self, run: str | None = None) -> list[tuple[Record, int]]:
+        """Descriptions of a run's checkpoints, or all, with their bytes; the newest first."""
+        roots = [self._run_folder(run)] if run else self.root.iterdir()
+        found = []
+        for folder in self._folders(roots):
+            try:
+                record = self.read(folder)
+                size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+            except OSError:
+                continue  # deleted while we looked
+            except RequestError as error:
+                log.warning("%s", error)
+                continue
+            if not record.expired:
+                found.append((record, size))
+        return sorted(found, key=lambda item: (item[0].time, item[0].path), reverse=True)
+
+    def _folders(self, roots: Iterable[Path]) -> Iterator[Path]:
+        for root in roots:
+            for kind in KINDS:
+                for path in (root / kind).glob(f"[!.]*/{DESCRIPTION}"):
+                    yield path.parent

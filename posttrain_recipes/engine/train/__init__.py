@@ -1,0 +1,1 @@
+"""Forward and backward passes, and the losses over token log-probabilities."""

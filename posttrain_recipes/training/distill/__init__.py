@@ -1,0 +1,1 @@
+"""Distillation: teachers, and learning from them on the student's own samples."""

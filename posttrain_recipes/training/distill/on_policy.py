@@ -1,0 +1,172 @@
+"""Learning from what the student itself writes: sample, have it judged, take a step.
+
+An `OnPolicy` objective runs in the gradient loop, which owns order, learning rate, checkpoints and
+resume. Submitting a step takes a snapshot of the weights after the step before it and samples from
+that, so that the data are of exactly the weights that they train. The seed of a sample comes from
+the stage's seed, the step and the place in the batch: a resumed stage samples the same replies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from pydantic import Field
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.plugin import Message, Renderer, StageContext, Usage
+from posttrain_recipes.training.distill.teachers import Reply
+from posttrain_recipes.training.loops.supervised import GradientConfig
+from posttrain_recipes.training.sampling.datagen import seed_of
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class OnPolicyConfig(GradientConfig):
+    """Options of methods in which the student writes what it learns from."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts in one optimizer step."""
+    group_size: int = Field(default=1, ge=1)
+    """Replies that the student writes to each prompt."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Longest reply in tokens; a reply that is cut there is learned from as far as it goes."""
+
+
+@dataclass(frozen=True)
+class Attempt(Reply):
+    """A reply that the student wrote, with its log-probabilities (T,) when it did."""
+
+    logprobs: tuple[float, ...] = ()
+
+
+class Item(ABC):
+    """What a method makes of a record: an object of its own even where two records are equal."""
+
+    prompt: list[int]
+    """Token ids (P,) that the student is shown."""
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class OnPolicy(ABC, Generic[ItemT]):
+    """An objective of the gradient loop over replies that the student writes. See `Objective`."""
+
+    def __init__(self, stage: StageContext, config: OnPolicyConfig) -> None:
+        self.stage = stage
+        self.config = config
+        self._step = stage.resume.step if stage.resume else 0
+        self._waiting: deque[dict[str, float]] = deque()
+        """The metrics of each submitted step that was not logged yet."""
+        self._usage = Usage()
+        """Of the step that was submitted last."""
+
+    @abstractmethod
+    def ask(self, item: ItemT, attempt: Attempt) -> object:
+        """Have an attempt judged, without waiting; called as soon as it is written."""
+
+    @abstractmethod
+    def learn(
+        self,
+        client: tinker.TrainingClient,
+        items: Sequence[ItemT],
+        attempts: Sequence[Attempt],
+        asked: Sequence[object],
+    ) -> tuple[tinker.APIFuture[tinker.ForwardBackwardOutput], dict[str, float]]:
+        """Submit forward and backward of the attempts; also what they showed, for the log.
+
+        The three sequences are parallel; `asked` is what `ask` returned for each.
+        """
+
+    def loss(self, loss_sum: float, shown: Mapping[str, float]) -> dict[str, float]:
+        """Metrics that need the engine's sum of the loss."""
+        return {"train/loss": loss_sum}
+
+    def prepare(self, batch: Sequence[ItemT]) -> None:
+        """Nothing can be done before the step that comes first is taken."""
+
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[ItemT]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        import tinker
+
+        stage, config = self.stage, self.config
+        sampler = stage.wait(client.save_weights_and_get_sampling_client())
+        futures = [
+            sampler.sample(
+                tinker.ModelInput.from_ints(item.prompt),
+                config.group_size,
+                tinker.SamplingParams(
+                    max_tokens=config.max_tokens,
+                    temperature=1.0,
+                    seed=seed_of(stage.seed, self._step, place),
+                    stop=stage.renderer.stop,
+                ),
+            )
+            for place, item in enumerate(batch)
+        ]
+        items, attempts, asked = [], [], []
+        for item, future in zip(batch, futures, strict=True):
+            for sequence in stage.wait(future).sequences:
+                attempt = Attempt(
+                    item.prompt,
+                    list(sequence.tokens),
+                    sequence.stop_reason == "length",
+                    tuple(sequence.logprobs or ()),
+                )
+                items.append(item)
+                attempts.append(attempt)
+                asked.append(self.ask(item, attempt))
+        submitted, shown = self.learn(client, items, attempts, asked)
+        lengths = [len(attempt.tokens) for attempt in attempts]
+        shown = {
+            **shown,
+            "completions/mean_length": sum(lengths) / len(lengths),
+            "completions/clipped_ratio": sum(a.truncated for a in attempts) / len(attempts),
+        }
+        written = sum(lengths)
+        self._usage = Usage(train=sum(len(a.prompt) for a in attempts) + written, sample=written)
+        self._waiting.append(shown)
+        self._step += 1
+        return submitted
+
+    def metrics(
+        self, batch: Sequence[ItemT], output: tinker.ForwardBackwardOutput
+    ) -> Mapping[str, float]:
+        shown = self._waiting.popleft()
+        return {**shown, **self.loss(output.metrics["loss:sum"], shown)}
+
+    def usage(self, batch: Sequence[ItemT]) -> Usage:
+        return self._usage
+
+
+class Room(Protocol):
+    """Options that bound prompts and replies, in tokens."""
+
+    max_tokens: int
+    """Of a reply."""
+    max_length: int
+    """Of a prompt and its reply."""
+
+
+def prompt_tokens(
+    messages: Sequence[Message], renderer: Renderer, room: Room, source: str
+) -> list[int]:
+    """A prompt (P,) that leaves room for a reply.
+
+    Raises:
+        UsageError: it does not; the message names `source`.
+    """
+    tokens = renderer.prompt(messages)
+    if len(tokens) + room.max_tokens > room.max_length:
+        raise UsageError(
+            f"{source or 'a record'}: {len(tokens)} tokens and a reply of "
+            f"max_tokens={room.max_tokens} are more than max_length={room.max_length}",
+            hint="raise 'max_length', lower 'max_tokens', or remove the record",
+        )
+    return tokens

@@ -1,0 +1,120 @@
+"""A real-valued reward from a language model: the log-odds of two verdict tokens.
+
+The conversation, reply included, is followed by one more question of the user, and
+
+    r = log p(yes | conversation, QUESTION) - log p(no | conversation, QUESTION)
+
+is the reward of the reply, in nats: 0 where the model finds both as likely. Tinker has no scalar
+head to put on a model; this needs none, starts from what the model already knows of yes and no, and
+comes from one prefill. The method `reward_model` trains it, the reward `reward_model` and the eval
+`reward_accuracy` read it, all through this module, so that they ask the same question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from posttrain_recipes.plugin import Renderer, Waiter
+from posttrain_recipes.records import Message
+from posttrain_recipes.training.sampling.generation import IN_FLIGHT
+
+if TYPE_CHECKING:
+    import tinker
+
+QUESTION = "Is this a good reply, yes or no?"
+YES, NO = "yes", "no"
+NEEDS = ("sample:top_logprobs", "prompt_logprobs")
+"""What an engine must be able to do for it."""
+_TOP = 20
+"""How many of the likeliest tokens are asked for; the verdicts are nearly always among them."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Token ids (P,) that end where the verdict is said, and the two tokens that may begin it."""
+
+    prompt: list[int]
+    yes: int
+    no: int
+
+
+def judgement(conversation: Sequence[Message], renderer: Renderer) -> Judgement:
+    """The question about a conversation's last message, the reply that is judged."""
+    return choice(question(conversation), renderer, YES, NO)
+
+
+def question(conversation: Sequence[Message]) -> tuple[Message, ...]:
+    """A conversation with the question about its last message."""
+    return (*conversation, Message("user", QUESTION))
+
+
+def choice(asked: Sequence[Message], renderer: Renderer, first: str, second: str) -> Judgement:
+    """A question whose answer is one of two words."""
+    yes, no = (
+        renderer.supervised((*asked, Message("assistant", verdict)))[0]
+        for verdict in (first, second)
+    )
+    place = next(i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b)
+    return Judgement(yes[:place], yes[place], no[place])
+
+
+def score(
+    sampler: tinker.SamplingClient,
+    renderer: Renderer,
+    wait: Waiter,
+    conversations: Sequence[Sequence[Message]],
+) -> list[float]:
+    """The reward of each conversation's last message, in nats, by the weights behind `sampler`.
+
+    For a `Sample` the conversation is `(*sample.prompt, Message("assistant", sample.completion))`.
+    """
+    asked = [question(conversation) for conversation in conversations]
+    return log_odds(sampler, renderer, wait, asked, YES, NO)
+
+
+def log_odds(
+    sampler: tinker.SamplingClient,
+    renderer: Renderer,
+    wait: Waiter,
+    questions: Sequence[Sequence[Message]],
+    first: str,
+    second: str,
+) -> list[float]:
+    """log p(first) - log p(second) as the answer to each question, in nats.
+
+    All are submitted before the first is awaited, `IN_FLIGHT` at a time.
+    """
+    import tinker
+
+    params = tinker.SamplingParams(max_tokens=1, temperature=1.0, seed=0)
+    found: list[float] = []
+    for begin in range(0, len(questions), IN_FLIGHT):
+        block = questions[begin : begin + IN_FLIGHT]
+        asked = [choice(question, renderer, first, second) for question in block]
+        futures = [
+            sampler.sample(
+                tinker.ModelInput.from_ints(one.prompt), 1, params, topk_sample_logprobs=_TOP
+            )
+            for one in asked
+        ]
+        for one, future in zip(asked, futures, strict=True):
+            top = dict((wait(future).sequences[0].topk_logprobs or [None])[0] or ())
+            yes, no = (
+                top[token] if token in top else _logprob(sampler, wait, one.prompt, token)
+                for token in (one.yes, one.no)
+            )
+            found.append(yes - no)
+    return found
+
+
+def _logprob(
+    sampler: tinker.SamplingClient, wait: Waiter, prompt: Sequence[int], token: int
+) -> float:
+    """log p of a token after the prompt, where it is not among the likeliest."""
+    import tinker
+
+    value = wait(sampler.compute_logprobs(tinker.ModelInput.from_ints([*prompt, token])))[-1]
+    assert value is not None
+    return value

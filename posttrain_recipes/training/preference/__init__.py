@@ -1,0 +1,1 @@
+"""Learning from preferences: losses over log-probabilities of whole completions."""

@@ -1,0 +1,197 @@
+"""Training on log p of whole replies: what the preference methods share.
+
+Their losses tie several replies together, and Tinker has none of them, so the client computes
+them: a forward pass brings log p, the loss and its gradient by log p are taken here, and the
+engine's backward pass takes that gradient as weights (`forward_backward_custom`). An uploaded loss,
+which would need one pass, sees one datum at a time and so cannot compare two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from posttrain_recipes.plugin import Checkpoint, Message, Preference, StageContext, Usage
+from posttrain_recipes.training.loops import supervised
+from posttrain_recipes.training.text.examples import Example, datum, tokenize
+
+if TYPE_CHECKING:
+    import tinker
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Replies:
+    """K replies that a loss looks at together, as tokens with weights on the reply."""
+
+    index: int
+    """The place of their record in the data."""
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Logps:
+    """What the weights find of a batch of B times K replies, each tensor (B, K)."""
+
+    policy: Tensor
+    """log p of a reply, the sum over its tokens, in nats; the gradient flows through it."""
+    reference: Tensor
+    """The same by the weights that the stage started from; NaN for methods that need none."""
+    lengths: Tensor
+    """Tokens of a reply, the one that ends it included."""
+
+    @property
+    def mean(self) -> Tensor:
+        """log p per token."""
+        return self.policy / self.lengths
+
+    @property
+    def ratio(self) -> Tensor:
+        """log p/p_ref."""
+        return self.policy - self.reference
+
+
+Metrics: TypeAlias = dict[str, float]
+Loss: TypeAlias = "Callable[[Sequence[Replies], Logps], tuple[Tensor, Metrics]]"
+"""The loss of a batch, a scalar, and what to log of it."""
+
+
+def train(
+    stage: StageContext,
+    config: supervised.GradientConfig,
+    items: Sequence[Replies],
+    loss: Loss,
+    *,
+    reference: bool = False,
+) -> Checkpoint:
+    """Run the stage to its last step; `reference` says whether the loss reads `Logps.reference`."""
+    return supervised.train(stage, config, items, Objective(stage, loss, reference))
+
+
+def example(
+    stage: StageContext,
+    config: supervised.GradientConfig,
+    prompt: Sequence[Message],
+    reply: Sequence[Message],
+    source: str,
+) -> Example:
+    """A reply to a prompt, weights 1 on the reply. Raises `UsageError` as `tokenize` does."""
+    return tokenize(
+        (*prompt, *reply),
+        stage.renderer,
+        max_length=config.max_length,
+        truncate=config.truncate,
+        source=source,
+    )
+
+
+def pairs(stage: StageContext, config: supervised.GradientConfig) -> list[Replies]:
+    """The stage's preferences as (chosen, rejected)."""
+    return [
+        Replies(
+            index,
+            (
+                example(stage, config, r.prompt, r.chosen, f"{r.source} (chosen)"),
+                example(stage, config, r.prompt, r.rejected, f"{r.source} (rejected)"),
+            ),
+        )
+        for index, r in enumerate(cast(Sequence[Preference], stage.train))
+    ]
+
+
+def pair_metrics(rewards: Tensor, logps: Tensor) -> Metrics:
+    """What TRL logs of pairs, from rewards (B, 2) and log p (B, 2) of chosen and rejected."""
+    chosen, rejected = rewards.detach().unbind(1)
+    return {
+        "rewards/chosen": chosen.mean().item(),
+        "rewards/rejected": rejected.mean().item(),
+        "rewards/margins": (chosen - rejected).mean().item(),
+        "rewards/accuracies": (chosen > rejected).float().mean().item(),
+        "logps/chosen": logps.detach()[:, 0].mean().item(),
+        "logps/rejected": logps.detach()[:, 1].mean().item(),
+    }
+
+
+class Reference:
+    """log p of replies by the weights that the stage starts from, asked once for each record.
+
+    It stays that checkpoint after a resume, whatever has been trained since.
+    """
+
+    def __init__(self, stage: StageContext) -> None:
+        self.wait = stage.wait
+        self.sampler = stage.sampling_client(stage.start)
+        self.asked: dict[int, list[tinker.APIFuture[list[float | None]]]] = {}
+        self.known: dict[int, list[float]] = {}
+
+    def ask(self, batch: Sequence[Replies]) -> None:
+        """Submit what is not known yet, without waiting."""
+        import tinker
+
+        for item in batch:
+            if item.index not in self.known and item.index not in self.asked:
+                self.asked[item.index] = [
+                    self.sampler.compute_logprobs(tinker.ModelInput.from_ints(e.tokens))
+                    for e in item.examples
+                ]
+
+    def logps(self, item: Replies) -> list[float]:
+        """log p of each of the item's replies, in nats. It has to have been asked."""
+        if item.index not in self.known:
+            self.known[item.index] = [
+                sum(
+                    weight * (logprob or 0.0)
+                    for weight, logprob in zip(e.weights[1:], self.wait(f)[1:], strict=True)
+                )
+                for e, f in zip(item.examples, self.asked.pop(item.index), strict=True)
+            ]
+        return self.known[item.index]
+
+
+class Objective:
+    """A loss over whole replies, for the gradient loop."""
+
+    def __init__(self, stage: StageContext, loss: Loss, reference: bool) -> None:
+        self.loss = loss
+        self.reference = Reference(stage) if reference else None
+
+    def prepare(self, batch: Sequence[Replies]) -> None:
+        if self.reference is not None:
+            self.reference.ask(batch)
+
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[Replies]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        import torch
+
+        examples = [e for item in batch for e in item.examples]
+        shape = (len(batch), -1)
+        lengths = torch.tensor([e.learned for e in examples]).view(shape)
+        if self.reference is None:
+            reference = torch.full_like(lengths, float("nan"))
+        else:
+            reference = torch.tensor([self.reference.logps(item) for item in batch])
+
+        def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, Metrics]:
+            sums = [
+                (logprob * torch.tensor(e.weights[1:])).sum()
+                for e, logprob in zip(examples, logprobs, strict=True)
+            ]
+            return self.loss(batch, Logps(torch.stack(sums).view(shape), reference, lengths))
+
+        return client.forward_backward_custom([datum(e) for e in examples], loss)
+
+    def metrics(
+        self, batch: Sequence[Replies], output: tinker.ForwardBackwardOutput
+    ) -> Mapping[str, float]:
+        return loss_metrics(output)
+
+    def usage(self, batch: Sequence[Replies]) -> Usage:
+        return Usage(train=sum(len(e.tokens) for item in batch for e in item.examples))
+
+
+def loss_metrics(output: tinker.ForwardBackwardOutput) -> Mapping[str, float]:
+    """The loss and what it logged; the engine's own metrics end in how they combine, as `:sum`."""
+    ours = {name: value for name, value in output.metrics.items() if ":" not in name}
+    return {"train/loss": output.metrics["loss:sum"], **ours}

@@ -1,0 +1,1 @@
+"""Reinforcement learning, a piece a file: rollouts, rewards, advantages, the surrogate loss."""

@@ -1,0 +1,215 @@
+"""Rewards at work: weighted sums with every part kept, and what is done where one fails.
+
+A reward may abstain. A part that abstains on a whole group counts nothing there; where it abstains
+on some replies of a group, those have no reward and are left out: a sum without one of its parts
+cannot be compared with one that has it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from posttrain_recipes.context import RewardLike
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.plugin import RewardContext, Sample
+from posttrain_recipes.waiting import in_thread
+
+T = TypeVar("T")
+OnError = Literal["drop", "zero", "stop"]
+TICK = 0.25
+"""Seconds between two looks at whether the stage has ended."""
+
+
+class Abandoned(Exception):
+    """The stage ended while work of it was still going on in another thread."""
+
+
+class Patience:
+    """A `Waiter` for threads beside the main one, which alone hears of Ctrl-C and a dead engine.
+
+    When it does, it calls `end`, and whoever waits here gives up.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Have everybody who waits give up."""
+        self._ended.set()
+
+    def __call__(self, future: Future[T]) -> T:
+        """The result of `future`. Raises what it raised, or `Abandoned`."""
+        inner: Future[T] = future.future() if hasattr(future, "future") else future
+        while True:
+            if self._ended.is_set():
+                raise Abandoned
+            try:
+                return inner.result(timeout=TICK)
+            except TimeoutError:
+                if inner.done():
+                    raise
+
+
+@dataclass
+class Scores:
+    """What the rewards said of a group of replies."""
+
+    totals: list[float | None]
+    """The weighted sum for each reply; None where there is none."""
+    parts: list[dict[str, float]]
+    """What each reward gave each reply, before its weight."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many scores were `abstained`, `failed` and `timed_out`."""
+    error: str = ""
+    """The first thing that a reward raised."""
+
+
+def scores_of(
+    reward: RewardLike, samples: Sequence[Sample], timeout: float | None = None
+) -> list[float | None]:
+    """What a reward says of some replies, once it is free to be called.
+
+    Args:
+        timeout: seconds that the call may take; waiting for the reward's `lock` is not part of it.
+
+    Raises:
+        TimeoutError: it took longer. It is left to itself, and the lock is free again.
+        ValueError: it returned something else than a finite number or None for each.
+    """
+    with reward.lock:
+        values = within(timeout, lambda: list(reward.score(samples)))
+    if len(values) != len(samples):
+        raise ValueError(
+            f"'{reward.label}' returned {len(values)} scores for {len(samples)} replies"
+        )
+    return [finite(value, f"'{reward.label}'") for value in values]
+
+
+class Scorer:
+    """A weighted sum of rewards. May be used from many threads at once."""
+
+    def __init__(
+        self,
+        rewards: Sequence[tuple[RewardLike, float]],
+        on_error: OnError = "drop",
+        timeout: float | None = None,
+    ) -> None:
+        self.rewards = [
+            (name, reward, weight)
+            for name, (reward, weight) in zip(_names(rewards), rewards, strict=True)
+        ]
+        self.on_error = on_error
+        self.timeout = timeout
+
+    def open(self, context: RewardContext) -> None:
+        """Have the rewards get ready."""
+        for _, reward, _ in self.rewards:
+            reward.open(context)
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """Score the replies to one prompt.
+
+        Raises:
+            PtlError: a reward failed, and the stage says that this ends it.
+        """
+        scores = Scores([0.0] * len(samples), [{} for _ in samples])
+        for name, reward, weight in self.rewards:
+            values = self._ask(name, reward, samples, scores)
+            if all(value is None for value in values):
+                continue
+            for index, value in enumerate(values):
+                total = scores.totals[index]
+                if value is None:
+                    scores.totals[index] = None
+                    continue
+                scores.parts[index][name] = value
+                scores.totals[index] = None if total is None else total + weight * value
+        # Where every part abstained there is no sum, rather than a sum of nothing.
+        scores.totals = [
+            total if part else None for total, part in zip(scores.totals, scores.parts, strict=True)
+        ]
+        return scores
+
+    def _ask(
+        self, name: str, reward: RewardLike, samples: Sequence[Sample], scores: Scores
+    ) -> list[float | None]:
+        try:
+            values = scores_of(reward, samples, self.timeout)
+        except TimeoutError:
+            scores.counts["timed_out"] += len(samples)
+            return self._failed(name, f"took more than {self.timeout:g} s", len(samples), scores)
+        except (Abandoned, KeyboardInterrupt):
+            raise
+        except Exception as error:  # a reward is anybody's code
+            if len(samples) > 1:
+                # Only the reply that it fails on is to be without a score.
+                return [self._ask(name, reward, [sample], scores)[0] for sample in samples]
+            scores.counts["failed"] += 1
+            return self._failed(name, f"{type(error).__name__}: {error}", 1, scores)
+        scores.counts["abstained"] += sum(value is None for value in values)
+        return values
+
+    def _failed(self, name: str, why: str, count: int, scores: Scores) -> list[float | None]:
+        scores.error = scores.error or f"reward '{name}': {why}"
+        if self.on_error == "stop":
+            raise PtlError(
+                f"reward '{name}' failed",
+                why=why,
+                hint="mend it, or set on_reward_error to 'drop' or 'zero' to go on without",
+            )
+        return [0.0 if self.on_error == "zero" else None] * count
+
+
+def _names(rewards: Sequence[tuple[RewardLike, float]]) -> list[str]:
+    """A name for each reward's metrics; the second of a kind is `name_2`."""
+    seen: Counter[str] = Counter()
+    names = []
+    for reward, _ in rewards:
+        seen[reward.label] += 1
+        names.append(reward.label + (f"_{seen[reward.label]}" if seen[reward.label] > 1 else ""))
+    return names
+
+
+def finite(value: Any, source: str) -> float | None:
+    """What a reward or an environment gave, as a number; None where it abstains.
+
+    Args:
+        source: who gave it, for the error.
+
+    Raises:
+        ValueError: it is not a finite number.
+    """
+    if value is None:
+        return None
+    if not hasattr(value, "__float__") or not abs(float(value)) < 1e30:
+        raise ValueError(f"{source} returned {value!r}, which is not a finite number")
+    return float(value)
+
+
+def within(seconds: float | None, function: Callable[[], T]) -> T:
+    """Call a function that may take too long; it is left to itself then, and not waited for.
+
+    Args:
+        seconds: how long it may take; None: as long as it likes.
+
+    Raises:
+        TimeoutError: it took too long. Whatever the function raised.
+    """
+    began = time.monotonic()
+
+    def work() -> T:
+        try:
+            return function()
+        except TimeoutError as error:
+            if seconds is not None and time.monotonic() - began >= seconds:
+                raise
+            # One that times out by itself is a failure like any other.
+            raise RuntimeError(f"TimeoutError: {error}") from error
+
+    return work() if seconds is None else in_thread(work).result(timeout=seconds)
