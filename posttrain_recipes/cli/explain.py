@@ -13,14 +13,13 @@ from typing import Any
 
 import click
 
-from posttrain_recipes import registry
+from posttrain_recipes import registry, shipped
 from posttrain_recipes.cli.plugins import option_lines
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Eval, Method
 from posttrain_recipes.registry import Entry
 
 _WIDEST = 100
-_CHECKOUT = Path(__file__).parents[2]
 
 
 @click.command()
@@ -56,10 +55,10 @@ def explain(name: str) -> None:
 
 def _recipe(name: str) -> Path:
     """The shipped recipe of that name or path. Raises `UsageError` with the nearest name."""
-    shipped = {path.stem: path for path in (_CHECKOUT / "recipes").glob("*.yaml")}
-    path = shipped.get(Path(name).stem if name.endswith(".yaml") else name)
+    known = shipped.recipes()
+    path = known.get(Path(name).stem if name.endswith(".yaml") else name)
     if path is None:
-        names = sorted({*shipped, *(entry.name for entry in registry.load())})
+        names = sorted({*known, *(entry.name for entry in registry.load())})
         raise UsageError(
             f"no plugin or shipped recipe is named '{name}'", hint=registry.suggest(name, names)
         )
@@ -75,7 +74,7 @@ def _explain_recipe(path: Path, width: int) -> None:
     for text in filter(None, (written["description"], teaches, " ".join(look))):
         click.echo(f"{_filled(text, width)}\n")
     methods = dict.fromkeys(_used(written["stages"], "method"))
-    facts = [("run", f"ptl run {_shown(path)}"), ("methods", ", ".join(methods))]
+    facts = [("run", _command(path)), ("methods", ", ".join(methods))]
     facts += [("" if i else "showed", one) for i, one in enumerate(_showed(path.stem))]
     for label, fact in facts:
         click.echo(_filled(f"{label:<9}{fact}", width, " " * 9))
@@ -83,8 +82,7 @@ def _explain_recipe(path: Path, width: int) -> None:
 
 @cache
 def _effects() -> Sequence[str]:
-    page = _CHECKOUT / "docs" / "effects.md"
-    return page.read_text(encoding="utf-8").splitlines() if page.is_file() else ()
+    return shipped.EFFECTS.read_text(encoding="utf-8").splitlines()
 
 
 def _showed(recipe: str) -> list[str]:
@@ -123,13 +121,13 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
             yield "paper", cls.paper
     recipes = list(_recipes(entry))
     if recipes:
-        yield "recipe", ", ".join(f"ptl run {_shown(path)}" for path in recipes[:3])
+        yield "recipe", ", ".join(_command(path) for path in recipes[:3])
     showed = [f"{path.stem}: {one}" for path in recipes for one in _showed(path.stem)]
     if issubclass(cls, Method) and showed:
         yield "showed", "; ".join(showed[:3]) + " (docs/effects.md)"
     pages = (
-        _CHECKOUT / "docs" / f"{entry.kind}s" / f"{entry.name}.md",
-        _CHECKOUT / "docs" / f"{entry.kind}s.md",
+        shipped.ROOT / "docs" / f"{entry.kind}s" / f"{entry.name}.md",
+        shipped.ROOT / "docs" / f"{entry.kind}s.md",
     )
     for page in pages:
         if page.is_file():
@@ -138,8 +136,8 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
 
 
 def _recipes(entry: Entry) -> Iterator[Path]:
-    """Shipped recipes that use the plugin, the one of its name first; none outside a checkout."""
-    paths = sorted((_CHECKOUT / "recipes").glob("*.yaml"), key=lambda p: (p.stem != entry.name, p))
+    """Shipped recipes that use the plugin, the one of its name first."""
+    paths = sorted(shipped.recipes().values(), key=lambda p: (p.stem != entry.name, p))
     for path in paths:
         if entry.name in set(_used(_yaml(path), entry.kind)):
             yield path
@@ -163,6 +161,13 @@ def _used(value: Any, kind: str, under: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _used(inner, kind, under)
+
+
+def _command(recipe: Path) -> str:
+    """How to run a shipped recipe: from where it lies, or from where `ptl init` puts it."""
+    if shipped.in_checkout():
+        return f"ptl run {_shown(recipe)}"
+    return f"ptl init --recipe {recipe.stem}"
 
 
 def _shown(path: Path) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 import click
 
+from posttrain_recipes import shipped
 from posttrain_recipes.errors import UsageError, display_path
 
 FILES = ("recipe.yaml", "data/train.jsonl", "data/held_out.jsonl")
@@ -15,18 +18,34 @@ FILES = ("recipe.yaml", "data/train.jsonl", "data/held_out.jsonl")
 
 @click.command()
 @click.argument("directory", default=".", type=click.Path(path_type=Path, file_okay=False))
-def init(directory: Path) -> None:
+@click.option("--recipe", "name", metavar="NAME", help="A shipped recipe instead, with its data.")
+def init(directory: Path, name: str | None) -> None:
     """Write a starter recipe with its data into DIRECTORY (default: here)."""
-    there = [name for name in FILES if (directory / name).exists()]
+    files = _starter() if name is None else _shipped(name)
+    there = [path for path in files if (directory / path).exists()]
     if there:
         raise UsageError(
             f"{display_path(directory / there[0])} is already there; nothing was written",
             hint="name another directory: ptl init my_project",
         )
-    source = resources.files("posttrain_recipes") / "starter"
-    for name in FILES:
-        target = directory / name
+    for path, content in files.items():
+        target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((source / name).read_bytes())
+        target.write_bytes(content)
         click.echo(f"wrote {display_path(target)}")
-    click.echo(f"\nnext: ptl run {display_path(directory / FILES[0])}")
+    click.echo(f"\nnext: ptl run {display_path(directory / next(iter(files)))}")
+
+
+def _starter() -> Mapping[str, bytes]:
+    source = resources.files("posttrain_recipes") / "starter"
+    return {name: (source / name).read_bytes() for name in FILES}
+
+
+def _shipped(name: str) -> Mapping[str, bytes]:
+    """The files of a shipped recipe, itself first. Raises UsageError with the nearest name."""
+    recipe = shipped.find(name)
+    files = [Path(recipe.name), *shipped.parts(recipe)]
+    written = {str(path): (recipe.parent / path).read_bytes() for path in files}
+    for path in [path for path in written if path.endswith(".yaml")]:
+        written[path] = re.sub(rb"(?<=\$schema=)\S+", shipped.SCHEMA.name.encode(), written[path])
+    return {**written, shipped.SCHEMA.name: shipped.SCHEMA.read_bytes()}

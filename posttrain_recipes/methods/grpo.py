@@ -8,7 +8,8 @@ the others, with no value model:
 
 with q the policy that sampled and p the one that is trained. `advantage:` and `loss:` name the
 estimators and surrogates that others have put in their places, each with its paper in
-`training/rl/advantages.py` and `training/rl/policy_loss.py`; the length normalization follows the estimator.
+`training/rl/advantages.py` and `training/rl/policy_loss.py`; the length normalization follows the
+estimator.
 
 How it departs from the paper: with one update a batch (the default) p is q at every step, and the
 losses differ only in what they do to float noise; the divergence from the reference, if it costs

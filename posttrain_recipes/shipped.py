@@ -1,0 +1,66 @@
+"""What ships beside the code: recipes with their data, the schema, what the recipes showed.
+
+In a checkout they lie at its top; a wheel carries them inside the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain_recipes.errors import UsageError
+
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
+"""Where `recipes/`, `schemas/` and `docs/effects.md` are."""
+SCHEMA = ROOT / "schemas" / "recipe.schema.json"
+EFFECTS = ROOT / "docs" / "effects.md"
+
+_WORD = re.compile(r"[\w./-]+")
+
+
+def in_checkout() -> bool:
+    """Whether this is a checkout, in which `ptl run recipes/NAME.yaml` works."""
+    return ROOT != _PACKAGE / "shipped"
+
+
+def recipes() -> dict[str, Path]:
+    """Every shipped recipe, by its name."""
+    return {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The shipped recipe of a name, or of a path that ends in it.
+
+    Raises:
+        UsageError: there is none; it names the nearest.
+    """
+    known = recipes()
+    path = known.get(Path(name).stem if name.endswith(".yaml") else name)
+    if path is None:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(known)}"
+        raise UsageError(f"no shipped recipe is named '{name}'", hint=hint)
+    return path
+
+
+def parts(recipe: Path) -> list[Path]:
+    """The files beside a shipped recipe that it cannot do without, relative to its folder: data,
+    recipes that it extends, modules with its functions."""
+    found: dict[Path, None] = {}
+    for word in _words(recipe.read_text(encoding="utf-8")):
+        for name in (word, f"{word}.py"):
+            file = recipe.parent / name
+            if file.is_file() and file != recipe and file.is_relative_to(recipe.parent):
+                found[file.relative_to(recipe.parent)] = None
+                if file.suffix == ".yaml":
+                    found.update(dict.fromkeys(parts(file)))
+    return list(found)
+
+
+def _words(text: str) -> Iterator[str]:
+    """What may be a file or a module, outside of comments."""
+    for line in text.splitlines():
+        yield from _WORD.findall(re.sub(r"(^|\s)#.*", "", line))

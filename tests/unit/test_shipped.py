@@ -1,0 +1,79 @@
+"""What ships beside the code: found in a checkout, carried by a wheel, copied whole by init."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from posttrain_recipes import shipped
+from tests.conftest import ROOT, Project, Ptl
+
+
+@pytest.mark.parametrize("name", sorted(shipped.recipes()))
+def test_init_writes_a_shipped_recipe_with_all_that_it_needs(
+    ptl: Ptl, project: Project, name: str
+) -> None:
+    said = ptl("init", "mine", "--recipe", name)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.endswith(f"\nnext: ptl run mine/{name}.yaml\n")
+    written = (project.path / "mine" / f"{name}.yaml").read_text().splitlines()
+    shown = (ROOT / "recipes" / f"{name}.yaml").read_text().splitlines()
+    assert written[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert (project.path / "mine" / "recipe.schema.json").is_file()
+    assert written[1:] == shown[1:]
+    checked = ptl("validate", f"mine/{name}.yaml", "--preset", "tiny")
+    assert checked.code == 0, checked.err
+
+
+def test_init_names_the_nearest_recipe(ptl: Ptl) -> None:
+    said = ptl("init", "--recipe", "sft_then_dop")
+    assert (said.code, said.err) == (
+        2,
+        "error: no shipped recipe is named 'sft_then_dop'\n  next: did you mean 'sft_then_dpo'?\n",
+    )
+
+
+def test_a_recipe_is_copied_with_its_functions_and_over_nothing(ptl: Ptl, project: Project) -> None:
+    assert ptl("init", "--recipe", "recipes/rlhf.yaml").code == 0
+    assert (project.path / "formality.py").is_file()
+    again = ptl("init", "--recipe", "rlhf")
+    assert again.code == 2
+    assert "rlhf.yaml is already there; nothing was written" in again.err
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built and unpacked as pip would."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", "-q", *offline, "-w", str(folder), str(ROOT)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_an_installed_wheel_explains_and_writes_recipes(site: Path, tmp_path: Path) -> None:
+    def ptl(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "posttrain_recipes.cli", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(site), "PTL_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    explained = ptl("explain", "sft_then_dpo")
+    assert "run      ptl init --recipe sft_then_dpo\n" in explained
+    assert "showed   " in explained
+    assert "recipe  ptl init --recipe sft, " in ptl("explain", "sft")
+    assert "next: ptl run x/sft_then_dpo.yaml" in ptl("init", "x", "--recipe", "sft_then_dpo")
+    assert ptl("validate", "x/sft_then_dpo.yaml") == "x/sft_then_dpo.yaml: ok\n"
