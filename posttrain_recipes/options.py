@@ -15,12 +15,56 @@ REFERS_TO = "ptl:refers-to"
 """In the schema of an option: the kind of plugin that stands there, with options of its own."""
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """Marks an option that had another name, by which recipes may still call it.
+
+    `zero_variance_groups: Annotated[str, Renamed("flat_groups")] = "drop"`
+
+    Its fingerprint is made with that name: what was trained before is not trained again.
+    """
+
+    old: str
+
+
 class PluginConfig(BaseModel):
     """The options of a plugin. A string under a field is its description."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @classmethod
+    def renamed(cls) -> dict[str, str]:
+        """Old names of options -> what they are called now."""
+        return {
+            mark.old: name
+            for name, info in cls.model_fields.items()
+            for mark in info.metadata
+            if isinstance(mark, Renamed)
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_old_names(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not (old := cls.renamed().keys() & given.keys()):
+            return given
+        now = {cls.renamed()[name]: value for name, value in given.items() if name in old}
+        if twice := sorted(now.keys() & given.keys()):
+            raise ValueError(f"'{twice[0]}' is given by its old name too; keep one of them")
+        return {name: value for name, value in given.items() if name not in old} | now
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        own = handler.resolve_ref_schema(schema).get("properties", {})
+        for old, name in cls.renamed().items():
+            if name in own:
+                told = f"The old name of {name}."
+                own[old] = {**own[name], "description": told, "deprecated": True}
+        return schema
 
 
 @dataclass(frozen=True)
@@ -32,10 +76,13 @@ class NoEffect:
 
 
 def effective(config: PluginConfig) -> dict[str, Any]:
-    """The options that can change a result, as plain values: all but those marked `NoEffect`."""
+    """The options that can change a result, as plain values: all but those marked `NoEffect`, by
+    the names that they had first."""
     fields = type(config).model_fields.items()
     idle = {name for name, field in fields if any(isinstance(m, NoEffect) for m in field.metadata)}
-    return config.model_dump(mode="json", exclude=idle)
+    first = {name: old for old, name in type(config).renamed().items()}
+    values = config.model_dump(mode="json", exclude=idle)
+    return {first.get(name, name): value for name, value in values.items()}
 
 
 class LoraConfig(PluginConfig):

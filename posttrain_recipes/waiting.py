@@ -58,6 +58,36 @@ class StopAsked(KeyboardInterrupt):
     """
 
 
+class Cancelled(Exception):
+    """The stage ended while work of it was still going on in another thread."""
+
+
+class CancellableWaiter:
+    """A `Waiter` for threads beside the main one, which alone hears of Ctrl-C and a dead engine.
+
+    When it does, it calls `cancel`, and whoever waits here gives up.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Have everybody who waits give up."""
+        self._cancelled.set()
+
+    def __call__(self, future: tinker.APIFuture[T] | Future[T]) -> T:
+        """The result of `future`. Raises what it raised, or `Cancelled`."""
+        inner: Future[T] = future.future() if hasattr(future, "future") else future
+        while True:
+            if self._cancelled.is_set():
+                raise Cancelled
+            try:
+                return inner.result(timeout=TICK)
+            except TimeoutError:
+                if inner.done():
+                    raise
+
+
 class Interrupts:
     """Ctrl-C, SIGTERM and bounds, delivered only where work can stop without losing any."""
 

@@ -25,6 +25,8 @@ from posttrain_recipes.plugin import (
     StageContext,
 )
 from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig
+from posttrain_recipes.training.rl.rollout import Group
 
 ROOM = 50  # seconds that a test would wait for something that never comes
 
@@ -220,3 +222,11 @@ def trained(engine: Engine) -> list[Any]:
         ]
         for data in engine.passes
     ]
+
+
+def weigh(config: PolicyConfig, groups: Sequence[Group], size: int, max_tokens: int) -> None:
+    """Give every rollout its advantage and weight, as the methods do."""
+    batch = [group.rewards for group in groups]
+    for group in groups:
+        advantages = config.estimator(group.rewards, batch)
+        group.weigh(advantages, config.token_weights(group, max_tokens), size)

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from posttrain_recipes.plugin import Message, Task
-from posttrain_recipes.training.rl.scoring import Patience
-from posttrain_recipes.training.rl.sources import Episodes, Worth, episodes
+from posttrain_recipes.training.rl.rollout import Group
+from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.training.rl.sources import EpisodeSource, episodes
+from posttrain_recipes.waiting import CancellableWaiter
 
 END, USER, ASSISTANT = 0, 1, 2
 
@@ -73,9 +75,25 @@ def wait(future: Future[Any]) -> Any:
     return future.result(10)
 
 
-def source(method: Any, tasks: Sequence[Task]) -> Episodes:
-    stage = SimpleNamespace(
+@dataclass
+class Rolled:
+    """Episodes of tasks, and what they are scored with."""
+
+    source: EpisodeSource
+    scorer: RolloutScorer
+
+    @property
+    def seats(self) -> int:
+        return self.source.seats
+
+    def roll(self, index: int, seed: int, sampler: Any) -> list[Group]:
+        return [self.scorer.score(group) for group in self.source.sample(index, seed, sampler)]
+
+
+def source(method: Any, tasks: Sequence[Task]) -> Rolled:
+    stage: Any = SimpleNamespace(
         name="s", seed=0, rewards=(), renderer=Renderer(), resolve=None, start=None, cache=None
     )
-    worth = Worth(stage, method.config, Patience())  # type: ignore[arg-type]
-    return episodes(tasks, stage, method.config, worth, method.config.retries)  # type: ignore[arg-type]
+    waiter = CancellableWaiter()
+    scorer = RolloutScorer(stage, method.config, waiter)
+    return Rolled(episodes(tasks, stage, method.config, waiter, method.config.retries), scorer)

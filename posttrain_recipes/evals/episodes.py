@@ -17,7 +17,7 @@ from posttrain_recipes.plugin import (
     Task,
 )
 from posttrain_recipes.training.intervals import mean, proportion
-from posttrain_recipes.training.rl.episodes import Limits, Play, play
+from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 
 AT_ONCE = 64
 """Episodes that are played together."""
@@ -57,7 +57,9 @@ class Episodes(Eval):
         """
         config = self.config
         tasks = [cast(Task, record) for record in context.records]
-        limits = Limits(config.max_turns, config.max_tokens, config.temperature, config.retries)
+        limits = EpisodeLimits(
+            config.max_turns, config.max_tokens, config.temperature, config.retries
+        )
         plays: list[Play] = []
         for begin in range(0, len(tasks), AT_ONCE):
             plays += play(
@@ -70,7 +72,7 @@ class Episodes(Eval):
             )
             if failed := [one for one in plays if one.error]:
                 raise failed[0].failure("mend the environment: an eval leaves no episode out")
-        returns = [one.seats[0].reward for one in plays]
+        returns = [one.players[0].reward for one in plays]
         known = [one for one in returns if one is not None]
         if not known:
             raise UsageError(
@@ -89,8 +91,8 @@ class Episodes(Eval):
         samples = [
             replace(
                 one.sample(0),
-                scores={**one.metrics, **({"return": worth} if worth is not None else {})},
+                scores={**one.metrics, **({"return": total} if total is not None else {})},
             )
-            for one, worth in zip(plays, returns, strict=True)
+            for one, total in zip(plays, returns, strict=True)
         ]
         return EvalResult(metrics, tuple(samples), higher_is_better={"turns": None})

@@ -110,7 +110,7 @@ class BestOfN(DataMethod):
         self,
         stage: StageContext,
         prompts: Sequence[Prompt],
-        answers: Sequence[Sequence[datagen.Written]],
+        answers: Sequence[Sequence[datagen.Completion]],
     ) -> list[_Scored]:
         """Whole replies with their rewards, the best first; those without a reward are left out."""
         samples = [

@@ -35,7 +35,7 @@ from posttrain_recipes.plugin import (
     Workload,
 )
 from posttrain_recipes.training.distill import teachers
-from posttrain_recipes.training.distill.teachers import Reply
+from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops import supervised, token_counts
 from posttrain_recipes.training.text.examples import tokenize
 
@@ -92,7 +92,7 @@ class DistillOffPolicy(Method):
         replies = []
         for example in examples:
             begin = example.weights.index(1.0)
-            replies.append(Reply(example.tokens[:begin], example.tokens[begin:]))
+            replies.append(TokenizedReply(example.tokens[:begin], example.tokens[begin:]))
         return supervised.train(stage, self.config, replies, _Soft(stage, self.config))
 
 
@@ -105,13 +105,13 @@ class _Soft:
         self.asked: deque[list[tinker.APIFuture[tinker.SampleResponse]]] = deque()
         self.shown: deque[teachers.Shown] = deque()
 
-    def prepare(self, batch: Sequence[Reply]) -> None:
+    def prepare(self, batch: Sequence[TokenizedReply]) -> None:
         self.asked.append(
             [teachers.ask_top_k(self.teacher, r.prompt, r.tokens, self.top_k) for r in batch]
         )
 
     def submit(
-        self, client: tinker.TrainingClient, batch: Sequence[Reply]
+        self, client: tinker.TrainingClient, batch: Sequence[TokenizedReply]
     ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
         targets = [
             teachers.top_k(self.wait(future), len(reply.tokens))
@@ -125,9 +125,9 @@ class _Soft:
         )
 
     def metrics(
-        self, batch: Sequence[Reply], output: tinker.ForwardBackwardOutput
+        self, batch: Sequence[TokenizedReply], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
         return self.shown.popleft().metrics(output.metrics["loss:sum"])
 
-    def usage(self, batch: Sequence[Reply]) -> Usage:
+    def usage(self, batch: Sequence[TokenizedReply]) -> Usage:
         return Usage(train=sum(len(reply.prompt) + len(reply.tokens) for reply in batch))

@@ -1,12 +1,12 @@
-"""On-policy distillation: the student writes, and the teacher says of each token what it thinks.
+"""On-policy distillation: the student writes, and the teacher scores each token that it wrote.
 
     loss = KL(p || q) per token = E_{x ~ p} [ mean_t ( log p(x_t | x_<t) - log q(x_t | x_<t) ) ]
 
 with p the student and q the teacher: the reverse KL of Agarwal et al. 2023, arXiv 2306.13649
 (their lambda = 1). Its gradient is a policy gradient whose reward is dense: token t of a sampled
-reply has the advantage A_t = log q(x_t) - log p(x_t), and the loss that is submitted is
-importance sampling, - sum_t r_t A_t / T. No credit flows back from later tokens (a discount of 0),
-as the reward of a token is all there; there is no baseline, and no sample from the teacher.
+reply has the advantage A_t = log q(x_t) - log p(x_t), and the loss that is submitted is importance
+sampling, - sum_t rho_t A_t / T. No credit flows back from later tokens (a discount of 0), as the
+reward of a token is all there; there is no baseline, and no sample from the teacher.
 
 Several teachers are one whose log-probability is their weighted mean, so that the loss is the
 weighted sum of the reverse KLs; `where` gives a teacher some of the prompts alone.
@@ -36,9 +36,9 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import (
     Attempt,
-    Item,
     OnPolicy,
     OnPolicyConfig,
+    StudentPrompt,
     prompt_tokens,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
@@ -108,7 +108,7 @@ class DistillOnPolicy(Method):
         """Train on the stage's prompts."""
         config = self.config
         items = [
-            _Question(
+            _TaughtPrompt(
                 prompt_tokens(record.messages, stage.renderer, config, record.source),
                 _teachers_of(record, config.teachers),
             )
@@ -117,7 +117,7 @@ class DistillOnPolicy(Method):
         return supervised.train(stage, config, items, _ReverseKL(stage, config))
 
 
-class _Question(Item):
+class _TaughtPrompt(StudentPrompt):
     def __init__(self, prompt: list[int], teachers: list[tuple[int, float]]) -> None:
         self.prompt = prompt
         self.teachers = teachers
@@ -139,39 +139,35 @@ def _teachers_of(record: Prompt, all_teachers: Sequence[Teacher]) -> list[tuple[
     return [(number, weight / whole) for number, weight in own]
 
 
-class _ReverseKL(OnPolicy[_Question]):
+class _ReverseKL(OnPolicy[_TaughtPrompt]):
     def __init__(self, stage: StageContext, config: DistillOnPolicy.Config) -> None:
         super().__init__(stage, config)
         self.samplers = [stage.resolve(teacher).sampler for teacher in config.teachers]
 
-    def ask(self, item: _Question, attempt: Attempt) -> object:
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[_TaughtPrompt]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        asked = [
+            (item, y, [self._read(number, y) for number, _ in item.teachers])
+            for item, y in self.attempts(client, batch)  # y ~ p(. | x)
+        ]
+        T = sum(len(y.tokens) for _, y, _ in asked)
+        data, student, taught = [], 0.0, 0.0
+        for item, y, read in asked:
+            shares = [share for _, share in item.teachers]
+            logq = teachers.reply_logprobs(read, shares, len(y.tokens), self.stage.wait)
+            A = [(log_q - log_p) / T for log_q, log_p in zip(logq, y.logprobs, strict=True)]
+            data.append(teachers.policy_datum(y, y.logprobs, A))
+            student, taught = student + sum(y.logprobs), taught + sum(logq)
+        self.showed(
+            [y for _, y, _ in asked],
+            {"kl": (student - taught) / T, "entropy": -student / T, "teacher/logp": taught / T},
+        )
+        return client.forward_backward(data, "importance_sampling")  # - sum_t rho_t A_t
+
+    def _read(self, number: int, y: Attempt) -> tinker.APIFuture[list[float | None]]:
+        """Ask a teacher for log q of a reply, without waiting."""
         import tinker
 
-        whole = tinker.ModelInput.from_ints([*attempt.prompt, *attempt.tokens])
-        return [self.samplers[number].compute_logprobs(whole) for number, _ in item.teachers]
-
-    def learn(
-        self,
-        client: tinker.TrainingClient,
-        items: Sequence[_Question],
-        attempts: Sequence[Attempt],
-        asked: Sequence[object],
-    ) -> tuple[tinker.APIFuture[tinker.ForwardBackwardOutput], dict[str, float]]:
-        tokens = sum(len(attempt.tokens) for attempt in attempts)
-        data, student, taught = [], 0.0, 0.0
-        for item, attempt, futures in zip(items, attempts, asked, strict=True):
-            logq = teachers.reply_logprobs(
-                cast("Sequence[tinker.APIFuture[list[float | None]]]", futures),
-                [share for _, share in item.teachers],
-                len(attempt.tokens),
-                self.stage.wait,
-            )
-            worth = [(q - p) / tokens for q, p in zip(logq, attempt.logprobs, strict=True)]
-            data.append(teachers.policy_datum(attempt, attempt.logprobs, worth))
-            student, taught = student + sum(attempt.logprobs), taught + sum(logq)
-        shown = {
-            "kl": (student - taught) / tokens,
-            "entropy": -student / tokens,
-            "teacher/logp": taught / tokens,
-        }
-        return client.forward_backward(data, "importance_sampling"), shown
+        whole = tinker.ModelInput.from_ints([*y.prompt, *y.tokens])
+        return self.samplers[number].compute_logprobs(whole)

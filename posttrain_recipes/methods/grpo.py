@@ -1,7 +1,7 @@
 """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300) and its kin.
 
-Of every prompt x the policy writes G replies y_i, which are rewarded. What one is worth is told by
-the others, with no value model:
+Of every prompt x the policy writes G completions y_i, which are rewarded. The others of the group
+are the baseline of each, with no value model:
 
     A_i = (r_i - mean(r)) / std(r)
     loss = - 1/G sum_i 1/|y_i| sum_t min(rho_it A_i, clip(rho_it, 0.8, 1.2) A_i),   rho = p / q
@@ -13,16 +13,17 @@ estimator.
 
 How it departs from the paper: with one update a batch (the default) p is q at every step, and the
 losses differ only in what they do to float noise; the divergence from the reference, if it costs
-anything, is taken off the reward of a reply rather than added to the loss of each token, which
+anything, is taken off the reward of a completion rather than added to the loss of each token, which
 keeps the gradient that of the KL divergence (with k1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from posttrain_recipes.plugin import (
+    Checkpoint,
     Conversation,
     CountTokens,
     Preference,
@@ -34,9 +35,14 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.loops import rl, token_counts
 from posttrain_recipes.training.rl import collect as collecting
+from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
-from posttrain_recipes.training.rl.scoring import Patience
-from posttrain_recipes.training.rl.sources import Prompts, Worth, episodes
+from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.training.rl.sources import PromptSource, episodes
+from posttrain_recipes.waiting import CancellableWaiter
+
+if TYPE_CHECKING:
+    import tinker
 
 
 class GRPO(rl.RolloutMethod):
@@ -66,10 +72,6 @@ class GRPO(rl.RolloutMethod):
         """What `collect` asks for."""
         return self.makes if self.config.collect else ()
 
-    def leaves(self, groups: Sequence[Group]) -> Sequence[Record]:
-        """The good rollouts of a step, where `collect` asks for them."""
-        return collecting.records(groups, self.config.collect) if self.config.collect else ()
-
     def workload(
         self, sample: Sequence[Record], count: int, tokens: CountTokens
     ) -> Workload | None:
@@ -86,11 +88,36 @@ class GRPO(rl.RolloutMethod):
             reference=config.reference is not None or config.kl_beta > 0,
         )
 
-    def source(self, stage: StageContext, patience: Patience) -> Source:
-        """Groups of replies to the stage's prompts, or of episodes of its environment."""
-        worth = Worth(stage, self.config, patience)
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Optimizer steps on groups of completions that the policy has just written."""
+        config, waiter = self.config, CancellableWaiter()
+        source = self.source(stage, waiter)
+        scorer = RolloutScorer(stage, config, waiter)
+
+        def rollout(prompt: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+            groups = source.sample(prompt, seed, sampler)  # y_1, ..., y_G ~ q(. | x)
+            return [scorer.score(group) for group in groups]  # r_1, ..., r_G
+
+        with rl.RolloutLoop(stage, config, source, rollout, waiter, self.collected) as loop:
+            for step in loop:
+                for groups in step.groups():  # some at a time, as soon as they are scored
+                    for group in groups:
+                        A = config.estimator(group.rewards, step.batch)  # (r - mean(r)) / std(r)
+                        w = config.token_weights(group, config.max_tokens)  # 1 / (G |y_i|)
+                        group.weigh(A, w, step.size)
+                    # - sum w min(rho A, clip(rho) A), and its gradient
+                    step.passes += forward_backward(loop.client, groups, config)
+                step.update()  # Adam
+        return loop.checkpoint
+
+    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
+        """Groups of completions of the stage's prompts, or of episodes of its environment."""
         if stage.train and isinstance(stage.train[0], Task):
             tasks = cast(Sequence[Task], stage.train)
-            return episodes(tasks, stage, self.config, worth, self.config.retries)
+            return episodes(tasks, stage, self.config, waiter, self.config.retries)
         prompts = cast(Sequence[Prompt], stage.train)
-        return Prompts(prompts, stage.renderer, self.config, worth)
+        return PromptSource(prompts, stage.renderer, self.config, waiter)
+
+    def collected(self, groups: Sequence[Group]) -> Sequence[Record]:
+        """The good rollouts of a step, where `collect` asks for them."""
+        return collecting.records(groups, self.config.collect) if self.config.collect else ()

@@ -35,9 +35,9 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training.distill import teachers
-from posttrain_recipes.training.distill.on_policy import Item, prompt_tokens
+from posttrain_recipes.training.distill.on_policy import StudentPrompt, prompt_tokens
 from posttrain_recipes.training.loops import supervised, token_counts
-from posttrain_recipes.training.sampling.datagen import seed_of
+from posttrain_recipes.training.requests import derive_seed, sample
 
 if TYPE_CHECKING:
     import tinker
@@ -95,7 +95,7 @@ class PromptDistill(Method):
                 prompt_tokens(messages, stage.renderer, config, record.source)
                 for messages in (record.messages, instructed(record.messages, config.system))
             )
-            items.append(_Question(student, teacher))
+            items.append(_InstructedPrompt(student, teacher))
         return supervised.train(stage, config, items, _Instructed(stage, config))
 
 
@@ -106,7 +106,7 @@ def instructed(messages: Messages, system: str) -> Messages:
     return (Message("system", system), *messages)
 
 
-class _Question(Item):
+class _InstructedPrompt(StudentPrompt):
     def __init__(self, prompt: list[int], instructed: list[int]) -> None:
         self.prompt = prompt
         self.instructed = instructed
@@ -131,21 +131,18 @@ class _Instructed:
         self.submitted = Usage()
         """Of the batch that was submitted last."""
 
-    def prepare(self, batch: Sequence[_Question]) -> None:
-        import tinker
-
+    def prepare(self, batch: Sequence[_InstructedPrompt]) -> None:
         self.asked.append(
             [
-                self.teacher.sample(
-                    tinker.ModelInput.from_ints(item.instructed),
+                sample(
+                    self.teacher,
+                    item.instructed,
                     1,
-                    tinker.SamplingParams(
-                        max_tokens=self.config.max_tokens,
-                        temperature=self.config.temperature,
-                        seed=seed_of(self.stage.seed, self.step, place),
-                        stop=self.stage.renderer.stop,
-                    ),
-                    topk_sample_logprobs=self.config.top_k,
+                    max_tokens=self.config.max_tokens,
+                    temperature=self.config.temperature,
+                    seed=derive_seed(self.stage.seed, self.step, place),
+                    stop=self.stage.renderer.stop,
+                    top_k=self.config.top_k,
                 )
                 for place, item in enumerate(batch)
             ]
@@ -153,11 +150,13 @@ class _Instructed:
         self.step += 1
 
     def submit(
-        self, client: tinker.TrainingClient, batch: Sequence[_Question]
+        self, client: tinker.TrainingClient, batch: Sequence[_InstructedPrompt]
     ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
         answers = [self.stage.wait(future).sequences[0] for future in self.asked.popleft()]
         replies = [
-            teachers.Reply(item.prompt, list(answer.tokens), answer.stop_reason == "length")
+            teachers.TokenizedReply(
+                item.prompt, list(answer.tokens), answer.stop_reason == "length"
+            )
             for item, answer in zip(batch, answers, strict=True)
         ]
         length = sum(len(reply.tokens) for reply in replies)
@@ -183,11 +182,11 @@ class _Instructed:
         return client.forward_backward(data, "cross_entropy")
 
     def metrics(
-        self, batch: Sequence[_Question], output: tinker.ForwardBackwardOutput
+        self, batch: Sequence[_InstructedPrompt], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
         shown, completions = self.shown.popleft()
         loss = output.metrics["loss:sum"]
         return {**completions, **(shown.metrics(loss) if shown.mass else {"train/loss": loss})}
 
-    def usage(self, batch: Sequence[_Question]) -> Usage:
+    def usage(self, batch: Sequence[_InstructedPrompt]) -> Usage:
         return self.submitted

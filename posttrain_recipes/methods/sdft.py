@@ -37,10 +37,9 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import (
-    Attempt,
-    Item,
     OnPolicy,
     OnPolicyConfig,
+    StudentPrompt,
     prompt_tokens,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
@@ -114,7 +113,7 @@ class SDFT(Method):
                 prompt_tokens(messages, stage.renderer, config, record.source)
                 for messages in (question, shown)
             )
-            items.append(_Example(student, teacher))
+            items.append(_Demonstration(student, teacher))
         return supervised.train(stage, config, items, _Demonstrated(stage, config))
 
     def _shown(self, record: Conversation) -> Messages:
@@ -127,51 +126,44 @@ class SDFT(Method):
         return (*before, Message("user", text))
 
 
-class _Example(Item):
+class _Demonstration(StudentPrompt):
     def __init__(self, prompt: list[int], shown: list[int]) -> None:
         self.prompt = prompt
         self.shown = shown
         """Token ids of the prompt with the demonstration, for the teacher."""
 
 
-class _Demonstrated(OnPolicy[_Example]):
+class _Demonstrated(OnPolicy[_Demonstration]):
     config: SDFT.Config
 
     def __init__(self, stage: StageContext, config: SDFT.Config) -> None:
         super().__init__(stage, config)
         self.teacher = stage.sampling_client(stage.start)
 
-    def ask(self, item: _Example, attempt: Attempt) -> object:
-        if len(attempt.tokens) <= self.config.skip_tokens:
-            return None
-        return teachers.ask_top_k(self.teacher, item.shown, attempt.tokens, self.config.top_k)
-
-    def learn(
-        self,
-        client: tinker.TrainingClient,
-        items: Sequence[_Example],
-        attempts: Sequence[Attempt],
-        asked: Sequence[object],
-    ) -> tuple[tinker.APIFuture[tinker.ForwardBackwardOutput], dict[str, float]]:
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[_Demonstration]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        skip, top_k = self.config.skip_tokens, self.config.top_k
+        asked = [
+            (y, teachers.ask_top_k(self.teacher, item.shown, y.tokens, top_k))
+            if len(y.tokens) > skip
+            else (y, None)
+            for item, y in self.attempts(client, batch)  # y ~ p(. | x)
+        ]
+        attempts = [y for y, _ in asked]
         learned = [
-            (
-                attempt,
-                teachers.top_k(
-                    self.stage.wait(cast("tinker.APIFuture[tinker.SampleResponse]", future)),
-                    len(attempt.tokens) - self.config.skip_tokens,
-                ),
-            )
-            for attempt, future in zip(attempts, asked, strict=True)
+            (y, teachers.top_k(self.stage.wait(future), len(y.tokens) - skip))  # q(k | x, d, y_<t)
+            for y, future in asked
             if future is not None
         ]
+        shown = teachers.shown([q for _, q in learned])
+        self.showed(attempts, shown.metrics(0.0))
         if not learned:  # a step that changes nothing, so that the count of steps holds
-            return client.forward_backward(
-                [teachers.hard_datum(attempt, 0.0) for attempt in attempts], "cross_entropy"
-            ), teachers.shown([]).metrics(0.0)
-        scale = 1 / sum(len(targets.ids) for _, targets in learned)
-        data = [teachers.soft_datum(attempt, targets, scale) for attempt, targets in learned]
-        shown = teachers.shown([targets for _, targets in learned])
-        return client.forward_backward(data, "cross_entropy"), shown.metrics(0.0)
+            nothing = [teachers.hard_datum(y, 0.0) for y in attempts]
+            return client.forward_backward(nothing, "cross_entropy")
+        T = sum(len(q.ids) for _, q in learned)
+        data = [teachers.soft_datum(y, q, 1 / T) for y, q in learned]
+        return client.forward_backward(data, "cross_entropy")  # - sum_t sum_k q log p / T
 
     def loss(self, loss_sum: float, shown: Mapping[str, float]) -> dict[str, float]:
         return {"train/loss": loss_sum, "kl": loss_sum - shown["teacher/entropy"]}

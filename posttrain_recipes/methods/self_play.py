@@ -8,17 +8,18 @@ games of that beginning,
 so that a seat which is better off from the start (it moves first, say) is no reason to move: the
 role-conditioned advantage of SPIRAL (Liu et al. 2025, arXiv 2506.24119), with the group in place of
 its running mean. As the policy gets better so does its opponent, and no data are needed beside the
-rules. What it is worth against others is for evals to tell: in self-play the mean reward stays 0.
+rules. How good it is against others is for evals to tell: in self-play the mean reward stays 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    Checkpoint,
     Record,
     StageContext,
     Task,
@@ -26,9 +27,14 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.loops import rl
 from posttrain_recipes.training.rl import advantages
-from posttrain_recipes.training.rl.rollout import Source
-from posttrain_recipes.training.rl.scoring import Patience
-from posttrain_recipes.training.rl.sources import Worth, episodes
+from posttrain_recipes.training.rl.policy_loss import forward_backward
+from posttrain_recipes.training.rl.rollout import Group, Source
+from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.training.rl.sources import episodes
+from posttrain_recipes.waiting import CancellableWaiter
+
+if TYPE_CHECKING:
+    import tinker
 
 
 class SelfPlay(rl.RolloutMethod):
@@ -48,19 +54,42 @@ class SelfPlay(rl.RolloutMethod):
     class Config(rl.RolloutMethod.Config):
         """Options of self-play."""
 
-        advantage: advantages.Estimator = "group_mean"
-        """From rewards to advantages, by seat: group_mean (r - mean), group_norm (over the spread),
-        rloo (against the others), dr_grpo (constant length), reinforce_pp (over the batch)."""
+        advantage: advantages.Estimator = Field(
+            default="group_mean",
+            description="From the rewards of a seat to advantages: "
+            f"{advantages.summaries(advantages.ESTIMATORS)}.",
+        )
         max_tokens: int = Field(default=16, ge=1)
         """Longest reply in tokens."""
 
     config: Config
 
-    def source(self, stage: StageContext, patience: Patience) -> Source:
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Optimizer steps on games that the policy has just played against itself."""
+        config, waiter = self.config, CancellableWaiter()
+        source = self.source(stage, waiter)
+        scorer = RolloutScorer(stage, config, waiter)
+
+        def rollout(task: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+            by_seat = source.sample(task, seed, sampler)  # G games, a group of each seat's parts
+            return [scorer.score(group) for group in by_seat]  # r_1s, ..., r_Gs by the rules
+
+        with rl.RolloutLoop(stage, config, source, rollout, waiter) as loop:
+            for step in loop:
+                for groups in step.groups():  # some at a time, as soon as they are played
+                    for group in groups:
+                        A = config.estimator(group.rewards, step.batch)  # r_is - mean_i(r_is)
+                        w = config.token_weights(group, config.max_tokens)
+                        group.weigh(A, w, step.size)
+                    # - sum w min(rho A, clip(rho) A), and its gradient
+                    step.passes += forward_backward(loop.client, groups, config)
+                step.update()  # Adam
+        return loop.checkpoint
+
+    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
         """Groups of games of the stage's environment, one group a seat."""
         tasks = cast(Sequence[Task], stage.train)
-        worth = Worth(stage, self.config, patience)
-        source = episodes(tasks, stage, self.config, worth, self.config.retries)
+        source = episodes(tasks, stage, self.config, waiter, self.config.retries)
         if source.seats < 2:
             raise UsageError(
                 f"stage '{stage.name}': this environment has one seat, and self-play needs two",

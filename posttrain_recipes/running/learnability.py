@@ -1,6 +1,6 @@
-"""Whether RL has anything to learn from: what replies of the start policy are worth.
+"""Whether RL has anything to learn from: how completions of the start policy are rewarded.
 
-Of a group whose replies are all worth the same nothing is learned (Yu et al. 2025, DAPO,
+Of a group whose rewards are all the same nothing is learned (Yu et al. 2025, DAPO,
 arXiv 2503.14476). The groups are sampled and rewarded by the method's own code.
 """
 
@@ -22,12 +22,12 @@ from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.loops.rl import RolloutMethod
 from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.rollout import Group, Source
-from posttrain_recipes.training.rl.scoring import Patience
-from posttrain_recipes.waiting import in_thread
+from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.waiting import CancellableWaiter, in_thread
 
 GROUPS = 16
 """Prompts, or episodes, that are tried."""
-FLAT = 0.75
+ZERO_VARIANCE = 0.75
 """A larger share of groups without variance than this is worth a warning."""
 
 
@@ -55,19 +55,19 @@ def _verdict(name: str, groups: Sequence[Group], replies: int) -> Finding:
     if not scored:
         why = next((group.error for group in groups if group.error), "every reward abstained")
         return Finding(name, "failed", f"none of {replies} replies has a reward: {why}")
-    flat = sum(not advantages.varies(group.rewards) for group in groups)
+    zero_variance = sum(not advantages.varies(group.rewards) for group in groups)
     told = (
-        f"{flat} of {len(groups)} groups have one reward for all replies; the mean is "
+        f"{zero_variance} of {len(groups)} groups have one reward for all replies; the mean is "
         f"{sum(scored) / len(scored):.2f}"
     )
-    if flat <= FLAT * len(groups):
+    if zero_variance <= ZERO_VARIANCE * len(groups):
         return Finding(name, "ok", told)
     return Finding(
         name,
         "warning",
         f"{told}: there is little to learn from",
         "prompts of which the model gets some right and some wrong; sft first if it never does; "
-        "'flat_groups: replace', a larger group_size or a higher temperature",
+        "'zero_variance_groups: replace', a larger group_size or a higher temperature",
     )
 
 
@@ -76,7 +76,7 @@ def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[l
     assert isinstance(stage.method, RolloutMethod)
     assert stage.data is not None
     assert stage.wants is not None
-    patience = Patience()
+    waiter = CancellableWaiter()
     context = StageContext(
         name=stage.name,
         seed=stage.seed,
@@ -91,17 +91,22 @@ def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[l
         rewards=stage.rewards,
         resolve=lambda ref: serving.resolve(ref, stage.model),
     )
-    source: Source = stage.method.source(context, patience)
+    source: Source = stage.method.source(context, waiter)
+    scorer = RolloutScorer(context, stage.method.config, waiter)
     sampler = serving.sampler(start)
+
+    def rollout(prompt: int) -> list[Group]:
+        return [scorer.score(group) for group in source.sample(prompt, prompt, sampler)]
+
     count = min(GROUPS, source.size)
     chosen = random.Random(stage.seed).sample(range(source.size), count)
     try:
         futures: list[Future[list[Group]]] = [
-            in_thread(partial(source.roll, index, index, sampler)) for index in chosen
+            in_thread(partial(rollout, prompt)) for prompt in chosen
         ]
         rolled: list[list[Group]] = [serving.wait(future) for future in futures]
     finally:
-        patience.end()
+        waiter.cancel()
     groups = [group for part in rolled for group in part]
     return groups, sum(len(group.rollouts) for group in groups)
 

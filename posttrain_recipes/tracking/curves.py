@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+RENAMED = {"groups/flat_share": "groups/zero_variance_share"}
+"""Metrics of older runs, and what they are called now."""
 Series = list[tuple[int, float]]
 """`(step, value)` in the order of the steps."""
 
@@ -58,5 +60,5 @@ def read(run: Path, stage: str) -> dict[str, Series]:
     curves: dict[str, Series] = {}
     for step in sorted(steps):
         for name, value in steps[step].items():
-            curves.setdefault(name, []).append((step, float(value)))
+            curves.setdefault(RENAMED.get(name, name), []).append((step, float(value)))
     return curves

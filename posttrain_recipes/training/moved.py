@@ -48,6 +48,8 @@ MOVED = {
     "sampling": "sampling.generation",
 }
 """Modules by the names that plugins knew them by."""
+RENAMED = {"replies.Objective": "CompletionObjective"}
+"""Names in those that are others now."""
 
 
 def find(old: str, name: str) -> Any:
@@ -56,11 +58,12 @@ def find(old: str, name: str) -> Any:
     Raises:
         AttributeError: there is no such name, and there was none.
     """
-    home = MOVED[old]
+    home, was = MOVED[old], name
+    name = RENAMED.get(f"{old}.{name}", name)
     try:
         found = getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
     except AttributeError:
-        raise AttributeError(f"module '{PACKAGE}.{old}' has no attribute '{name}'") from None
+        raise AttributeError(f"module '{PACKAGE}.{old}' has no attribute '{was}'") from None
     module = home.rpartition(".")[2]
     if name in FLAT:
         now = f"{PACKAGE}.{name}"
@@ -68,7 +71,7 @@ def find(old: str, name: str) -> Any:
         now = f"{PACKAGE}.{module}.{name}"
     else:
         now = f"{PACKAGE}.{home}.{name}, which is no part of the plugin API"
-    warnings.warn(f"{PACKAGE}.{old}.{name} is now {now}", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{PACKAGE}.{old}.{was} is now {now}", DeprecationWarning, stacklevel=3)
     return found
 
 

@@ -36,10 +36,12 @@ import torch
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.training.rl import advantages
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig, PolicyGradient, drift
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift, forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
-from posttrain_recipes.training.rl.scoring import Patience
-from posttrain_recipes.training.rl.sources import ReplyConfig, Worth
+from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.training.rl.sources import CompletionConfig
+from posttrain_recipes.waiting import CancellableWaiter
+from tests.rollout_engine import weigh
 from tests.trl_trainer import Trainer
 
 pytest.importorskip("trl", reason="TRL is not installed")
@@ -220,19 +222,18 @@ def ours(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Our loss, its gradient by log p (N, T), and what was logged of p against q."""
     config = PolicyConfig(**options)
-    policy = PolicyGradient(config, max_tokens=T)
     groups = rollouts(q, REWARDS, overlong)
-    policy.weigh(groups, GROUPS)
+    weigh(config, groups, GROUPS, T)
     client = Client(p)
-    items, _ = policy.submit(client, groups)  # type: ignore[arg-type]
+    [(items, _)] = forward_backward(client, groups, config)  # type: ignore[arg-type]
     assert client.p.grad is not None
     return client.loss.detach(), client.p.grad, drift(items, client.outputs, config)
 
 
-def worth(advantage: str, rewards: Sequence[float | None]) -> torch.Tensor:
+def estimated(advantage: str, rewards: Sequence[float | None]) -> torch.Tensor:
     """What our estimator makes of the rewards (N,); 0 for a reply without one."""
     groups = rollouts(numbers()[1], rewards, "keep")
-    PolicyGradient(PolicyConfig(advantage=advantage), T).weigh(groups, GROUPS)
+    weigh(PolicyConfig(advantage=advantage), groups, GROUPS, T)
     values = [rollout.advantage for group in groups for rollout in group.rollouts]
     return torch.tensor(values, dtype=torch.float64)
 
@@ -257,9 +258,9 @@ def test_advantages(
     found = scored(trainer(numbers()[0], rewards, **options))["advantages"]
     assert found.abs().max() > 0.3
     # 1e-4 on a spread of 0.3 or more.
-    torch.testing.assert_close(worth(advantage, rewards), found, rtol=4e-4, atol=1e-12)
+    torch.testing.assert_close(estimated(advantage, rewards), found, rtol=4e-4, atol=1e-12)
     monkeypatch.setattr(advantages, "EPSILON", TRL_EPSILON)
-    torch.testing.assert_close(worth(advantage, rewards), found, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(estimated(advantage, rewards), found, rtol=1e-6, atol=1e-12)
 
 
 def test_the_spread_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +271,7 @@ def test_the_spread_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     of_group = rewards.view(GROUPS, G).mean(1).repeat_interleave(G)
     between = (of_group - rewards.mean()) / (rewards.std() + TRL_EPSILON)
     assert between.abs().max() > 0.5
-    torch.testing.assert_close(worth("reinforce_pp", REWARDS), found + between)
+    torch.testing.assert_close(estimated("reinforce_pp", REWARDS), found + between)
 
 
 @pytest.mark.parametrize("overlong", ["keep", "mask"])
@@ -344,7 +345,7 @@ def test_rloo() -> None:
 def test_divergence_as_rloo_takes_it_off_the_reward() -> None:
     p, _, reference = numbers()
     found = scored(RLOO(p, REWARDS, reference=reference, beta=0.2))["advantages"]
-    config = ReplyConfig(kl_beta=0.2)
+    config = CompletionConfig(kl_beta=0.2)
     stage: Any = SimpleNamespace(
         rewards=[],
         seed=0,
@@ -361,11 +362,11 @@ def test_divergence_as_rloo_takes_it_off_the_reward() -> None:
             future: Future[list[float | None]] = Future()
             future.set_result([None] * PROMPT + reference[row, : LENGTHS[row]].tolist())
             asked.append([future])
-        Worth(stage, config, Patience()).penalize(group.rollouts, asked)
-    PolicyGradient(PolicyConfig(advantage="rloo"), T).weigh(groups, GROUPS)
+        RolloutScorer(stage, config, CancellableWaiter()).penalize(group.rollouts, asked)
+    weigh(PolicyConfig(advantage="rloo"), groups, GROUPS, T)
     values = [rollout.advantage for group in groups for rollout in group.rollouts]
     torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), found)
-    assert not torch.allclose(worth("rloo", REWARDS), found, atol=0.01), "it costs something"
+    assert not torch.allclose(estimated("rloo", REWARDS), found, atol=0.01), "it costs something"
 
 
 def test_k3_is_the_divergence_that_grpo_logs() -> None:

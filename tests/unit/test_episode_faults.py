@@ -14,7 +14,7 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.evals.episodes import Episodes as EpisodesEval
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import Episode, EvalContext, EvalResult, Message, Task, Turn
-from posttrain_recipes.training.rl.episodes import Limits, Play, play
+from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 from posttrain_recipes.training.rl.rollout import Group
 from tests.rollout_engine import Engine, run, trained
 from tests.scripted import END, Renderer, Sampler, source, spell, wait
@@ -91,13 +91,15 @@ def letters(tokens: list[int], index: int, seed: int) -> list[int]:
 def played(fault: Fault, retries: int = 2, seconds: float | None = None) -> tuple[list[Play], Any]:
     """Four episodes of one task, and what was sampled for them."""
     sampler = Sampler(letters)
-    limits = Limits(max_turns=6, max_tokens=4, temperature=1.0, retries=retries, seconds=seconds)
+    limits = EpisodeLimits(
+        max_turns=6, max_tokens=4, temperature=1.0, retries=retries, seconds=seconds
+    )
     tasks = [TalkTask(fault=fault)] * 4
     return play(tasks, 7, sampler, Renderer(), wait, limits), sampler.asked  # type: ignore[arg-type]
 
 
 def course(one: Play) -> Any:
-    seat = one.seats[0]
+    seat = one.players[0]
     return seat.segments, seat.reward, seat.conversations, one.metrics
 
 
@@ -145,7 +147,7 @@ def test_an_environment_that_tells_something_else_then_is_answered_anew() -> Non
 
     calm, asked = played(harmless)
     sampler = Sampler(letters)
-    limits = Limits(max_turns=6, max_tokens=4, temperature=1.0, retries=1)
+    limits = EpisodeLimits(max_turns=6, max_tokens=4, temperature=1.0, retries=1)
     moody = MoodyTask(fault=task.fault)
     shaken = play([moody] * 4, 7, sampler, Renderer(), wait, limits)  # type: ignore[arg-type]
     others = (0, 1, 3)
@@ -181,7 +183,7 @@ def test_what_an_environment_raises_is_kept_and_not_passed_on(fault: Fault, told
 
 def roll(fault: Fault, **options: Any) -> Group:
     made = source(GRPO(GRPO.Config(group_size=4, **options)), [TalkTask(fault=fault)])
-    made.tasks[0].begun.clear()  # type: ignore[attr-defined]
+    made.source.tasks[0].begun.clear()  # type: ignore[attr-defined]
     [group] = made.roll(0, 7, Sampler(letters))  # type: ignore[arg-type]
     return group
 
@@ -340,7 +342,7 @@ def test_episodes_act_at_the_same_time_where_their_task_says_so() -> None:
     class Together(TalkTask):
         concurrent: ClassVar[bool] = True
 
-    sampler, limits = Sampler(letters), Limits(max_turns=6, max_tokens=4, temperature=1.0)
+    sampler, limits = Sampler(letters), EpisodeLimits(max_turns=6, max_tokens=4, temperature=1.0)
     tasks = [Together(fault=at(range(4), "act 2", lambda: meet.wait(10) and None))] * 4
     plays = play(tasks, 7, sampler, Renderer(), wait, limits)  # type: ignore[arg-type]
     assert [course(one) for one in plays] == [course(one) for one in played(harmless)[0]]

@@ -15,11 +15,11 @@ from posttrain_recipes.evals.episodes import Episodes as EpisodesEval
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.methods.self_play import SelfPlay
 from posttrain_recipes.plugin import Episode, EvalContext, Message, Task, Turn
-from posttrain_recipes.training.rl.episodes import Limits, play
+from posttrain_recipes.training.rl.episodes import EpisodeLimits, play
 from posttrain_recipes.training.rl.sources import episodes
 from tests.scripted import ASSISTANT, END, USER, Renderer, Sampler, source, spell, wait
 
-LIMITS = Limits(max_turns=6, max_tokens=4, temperature=1.0)
+LIMITS = EpisodeLimits(max_turns=6, max_tokens=4, temperature=1.0)
 
 
 @dataclass
@@ -54,7 +54,7 @@ def test_what_the_policy_wrote_is_kept_token_by_token() -> None:
     """The reply `b b` is parsed as `b b` and would be rendered with no space at its end."""
     sampler = Sampler(lambda tokens, index, seed: [*spell("b "), END])
     [one] = play([EchoTask()], 1, sampler, Renderer(), wait, LIMITS)  # type: ignore[arg-type]
-    [segment] = one.seats[0].segments
+    [segment] = one.players[0].segments
     reply = [*spell("b "), END]
     assert segment.tokens == [
         *(USER, *spell("a"), END, ASSISTANT, *reply),
@@ -65,7 +65,7 @@ def test_what_the_policy_wrote_is_kept_token_by_token() -> None:
     assert own == reply * 3
     assert segment.own(segment.logprobs) == pytest.approx([-0.1, -0.2, -0.3] * 3)
     assert sum(segment.logprobs) == pytest.approx(-1.8)
-    assert one.seats[0].reward == 3.0
+    assert one.players[0].reward == 3.0
     assert one.turns == 3
     assert not one.sample(0).truncated
 
@@ -73,7 +73,7 @@ def test_what_the_policy_wrote_is_kept_token_by_token() -> None:
 def test_a_reply_that_was_cut_is_ended_without_being_learned() -> None:
     sampler = Sampler(lambda tokens, index, seed: spell("bcd"))
     [one] = play([EchoTask()], 1, sampler, Renderer(), wait, LIMITS)  # type: ignore[arg-type]
-    [segment] = one.seats[0].segments
+    [segment] = one.players[0].segments
     first = [USER, *spell("a"), END, ASSISTANT, *spell("bcd"), END, USER]
     assert segment.tokens[: len(first)] == first
     assert not segment.sampled[len(first) - 2]
@@ -84,7 +84,7 @@ def test_where_the_template_rewrites_each_reply_is_a_sequence_of_its_own() -> No
     sampler = Sampler(lambda tokens, index, seed: [*spell("b"), END])
     renderer = Renderer(rewrites=True)
     [one] = play([EchoTask()], 1, sampler, renderer, wait, LIMITS)  # type: ignore[arg-type]
-    segments = one.seats[0].segments
+    segments = one.players[0].segments
     assert [sum(segment.sampled) for segment in segments] == [2, 2, 2]
     assert [segment.tokens[:-2] for segment in segments] == [asked for asked, _, _ in sampler.asked]
 
@@ -108,7 +108,7 @@ def test_a_fresh_turn_is_read_alone_and_shown_with_the_others() -> None:
     [one] = play([ForgetfulTask()], 1, sampler, Renderer(), wait, LIMITS)  # type: ignore[arg-type]
     asked = [[USER, *spell(told), END, ASSISTANT] for told in ("a", "aa", "aaa")]
     assert [tokens for tokens, _, _ in sampler.asked] == asked
-    assert [segment.tokens for segment in one.seats[0].segments] == [
+    assert [segment.tokens for segment in one.players[0].segments] == [
         [*prompt, *spell("b"), END] for prompt in asked
     ]
     assert one.sample(0).completion == "b\n[tool] aa\nb\n[tool] aaa\nb"
@@ -127,7 +127,7 @@ def test_episodes_that_say_the_same_are_one_request() -> None:
 
 def test_an_episode_that_goes_on_is_cut() -> None:
     sampler = Sampler(lambda tokens, index, seed: [*spell("b"), END])
-    limits = Limits(max_turns=2, max_tokens=4, temperature=1.0)
+    limits = EpisodeLimits(max_turns=2, max_tokens=4, temperature=1.0)
     [one] = play([EchoTask()], 1, sampler, Renderer(), wait, limits)  # type: ignore[arg-type]
     assert one.turns == 2
     assert one.unfinished

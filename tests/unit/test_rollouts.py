@@ -17,9 +17,9 @@ from posttrain_recipes.plugin import (
     Reward,
     Sample,
 )
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig, PolicyGradient
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
-from tests.rollout_engine import ROOM, Asked, Engine, Same, done, run, trained
+from tests.rollout_engine import ROOM, Asked, Engine, Same, done, run, trained, weigh
 
 
 def test_a_group_is_one_request_with_a_seed_of_its_own() -> None:
@@ -91,7 +91,7 @@ def stopping(
         {"updates_per_batch": 2},
         {"max_staleness": 2},
         {"max_staleness": 1, "updates_per_batch": 2, "advantage": "reinforce_pp"},
-        {"flat_groups": "replace"},
+        {"zero_variance_groups": "replace"},
     ],
 )
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
@@ -182,12 +182,12 @@ def test_groups_that_are_there_are_trained_on_while_others_still_run() -> None:
     assert engine.version == 1
 
 
-def test_flat_groups_are_replaced_up_to_a_bound_and_counted() -> None:
+def test_groups_without_variance_are_replaced_up_to_a_bound_and_counted() -> None:
     engine = Engine()
     run(
         engine,
         rewards=[Same(PluginConfig())],
-        flat_groups="replace",
+        zero_variance_groups="replace",
         max_replacements=2,
         max_steps=1,
     )
@@ -195,18 +195,18 @@ def test_flat_groups_are_replaced_up_to_a_bound_and_counted() -> None:
     assert len({ask.seed for ask in engine.asked}) == 12
     [(metrics, _)] = engine.log
     assert metrics["groups/replaced"] == 8
-    assert metrics["groups/flat_share"] == 1.0
+    assert metrics["groups/zero_variance_share"] == 1.0
     assert metrics["groups/learned"] == 0
     # Nothing to learn: no gradient, and Adam's momentum moves nothing either.
     assert engine.passes == []
     assert engine.version == 0
 
 
-def test_flat_groups_are_dropped_without_more_samples() -> None:
+def test_groups_without_variance_are_dropped_without_more_samples() -> None:
     engine = Engine()
     run(engine, rewards=[Same(PluginConfig())], max_steps=1)
     assert len(engine.asked) == 4
-    assert engine.log[0][0]["groups/flat_share"] == 1.0
+    assert engine.log[0][0]["groups/zero_variance_share"] == 1.0
 
 
 def test_a_group_that_fails_is_tried_again_alone() -> None:
@@ -245,7 +245,7 @@ def test_a_reward_that_never_works_ends_the_stage() -> None:
 def test_divergence_from_the_reference_is_taken_off_the_reward() -> None:
     """Ours is -0.5 a token, the reference's -1.5: one nat a token."""
     engine = Engine()
-    run(engine, max_steps=1, kl_beta=0.1, flat_groups="drop")
+    run(engine, max_steps=1, kl_beta=0.1, zero_variance_groups="drop")
     [(metrics, _)] = engine.log
     assert metrics["policy/kl_reference_per_token"] == pytest.approx(1.0)
     mean = metrics["reward/penalties/kl"]
@@ -277,7 +277,7 @@ def test_tokens_that_are_masked_are_none_that_others_are_divided_by() -> None:
     ]
     rollouts[1].masked = True
     config = PolicyConfig(advantage="group_mean", length_norm="token")
-    PolicyGradient(config, max_tokens=4).weigh([Group(rollouts)], 1)
+    weigh(config, [Group(rollouts)], 1, max_tokens=4)
     assert [rollouts[0].weight, rollouts[2].weight] == [1 / 5, 1 / 5]
     assert rollouts[0].advantage == 0.5, "its reward counts in the baseline"
 
@@ -332,7 +332,7 @@ def test_dro_is_computed_here_over_the_replys_tokens_alone() -> None:
         assert float(loss(data, logprobs)[0]) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"flat_groups": "replace"}])
+@pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"zero_variance_groups": "replace"}])
 def test_a_budget_of_tokens_ends_it_with_the_batch_that_reaches_it(options: dict[str, Any]) -> None:
     free = Engine()
     run(free, epochs=2, token_budget=10**9, save_every=1, **options)

@@ -20,8 +20,8 @@ from posttrain_recipes.methods.sdft import SDFT
 from posttrain_recipes.plugin import Conversation, Message, Prompt, UsageError
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import Attempt, prompt_tokens
-from posttrain_recipes.training.distill.teachers import Reply, SoftTargets
-from posttrain_recipes.training.sampling.datagen import seed_of
+from posttrain_recipes.training.distill.teachers import SoftTargets, TokenizedReply
+from posttrain_recipes.training.requests import derive_seed
 
 
 def targets(rows: list[list[float]], ids: list[list[int]] | None = None) -> SoftTargets:
@@ -52,7 +52,7 @@ def test_what_the_wire_fills_in_weighs_nothing() -> None:
 
 
 def test_soft_targets_stand_where_the_reply_is_predicted() -> None:
-    reply = Reply(prompt=[10, 11, 12], tokens=[3, 5])
+    reply = TokenizedReply(prompt=[10, 11, 12], tokens=[3, 5])
     datum = teachers.soft_datum(reply, targets([[0.6, 0.2], [0.5, 0.5]]), scale=0.5)
     assert datum.model_input.to_ints() == [10, 11, 12, 3]
     inputs = datum.loss_fn_inputs
@@ -63,13 +63,13 @@ def test_soft_targets_stand_where_the_reply_is_predicted() -> None:
 
 
 def test_skipped_positions_come_first() -> None:
-    datum = teachers.soft_datum(Reply([10, 11], [3, 5]), targets([[0.5, 0.5]]), scale=1.0)
+    datum = teachers.soft_datum(TokenizedReply([10, 11], [3, 5]), targets([[0.5, 0.5]]), scale=1.0)
     weights = np.reshape(datum.loss_fn_inputs["weights"].data, (3, 2))
     assert weights.sum(axis=1).tolist() == [0, 0, 1]
 
 
 def test_a_policy_datum_is_zero_over_the_prompt() -> None:
-    datum = teachers.policy_datum(Reply([10, 11], [3, 5]), [-1.0, -2.0], [0.25, -0.5])
+    datum = teachers.policy_datum(TokenizedReply([10, 11], [3, 5]), [-1.0, -2.0], [0.25, -0.5])
     columns = {name: list(value.data) for name, value in datum.loss_fn_inputs.items()}
     assert columns == {
         "target_tokens": [11, 3, 5],
@@ -185,6 +185,6 @@ def test_a_prompt_that_leaves_no_room_is_named() -> None:
 
 
 def test_seeds_differ_by_step_and_place_and_stay() -> None:
-    seeds = {seed_of(0, step, place) for step in range(30) for place in range(30)}
+    seeds = {derive_seed(0, step, place) for step in range(30) for place in range(30)}
     assert len(seeds) == 900
-    assert seed_of(0, 3, 4) == 1343658576
+    assert derive_seed(0, 3, 4) == 1343658576

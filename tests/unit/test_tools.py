@@ -17,7 +17,7 @@ from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import Dataset, Episode, Message, Sample, Turn
 from posttrain_recipes.rewards.exact_match import ExactMatchReward
-from posttrain_recipes.training.rl.episodes import Limits, Play
+from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play
 from posttrain_recipes.training.text.chat_template import load_renderer
 from tests.conftest import ROOT, Project
 from tests.scripted import END, Sampler, source, spell
@@ -163,11 +163,11 @@ def test_what_a_tool_says_is_not_learned(beside: Path) -> None:
     """Only the policy's own tokens; the conversation stays one sequence."""
     renderer = load_renderer(str(ROOT / "posttrain_recipes" / "models" / "tiny"))
     task = next(iter(made(beside, "double").load()))
-    play = Play.of(task, renderer, Limits(4, 64, 1.0))  # type: ignore[arg-type]
+    play = Play.of(task, renderer, EpisodeLimits(4, 64, 1.0))  # type: ignore[arg-type]
     for reply in ("<double>21</double>", "42"):
         tokens = [*renderer._tokenizer.encode(reply), *renderer.stop[:1]]
         play.say(play.prompt(), tokens, [-0.5] * len(tokens))
-    [segment] = play.seats[0].segments
+    [segment] = play.players[0].segments
     own = [t for t, sampled in zip(segment.tokens, segment.sampled, strict=True) if sampled]
     assert renderer.decode(own).count("42") == 1
     assert renderer.decode(segment.tokens).count("42") == 2

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from posttrain_recipes import training
-from posttrain_recipes.training.moved import FLAT, MODULES, MOVED
+from posttrain_recipes.training.moved import FLAT, MODULES, MOVED, RENAMED
 
 OLD = {
     "gradient": ("GradientConfig", "Objective", "Order", "train", "total_steps", "examples_seen"),
@@ -40,7 +40,8 @@ def test_old_paths_work_and_say_what_is_new(old: str, name: str) -> None:
     module = importlib.import_module(f"posttrain_recipes.training.{old}")
     with pytest.warns(DeprecationWarning, match=f"{old}.{name} is now") as told:
         found = getattr(module, name)
-    assert found is getattr(importlib.import_module(f"{training.__name__}.{MOVED[old]}"), name)
+    now = RENAMED.get(f"{old}.{name}", name)
+    assert found is getattr(importlib.import_module(f"{training.__name__}.{MOVED[old]}"), now)
     assert told[0].filename == __file__
 
 

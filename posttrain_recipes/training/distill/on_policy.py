@@ -1,4 +1,4 @@
-"""Learning from what the student itself writes: sample, have it judged, take a step.
+"""Learning from what the student itself writes: sample, have a teacher read it, take a step.
 
 An `OnPolicy` objective runs in the gradient loop, which owns order, learning rate, checkpoints and
 resume. Submitting a step takes a snapshot of the weights after the step before it and samples from
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -18,9 +18,9 @@ from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Message, Renderer, StageContext, Usage
-from posttrain_recipes.training.distill.teachers import Reply
+from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops.supervised import GradientConfig
-from posttrain_recipes.training.sampling.datagen import seed_of
+from posttrain_recipes.training.requests import derive_seed, sample
 
 if TYPE_CHECKING:
     import tinker
@@ -38,23 +38,23 @@ class OnPolicyConfig(GradientConfig):
 
 
 @dataclass(frozen=True)
-class Attempt(Reply):
+class Attempt(TokenizedReply):
     """A reply that the student wrote, with its log-probabilities (T,) when it did."""
 
     logprobs: tuple[float, ...] = ()
 
 
-class Item(ABC):
+class StudentPrompt(ABC):
     """What a method makes of a record: an object of its own even where two records are equal."""
 
     prompt: list[int]
     """Token ids (P,) that the student is shown."""
 
 
-ItemT = TypeVar("ItemT", bound=Item)
+PromptT = TypeVar("PromptT", bound=StudentPrompt)
 
 
-class OnPolicy(ABC, Generic[ItemT]):
+class OnPolicy(ABC, Generic[PromptT]):
     """An objective of the gradient loop over replies that the student writes. See `Objective`."""
 
     def __init__(self, stage: StageContext, config: OnPolicyConfig) -> None:
@@ -67,81 +67,69 @@ class OnPolicy(ABC, Generic[ItemT]):
         """Of the step that was submitted last."""
 
     @abstractmethod
-    def ask(self, item: ItemT, attempt: Attempt) -> object:
-        """Have an attempt judged, without waiting; called as soon as it is written."""
+    def submit(
+        self, client: tinker.TrainingClient, batch: Sequence[PromptT]
+    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
+        """Sample, have a teacher read, and submit forward and backward; `showed` tells of it."""
 
-    @abstractmethod
-    def learn(
-        self,
-        client: tinker.TrainingClient,
-        items: Sequence[ItemT],
-        attempts: Sequence[Attempt],
-        asked: Sequence[object],
-    ) -> tuple[tinker.APIFuture[tinker.ForwardBackwardOutput], dict[str, float]]:
-        """Submit forward and backward of the attempts; also what they showed, for the log.
+    def attempts(
+        self, client: tinker.TrainingClient, batch: Sequence[PromptT]
+    ) -> Iterator[tuple[PromptT, Attempt]]:
+        """y ~ p(. | x): replies of the student as it is now, in order, as they come."""
+        stage, config = self.stage, self.config
+        sampler = stage.wait(client.save_weights_and_get_sampling_client())
+        futures = [
+            sample(
+                sampler,
+                item.prompt,
+                config.group_size,
+                max_tokens=config.max_tokens,
+                temperature=1.0,
+                seed=derive_seed(stage.seed, self._step, place),
+                stop=stage.renderer.stop,
+            )
+            for place, item in enumerate(batch)
+        ]
+        for item, future in zip(batch, futures, strict=True):
+            for sequence in stage.wait(future).sequences:
+                yield (
+                    item,
+                    Attempt(
+                        item.prompt,
+                        list(sequence.tokens),
+                        sequence.stop_reason == "length",
+                        tuple(sequence.logprobs or ()),
+                    ),
+                )
 
-        The three sequences are parallel; `asked` is what `ask` returned for each.
-        """
+    def showed(self, attempts: Sequence[Attempt], metrics: Mapping[str, float]) -> None:
+        """Keep what the step's attempts showed, for the log."""
+        lengths = [len(attempt.tokens) for attempt in attempts]
+        self._waiting.append(
+            {
+                **metrics,
+                "completions/mean_length": sum(lengths) / len(lengths),
+                "completions/clipped_ratio": sum(a.truncated for a in attempts) / len(attempts),
+            }
+        )
+        written = sum(lengths)
+        self._usage = Usage(train=sum(len(a.prompt) for a in attempts) + written, sample=written)
+        self._step += 1
 
     def loss(self, loss_sum: float, shown: Mapping[str, float]) -> dict[str, float]:
         """Metrics that need the engine's sum of the loss."""
         return {"train/loss": loss_sum}
 
-    def prepare(self, batch: Sequence[ItemT]) -> None:
+    def prepare(self, batch: Sequence[PromptT]) -> None:
         """Nothing can be done before the step that comes first is taken."""
 
-    def submit(
-        self, client: tinker.TrainingClient, batch: Sequence[ItemT]
-    ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
-        import tinker
-
-        stage, config = self.stage, self.config
-        sampler = stage.wait(client.save_weights_and_get_sampling_client())
-        futures = [
-            sampler.sample(
-                tinker.ModelInput.from_ints(item.prompt),
-                config.group_size,
-                tinker.SamplingParams(
-                    max_tokens=config.max_tokens,
-                    temperature=1.0,
-                    seed=seed_of(stage.seed, self._step, place),
-                    stop=stage.renderer.stop,
-                ),
-            )
-            for place, item in enumerate(batch)
-        ]
-        items, attempts, asked = [], [], []
-        for item, future in zip(batch, futures, strict=True):
-            for sequence in stage.wait(future).sequences:
-                attempt = Attempt(
-                    item.prompt,
-                    list(sequence.tokens),
-                    sequence.stop_reason == "length",
-                    tuple(sequence.logprobs or ()),
-                )
-                items.append(item)
-                attempts.append(attempt)
-                asked.append(self.ask(item, attempt))
-        submitted, shown = self.learn(client, items, attempts, asked)
-        lengths = [len(attempt.tokens) for attempt in attempts]
-        shown = {
-            **shown,
-            "completions/mean_length": sum(lengths) / len(lengths),
-            "completions/clipped_ratio": sum(a.truncated for a in attempts) / len(attempts),
-        }
-        written = sum(lengths)
-        self._usage = Usage(train=sum(len(a.prompt) for a in attempts) + written, sample=written)
-        self._waiting.append(shown)
-        self._step += 1
-        return submitted
-
     def metrics(
-        self, batch: Sequence[ItemT], output: tinker.ForwardBackwardOutput
+        self, batch: Sequence[PromptT], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
         shown = self._waiting.popleft()
         return {**shown, **self.loss(output.metrics["loss:sum"], shown)}
 
-    def usage(self, batch: Sequence[ItemT]) -> Usage:
+    def usage(self, batch: Sequence[PromptT]) -> Usage:
         return self._usage
 
 

@@ -1,4 +1,4 @@
-"""What a teacher makes of a reply, and both as the engine's data.
+"""A teacher's log-probabilities along a reply, as targets or advantages that the engine takes.
 
 Shapes: P tokens of a prompt, T of a reply to it, N = P + T of both; the engine is sent N - 1 inputs
 and targets, of which the last T are learned. K targets a position are the teacher's likeliest
@@ -22,7 +22,7 @@ MASKED = -1e4
 
 
 @dataclass(frozen=True)
-class Reply:
+class TokenizedReply:
     """A prompt (P,) and a reply to it (T,) as tokens, as the student sees them."""
 
     prompt: list[int]
@@ -133,7 +133,7 @@ def reply_logprobs(
     return total
 
 
-def soft_datum(reply: Reply, targets: SoftTargets, scale: float) -> tinker.Datum:
+def soft_datum(reply: TokenizedReply, targets: SoftTargets, scale: float) -> tinker.Datum:
     """A reply whose last positions, as many as there are targets, learn the teacher's K tokens.
 
     `scale` multiplies the weights; they reach the engine as (N - 1, K), zero before.
@@ -158,19 +158,19 @@ def soft_datum(reply: Reply, targets: SoftTargets, scale: float) -> tinker.Datum
     )
 
 
-def hard_datum(reply: Reply, scale: float) -> tinker.Datum:
+def hard_datum(reply: TokenizedReply, scale: float) -> tinker.Datum:
     """A reply whose every token is learned, with weight `scale`."""
     return _datum(reply, weights=[scale] * len(reply.tokens))
 
 
 def policy_datum(
-    reply: Reply, logprobs: Sequence[float], advantages: Sequence[float]
+    reply: TokenizedReply, logprobs: Sequence[float], advantages: Sequence[float]
 ) -> tinker.Datum:
-    """A reply that the student sampled with `logprobs` (T,), with what each token is worth (T,)."""
+    """A reply that the student sampled with `logprobs` (T,), and each token's advantage (T,)."""
     return _datum(reply, logprobs=logprobs, advantages=advantages)
 
 
-def _datum(reply: Reply, **columns: Sequence[float]) -> tinker.Datum:
+def _datum(reply: TokenizedReply, **columns: Sequence[float]) -> tinker.Datum:
     """Columns (T,) by loss input; they are zero over the prompt."""
     import tinker
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from posttrain_recipes.records import Message, Messages
 from posttrain_recipes.training.judges import verdicts
-from posttrain_recipes.training.sampling.datagen import seed_of
+from posttrain_recipes.training.requests import derive_seed, sample
 
 if TYPE_CHECKING:
     from posttrain_recipes.plugin import ServedModel, Waiter
@@ -56,19 +56,16 @@ class ModelJudge:
 
     def texts(self, questions: Sequence[Messages], attempt: int) -> list[str | None]:
         """Greedy the first time, drawn at temperature 1 after that."""
-        import tinker
-
         renderer = self.model.renderer
         futures = [
-            self.model.sampler.sample(
-                tinker.ModelInput.from_ints(renderer.prompt(question)),
+            sample(
+                self.model.sampler,
+                renderer.prompt(question),
                 1,
-                tinker.SamplingParams(
-                    max_tokens=self.max_tokens,
-                    temperature=1.0 if attempt else 0.0,
-                    seed=seed_of(self.seed, attempt, place),
-                    stop=renderer.stop,
-                ),
+                max_tokens=self.max_tokens,
+                temperature=1.0 if attempt else 0.0,
+                seed=derive_seed(self.seed, attempt, place),
+                stop=renderer.stop,
             )
             for place, question in enumerate(questions)
         ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from posttrain_recipes.plugin import Renderer, Waiter
 from posttrain_recipes.records import Message
+from posttrain_recipes.training.requests import sample
 from posttrain_recipes.training.sampling.generation import IN_FLIGHT
 
 if TYPE_CHECKING:
@@ -86,17 +87,13 @@ def log_odds(
 
     All are submitted before the first is awaited, `IN_FLIGHT` at a time.
     """
-    import tinker
 
-    params = tinker.SamplingParams(max_tokens=1, temperature=1.0, seed=0)
     found: list[float] = []
     for begin in range(0, len(questions), IN_FLIGHT):
         block = questions[begin : begin + IN_FLIGHT]
         asked = [choice(question, renderer, first, second) for question in block]
         futures = [
-            sampler.sample(
-                tinker.ModelInput.from_ints(one.prompt), 1, params, topk_sample_logprobs=_TOP
-            )
+            sample(sampler, one.prompt, 1, max_tokens=1, temperature=1.0, seed=0, top_k=_TOP)
             for one in asked
         ]
         for one, future in zip(asked, futures, strict=True):

@@ -1,8 +1,9 @@
-"""The rollout loop: groups in a fixed order -> rewards -> advantages -> optimizer steps.
+"""The rollout loop: prompts -> groups of scored completions -> optimizer steps -> checkpoints.
 
-The second of the two loops; `gradient` is the other. A batch of prompts (or episodes) is sampled
-from a snapshot of the policy, every group in a thread of its own that scores it as soon as it is
-there; on the way back the groups are trained on in their order, in part while others still run.
+The second of the two loops; `supervised` is the other. A batch of prompts (or episodes) is sampled
+from a snapshot of the policy, every group in a thread of its own, which scores it as soon as it is
+there. A method goes through the optimizer steps and, in each, through the groups that it learns
+from, in their order, some while others are still sampled.
 
 What a batch holds depends on the stage's seed, the number of the batch and the weights it was
 sampled from, never on what ran when. With `max_staleness` s the weights are those after s batches
@@ -17,33 +18,35 @@ import random
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.options import Renamed
 from posttrain_recipes.plugin import Method, Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved
 from posttrain_recipes.training.loops.supervised import Order
-from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.requests import derive_seed
+from posttrain_recipes.training.rl.advantages import varies
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown
-from posttrain_recipes.training.rl.policy_loss import Item, PolicyConfig, PolicyGradient, drift
-from posttrain_recipes.training.rl.rollout import Group, Source, derive
-from posttrain_recipes.training.rl.scoring import Abandoned, Patience
-from posttrain_recipes.training.rl.sources import ReplyConfig
-from posttrain_recipes.waiting import in_thread
+from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
+from posttrain_recipes.training.rl.rollout import Group, Source
+from posttrain_recipes.training.rl.sources import CompletionConfig
+from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
 
 if TYPE_CHECKING:
     import tinker
 
+    Rollout = Callable[[int, int, tinker.SamplingClient], list[Group]]
+
 T = TypeVar("T")
-Passes = list[tuple[list[Item], "tinker.APIFuture[tinker.ForwardBackwardOutput]"]]
-"""What was submitted to be learned from, with the future of its forward and backward pass."""
 CHUNKS = 4
 """A batch is trained on in this many parts, each as soon as it is there."""
 KEEP_SAMPLERS_S = 7 * 24 * 3600
@@ -70,11 +73,11 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
     on the data are of a slightly older policy, which `loss: ppo` and the like bound."""
     max_staleness: int = Field(default=0, ge=0, le=16)
     """Batches that the sampling policy may lie behind: above 0, sampling and training overlap."""
-    flat_groups: Literal["drop", "replace"] = "drop"
+    zero_variance_groups: Annotated[Literal["drop", "replace"], Renamed("flat_groups")] = "drop"
     """A group whose rewards are all the same teaches nothing: drop it, or sample another prompt in
     its place (dynamic sampling, DAPO)."""
     max_replacements: int = Field(default=3, ge=1)
-    """For flat_groups: replace, how many other prompts are tried in one place."""
+    """For zero_variance_groups: replace, how many other prompts are tried in one place."""
     retries: int = Field(default=2, ge=0)
     """How often a group that could not be sampled is tried again before the stage fails; in an
     environment also how often an episode in which it raised is begun again, on its own."""
@@ -103,8 +106,8 @@ class RolloutMethod(Method):
     takes_reward: ClassVar[bool] = True
     same_tokenizer: ClassVar[tuple[str, ...]] = ("reference",)
 
-    class Config(ReplyConfig, RolloutConfig):
-        """Options of what is sampled, what it is worth and how it is learned from."""
+    class Config(CompletionConfig, RolloutConfig):
+        """Options of what is sampled, how it is scored and how it is learned from."""
 
     config: Config
 
@@ -112,44 +115,51 @@ class RolloutMethod(Method):
     def needs(self) -> Sequence[str]:
         """Its loss, groups of samples, and log-probabilities where a reference reads them."""
         config = self.config
-        loss = "custom_loss" if config.loss == "dro" else f"loss:{config.loss}"
         reference = config.reference is not None or config.kl_beta > 0
         return (
-            loss,
+            config.surrogate.need,
             "sample:group",
             "sample:trained",
             *(("prompt_logprobs",) if reference else ()),
         )
 
     @abstractmethod
-    def source(self, stage: StageContext, patience: Patience) -> Source:
-        """Where the groups of a stage come from; its threads wait with `patience`."""
-
-    def leaves(self, groups: Sequence[Group]) -> Sequence[Record]:
-        """What the groups of a step leave for later stages to train on."""
-        return ()
-
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Run the stage to its last step."""
-        patience = Patience()
-        source = self.source(stage, patience)
-        return train(stage, self.config, source, self.config.max_tokens, patience, self.leaves)
+    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
+        """Where the groups of a stage come from; its threads wait with `waiter`."""
 
 
 @dataclass
-class _Update:
-    """An optimizer step that was submitted."""
+class Step:
+    """One optimizer step: the groups that it learns from, and what was submitted of them."""
 
-    number: int
-    groups: list[Group]
-    passes: Passes
-    update: tinker.APIFuture[tinker.OptimStepResponse] | None
-    learning_rate: float
+    size: int
+    """Groups that the loss is a mean over."""
+    batch: list[list[float]]
+    """The rewards of every group of its batch, where the advantage looks at all of them."""
+    _arrivals: Iterable[list[Group]]
+    _take: Callable[[Step], None]
+    number: int = 0
+    learned: list[Group] = field(default_factory=list)
+    """The groups that have come."""
+    passes: Passes = field(default_factory=list)
+    """Forward and backward passes that were submitted."""
+    optim: tinker.APIFuture[tinker.OptimStepResponse] | None = None
+    learning_rate: float = 0.0
     saved: Saved | None = None
 
+    def groups(self) -> Iterator[list[Group]]:
+        """The groups of the step in their order, some at a time, as soon as those are scored."""
+        for groups in self._arrivals:
+            self.learned += groups
+            yield groups
+
+    def update(self) -> None:
+        """Submit Adam's step on the gradients of `passes`, without waiting for it."""
+        self._take(self)
+
 
 @dataclass
-class _Weights:
+class _Snapshot:
     """The policy after so many batches, to sample from."""
 
     client: Future[tinker.SamplingClient]
@@ -157,89 +167,94 @@ class _Weights:
     """Where it is kept, where a resumed stage may need it."""
 
 
-def train(
-    stage: StageContext,
-    config: RolloutConfig,
-    source: Source,
-    max_tokens: int,
-    patience: Patience,
-    leaves: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: (),
-) -> Checkpoint:
-    """Run the stage to its last step and return that step's checkpoint.
-
-    Args:
-        source: where groups come from; its threads wait with `patience`.
-        max_tokens: the longest reply, which a constant length normalization divides by.
-        leaves: what the groups of a step leave for later stages.
-
-    Raises:
-        UsageError: nothing to sample from.
-        PtlError: the engine failed or is gone, or rollouts failed more often than is allowed.
-    """
-    if not source.size:
-        raise UsageError(f"stage '{stage.name}' has nothing to sample from")
-    policy = PolicyGradient(config, max_tokens)
-    return _Loop(stage, config, source, policy, patience, leaves).run()
-
-
 @dataclass
-class _Loop:
+class RolloutLoop:
+    """Goes through the optimizer steps of a stage, from the first or from where it was resumed.
+
+    As a context manager it begins the stage and, where that is interrupted, keeps what was trained.
+    """
+
     stage: StageContext
     config: RolloutConfig
     source: Source
-    policy: PolicyGradient
-    patience: Patience
-    leaves: Callable[[Sequence[Group]], Sequence[Record]]
-    weights: dict[int, _Weights] = field(default_factory=dict)
+    rollout: Rollout
+    """(index of a prompt, seed, sampler) -> its groups, scored; called in threads."""
+    waiter: CancellableWaiter
+    """What those threads wait with; it is cancelled at the end."""
+    collect: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: ()
+    """What the groups of a step leave for later stages."""
+    snapshots: dict[int, _Snapshot] = field(default_factory=dict)
     """By number of batches trained: those that are still to be sampled from."""
     running: dict[int, list[Future[list[Group]]]] = field(default_factory=dict)
-    pending: deque[_Update] = field(default_factory=deque)
+    pending: deque[Step] = field(default_factory=deque)
+    """Steps that were submitted and not logged yet."""
 
-    def run(self) -> Checkpoint:
+    def __enter__(self) -> RolloutLoop:
+        """Begin the stage.
+
+        Raises:
+            UsageError: nothing to sample from.
+        """
         stage, config = self.stage, self.config
+        if not self.source.size:
+            raise UsageError(f"stage '{stage.name}' has nothing to sample from")
         self.order = Order(range(self.source.size), config.batch_size, stage.seed, config.shuffle)
         self.batches = config.batches(self.source.size)
         self.total = self.batches * config.updates_per_batch
-        self.seats = self.source.seats
         self.last = stage.resume
-        done = (self.last.step if self.last else 0) // config.updates_per_batch
+        self.done = (self.last.step if self.last else 0) // config.updates_per_batch
         self.tokens = self.last.tokens if self.last else 0
         if config.exhausted(self.tokens):
-            self.batches, self.total = done, done * config.updates_per_batch
-        self.submitted = done * config.updates_per_batch
-        self.launched = done
+            self.batches, self.total = self.done, self.done * config.updates_per_batch
+        self.submitted = self.done * config.updates_per_batch
+        self.launched = self.done
         stage.sink.begin(self.total)
         self.client = stage.training_client()
         self.clock = time.monotonic()
-        try:
-            self._known_weights(done)
-            batch = done
-            while batch < self.batches:
-                self._launch(batch)
-                self._train(batch)
-                batch += 1
-                self._snapshot(batch)
-                self._launch(batch)
-                self._drain()
-        except KeyboardInterrupt:
-            # What was paid for is kept: between two batches the weights are those of whole steps.
-            saving = self.pending and self.pending[-1].saved
-            kept = self.last.step if self.last else 0
-            last = None if saving or self.submitted == kept else self._save(self.submitted)
+        return self
+
+    def __iter__(self) -> Iterator[Step]:
+        """The optimizer steps in their order. Each is to be updated before the next is asked for.
+
+        Raises:
+            PtlError: the engine failed or is gone, or rollouts failed more often than is allowed.
+        """
+        self._known_snapshots(self.done)
+        batch = self.done
+        while batch < self.batches:
+            self._launch(batch)
+            yield from self._steps(batch)
+            batch += 1
+            self._snapshot(batch)
+            self._launch(batch)
             self._drain()
-            if last is not None:
-                self._keep(self._saved(last))
-            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Have the threads give up; an interrupted stage keeps the steps that were paid for."""
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                # Between two batches the weights are those of whole steps.
+                saving = self.pending and self.pending[-1].saved
+                kept = self.last.step if self.last else 0
+                last = None if saving or self.submitted == kept else self._save(self.submitted)
+                self._drain()
+                if last is not None:
+                    self._keep(self._saved(last))
         finally:
-            self.patience.end()
+            self.waiter.cancel()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The last step's."""
         assert self.last is not None
-        return Checkpoint(
-            stage.base_model, self.last.state_uri, self.last.sampler_uri, self.last.step
-        )
+        state, sampler = self.last.state_uri, self.last.sampler_uri
+        return Checkpoint(self.stage.base_model, state, sampler, self.last.step)
 
     # --- weights to sample from ------------------------------------------------------------------
 
-    def _known_weights(self, done: int) -> None:
+    def _known_snapshots(self, done: int) -> None:
         """The weights that the first batches are sampled from."""
         resume = self.stage.resume
         older = list(resume.samplers if resume else ())
@@ -250,23 +265,23 @@ class _Loop:
             client.set_result(self.stage.sampling_client(where))
             path: Future[str] = Future()
             path.set_result(uri or "")
-            self.weights[done - back] = _Weights(client, path)
+            self.snapshots[done - back] = _Snapshot(client, path)
 
     def _snapshot(self, trained: int) -> None:
         """Have the policy as it is after `trained` batches ready for sampling, without waiting."""
         if trained >= self.batches:
             return
-        for old in [n for n in self.weights if n < trained - self.config.max_staleness]:
-            del self.weights[old]
+        for old in [n for n in self.snapshots if n < trained - self.config.max_staleness]:
+            del self.snapshots[old]
         client, service = self.client, self.stage.service
         if not self.config.max_staleness:
             snapshot = client.save_weights_and_get_sampling_client()
-            self.weights[trained] = _Weights(in_thread(snapshot.result))
+            self.snapshots[trained] = _Snapshot(in_thread(snapshot.result))
             return
         name = f"{self.stage.name}-rollouts-{trained:06d}"
         saved = client.save_weights_for_sampler(name, ttl_seconds=KEEP_SAMPLERS_S)
         path = in_thread(lambda: saved.result().path)
-        self.weights[trained] = _Weights(
+        self.snapshots[trained] = _Snapshot(
             in_thread(lambda: service.create_sampling_client(model_path=path.result()).result()),
             path,
         )
@@ -274,7 +289,7 @@ class _Loop:
     def _samplers(self, trained: int) -> tuple[str, ...]:
         """Where the policy of the batches before `trained` is kept, oldest first."""
         wanted = range(max(0, trained - self.config.max_staleness), trained)
-        kept = [self.weights[n].path for n in wanted if n in self.weights]
+        kept = [self.snapshots[n].path for n in wanted if n in self.snapshots]
         return tuple(self.stage.wait(path) for path in kept if path is not None)
 
     # --- rollouts --------------------------------------------------------------------------------
@@ -284,8 +299,8 @@ class _Loop:
         late = self.config.max_staleness
         while self.launched < self.batches and self.launched - late <= trained:
             batch = self.launched
-            weights = self.weights[max(0, batch - late)]
-            sampler: tinker.SamplingClient = self.stage.wait(weights.client)
+            snapshot = self.snapshots[max(0, batch - late)]
+            sampler: tinker.SamplingClient = self.stage.wait(snapshot.client)
             self.running[batch] = [
                 in_thread(self._group(batch, place, index, sampler))
                 for place, index in enumerate(self.order.batch(batch))
@@ -295,24 +310,26 @@ class _Loop:
     def _group(
         self, batch: int, place: int, index: int, sampler: tinker.SamplingClient
     ) -> Callable[[], list[Group]]:
-        """The group at one place of a batch; another prompt's, where the first is flat."""
+        """The groups of one place in a batch; another prompt's, where the first has no variance."""
         config, seed = self.config, self.stage.seed
 
         def work() -> list[Group]:
             groups: list[Group] = []
-            tries = 1 + (config.max_replacements if config.flat_groups == "replace" else 0)
-            flat = thrown_away = 0
-            for attempt in range(tries):
-                where = index
+            replace = config.zero_variance_groups == "replace"
+            zero_variance = thrown_away = 0
+            for attempt in range(1 + config.max_replacements * replace):
+                prompt = index
                 if attempt:
                     stream = random.Random(f"{seed}:{batch}:{place}:{attempt}")
-                    where = stream.randrange(self.source.size)
+                    prompt = stream.randrange(self.source.size)
                     thrown_away += sum(r.length for group in groups for r in group.rollouts)
-                groups = self._tried(where, derive(seed, batch, place, attempt), sampler)
-                if any(advantages.varies(group.rewards) for group in groups):
+                groups = self._tried(prompt, derive_seed(seed, batch, place, attempt), sampler)
+                if any(varies(group.rewards) for group in groups):
                     break
-                flat += 1
-            groups[0].counts.update(flat=flat, replaced=attempt, thrown_away=thrown_away)
+                zero_variance += 1
+            groups[0].counts.update(
+                zero_variance=zero_variance, replaced=attempt, thrown_away=thrown_away
+            )
             return groups
 
         return work
@@ -320,8 +337,8 @@ class _Loop:
     def _tried(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
         for attempt in range(self.config.retries + 1):
             try:
-                groups = self.source.roll(index, seed, sampler)
-            except (PtlError, Abandoned):
+                groups = self.rollout(index, seed, sampler)
+            except (PtlError, Cancelled):
                 raise
             except Exception as error:  # the engine's or the SDK's; the others go on meanwhile
                 if attempt == self.config.retries:
@@ -337,63 +354,48 @@ class _Loop:
 
     # --- training --------------------------------------------------------------------------------
 
-    def _train(self, batch: int) -> None:
-        """Submit the optimizer steps of a batch, each part as soon as its groups are there."""
-        config = self.config
-        futures = self.running.pop(batch)
-        if config.updates_per_batch == 1 and self.policy.streams:
-            groups: list[Group] = []
-            passes: Passes = []
-            for part in _split(futures, CHUNKS):
-                there = self._there(part)
-                self.policy.weigh(there, len(futures) * self.seats)
-                groups += there
-                passes += self._submit(there)
-            self._check(groups)
-            self._update(groups, passes)
+    def _steps(self, batch: int) -> Iterator[Step]:
+        """The optimizer steps of a batch."""
+        config, futures = self.config, self.running.pop(batch)
+        if config.updates_per_batch == 1 and not config.compares_batch:
+            parts = (self._arrived(part) for part in _split(futures, CHUNKS))
+            yield Step(len(futures) * self.source.seats, [], parts, self._update)
             return
-        groups = self._there(futures)
+        groups = self._arrived(futures)
         self._check(groups)
-        shares = list(_split(groups, config.updates_per_batch))
-        if self.policy.streams:
-            for share in shares:
-                self.policy.weigh(share, len(share))
-        else:
-            self.policy.weigh(groups, math.ceil(len(groups) / config.updates_per_batch))
-        # Nothing is waited for in between: an interrupt finds whole batches alone.
+        rewards = [group.rewards for group in groups] if config.compares_batch else []
+        # Nothing is waited for from here on: an interrupt finds whole batches alone.
+        shares: Iterator[Sequence[Group]] = _split(groups, config.updates_per_batch)
         for share in shares:
-            self._update(list(share), self._submit(share))
+            even = math.ceil(len(groups) / config.updates_per_batch)
+            size = even if config.compares_batch else len(share)
+            yield Step(size, rewards, [list(share)], self._update)
 
-    def _there(self, futures: Sequence[Future[list[Group]]]) -> list[Group]:
-        groups: list[Group] = []
-        for future in futures:
-            groups += self.stage.wait(future)
-        return groups
+    def _arrived(self, futures: Sequence[Future[list[Group]]]) -> list[Group]:
+        parts: list[list[Group]] = [self.stage.wait(future) for future in futures]
+        return [group for part in parts for group in part]
 
-    def _submit(self, groups: Sequence[Group]) -> Passes:
-        items, gradient = self.policy.submit(self.client, groups)
-        return [] if gradient is None else [(items, gradient)]
-
-    def _update(
-        self,
-        groups: list[Group],
-        passes: Passes,
-    ) -> None:
-        step = self.submitted
-        rate = optimizer.learning_rate(self.config, step, self.total, self.tokens)
+    def _update(self, step: Step) -> None:
+        if self.config.updates_per_batch == 1:
+            self._check(step.learned)
+        step.learning_rate = optimizer.learning_rate(
+            self.config, self.submitted, self.total, self.tokens
+        )
         # Without a gradient Adam's momentum would move the policy all the same.
-        submitted = optimizer.update(self.client, self.config, rate) if passes else None
+        if step.passes:
+            step.optim = optimizer.update(self.client, self.config, step.learning_rate)
         self.submitted += 1
-        self._count(groups, passes)
+        step.number = self.submitted
+        self._count(step)
         due = self.submitted % self.config.updates_per_batch == 0 and self._due()
-        saved = self._save(self.submitted) if due else None
-        self.pending.append(_Update(self.submitted, groups, passes, submitted, rate, saved))
+        step.saved = self._save(self.submitted) if due else None
+        self.pending.append(step)
 
-    def _count(self, groups: Sequence[Group], passes: Passes) -> None:
+    def _count(self, step: Step) -> None:
         """Take a step's tokens off the budget; the batch in which it ends is the last one."""
-        items = [item for part, _ in passes for item in part]
-        written = sum(rollout.length for group in groups for rollout in group.rollouts)
-        written += sum(group.counts["thrown_away"] for group in groups)
+        items = [item for part, _ in step.passes for item in part]
+        written = sum(rollout.length for group in step.learned for rollout in group.rollouts)
+        written += sum(group.counts["thrown_away"] for group in step.learned)
         usage = Usage(train=sum(len(item.segment.tokens) for item in items), sample=written)
         self.tokens += self.config.counted(usage)
         batch, rest = divmod(self.submitted, self.config.updates_per_batch)
@@ -428,33 +430,35 @@ class _Loop:
             self._finish(self.pending[0])
             self.pending.popleft()
 
-    def _finish(self, update: _Update) -> None:
+    def _finish(self, step: Step) -> None:
         stage = self.stage
         # All waiting first: an interrupt in between must not have half of the step logged.
-        outputs = [stage.wait(gradient) for _, gradient in update.passes]
-        updated = stage.wait(update.update) if update.update else None
-        saved = self._saved(update.saved) if update.saved else None
+        outputs: list[tinker.ForwardBackwardOutput] = [
+            stage.wait(gradient) for _, gradient in step.passes
+        ]
+        updated = stage.wait(step.optim) if step.optim else None
+        saved = self._saved(step.saved) if step.saved else None
         now = time.monotonic()
-        items = [item for part, _ in update.passes for item in part]
+        items = [item for part, _ in step.passes for item in part]
         tokens = sum(len(item.segment.tokens) for item in items)
         metrics = {
-            **batch_metrics(update.groups),
+            **batch_metrics(step.learned),
             "train/loss": sum(output.metrics["loss:sum"] for output in outputs),
-            "train/learning_rate": update.learning_rate,
+            "train/learning_rate": step.learning_rate,
             "train/tokens": float(tokens),
             "train/tokens_per_second": tokens / max(1e-9, now - self.clock),
             **drift(items, [one for out in outputs for one in out.loss_fn_outputs], self.config),
         }
         if self.config.max_staleness:
-            batch = (update.number - 1) // self.config.updates_per_batch
+            batch = (step.number - 1) // self.config.updates_per_batch
             metrics["rollouts/staleness"] = float(min(batch, self.config.max_staleness))
         metrics.update(optimizer.norms(updated))
         self.clock = now
-        stage.sink.log(metrics, update.number)
-        if left := self.leaves(update.groups):
+        stage.sink.log(metrics, step.number)
+        if left := self.collect(step.learned):
             stage.sink.collect(left)
-        if self._shows(update.number):
-            stage.sink.show("rollouts", shown(update.groups), update.number)
+        if self._shows(step.number):
+            stage.sink.show("rollouts", shown(step.learned), step.number)
         if saved is not None:
             self._keep(saved)
 

@@ -106,7 +106,7 @@ def rollouts(
     """Groups of replies are written, read by a reference if there is one, and learned from."""
     batches = config.batches(count)
     groups = min(batches * config.batch_size, config.epochs * count)
-    tried = groups * (1 + config.max_replacements * (config.flat_groups == "replace"))
+    tried = groups * (1 + config.max_replacements * (config.zero_variance_groups == "replace"))
     whole = group_size * (mean(lengths) + max_tokens)
     usage = Usage(
         train=round(groups * (whole - group_size)),

@@ -66,7 +66,7 @@ def train(
     reference: bool = False,
 ) -> Checkpoint:
     """Run the stage to its last step; `reference` says whether the loss reads `Logps.reference`."""
-    return supervised.train(stage, config, items, Objective(stage, loss, reference))
+    return supervised.train(stage, config, items, CompletionObjective(stage, loss, reference))
 
 
 def example(
@@ -149,7 +149,7 @@ class Reference:
         return self.known[item.index]
 
 
-class Objective:
+class CompletionObjective:
     """A loss over whole replies, for the gradient loop."""
 
     def __init__(self, stage: StageContext, loss: Loss, reference: bool) -> None:

@@ -1,100 +1,118 @@
-"""Advantage estimators: from the rewards of a batch of rollouts to what each of them is worth.
+"""Advantage estimators: from the rewards of a group of completions to the advantage of each.
 
-Pure functions. `rewards` is a batch of groups, B lists of G_b rewards (replies to one prompt each);
-what comes back has the same shape. Units are those of the reward, except where an estimator
-divides by a standard deviation.
+Pure functions of the rewards r (G,) of the completions of one prompt, in the units of the reward
+except where an estimator divides by a standard deviation.
+
+To add one: a function with `@estimator` here, and its test. It is then a value of the option
+`advantage`.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-Rewards = Sequence[Sequence[float]]
-Advantages = list[list[float]]
-Estimator = Literal["group_mean", "group_norm", "rloo", "dr_grpo", "reinforce_pp"]
+Rewards = Sequence[float]
+Formula = Callable[[Rewards, Sequence[Rewards]], list[float]]
+"""(rewards of the group (G,), those of all groups of the batch) -> advantages (G,)."""
+LengthNorm = Literal["sequence", "token", "constant"]
 EPSILON = 1e-6
 """Added to a standard deviation that is divided by."""
 
+ESTIMATORS: dict[str, Formula] = {}
+BATCH_WIDE: set[str] = set()
+"""Estimators that need the rewards of the whole batch before they can tell anything."""
+LENGTH_NORMS: dict[str, LengthNorm] = {}
+"""How each estimator's source weighs the tokens of long and short completions."""
 
-def group_mean(rewards: Rewards) -> Advantages:
-    """A_i = r_i - mean(r): the group's mean as the baseline of REINFORCE."""
-    return [[r - _mean(group) for r in group] for group in rewards]
 
+def estimator(length_norm: LengthNorm, batch_wide: bool = False) -> Callable[[Any], Any]:
+    """Make a function of the rewards of a group a value of the option `advantage`, by its name.
 
-def group_norm(rewards: Rewards) -> Advantages:
-    """A_i = (r_i - mean(r)) / (std(r) + 1e-6), std with G - 1: GRPO.
-
-    Shao et al. 2024, arXiv 2402.03300, section 4.1.2.
+    Args:
+        length_norm: how its source weighs tokens.
+        batch_wide: it takes the rewards of all groups of the batch too.
     """
-    return [
-        [(r - _mean(group)) / (_std(group, _mean(group)) + EPSILON) for r in group]
-        for group in rewards
-    ]
+
+    def register(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
+        name = function.__name__
+        LENGTH_NORMS[name] = length_norm
+        if batch_wide:
+            BATCH_WIDE.add(name)
+        ESTIMATORS[name] = function if batch_wide else lambda rewards, batch: function(rewards)
+        ESTIMATORS[name].__doc__ = function.__doc__
+        return function
+
+    return register
 
 
-def rloo(rewards: Rewards) -> Advantages:
-    """A_i = r_i - mean of the other G - 1 rewards: REINFORCE leave-one-out.
+@estimator(length_norm="token")
+def group_mean(r: Rewards) -> list[float]:
+    """r - mean(r), the group's mean as the baseline of REINFORCE."""
+    return [r_i - mean(r) for r_i in r]
+
+
+@estimator(length_norm="sequence")
+def group_norm(r: Rewards) -> list[float]:
+    """(r - mean(r)) / (std(r) + 1e-6), GRPO.
+
+    Shao et al. 2024, arXiv 2402.03300, section 4.1.2; std with G - 1.
+    """
+    return [(r_i - mean(r)) / (std(r) + EPSILON) for r_i in r]
+
+
+@estimator(length_norm="constant")
+def rloo(r: Rewards) -> list[float]:
+    """r - mean of the other G - 1 rewards, REINFORCE leave-one-out.
 
     Ahmadian et al. 2024, arXiv 2402.14740, equation 8. A group of one has no others: 0.
     """
-    return [
-        [r - (sum(group) - r) / (len(group) - 1) if len(group) > 1 else 0.0 for r in group]
-        for group in rewards
-    ]
+    return [r_i - (sum(r) - r_i) / (len(r) - 1) if len(r) > 1 else 0.0 for r_i in r]
 
 
-def dr_grpo(rewards: Rewards) -> Advantages:
-    """A_i = r_i - mean(r), no division by the spread, which favours easy and hard prompts.
+@estimator(length_norm="constant")
+def dr_grpo(r: Rewards) -> list[float]:
+    """r - mean(r) with a constant length normalization, Dr. GRPO.
 
-    Liu et al. 2025, arXiv 2503.20783, section 3.2; its other half is a constant length
-    normalization instead of 1/|o_i|.
+    Liu et al. 2025, arXiv 2503.20783, section 3.2: no division by the spread, which favours easy
+    and hard prompts, nor by |o_i|, which favours long wrong answers.
     """
-    return group_mean(rewards)
+    return group_mean(r)
 
 
-def reinforce_pp(rewards: Rewards) -> Advantages:
-    """A_i = (r_i - mean) / (std + 1e-6) over the whole batch: REINFORCE++.
+@estimator(length_norm="token", batch_wide=True)
+def reinforce_pp(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
+    """(r - mean) / (std + 1e-6) over the whole batch, REINFORCE++.
 
     Hu et al. 2025, arXiv 2501.03262, equation 9 (its batch normalization of advantages).
     """
-    flat = [r for group in rewards for r in group]
-    if not flat:
-        return [[] for _ in rewards]
-    mean = _mean(flat)
-    scale = _std(flat, mean) + EPSILON
-    return [[(r - mean) / scale for r in group] for group in rewards]
+    rewards = [reward for group in batch for reward in group]
+    if not rewards:
+        return []
+    centre, scale = mean(rewards), std(rewards) + EPSILON
+    return [(r_i - centre) / scale for r_i in r]
 
 
-ESTIMATORS: dict[str, Callable[[Rewards], Advantages]] = {
-    "group_mean": group_mean,
-    "group_norm": group_norm,
-    "rloo": rloo,
-    "dr_grpo": dr_grpo,
-    "reinforce_pp": reinforce_pp,
-}
-BATCH_WIDE = frozenset({"reinforce_pp"})
-"""Estimators that need the rewards of the whole batch before they can tell anything."""
+if TYPE_CHECKING:
+    Estimator = str
+else:
+    Estimator = Literal[tuple(ESTIMATORS)]
 
 
-LengthNorm = Literal["sequence", "token", "constant"]
-LENGTH_NORMS: dict[str, LengthNorm] = {
-    "group_mean": "token",
-    "group_norm": "sequence",
-    "rloo": "constant",
-    "dr_grpo": "constant",
-    "reinforce_pp": "token",
-}
-"""How each estimator's source weighs the tokens of long and short replies."""
+def summaries(table: Mapping[str, Callable[..., Any]]) -> str:
+    """The values of an option and what each is: the first lines of their docstrings."""
+    first = {name: inspect.cleandoc(f.__doc__ or "").splitlines()[0] for name, f in table.items()}
+    return "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first.items())
 
 
 def token_weights(lengths: Sequence[int], how: LengthNorm, max_tokens: int) -> list[float]:
-    """What one token of each reply (G,) of a group weighs in the loss.
+    """What one token of each completion (G,) of a group weighs in the loss.
 
-    sequence: 1 / (G |o_i|), each reply counts the same (GRPO, arXiv 2402.03300 eq. 3);
+    sequence: 1 / (G |o_i|), each completion counts the same (GRPO, arXiv 2402.03300 eq. 3);
     token: 1 / sum_j |o_j|, each token counts the same (DAPO, arXiv 2503.14476 eq. 8);
-    constant: 1 / (G max_tokens), no reply's length matters (Dr. GRPO, arXiv 2503.20783).
+    constant: 1 / (G max_tokens), no completion's length matters (Dr. GRPO, arXiv 2503.20783).
     """
     count, total = len(lengths), sum(lengths)
     if how == "sequence":
@@ -105,7 +123,7 @@ def token_weights(lengths: Sequence[int], how: LengthNorm, max_tokens: int) -> l
 
 
 def k1(policy: Sequence[float], reference: Sequence[float]) -> float:
-    """sum_t log p/p_ref: unbiased for the KL divergence of a reply; may be negative."""
+    """sum_t log p/p_ref: unbiased for the KL divergence of a completion; may be negative."""
     return sum(p - r for p, r in zip(policy, reference, strict=True))
 
 
@@ -114,8 +132,8 @@ def k3(policy: Sequence[float], reference: Sequence[float]) -> float:
 
     Schulman 2020, joschu.net/blog/kl-approx.html; GRPO's estimator (arXiv 2402.03300 eq. 4).
     """
-    drift = (r - p for p, r in zip(policy, reference, strict=True))
-    return sum(math.exp(min(d, 30.0)) - 1 - d for d in drift)
+    gaps = (r - p for p, r in zip(policy, reference, strict=True))
+    return sum(math.exp(min(gap, 30.0)) - 1 - gap for gap in gaps)
 
 
 KL_ESTIMATORS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {"k1": k1, "k3": k3}
@@ -126,11 +144,14 @@ def varies(rewards: Sequence[float]) -> bool:
     return len(rewards) > 1 and max(rewards) - min(rewards) > 1e-9
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean, summed exactly."""
     return math.fsum(values) / len(values)
 
 
-def _std(values: Sequence[float], mean: float) -> float:
+def std(values: Sequence[float]) -> float:
+    """The sample standard deviation (n - 1); 0 of fewer than two."""
     if len(values) < 2:
         return 0.0
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    centre = mean(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Message, Renderer, Waiter
 from posttrain_recipes.records import Episode, Messages, Sample, Task, Turn
-from posttrain_recipes.training.rl.rollout import Segment, derive
+from posttrain_recipes.training.requests import derive_seed, sample
+from posttrain_recipes.training.rl.rollout import Segment
 from posttrain_recipes.training.rl.scoring import finite, within
 from posttrain_recipes.waiting import in_thread
 
@@ -35,7 +36,7 @@ AT_ONCE = 16
 
 
 @dataclass
-class Seat:
+class Player:
     """What one player has read and written."""
 
     messages: list[Message] = field(default_factory=list)
@@ -100,7 +101,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Limits:
+class EpisodeLimits:
     """How far an episode may go, how replies are sampled, and what an environment may do."""
 
     max_turns: int
@@ -127,11 +128,11 @@ class Play:
 
     task: Task
     renderer: Renderer
-    limits: Limits
+    limits: EpisodeLimits
     turn: Turn | None = None
     """What is to be answered next; None once it is over, was cut or has failed."""
-    seats: list[Seat] = field(default_factory=list)
-    """None where the environment could not even begin."""
+    players: list[Player] = field(default_factory=list)
+    """Who sits in each seat; nobody where the environment could not even begin."""
     said: list[Said] = field(default_factory=list)
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the environment told of it at its end."""
@@ -154,7 +155,7 @@ class Play:
         return len(self.said)
 
     @classmethod
-    def of(cls, task: Task, renderer: Renderer, limits: Limits) -> Play:
+    def of(cls, task: Task, renderer: Renderer, limits: EpisodeLimits) -> Play:
         """Begin an episode of `task`."""
         one = cls(task, renderer, limits)
         return one.tried(one.begin)
@@ -167,35 +168,35 @@ class Play:
             return episode, episode.turn()
 
         self._episode, turn = within(self.limits.seconds, start)
-        self.seats = [Seat() for _ in range(self._episode.seats)]
+        self.players = [Player() for _ in range(self._episode.seats)]
         self._go_on(turn)
 
     def prompt(self) -> list[int]:
         """Have the seat whose turn it is read; returns the token ids (P,) to go on from."""
         assert self.turn is not None
-        return self.seats[self.turn.seat].prompt(self.renderer, self.turn)
+        return self.players[self.turn.seat].prompt(self.renderer, self.turn)
 
     def say(self, prompt: list[int], tokens: list[int], logprobs: list[float]) -> None:
         """Hand the environment a reply to `prompt`. Raises what it raises."""
         assert self.turn is not None
-        seat, episode = self.seats[self.turn.seat], self._episode
+        seat, episode = self.players[self.turn.seat], self._episode
         reply = seat.write(self.renderer, prompt, tokens, logprobs)
         self.said.append(Said(self.turn, tokens, logprobs))
         episode.truncated, episode.time_limit = not seat.ended, self.limits.seconds
         rewards, turn = within(
             self.limits.seconds, lambda: (list(episode.act(reply)), episode.turn())
         )
-        if len(rewards) != len(self.seats):
-            raise ValueError(f"act() returned {len(rewards)} rewards for {len(self.seats)} seats")
-        for player, given in zip(self.seats, rewards, strict=True):
+        if len(rewards) != len(self.players):
+            raise ValueError(f"act() returned {len(rewards)} rewards for {len(self.players)} seats")
+        for player, given in zip(self.players, rewards, strict=True):
             reward = finite(given, "act()")
             if player.reward is not None:
                 player.reward = None if reward is None else player.reward + reward
         self._go_on(turn)
 
     def _go_on(self, turn: Turn | None) -> None:
-        if turn is not None and not 0 <= turn.seat < len(self.seats):
-            raise ValueError(f"it is the turn of seat {turn.seat}, of {len(self.seats)} seats")
+        if turn is not None and not 0 <= turn.seat < len(self.players):
+            raise ValueError(f"it is the turn of seat {turn.seat}, of {len(self.players)} seats")
         self.unfinished = turn is not None and self.turns == self.limits.max_turns
         self.turn = None if self.unfinished else turn
         if self.turn is None:
@@ -249,7 +250,7 @@ class Play:
 
     def sample(self, seat: int) -> Sample:
         """What a seat went through, to read."""
-        played = self.seats[seat]
+        played = self.players[seat]
         opening, rest = played.messages[: played.opening], played.messages[played.opening :]
         said = [m.content if m.role == "assistant" else f"[{m.role}] {m.content}" for m in rest]
         if self.shown:
@@ -268,7 +269,7 @@ def play(
     sampler: tinker.SamplingClient,
     renderer: Renderer,
     wait: Waiter,
-    limits: Limits,
+    limits: EpisodeLimits,
 ) -> list[Play]:
     """Play an episode of each task, all at once, one turn after another.
 
@@ -286,7 +287,15 @@ def play(
             if one.turn is not None:
                 asked.setdefault(tuple(one.prompt()), []).append(index)
         futures = [
-            _submit(sampler, renderer, prompt, len(same), derive(seed, number, place), limits)
+            sample(
+                sampler,
+                prompt,
+                len(same),
+                max_tokens=limits.max_tokens,
+                temperature=limits.temperature,
+                seed=derive_seed(seed, number, place),
+                stop=renderer.stop,
+            )
             for place, (prompt, same) in enumerate(asked.items())
         ]
         acting: dict[int, Future[Play]] = {}
@@ -314,25 +323,3 @@ def _done(one: Play, step: Callable[[], None], room: threading.Semaphore) -> Fut
     done: Future[Play] = Future()
     done.set_result(one.tried(step))
     return done
-
-
-def _submit(
-    sampler: tinker.SamplingClient,
-    renderer: Renderer,
-    prompt: tuple[int, ...],
-    count: int,
-    seed: int,
-    limits: Limits,
-) -> Future[tinker.SampleResponse]:
-    import tinker
-
-    return sampler.sample(  # type: ignore[no-any-return]
-        tinker.ModelInput.from_ints(list(prompt)),
-        count,
-        tinker.SamplingParams(
-            max_tokens=limits.max_tokens,
-            temperature=limits.temperature,
-            seed=seed,
-            stop=renderer.stop,
-        ),
-    )

@@ -28,7 +28,7 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "reward/mean": _mean(rewards),
         "reward/std": _std(rewards),
         "reward/group_std": _mean([_std(group.rewards) for group in groups if group.rewards]),
-        "groups/flat_share": counts["flat"] / tries,
+        "groups/zero_variance_share": counts["zero_variance"] / tries,
         "groups/learned": float(sum(varies(group.rewards) for group in groups)),
         "completions/mean_length": _mean(lengths),
         "completions/max_length": float(max(lengths, default=0)),

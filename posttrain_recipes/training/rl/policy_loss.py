@@ -1,7 +1,15 @@
-"""Policy gradients on groups: advantages on tokens, the surrogate losses, and what they showed.
+"""The surrogate losses of the policy gradient, and how a group's tokens are weighted in them.
 
-The engine's losses are sums over tokens; the weight that a token has by the length normalization
-and the size of the batch is put into its advantage, which every one of them is linear in.
+p is the policy that is trained and q the one that sampled, rho = p / q the ratio of the two on a
+token, A the advantage of the completion. The loss of an optimizer step is
+
+    - sum over its completions i and their own tokens t of  w_i surrogate(rho_it, A_i)
+
+A surrogate that the engine has is computed there, in one forward and backward pass. The engine's
+are sums over tokens, linear in A, so that w is multiplied into it. Any other is computed on our
+side from the log-probabilities that the engine sends back, which takes two passes.
+
+To add one: a function with `@surrogate` here, and its test. It is then a value of `loss`.
 """
 
 from __future__ import annotations
@@ -9,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -21,24 +29,127 @@ if TYPE_CHECKING:
     import tinker
     from torch import Tensor
 
-PolicyLoss = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
-CLIPS: dict[str, tuple[float, float]] = {
-    "ppo": (0.8, 1.2),
-    "cispo": (0.0, 4.0),
-    "gspo": (1 - 3e-4, 1 + 4e-4),
-}
-"""Bounds on the ratio p/q where a recipe gives none: PPO's usual 0.2; CISPO clips from above
-alone; GSPO's are of a ratio of sequences (arXiv 2507.18071, section 5.1)."""
+    Formula = Callable[[Tensor, Tensor, float, "PolicyConfig"], Tensor]
+    Gradient: TypeAlias = tinker.APIFuture[tinker.ForwardBackwardOutput]
+
+
+@dataclass
+class RolloutSegment:
+    """One sequence of a rollout that is learned from."""
+
+    segment: Segment
+    rollout: Rollout
+
+
+Passes: TypeAlias = "list[tuple[list[RolloutSegment], Gradient]]"
+"""What was submitted to be learned from, with the future of its forward and backward pass."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A surrogate loss."""
+
+    formula: Formula
+    """(log p (T,), log q (T,), A, config) -> the loss (T,) of each of a completion's own tokens."""
+    clip: tuple[float, float] | None = None
+    """Bounds on the ratio where a recipe gives none; None: it does not clip."""
+    engine: bool = True
+    """Whether engines have it, under the same name."""
+
+    @property
+    def need(self) -> str:
+        """What an engine has to be able to do for it."""
+        return f"loss:{self.formula.__name__}" if self.engine else "custom_loss"
+
+
+SURROGATES: dict[str, Surrogate] = {}
+
+
+def surrogate(
+    clip: tuple[float, float] | None = None, engine: bool = True
+) -> Callable[[Formula], Formula]:
+    """Make a formula a value of the option `loss`, by its name."""
+
+    def register(formula: Formula) -> Formula:
+        SURROGATES[formula.__name__] = Surrogate(formula, clip, engine)
+        return formula
+
+    return register
+
+
+def ratio(logp: Tensor, logq: Tensor) -> Tensor:
+    """rho = p / q."""
+    return (logp - logq).exp()
+
+
+@surrogate()
+def importance_sampling(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+    """-rho A, no clipping."""
+    return -ratio(logp, logq) * A
+
+
+@surrogate(clip=(0.8, 1.2))
+def ppo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+    """-min(rho A, clip(rho) A).
+
+    Schulman et al. 2017, arXiv 1707.06347, equation 7.
+    """
+    rho = ratio(logp, logq)
+    low, high = config.clip
+    return -(rho * A).minimum(rho.clamp(low, high) * A)
+
+
+@surrogate(clip=(0.0, 4.0))
+def cispo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+    """-clip(rho) A log p, the clipped ratio a constant weight of the token's gradient.
+
+    MiniMax 2025, arXiv 2506.13585, equation 4; clipped from above alone by default.
+    """
+    low, high = config.clip
+    return -ratio(logp, logq).clamp(low, high).detach() * A * logp
+
+
+@surrogate(engine=False)
+def dro(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+    """-(A log p - beta/2 (log rho)^2).
+
+    Richemond et al. 2024, arXiv 2405.19107, for each token. The engine's own sums the second term
+    over the prompt too, whose log q nobody knows; so this one is computed on our side.
+    """
+    return -(A * logp - config.dro_beta / 2 * (logp - logq).square())
+
+
+@surrogate(clip=(1 - 3e-4, 1 + 4e-4))
+def gspo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+    """-min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence.
+
+    Zheng et al. 2025, arXiv 2507.18071, equations 5 and 7, clip range of section 5.1. Every token
+    has the sequence's s.
+    """
+    s = (logp - logq).mean().exp().expand(logp.shape)
+    low, high = config.clip
+    return -(s * A).minimum(s.clamp(low, high) * A)
+
+
+if TYPE_CHECKING:
+    PolicyLoss = str
+else:
+    PolicyLoss = Literal[tuple(SURROGATES)]
 
 
 class PolicyConfig(PluginConfig):
     """Options of the policy gradient."""
 
-    advantage: advantages.Estimator = "group_norm"
-    """From rewards to advantages: group_mean (r - mean), group_norm (over the spread, GRPO), rloo
-    (against the others), dr_grpo (r - mean, constant length), reinforce_pp (over the batch)."""
-    loss: PolicyLoss = "ppo"
-    """The surrogate: importance_sampling (no clipping), ppo, cispo, dro, gspo (sequences)."""
+    advantage: advantages.Estimator = Field(
+        default="group_norm",
+        description=f"From rewards to advantages: {advantages.summaries(advantages.ESTIMATORS)}.",
+    )
+    loss: PolicyLoss = Field(
+        default="ppo",
+        description="The surrogate, of the ratio rho = p/q: "
+        + advantages.summaries({name: s.formula for name, s in SURROGATES.items()})
+        + ".",
+    )
     length_norm: advantages.LengthNorm | None = None
     """What a token weighs: sequence (replies count the same), token (tokens do), constant
     (max_tokens divides all); by default what the paper of the advantage does."""
@@ -51,87 +162,67 @@ class PolicyConfig(PluginConfig):
 
     @model_validator(mode="after")
     def _clips_have_a_loss(self) -> PolicyConfig:
-        if self.loss not in CLIPS and not (self.clip_low is None and self.clip_high is None):
+        if self.surrogate.clip is None and not (self.clip_low is None and self.clip_high is None):
             raise ValueError(f"loss '{self.loss}' does not clip; remove clip_low and clip_high")
         return self
 
     @property
+    def surrogate(self) -> Surrogate:
+        """The surrogate that `loss` names."""
+        return SURROGATES[self.loss]
+
+    @property
+    def estimator(self) -> advantages.Formula:
+        """The estimator that `advantage` names."""
+        return advantages.ESTIMATORS[self.advantage]
+
+    @property
+    def compares_batch(self) -> bool:
+        """Whether an advantage is known only once the whole batch has its rewards."""
+        return self.advantage in advantages.BATCH_WIDE
+
+    @property
     def clip(self) -> tuple[float, float]:
         """Bounds on the ratio p/q."""
-        low, high = CLIPS.get(self.loss, (0.0, math.inf))
+        low, high = self.surrogate.clip or (0.0, math.inf)
         return (
             low if self.clip_low is None else self.clip_low,
             high if self.clip_high is None else self.clip_high,
         )
 
-
-@dataclass
-class Item:
-    """One sequence of a rollout that is learned from."""
-
-    segment: Segment
-    rollout: Rollout
-
-
-class PolicyGradient:
-    """Turns groups into one forward and backward pass."""
-
-    def __init__(self, config: PolicyConfig, max_tokens: int) -> None:
-        self.config = config
-        self.max_tokens = max_tokens
-        self.length_norm = config.length_norm or (
-            "sequence" if config.loss == "gspo" else advantages.LENGTH_NORMS[config.advantage]
+    def token_weights(self, group: Group, max_tokens: int) -> list[float]:
+        """What one token of each scored rollout (G,) weighs in the loss of its group."""
+        how = self.length_norm or (
+            "sequence" if self.loss == "gspo" else advantages.LENGTH_NORMS[self.advantage]
         )
-
-    @property
-    def streams(self) -> bool:
-        """Whether a group can be learned from before the others of its batch are there."""
-        return self.config.advantage not in advantages.BATCH_WIDE
-
-    def weigh(self, groups: Sequence[Group], groups_in_update: int) -> None:
-        """Give every rollout its advantage and its tokens their weight.
-
-        The sum of the loss becomes a mean over the `groups_in_update` groups of an optimizer step;
-        groups without variance count in it, with nothing to add.
-        """
-        estimate = advantages.ESTIMATORS[self.config.advantage]
-        for group, values in zip(groups, estimate([g.rewards for g in groups]), strict=True):
-            scored = group.scored
-            # A masked reply is one of the group, yet none of its tokens is one of the loss.
-            lengths = [0 if rollout.masked else rollout.length for rollout in scored]
-            weights = advantages.token_weights(lengths, self.length_norm, self.max_tokens)
-            for rollout, value, weight in zip(scored, values, weights, strict=True):
-                # Float noise in the mean of equal rewards is no reason to move.
-                rollout.advantage = value if abs(value) > 1e-9 else 0.0
-                rollout.weight = weight / groups_in_update
-
-    def submit(
-        self, client: tinker.TrainingClient, groups: Sequence[Group]
-    ) -> tuple[list[Item], tinker.APIFuture[tinker.ForwardBackwardOutput] | None]:
-        """Submit forward and backward of what there is to learn, without waiting; None: nothing."""
-        items = [
-            Item(segment, rollout)
-            for group in groups
-            for rollout in group.rollouts
-            if rollout.learned
-            for segment in rollout.segments
-        ]
-        if not items:
-            return items, None
-        config = self.config
-        if config.loss == "dro":
-            return items, client.forward_backward_custom(
-                [_targets(item) for item in items], _dro(items, config.dro_beta)
-            )
-        settings = {}
-        if config.loss in CLIPS:
-            low, high = config.clip
-            settings = {"clip_low_threshold": low, "clip_high_threshold": high}
-        data = [_datum(item, config.loss) for item in items]
-        return items, client.forward_backward(data, config.loss, settings or None)
+        # A masked reply is one of the group, yet none of its tokens is one of the loss.
+        lengths = [0 if rollout.masked else rollout.length for rollout in group.scored]
+        return advantages.token_weights(lengths, how, max_tokens)
 
 
-def _targets(item: Item) -> tinker.Datum:
+def forward_backward(
+    client: tinker.TrainingClient, groups: Sequence[Group], config: PolicyConfig
+) -> Passes:
+    """Submit the pass that learns from groups, without waiting; none where nothing is learned."""
+    items = [
+        RolloutSegment(segment, rollout)
+        for group in groups
+        for rollout in group.rollouts
+        if rollout.learned
+        for segment in rollout.segments
+    ]
+    if not items:
+        return []
+    chosen = config.surrogate
+    if not chosen.engine:
+        loss = _on_our_side(items, config)
+        return [(items, client.forward_backward_custom([_targets(item) for item in items], loss))]
+    clip = dict(zip(("clip_low_threshold", "clip_high_threshold"), config.clip, strict=True))
+    data = [_datum(item, config.loss) for item in items]
+    return [(items, client.forward_backward(data, config.loss, clip if chosen.clip else None))]
+
+
+def _targets(item: RolloutSegment) -> tinker.Datum:
     """The sequence as the engine takes it for a loss of ours: N - 1 inputs and targets."""
     import tinker
 
@@ -147,15 +238,15 @@ def _targets(item: Item) -> tinker.Datum:
     )
 
 
-def _datum(item: Item, loss: str) -> tinker.Datum:
+def _datum(item: RolloutSegment, loss: str) -> tinker.Datum:
     """The sequence as the engine takes it: N - 1 inputs, targets, log-probabilities, advantages."""
     import tinker
 
     segment, rollout = item.segment, item.rollout
-    worth = rollout.advantage * rollout.weight
+    weighted_advantage = rollout.advantage * rollout.weight
     columns = {
         "logprobs": segment.logprobs[1:],
-        "advantages": [worth if own else 0.0 for own in segment.sampled[1:]],
+        "advantages": [weighted_advantage if own else 0.0 for own in segment.sampled[1:]],
     }
     if loss == "gspo":
         columns["sequence_ratio_mask"] = [float(own) for own in segment.sampled[1:]]
@@ -172,14 +263,11 @@ def _datum(item: Item, loss: str) -> tinker.Datum:
     )
 
 
-def _dro(
-    items: Sequence[Item], beta: float
+def _on_our_side(
+    items: Sequence[RolloutSegment], config: PolicyConfig
 ) -> Callable[[list[tinker.Datum], list[Tensor]], tuple[Tensor, dict[str, float]]]:
-    """-sum_t w (A log p - beta/2 (log p - log q)^2), over the policy's own tokens.
-
-    Richemond et al. 2024, arXiv 2405.19107, for each token. The engine's own sums the second term
-    over the prompt too, whose log q nobody knows; so this one is computed on our side.
-    """
+    """sum_i w_i sum_t formula(log p, log q, A), over the policy's own tokens."""
+    formula = config.surrogate.formula
 
     def loss(data: list[tinker.Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
         import torch
@@ -189,15 +277,17 @@ def _dro(
             own = torch.tensor(item.segment.sampled[1:])
             q = torch.tensor(item.segment.logprobs[1:])[own]
             p = logp.flatten()[own]
-            gain = item.rollout.advantage * p - beta / 2 * (p - q).square()
-            total = total - item.rollout.weight * gain.sum()
+            losses = formula(p, q, item.rollout.advantage, config)
+            total = total + item.rollout.weight * losses.sum()
         return total, {}
 
     return loss
 
 
 def drift(
-    items: Sequence[Item], outputs: Sequence[dict[str, tinker.TensorData]], config: PolicyConfig
+    items: Sequence[RolloutSegment],
+    outputs: Sequence[dict[str, tinker.TensorData]],
+    config: PolicyConfig,
 ) -> dict[str, float]:
     """How far the policy p had moved from q, which sampled, when it was trained on.
 

@@ -6,7 +6,6 @@ G rollouts of one prompt (or of episodes with one seed) are a group.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,6 +121,20 @@ class Group:
         """The rewards of `scored`."""
         return [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
 
+    def weigh(self, advantages: Sequence[float], weights: Sequence[float], groups: int) -> None:
+        """Give each of `scored` its advantage, and each of its tokens a weight in the loss.
+
+        Args:
+            advantages: one for each (G,).
+            weights: of a token of each (G,), in the loss of this group.
+            groups: how many groups the loss is a mean over. Those without variance count in it,
+                with nothing to add.
+        """
+        for rollout, advantage, weight in zip(self.scored, advantages, weights, strict=True):
+            # Float noise in the mean of equal rewards is no reason to move.
+            rollout.advantage = advantage if abs(advantage) > 1e-9 else 0.0
+            rollout.weight = weight / groups
+
 
 class Source(Protocol):
     """Where groups come from: prompts with rewards, or an environment."""
@@ -134,13 +147,9 @@ class Source(Protocol):
     def seats(self) -> int:
         """How many groups one of them is: one for each seat that the policy takes."""
 
-    def roll(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+    def sample(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
         """Group `index` from these weights, one for each seat; waits, in a thread of its own.
 
-        What comes back depends on the arguments alone.
+        What comes back depends on the arguments alone. Completions of prompts have no reward yet,
+        episodes have that of their environment.
         """
-
-
-def derive(*parts: object) -> int:
-    """A seed that is a function of `parts`, such as the stage's seed, the batch and the place."""
-    return random.Random(":".join(map(str, parts))).getrandbits(31)

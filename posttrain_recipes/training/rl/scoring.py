@@ -1,4 +1,4 @@
-"""Rewards at work: weighted sums with every part kept, and what is done where one fails.
+"""Scoring: weighted sums of rewards with every part kept, penalties, and rewards that fail.
 
 A reward may abstain. A part that abstains on a whole group counts nothing there; where it abstains
 on some replies of a group, those have no reward and are left out: a sum without one of its parts
@@ -7,53 +7,26 @@ cannot be compared with one that has it.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from posttrain_recipes.context import RewardLike
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import RewardContext, Sample
-from posttrain_recipes.waiting import in_thread
+from posttrain_recipes.plugin import RewardContext, Sample, StageContext
+from posttrain_recipes.training.rl.advantages import KL_ESTIMATORS, k1
+from posttrain_recipes.training.rl.rollout import Group, Rollout
+from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
+
+if TYPE_CHECKING:
+    import tinker
+
+    from posttrain_recipes.training.rl.sources import CompletionConfig
 
 T = TypeVar("T")
 OnError = Literal["drop", "zero", "stop"]
-TICK = 0.25
-"""Seconds between two looks at whether the stage has ended."""
-
-
-class Abandoned(Exception):
-    """The stage ended while work of it was still going on in another thread."""
-
-
-class Patience:
-    """A `Waiter` for threads beside the main one, which alone hears of Ctrl-C and a dead engine.
-
-    When it does, it calls `end`, and whoever waits here gives up.
-    """
-
-    def __init__(self) -> None:
-        self._ended = threading.Event()
-
-    def end(self) -> None:
-        """Have everybody who waits give up."""
-        self._ended.set()
-
-    def __call__(self, future: Future[T]) -> T:
-        """The result of `future`. Raises what it raised, or `Abandoned`."""
-        inner: Future[T] = future.future() if hasattr(future, "future") else future
-        while True:
-            if self._ended.is_set():
-                raise Abandoned
-            try:
-                return inner.result(timeout=TICK)
-            except TimeoutError:
-                if inner.done():
-                    raise
 
 
 @dataclass
@@ -144,7 +117,7 @@ class Scorer:
         except TimeoutError:
             scores.counts["timed_out"] += len(samples)
             return self._failed(name, f"took more than {self.timeout:g} s", len(samples), scores)
-        except (Abandoned, KeyboardInterrupt):
+        except (Cancelled, KeyboardInterrupt):
             raise
         except Exception as error:  # a reward is anybody's code
             if len(samples) > 1:
@@ -164,6 +137,84 @@ class Scorer:
                 hint="mend it, or set on_reward_error to 'drop' or 'zero' to go on without",
             )
         return [0.0 if self.on_error == "zero" else None] * count
+
+
+class RolloutScorer:
+    """From what was sampled to the reward that is learned from: rewards less penalties.
+
+    May be used from many threads at once.
+    """
+
+    def __init__(
+        self, stage: StageContext, config: CompletionConfig, waiter: CancellableWaiter
+    ) -> None:
+        self.config = config
+        self.waiter = waiter
+        self.scorer = Scorer(stage.rewards, config.on_reward_error, config.reward_timeout)
+        context = RewardContext(stage.seed, stage.renderer, waiter, stage.resolve, stage.cache)
+        self.scorer.open(context)
+        self.reference: tinker.SamplingClient | None = None
+        if config.reference is not None:
+            self.reference = stage.resolve(config.reference).sampler
+        elif config.kl_beta:
+            self.reference = stage.sampling_client(stage.start)
+
+    def score(self, group: Group) -> Group:
+        """The group with the reward of each rollout: that of the stage's rewards where it has some,
+        else that of the environment, less penalties."""
+        asked = self.ask_reference(group.rollouts)  # it reads while the rewards are at work
+        if self.scorer.rewards:
+            scores = self.scorer.score([rollout.sample for rollout in group.rollouts])
+            for rollout, total, parts in zip(
+                group.rollouts, scores.totals, scores.parts, strict=True
+            ):
+                rollout.reward, rollout.parts = total, parts
+            group.counts.update(scores.counts)
+            group.error = scores.error
+        self.penalize(group.rollouts, asked)
+        return group
+
+    def ask_reference(
+        self, rollouts: Sequence[Rollout]
+    ) -> list[list[tinker.APIFuture[list[float | None]]]]:
+        """Ask the reference for its log-probabilities, without waiting."""
+        import tinker
+
+        if self.reference is None:
+            return []
+        return [
+            [
+                self.reference.compute_logprobs(tinker.ModelInput.from_ints(segment.tokens))
+                for segment in rollout.segments
+            ]
+            for rollout in rollouts
+        ]
+
+    def penalize(
+        self,
+        rollouts: Sequence[Rollout],
+        asked: Sequence[Sequence[tinker.APIFuture[list[float | None]]]],
+    ) -> None:
+        """Take off what length and divergence cost."""
+        config = self.config
+        estimate = KL_ESTIMATORS[config.kl_estimator]
+        for rollout, futures in zip(rollouts, asked, strict=bool(asked)):
+            divergence = 0.0
+            rollout.kl = 0.0
+            for segment, future in zip(rollout.segments, futures, strict=True):
+                ours = segment.own(segment.logprobs)
+                theirs = segment.own(self.waiter(future))
+                rollout.kl += k1(ours, theirs)
+                divergence += estimate(ours, theirs)
+            if config.kl_beta:
+                rollout.penalties["kl"] = config.kl_beta * divergence
+        for rollout in rollouts:
+            rollout.masked = config.overlong == "mask" and rollout.sample.truncated
+            cost = config.overlong_cost(rollout.longest, rollout.sample.truncated)
+            if config.overlong == "penalize":
+                rollout.penalties["overlong"] = cost
+            if rollout.reward is not None:
+                rollout.reward -= sum(rollout.penalties.values())
 
 
 def _names(rewards: Sequence[tuple[RewardLike, float]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where groups come from: all replies to a prompt in one request, or episodes of one task."""
+"""Where groups come from: all completions of a prompt in one request, or episodes of one task."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import ModelRef, PluginConfig
-from posttrain_recipes.plugin import Renderer, RewardContext, StageContext
+from posttrain_recipes.plugin import Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Sample, Task
-from posttrain_recipes.training.rl import advantages
-from posttrain_recipes.training.rl.episodes import Limits, Play, play
+from posttrain_recipes.training.requests import sample
+from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
-from posttrain_recipes.training.rl.scoring import OnError, Patience, Scorer
+from posttrain_recipes.training.rl.scoring import OnError
 
 if TYPE_CHECKING:
     import tinker
 
 
-class ReplyConfig(PluginConfig):
-    """Options of how replies are sampled and what they are worth."""
+class CompletionConfig(PluginConfig):
+    """Options of how completions are sampled and scored."""
 
     group_size: int = Field(default=8, ge=2, le=1024)
     """Replies to each prompt, which are compared with each other."""
@@ -56,7 +56,7 @@ class ReplyConfig(PluginConfig):
     or to answer a reply; by default no limit."""
 
     @model_validator(mode="after")
-    def _buffer_fits(self) -> ReplyConfig:
+    def _buffer_fits(self) -> CompletionConfig:
         if self.overlong_buffer and self.overlong != "penalize":
             raise ValueError("overlong_buffer is for overlong: penalize")
         if self.overlong_buffer >= self.max_tokens:
@@ -76,82 +76,14 @@ class ReplyConfig(PluginConfig):
         return self.overlong_penalty * max(0, beyond) / max(1, self.overlong_buffer)
 
 
-class Worth:
-    """From what was sampled to what it is worth: rewards, penalties and the reference.
-
-    May be used from many threads at once.
-    """
-
-    def __init__(self, stage: StageContext, config: ReplyConfig, patience: Patience) -> None:
-        self.config = config
-        self.patience = patience
-        self.scorer = Scorer(stage.rewards, config.on_reward_error, config.reward_timeout)
-        context = RewardContext(stage.seed, stage.renderer, patience, stage.resolve, stage.cache)
-        self.scorer.open(context)
-        self.reference: tinker.SamplingClient | None = None
-        if config.reference is not None:
-            self.reference = stage.resolve(config.reference).sampler
-        elif config.kl_beta:
-            self.reference = stage.sampling_client(stage.start)
-
-    def ask(self, rollouts: Sequence[Rollout]) -> list[list[tinker.APIFuture[list[float | None]]]]:
-        """Ask the reference for its log-probabilities, without waiting."""
-        import tinker
-
-        if self.reference is None:
-            return []
-        return [
-            [
-                self.reference.compute_logprobs(tinker.ModelInput.from_ints(segment.tokens))
-                for segment in rollout.segments
-            ]
-            for rollout in rollouts
-        ]
-
-    def judge(self, rollouts: list[Rollout]) -> Group:
-        """The rollouts of one prompt with their rewards."""
-        asked = self.ask(rollouts)
-        scores = self.scorer.score([rollout.sample for rollout in rollouts])
-        for rollout, total, parts in zip(rollouts, scores.totals, scores.parts, strict=True):
-            rollout.reward, rollout.parts = total, parts
-        self.penalize(rollouts, asked)
-        return Group(rollouts, Counter(scores.counts), scores.error)
-
-    def penalize(
-        self,
-        rollouts: Sequence[Rollout],
-        asked: Sequence[Sequence[tinker.APIFuture[list[float | None]]]],
-    ) -> None:
-        """Take off what length and divergence cost."""
-        config = self.config
-        estimate = advantages.KL_ESTIMATORS[config.kl_estimator]
-        for rollout, futures in zip(rollouts, asked, strict=bool(asked)):
-            divergence = 0.0
-            rollout.kl = 0.0
-            for segment, future in zip(rollout.segments, futures, strict=True):
-                ours = segment.own(segment.logprobs)
-                theirs = segment.own(self.patience(future))
-                rollout.kl += advantages.k1(ours, theirs)
-                divergence += estimate(ours, theirs)
-            if config.kl_beta:
-                rollout.penalties["kl"] = config.kl_beta * divergence
-        for rollout in rollouts:
-            rollout.masked = config.overlong == "mask" and rollout.sample.truncated
-            cost = config.overlong_cost(rollout.longest, rollout.sample.truncated)
-            if config.overlong == "penalize":
-                rollout.penalties["overlong"] = cost
-            if rollout.reward is not None:
-                rollout.reward -= sum(rollout.penalties.values())
-
-
 @dataclass
-class Prompts:
-    """Groups of replies to prompts. A `Source`."""
+class PromptSource:
+    """Groups of completions of prompts. A `Source`."""
 
     prompts: Sequence[Prompt]
     renderer: Renderer
-    config: ReplyConfig
-    worth: Worth
+    config: CompletionConfig
+    waiter: Waiter
 
     @property
     def size(self) -> int:
@@ -163,27 +95,24 @@ class Prompts:
         """A reply has one author."""
         return 1
 
-    def roll(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
-        """All replies to prompt `index` in one request, with their rewards."""
-        import tinker
-
+    def sample(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+        """All completions of prompt `index`, in one request."""
         prompt, config = self.prompts[index], self.config
         tokens = self.renderer.prompt(prompt.messages)
-        future = sampler.sample(
-            tinker.ModelInput.from_ints(tokens),
+        future = sample(
+            sampler,
+            tokens,
             config.group_size,
-            tinker.SamplingParams(
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                seed=seed,
-                stop=self.renderer.stop,
-            ),
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            seed=seed,
+            stop=self.renderer.stop,
         )
         rollouts = []
-        for sequence in self.worth.patience(future).sequences:
+        for sequence in self.waiter(future).sequences:
             if sequence.logprobs is None:
                 raise UsageError("the engine gave no log-probabilities with its samples")
-            sample = Sample(
+            completion = Sample(
                 prompt=prompt.messages,
                 completion=self.renderer.parse(sequence.tokens),
                 answer=prompt.answer,
@@ -191,20 +120,20 @@ class Prompts:
                 metadata=prompt.metadata,
             )
             segment = Segment.reply(tokens, sequence.tokens, sequence.logprobs)
-            whole = (*prompt.messages, Message("assistant", sample.completion))
-            rollouts.append(Rollout([segment], sample, [whole]))
-        return [self.worth.judge(rollouts)]
+            whole = (*prompt.messages, Message("assistant", completion.completion))
+            rollouts.append(Rollout([segment], completion, [whole]))
+        return [Group(rollouts)]
 
 
 @dataclass
-class Episodes:
+class EpisodeSource:
     """Groups of episodes of one task, a group for each seat. A `Source`."""
 
     tasks: Sequence[Task]
     renderer: Renderer
-    config: ReplyConfig
-    worth: Worth
-    limits: Limits
+    config: CompletionConfig
+    waiter: Waiter
+    limits: EpisodeLimits
     seats: int = 1
     """How many players the policy takes the part of."""
 
@@ -213,14 +142,14 @@ class Episodes:
         """How many tasks there are."""
         return len(self.tasks)
 
-    def roll(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+    def sample(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
         """Episodes of task `index`, turn by turn, with what each seat got.
 
         Raises:
             PtlError: the environment failed, and the stage says that this ends it.
         """
         tasks = [self.tasks[index]] * self.config.group_size
-        plays = play(tasks, seed, sampler, self.renderer, self.worth.patience, self.limits)
+        plays = play(tasks, seed, sampler, self.renderer, self.waiter, self.limits)
         failed = [one for one in plays if one.error]
         if failed and self.config.on_reward_error == "stop":
             raise failed[0].failure(
@@ -239,8 +168,8 @@ class Episodes:
     def _group(self, plays: Sequence[Play], seat: int) -> Group:
         rollouts, abstained = [], 0
         # Who never had a turn has nothing to learn from.
-        for one in [one for one in plays if one.seats and one.seats[seat].segments]:
-            player, sample = one.seats[seat], one.sample(seat)
+        for one in [one for one in plays if one.players and one.players[seat].segments]:
+            player, sample = one.players[seat], one.sample(seat)
             reward, parts = player.reward, dict(sample.scores)
             if one.error:
                 reward = 0.0 if self.config.on_reward_error == "zero" else None
@@ -249,13 +178,16 @@ class Episodes:
             else:
                 parts = {"return": reward, **parts}
             rollouts.append(Rollout(player.segments, sample, player.conversations, reward, parts))
-        self.worth.penalize(rollouts, self.worth.ask(rollouts))
         return Group(rollouts, Counter(abstained=abstained))
 
 
 def episodes(
-    tasks: Sequence[Task], stage: StageContext, config: ReplyConfig, worth: Worth, retries: int
-) -> Episodes:
+    tasks: Sequence[Task],
+    stage: StageContext,
+    config: CompletionConfig,
+    waiter: Waiter,
+    retries: int,
+) -> EpisodeSource:
     """The source of a stage's tasks.
 
     Args:
@@ -270,10 +202,10 @@ def episodes(
             f"stage '{stage.name}' learns from an environment, which rewards by itself",
             hint="remove its 'reward:'",
         )
-    limits = Limits(
+    limits = EpisodeLimits(
         config.max_turns, config.max_tokens, config.temperature, retries, config.reward_timeout
     )
     first = Play.of(tasks[0], stage.renderer, limits)
     if first.error:
         raise first.failure("begin an episode of it by hand")
-    return Episodes(tasks, stage.renderer, config, worth, limits, len(first.seats))
+    return EpisodeSource(tasks, stage.renderer, config, waiter, limits, len(first.players))

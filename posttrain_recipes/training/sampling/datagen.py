@@ -1,4 +1,4 @@
-"""Asking a fixed model for replies, a batch of prompts at a time: what stages that make data share.
+"""Completions of a fixed model, a batch of prompts at a time: what stages that make data share.
 
 The batch that comes next is asked for while the present one is worked on, so that the engine is
 never idle. A seed comes from the stage's seed, the number of the batch and the place in it: an
@@ -7,7 +7,6 @@ interrupted stage goes on to the same replies.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -27,6 +26,7 @@ from posttrain_recipes.plugin import (
     StageContext,
     Waiter,
 )
+from posttrain_recipes.training.requests import derive_seed, sample
 from posttrain_recipes.training.rl.scoring import scores_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class MakingConfig(PluginConfig):
 
 
 @dataclass(frozen=True)
-class Written:
+class Completion:
     """What a model wrote."""
 
     text: str
@@ -83,11 +83,6 @@ def batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[begin : begin + size] for begin in range(0, len(items), size)]
 
 
-def seed_of(*parts: int | str) -> int:
-    """A seed that is a function of `parts`, such as the stage's, the batch and the place."""
-    return random.Random(":".join(map(str, parts))).getrandbits(31)
-
-
 def served(stage: StageContext, ref: ModelRef | None) -> ServedModel:
     """The model that an option refers to; the stage's own start where it refers to none."""
     if ref is not None:
@@ -105,18 +100,15 @@ def ask(
     seed: str,
 ) -> list[tinker.APIFuture[tinker.SampleResponse]]:
     """Ask for `count` replies to each prompt, without waiting."""
-    import tinker
-
     return [
-        model.sampler.sample(
-            tinker.ModelInput.from_ints(model.renderer.prompt(prompt)),
+        sample(
+            model.sampler,
+            model.renderer.prompt(prompt),
             count,
-            tinker.SamplingParams(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed_of(seed, place),
-                stop=model.renderer.stop,
-            ),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=derive_seed(seed, place),
+            stop=model.renderer.stop,
         )
         for place, prompt in enumerate(prompts)
     ]
@@ -124,11 +116,11 @@ def ask(
 
 def written(
     asked: Sequence[tinker.APIFuture[tinker.SampleResponse]], renderer: Renderer, wait: Waiter
-) -> list[list[Written]]:
+) -> list[list[Completion]]:
     """The replies to each prompt that was asked."""
     return [
         [
-            Written(renderer.parse(s.tokens), s.stop_reason == "length")
+            Completion(renderer.parse(s.tokens), s.stop_reason == "length")
             for s in wait(future).sequences
         ]
         for future in asked
@@ -144,7 +136,7 @@ def ahead(
     count: int,
     config: MakingConfig,
     seed: int,
-) -> Iterator[tuple[int, list[list[Written]]]]:
+) -> Iterator[tuple[int, list[list[Completion]]]]:
     """The replies to batches of prompts, one batch ahead, from batch `skip` (counted from 0) on.
 
     Yields the number of a batch, counted from 1, and the replies to each of its prompts.
@@ -170,7 +162,7 @@ def ahead(
 
 def rewarded_replies(
     stage: StageContext, config: MakingConfig, ref: ModelRef | None, count: int, skip: int
-) -> Iterator[tuple[int, Sequence[Prompt], list[list[Written]]]]:
+) -> Iterator[tuple[int, Sequence[Prompt], list[list[Completion]]]]:
     """`count` replies to each of the stage's prompts, its rewards ready to score them.
 
     Yields the number of each batch past `skip`, its prompts, and the replies to each of them.

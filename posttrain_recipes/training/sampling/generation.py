@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from posttrain_recipes.plugin import CountTokens, EvalContext, Record, Usage, Workload
 from posttrain_recipes.records import Prompt, Sample
+from posttrain_recipes.training.requests import sample
 from posttrain_recipes.training.text.examples import Example
 from posttrain_recipes.workload import mean
 
@@ -18,11 +19,11 @@ IN_FLIGHT = 256
 
 
 def workload(
-    sample: Sequence[Record], prompts: int, tokens: CountTokens, max_tokens: int
+    some: Sequence[Record], prompts: int, tokens: CountTokens, max_tokens: int
 ) -> Workload:
-    """One reply to each of `prompts`, judged by a sample of them: each is read once, and a reply
+    """One reply to each of `prompts`, judged by `some` of them: each is read once, and a reply
     may end before `max_tokens`."""
-    lengths = [tokens(cast(Prompt, record).messages) for record in sample]
+    lengths = [tokens(cast(Prompt, record).messages) for record in some]
     usage = Usage(prefill=round(prompts * mean(lengths)), sample=prompts * max_tokens)
     return Workload(usage, at_most=True)
 
@@ -31,21 +32,18 @@ def generate(
     context: EvalContext, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float
 ) -> list[Sample]:
     """One reply to each prompt, in order; temperature 0 is greedy. The seed is the context's."""
-    import tinker
-
     samples: list[Sample] = []
     for begin in range(0, len(prompts), IN_FLIGHT):
         block = prompts[begin : begin + IN_FLIGHT]
         futures = [
-            context.sampler.sample(
-                tinker.ModelInput.from_ints(context.renderer.prompt(prompt.messages)),
+            sample(
+                context.sampler,
+                context.renderer.prompt(prompt.messages),
                 1,
-                tinker.SamplingParams(
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    seed=context.seed + begin + offset,
-                    stop=context.renderer.stop,
-                ),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=context.seed + begin + offset,
+                stop=context.renderer.stop,
             )
             for offset, prompt in enumerate(block)
         ]

@@ -1,0 +1,50 @@
+"""What every request to a sampler is made of: the prompt, the parameters, a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tinker
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2^31) that is a function of `parts`, such as the stage's seed, the number of
+    the batch and the place in it: an interrupted stage draws the same again."""
+    return random.Random(":".join(map(str, parts))).getrandbits(31)
+
+
+def sample(
+    sampler: tinker.SamplingClient,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    stop: Sequence[int] | None = None,
+    top_k: int = 0,
+) -> tinker.APIFuture[tinker.SampleResponse]:
+    """Ask for `count` completions of a prompt (P,), without waiting.
+
+    Args:
+        temperature: of the softmax; 0 takes the likeliest token each time.
+        stop: token ids that end a completion; None: what the engine takes for an end.
+        top_k: how many of the likeliest tokens come with each that is sampled.
+    """
+    import tinker
+
+    more = {"topk_sample_logprobs": top_k} if top_k else {}
+    return sampler.sample(
+        tinker.ModelInput.from_ints(list(prompt)),
+        count,
+        tinker.SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=list(stop) if stop is not None else None,
+        ),
+        **more,
+    )
