@@ -185,6 +185,37 @@ A claim is what the recipe says under `expect:`. It holds where every seed keeps
 moves by more than the spread, which is the largest minus the smallest value after training. A limit
 on what may be lost (`change > -25%`) holds where every seed keeps it. Before is the mean over
 seeds. `tests/e2e/test_claims.py` runs three of them at every change of the code, with seed 0.
+
+## In words
+
+- `distill_on_policy`: from 16 prompts within two points of the teacher, where imitation of its
+  answers stays 7 to 23 points below with three times the tokens.
+- `distill_compress`: held-out 40% to 82 to 84% in a model of a quarter of the size; the teacher
+  91%.
+- `sdft`: of other forms of answer at 88.5% it keeps 71 to 79%, imitation 57.5 to 58%.
+- `continual`: without replay the first skill falls from 91% to 53 to 61%, with a fifth of its
+  data to 70 to 72%.
+- `multi_objective`: for right answers alone, held-out sentences go from 48.5% to 1 to 3%; for
+  both rewards, to 100%, and as many answers are right (91.0 to 94.5%, against 88.5 to 94.5%).
+- `rlhf`: with a price on divergence the true rule prefers 93 to 94% of the held-out replies to
+  those of the start; without one 23 to 31%, though the reward model rates them higher.
+- `sft_then_rlhf`: the true rule prefers 97 to 99% of the held-out replies to those of the start;
+  answers that SFT taught lost 2.3, 1.6 and 9.7 points of 83.
+- `iterative_rlhf`: a held-out reply scores 1.5 of 3 after SFT, then 2.2, 2.6 and 2.8 (mean of the
+  seeds).
+- `compare_methods`: held-out sums from 46.5% to 96.2 (SFT), 93.2 (DPO), 92.7 (GRPO) and 95.0%
+  (distillation), each with 20,000 tokens.
+- `distill_then_rl`: from a teacher of 76 to 80%: held-out sums 46.5% to 82 to 87.5% by
+  distillation, to 95 to 97% by RL.
+- `rlvr_then_rubric`: held-out sums 46.5% to 96% and then still 96%; polite replies preferred
+  63.5%, then 16 to 32%, then 99.5 to 100%.
+- `sft_distill_rl`: held-out sums 36.5%, then 45, 76 and 83% (mean of the seeds).
+- `tool_use`: no product right before, 88 to 91% after imitation of calls, 95.5 to 96% after RL
+  with the tool.
+- `self_play`: 16% of games won against a player who takes any number, then 86.5 to 92.5%.
+- `sft_mbpp`: none of 100 held-out programs pass their tests, then 97 to 98.
+- `grpo_gsm8k`: 0%, then 85 to 89% by a little imitation and 97 to 98% by RL.
+- `distill_reasoning`: 2% to 87 to 89%; the teacher 94%.
 """
 COLUMNS = ("recipe", "measured", "claim", "before", "after, by seed", "spread", "holds")
 HEADER = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---|"
