@@ -1,4 +1,4 @@
-"""How much work something is: steps, and tokens by what an engine does with them."""
+"""Estimated work: optimizer steps, and tokens by what an engine does with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier stage made."""
+"""Records that an earlier stage collected."""
 
 from __future__ import annotations
 

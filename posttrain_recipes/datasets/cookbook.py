@@ -1,4 +1,4 @@
-"""Environments that are written for tinker-cookbook."""
+"""Environments written for tinker-cookbook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset from the easy to the hard."""
+"""A dataset ordered from easy to hard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records from a file of this machine."""
+"""Records from files on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several datasets as one, in stated shares."""
+"""A mixture of several datasets, in stated shares."""
 
 from __future__ import annotations
 

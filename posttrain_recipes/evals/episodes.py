@@ -1,4 +1,4 @@
-"""How the weights fare in an environment."""
+"""Mean return and success rate over episodes of an environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies for people to read."""
+"""Sampled replies for people to read."""
 
 from __future__ import annotations
 

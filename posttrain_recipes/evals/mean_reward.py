@@ -1,4 +1,4 @@
-"""What a reward says of the replies of the weights."""
+"""Mean reward of sampled replies."""
 
 from __future__ import annotations
 

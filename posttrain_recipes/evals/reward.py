@@ -1,4 +1,4 @@
-"""Share of held-out pairs whose chosen reply the weights, as a reward model, score higher."""
+"""Accuracy as a reward model: share of held-out pairs whose chosen reply scores higher."""
 
 from __future__ import annotations
 

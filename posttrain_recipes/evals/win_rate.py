@@ -1,4 +1,4 @@
-"""How often a reward prefers the reply of the weights to that of others."""
+"""Win rate: how often a reward prefers the model's reply to that of another."""
 
 from __future__ import annotations
 

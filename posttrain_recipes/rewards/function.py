@@ -1,4 +1,4 @@
-"""A reward that is a function of the user's own."""
+"""A reward computed by a function of the user's own."""
 
 from __future__ import annotations
 

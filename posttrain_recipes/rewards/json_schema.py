@@ -1,4 +1,4 @@
-"""Whether a reply is JSON of a given form."""
+"""Whether a reply is JSON that fits a schema."""
 
 from __future__ import annotations
 

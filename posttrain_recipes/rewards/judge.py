@@ -1,4 +1,4 @@
-"""What a model says of a reply: yes or no to one question."""
+"""A judge model's answer to one yes-or-no question about a reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a reply is as long as it should be."""
+"""Whether the length of a reply lies within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a reply comes to the reference number."""
+"""Whether the number in a reply equals the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two replies a judge model prefers, as a reward of each."""
+"""A judge model's preference between two replies, as a reward of each."""
 
 from __future__ import annotations
 

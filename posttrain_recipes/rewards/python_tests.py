@@ -1,4 +1,4 @@
-"""Whether the program in a reply passes tests.
+"""Whether the Python program in a reply passes its tests.
 
 What the program is asked is answered in the sandbox, and judged here: see
 `training.sandbox.split_tests`.

@@ -1,4 +1,4 @@
-"""Whether a reply has a form."""
+"""Whether a reply matches a pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reward model that an earlier stage trained thinks of a reply."""
+"""The score of a reward model that an earlier stage trained."""
 
 from __future__ import annotations
 

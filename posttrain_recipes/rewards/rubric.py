@@ -1,4 +1,4 @@
-"""What a judge model says of a reply by several weighted criteria."""
+"""A judge model's scores of a reply by several weighted criteria."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tinker
@@ -22,10 +22,11 @@ def sample(
     count: int,
     *,
     max_tokens: int,
-    temperature: float,
-    seed: int,
+    temperature: float = 1.0,
+    seed: int | None = None,
     stop: Sequence[int] | None = None,
     top_k: int = 0,
+    prompt_top_k: int = 0,
 ) -> tinker.APIFuture[tinker.SampleResponse]:
     """Ask for `count` completions of a prompt (P,), without waiting.
 
@@ -33,18 +34,17 @@ def sample(
         temperature: of the softmax; 0 takes the likeliest token each time.
         stop: token ids that end a completion; None: what the engine takes for an end.
         top_k: how many of the likeliest tokens come with each that is sampled.
+        prompt_top_k: how many come with each of the prompt's.
     """
     import tinker
 
-    more = {"topk_sample_logprobs": top_k} if top_k else {}
-    return sampler.sample(
-        tinker.ModelInput.from_ints(list(prompt)),
-        count,
-        tinker.SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            stop=list(stop) if stop is not None else None,
-        ),
-        **more,
+    params = tinker.SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=None if stop is None else list(stop),
     )
+    more: dict[str, Any] = {"topk_sample_logprobs": top_k} if top_k else {}
+    if prompt_top_k:
+        more |= {"include_prompt_logprobs": True, "topk_prompt_logprobs": prompt_top_k}
+    return sampler.sample(tinker.ModelInput.from_ints(list(prompt)), count, params, **more)

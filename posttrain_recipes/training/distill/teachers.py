@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from posttrain_recipes.training.requests import sample
+
 if TYPE_CHECKING:
     import tinker
     from numpy.typing import NDArray
@@ -98,15 +100,7 @@ def ask_top_k(
     teacher: tinker.SamplingClient, prompt: Sequence[int], reply: Sequence[int], k: int
 ) -> tinker.APIFuture[tinker.SampleResponse]:
     """Ask for the teacher's `k` likeliest tokens along a reply to `prompt`: one prefill."""
-    import tinker
-
-    return teacher.sample(
-        tinker.ModelInput.from_ints([*prompt, *reply]),
-        1,
-        tinker.SamplingParams(max_tokens=1),
-        include_prompt_logprobs=True,
-        topk_prompt_logprobs=k,
-    )
+    return sample(teacher, [*prompt, *reply], 1, max_tokens=1, prompt_top_k=k)
 
 
 def top_k(response: tinker.SampleResponse, count: int) -> SoftTargets:

@@ -1,4 +1,4 @@
-"""Asking a model for verdicts: yes or no of a reply, or which of two is better.
+"""Asking a judge model: yes or no of one reply, or which of two is better.
 
 A judge is asked in one of two ways. `logits` reads the log-odds of the two verdict words from one
 prefill: a real number, which a small model gives better than it talks. `text` lets the judge write,

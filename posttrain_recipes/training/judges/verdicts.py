@@ -1,4 +1,4 @@
-"""A real-valued reward from a language model: the log-odds of two verdict tokens.
+"""The log-odds of two verdict tokens, which a language model gives as a real-valued reward.
 
 The conversation, reply included, is followed by one more question of the user, and
 

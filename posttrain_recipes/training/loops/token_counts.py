@@ -1,4 +1,4 @@
-"""What methods are going to take, in tokens, for their `workload`.
+"""How many tokens a stage will take, estimated before it runs, for `Method.workload`.
 
 Each function is one way to spend them. What is sampled is a bound: a reply may end before its
 limit. What rewards and judges that ask a model take is theirs to know.

@@ -1,4 +1,4 @@
-"""Training on log p of whole replies: what the preference methods share.
+"""Training on log-probabilities of whole completions: what the preference methods share.
 
 Their losses tie several replies together, and Tinker has none of them, so the client computes
 them: a forward pass brings log p, the loss and its gradient by log p are taken here, and the

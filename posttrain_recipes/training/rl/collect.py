@@ -1,4 +1,4 @@
-"""What rollouts leave for later stages: the good ones, and the best beside the worst."""
+"""Records made of rollouts for later stages: the good ones, and pairs of best and worst."""
 
 from __future__ import annotations
 

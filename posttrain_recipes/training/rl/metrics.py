@@ -1,4 +1,4 @@
-"""What a batch of rollouts showed: metrics for curves, and samples for people to read."""
+"""Metrics and samples of a step's rollouts."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Rollout:
     conversations: Sequence[Messages]
     """What was read and written, each ending with what the policy wrote."""
     reward: float | None = None
-    """What it is worth, penalties included; None leaves it out of its group."""
+    """Its reward less penalties; None leaves it out of its group."""
     parts: dict[str, float] = field(default_factory=dict)
     """What each reward gave it, before weights."""
     penalties: dict[str, float] = field(default_factory=dict)

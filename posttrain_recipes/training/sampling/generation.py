@@ -1,4 +1,4 @@
-"""Asking a sampler for many replies or log-probabilities at once."""
+"""Many replies or log-probabilities of a fixed model at once, for evals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies of weights to prompts, with what a reward says of them: for evals."""
+"""Sampled replies with the scores of a reward, for evals."""
 
 from __future__ import annotations
 

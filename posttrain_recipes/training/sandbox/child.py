@@ -1,4 +1,4 @@
-"""Runs one Python program where it can do no harm. Started by `runner`, as a script of its own.
+"""The sandbox's own process: gives up every right, then runs one Python program.
 
     python -I -S child.py < specification
 

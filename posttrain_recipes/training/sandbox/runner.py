@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run where they can do no harm.
+"""Running a program that a model wrote in a sandbox.
 
 Linux namespaces, limits and a filter of system calls: no network, no file of this machine but
 Python's own (read-only), no environment variable, no other process; memory, disk, time and output

@@ -1,4 +1,4 @@
-"""Telling a right reply from a wrong one by its text."""
+"""Extracting the answer from a reply's text, and comparing it with the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two tokenizers mean the same text by the same numbers.
+"""Whether two tokenizers have the same vocabulary: equal ids for equal text.
 
 A teacher that scores a student's tokens, and a reference that a policy is held to, read the
 student's numbers. Where those mean other words, nothing fails: the scores are of nonsense.
