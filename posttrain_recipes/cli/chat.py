@@ -19,7 +19,7 @@ import click
 
 from posttrain_recipes import models
 from posttrain_recipes.cli.options import home_option
-from posttrain_recipes.cli.target import Target, find, require_here
+from posttrain_recipes.cli.target import ChatTarget, find, require_here
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
 
@@ -72,7 +72,7 @@ def chat(
             model, said = found.model, found.said
         else:
             model = said = _remote(target, home)
-        talk = Talk(Server(base_url, api_key or ""), model, asked, system)
+        talk = Talk(ChatClient(base_url, api_key or ""), model, asked, system)
         if not model:
             talk.model = said = talk.server.first_model()
         if prompt is not None:
@@ -95,7 +95,7 @@ def _remote(target: str | None, home: Path) -> str:
 
 
 @contextmanager
-def _engine(target: Target, home: Path) -> Iterator[tuple[str, str]]:
+def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
     """An engine that serves the target: its address and token."""
     from posttrain_recipes.engine import launch
 
@@ -111,7 +111,7 @@ def _engine(target: Target, home: Path) -> Iterator[tuple[str, str]]:
 
 
 @dataclass
-class Server:
+class ChatClient:
     """An OpenAI-compatible server. Raises PtlError with what it says went wrong."""
 
     base_url: str
@@ -177,7 +177,7 @@ def _hint(status: int) -> str | None:
 class Talk:
     """A conversation."""
 
-    server: Server
+    server: ChatClient
     model: str
     asked: dict[str, Any]
     system: str | None = None

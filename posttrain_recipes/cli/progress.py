@@ -52,11 +52,11 @@ class Lines(Reporter):
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self.path = Path()
-        self.stages: dict[str, Training] = defaultdict(Training)
+        self.stages: dict[str, StageProgress] = defaultdict(StageProgress)
         """By worker."""
 
     @property
-    def now(self) -> Training:
+    def now(self) -> StageProgress:
         """The stage that is told of."""
         return self.stages[worker()]
 
@@ -84,7 +84,7 @@ class Lines(Reporter):
         self.line(f"  {what}")
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
-        self.stages[worker()] = Training()
+        self.stages[worker()] = StageProgress()
         how = stage.method.name if stage.method else "evaluation"
         self.line(f"[{stage.index}/{count}] {stage.name} ({how} from {stage.start})")
 
@@ -93,7 +93,7 @@ class Lines(Reporter):
         self.line(f"[{stage.index}] {stage.name}: reused, finished on the same inputs{source}")
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
-        self.stages[worker()] = Training(done)
+        self.stages[worker()] = StageProgress(done)
         self.line(f"  training from step {done} to {total}")
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -180,7 +180,7 @@ def _told(metrics: Mapping[str, float]) -> str:
     return f"{metrics.get('data/kept', 0):,.0f} records"
 
 
-class Training:
+class StageProgress:
     """A stage in training: how far it is kept, and how fast its steps go, smoothed."""
 
     def __init__(self, done: int = 0) -> None:
@@ -248,7 +248,7 @@ class Live(Lines):
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         self.close()
-        self.stages[worker()] = Training()
+        self.stages[worker()] = StageProgress()
         how = stage.method.name if stage.method else "evaluation"
         self.console.print(
             f"\n[bold]{stage.index}/{count} {stage.name}[/bold] "
@@ -259,7 +259,7 @@ class Live(Lines):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.close()
-        self.stages[worker()] = Training(done)
+        self.stages[worker()] = StageProgress(done)
         self.progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),

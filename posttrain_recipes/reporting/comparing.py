@@ -13,7 +13,7 @@ from posttrain_recipes.language.nodes import Node
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.records import Sample
 from posttrain_recipes.reporting import comparisons, plots, report
-from posttrain_recipes.reporting.comparisons import Group, Table
+from posttrain_recipes.reporting.comparisons import ArmGroup, Table
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
 from posttrain_recipes.store import RunRecord, StageRecord
 from posttrain_recipes.tracking import curves
@@ -67,7 +67,7 @@ class Comparison:
         return [
             table
             for name, found in arms.items()
-            for table in comparisons.tables(Group(name, found), samples)
+            for table in comparisons.tables(ArmGroup(name, found), samples)
             if table.eval == name
         ]
 

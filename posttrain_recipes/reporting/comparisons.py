@@ -22,7 +22,7 @@ Samples = Callable[[StageRecord, str], Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class Group:
+class ArmGroup:
     """Arms that are compared with each other."""
 
     title: str
@@ -72,7 +72,7 @@ class Table:
         return max(known, key=lambda c: sign * c.estimate.value).arm if known else ""
 
 
-def groups(record: RunRecord) -> list[Group]:
+def groups(record: RunRecord) -> list[ArmGroup]:
     """What a run compares; empty where it goes one way only."""
     found: dict[str, dict[str, dict[str, StageRecord]]] = {}
     known = origins(record.resolved)
@@ -91,7 +91,7 @@ def groups(record: RunRecord) -> list[Group]:
             continue
         seed = dict(origin.labels).get("seed", "")
         found.setdefault(title, {}).setdefault(arm, {})[seed] = stage
-    return [Group(title, arms) for title, arms in found.items() if _worth_it(arms)]
+    return [ArmGroup(title, arms) for title, arms in found.items() if _worth_it(arms)]
 
 
 def _arm(origin: Origin, branch: str) -> str:
@@ -103,7 +103,7 @@ def _worth_it(arms: Mapping[str, Mapping[str, StageRecord]]) -> bool:
     return len(arms) > 1 or any(len(seeds) > 1 for seeds in arms.values())
 
 
-def tables(group: Group, samples: Samples) -> list[Table]:
+def tables(group: ArmGroup, samples: Samples) -> list[Table]:
     """Every metric that the arms of a group have, with each arm against the first."""
     metrics: dict[tuple[str, str], bool | None] = {}
     for seeds in group.arms.values():
@@ -117,7 +117,7 @@ def tables(group: Group, samples: Samples) -> list[Table]:
     ]
 
 
-def _table(group: Group, name: str, metric: str, better: bool | None, samples: Samples) -> Table:
+def _table(group: ArmGroup, name: str, metric: str, better: bool | None, samples: Samples) -> Table:
     cells: list[Cell] = []
     first: Mapping[str, StageRecord] = {}
     for arm, seeds in group.arms.items():

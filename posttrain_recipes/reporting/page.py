@@ -18,7 +18,7 @@ from posttrain_recipes.planning.pricing import duration, show_usd
 from posttrain_recipes.records import Sample
 from posttrain_recipes.reporting import comparisons, plots, report
 from posttrain_recipes.reporting.comparisons import Table
-from posttrain_recipes.reporting.report import Row
+from posttrain_recipes.reporting.report import TableRow
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.mirror import remote_id
@@ -298,7 +298,7 @@ def _cell(text: str, width: int = 300) -> str:
     return text.replace("\n", "<br>")
 
 
-def _row_spread(row: Row) -> Any:
+def _row_spread(row: TableRow) -> Any:
     from markupsafe import Markup
 
     both = (row.before, row.after)

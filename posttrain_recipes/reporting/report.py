@@ -19,7 +19,7 @@ SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One metric of one eval, before and after a stage."""
 
     stage: str
@@ -111,19 +111,19 @@ def columns(table: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     return "\n".join(lines)
 
 
-def show_change(row: Row) -> str:
+def show_change(row: TableRow) -> str:
     """`+34.4`, in points for shares."""
     if row.change is None:
         return ""
     return f"{100 * row.change:+.1f}" if row.percent else f"{row.change:+.3f}"
 
 
-def rows(record: RunRecord) -> list[Row]:
+def rows(record: RunRecord) -> list[TableRow]:
     """Every metric of every stage, in the recipe's order."""
     return [row for stage in record.stages for row in stage_rows(stage)]
 
 
-def stage_rows(stage: StageRecord) -> list[Row]:
+def stage_rows(stage: StageRecord) -> list[TableRow]:
     """Every metric of one stage."""
     before = {m.fingerprint: m for m in stage.before}
     after = {m.fingerprint: m for m in stage.after}
@@ -131,7 +131,7 @@ def stage_rows(stage: StageRecord) -> list[Row]:
     for fingerprint, measured in {**before, **after}.items():
         for metric in measured.metrics:
             found.append(
-                Row(
+                TableRow(
                     stage.name,
                     measured.name,
                     metric,

@@ -64,7 +64,9 @@ class PythonTests(Reward):
         # A program that leaves before its tests are over does not know the word, unless it looked.
         word = secrets.token_hex(16)
         asked = fenced(sample.completion), [test.steps for test in apart], word
-        limits = runner.Limits(self.config.seconds, self.config.memory_mb << 20, output=1 << 20)
+        limits = runner.SandboxLimits(
+            self.config.seconds, self.config.memory_mb << 20, output=1 << 20
+        )
         outcome = runner.run(f"{_CHILD_MAIN}\n\nmain(*{asked!r})\n", limits)
         answers = _answers(outcome, word, len(tests))
         share = sum(map(split_tests.Test.passed, apart, answers)) / len(tests)
@@ -74,7 +76,7 @@ class PythonTests(Reward):
 _CHILD_MAIN = Path(child_main.__file__).read_text(encoding="utf-8")
 
 
-def _answers(outcome: runner.Outcome, word: str, count: int) -> list[object]:
+def _answers(outcome: runner.SandboxResult, word: str, count: int) -> list[object]:
     """What the last line of output says to each test; None, which passes none, where it cannot."""
     nothing: list[object] = [None] * count
     if not outcome.passed:

@@ -128,7 +128,7 @@ def tracked_uris(home: Path) -> set[str]:
         ) from None
 
 
-def _is_active(store: mlstore.Store, run_id: str | None) -> bool:
+def _is_active(store: mlstore.MlflowStore, run_id: str | None) -> bool:
     if not run_id:
         return True
     return bool(store.client.get_run(run_id).info.lifecycle_stage == "active")

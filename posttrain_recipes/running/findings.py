@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Finding:
+class PreflightFinding:
     """What one check found."""
 
     check: str

@@ -16,7 +16,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, StageContext, StageSink
-from posttrain_recipes.running.findings import Finding
+from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.loops.rl import RolloutMethod
@@ -31,7 +31,7 @@ ZERO_VARIANCE = 0.75
 """A larger share of groups without variance than this is worth a warning."""
 
 
-def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[Finding]:
+def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[PreflightFinding]:
     """A finding for each stage that learns from groups of what its policy does."""
     for stage in plan.stages:
         if not isinstance(stage.method, RolloutMethod) or stage.data is None:
@@ -40,29 +40,29 @@ def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterato
         start = _start(stage, serving, runs)
         if start is None or stage.data.made_by:
             what = f"starts from {stage.start}" if start is None else f"reads {stage.data.label}"
-            yield Finding(name, "ok", f"{what}, which is not trained yet: not tried")
+            yield PreflightFinding(name, "ok", f"{what}, which is not trained yet: not tried")
             continue
         try:
             groups, whole = _sample(stage, start, serving)
         except PtlError as error:
-            yield Finding(name, "failed", error.what, error.hint)
+            yield PreflightFinding(name, "failed", error.what, error.hint)
         else:
             yield _verdict(name, groups, whole)
 
 
-def _verdict(name: str, groups: Sequence[Group], replies: int) -> Finding:
+def _verdict(name: str, groups: Sequence[Group], replies: int) -> PreflightFinding:
     scored = [reward for group in groups for reward in group.rewards]
     if not scored:
         why = next((group.error for group in groups if group.error), "every reward abstained")
-        return Finding(name, "failed", f"none of {replies} replies has a reward: {why}")
+        return PreflightFinding(name, "failed", f"none of {replies} replies has a reward: {why}")
     zero_variance = sum(not advantages.varies(group.rewards) for group in groups)
     told = (
         f"{zero_variance} of {len(groups)} groups have one reward for all replies; the mean is "
         f"{sum(scored) / len(scored):.2f}"
     )
     if zero_variance <= ZERO_VARIANCE * len(groups):
-        return Finding(name, "ok", told)
-    return Finding(
+        return PreflightFinding(name, "ok", told)
+    return PreflightFinding(
         name,
         "warning",
         f"{told}: there is little to learn from",

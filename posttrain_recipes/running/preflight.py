@@ -19,7 +19,7 @@ from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_loc
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
 from posttrain_recipes.running import tokenizers
-from posttrain_recipes.running.findings import Finding
+from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.rl.scoring import scores_of
@@ -33,14 +33,14 @@ TRIED = 8
 """Prompts that rewards are tried on."""
 
 
-def cheap(plan: Plan, home: Path) -> Iterator[Finding]:
+def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     """What is found without an engine and without reading much."""
     yield _disk(home)
     yield _sdk()
     yield from _splits(plan)
 
 
-def data(plan: Plan) -> Iterator[Finding]:
+def data(plan: Plan) -> Iterator[PreflightFinding]:
     """Every data set, read to its end as stages and evals will read it."""
     seen: set[str] = set()
     for where, source, wants in _sources(plan):
@@ -51,17 +51,19 @@ def data(plan: Plan) -> Iterator[Finding]:
         try:
             records = load_records(source, wants)
         except PtlError as error:
-            yield Finding(name, "failed", error.what, error.hint)
+            yield PreflightFinding(name, "failed", error.what, error.hint)
             continue
         if records:
-            yield Finding(name, "ok", f"{source.label}: {len(records):,} {wants.__name__} records")
+            yield PreflightFinding(
+                name, "ok", f"{source.label}: {len(records):,} {wants.__name__} records"
+            )
         else:
-            yield Finding(name, "failed", f"{source.label} has no records")
+            yield PreflightFinding(name, "failed", f"{source.label} has no records")
 
 
 def engine(
     plan: Plan, home: Path, runs: Sequence[RunRecord] = (), *, sample: bool = False
-) -> Iterator[Finding]:
+) -> Iterator[PreflightFinding]:
     """The engine: reachable, its key valid, the models served, the named checkpoints alive.
 
     With `sample` also whether RL has anything to learn from; `runs` are earlier ones, whose
@@ -73,9 +75,11 @@ def engine(
         with plan.engine.connect(locations(plan), home / "engine", log) as connection:
             wait = EngineWaiter(connection.alive)
             serving = Serving(plan, connection, wait)
-            yield Finding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
+            yield PreflightFinding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
             needs.check(plan, connection, wait)
-            yield Finding(name, "ok", f"can do all that is needed: {', '.join(needs.of(plan))}")
+            yield PreflightFinding(
+                name, "ok", f"can do all that is needed: {', '.join(needs.of(plan))}"
+            )
             for model in plan.models:
                 yield _tokenizer(serving, model)
             yield from _checkpoints(plan, serving)
@@ -86,53 +90,53 @@ def engine(
                 yield from learnability.findings(plan, serving, runs)
     except PtlError as error:
         why = f": {error.why}" if error.why else ""
-        yield Finding(name, "failed", error.what + why, error.hint)
+        yield PreflightFinding(name, "failed", error.what + why, error.hint)
     finally:
         log.unlink(missing_ok=True)
 
 
-def rewards(plan: Plan) -> Iterator[Finding]:
+def rewards(plan: Plan) -> Iterator[PreflightFinding]:
     """Every reward, tried on answers that deserve nothing: empty, cut short and garbled ones."""
     for stage in plan.stages:
         for reward, _ in stage.rewards:
             name = f"reward {reward.name} of {stage.name}"
             if reward.asks_model:
-                yield Finding(name, "ok", "asks a model, so it is not tried beforehand")
+                yield PreflightFinding(name, "ok", "asks a model, so it is not tried beforehand")
                 continue
             try:
                 prompts = _prompts(stage)
                 if prompts:
                     yield from _tried(name, reward, prompts)
             except PtlError as error:
-                yield Finding(name, "failed", error.what, error.hint)
+                yield PreflightFinding(name, "failed", error.what, error.hint)
             except Exception as error:  # a plugin's own code
                 words = f"{type(error).__name__} on an answer that it should give nothing for"
-                yield Finding(name, "failed", f"raises {words}: {error}")
+                yield PreflightFinding(name, "failed", f"raises {words}: {error}")
 
 
 # --- the cheap ones ------------------------------------------------------------------------------
 
 
-def _disk(home: Path) -> Finding:
+def _disk(home: Path) -> PreflightFinding:
     place = home
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     text = f"{free / 1e9:,.1f} GB free for {home}"
     if free < FREE_BYTES:
-        return Finding("disk", "warning", text, "'ptl gc' says what can be deleted")
-    return Finding("disk", "ok", text)
+        return PreflightFinding("disk", "warning", text, "'ptl gc' says what can be deleted")
+    return PreflightFinding("disk", "ok", text)
 
 
-def _sdk() -> Finding:
+def _sdk() -> PreflightFinding:
     version = metadata.version("tinker")
 
     def number(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
     if number(SDK[0]) <= number(version) < number(SDK[1]):
-        return Finding("sdk", "ok", f"tinker {version}")
-    return Finding(
+        return PreflightFinding("sdk", "ok", f"tinker {version}")
+    return PreflightFinding(
         "sdk",
         "warning",
         f"tinker {version} is not a version that this was tested with",
@@ -140,7 +144,7 @@ def _sdk() -> Finding:
     )
 
 
-def _splits(plan: Plan) -> Iterator[Finding]:
+def _splits(plan: Plan) -> Iterator[PreflightFinding]:
     """Test splits that would leave nothing to train on, where the number of records is known."""
     for where, source, _ in _sources(plan):
         size, config = None if source.made_by else source.dataset.size(), source.dataset.config
@@ -148,7 +152,7 @@ def _splits(plan: Plan) -> Iterator[Finding]:
             continue
         size = min(size, config.limit) if config.limit else size
         if 0 < config.test_size >= size:
-            yield Finding(
+            yield PreflightFinding(
                 f"data of {where}",
                 "failed",
                 f"{source.label} has {size} records, too few for test_size={config.test_size}",
@@ -167,16 +171,16 @@ def _sources(plan: Plan) -> Iterator[tuple[str, Data, type[Record]]]:
 # --- the engine ----------------------------------------------------------------------------------
 
 
-def _tokenizer(serving: Serving, model: str) -> Finding:
+def _tokenizer(serving: Serving, model: str) -> PreflightFinding:
     try:
         serving.renderer(model)
     except PtlError as error:
-        return Finding(f"tokenizer of {model}", "failed", error.what, error.hint)
+        return PreflightFinding(f"tokenizer of {model}", "failed", error.what, error.hint)
     place = model_location(model, serving.plan.path.parent)
-    return Finding(f"tokenizer of {model}", "ok", f"has a chat template ({place})")
+    return PreflightFinding(f"tokenizer of {model}", "ok", f"has a chat template ({place})")
 
 
-def _checkpoints(plan: Plan, serving: Serving) -> Iterator[Finding]:
+def _checkpoints(plan: Plan, serving: Serving) -> Iterator[PreflightFinding]:
     named: Mapping[str, str] = {
         **{s.start: s.name for s in plan.stages if s.start.startswith("tinker://")},
         **{
@@ -190,7 +194,7 @@ def _checkpoints(plan: Plan, serving: Serving) -> Iterator[Finding]:
     }
     for uri, stage in named.items():
         alive = serving.alive(uri)
-        yield Finding(
+        yield PreflightFinding(
             f"checkpoint of {stage}",
             "ok" if alive else "failed",
             f"{uri} is there" if alive else f"the engine does not have {uri}",
@@ -208,7 +212,7 @@ def _prompts(stage: PlannedStage) -> Sequence[Prompt]:
     return [record for record in records if isinstance(record, Prompt)]
 
 
-def _tried(name: str, reward: Reward, prompts: Sequence[Prompt]) -> Iterator[Finding]:
+def _tried(name: str, reward: Reward, prompts: Sequence[Prompt]) -> Iterator[PreflightFinding]:
     spoiled: Mapping[str, Callable[[str], str]] = {
         "an empty answer": lambda answer: "",
         "an answer of spaces": lambda answer: " \n ",
@@ -223,7 +227,7 @@ def _tried(name: str, reward: Reward, prompts: Sequence[Prompt]) -> Iterator[Fin
             continue
         if what.startswith(("an empty", "an answer of")) or (best is not None and score >= best):
             bad = True
-            yield Finding(
+            yield PreflightFinding(
                 name,
                 "warning",
                 f"pays {score:.2f} for {what}"
@@ -232,7 +236,9 @@ def _tried(name: str, reward: Reward, prompts: Sequence[Prompt]) -> Iterator[Fin
             )
     if not bad:
         shown = "" if best is None else f"; the reference answer gets {best:.2f}"
-        yield Finding(name, "ok", f"pays nothing for {len(spoiled)} kinds of bad answer{shown}")
+        yield PreflightFinding(
+            name, "ok", f"pays nothing for {len(spoiled)} kinds of bad answer{shown}"
+        )
 
 
 def _mean(

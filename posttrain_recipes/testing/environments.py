@@ -28,7 +28,7 @@ class _Fault(Exception):
 
 
 @dataclass(frozen=True)
-class _Step:
+class _EpisodeStep:
     """A turn with its reply and what every seat got for it."""
 
     messages: tuple[Message, ...]
@@ -99,7 +99,7 @@ def _repeats(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
         return  # told by the check that plays them first
 
 
-def _course(task: Task) -> Iterator[_Step | _End]:
+def _course(task: Task) -> Iterator[_EpisodeStep | _End]:
     """An episode from its beginning to its end, its replies words and characters that it told."""
     episode = task.start()
     if not isinstance(episode, Episode):
@@ -114,7 +114,7 @@ def _course(task: Task) -> Iterator[_Step | _End]:
         for message in turn.messages:
             words += [*re.findall(r"\w+", message.content), *re.findall(r"\w", message.content)]
         reply = draw.choice(words) if words else ""
-        yield _Step(tuple(turn.messages), turn.seat, reply, _act(episode, reply))
+        yield _EpisodeStep(tuple(turn.messages), turn.seat, reply, _act(episode, reply))
         turn = episode.turn()
         if turn is None:
             yield _told(episode)

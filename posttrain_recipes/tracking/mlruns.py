@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain_recipes.records import Estimate, Messages, Sample
 from posttrain_recipes.tracking import mlstore
-from posttrain_recipes.tracking.mlstore import Store, redact
+from posttrain_recipes.tracking.mlstore import MlflowStore, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,10 +34,10 @@ NOTE = "mlflow.note.content"
 """The tag that is the Markdown at the top of a run's page."""
 
 
-class Backend(Protocol):
+class TrackingBackend(Protocol):
     """What a run is written to."""
 
-    def store(self) -> Store | None:
+    def store(self) -> MlflowStore | None:
         """The open store; None where it cannot be opened."""
 
     def report(self, what: str, error: BaseException | str) -> None:
@@ -49,7 +49,7 @@ class TrackedRun:
 
     def __init__(
         self,
-        tracker: Backend,
+        tracker: TrackingBackend,
         name: str,
         tags: Mapping[str, Any],
         params: Mapping[str, Any],

@@ -48,7 +48,7 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Store:
+class MlflowStore:
     """An open store."""
 
     client: MlflowClient
@@ -140,7 +140,7 @@ def server_uri() -> str | None:
     return given if given and is_remote(given) else None
 
 
-def open_store(home: Path, experiment: str = EXPERIMENT) -> Store:
+def open_store(home: Path, experiment: str = EXPERIMENT) -> MlflowStore:
     """Open the database that the environment names, or else the one below `home`."""
     make_quiet()
     import_mlflow()
@@ -158,7 +158,7 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> Store:
         os.environ["MLFLOW_TRACKING_URI"] = configured
     client = MlflowClient(uri)
     location = None if given else (home / "artifacts").resolve().as_uri()
-    return Store(client, experiment_id(client, experiment, location))
+    return MlflowStore(client, experiment_id(client, experiment, location))
 
 
 def artifact_text(uri: str, run_id: str, path: str) -> str:
@@ -251,7 +251,7 @@ def owner_tags() -> dict[str, str]:
     }
 
 
-def end_dead_runs(store: Store) -> list[str]:
+def end_dead_runs(store: MlflowStore) -> list[str]:
     """End, as KILLED, running runs of this machine whose process is gone; returns their ids."""
     where = f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{socket.gethostname()}'"
     runs = store.client.search_runs([store.experiment_id], where, max_results=1000)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from posttrain_recipes.records import Estimate, EvalResult, Messages, Sample
 from posttrain_recipes.tracking.mlruns import (
     NOTE,
-    Backend,
     TrackedRun,
+    TrackingBackend,
     dataset_input,
     flatten,
     metric_name,
@@ -40,7 +40,7 @@ class RecipeRun(TrackedRun):
 
     def __init__(
         self,
-        tracker: Backend,
+        tracker: TrackingBackend,
         recipe: str,
         name: str,
         tags: Mapping[str, Any],

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.mirror import COPIED, WANTED, Copying, Mirror
-from posttrain_recipes.tracking.mlstore import Store, redact
+from posttrain_recipes.tracking.mlstore import MlflowStore, redact
 from posttrain_recipes.tracking.runs import RecipeRun, closing
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Tracker:
         self.problems: list[str] = []
         """What could not be tracked, for the report; each kind once."""
         self._kinds: set[str] = set()
-        self._store: Store | None = None
+        self._store: MlflowStore | None = None
         self._failed = False
         self._lock = threading.Lock()
         self._opener: threading.Thread | None = None
@@ -58,7 +58,7 @@ class Tracker:
             self._opener = threading.Thread(target=self._prepare, name="tracking", daemon=True)
             self._opener.start()
 
-    def store(self) -> Store | None:
+    def store(self) -> MlflowStore | None:
         """The open store; None where it cannot be opened, which `problems` tells."""
         if self._opener is not None:
             self._opener.join()

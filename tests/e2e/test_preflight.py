@@ -8,7 +8,7 @@ import pytest
 
 import posttrain_recipes as ptl
 from posttrain_recipes.running import learnability, preflight
-from posttrain_recipes.running.findings import Finding
+from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ stages:
 """
 
 
-def found(recipe: Path, home: Path) -> dict[str, Finding]:
+def found(recipe: Path, home: Path) -> dict[str, PreflightFinding]:
     plan = ptl.plan(recipe)
     runs = Store(home).runs()
     every = list(preflight.engine(plan, home, runs, sample=True))

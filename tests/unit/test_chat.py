@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from posttrain_recipes.cli import chat as chatting
 from posttrain_recipes.cli import target as targets
-from posttrain_recipes.cli.chat import Server, Talk, chat
+from posttrain_recipes.cli.chat import ChatClient, Talk, chat
 from posttrain_recipes.cli.export import export
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.records import Checkpoint
@@ -174,7 +174,7 @@ def test_a_conversation_remembers_until_it_is_told_to_forget(
     lines = iter(["one", "", "bad", "two", "/help", "/system you are a cat", "three", "/reset",
                   "four", "/exit"])  # fmt: skip
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    chatting._converse(Talk(Server(server, "k"), "m", {}), "said")
+    chatting._converse(Talk(ChatClient(server, "k"), "m", {}), "said")
     out = capsys.readouterr().out
     assert [body["messages"] for body in Fake.asked] == [
         said("one"), said("one", "one", "bad"), said("one", "one", "two"),
@@ -184,7 +184,7 @@ def test_a_conversation_remembers_until_it_is_told_to_forget(
     assert "/reset forgets what was said" in out
     assert "Ctrl-C stops a reply" in out
     monkeypatch.setattr("builtins.input", lambda _: (_ for _ in ()).throw(EOFError))
-    chatting._converse(Talk(Server(server, "k"), "m", {}), "said")
+    chatting._converse(Talk(ChatClient(server, "k"), "m", {}), "said")
 
 
 def said(*texts: str) -> list[dict[str, str]]:
@@ -193,7 +193,7 @@ def said(*texts: str) -> list[dict[str, str]]:
 
 
 def test_a_reply_that_is_stopped_is_remembered_as_far_as_it_was_heard(server: str) -> None:
-    talk = Talk(Server(server, "k"), "m", {})
+    talk = Talk(ChatClient(server, "k"), "m", {})
     parts = talk.say("hello")
     assert [next(parts), next(parts)] == ["h", "e"]
     parts.close()  # type: ignore[attr-defined]

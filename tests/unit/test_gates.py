@@ -114,7 +114,7 @@ def test_what_is_better_neither_way_has_changed_and_has_no_best_and_is_not_forgo
     better: bool | None, now: float, verdict: str, best: str, lost: float | None
 ) -> None:
     old, new = (Estimate(v, v - 0.1, v + 0.1, 10) for v in (1.0, now))
-    row = report.Row("play", "nim", "turns", "nim turns", old, new, better, False)
+    row = report.TableRow("play", "nim", "turns", "nim turns", old, new, better, False)
     assert row.verdict == verdict
     cells = [
         comparisons.Cell(arm, value, 1, None, math.nan, 0, 0.0)

@@ -100,7 +100,7 @@ def rl(install: Install) -> None:
     )
 
 
-def rewards(project: Project, name: str) -> list[preflight.Finding]:
+def rewards(project: Project, name: str) -> list[preflight.PreflightFinding]:
     return list(preflight.rewards(project.plan(RL.replace("REWARD", name))))
 
 

@@ -12,15 +12,15 @@ from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.rewards.python_tests import PythonTests
 from posttrain_recipes.training.sandbox import runner
-from posttrain_recipes.training.sandbox.runner import Limits, Outcome, run
+from posttrain_recipes.training.sandbox.runner import SandboxLimits, SandboxResult, run
 
 needs_sandbox = pytest.mark.skipif(
     runner.why_not() is not None, reason=f"no sandbox here: {runner.why_not()}"
 )
-QUICK = Limits(seconds=20)
+QUICK = SandboxLimits(seconds=20)
 
 
-def ended(program: str, limits: Limits = QUICK) -> Outcome:
+def ended(program: str, limits: SandboxLimits = QUICK) -> SandboxResult:
     outcome = run(program, limits)
     assert not outcome.late, outcome.output
     return outcome
@@ -84,14 +84,14 @@ def test_it_starts_no_process_and_no_namespace(start: str) -> None:
 
 @needs_sandbox
 def test_its_memory_is_bounded() -> None:
-    outcome = ended("x = bytearray(1 << 30)", Limits(seconds=20, memory=128 << 20))
+    outcome = ended("x = bytearray(1 << 30)", SandboxLimits(seconds=20, memory=128 << 20))
     assert outcome.status == 1
     assert "MemoryError" in outcome.output
 
 
 @needs_sandbox
 def test_its_disk_and_output_are_bounded(tmp_path: Path) -> None:
-    limits = Limits(seconds=20, disk=1 << 20)
+    limits = SandboxLimits(seconds=20, disk=1 << 20)
     full = ended("open('/tmp/x', 'wb').write(bytes(8 << 20))", limits)
     assert full.status != 0
     many = ended("for i in range(10**5): open(f'/tmp/{i}', 'w')", limits)
@@ -123,7 +123,7 @@ def test_it_writes_nowhere_else() -> None:
     ],
 )
 def test_it_does_not_run_for_ever(program: str) -> None:
-    outcome = run(program, Limits(seconds=0.5))
+    outcome = run(program, SandboxLimits(seconds=0.5))
     assert outcome.late
     assert not outcome.passed
 

@@ -27,7 +27,7 @@ OUTPUT = 64 << 10
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What a program may use."""
 
     seconds: float = 5.0
@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SandboxResult:
     """How a program ended."""
 
     status: int
@@ -63,7 +63,7 @@ def why_not() -> str | None:
     if not sys.platform.startswith("linux"):
         return f"the sandbox is made of Linux namespaces, and this is {sys.platform}"
     try:
-        outcome = _run("print('in')", Limits(seconds=20))
+        outcome = _run("print('in')", SandboxLimits(seconds=20))
     except UsageError as error:
         return error.what
     if outcome.status == 0 and outcome.output.strip() == "in":
@@ -78,7 +78,7 @@ HINT = (
 )
 
 
-def run(program: str, limits: Limits | None = None) -> Outcome:
+def run(program: str, limits: SandboxLimits | None = None) -> SandboxResult:
     """Run a Python program, and wait for it.
 
     Raises:
@@ -87,10 +87,10 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
     reason = why_not()
     if reason is not None:
         raise UsageError("this machine has no sandbox to run programs in", why=reason, hint=HINT)
-    return _run(program, limits or Limits())
+    return _run(program, limits or SandboxLimits())
 
 
-def _run(program: str, limits: Limits) -> Outcome:
+def _run(program: str, limits: SandboxLimits) -> SandboxResult:
     specification = {
         "program": program,
         "seconds": limits.seconds,
@@ -119,7 +119,7 @@ def _run(program: str, limits: Limits) -> Outcome:
         text = output.read().decode(errors="replace")
     if process.returncode == CANNOT and MARK in text:
         raise UsageError(text.split(MARK, 1)[1].strip(), hint=HINT)
-    return Outcome(process.returncode, text, process.returncode == LATE)
+    return SandboxResult(process.returncode, text, process.returncode == LATE)
 
 
 @cache
