@@ -107,10 +107,10 @@ def in_process(path: str, ids: np.ndarray, steps: int) -> Callable[[], None]:
 
     from posttrain_recipes.engine.model.base import BaseModel, new_adapter
     from posttrain_recipes.engine.train.forward_backward import forward_backward
-    from posttrain_recipes.engine.wire import AdamParams, Datum, LoraConfig
+    from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum
 
     base = BaseModel("bench", path, torch.device("cpu"))
-    adapter = new_adapter(base, LoraConfig(rank=32, seed=0, train_unembed=False))
+    adapter = new_adapter(base, AdapterConfig(rank=32, seed=0, train_unembed=False))
     data = [Datum(row[:-1], {"target_tokens": row[1:]}) for row in ids]
 
     def run() -> None:

@@ -46,31 +46,31 @@ class Local(Engine):
 
     def holds(self, uri: str, data_dir: Path) -> bool | None:
         """Whether its folder is there."""
-        from posttrain_recipes.engine.storage.checkpoints import Store, parse_path
+        from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
         if not data_dir.is_dir():
             return False
         try:
-            Store(data_dir).folder(parse_path(uri))
+            CheckpointStore(data_dir).folder(parse_path(uri))
         except RequestError:
             return False
         return True
 
     def stored(self, data_dir: Path) -> Mapping[str, int]:
         """The checkpoints in its directory."""
-        from posttrain_recipes.engine.storage.checkpoints import Store
+        from posttrain_recipes.engine.storage.checkpoints import CheckpointStore
 
-        found = Store(data_dir).checkpoints() if data_dir.is_dir() else []
+        found = CheckpointStore(data_dir).checkpoints() if data_dir.is_dir() else []
         return {record.path: size for record, size in found}
 
     def discard(self, uri: str, data_dir: Path) -> bool:
         """Delete its folder."""
-        from posttrain_recipes.engine.storage.checkpoints import Store, parse_path
+        from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
         with contextlib.suppress(RequestError):
-            Store(data_dir).delete(parse_path(uri))
+            CheckpointStore(data_dir).delete(parse_path(uri))
         return True
 
     @contextmanager

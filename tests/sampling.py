@@ -12,10 +12,10 @@ from posttrain_recipes.engine.generate.batcher import sample
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import (
+    AdapterConfig,
     Chunk,
-    LoraConfig,
-    Prompt,
-    Sample,
+    ModelInput,
+    SampleRequest,
     SampleResult,
     SamplingParams,
 )
@@ -33,7 +33,7 @@ def model(folder: Path, kind: str = "decoder") -> BaseModel:
 
 def adapted(base: BaseModel) -> Snapshot:
     """An adapter that says something."""
-    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=4, seed=0))
     noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(3))
     adapter.flat.add_(0.05 * noise)
     return adapter.snapshot()
@@ -45,14 +45,14 @@ def ids(length: int, seed: int) -> list[int]:
 
 def ask(
     prompt: list[int], n: int = 1, request: dict[str, Any] | None = None, **params: Any
-) -> Sample:
+) -> SampleRequest:
     params = {"max_tokens": 12, "stop": [], **params}
     chunks = [Chunk(tokens=prompt)]
-    return Sample("s", 0, Prompt(chunks), SamplingParams(**params), n, **(request or {}))
+    return SampleRequest("s", 0, ModelInput(chunks), SamplingParams(**params), n, **(request or {}))
 
 
-def run(base: BaseModel, snapshot: Snapshot | None, *asks: Sample) -> list[SampleResult]:
-    results = sample(base, snapshot, asks)
+def run(base: BaseModel, snapshot: Snapshot | None, *requests: SampleRequest) -> list[SampleResult]:
+    results = sample(base, snapshot, requests)
     assert all(isinstance(r, SampleResult) for r in results), results
     return results  # type: ignore[return-value]
 

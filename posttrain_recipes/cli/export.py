@@ -66,11 +66,11 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
 
 
 def _folder(path: str, home: Path) -> Path:
-    from posttrain_recipes.engine.storage.checkpoints import Store, parse_path
+    from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
     from posttrain_recipes.engine.wire import RequestError
 
     try:
-        folder = Store(home / "engine").folder(parse_path(path))
+        folder = CheckpointStore(home / "engine").folder(parse_path(path))
     except RequestError as error:
         raise PtlError(str(error)) from None
     missing = [name for name in ADAPTER if not (folder / name).is_file()]

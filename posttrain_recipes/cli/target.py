@@ -13,7 +13,7 @@ SCHEME = "tinker://"
 
 
 @dataclass(frozen=True)
-class Target:
+class ChatTarget:
     """A model to talk to. `model` is what an engine calls it, `base` the base model to serve."""
 
     model: str
@@ -21,7 +21,7 @@ class Target:
     said: str
 
 
-def find(text: str | None, home: Path) -> Target:
+def find(text: str | None, home: Path) -> ChatTarget:
     """The target of that name; without a name the last run's, or else the bundled model.
 
     Raises:
@@ -30,9 +30,9 @@ def find(text: str | None, home: Path) -> Target:
     runs = Store(home).runs()
     if text is None:
         made = [run for run in runs if run.engine == "local" and _trained(run)]
-        return _of_run(made[-1], "") if made else Target("ptl/tiny", "ptl/tiny", "ptl/tiny")
+        return _of_run(made[-1], "") if made else ChatTarget("ptl/tiny", "ptl/tiny", "ptl/tiny")
     if text.startswith(SCHEME):
-        return Target(text, _base_of(text, home), text)
+        return ChatTarget(text, _base_of(text, home), text)
     name, _, stage = text.partition("/")
     for run in reversed(runs):
         if name in (run.id, run.recipe):
@@ -42,7 +42,7 @@ def find(text: str | None, home: Path) -> Target:
             text = str(Path(text).expanduser().resolve())
             if not Path(text).is_dir():
                 raise UsageError(f"there is no directory {text}")
-        return Target(text, text, text)
+        return ChatTarget(text, text, text)
     recent = ", ".join(run.id for run in runs[-5:])
     raise UsageError(
         f"'{text}' is no run in {display_path(home)}, no checkpoint and no model",
@@ -56,7 +56,7 @@ def _trained(run: RunRecord) -> list[StageRecord]:
     return [stage for stage in run.stages if stage.checkpoint and stage.checkpoint.sampler_uri]
 
 
-def _of_run(run: RunRecord, name: str) -> Target:
+def _of_run(run: RunRecord, name: str) -> ChatTarget:
     trained = {stage.name: stage for stage in _trained(run)}
     if name and name not in trained:
         missing = name not in [stage.name for stage in run.stages]
@@ -73,24 +73,23 @@ def _of_run(run: RunRecord, name: str) -> Target:
     checkpoint = stage.checkpoint
     assert checkpoint is not None
     assert checkpoint.sampler_uri is not None
-    return Target(checkpoint.sampler_uri, checkpoint.base_model, f"{run.id}/{stage.name}")
+    return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, f"{run.id}/{stage.name}")
 
 
 def _base_of(path: str, home: Path) -> str:
     """The base model of a checkpoint of the engine in `home`; empty if it is not there."""
-    from posttrain_recipes.engine.storage.checkpoints import Store as Checkpoints
-    from posttrain_recipes.engine.storage.checkpoints import parse_path
+    from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
     from posttrain_recipes.engine.wire import RequestError
 
     if not (home / "engine" / "runs").is_dir():
         return ""
     try:
-        return Checkpoints(home / "engine").record(parse_path(path)).base_model
+        return CheckpointStore(home / "engine").record(parse_path(path)).base_model
     except RequestError:
         return ""
 
 
-def require_here(target: Target, home: Path) -> None:
+def require_here(target: ChatTarget, home: Path) -> None:
     """Raise UsageError unless the target's checkpoint lies in `home`."""
     if target.model.startswith(SCHEME) and not _base_of(target.model, home):
         raise UsageError(

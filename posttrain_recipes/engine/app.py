@@ -25,10 +25,10 @@ from starlette.types import ASGIApp
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core import queries
 from posttrain_recipes.engine.core.futures import Pending
-from posttrain_recipes.engine.core.metrics import Watch
+from posttrain_recipes.engine.core.metrics import MetricsMiddleware
 from posttrain_recipes.engine.core.service import Finish, Service
 from posttrain_recipes.engine.core.transfers import SIGNED, CopyWeights, SaveExternal, Signer
-from posttrain_recipes.engine.http.auth import Access, Guard, error
+from posttrain_recipes.engine.http.auth import Access, AuthMiddleware, error
 from posttrain_recipes.engine.http.routing import (
     PREFIX,
     body_of,
@@ -82,7 +82,7 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Target:
+class SamplerTarget:
     """The sampler whose completions are polled, and which copy of its client asks."""
 
     sampling_session_id: str
@@ -94,7 +94,7 @@ class Target:
 class RetrieveFutures:
     """What has been answered in a sampling session since `prev_cursor`?"""
 
-    target: Target
+    target: SamplerTarget
     prev_cursor: int = 0
     timeout: float | None = None
     retrieved_request_ids: list[str] = Field(default_factory=list)
@@ -126,7 +126,7 @@ def build(service: Service, access: Access) -> ASGIApp:
     ]
     handlers: Any = {404: unknown, 405: unknown}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    return Watch(Guard(app, access), service.metrics)
+    return MetricsMiddleware(AuthMiddleware(app, access), service.metrics)
 
 
 async def _reap(service: Service) -> None:
@@ -210,8 +210,8 @@ def _training(service: Service) -> list[Route]:
 
     return [
         post("create_model", wire.CreateModel, training.create_model),
-        post("unload_model", wire.ModelRef, training.unload_model),
-        post("get_info", wire.ModelRef, training.get_info),
+        post("unload_model", wire.TrainingModelRef, training.unload_model),
+        post("get_info", wire.TrainingModelRef, training.get_info),
         # Parsed on a thread: a body may be megabytes, and the first one imports the messages.
         ordered("forward_backward", wire.parse_forward_backward, forward_backward,
                 service.refused, on_thread=True),
@@ -249,7 +249,7 @@ def _sampling(service: Service) -> list[Route]:
         post("join_sampling_session", wire.SamplerRef,
              lambda ref: sampling.join_sampling_session(ref.sampling_session_id)),
         get("samplers/{sampler}", lambda r: sampling.get_sampler(r.path_params["sampler"])),
-        post("asample", wire.Sample, sampling.sample),
+        post("asample", wire.SampleRequest, sampling.sample),
         route("retrieve_futures", "POST", retrieve_many),
     ]  # fmt: skip
 
@@ -307,6 +307,6 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
     ]  # fmt: skip
 
 
-def _checkpoint_of(request: Request) -> checkpoints.Path_:
+def _checkpoint_of(request: Request) -> checkpoints.CheckpointPath:
     parts = request.path_params
     return checkpoints.parse_path(f"tinker://{parts['run']}/{parts['kind']}/{parts['name']}")

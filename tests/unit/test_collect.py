@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from posttrain_recipes.cli.gc import gc
 from posttrain_recipes.engine.storage import checkpoints
-from posttrain_recipes.engine.wire import LoraConfig
+from posttrain_recipes.engine.wire import AdapterConfig
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running import collect
@@ -108,12 +108,12 @@ def test_on_an_engine_elsewhere_only_what_was_recorded_is_known() -> None:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """One run with a superseded step and a final one, on the embedded engine's disk."""
-    disk = checkpoints.Store(tmp_path / "engine")
-    lora = LoraConfig(rank=1)
+    disk = checkpoints.CheckpointStore(tmp_path / "engine")
+    lora = AdapterConfig(rank=1)
     for step in (2, 8):
         for name in pair("a", step):
             path = checkpoints.parse_path(name)
-            made = checkpoints.Record(name, "m", lora, step, "2026-01-01T00:00:00+00:00")
+            made = checkpoints.CheckpointRecord(name, "m", lora, step, "2026-01-01T00:00:00+00:00")
             disk.save(path, made, lambda folder: None, overwrite=False)
     kept = Store(tmp_path)
     run = record(1, "finished", finished("a", 8, *pair("a", 2)))
@@ -129,7 +129,7 @@ def test_gc_shows_and_then_deletes(home: Path) -> None:
         return done.output
 
     def there() -> set[str]:
-        return {item.path for item, _ in checkpoints.Store(home / "engine").checkpoints()}
+        return {item.path for item, _ in checkpoints.CheckpointStore(home / "engine").checkpoints()}
 
     shown = call("--dry-run")
     assert "2 checkpoints would be deleted" in shown

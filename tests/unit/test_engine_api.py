@@ -75,9 +75,9 @@ def test_loopback_hosts_are_known(client: TestClient, host: str) -> None:
 
 def test_a_wildcard_address_knows_every_numeric_host() -> None:
     access = Access(TOKEN, frozenset({"0.0.0.0"}), any_address=True)
-    assert access.knows("10.1.2.3:80")
-    assert access.knows("[fe80::1]:80")
-    assert not access.knows("evil.example:80")
+    assert access.allows_host("10.1.2.3:80")
+    assert access.allows_host("[fe80::1]:80")
+    assert not access.allows_host("evil.example:80")
 
 
 POSTS = [
@@ -197,7 +197,7 @@ def test_a_finished_session_can_be_looked_up_and_its_client_stops(client: TestCl
 def test_a_lost_session_is_reaped_while_others_work(tmp_path: Path) -> None:
     service = Service({}, tmp_path)
     kept, lost = (service.create_session(wire.CreateSession())["session_id"] for _ in range(2))
-    model = service.training._new_model(lost, 0, "b", wire.LoraConfig(), None)
+    model = service.training._new_model(lost, 0, "b", wire.AdapterConfig(), None)
     service.sampling.create_sampling_session(wire.CreateSampler(lost, 0, base_model="a/b"))
     service.state.sessions[lost].last_seen -= 10_000
     service.state.scheduler._busy = True

@@ -12,7 +12,7 @@ import torch
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train.forward_backward import forward_backward
-from posttrain_recipes.engine.wire import AdamParams, Datum, LoraConfig, RequestError
+from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum, RequestError
 from tests.engine_model import VOCAB, build
 
 
@@ -24,7 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 @pytest.fixture
 def adapter(base: BaseModel) -> Adapter:
-    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=4, seed=0))
     with torch.no_grad():  # away from B = 0, where half the gradient is zero
         adapter.flat.add_(0.02 * torch.randn(adapter.flat.shape, generator=seeded(1)))
     return adapter
@@ -79,7 +79,7 @@ def test_forward_only_leaves_no_gradient(base: BaseModel, adapter: Adapter) -> N
 
 
 def test_adapters_on_one_base_do_not_meet(base: BaseModel, adapter: Adapter) -> None:
-    fresh = new_adapter(base, LoraConfig(rank=2, seed=5, train_unembed=False))
+    fresh = new_adapter(base, AdapterConfig(rank=2, seed=5, train_unembed=False))
     before = train(base, fresh, [datum(8)]).logprobs[0]
     fresh.grad.zero_()
     train(base, adapter, [datum(8)])
@@ -94,7 +94,7 @@ def test_adapters_on_one_base_do_not_meet(base: BaseModel, adapter: Adapter) -> 
 
 def test_the_same_seed_and_data_give_the_same_weights(base: BaseModel) -> None:
     def trained() -> torch.Tensor:
-        adapter = new_adapter(base, LoraConfig(rank=4, seed=7))
+        adapter = new_adapter(base, AdapterConfig(rank=4, seed=7))
         for seed in range(3):
             train(base, adapter, [datum(9, seed), datum(4, seed)])
             adapter.adam_step(AdamParams(learning_rate=1e-2))
@@ -180,8 +180,8 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.status == 404
 
 
-@pytest.mark.parametrize("config", [LoraConfig(rank=0), LoraConfig(rank=9999)])
-def test_ranks_have_bounds(base: BaseModel, config: LoraConfig) -> None:
+@pytest.mark.parametrize("config", [AdapterConfig(rank=0), AdapterConfig(rank=9999)])
+def test_ranks_have_bounds(base: BaseModel, config: AdapterConfig) -> None:
     with pytest.raises(RequestError, match="rank"):
         new_adapter(base, config)
 
@@ -189,8 +189,8 @@ def test_ranks_have_bounds(base: BaseModel, config: LoraConfig) -> None:
 def test_what_is_trained_follows_the_configuration(base: BaseModel) -> None:
     def names(**train: bool) -> set[str]:
         off = {"train_attn": False, "train_mlp": False, "train_unembed": False}
-        view = new_adapter(base, LoraConfig(rank=1, seed=0, **{**off, **train})).view
-        return {name.rsplit(".", 1)[-1] for name in view}
+        layers = new_adapter(base, AdapterConfig(rank=1, seed=0, **{**off, **train})).layers
+        return {name.rsplit(".", 1)[-1] for name in layers}
 
     assert names(train_attn=True) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert names(train_mlp=True) == {"gate_proj", "up_proj", "down_proj"}

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from posttrain_recipes.engine.generate import prefix_cache, slots
-from posttrain_recipes.engine.generate.batcher import Feed, serve
+from posttrain_recipes.engine.generate.batcher import RequestFeed, serve
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.lora import Snapshot
-from posttrain_recipes.engine.wire import Sample
+from posttrain_recipes.engine.wire import SampleRequest
 from tests.sampling import adapted, ask, ids, model, run, tokens
 
 
@@ -27,15 +27,15 @@ def snapshot(base: BaseModel) -> Snapshot:
     return adapted(base)
 
 
-class Trickle(Feed):
+class Trickle(RequestFeed):
     """Gives one request at a time, a few tokens apart."""
 
-    def __init__(self, requests: list[Sample], slowly: bool) -> None:
+    def __init__(self, requests: list[SampleRequest], slowly: bool) -> None:
         self.left, self.calls, self.slowly = list(enumerate(requests)), 0, slowly
         self.results: dict[int, Any] = {}
         self.order: list[int] = []
 
-    def take(self) -> list[tuple[Any, Sample]]:
+    def take(self) -> list[tuple[Any, SampleRequest]]:
         every = 3 if self.slowly else 1
         due = self.calls % every == 0 and self.left
         self.calls += 1
@@ -48,12 +48,12 @@ class Trickle(Feed):
 
 def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) -> None:
     lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
-    asks = [ask(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
-    feed = Trickle(asks, slowly=base.decoder is None)  # one that looks after every token
+    requests = [ask(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
+    feed = Trickle(requests, slowly=base.decoder is None)  # one that looks after every token
     with torch.no_grad():
         serve(base, snapshot, feed)
     assert feed.order[0] == 1  # the short request was answered while the long ones went on
-    for index, request in enumerate(asks):
+    for index, request in enumerate(requests):
         (alone,) = run(base, snapshot, request)
         for i in range(2):
             assert tokens(feed.results[index], i) == tokens(alone, i)
@@ -65,7 +65,7 @@ def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) 
 class OneByOne(Trickle):
     """Gives one request at a time, the next a moment later."""
 
-    def __init__(self, requests: list[Sample]) -> None:
+    def __init__(self, requests: list[SampleRequest]) -> None:
         super().__init__(requests, slowly=False)
 
     def wait(self, seconds: float) -> bool:
@@ -78,28 +78,28 @@ def test_requests_that_are_sent_together_are_read_together(
 ) -> None:
     base = model(tmp_path)
     joined: list[int] = []
-    join = slots.Lanes.join
+    join = slots.SlotBatch.join
     monkeypatch.setattr(
-        slots.Lanes, "join", lambda self, rows: (joined.append(len(rows)), join(self, rows))[1]
+        slots.SlotBatch, "join", lambda self, new: (joined.append(len(new)), join(self, new))[1]
     )
-    asks = [ask(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
-    feed = OneByOne(asks)
+    requests = [ask(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
+    feed = OneByOne(requests)
     with torch.no_grad():
         serve(base, None, feed)
     assert joined == [6]
-    for index, request in enumerate(asks):
+    for index, request in enumerate(requests):
         (alone,) = run(base, None, request)
         assert tokens(feed.results[index]) == tokens(alone)
 
 
-class Cancelling(Feed):
+class Cancelling(RequestFeed):
     """Gives all requests at once, and cancels some of them when it is asked again."""
 
-    def __init__(self, requests: list[Sample], cancelled: set[int]) -> None:
+    def __init__(self, requests: list[SampleRequest], cancelled: set[int]) -> None:
         self.left, self.cancelled = list(enumerate(requests)), cancelled
         self.results: dict[int, Any] = {}
 
-    def take(self) -> list[tuple[Any, Sample]]:
+    def take(self) -> list[tuple[Any, SampleRequest]]:
         taken, self.left = self.left, []
         return taken
 
@@ -114,25 +114,25 @@ class Cancelling(Feed):
 def test_cancelled_requests_leave_and_the_others_go_on(
     base: BaseModel, cancelled: set[int]
 ) -> None:
-    asks = [ask(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
-    feed = Cancelling(asks, cancelled)
+    requests = [ask(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
+    feed = Cancelling(requests, cancelled)
     with torch.no_grad():
         serve(base, None, feed)
     for index in set(range(8)) - cancelled:
-        (alone,) = run(base, None, asks[index])
+        (alone,) = run(base, None, requests[index])
         assert tokens(feed.results[index]) == tokens(alone)
 
 
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each text has that is read from now on."""
     read: list[int] = []
-    prefill = prefix_cache.Prompts._prefill
+    prefill = prefix_cache.PrefixCache._prefill
 
-    def counted(self: Any, texts: Any, start: Any) -> Any:
+    def counted(self: Any, texts: Any, prefix: Any) -> Any:
         read.extend(text.size for text in texts)
-        return prefill(self, texts, start)
+        return prefill(self, texts, prefix)
 
-    monkeypatch.setattr(prefix_cache.Prompts, "_prefill", counted)
+    monkeypatch.setattr(prefix_cache.PrefixCache, "_prefill", counted)
     return read
 
 
@@ -142,11 +142,11 @@ def test_a_prompt_is_read_once_however_many_continue_it(
     base = model(tmp_path)
     read = noted(monkeypatch)
     long, short = ids(60, 1), ids(5, 2)
-    asks = [ask(long, 16, seed=1, max_tokens=30), *(ask(short, seed=n) for n in range(6))]
-    asks += [ask(ids(n, n), seed=n) for n in (4, 9)]
-    together = run(base, None, *asks)
+    requests = [ask(long, 16, seed=1, max_tokens=30), *(ask(short, seed=n) for n in range(6))]
+    requests += [ask(ids(n, n), seed=n) for n in (4, 9)]
+    together = run(base, None, *requests)
     assert sorted(read) == [4, 5, 9, 60]
-    for request, result in zip(asks, together, strict=True):
+    for request, result in zip(requests, together, strict=True):
         (alone,) = run(base, None, request)
         for i, sequence in enumerate(alone.sequences):
             assert tokens(result, i) == sequence.tokens.tolist()
@@ -159,25 +159,25 @@ def test_what_prompts_begin_with_is_read_once(
 ) -> None:
     base = model(tmp_path)
     base.threads = 2
-    monkeypatch.setattr(slots, "LANE_ROWS", 3)  # two lanes
+    monkeypatch.setattr(slots, "SLOT_SEQUENCES", 3)  # two slots
     task, other = ids(50, 1), ids(40, 2)
     texts = [[*task, *ids(n, n)] for n in (3, 8, 5, 5, 11)] + [[*other, *ids(6, 6)], ids(9, 9)]
-    asks = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]
-    asks.append(ask(texts[0], 6, seed=20, max_tokens=30))  # enough rows to share all of it
-    alone = [run(base, None, request)[0] for request in asks]
+    requests = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]
+    requests.append(ask(texts[0], 6, seed=20, max_tokens=30))  # enough rows to share all of it
+    alone = [run(base, None, request)[0] for request in requests]
     read = noted(monkeypatch)
-    together = run(base, None, *asks)
+    together = run(base, None, *requests)
     assert sorted(read) == [3, 5, 8, 9, 11, 46, 50]  # two of 5 are the same text
     for mine, its in zip(together, alone, strict=True):
         for i, sequence in enumerate(its.sequences):
             assert tokens(mine, i) == sequence.tokens.tolist()
             np.testing.assert_allclose(mine.sequences[i].logprobs, sequence.logprobs, atol=1e-4)
     read.clear()
-    feed = Trickle([*asks[:5], ask([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False)
+    feed = Trickle([*requests[:5], ask([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False)
     feed.left, later = feed.left[:5], feed.left[5:]
     first = feed.take
 
-    def take() -> list[tuple[Any, Sample]]:  # five at once, the last when they are under way
+    def take() -> list[tuple[Any, SampleRequest]]:  # five at once, the last when they are under way
         if feed.calls == 0:
             feed.calls, taken, feed.left = 1, feed.left, later
             return taken
@@ -205,5 +205,7 @@ def test_texts_are_grouped_by_what_they_begin_with(
     monkeypatch: pytest.MonkeyPatch, texts: list[str], groups: list[tuple[int, int]]
 ) -> None:
     monkeypatch.setattr(prefix_cache, "SHARED_TOKENS", 2)
-    found = prefix_cache.alike([np.array([ord(c) for c in text]) for text in reversed(texts)])
+    found = prefix_cache.group_by_prefix(
+        [np.array([ord(c) for c in text]) for text in reversed(texts)]
+    )
     assert [(shared, len(group)) for shared, group in found] == groups

@@ -13,22 +13,24 @@ import pytest
 from safetensors import SafetensorError
 
 from posttrain_recipes.engine.storage.checkpoints import (
-    Path_,
-    Record,
-    RunRecord,
-    Store,
+    CheckpointPath,
+    CheckpointRecord,
+    CheckpointStore,
+    TrainingRun,
     expiry,
     now,
     parse_path,
 )
-from posttrain_recipes.engine.wire import LoraConfig, RequestError
+from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 from tests.conftest import ROOT
 
 RUN = "0f-1:train:0"
 
 
-def record(path: Path_, expires_at: str | None = None) -> Record:
-    return Record(str(path), "ptl/test", LoraConfig(rank=4, seed=1), 3, now(), expires_at)
+def record(path: CheckpointPath, expires_at: str | None = None) -> CheckpointRecord:
+    return CheckpointRecord(
+        str(path), "ptl/test", AdapterConfig(rank=4, seed=1), 3, now(), expires_at
+    )
 
 
 def write(folder: Path, text: str = "x") -> None:
@@ -36,17 +38,19 @@ def write(folder: Path, text: str = "x") -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path)
-    store.add_run(RunRecord(RUN, "0f-1", "ptl/test", LoraConfig(rank=4, seed=1), now()))
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path)
+    store.add_run(TrainingRun(RUN, "0f-1", "ptl/test", AdapterConfig(rank=4, seed=1), now()))
     return store
 
 
-def test_saved_listed_read_by_another_engine_deleted(store: Store, tmp_path: Path) -> None:
-    path = Path_(RUN, "weights", "first")
+def test_saved_listed_read_by_another_engine_deleted(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    path = CheckpointPath(RUN, "weights", "first")
     store.save(path, record(path), write, overwrite=False)
-    again = Store(tmp_path)
-    assert again.record(path).lora == LoraConfig(rank=4, seed=1)
+    again = CheckpointStore(tmp_path)
+    assert again.record(path).lora == AdapterConfig(rank=4, seed=1)
     assert (again.folder(path) / "adapter_model.safetensors").read_text() == "x"
     assert [r.run for r in again.runs()] == [RUN]
     assert [r.path for r, _ in again.checkpoints(RUN)] == [str(path)]
@@ -57,8 +61,8 @@ def test_saved_listed_read_by_another_engine_deleted(store: Store, tmp_path: Pat
         store.folder(path)
 
 
-def test_a_name_is_taken_once_unless_overwritten(store: Store) -> None:
-    path = Path_(RUN, "weights", "first")
+def test_a_name_is_taken_once_unless_overwritten(store: CheckpointStore) -> None:
+    path = CheckpointPath(RUN, "weights", "first")
     store.save(path, record(path), write, overwrite=False)
     with pytest.raises(RequestError, match="exists") as caught:
         store.save(path, record(path), write, overwrite=False)
@@ -79,9 +83,9 @@ def disk_is_full(folder: Path) -> None:
 
 @pytest.mark.parametrize("broken", [disk_is_full, safetensors_is_full])
 def test_a_full_disk_is_told_with_its_path_and_leaves_nothing(
-    store: Store, broken: Callable[[Path], None]
+    store: CheckpointStore, broken: Callable[[Path], None]
 ) -> None:
-    path = Path_(RUN, "weights", "first")
+    path = CheckpointPath(RUN, "weights", "first")
     with pytest.raises(RequestError, match="No space left on device") as caught:
         store.save(path, record(path), broken, overwrite=False)
     assert caught.value.status == 507
@@ -98,9 +102,9 @@ import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from tests.unit.test_engine_checkpoints import *
-store = Store(Path({str(tmp_path)!r}))
-store.add_run(RunRecord(RUN, "0f-1", "b", LoraConfig(), now()))
-path = Path_(RUN, "weights", "big")
+store = CheckpointStore(Path({str(tmp_path)!r}))
+store.add_run(TrainingRun(RUN, "0f-1", "b", AdapterConfig(), now()))
+path = CheckpointPath(RUN, "weights", "big")
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 from safetensors.numpy import save_file
 import numpy as np
@@ -118,8 +122,8 @@ assert store.checkpoints() == []
     assert done.returncode == 0, done.stderr
 
 
-def test_what_was_left_half_written_is_removed_at_the_next_start(store: Store) -> None:
-    path = Path_(RUN, "weights", "first")
+def test_what_was_left_half_written_is_removed_at_the_next_start(store: CheckpointStore) -> None:
+    path = CheckpointPath(RUN, "weights", "first")
     store.save(path, record(path), write, overwrite=False)
     place = store.folder(path).parent
     (place / ".new-x1").mkdir()
@@ -128,24 +132,26 @@ def test_what_was_left_half_written_is_removed_at_the_next_start(store: Store) -
     aside.mkdir()
     os.replace(place / "first", aside / "checkpoint")  # killed between the two renames
     assert store.checkpoints() == []
-    again = Store(store.root.parent)
+    again = CheckpointStore(store.root.parent)
     assert [r.path for r, _ in again.checkpoints()] == [str(path)]
     assert [p.name for p in place.iterdir()] == ["first"]
 
 
-def test_an_engine_that_starts_leaves_the_work_of_another_alone(store: Store) -> None:
-    path = Path_(RUN, "weights", "first")
+def test_an_engine_that_starts_leaves_the_work_of_another_alone(store: CheckpointStore) -> None:
+    path = CheckpointPath(RUN, "weights", "first")
 
     def slow(folder: Path) -> None:
-        Store(store.root.parent)  # starts meanwhile
+        CheckpointStore(store.root.parent)  # starts meanwhile
         write(folder)
 
     store.save(path, record(path), slow, overwrite=False)
     assert [r.path for r, _ in store.checkpoints()] == [str(path)]
 
 
-def test_a_damaged_checkpoint_is_told_with_its_path_and_can_be_deleted(store: Store) -> None:
-    good, bad = Path_(RUN, "weights", "good"), Path_(RUN, "weights", "bad")
+def test_a_damaged_checkpoint_is_told_with_its_path_and_can_be_deleted(
+    store: CheckpointStore,
+) -> None:
+    good, bad = CheckpointPath(RUN, "weights", "good"), CheckpointPath(RUN, "weights", "bad")
     for path in (good, bad):
         store.save(path, record(path), write, overwrite=False)
     with pytest.raises(RequestError, match="adapter_model.safetensors cannot be read"):
@@ -166,15 +172,15 @@ def test_a_damaged_checkpoint_is_told_with_its_path_and_can_be_deleted(store: St
     assert store.runs() == []
 
 
-def test_what_has_expired_is_gone(store: Store) -> None:
-    path = Path_(RUN, "sampler_weights", "old")
+def test_what_has_expired_is_gone(store: CheckpointStore) -> None:
+    path = CheckpointPath(RUN, "sampler_weights", "old")
     store.save(path, record(path, expires_at="2001-01-01T00:00:00+00:00"), write, False)
     assert store.checkpoints() == []
     with pytest.raises(RequestError, match="expired"):
         store.folder(path)
     with pytest.raises(RequestError, match="expired"):
         store.delete(path)
-    kept = Path_(RUN, "sampler_weights", "new")
+    kept = CheckpointPath(RUN, "sampler_weights", "new")
     store.save(kept, record(kept, expires_at="2999-01-01T00:00:00+00:00"), write, False)
     store.sweep()
     assert [p.name for p in store.folder(kept).parent.iterdir()] == ["new"]

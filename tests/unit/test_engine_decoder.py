@@ -14,7 +14,7 @@ from posttrain_recipes.engine.model import base as model_base
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train.forward_backward import forward_backward
-from posttrain_recipes.engine.wire import Datum, ForwardBackwardResult, LoraConfig
+from posttrain_recipes.engine.wire import AdapterConfig, Datum, ForwardBackwardResult
 
 VOCAB = 60
 SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
@@ -51,7 +51,7 @@ def load(kind: str, folder: Path) -> BaseModel:
 
 
 def adapted(base: BaseModel, **config: Any) -> Adapter:
-    adapter = new_adapter(base, LoraConfig(**{"rank": 3, "seed": 0, **config}))
+    adapter = new_adapter(base, AdapterConfig(**{"rank": 3, "seed": 0, **config}))
     with torch.no_grad():
         noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(1))
         adapter.flat.add_(0.02 * noise)

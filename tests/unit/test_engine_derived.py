@@ -16,7 +16,7 @@ from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.derived import Derived
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train.forward_backward import forward_backward
-from posttrain_recipes.engine.wire import AdamParams, Datum, LoraConfig
+from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum
 from tests.engine_model import VOCAB, build
 from tests.sampling import ask, run, tokens
 
@@ -61,10 +61,10 @@ def begin(base: BaseModel, adapter: Adapter, how: str, index: int) -> None:
 def test_ten_models_one_after_another_each_begin_at_the_base(
     base: BaseModel, ranks: tuple[int, ...], how: str
 ) -> None:
-    expected = loss(base, new_adapter(base, LoraConfig(rank=4, seed=0)))
+    expected = loss(base, new_adapter(base, AdapterConfig(rank=4, seed=0)))
     adapter: Adapter | None = None
     for index in range(10):
-        config = LoraConfig(rank=ranks[index % len(ranks)], seed=index)
+        config = AdapterConfig(rank=ranks[index % len(ranks)], seed=index)
         adapter = None  # nothing is made in between: the next one mostly gets its address
         adapter = new_adapter(base, config)
         begin(base, adapter, how, index)
@@ -81,7 +81,7 @@ def test_samplers_made_one_after_another_sample_from_their_own_weights(base: Bas
 
     plain = drawn(None)
     for seed in range(10):
-        adapter = new_adapter(base, LoraConfig(rank=4, seed=seed))
+        adapter = new_adapter(base, AdapterConfig(rank=4, seed=seed))
         assert drawn(adapter.snapshot()) == plain
         train(base, adapter)
         assert drawn(adapter.snapshot()) != plain
@@ -89,7 +89,7 @@ def test_samplers_made_one_after_another_sample_from_their_own_weights(base: Bas
 
 
 def test_nothing_of_an_adapter_outlives_it(base: BaseModel) -> None:
-    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=4, seed=0))
     loss(base, adapter)
     snapshot = adapter.snapshot()
     base.sampling_weights(snapshot)

@@ -15,7 +15,7 @@ from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.train.custom_loss import LossGraph
 from posttrain_recipes.engine.train.forward_backward import forward_backward
-from posttrain_recipes.engine.wire import CreateCustomLoss, Datum, LoraConfig, RequestError
+from posttrain_recipes.engine.wire import AdapterConfig, CreateCustomLoss, Datum, RequestError
 from tests.engine_model import VOCAB, build
 
 
@@ -91,7 +91,7 @@ def test_a_custom_loss_trains_as_the_built_in_of_the_same_formula(base: BaseMode
     for size in (4, 9, 2):
         ids, weights = rng.integers(0, VOCAB, size + 1), rng.random(size).astype(np.float32)
         data.append(Datum(ids[:-1], {"target_tokens": ids[1:], "weights": weights}))
-    adapter = new_adapter(base, LoraConfig(rank=2, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=2, seed=0))
     graphs = {"s:loss:0": LossGraph(uploaded(weighted, logprobs=1, weights=1))}
     config = {"loss_id": "s:loss:0"}
     custom = forward_backward(base, adapter, data, "custom", config, False, graphs)
@@ -110,7 +110,7 @@ def test_a_custom_loss_trains_as_the_built_in_of_the_same_formula(base: BaseMode
 
 
 def test_a_datum_that_does_not_fit_undoes_the_request(base: BaseModel) -> None:
-    adapter = new_adapter(base, LoraConfig(rank=2, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=2, seed=0))
     graphs = {"x": LossGraph(uploaded(weighted, logprobs=1, weights=1))}
     one = np.ones(3, np.float32)
     many = np.ones(40, np.float32)

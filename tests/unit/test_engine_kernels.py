@@ -11,14 +11,14 @@ from torch import Tensor
 
 from posttrain_recipes.engine.generate import decode_step, slots
 from posttrain_recipes.engine.model import decoder, kernels
-from posttrain_recipes.engine.model.kernels import Layer, Low, Product
+from posttrain_recipes.engine.model.kernels import FusedLora, Layer, Product
 
 T, H, N, G, D, F, RANK = 7, 12, 4, 2, 6, 10, 2
 
 
-def low(rows: list[int], sizes: list[int], inner: int, merged: bool = False) -> Low:
+def lora(rows: list[int], sizes: list[int], inner: int, merged: bool = False) -> FusedLora:
     b = [torch.randn(size, RANK) for size in sizes]
-    return Low(torch.randn(RANK * len(sizes), inner), b, rows, 0.5, merged)
+    return FusedLora(torch.randn(RANK * len(sizes), inner), b, rows, 0.5, merged)
 
 
 def layer(seed: int = 0) -> Layer:
@@ -26,9 +26,9 @@ def layer(seed: int = 0) -> Layer:
     return Layer(
         # the second of the three has no adapter
         Product(torch.randn((N + 2 * G) * D, H), torch.randn((N + 2 * G) * D),
-                low([0, (N + G) * D], [N * D, G * D], H)),
-        Product(torch.randn(H, N * D), None, low([0], [H], N * D)),
-        Product(torch.randn(2 * F, H), None, low([0, F], [F, F], H)),
+                lora([0, (N + G) * D], [N * D, G * D], H)),
+        Product(torch.randn(H, N * D), None, lora([0], [H], N * D)),
+        Product(torch.randn(2 * F, H), None, lora([0, F], [F, F], H)),
         Product(torch.randn(H, F), None, None),
         torch.rand(H), torch.rand(H), torch.rand(N + G, D), 1e-6,
     )  # fmt: skip
@@ -38,9 +38,9 @@ def grads_of(made: Layer) -> list[list[Tensor]]:
     out = []
     for by in (made.qkv, made.out, made.gate_up, made.down):
         mine: list[Tensor] = []
-        for index in range(len(by.low.b) if by.low else 0):
-            assert by.low is not None
-            mine += [torch.zeros(RANK, by.low.a.shape[1]), torch.zeros_like(by.low.b[index])]
+        for index in range(len(by.lora.b) if by.lora else 0):
+            assert by.lora is not None
+            mine += [torch.zeros(RANK, by.lora.a.shape[1]), torch.zeros_like(by.lora.b[index])]
         out.append(mine)
     return out
 
@@ -61,13 +61,13 @@ def forward_and_back(run: Callable[[Any], Any]) -> list[Any]:
     x, (cos, sin), dy = torch.randn(T, H), angles(), torch.randn(T, H)
     grads = grads_of(made)
     before = run(kernels.before_attention)(x, made, cos, sin, G)
-    mixed = before[4][:, :N].flatten(1)
-    y, kept = run(kernels.after_attention_kept)(x, mixed, made, before)
-    plain = run(kernels.after_attention)(x, mixed, made)
-    dx, d_mixed = run(kernels.after_attention_backward)(dy.clone(), made, kept, grads)
-    d_both = torch.cat([d_mixed.view(T, N, D), torch.zeros(T, G, D)], 1)
+    attn_out = before[4][:, :N].flatten(1)
+    y, kept = run(kernels.after_attention_kept)(x, attn_out, made, before)
+    plain = run(kernels.after_attention)(x, attn_out, made)
+    dx, d_attn_out = run(kernels.after_attention_backward)(dy.clone(), made, kept, grads)
+    d_qk = torch.cat([d_attn_out.view(T, N, D), torch.zeros(T, G, D)], 1)
     dx = run(kernels.before_attention_backward)(
-        dx, d_both, torch.zeros(T, G, D), made, kept, cos, sin, grads, False
+        dx, d_qk, torch.zeros(T, G, D), made, kept, cos, sin, grads, False
     )
     return [y, plain, dx, *(grad for block in grads for grad in block)]
 
@@ -93,8 +93,8 @@ def test_a_layers_way_back_is_what_autograd_finds() -> None:
     x, (cos, sin), dy = torch.randn(T, H).requires_grad_(), angles(), torch.randn(T, H)
     leaves = []
     for by in (made.qkv, made.out, made.gate_up):
-        assert by.low is not None
-        leaves += [by.low.a, *by.low.b]
+        assert by.lora is not None
+        leaves += [by.lora.a, *by.lora.b]
     for leaf in leaves:
         leaf.requires_grad_()
 
@@ -103,42 +103,42 @@ def test_a_layers_way_back_is_what_autograd_finds() -> None:
 
     def linear(z: Tensor, by: Product) -> Tensor:
         delta = torch.zeros_like(by.weight)
-        if by.low is not None:
-            for index, (row, b) in enumerate(zip(by.low.rows, by.low.b, strict=True)):
-                a = by.low.a[index * RANK : (index + 1) * RANK]
+        if by.lora is not None:
+            for index, (row, b) in enumerate(zip(by.lora.rows, by.lora.b, strict=True)):
+                a = by.lora.a[index * RANK : (index + 1) * RANK]
                 delta = delta.index_add(
-                    0, torch.arange(row, row + b.shape[0]), by.low.scale * b @ a
+                    0, torch.arange(row, row + b.shape[0]), by.lora.scale * b @ a
                 )
         return torch.nn.functional.linear(z, by.weight + delta, by.bias)
 
     qkv = linear(norm(x, made.before), made.qkv)
     assert made.heads is not None
-    both = norm(qkv[:, : (N + G) * D].view(T, N + G, D), made.heads)
-    turned = torch.cat([both[..., D // 2 :], both[..., : D // 2]], -1)
-    mixed = (both * cos + turned * sin)[:, :N].flatten(1)
-    middle = x + linear(mixed, made.out)
+    qk = norm(qkv[:, : (N + G) * D].view(T, N + G, D), made.heads)
+    turned = torch.cat([qk[..., D // 2 :], qk[..., : D // 2]], -1)
+    attn_out = (qk * cos + turned * sin)[:, :N].flatten(1)
+    middle = x + linear(attn_out, made.out)
     gate, up = linear(norm(middle, made.after), made.gate_up).chunk(2, -1)
     y = middle + linear(torch.nn.functional.silu(gate) * up, made.down)
     y.backward(dy)
     torch.testing.assert_close(x.grad, dx, rtol=1e-4, atol=1e-3)
     mine = iter(found)
     for by in (made.qkv, made.out, made.gate_up):
-        assert by.low is not None
-        for index, b in enumerate(by.low.b):
-            assert by.low.a.grad is not None
-            part = by.low.a.grad[index * RANK : (index + 1) * RANK]
+        assert by.lora is not None
+        for index, b in enumerate(by.lora.b):
+            assert by.lora.a.grad is not None
+            part = by.lora.a.grad[index * RANK : (index + 1) * RANK]
             torch.testing.assert_close(part, next(mine), rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(b.grad, next(mine), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("even", [True, False])
-def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(even: bool) -> None:
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(uniform: bool) -> None:
     torch.manual_seed(0)
     rows, room = T, 9
     layers = [layer(0), layer(1)]
     head = Product(torch.randn(20, H), None, None)
-    where = torch.full((rows,), 4) if even else torch.arange(rows)
-    place = decode_step.Place(where, int(where.max()) + 1, even, [4, 3], [5, 0])
+    write_at = torch.full((rows,), 4) if uniform else torch.arange(rows)
+    layout = decode_step.BatchLayout(write_at, int(write_at.max()) + 1, uniform, [4, 3], [5, 0])
     keys, values = ([torch.randn(rows, G, room, D) for _ in layers] for _ in range(2))
     shared = [torch.randn(G, 5, D) for _ in range(2 * len(layers))]
     x, (cos, sin) = torch.randn(rows, H), angles()
@@ -147,7 +147,7 @@ def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(even: bool)
         mine = [[tensor.clone() for tensor in buffers] for buffers in (keys, values)]
         with torch.no_grad():
             logits = step(
-                x, cos, sin, layers, torch.ones(H), head, 0.4, mine[0], mine[1], place, shared
+                x, cos, sin, layers, torch.ones(H), head, 0.4, mine[0], mine[1], layout, shared
             )
         found.append([logits, *mine[0], *mine[1]])
     for a, b in zip(*found, strict=True):

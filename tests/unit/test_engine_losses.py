@@ -14,7 +14,7 @@ from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.engine.train.forward_backward import forward_backward
-from posttrain_recipes.engine.wire import Datum, LoraConfig, RequestError
+from posttrain_recipes.engine.wire import AdapterConfig, Datum, RequestError
 from tests.engine_model import VOCAB, build
 
 V = 7
@@ -100,7 +100,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 def adapted(base: BaseModel) -> Adapter:
-    adapter = new_adapter(base, LoraConfig(rank=3, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=3, seed=0))
     noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         adapter.flat.add_(0.05 * noise)
@@ -111,9 +111,9 @@ class Reference:
     """The same model and adapter in float64, by transformers alone, one sequence at a time."""
 
     def __init__(self, base: BaseModel, adapter: Adapter) -> None:
-        slot, base.slot.active = base.slot.active, None
+        active_adapter, base.active_adapter.layers = base.active_adapter.layers, None
         self.model = copy.deepcopy(base.model)
-        base.slot.active = slot
+        base.active_adapter.layers = active_adapter
         for module in self.model.modules():
             module.__dict__.pop("forward", None)  # the engine's own
         self.model.double()

@@ -15,10 +15,10 @@ from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import (
+    AdapterConfig,
     Datum,
-    LoraConfig,
     RequestError,
-    Sample,
+    SampleRequest,
     SampleResult,
     TensorData,
 )
@@ -63,11 +63,13 @@ def test_greedy_is_what_transformers_generates(base: BaseModel) -> None:
 def test_logprobs_agree_with_the_training_forward(
     base: BaseModel, snapshot: Snapshot, temperature: float
 ) -> None:
-    adapter = new_adapter(base, LoraConfig(rank=4, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=4, seed=0))
     adapter.load(snapshot, None)
     prompts = [ids(n, n) for n in (5, 33, 12)]
-    asks = [ask(p, 2, {"prompt_logprobs": True}, temperature=temperature, seed=1) for p in prompts]
-    for prompt, result in zip(prompts, run(base, snapshot, *asks), strict=True):
+    requests = [
+        ask(p, 2, {"prompt_logprobs": True}, temperature=temperature, seed=1) for p in prompts
+    ]
+    for prompt, result in zip(prompts, run(base, snapshot, *requests), strict=True):
         for sequence in result.sequences:
             whole = np.array(prompt + sequence.tokens.tolist())
             datum = Datum(whole[:-1], {"target_tokens": whole[1:]})
@@ -80,7 +82,7 @@ def test_logprobs_agree_with_the_training_forward(
 def test_a_merged_adapter_samples_as_the_low_rank_one(base: BaseModel, snapshot: Snapshot) -> None:
     token_ids = torch.tensor([ids(30, 0)])
     logits = []
-    for view in (snapshot.low(), snapshot.merge(base.targets)):
+    for view in (snapshot.factors(), snapshot.merge(base.targets)):
         with base.using(view), torch.no_grad():
             logits.append(base.model(token_ids).logits)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
@@ -105,10 +107,10 @@ def test_unseeded_samples_differ(base: BaseModel) -> None:
 
 def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
     lengths = [1, 17, 3, 9, 2]
-    asks = [ask(ids(n + 2, n), max_tokens=n, temperature=0) for n in lengths]
-    got = run(base, None, *asks)
+    requests = [ask(ids(n + 2, n), max_tokens=n, temperature=0) for n in lengths]
+    got = run(base, None, *requests)
     assert [len(tokens(r)) for r in got] == lengths
-    for request, result in zip(asks, got, strict=True):
+    for request, result in zip(requests, got, strict=True):
         assert tokens(result) == tokens(run(base, None, request)[0])
 
 
@@ -273,7 +275,7 @@ def test_rows_of_a_batch_keep_their_own_settings() -> None:
     ],
 )
 def test_a_request_at_fault_does_not_spoil_the_batch(
-    base: BaseModel, bad: Sample, says: str
+    base: BaseModel, bad: SampleRequest, says: str
 ) -> None:
     good, refused = sample(base, None, [ask(ids(4, 0), temperature=0), bad])
     assert isinstance(good, SampleResult)
@@ -307,15 +309,15 @@ def test_other_architectures(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     small(kind).save_pretrained(tmp_path)
     base = BaseModel(kind, str(tmp_path), torch.device("cpu"))
-    adapter = new_adapter(base, LoraConfig(rank=2, seed=0))
+    adapter = new_adapter(base, AdapterConfig(rank=2, seed=0))
     with torch.no_grad():
         adapter.flat.add_(torch.randn(adapter.flat.shape, generator=torch.Generator()))
     prompts = [ids(n, n) for n in (12, 3, 12, 7)]
-    asks = [ask(p, 2, max_tokens=10, temperature=0) for p in prompts]
-    for prompt, result in zip(prompts, run(base, adapter.snapshot(), *asks), strict=True):
+    requests = [ask(p, 2, max_tokens=10, temperature=0) for p in prompts]
+    for prompt, result in zip(prompts, run(base, adapter.snapshot(), *requests), strict=True):
         whole = np.array(prompt + tokens(result))
         best = np.zeros(len(whole) - 1, int)
-        with base.using(adapter.view), torch.no_grad():
+        with base.using(adapter.layers), torch.no_grad():
             best[:] = base.model(torch.from_numpy(whole[:-1])[None]).logits[0].argmax(-1)
         assert tokens(result, 0) == tokens(result, 1) == best[len(prompt) - 1 :].tolist()
         out = forward_backward(

@@ -105,7 +105,7 @@ def test_waiting_samples_of_the_same_weights_run_as_one_batch() -> None:
         gate = threading.Event()
         scheduler.submit("hold", lambda: gate.wait(WAIT_S) and {} or {})
 
-        def ask(group: str, n: int) -> Pending:
+        def submit_local(group: str, n: int) -> Pending:
             def work(feed: Feed) -> None:
                 taken = feed.take()
                 batches.append([n for _, n in taken])
@@ -115,7 +115,14 @@ def test_waiting_samples_of_the_same_weights_run_as_one_batch() -> None:
 
             return scheduler.submit_batched((group, n), Batch(group, n, work), {})
 
-        pending = [ask("a", 0), ask("a", 1), ask("a", 2), ask("b", 10), ask("a", 4), ask("b", 12)]
+        pending = [
+            submit_local("a", 0),
+            submit_local("a", 1),
+            submit_local("a", 2),
+            submit_local("b", 10),
+            submit_local("a", 4),
+            submit_local("b", 12),
+        ]
         gate.set()
         got = [await answer(scheduler, p) for p in pending]
         assert got[0] == {"n": 0}

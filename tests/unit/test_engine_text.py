@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.engine.openai.detokenize import Reply
-from posttrain_recipes.engine.openai.requests import ChatAsked, CompletionAsked, parse
+from posttrain_recipes.engine.openai.detokenize import IncrementalDetokenizer
+from posttrain_recipes.engine.openai.requests import ChatCompletionRequest, CompletionRequest, parse
 from posttrain_recipes.engine.wire import RequestError
 
 
@@ -23,7 +23,7 @@ class Bytes:
 
 
 def given(text: str, *stops: str, end: bool = True) -> list[str]:
-    reply = Reply(Bytes(), stops)  # type: ignore[arg-type]
+    reply = IncrementalDetokenizer(Bytes(), stops)  # type: ignore[arg-type]
     parts = [reply.push(token) for token in [*text.encode(), *([256] if end else [])]]
     return [part for part in [*parts, reply.end()] if part]
 
@@ -35,7 +35,7 @@ def test_the_parts_are_the_text_and_no_character_is_halved(text: str) -> None:
 
 
 def test_half_a_character_at_the_end_is_shown_as_such() -> None:
-    reply = Reply(Bytes())  # type: ignore[arg-type]
+    reply = IncrementalDetokenizer(Bytes())  # type: ignore[arg-type]
     assert [reply.push(token) for token in b"a\xf0\x9f"] == ["a", "", ""]
     assert reply.end() == "\ufffd"
 
@@ -57,7 +57,7 @@ def test_stop_strings_never_show(text: str, stops: list[str], want: str) -> None
 
 
 def test_what_may_become_a_stop_string_is_held_back() -> None:
-    reply = Reply(Bytes(), ["END"])  # type: ignore[arg-type]
+    reply = IncrementalDetokenizer(Bytes(), ["END"])  # type: ignore[arg-type]
     assert [reply.push(token) for token in b"aENaEND!"] == ["a", "", "", "ENa", "", "", "", ""]
     assert reply.end() == ""
 
@@ -76,22 +76,22 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 )  # fmt: skip
 def test_what_is_wrong_or_not_done_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        parse(ChatAsked, json.dumps({**CHAT, **more}).encode())
+        parse(ChatCompletionRequest, json.dumps({**CHAT, **more}).encode())
     assert caught.value.status == 400
 
 
 def test_what_asks_for_nothing_is_accepted() -> None:
     neutral = {"tools": [], "response_format": {"type": "text"}, "frequency_penalty": 0,
                "user": "u", "metadata": {"a": "b"}, "stop": None, "n": None}  # fmt: skip
-    asked = parse(ChatAsked, json.dumps({**CHAT, **neutral}).encode())
+    asked = parse(ChatCompletionRequest, json.dumps({**CHAT, **neutral}).encode())
     assert (asked.count, asked.limit, asked.top, asked.stops()) == (1, None, None, [])
     assert asked.params(frozenset({7})).stop is None
 
 
 def test_messages_may_come_in_parts_of_text_alone() -> None:
-    def message(*parts: dict[str, Any]) -> ChatAsked:
+    def message(*parts: dict[str, Any]) -> ChatCompletionRequest:
         body = {**CHAT, "messages": [{"role": "user", "content": parts}]}
-        return parse(ChatAsked, json.dumps(body).encode())
+        return parse(ChatCompletionRequest, json.dumps(body).encode())
 
     said = message({"type": "text", "text": "a"}, {"type": "text", "text": "b"}).conversation()
     assert said == [{"role": "user", "content": "ab"}]
@@ -105,9 +105,9 @@ def test_messages_may_come_in_parts_of_text_alone() -> None:
 )  # fmt: skip
 def test_prompts_of_every_form(prompt: Any, want: Any) -> None:
     body = json.dumps({"model": "m", "prompt": prompt}).encode()
-    assert parse(CompletionAsked, body).prompts() == want
+    assert parse(CompletionRequest, body).prompts() == want
 
 
 def test_the_models_end_counts_beside_stop_strings() -> None:
-    asked = parse(CompletionAsked, b'{"model": "m", "prompt": "a", "stop": "x"}')
+    asked = parse(CompletionRequest, b'{"model": "m", "prompt": "a", "stop": "x"}')
     assert asked.params(frozenset({7})).stop == [7, "x"]

@@ -116,7 +116,7 @@ def test_stop_keeps_its_type(stop: object) -> None:
         "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
         "sampling_params": {"stop": stop},
     }
-    parsed = wire.parse(wire.Sample, json.dumps(request).encode())
+    parsed = wire.parse(wire.SampleRequest, json.dumps(request).encode())
     assert parsed.sampling_params.stop == stop
     assert parsed.prompt.tokens().tolist() == [1, 2]
 

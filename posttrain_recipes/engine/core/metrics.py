@@ -85,7 +85,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-class Watch:
+class MetricsMiddleware:
     """Counts requests and logs them."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

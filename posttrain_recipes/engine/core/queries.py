@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.registry import Session, State
 from posttrain_recipes.engine.core.training import OPTIMIZER
-from posttrain_recipes.engine.storage.checkpoints import KINDS, Record, parse_path
+from posttrain_recipes.engine.storage.checkpoints import KINDS, CheckpointRecord, parse_path
 
 OWNER = "local"
 
@@ -200,7 +200,7 @@ def _context(path: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _checkpoint(item: tuple[Record, int]) -> dict[str, Any]:
+def _checkpoint(item: tuple[CheckpointRecord, int]) -> dict[str, Any]:
     record, size = item
     path = parse_path(record.path)
     return {

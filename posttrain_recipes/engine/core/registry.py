@@ -1,8 +1,8 @@
-"""What the engine knows while it runs: sessions, models in training, samplers.
+"""The engine's state in memory: sessions, models in training, samplers and their weights.
 
-All of it lives in memory and ends with the engine; checkpoints and the record of each run are on
-disk, in the store, and do not. Changed on the event loop's thread, but for what the worker makes:
-adapters and snapshots.
+It ends with the process; checkpoints and the record of each training run are on disk, in the
+store, and outlive it. It is changed on the event loop's thread, except for the tensors, adapters
+and snapshots, which the worker thread makes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.scheduler import Observer, Scheduler
 from posttrain_recipes.engine.storage import checkpoints
-from posttrain_recipes.engine.storage.checkpoints import RunRecord, Store
-from posttrain_recipes.engine.wire import LoraConfig, RequestError
+from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, TrainingRun
+from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 
 if TYPE_CHECKING:
-    from posttrain_recipes.engine.model.base import Backend, BaseModel
+    from posttrain_recipes.engine.model.base import BaseModel, ModelCache
     from posttrain_recipes.engine.model.lora import Adapter, Snapshot
     from posttrain_recipes.engine.train.custom_loss import LossGraph
 
@@ -34,7 +34,7 @@ SAMPLERS_IN_MEMORY = 8
 
 @dataclass(eq=False)
 class Session:
-    """A client, while it is there."""
+    """A client's session: the models and samplers that it created, which end with it."""
 
     id: str
     request: wire.CreateSession
@@ -48,68 +48,70 @@ class Session:
 
 @dataclass(eq=False)
 class Model:
-    """A model in training. `adapter` is there once the worker has made it."""
+    """A model in training. `adapter` is None until the worker has made it."""
 
     id: str
     base_model: str
-    lora: LoraConfig
-    run: RunRecord
+    lora: AdapterConfig
+    run: TrainingRun
     last_request: str
     adapter: Adapter | None = None
     arch: str | None = None
 
 
 @dataclass(eq=False)
-class Weights:
-    """What a sampler is pinned to: a base model, alone or with an adapter. Samplers of the same
-    weights share one of these, and so share batches."""
+class SamplerWeights:
+    """The fixed weights of a sampler: a base model, alone or with a LoRA adapter. Samplers of the
+    same weights share one object, and so their requests share batches."""
 
     base_model: str
-    lora: LoraConfig | None = None
+    lora: AdapterConfig | None = None
     tensors: Mapping[str, Any] | None = None  # as read from disk, until the worker has used them
     snapshot: Snapshot | None = None
-    parked: Path | None = None  # where the snapshot waits while it is not in memory
+    offloaded: Path | None = None  # the file that holds the snapshot while memory does not
 
     def resolve(self, base: BaseModel) -> Snapshot | None:
-        """The adapter, on the base model's device. On the worker."""
-        from posttrain_recipes.engine.model.lora import make_snapshot, unpark
+        """The adapter on the base model's device, None for the base model alone. Called on the
+        worker thread. Raises RequestError 422 if the weights could not be saved."""
+        from posttrain_recipes.engine.model.lora import make_snapshot, reload_snapshot
 
         if self.tensors is not None and self.lora is not None:
             self.snapshot = make_snapshot(self.tensors, self.lora, base.targets)
             self.tensors = None
-        if self.snapshot is None and self.parked is not None and self.lora is not None:
-            self.snapshot = unpark(self.parked, self.lora, base.targets)
+        if self.snapshot is None and self.offloaded is not None and self.lora is not None:
+            self.snapshot = reload_snapshot(self.offloaded, self.lora, base.targets)
         if self.lora is not None and self.snapshot is None:
             raise RequestError(422, "this sampler's weights could not be saved; see that error")
         return self.snapshot
 
-    def park(self, folder: Path) -> None:
-        """Move the snapshot to a file in `folder`, which goes when this object does. On the
-        worker."""
+    def offload(self, folder: Path) -> None:
+        """Move the snapshot from memory to a file in `folder`, deleted with this object. Called on
+        the worker thread."""
         if self.snapshot is None:
             return
-        if self.parked is None:
+        if self.offloaded is None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.parked = folder / f"{uuid.uuid4().hex}.npy"
-            weakref.finalize(self, self.parked.unlink, missing_ok=True)
-            self.snapshot.park(self.parked)
+            self.offloaded = folder / f"{uuid.uuid4().hex}.npy"
+            weakref.finalize(self, self.offloaded.unlink, missing_ok=True)
+            self.snapshot.offload(self.offloaded)
         self.snapshot = None
 
 
-class Parking:
-    """Keeps the samplers used last in memory and the others' weights in files: a run that makes a
-    sampler at every step would fill the memory, since no client says that it needs one no more."""
+class Offloading:
+    """Keeps the snapshots of the most recently used samplers in memory and offloads the others to
+    disk. Without it a run that makes a sampler at every step would fill the memory: clients do not
+    tell when they need a sampler no longer."""
 
     def __init__(self, data_dir: Path) -> None:
-        root = data_dir / "parked"
+        root = data_dir / "offloaded"
         self.folder = root / str(os.getpid())
         for left in root.glob("[0-9]*"):  # by engines that were killed
             if not _is_process(int(left.name)) or left == self.folder:
                 shutil.rmtree(left, ignore_errors=True)
-        self._recent: OrderedDict[weakref.ref[Weights], None] = OrderedDict()
+        self._recent: OrderedDict[weakref.ref[SamplerWeights], None] = OrderedDict()
 
-    def use(self, weights: Weights) -> None:
-        """Note that a sampler of one run's is in use; park the one used longest ago."""
+    def use(self, weights: SamplerWeights) -> None:
+        """Mark a sampler's weights as just used; offload the least recently used ones."""
         for dead in [known for known in self._recent if known() is None]:
             del self._recent[dead]
         known = weakref.ref(weights)
@@ -118,7 +120,7 @@ class Parking:
         while len(self._recent) > SAMPLERS_IN_MEMORY:
             oldest, _ = self._recent.popitem(last=False)
             if (found := oldest()) is not None:
-                found.park(self.folder)
+                found.offload(self.folder)
 
     def clear(self) -> None:
         """Delete the files."""
@@ -127,38 +129,38 @@ class Parking:
 
 @dataclass(eq=False)
 class Sampler:
-    """A name for weights to sample from; `clones` counts its copies in other processes."""
+    """A sampler that a client named. `clones` counts the client's copies in other processes."""
 
     id: str
-    weights: Weights
+    weights: SamplerWeights
     model_path: str | None = None
     clones: int = 0
 
 
 class State:
-    """Everything the engine knows. `models` maps served names to directories or hub ids."""
+    """All that the engine holds in memory. `models` maps served names to directories or hub ids."""
 
     def __init__(
         self, models: Mapping[str, str], data_dir: Path, observe: Observer | None = None
     ) -> None:
         self.names = dict(models)
-        self.store = Store(data_dir)
+        self.store = CheckpointStore(data_dir)
         self.scheduler = Scheduler(observe)
-        self.parking = Parking(data_dir)
+        self.offloading = Offloading(data_dir)
         self.sessions: dict[str, Session] = {}
         self.finished: OrderedDict[str, Session] = OrderedDict()  # the last ones, to look up
         self.models: dict[str, Model] = {}
         self.samplers: dict[str, Sampler] = {}
-        self._backend: Backend | None = None
+        self._base_models: ModelCache | None = None
 
     @property
-    def backend(self) -> Backend:
-        """On the worker only: importing torch takes seconds."""
-        if self._backend is None:
-            from posttrain_recipes.engine.model.base import Backend
+    def base_models(self) -> ModelCache:
+        """The loaded base models. For the worker thread only: importing torch takes seconds."""
+        if self._base_models is None:
+            from posttrain_recipes.engine.model.base import ModelCache
 
-            self._backend = Backend(self.names)
-        return self._backend
+            self._base_models = ModelCache(self.names)
+        return self._base_models
 
     def session(self, session_id: str) -> Session:
         """The session, noted as alive. Raises RequestError 404."""
@@ -205,7 +207,7 @@ class State:
         return sampler
 
     def add_sampler(self, session: Session, sampler: Sampler) -> None:
-        """Note a new sampler of a session's."""
+        """Add a sampler to a session."""
         self.samplers[sampler.id] = sampler
         session.samplers.append(sampler.id)
 

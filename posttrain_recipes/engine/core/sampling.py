@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.futures import Pending
-from posttrain_recipes.engine.core.registry import Sampler, State, Weights
+from posttrain_recipes.engine.core.registry import Sampler, SamplerWeights, State
 from posttrain_recipes.engine.core.scheduler import Batch, Feed
 from posttrain_recipes.engine.storage import checkpoints
 from posttrain_recipes.engine.wire import RequestError
@@ -21,7 +21,9 @@ class Sampling:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._shared: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
+        self._shared: weakref.WeakValueDictionary[str, SamplerWeights] = (
+            weakref.WeakValueDictionary()
+        )
 
     # Samplers --------------------------------------------------------------------------------
 
@@ -39,7 +41,7 @@ class Sampling:
             self.state.add_sampler(session, Sampler(sampler_id, weights, request.model_path))
         return {"sampling_session_id": sampler_id, "type": "create_sampling_session"}
 
-    def _from_path(self, text: str) -> Weights:
+    def _from_path(self, text: str) -> SamplerWeights:
         path = checkpoints.parse_path(text)
         folder = self.state.store.folder(path)
         record = self.state.store.read(folder)
@@ -47,11 +49,13 @@ class Sampling:
         weights = self._shared.get(key)
         if weights is None:
             # Read now: the sampler stays with these weights whatever becomes of the checkpoint.
-            weights = Weights(record.base_model, record.lora, self.state.store.tensors(folder))
+            weights = SamplerWeights(
+                record.base_model, record.lora, self.state.store.tensors(folder)
+            )
             self._shared[key] = weights
         return weights
 
-    def _from_base(self, name: str) -> Weights:
+    def _from_base(self, name: str) -> SamplerWeights:
         if name not in self.state.names and not Path(name).is_dir() and name.count("/") != 1:
             served = ", ".join(self.state.names) or "none"
             raise RequestError(
@@ -60,7 +64,7 @@ class Sampling:
                 "or a hub id of a causal language model works too",
             )
         key = f"base:{self.state.names.get(name, name)}"
-        weights = self._shared.get(key) or Weights(name)
+        weights = self._shared.get(key) or SamplerWeights(name)
         self._shared[key] = weights
         return weights
 
@@ -79,7 +83,7 @@ class Sampling:
         sampler.clones += 1
         return {"client_counter": sampler.clones, "type": "join_sampling_session"}
 
-    def sample(self, request: wire.Sample) -> Pending:
+    def sample(self, request: wire.SampleRequest) -> Pending:
         """Queue a request for samples, to run with others from the same weights."""
         sampler = self.state.sampler(request.sampling_session_id)
         if not 1 <= request.num_samples <= wire.MAX_SAMPLES:  # before a name is given to each
@@ -92,20 +96,20 @@ class Sampling:
             (sampler.id, request.seq_id // CLONE_BLOCK),
         )
 
-    def batch(self, weights: Weights, request: wire.Sample) -> Batch:
+    def batch(self, weights: SamplerWeights, request: wire.SampleRequest) -> Batch:
         """A request for samples from these weights, for the scheduler."""
 
         def run(feed: Feed) -> None:
             from posttrain_recipes.engine.generate import batcher
 
-            base = self.state.backend.base(weights.base_model)
+            base = self.state.base_models.get(weights.base_model)
             snapshot = weights.resolve(base)
             if weights.lora is not None:
-                self.state.parking.use(weights)
+                self.state.offloading.use(weights)
             batcher.serve(base, snapshot, feed)
 
         return Batch(weights, request, run)
 
-    def weights(self, name: str) -> Weights:
+    def weights(self, name: str) -> SamplerWeights:
         """The weights of a `tinker://` path or a base model. Raises RequestError 404, 422."""
         return self._from_path(name) if name.startswith("tinker:") else self._from_base(name)

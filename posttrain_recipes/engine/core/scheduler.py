@@ -195,7 +195,7 @@ class Scheduler:
         pending = Pending(key, note=note, channel=channel, cancellable=True)
         return self._accept(_Job(pending, batch=batch))
 
-    def ask(self, batch: Batch | None = None, work: Work | None = None) -> Pending:
+    def submit_local(self, batch: Batch | None = None, work: Work | None = None) -> Pending:
         """Accept a request of this process's own: its answer is the result as it is, or the
         exception, and is kept by the caller alone. Raises RequestError 429 as above."""
         self._check_room()

@@ -60,7 +60,7 @@ class Service:
     async def close(self, grace_s: float = 10.0) -> None:
         """Finish what is queued within `grace_s` seconds, and stop."""
         await self.state.scheduler.close(grace_s)
-        self.state.parking.clear()
+        self.state.offloading.clear()
 
     def drained(self) -> bool:
         """Whether nothing is at work, and the answers of the last moments have been fetched."""
@@ -76,7 +76,7 @@ class Service:
             progress.disable_progress_bar()
         for name in self.state.names:
             try:
-                self.state.backend.base(name)
+                self.state.base_models.get(name)
                 log.info("loaded %s after %.1f s", name, time.monotonic() - start)
             except RequestError as error:  # told to whoever asks for it
                 log.error("%s", error)

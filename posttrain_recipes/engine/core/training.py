@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.futures import Pending
-from posttrain_recipes.engine.core.registry import Model, Sampler, State, Weights
+from posttrain_recipes.engine.core.registry import Model, Sampler, SamplerWeights, State
 from posttrain_recipes.engine.storage import checkpoints
-from posttrain_recipes.engine.storage.checkpoints import Record, RunRecord
-from posttrain_recipes.engine.wire import LoraConfig, RequestError
+from posttrain_recipes.engine.storage.checkpoints import CheckpointRecord, TrainingRun
+from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 
 if TYPE_CHECKING:
     from posttrain_recipes.engine.model.lora import Adapter
@@ -37,7 +37,7 @@ class Training:
     def create_model(self, request: wire.CreateModel) -> Pending:
         """Make a new adapter."""
         _check_optimizer(request.optimizer_config)
-        lora = _seeded(request.lora_config or LoraConfig())
+        lora = _seeded(request.lora_config or AdapterConfig())
         model = self._new_model(
             request.session_id,
             request.model_seq_id,
@@ -52,7 +52,7 @@ class Training:
         session_id: str,
         seq: int,
         base_model: str,
-        lora: LoraConfig,
+        lora: AdapterConfig,
         user_metadata: dict[str, Any] | None,
     ) -> Model:
         session = self.state.session(session_id)
@@ -60,7 +60,7 @@ class Training:
         if model_id in self.state.models:
             return self.state.models[model_id]
         created = checkpoints.now()
-        run = RunRecord(model_id, session_id, base_model, lora, created, user_metadata)
+        run = TrainingRun(model_id, session_id, base_model, lora, created, user_metadata)
         model = Model(model_id, base_model, lora, run, created)
         self.state.models[model_id] = model
         session.models.append(model_id)
@@ -69,13 +69,13 @@ class Training:
     def _make(self, model: Model) -> dict[str, Any]:
         from posttrain_recipes.engine.model.base import new_adapter
 
-        base = self.state.backend.base(model.base_model)
+        base = self.state.base_models.get(model.base_model)
         adapter = new_adapter(base, model.lora)
         model.arch, model.adapter = base.arch, adapter
         self.state.store.add_run(model.run)
         return {"model_id": model.id, "type": "create_model"}
 
-    def get_info(self, request: wire.ModelRef) -> dict[str, Any]:
+    def get_info(self, request: wire.TrainingModelRef) -> dict[str, Any]:
         """What a training client wants to know of its model."""
         model = self.state.model(request.model_id)
         return {
@@ -92,7 +92,7 @@ class Training:
             "optimizer_config": OPTIMIZER,
         }
 
-    def unload_model(self, request: wire.ModelRef) -> Pending:
+    def unload_model(self, request: wire.TrainingModelRef) -> Pending:
         """Forget a model in training. Its checkpoints stay."""
         self.state.model(request.model_id)
         del self.state.models[request.model_id]
@@ -108,7 +108,7 @@ class Training:
             from posttrain_recipes.engine.train.forward_backward import forward_backward
 
             return forward_backward(
-                self.state.backend.base(model.base_model),
+                self.state.base_models.get(model.base_model),
                 _adapter(model),
                 request.data,
                 request.loss_fn,
@@ -171,31 +171,33 @@ class Training:
             )
         session = self.state.session(model.id.split(":")[0])
         sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
-        weights = Weights(model.base_model, model.lora)
+        weights = SamplerWeights(model.base_model, model.lora)
         if sampler_id not in self.state.samplers:
             self.state.add_sampler(session, Sampler(sampler_id, weights))
 
         def work() -> dict[str, Any]:
             weights.snapshot = _adapter(model).snapshot()
-            self.state.parking.use(weights)
+            self.state.offloading.use(weights)
             return {**answer, "sampling_session_id": sampler_id}
 
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
 
-    def _new_path(self, model: Model, kind: str, request: wire.SaveWeights) -> checkpoints.Path_:
+    def _new_path(
+        self, model: Model, kind: str, request: wire.SaveWeights
+    ) -> checkpoints.CheckpointPath:
         name = request.path if request.path is not None else f"step-{request.seq_id}"
-        return checkpoints.Path_(model.id, kind, checkpoints.check_name(name))
+        return checkpoints.CheckpointPath(model.id, kind, checkpoints.check_name(name))
 
     def _save(
         self,
         model: Model,
-        path: checkpoints.Path_,
+        path: checkpoints.CheckpointPath,
         request: wire.SaveWeights,
         expires: str | None,
         answer: dict[str, Any],
     ) -> dict[str, Any]:
-        adapter, base = _adapter(model), self.state.backend.base(model.base_model)
-        record = Record(
+        adapter, base = _adapter(model), self.state.base_models.get(model.base_model)
+        record = CheckpointRecord(
             str(path),
             model.base_model,
             model.lora,
@@ -244,7 +246,7 @@ class Training:
         return self.state.scheduler.submit(("create", model.id), work)
 
     def _load(
-        self, model: Model, path: checkpoints.Path_, request: wire.LoadWeights
+        self, model: Model, path: checkpoints.CheckpointPath, request: wire.LoadWeights
     ) -> dict[str, Any]:
         from posttrain_recipes.engine.model import lora
 
@@ -256,7 +258,7 @@ class Training:
                 f"{path} holds a LoRA of {_shape(record.lora)}, this model is one of "
                 f"{_shape(model.lora)}: create the model from the checkpoint instead",
             )
-        base = self.state.backend.base(model.base_model)
+        base = self.state.base_models.get(model.base_model)
         tensors = self.state.store.tensors(folder)
         snapshot = lora.make_snapshot(tensors, model.lora, base.targets)
         optimizer = lora.read_optimizer(folder) if request.optimizer else None
@@ -272,11 +274,11 @@ def _adapter(model: Model) -> Adapter:
     return model.adapter
 
 
-def _seeded(lora: LoraConfig) -> LoraConfig:
+def _seeded(lora: AdapterConfig) -> AdapterConfig:
     """The configuration with a seed: one drawn at random is kept, so that it can be looked up."""
     if lora.seed is not None:
         return lora
-    return LoraConfig(
+    return AdapterConfig(
         lora.rank,
         random.SystemRandom().getrandbits(31),
         lora.train_unembed,
@@ -285,7 +287,7 @@ def _seeded(lora: LoraConfig) -> LoraConfig:
     )
 
 
-def _shape(lora: LoraConfig) -> str:
+def _shape(lora: AdapterConfig) -> str:
     parts = {"attn": lora.train_attn, "mlp": lora.train_mlp, "unembed": lora.train_unembed}
     return f"rank {lora.rank} on {'+'.join(name for name, on in parts.items() if on)}"
 

@@ -25,7 +25,11 @@ from pydantic.dataclasses import dataclass
 from posttrain_recipes.engine.core.futures import Pending
 from posttrain_recipes.engine.core.registry import Model, State
 from posttrain_recipes.engine.storage import checkpoints
-from posttrain_recipes.engine.storage.checkpoints import Path_, Record, RunRecord
+from posttrain_recipes.engine.storage.checkpoints import (
+    CheckpointPath,
+    CheckpointRecord,
+    TrainingRun,
+)
 from posttrain_recipes.engine.wire import RequestError
 
 SIGNED = "/files/"
@@ -90,10 +94,10 @@ class Transfers:
     def save_external(self, request: SaveExternal) -> Pending:
         """Queue an export. Raises RequestError 422 for recipients that are none."""
         model = self.state.model(request.model_id)
-        path = Path_(model.id, checkpoints.EXTERNAL, checkpoints.check_name(request.path))
+        path = CheckpointPath(model.id, checkpoints.EXTERNAL, checkpoints.check_name(request.path))
         encrypt = _encryption(request.age_encryption_recipients or [])
         expires = checkpoints.expiry(request.ttl_seconds)
-        record = Record(
+        record = CheckpointRecord(
             str(path), model.base_model, model.lora, 0, checkpoints.now(), expires
         )  # fmt: skip
 
@@ -103,10 +107,12 @@ class Transfers:
 
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
 
-    def _export(self, model: Model, path: Path_, record: Record, encrypt: Encryption) -> None:
+    def _export(
+        self, model: Model, path: CheckpointPath, record: CheckpointRecord, encrypt: Encryption
+    ) -> None:
         if model.adapter is None:
             raise RequestError(422, f"model {model.id} could not be created; see that error")
-        base, adapter = self.state.backend.base(model.base_model), model.adapter
+        base, adapter = self.state.base_models.get(model.base_model), model.adapter
 
         def write(folder: Path) -> None:
             adapter.snapshot().save(folder, base.path, base.targets)
@@ -118,7 +124,7 @@ class Transfers:
         record = replace(record, step=adapter.step, time=checkpoints.now())
         self.state.store.save(path, record, write, overwrite=True)
 
-    def urls(self, path: Path_, origin: str, signer: Signer) -> dict[str, object]:
+    def urls(self, path: CheckpointPath, origin: str, signer: Signer) -> dict[str, object]:
         """An address for each file of an export, below `origin` (http://host:port)."""
         if path.kind != checkpoints.EXTERNAL:
             raise RequestError(422, f"{path} is no external weights checkpoint")
@@ -136,7 +142,9 @@ class Transfers:
 
     def file(self, run: str, name: str, file: str) -> Path:
         """A file of an export. Raises RequestError 404."""
-        path = Path_(checkpoints.check_run(run), checkpoints.EXTERNAL, checkpoints.check_name(name))
+        path = CheckpointPath(
+            checkpoints.check_run(run), checkpoints.EXTERNAL, checkpoints.check_name(name)
+        )
         found = self.state.store.folder(path) / checkpoints.check_name(file)
         if file == checkpoints.DESCRIPTION or not found.is_file():
             raise RequestError(404, f"{path} has no file {file}")
@@ -155,7 +163,7 @@ class Transfers:
             unique = f"{idempotency_key}:{source}" if idempotency_key else uuid.uuid4().hex
             session, seq = str(uuid.uuid5(_COPIES, unique)), 0
         run = checkpoints.check_run(f"{session}:train:{seq}")
-        target = Path_(run, source.kind, source.name)
+        target = CheckpointPath(run, source.kind, source.name)
         if run in self.state.models:
             raise RequestError(422, f"{run} is in training: copy to another model_seq_id")
         copied = replace(record, path=str(target), expires_at=expires, public=False)
@@ -167,7 +175,7 @@ class Transfers:
 
         metadata = {"copied_from": str(source)}
         self.state.store.add_run(
-            RunRecord(run, session, record.base_model, record.lora, checkpoints.now(), metadata)
+            TrainingRun(run, session, record.base_model, record.lora, checkpoints.now(), metadata)
         )
         self.state.store.save(target, copied, link, overwrite=True)
         return {"tinker_path": str(target)}

@@ -1,1 +1,1 @@
-"""Sampling: requests join a batch, take a slot, and leave it token by token."""
+"""Sampling with continuous batching: sequences join and leave the running batch at any token."""

@@ -1,14 +1,14 @@
-"""Generation in batches that requests join and leave as they come and end.
+"""Continuous batching: sequences join the running batch when they arrive and leave when they end.
 
-A prompt is prefilled once and expanded to its samples. Sample i of a request with seed s draws from
-a generator seeded with (s, i), one uniform number a token, so what it draws does not depend on what
-else is in the batch. Between two tokens, requests that have arrived meanwhile are prefilled and
-join; a request whose sequences have all ended is answered at once and leaves.
+A prompt is prefilled once, whatever the number of its samples. Sample i of a request with seed s
+draws from a generator seeded with (s, i), one uniform number a token, so that its tokens do not
+depend on what else is in the batch. Between two tokens, requests that have arrived meanwhile are
+prefilled and join; a request whose sequences have all finished is answered at once.
 
-A model that `decoder` knows generates in `lanes`. Any other runs by transformers, prompts padded
-on the left: one whose state cannot be rearranged (linear attention) runs
-batches of prompts of one length from start to end; one without keys and values reads its whole text
-again for every token, which is slow and right.
+A model that `Decoder` supports generates in `slots`. Any other is run by transformers, prompts
+padded on the left. If rows of its cache cannot be selected (linear attention), a batch has prompts
+of one length, and nothing joins it before it has finished. A model without a KV cache recomputes
+the whole sequence for every token, which is slow but correct.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from posttrain_recipes.engine.generate.rows import Job, Row, choose
-from posttrain_recipes.engine.generate.sampler import ready, score, wants_scores
-from posttrain_recipes.engine.generate.slots import STRIDE, Lanes
+from posttrain_recipes.engine.generate.sampler import prepare, score, wants_scores
+from posttrain_recipes.engine.generate.sequences import SequenceGroup, SequenceState, sample_tokens
+from posttrain_recipes.engine.generate.slots import STRIDE, SlotBatch
 from posttrain_recipes.engine.model import kv_cache
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import (
     RequestError,
-    Sample,
+    SampleRequest,
     SampleResult,
 )
 
-MAX_ROWS = 256  # sequences generated together
-CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of keys and values, padding included
-APART_S = 0.005  # between requests that are sent together, at most
-JOIN_EVERY = 8  # tokens between two times that a few requests may join; many join at once
+MAX_SEQUENCES = 256  # in a batch
+CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of the KV cache, padding included
+APART_S = 0.005  # seconds waited for the next of requests that a client sends together
+JOIN_EVERY = 8  # tokens between two times that a few sequences may join; many join at once
 
 
-class Feed(Protocol):
-    """Where requests come from and where their results go. Tickets are the feed's business."""
+class RequestFeed(Protocol):
+    """The source of requests and the receiver of their results. A ticket is what the feed tells a
+    request by."""
 
-    def take(self) -> Sequence[tuple[Any, Sample]]:
-        """Requests for the same weights that have arrived since, with their tickets."""
+    def take(self) -> Sequence[tuple[Any, SampleRequest]]:
+        """New requests for the same weights since the last call, with their tickets."""
         ...
 
     def wait(self, seconds: float) -> bool:
-        """Whether something arrives within so many seconds. False where all is there."""
+        """Wait up to `seconds` for a request. Whether one has arrived; False if none will."""
         return False
 
     def answer(self, ticket: Any, result: SampleResult | RequestError) -> None:
@@ -55,18 +56,18 @@ class Feed(Protocol):
         ...
 
     def dropped(self) -> Sequence[Any]:
-        """Tickets of requests that have been cancelled since, and need no answer."""
+        """The tickets of requests cancelled since the last call, which need no answer."""
         return ()
 
 
-class _List(Feed):
-    """A feed of requests that are all there from the start."""
+class _ListFeed(RequestFeed):
+    """A feed of requests that are all known from the start."""
 
-    def __init__(self, requests: Sequence[Sample]) -> None:
+    def __init__(self, requests: Sequence[SampleRequest]) -> None:
         self.left = list(enumerate(requests))
         self.results: dict[int, SampleResult | RequestError] = {}
 
-    def take(self) -> Sequence[tuple[int, Sample]]:
+    def take(self) -> Sequence[tuple[int, SampleRequest]]:
         taken, self.left = self.left, []
         return taken
 
@@ -75,101 +76,112 @@ class _List(Feed):
 
 
 def sample(
-    base: BaseModel, snapshot: Snapshot | None, requests: Sequence[Sample]
+    base: BaseModel, snapshot: Snapshot | None, requests: Sequence[SampleRequest]
 ) -> list[SampleResult | RequestError]:
-    """Answer requests for samples from one set of weights, each with a result or its own error."""
-    feed = _List(requests)
+    """Sample from one set of weights, None for the base model alone.
+
+    Returns for each request, in their order, its result or its own error.
+    """
+    feed = _ListFeed(requests)
     serve(base, snapshot, feed)
     return [feed.results[index] for index in range(len(requests))]
 
 
 @torch.no_grad()
-def serve(base: BaseModel, snapshot: Snapshot | None, feed: Feed) -> None:
-    """Answer what `feed` gives, sampling from one set of weights, until it has no more."""
-    with base.using(None if base.decoder is not None else base.sampling_view(snapshot)):
-        _Loop(base, snapshot, feed).run()
+def serve(base: BaseModel, snapshot: Snapshot | None, feed: RequestFeed) -> None:
+    """Answer the requests of `feed`, sampling from one set of weights, until it has no more."""
+    with base.using(None if base.decoder is not None else base.sampling_layers(snapshot)):
+        _ContinuousBatcher(base, snapshot, feed).run()
 
 
-class _Loop:
-    def __init__(self, base: BaseModel, snapshot: Snapshot | None, feed: Feed) -> None:
+class _ContinuousBatcher:
+    """The scheduling loop: prefill what waits, decode a token, answer what has finished."""
+
+    def __init__(self, base: BaseModel, snapshot: Snapshot | None, feed: RequestFeed) -> None:
         self.base, self.feed = base, feed
-        self.waiting: list[Row] = []
-        self.batch: Lanes | _Running | _Rereading | None = None
+        self.waiting: list[SequenceState] = []
+        self.batch: SlotBatch | _CachedBatch | _UncachedBatch | None = None
         self.weights = None if base.decoder is None else base.sampling_weights(snapshot)
 
     def run(self) -> None:
         since_join = 0
-        self._receive(self._together())
+        self._receive(self._first_requests())
         while self.waiting or self.batch is not None:
-            many = self.batch is None or 4 * len(self.waiting) >= len(self.batch.rows)
+            many = self.batch is None or 4 * len(self.waiting) >= len(self.batch.sequences)
             if self.waiting and (many or since_join >= JOIN_EVERY):
                 self._admit()
                 since_join = 0
             if self.batch is not None:
                 self._answer(self.batch.step())
-                if not self.batch.rows:
+                if not self.batch.sequences:
                     self.batch = None
             since_join += 1 if self.weights is None else STRIDE
             for ticket in self.feed.dropped():
                 self._drop(ticket)
             self._receive(self.feed.take())
 
-    def _together(self) -> list[tuple[Any, Sample]]:
-        """The first requests. Those that a client sends together come one by one, and are worth a
-        few milliseconds' wait: one pass reads their prompts."""
+    def _first_requests(self) -> list[tuple[Any, SampleRequest]]:
+        """The first requests. A client's requests arrive one by one: waiting a few milliseconds for
+        the next has their prompts prefilled in one pass."""
         taken = list(self.feed.take())
-        while len(taken) < MAX_ROWS and self.feed.wait(APART_S):
+        while len(taken) < MAX_SEQUENCES and self.feed.wait(APART_S):
             more = self.feed.take()
             if not more:
                 break
             taken += more
         return taken
 
-    def _receive(self, taken: Sequence[tuple[Any, Sample]]) -> None:
-        """Make requests ready; answer those at fault, and those that one pass serves."""
-        jobs = []
-        for ticket, request in taken:
+    def _receive(self, taken: Sequence[tuple[Any, SampleRequest]]) -> None:
+        """Check requests and queue their sequences. Invalid ones are answered with their error, and
+        those that need no more than the scoring pass with their result."""
+        groups = []
+        for ticket, wire_request in taken:
             try:
-                jobs.append(Job(ready(self.base, request, ticket)))
+                groups.append(SequenceGroup(prepare(self.base, wire_request, ticket)))
             except RequestError as error:
                 self.feed.answer(ticket, error)
-        scored = [job for job in jobs if wants_scores(job.ask.request)]
+        scored = [group for group in groups if wants_scores(group.request.wire_request)]
         if scored:
-            score(self.base, [job.ask for job in scored], self.weights)
-        for job in jobs:
-            if job.ask.last_logits is None:
-                self.waiting += job.rows
+            score(self.base, [group.request for group in scored], self.weights)
+        for group in groups:
+            if group.request.last_logits is None:
+                self.waiting += group.sequences
                 continue
-            for start in range(0, len(job.rows), MAX_ROWS):
-                rows = job.rows[start : start + MAX_ROWS]
-                choose(self.base, rows, job.ask.last_logits.expand(len(rows), -1))
-            self._finish(job)
-        # Like lengths together, those that may run long last: the short are done with sooner.
-        self.waiting.sort(key=lambda row: (row.ask.prompt.size, row.ask.max_new))
+            for start in range(0, len(group.sequences), MAX_SEQUENCES):
+                sequences = group.sequences[start : start + MAX_SEQUENCES]
+                sample_tokens(
+                    self.base, sequences, group.request.last_logits.expand(len(sequences), -1)
+                )
+            self._finish(group)
+        # Prompts of similar length together, short generations first: they are answered sooner.
+        self.waiting.sort(key=lambda seq: (seq.request.prompt.size, seq.request.max_new))
 
     def _drop(self, ticket: Any) -> None:
-        self.waiting = [row for row in self.waiting if row.ask.ticket is not ticket]
+        self.waiting = [seq for seq in self.waiting if seq.request.ticket is not ticket]
         if self.batch is not None:
-            for row in self.batch.rows:
-                row.stopped = row.stopped or row.ask.ticket is ticket
-            if all(row.over for row in self.batch.rows):
+            for seq in self.batch.sequences:
+                seq.stopped = seq.stopped or seq.request.ticket is ticket
+            if all(seq.finished for seq in self.batch.sequences):
                 self.batch = None
 
     def _admit(self) -> None:
-        """Have as many waiting rows join as the cache's budget allows."""
+        """Have as many waiting sequences join as `CACHE_BUDGET` allows."""
         if self.batch is not None and not self.batch.open:
             return
-        running = [] if self.batch is None else self.batch.rows
-        longest = max((row.length for row in running), default=0)
+        running = [] if self.batch is None else self.batch.sequences
+        longest = max((seq.max_length for seq in running), default=0)
         per_token = kv_cache.bytes_per_token(self.base.model)
         budget = CACHE_BUDGET["cuda" if self.base.device.type == "cuda" else "cpu"]
         count = 0
-        for row in self.waiting[: max(0, MAX_ROWS - len(running))]:
-            longest = max(longest, row.length)
-            rows = len(running) + count + 1
-            if rows > 1 and rows * longest * per_token > budget:
+        for seq in self.waiting[: max(0, MAX_SEQUENCES - len(running))]:
+            longest = max(longest, seq.max_length)
+            sequences = len(running) + count + 1
+            if sequences > 1 and sequences * longest * per_token > budget:
                 break
-            if not self.base.rearranges and row.ask.prompt.size != self.waiting[0].ask.prompt.size:
+            if (
+                not self.base.rearranges
+                and seq.request.prompt.size != self.waiting[0].request.prompt.size
+            ):
                 break
             count += 1
         if not count:
@@ -178,86 +190,90 @@ class _Loop:
         if self.batch is not None:
             self.batch.join(joining)
         elif self.weights is not None:
-            self.batch = Lanes(self.base, self.weights)
+            self.batch = SlotBatch(self.base, self.weights)
             self.batch.join(joining)
         elif self.base.caches:
-            self.batch = _Running(self.base, joining)
+            self.batch = _CachedBatch(self.base, joining)
         else:
-            self.batch = _Rereading(self.base, joining)
+            self.batch = _UncachedBatch(self.base, joining)
 
-    def _answer(self, ended: Sequence[Row]) -> None:
-        """Answer the requests of which the last sequence has just ended."""
-        for job in {id(row.job): row.job for row in ended}.values():
-            if all(row.over for row in job.rows):
-                self._finish(job)
+    def _answer(self, ended: Sequence[SequenceState]) -> None:
+        """Answer the requests whose last sequence has just finished."""
+        for group in {id(seq.group): seq.group for seq in ended}.values():
+            if all(seq.finished for seq in group.sequences):
+                self._finish(group)
 
-    def _finish(self, job: Job) -> None:
-        sequences = [row.result() for row in job.rows]
-        ask = job.ask
+    def _finish(self, group: SequenceGroup) -> None:
+        sequences = [seq.result() for seq in group.sequences]
+        request = group.request
         result = SampleResult(
-            sequences, ask.prompt_logprobs, ask.prompt_topk, ask.target_logprobs, ask.alt_tokens
+            sequences,
+            request.prompt_logprobs,
+            request.prompt_topk,
+            request.target_logprobs,
+            request.alt_tokens,
         )
-        self.feed.answer(ask.ticket, result)
+        self.feed.answer(request.ticket, result)
 
 
-class _Running:
-    """Rows that are generated together, with their keys and values."""
+class _CachedBatch:
+    """A batch generated by transformers with a KV cache, prompts padded on the left."""
 
-    def __init__(self, base: BaseModel, rows: Sequence[Row]) -> None:
-        """Prefill the rows: each prompt once, expanded to its samples."""
-        self.base, self.rows = base, list(rows)
-        prompts = list({id(row.ask): row.ask for row in rows}.values())
+    def __init__(self, base: BaseModel, sequences: Sequence[SequenceState]) -> None:
+        """Prefill: each prompt once, its cache expanded to its samples."""
+        self.base, self.sequences = base, list(sequences)
+        prompts = list({id(seq.request): seq.request for seq in sequences}.values())
         if not base.rearranges:
-            prompts = [row.ask for row in rows]
-        width = max(ask.prompt.size for ask in prompts)
+            prompts = [seq.request for seq in sequences]
+        width = max(request.prompt.size for request in prompts)
         ids = np.zeros((len(prompts), width), dtype=np.int64)
         mask = np.zeros((len(prompts), width), dtype=np.int64)
-        for index, ask in enumerate(prompts):
-            ids[index, width - ask.prompt.size :] = ask.prompt
-            mask[index, width - ask.prompt.size :] = 1
-        self.attention = torch.from_numpy(mask).to(base.device)  # (rows, tokens so far)
+        for index, request in enumerate(prompts):
+            ids[index, width - request.prompt.size :] = request.prompt
+            mask[index, width - request.prompt.size :] = 1
+        self.attention = torch.from_numpy(mask).to(base.device)  # (sequences, tokens so far)
         self.cache = kv_cache.new_cache(base.model.config)
-        self.open = kv_cache.joinable(self.cache)  # whether rows may join
-        self.logits: Tensor  # (rows, V): what may follow each row
+        self.open = kv_cache.joinable(self.cache)  # whether sequences may join
+        self.logits: Tensor  # (sequences, V) of each one's next token
         self._forward(torch.from_numpy(ids).to(base.device))
-        if len(prompts) < len(rows):
-            place = {id(ask): index for index, ask in enumerate(prompts)}
-            self._select([place[id(row.ask)] for row in rows])
+        if len(prompts) < len(sequences):
+            place = {id(request): index for index, request in enumerate(prompts)}
+            self._select([place[id(seq.request)] for seq in sequences])
 
-    def step(self) -> list[Row]:
-        """Give every row its next token. Returns the rows that end with it."""
-        ended = choose(self.base, self.rows, self.logits)
-        alive = [index for index, row in enumerate(self.rows) if not row.over]
+    def step(self) -> list[SequenceState]:
+        """Generate one token for every sequence. Returns those that finish with it."""
+        ended = sample_tokens(self.base, self.sequences, self.logits)
+        alive = [index for index, seq in enumerate(self.sequences) if not seq.finished]
         if not alive:
-            self.rows = []
+            self.sequences = []
             return ended
-        if len(alive) <= 0.8 * len(self.rows):  # shedding finished rows costs a copy of the cache
+        if len(alive) <= 0.8 * len(self.sequences):  # removing finished sequences copies the cache
             self._shed(alive)
         self.attention = torch.cat(
-            [self.attention, self.attention.new_ones(len(self.rows), 1)], dim=1
+            [self.attention, self.attention.new_ones(len(self.sequences), 1)], dim=1
         )
-        last = [[row.tokens[-1]] for row in self.rows]
+        last = [[seq.tokens[-1]] for seq in self.sequences]
         self._forward(torch.tensor(last, device=self.base.device))
         return ended
 
-    def join(self, rows: Sequence[Row]) -> None:
-        """Have more rows join, when `open`."""
-        self._shed([index for index, row in enumerate(self.rows) if not row.over])
-        other = _Running(self.base, rows)
+    def join(self, sequences: Sequence[SequenceState]) -> None:
+        """Prefill more sequences and add them, if `open`."""
+        self._shed([index for index, seq in enumerate(self.sequences) if not seq.finished])
+        other = _CachedBatch(self.base, sequences)
         kv_cache.join(self.cache, other.cache)
         width = max(self.attention.shape[1], other.attention.shape[1])
         self.attention = torch.cat(
             [F.pad(x.attention, (width - x.attention.shape[1], 0)) for x in (self, other)]
         )
         self.logits = torch.cat([self.logits, other.logits])
-        self.rows += other.rows
+        self.sequences += other.sequences
 
     def _shed(self, alive: list[int]) -> None:
-        if len(alive) == len(self.rows) or not self.base.rearranges:
+        if len(alive) == len(self.sequences) or not self.base.rearranges:
             return
-        self.rows = [self.rows[index] for index in alive]
+        self.sequences = [self.sequences[index] for index in alive]
         self._select(alive)
-        if self.open:  # columns that were padding for all who are left
+        if self.open:  # columns that are padding in every remaining sequence
             blank = int((~self.attention.any(dim=0)).int().cumprod(dim=0).sum())
             kv_cache.drop_first(self.cache, blank)
             self.attention = self.attention[:, blank:]
@@ -268,7 +284,7 @@ class _Running:
         self.attention, self.logits = self.attention[chosen], self.logits[chosen]
 
     def _forward(self, ids: Tensor) -> None:
-        """Read tokens (rows, n): what may follow the last of each is then in `logits`."""
+        """Run the model on tokens (sequences, n); sets `logits`, those after the last of each."""
         inputs: dict[str, Any] = {"input_ids": ids}
         if not bool(self.attention.all()):  # without padding no mask is needed, which is faster
             positions = self.attention.cumsum(-1).sub_(1).clamp_min_(0)
@@ -280,26 +296,29 @@ class _Running:
         self.logits = out.logits[:, -1].float()
 
 
-class _Rereading:
-    """Rows of a model that keeps no keys and values."""
+class _UncachedBatch:
+    """A batch of a model without a KV cache: every step recomputes the whole sequences."""
 
     open = True
 
-    def __init__(self, base: BaseModel, rows: Sequence[Row]) -> None:
-        self.base, self.rows = base, list(rows)
+    def __init__(self, base: BaseModel, sequences: Sequence[SequenceState]) -> None:
+        self.base, self.sequences = base, list(sequences)
 
-    def step(self) -> list[Row]:
-        """As `_Running.step`."""
-        texts = [np.concatenate([row.ask.prompt, row.tokens]).astype(np.int64) for row in self.rows]
+    def step(self) -> list[SequenceState]:
+        """As `_CachedBatch.step`."""
+        texts = [
+            np.concatenate([seq.request.prompt, seq.tokens]).astype(np.int64)
+            for seq in self.sequences
+        ]
         for chosen in self.base.batches([text.size for text in texts]):
             logits = self.base.logits([texts[index] for index in chosen])
             ends = torch.tensor([texts[index].size - 1 for index in chosen])
             last = logits[torch.arange(len(chosen)), ends]
-            choose(self.base, [self.rows[index] for index in chosen], last)
-        ended = [row for row in self.rows if row.over]
-        self.rows = [row for row in self.rows if not row.over]
+            sample_tokens(self.base, [self.sequences[index] for index in chosen], last)
+        ended = [seq for seq in self.sequences if seq.finished]
+        self.sequences = [seq for seq in self.sequences if not seq.finished]
         return ended
 
-    def join(self, rows: Sequence[Row]) -> None:
-        """As `_Running.join`."""
-        self.rows += rows
+    def join(self, sequences: Sequence[SequenceState]) -> None:
+        """As `_CachedBatch.join`."""
+        self.sequences += sequences

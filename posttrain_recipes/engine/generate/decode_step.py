@@ -1,8 +1,11 @@
-"""One token of each of many sequences: the model, and attention to what each of them has read.
+"""One decoding step: the next-token logits of a batch of sequences, over their KV caches.
 
-TorchScript, as `kernels`, and for the same reason.
+The keys and values of a prefix that several sequences share are kept once. Attention to them is one
+product for all of these sequences, and its scores join those of the sequence's own keys in one
+softmax (cf. Hydragen, arXiv 2402.05099). Compiled by TorchScript, as `kernels`.
 
-Shapes: R rows, H hidden, N query heads, G key heads, D head width, L own tokens, P a prompt's.
+Shapes: R rows (sequences), H hidden, N query heads, G key heads, D head width, L a row's own
+tokens, P a shared prefix's tokens.
 """
 
 # ruff: noqa: UP006, UP035, UP045, see kernels
@@ -24,14 +27,14 @@ from posttrain_recipes.engine.model.kernels import (
 )
 
 
-class Place(NamedTuple):
-    """Where a lane's rows stand."""
+class BatchLayout(NamedTuple):
+    """How far the rows of a batch have come, and which of them share a prefix."""
 
-    where: Tensor  # (R,) the place of the new token among the row's own
-    width: int  # the longest row's own tokens, the new one with them
-    even: bool  # all rows have as many
-    groups: List[int]  # neighbouring rows that share a text: how many
-    prompts: List[int]  # and that text's tokens; 0: they share none
+    write_at: Tensor  # (R,) the index of the new token in the row's own cache
+    width: int  # L, the longest row's own tokens, the new one included
+    uniform: bool  # whether all rows have the same number of own tokens
+    group_sizes: List[int]  # rows in each group of adjacent rows that share a prefix
+    prefix_sizes: List[int]  # P of each group; 0: its rows share no prefix
 
 
 def step(
@@ -42,98 +45,102 @@ def step(
     last: Tensor,
     head: Product,
     scale: float,
-    keys: List[Tensor],
-    its: List[Tensor],
-    place: Place,
+    key_cache: List[Tensor],
+    value_cache: List[Tensor],
+    layout: BatchLayout,
     shared: List[Tensor],
 ) -> Tensor:
-    """Logits (R, V) float32 of what follows the tokens embedded as x.
+    """The logits (R, V) float32 of the token after the one embedded as x.
 
     Args:
         x: embedded tokens, (R, H).
-        cos: of the token's position, (R, 1, D).
-        sin: likewise, its first half negative.
+        cos: of the token's rotary angles, (R, 1, D).
+        sin: likewise, its first half negated.
         layers: the layers' weights.
-        last: the last norm's weight (H,).
-        head: the last product.
-        scale: of attention.
-        keys: of each layer the rows' own, (R, G, room, D); the new token's are written there.
-        its: likewise, values.
-        place: where the rows stand.
-        shared: the prompts' keys and values (G, P, D), for each layer those of each group that has
-            one.
+        last: the final norm's weight (H,).
+        head: the LM head.
+        scale: of the attention scores, 1 / sqrt(D) in most models.
+        key_cache: of each layer, the rows' own keys (R, G, room, D); the new token's are added.
+        value_cache: likewise, values.
+        layout: how far the rows have come, and which of them share a prefix.
+        shared: keys and values (G, P, D) of the shared prefixes: layer by layer, for each group
+            that has one, its keys, then its values.
     """
-    groups, width = keys[0].shape[1], cos.shape[-1]
-    longest = max(place.prompts)
+    kv_heads, width = key_cache[0].shape[1], cos.shape[-1]
+    longest = max(layout.prefix_sizes)
     per_layer = len(shared) // len(layers)
-    reached: Optional[Tensor] = None
-    if not place.even:
-        columns = torch.arange(place.width, device=x.device)
-        reached = (columns > place.where[:, None])[:, None, None]
+    unwritten: Optional[Tensor] = None
+    if not layout.uniform:
+        columns = torch.arange(layout.width, device=x.device)
+        unwritten = (columns > layout.write_at[:, None])[:, None, None]
     rows = torch.arange(x.shape[0], device=x.device)
     for index, layer in enumerate(layers):
-        _, _, qkv, _, both = before_attention(x, layer, cos, sin, groups)
-        heads = both.shape[1] - groups
-        k, v = keys[index], its[index]
-        if place.even:
-            k[:, :, place.width - 1] = both[:, heads:]
-            v[:, :, place.width - 1] = values(qkv, width, groups)
+        _, _, qkv, _, qk = before_attention(x, layer, cos, sin, kv_heads)
+        heads = qk.shape[1] - kv_heads
+        k, v = key_cache[index], value_cache[index]
+        if layout.uniform:
+            k[:, :, layout.width - 1] = qk[:, heads:]
+            v[:, :, layout.width - 1] = values(qkv, width, kv_heads)
         else:
-            k[rows, :, place.where] = both[:, heads:]
-            v[rows, :, place.where] = values(qkv, width, groups)
-        k, v = k[:, :, : place.width], v[:, :, : place.width]
-        query = (both[:, :heads] * scale).view(x.shape[0], groups, -1, width)
+            k[rows, :, layout.write_at] = qk[:, heads:]
+            v[rows, :, layout.write_at] = values(qkv, width, kv_heads)
+        k, v = k[:, :, : layout.width], v[:, :, : layout.width]
+        query = (qk[:, :heads] * scale).view(x.shape[0], kv_heads, -1, width)
         scores = query @ k.transpose(-1, -2)  # (R, G, N / G, L)
-        if reached is not None:
-            scores.masked_fill_(reached, float("-inf"))
+        if unwritten is not None:
+            scores.masked_fill_(unwritten, float("-inf"))
         if longest == 0:
-            mixed = softmax(scores) @ v
+            attn_out = softmax(scores) @ v
         else:
-            here = shared[index * per_layer : (index + 1) * per_layer]
-            scores = torch.cat([of_prompts(query, place, here, longest), scores], dim=-1)
-            shares = softmax(scores)
-            mixed = shares[..., longest:] @ v
-            add_prompts(shares, place, here, mixed)
-        x = after_attention(x, mixed.view(x.shape[0], -1), layer)
+            layer_shared = shared[index * per_layer : (index + 1) * per_layer]
+            scores = torch.cat(
+                [prefix_scores(query, layout, layer_shared, longest), scores], dim=-1
+            )
+            probs = softmax(scores)
+            attn_out = probs[..., longest:] @ v
+            add_prefix_values(probs, layout, layer_shared, attn_out)
+        x = after_attention(x, attn_out.view(x.shape[0], -1), layer)
     return product(norm(x, last, layers[0].eps)[0], head).float()
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """In float32."""
+    """The softmax over the last dimension, computed in float32."""
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
-def of_prompts(query: Tensor, place: Place, shared: List[Tensor], longest: int) -> Tensor:
-    """Scores with the shared prompts (R, G, N / G, longest), -inf past each one's end."""
+def prefix_scores(query: Tensor, layout: BatchLayout, shared: List[Tensor], longest: int) -> Tensor:
+    """Attention scores with the shared prefixes (R, G, N / G, longest), -inf past their ends."""
     parts: List[Tensor] = []
     start, at = 0, 0
-    for count, size in zip(place.groups, place.prompts):  # noqa: B905, TorchScript has no strict
-        mine = query[start : start + count]
+    for count, size in zip(layout.group_sizes, layout.prefix_sizes):  # noqa: B905, TorchScript has no strict
+        group = query[start : start + count]
         start += count
         if size == 0:
             parts.append(
                 torch.full(
-                    [count, mine.shape[1], mine.shape[2], longest], float("-inf"),
+                    [count, group.shape[1], group.shape[2], longest], float("-inf"),
                     dtype=query.dtype, device=query.device,
                 )
             )  # fmt: skip
             continue
         # (G, rows * N / G, P): all the group's queries with one key head, in one product
-        joined = mine.transpose(0, 1).flatten(1, 2)
-        found = joined @ shared[at].transpose(-1, -2)
+        queries = group.transpose(0, 1).flatten(1, 2)
+        scores = queries @ shared[at].transpose(-1, -2)
         at += 2
-        found = found.unflatten(1, [count, mine.shape[2]]).transpose(0, 1)
-        parts.append(F.pad(found, [0, longest - size], value=float("-inf")))
+        scores = scores.unflatten(1, [count, group.shape[2]]).transpose(0, 1)
+        parts.append(F.pad(scores, [0, longest - size], value=float("-inf")))
     return torch.cat(parts)
 
 
-def add_prompts(shares: Tensor, place: Place, shared: List[Tensor], out: Tensor) -> None:
-    """Add the shared prompts' part of the mixture to `out` (R, G, N / G, D)."""
+def add_prefix_values(
+    probs: Tensor, layout: BatchLayout, shared: List[Tensor], out: Tensor
+) -> None:
+    """Add the shared prefixes' part of attention's output to `out` (R, G, N / G, D), in place."""
     start, at = 0, 1
-    for count, size in zip(place.groups, place.prompts):  # noqa: B905
+    for count, size in zip(layout.group_sizes, layout.prefix_sizes):  # noqa: B905
         if size > 0:
-            mine = shares[start : start + count, :, :, :size].transpose(0, 1).flatten(1, 2)
-            found = (mine @ shared[at]).unflatten(1, [count, out.shape[2]]).transpose(0, 1)
-            out[start : start + count] += found
+            weights = probs[start : start + count, :, :, :size].transpose(0, 1).flatten(1, 2)
+            added = (weights @ shared[at]).unflatten(1, [count, out.shape[2]]).transpose(0, 1)
+            out[start : start + count] += added
             at += 2
         start += count

@@ -1,10 +1,11 @@
-"""Prompts that have been read, and what many of them begin with.
+"""Prefix cache: the KV cache of the prompts in the running batch, common prefixes computed once.
 
-Requests of one task mostly begin alike: instructions, a rubric, a few examples. What at least
-`SHARED_ROWS` new prompts begin with is read once, kept beside them, and their rows attend to it
-together.
+The prompts of one task mostly have a common prefix: instructions, a rubric, a few examples. A
+prefix of at least `SHARED_TOKENS` tokens that at least `SHARED_SEQUENCES` new prompts have in
+common is prefilled once; its keys and values are stored once, and the sequences that continue these
+prompts attend to them together. A prompt is dropped when no running sequence continues it.
 
-Shapes: G key heads, D head width, S tokens.
+Shapes: G key heads, D head width, S tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain_recipes.engine.model.base import BaseModel
-from posttrain_recipes.engine.model.decoder import Weights
+from posttrain_recipes.engine.model.decoder import DecoderWeights
 from posttrain_recipes.engine.model.kernels import product
 from posttrain_recipes.engine.model.packing import Packing
 
-SHARED_ROWS = 4  # rows that read one text's keys and values together, if so many do
-SHARED_TOKENS = 32  # that a text must have in common with others to be read apart
+SHARED_SEQUENCES = 4  # sequences that share a prefix's keys and values, at least
+SHARED_TOKENS = 32  # of a prefix that is shared, at least
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Text:
-    """Tokens that have been read: each layer's keys and values, (G, S, D)."""
+class PrefixKV:
+    """The token ids (S,) of a prefix, and each layer's keys and values of them, (G, S, D)."""
 
     ids: Ids
     keys: list[Tensor]
@@ -39,128 +40,131 @@ class Text:
 
     @property
     def size(self) -> int:
-        """S."""
+        """S, the number of tokens."""
         return self.ids.size
 
 
 @dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt: what it shares with others, if anything, the rest, and the logits (V,) of what
-    follows."""
+class PrefilledPrompt:
+    """A prompt: the prefix that it shares with others, if any, its remaining tokens, and the logits
+    (V,) of the token after it."""
 
-    start: Text | None
-    rest: Text
+    prefix: PrefixKV | None
+    suffix: PrefixKV
     logits: Tensor
 
     @property
     def size(self) -> int:
-        """Its tokens."""
-        return self.rest.size + (self.start.size if self.start else 0)
+        """The number of its tokens."""
+        return self.suffix.size + (self.prefix.size if self.prefix else 0)
 
     @cached_property
-    def whole(self) -> Text:
-        """All of it as one, for rows that continue it together."""
-        start, rest = self.start, self.rest
-        if start is None:
-            return rest
+    def full(self) -> PrefixKV:
+        """The keys and values of the whole prompt, for sequences that all continue it."""
+        prefix, suffix = self.prefix, self.suffix
+        if prefix is None:
+            return suffix
         keys, values = (
             [torch.cat(pair, dim=1) for pair in zip(*both, strict=True)]
-            for both in ((start.keys, rest.keys), (start.values, rest.values))
+            for both in ((prefix.keys, suffix.keys), (prefix.values, suffix.values))
         )
-        return Text(np.concatenate([start.ids, rest.ids]), keys, values)
+        return PrefixKV(np.concatenate([prefix.ids, suffix.ids]), keys, values)
 
 
-class Prompts:
-    """The prompts that are being continued."""
+class PrefixCache:
+    """The prefilled prompts that running sequences continue, by their token ids."""
 
-    def __init__(self, base: BaseModel, weights: Weights) -> None:
+    def __init__(self, base: BaseModel, weights: DecoderWeights) -> None:
         self.base, self.weights = base, weights
-        self._known: dict[bytes, Prompt] = {}
+        self._prefilled: dict[bytes, PrefilledPrompt] = {}
 
-    def __getitem__(self, ids: Ids) -> Prompt:
-        """One that has been read."""
-        return self._known[ids.tobytes()]
+    def __getitem__(self, ids: Ids) -> PrefilledPrompt:
+        """The prompt with these token ids. Raises KeyError if it has not been prefilled."""
+        return self._prefilled[ids.tobytes()]
 
-    def read(self, wanted: Sequence[Ids], running: Sequence[Ids]) -> None:
-        """Read the prompts that are not known yet, and forget those that are neither wanted nor
-        running."""
+    def prefill(self, wanted: Sequence[Ids], running: Sequence[Ids]) -> None:
+        """Prefill the `wanted` prompts that are not in the cache, and drop those that are neither
+        wanted nor running."""
         used = {ids.tobytes() for ids in (*wanted, *running)}
-        self._known = {key: prompt for key, prompt in self._known.items() if key in used}
+        self._prefilled = {key: prompt for key, prompt in self._prefilled.items() if key in used}
         new = {ids.tobytes(): ids for ids in wanted}
-        todo = [ids for key, ids in new.items() if key not in self._known]
-        starts = {id(p.start): p.start for p in self._known.values() if p.start is not None}
+        todo = [ids for key, ids in new.items() if key not in self._prefilled]
+        known = {id(p.prefix): p.prefix for p in self._prefilled.values() if p.prefix is not None}
         alone = []
-        for text in sorted(starts.values(), key=lambda text: -text.size):
-            mine = [ids for ids in todo if begins(ids, text.ids)]
-            todo = [ids for ids in todo if not begins(ids, text.ids)]
-            self._read(mine, text)
-        for shared, group in alike(todo):
+        for prefix in sorted(known.values(), key=lambda prefix: -prefix.size):
+            matching = [ids for ids in todo if starts_with(ids, prefix.ids)]
+            todo = [ids for ids in todo if not starts_with(ids, prefix.ids)]
+            self._prefill_over_cores(matching, prefix)
+        for shared, group in group_by_prefix(todo):
             if shared:
-                self._read(group, self._prefill([group[0][:shared]], None)[0].rest)
+                self._prefill_over_cores(group, self._prefill([group[0][:shared]], None)[0].suffix)
             else:
                 alone += group
-        self._read(alone, None)
+        self._prefill_over_cores(alone, None)
 
-    def _read(self, todo: Sequence[Ids], start: Text | None) -> None:
+    def _prefill_over_cores(self, todo: Sequence[Ids], prefix: PrefixKV | None) -> None:
         if not todo:
             return
-        skip = start.size if start else 0
+        skip = prefix.size if prefix else 0
         shares = self.base.shares([ids.size - skip for ids in todo])
 
-        def read(which: int) -> list[tuple[int, Prompt]]:
-            found: list[tuple[int, Prompt]] = []
+        def prefill(which: int) -> list[tuple[int, PrefilledPrompt]]:
+            found: list[tuple[int, PrefilledPrompt]] = []
             for chosen in shares[which]:
-                prompts = self._prefill([todo[i][skip:] for i in chosen], start)
+                prompts = self._prefill([todo[i][skip:] for i in chosen], prefix)
                 found += zip(chosen, prompts, strict=True)
             return found
 
-        for found in self.base.each(read, len(shares)):
+        for found in self.base.each(prefill, len(shares)):
             for index, prompt in found:
-                self._known[todo[index].tobytes()] = prompt
+                self._prefilled[todo[index].tobytes()] = prompt
 
     @torch.no_grad()
-    def _prefill(self, texts: Sequence[Ids], start: Text | None) -> list[Prompt]:
+    def _prefill(self, prompts: Sequence[Ids], prefix: PrefixKV | None) -> list[PrefilledPrompt]:
         decoder = self.base.decoder
         assert decoder is not None
-        before = None if start is None else list(zip(start.keys, start.values, strict=True))
-        packing = Packing([ids.size for ids in texts], self.base.device)
-        ids = torch.from_numpy(np.concatenate(texts)).to(self.base.device)
+        before = None if prefix is None else list(zip(prefix.keys, prefix.values, strict=True))
+        packing = Packing([ids.size for ids in prompts], self.base.device)
+        ids = torch.from_numpy(np.concatenate(prompts)).to(self.base.device)
         hidden, cache = decoder.prefill(self.weights, ids, packing, before)
         logits = product(hidden, self.weights.head).float()
         out = []
-        for index, text in enumerate(texts):
-            mine = slice(int(packing.starts[index]), int(packing.starts[index + 1]))
+        for index, tokens in enumerate(prompts):
+            span = slice(int(packing.starts[index]), int(packing.starts[index + 1]))
             keys, values = (
-                [pair[side][mine].transpose(0, 1).contiguous() for pair in cache] for side in (0, 1)
+                [pair[side][span].transpose(0, 1).contiguous() for pair in cache] for side in (0, 1)
             )
-            out.append(Prompt(start, Text(text, keys, values), logits[index]))
+            out.append(PrefilledPrompt(prefix, PrefixKV(tokens, keys, values), logits[index]))
         return out
 
 
-def begins(ids: Ids, start: Ids) -> bool:
-    """Whether `ids` goes on where `start` ends."""
-    return ids.size > start.size and np.array_equal(ids[: start.size], start)
+def starts_with(ids: Ids, prefix: Ids) -> bool:
+    """Whether `ids` begins with `prefix` and has more tokens after it."""
+    return ids.size > prefix.size and np.array_equal(ids[: prefix.size], prefix)
 
 
-def common(first: Ids, second: Ids) -> int:
-    """How many tokens two texts begin with alike."""
+def common_prefix_length(first: Ids, second: Ids) -> int:
+    """The length of the longest common prefix of two token sequences."""
     size = min(first.size, second.size)
     differ = np.flatnonzero(first[:size] != second[:size])
     return int(differ[0]) if differ.size else size
 
 
-def alike(texts: Sequence[Ids]) -> list[tuple[int, list[Ids]]]:
-    """Texts by what they begin with: (tokens in common, texts), 0 where sharing them is not worth
-    it. At least one token of each is left out, as something must follow."""
-    ordered = sorted(texts, key=lambda ids: ids.tolist())
+def group_by_prefix(prompts: Sequence[Ids]) -> list[tuple[int, list[Ids]]]:
+    """Group prompts that have a prefix worth sharing: [(length of the prefix, prompts), ...].
+
+    The length is 0 for prompts that share none. The prefix never covers a whole prompt: at least
+    one token must be left to compute the next token's logits from.
+    """
+    ordered = sorted(prompts, key=lambda ids: ids.tolist())
     groups: list[tuple[int, list[Ids]]] = []
     for ids in ordered:
         if groups:
             shared, group = groups[-1]
-            found = min(common(group[0], ids), shared or group[0].size, ids.size - 1)
-            # Not at the cost of what those before it share.
+            found = min(common_prefix_length(group[0], ids), shared or group[0].size, ids.size - 1)
+            # Only if the group saves no fewer tokens with the shorter prefix and one prompt more.
             if found >= SHARED_TOKENS and found * (len(group) + 1) >= shared * len(group):
                 groups[-1] = (min(found, group[0].size - 1), [*group, ids])
                 continue
         groups.append((0, [ids]))
-    return [(shared if len(group) >= SHARED_ROWS else 0, group) for shared, group in groups]
+    return [(shared if len(group) >= SHARED_SEQUENCES else 0, group) for shared, group in groups]

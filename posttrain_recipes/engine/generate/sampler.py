@@ -1,8 +1,8 @@
-"""What a request for samples asks for, log-probabilities of prompts, and the choice of a token.
+"""Checking of generation requests, log-probabilities of prompts, and sampling from logits.
 
-Log-probabilities are the model's own, log-softmax of its logits, whatever the temperature, top-k
-and top-p that chose the token: they are what a loss compares the trained model's with, and they
-agree with the training forward pass. The SDK documents no other meaning.
+All log-probabilities are log-softmax of the model's logits, in nats, whatever the temperature,
+top-k and top-p that a token was sampled with. So they agree with those of the training forward
+pass, which is what the importance ratios of RL losses need.
 
 A sequence keeps the token that ended it, as renderers expect; `stop` None means the model's
 end-of-sequence tokens, a list replaces them, `[]` disables them.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain_recipes.engine.model.base import BaseModel
-from posttrain_recipes.engine.model.decoder import Weights
+from posttrain_recipes.engine.model.decoder import DecoderWeights
 from posttrain_recipes.engine.model.kernels import product
 from posttrain_recipes.engine.model.packing import Packing
 from posttrain_recipes.engine.train.losses import token_logprobs
@@ -30,7 +30,7 @@ from posttrain_recipes.engine.wire import (
     AltTokens,
     Cells,
     RequestError,
-    Sample,
+    SampleRequest,
     TensorData,
     TopK,
     cells,
@@ -38,15 +38,21 @@ from posttrain_recipes.engine.wire import (
 
 MAX_TOPK = 100
 MAX_TARGETS = 4096  # ids scored at a position
-_ALTERNATIVES = 1 << 32  # beside a sample's index, so that its draws are its own
+_ALTERNATIVES = (
+    1 << 32
+)  # in the random seed, where samples have their index: draws differ from theirs
 
 
 @dataclass
-class Ask:
-    """A request made ready: checked, its stops and length resolved. `ticket` is the caller's."""
+class GenerationRequest:
+    """A checked request, its stop conditions and length resolved, and its prompt's scores.
+
+    `ticket` is what the caller tells it by. The fields from `prompt_logprobs` on are filled in by
+    `score` as far as the request asks for them.
+    """
 
     ticket: Any
-    request: Sample
+    wire_request: SampleRequest
     prompt: NDArray[np.int64]
     max_new: int
     stop_ids: frozenset[int]
@@ -57,42 +63,44 @@ class Ask:
     targets: Cells | None = None
     target_logprobs: Cells | None = None
     alt_tokens: AltTokens | None = None
-    last_logits: Tensor | None = None  # (V,), where the scoring pass can serve a single token
+    last_logits: Tensor | None = None  # (V,), after the prompt, kept where max_new is 1
 
 
-def ready(base: BaseModel, request: Sample, ticket: Any = None) -> Ask:
-    """Check a request and resolve its defaults. Raises RequestError 422."""
-    params, prompt = request.sampling_params, request.prompt.tokens()
+def prepare(base: BaseModel, wire_request: SampleRequest, ticket: Any = None) -> GenerationRequest:
+    """Check a request and resolve its defaults. Raises RequestError 422, naming what is wrong."""
+    params, prompt = wire_request.sampling_params, wire_request.prompt.tokens()
     base.check_length(prompt.size, "prompt")
     base.check_ids(prompt, "prompt")
     room = None if base.context is None else base.context - prompt.size
     max_new = params.max_tokens if params.max_tokens is not None else room or 1024
-    # The token of a request for scores comes with the scores: it needs no room.
-    if room is not None and max_new > room and not (max_new == 1 and wants_scores(request)):
+    # A request for scores samples its one token from the scoring pass: it needs no room.
+    if room is not None and max_new > room and not (max_new == 1 and wants_scores(wire_request)):
         raise RequestError(
             422,
             f"prompt length plus max_tokens exceeds the model's context window: "
             f"{prompt.size} + {max_new} > {base.context}",
         )
-    last_n = request.prompt_logprobs_last_n
+    last_n = wire_request.prompt_logprobs_last_n
     checks = {
         "max_tokens must be at least 1": max_new >= 1,
-        f"num_samples must be between 1 and {MAX_SAMPLES}": 1 <= request.num_samples <= MAX_SAMPLES,
+        f"num_samples must be between 1 and {MAX_SAMPLES}": 1
+        <= wire_request.num_samples
+        <= MAX_SAMPLES,
         "temperature must be a finite number from 0": 0 <= params.temperature < float("inf"),
         "top_p must be in (0, 1]": 0 < params.top_p <= 1,
         "top_k must be -1 (no limit) or at least 1": params.top_k >= -1,
         f"topk_prompt_logprobs and topk_sample_logprobs must be between 0 and {MAX_TOPK}": (
-            0 <= request.topk_prompt_logprobs <= MAX_TOPK
-            and 0 <= request.topk_sample_logprobs <= MAX_TOPK
+            0 <= wire_request.topk_prompt_logprobs <= MAX_TOPK
+            and 0 <= wire_request.topk_sample_logprobs <= MAX_TOPK
         ),
         "prompt_logprobs_last_n must be between 1 and len(prompt) - 1": (
             last_n is None or 1 <= last_n < prompt.size
         ),
         f"prompt_alt_tokens_k must be between 0 and {MAX_TOPK}": (
-            0 <= request.prompt_alt_tokens_k <= MAX_TOPK
+            0 <= wire_request.prompt_alt_tokens_k <= MAX_TOPK
         ),
         "this engine records no stability information (stable_reinforce): train with `ppo`": (
-            not request.record_stability_info
+            not wire_request.record_stability_info
         ),
     }
     for message, satisfied in checks.items():
@@ -100,14 +108,14 @@ def ready(base: BaseModel, request: Sample, ticket: Any = None) -> Ask:
             raise RequestError(422, message)
     stop_ids, stop_strings = _stops(base, params.stop)
     seed = None if params.seed is None else params.seed & (2**64 - 1)
-    ask = Ask(ticket, request, prompt, max_new, stop_ids, stop_strings, seed)
-    if request.target_prompt_logprobs is not None:
-        ask.targets = _targets(base, prompt.size, request.target_prompt_logprobs)
-    return ask
+    request = GenerationRequest(ticket, wire_request, prompt, max_new, stop_ids, stop_strings, seed)
+    if wire_request.target_prompt_logprobs is not None:
+        request.targets = _targets(base, prompt.size, wire_request.target_prompt_logprobs)
+    return request
 
 
 def _targets(base: BaseModel, size: int, tensor: TensorData) -> Cells:
-    """The ids to score at each position of a prompt of `size` tokens; -1 asks for nothing."""
+    """The ids to score at each position of a prompt of `size` tokens; -1 means none."""
     what = "target_prompt_logprobs"
     wanted = cells(tensor, what)
     if wanted.shape[0] != size - 1 or wanted.shape[1] > MAX_TARGETS:
@@ -115,10 +123,10 @@ def _targets(base: BaseModel, size: int, tensor: TensorData) -> Cells:
             422, f"{what} must have len(prompt) - 1 = {size - 1} rows and at most {MAX_TARGETS} "
             f"columns, not {list(wanted.shape)}",
         )  # fmt: skip
-    named = wanted.values[wanted.values != -1]
-    if not named.size:
+    ids = wanted.values[wanted.values != -1]
+    if not ids.size:
         raise RequestError(422, f"{what} names no token id: all its cells are -1")
-    base.check_ids(named, what)
+    base.check_ids(ids, what)
     return wanted
 
 
@@ -142,69 +150,77 @@ def _stops(
     return ids, strings
 
 
-def wants_scores(request: Sample) -> bool:
-    """Whether log-probabilities of the prompt are asked for."""
+def wants_scores(wire_request: SampleRequest) -> bool:
+    """Whether a request asks for any log-probabilities of its prompt."""
     return (
-        bool(request.prompt_logprobs)
-        or request.topk_prompt_logprobs > 0
-        or request.target_prompt_logprobs is not None
-        or request.prompt_alt_tokens_k > 0
+        bool(wire_request.prompt_logprobs)
+        or wire_request.topk_prompt_logprobs > 0
+        or wire_request.target_prompt_logprobs is not None
+        or wire_request.prompt_alt_tokens_k > 0
     )
 
 
-def score(base: BaseModel, asks: Sequence[Ask], weights: Weights | None) -> None:
-    """Fill in prompt log-probabilities, one pass over each prompt; it also serves the only token
-    of a request with max_tokens=1, which is how `compute_logprobs` asks. `weights` are for the
-    model's decoder, where it has one."""
-    sizes = [ask.prompt.size for ask in asks]
+def score(
+    base: BaseModel, requests: Sequence[GenerationRequest], weights: DecoderWeights | None
+) -> None:
+    """Fill in the prompt log-probabilities of `requests`, with one forward pass over each prompt.
+
+    The pass also gives the logits of the only token of a request with max_tokens=1, which is what
+    the SDK's `compute_logprobs` sends. `weights` are those of the engine's own decoder, None for a
+    model run by transformers.
+    """
+    sizes = [request.prompt.size for request in requests]
     if weights is None:
         for chosen in base.batches(sizes):
-            _score(base, [asks[i] for i in chosen], None)
+            _score(base, [requests[i] for i in chosen], None)
         return
     shares = base.shares(sizes)
 
     def run(which: int) -> None:
         for chosen in shares[which]:
-            _score(base, [asks[i] for i in chosen], weights)
+            _score(base, [requests[i] for i in chosen], weights)
 
     base.each(run, len(shares))
 
 
 @torch.no_grad()
-def _score(base: BaseModel, batch: Sequence[Ask], weights: Weights | None) -> None:
+def _score(
+    base: BaseModel, batch: Sequence[GenerationRequest], weights: DecoderWeights | None
+) -> None:
     if weights is None or base.decoder is None:
-        logits = base.logits([ask.prompt for ask in batch])
-        for row, ask in enumerate(batch):
-            _fill(base, ask, logits[row, : ask.prompt.size])
+        logits = base.logits([request.prompt for request in batch])
+        for row, request in enumerate(batch):
+            _fill(base, request, logits[row, : request.prompt.size])
         return
-    packing = Packing([ask.prompt.size for ask in batch], base.device)
-    ids = torch.from_numpy(np.concatenate([ask.prompt for ask in batch])).to(base.device)
+    packing = Packing([request.prompt.size for request in batch], base.device)
+    ids = torch.from_numpy(np.concatenate([request.prompt for request in batch])).to(base.device)
     hidden = base.decoder.forward(weights, ids, packing)
-    for ask, mine in zip(batch, hidden.split([ask.prompt.size for ask in batch]), strict=True):
-        _fill(base, ask, product(mine, weights.head).float())
+    parts = hidden.split([request.prompt.size for request in batch])
+    for request, part in zip(batch, parts, strict=True):
+        _fill(base, request, product(part, weights.head).float())
 
 
-def _fill(base: BaseModel, ask: Ask, logits: Tensor) -> None:
+def _fill(base: BaseModel, request: GenerationRequest, logits: Tensor) -> None:
     """What a request asks for of its prompt's logits, (prompt, V)."""
-    size = ask.prompt.size
-    if ask.max_new == 1:
-        ask.last_logits = logits[size - 1].clone()
-    first = size - (ask.request.prompt_logprobs_last_n or size - 1)  # nothing precedes 0
+    size = request.prompt.size
+    if request.max_new == 1:
+        request.last_logits = logits[size - 1].clone()
+    first = size - (request.wire_request.prompt_logprobs_last_n or size - 1)  # nothing precedes 0
     before = logits[first - 1 : size - 1]
-    if ask.request.prompt_logprobs:
-        targets = torch.from_numpy(ask.prompt[first:, None]).to(base.device)
-        ask.prompt_logprobs = np.full(size, np.nan, np.float32)
-        ask.prompt_logprobs[first:] = token_logprobs(before, targets)[:, 0].cpu().numpy()
-    if k := min(ask.request.topk_prompt_logprobs, base.vocab):
+    if request.wire_request.prompt_logprobs:
+        targets = torch.from_numpy(request.prompt[first:, None]).to(base.device)
+        request.prompt_logprobs = np.full(size, np.nan, np.float32)
+        request.prompt_logprobs[first:] = token_logprobs(before, targets)[:, 0].cpu().numpy()
+    if k := min(request.wire_request.topk_prompt_logprobs, base.vocab):
         ids = np.zeros((size, k), np.int32)
         values = np.full((size, k), MASK_LOGPROB, np.float32)
         top = torch.log_softmax(before, dim=-1).topk(k, dim=-1)
         ids[first:], values[first:] = top.indices.cpu().numpy(), top.values.cpu().numpy()
-        ask.prompt_topk = TopK(ids, values)
-    if ask.targets is not None:
-        ask.target_logprobs = _score_targets(logits[: size - 1], ask.targets)
-    if ask.request.prompt_alt_tokens_k:
-        ask.alt_tokens = _draw_alternatives(logits[: size - 1], ask)
+        request.prompt_topk = TopK(ids, values)
+    if request.targets is not None:
+        request.target_logprobs = _score_targets(logits[: size - 1], request.targets)
+    if request.wire_request.prompt_alt_tokens_k:
+        request.alt_tokens = _draw_alternatives(logits[: size - 1], request)
 
 
 def _score_targets(before: Tensor, wanted: Cells) -> Cells:
@@ -218,15 +234,15 @@ def _score_targets(before: Tensor, wanted: Cells) -> Cells:
     return replace(wanted, values=values)
 
 
-def _draw_alternatives(before: Tensor, ask: Ask) -> AltTokens:
-    """k draws a position at the request's temperature, with replacement."""
-    count, k = before.shape[0], ask.request.prompt_alt_tokens_k
-    entropy = None if ask.seed is None else [ask.seed, _ALTERNATIVES]
+def _draw_alternatives(before: Tensor, request: GenerationRequest) -> AltTokens:
+    """k tokens drawn at each position, at the request's temperature, with replacement."""
+    count, k = before.shape[0], request.wire_request.prompt_alt_tokens_k
+    entropy = None if request.seed is None else [request.seed, _ALTERNATIVES]
     draws = np.random.default_rng(entropy).random((count, k))
     tokens, logprobs = np.zeros((count, k), np.int64), np.zeros((count, k), np.float32)
-    heat = [ask.request.sampling_params.temperature] * count
+    temperature = [request.wire_request.sampling_params.temperature] * count
     for j in range(k):
-        chosen = pick(before, heat, [-1] * count, [1.0] * count, draws[:, j].tolist())
+        chosen = pick(before, temperature, [-1] * count, [1.0] * count, draws[:, j].tolist())
         tokens[:, j], logprobs[:, j] = chosen
     return AltTokens(tokens, logprobs)
 
@@ -238,38 +254,43 @@ def pick(
     top_ps: Sequence[float],
     draws: Sequence[float],
 ) -> tuple[list[int], list[float]]:
-    """Choose one token a row from logits (R, V) float32 by inverting the distribution's CDF at
-    `draws` in [0, 1). Temperature first, then top-k, then top-p; temperature 0 takes the likeliest.
+    """Sample one token a row from logits (R, V) float32, by inverting the CDF at `draws` in [0, 1).
 
-    Returns tokens and their log-probabilities under the unmodified distribution.
+    Temperature is applied first, then top-k, then top-p; temperature 0 is greedy. Returns the
+    tokens and their log-probabilities, in nats, under the unmodified distribution.
     """
     device, vocab = logits.device, logits.shape[-1]
-    every = torch.log_softmax(logits, dim=-1)
+    logprobs_all = torch.log_softmax(logits, dim=-1)
     if not any(temperatures):
-        chosen = every.argmax(dim=-1, keepdim=True)
+        chosen = logprobs_all.argmax(dim=-1, keepdim=True)
     else:
-        heat = torch.tensor(temperatures, device=device, dtype=logits.dtype)[:, None]
+        temperature = torch.tensor(temperatures, device=device, dtype=logits.dtype)[:, None]
         if set(temperatures) == {1.0}:
-            probs = every.exp()
+            probs = logprobs_all.exp()
         else:
-            probs = torch.softmax(every / heat.clamp_min(1e-6), dim=-1)
+            probs = torch.softmax(logprobs_all / temperature.clamp_min(1e-6), dim=-1)
         if any(0 < k < vocab for k in top_ks) or any(p < 1 for p in top_ps):
             probs = probs * _allowed(probs, top_ks, top_ps)
         mass = probs.cumsum(dim=-1)
         total = mass[:, -1:]
         at = torch.tensor(draws, device=device, dtype=logits.dtype)[:, None] * total
-        # Rounded up to all there is, it would lie past the last token that can be drawn.
+        # Rounding up to the total would select a token after the last one with any probability.
         at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
         chosen = torch.searchsorted(mass, at, right=True).clamp_max_(vocab - 1)
         if 0.0 in temperatures:
-            chosen = torch.where(heat == 0, every.argmax(dim=-1, keepdim=True), chosen)
-    logprobs = every.gather(-1, chosen)[:, 0]
+            chosen = torch.where(
+                temperature == 0, logprobs_all.argmax(dim=-1, keepdim=True), chosen
+            )
+    logprobs = logprobs_all.gather(-1, chosen)[:, 0]
     return chosen[:, 0].tolist(), logprobs.tolist()
 
 
 def _allowed(probs: Tensor, top_ks: Sequence[int], top_ps: Sequence[float]) -> Tensor:
-    """Which tokens top-k and then top-p leave, (R, V) bool, in vocabulary order: a row without
-    limits must draw the same token whether or not its neighbours have some."""
+    """The tokens that top-k and then top-p allow, (R, V) bool, in vocabulary order.
+
+    The order matters: a row without limits must sample the same token whether or not other rows of
+    the batch have limits.
+    """
     device, vocab = probs.device, probs.shape[-1]
     ranked, order = probs.sort(dim=-1, descending=True, stable=True)
     limit = torch.tensor([k if k > 0 else vocab for k in top_ks], device=device)[:, None]

@@ -1,11 +1,12 @@
-"""Generation with the engine's own decoder: rows in lanes, one lane a core.
+"""The running batch of the engine's own decoder: its sequences and their KV cache, in slots.
 
-A lane keeps the keys and values of its rows in buffers that are as long as their rows may become:
-nothing is copied when a token comes. Rows that continue one prompt, or prompts that begin alike,
-share its keys and values, and read them together, as one product. Lanes run a few tokens without
-looking at one another.
+A slot is a part of the batch that one core generates by itself; a GPU, or a large model, has a
+single one. Its KV cache is allocated as long as its sequences may become, so that nothing is copied
+when a token is added. Sequences that continue the same prompt, or prompts with a common prefix,
+share the keys and values of it and attend to them in one product. Slots generate `STRIDE` tokens
+between two times that sequences may join.
 
-Shapes: R rows, G key heads, h query heads a key head, D head width, P prompt, L own tokens.
+Shapes: R sequences, G key heads, D head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,162 +21,171 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from posttrain_recipes.engine.generate import decode_step
-from posttrain_recipes.engine.generate.prefix_cache import SHARED_ROWS, Prompt, Prompts, Text
-from posttrain_recipes.engine.generate.rows import Row, choose
+from posttrain_recipes.engine.generate.prefix_cache import (
+    SHARED_SEQUENCES,
+    PrefilledPrompt,
+    PrefixCache,
+    PrefixKV,
+)
+from posttrain_recipes.engine.generate.sequences import SequenceState, sample_tokens
 from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.base import BaseModel
-from posttrain_recipes.engine.model.decoder import Weights
+from posttrain_recipes.engine.model.decoder import DecoderWeights
 
 _step = kernels.compiled(decode_step.step)
-STRIDE = 8  # tokens that lanes run before anybody may join or leave
-SMALL = 1 << 24  # parameters: fewer are read from a core's cache, so that each may have its lane
-LANE_ROWS = 12  # rows that make a lane worth having: 8 take hardly longer than 4
+STRIDE = 8  # tokens that a slot generates before sequences may join or be answered
+SMALL = 1 << 24  # parameters; a model of at most so many runs in a core's cache: a slot for each
+SLOT_SEQUENCES = 12  # a slot has at least so many: 8 take hardly longer than 4
 
 
 @dataclass
-class Group:
-    """Neighbouring rows of a lane, and the text that they continue together: a whole prompt, or
-    what theirs begin with. None where each holds all of its own."""
+class PrefixGroup:
+    """Adjacent sequences of a slot that attend to one shared prefix: a whole prompt, or the common
+    start of theirs. `prefix` is None for sequences that share nothing."""
 
-    text: Text | None
-    rows: int
+    prefix: PrefixKV | None
+    size: int  # of sequences
 
 
-class Lanes:
-    """All the rows that are generated together."""
+class SlotBatch:
+    """All the sequences that are generated now, distributed over slots."""
 
     open = True
 
-    def __init__(self, base: BaseModel, weights: Weights) -> None:
+    def __init__(self, base: BaseModel, weights: DecoderWeights) -> None:
         self.base, self.weights = base, weights
-        self.lanes: list[Lane] = []
-        self._prompts = Prompts(base, weights)
+        self.slots: list[Slot] = []
+        self._prefixes = PrefixCache(base, weights)
         self._small = base.parameters <= SMALL and base.kind == "cpu"
 
     @property
-    def rows(self) -> list[Row]:
-        """Those that go on, and some that have just ended."""
-        return [row for lane in self.lanes for row in lane.rows]
+    def sequences(self) -> list[SequenceState]:
+        """The running sequences, and some that have just finished."""
+        return [seq for slot in self.slots for seq in slot.sequences]
 
-    def join(self, rows: Sequence[Row]) -> None:
-        """Have more rows join."""
-        prompts = self._prompts
-        prompts.read([row.ask.prompt for row in rows], [row.ask.prompt for row in self.rows])
-        place: dict[int, int] = {}  # so that rows that share a start are neighbours
-        for row in rows:
-            place.setdefault(id(prompts[row.ask.prompt].start), len(place))
-        rows = sorted(rows, key=lambda row: place[id(prompts[row.ask.prompt].start)])
-        wanted = len(rows) + len(self.rows)
-        most = self.base.threads if self._small else 1
-        while len(self.lanes) < max(1, min(most, wanted // LANE_ROWS)):
-            self.lanes.append(Lane(self.base, self.weights))
-        share = -(-wanted // len(self.lanes))
+    def join(self, sequences: Sequence[SequenceState]) -> None:
+        """Prefill more sequences and add them to the slots, the emptiest first."""
+        prompts = self._prefixes
+        running = [seq.request.prompt for seq in self.sequences]
+        prompts.prefill([seq.request.prompt for seq in sequences], running)
+        order: dict[int, int] = {}  # sequences that share a prefix become neighbours
+        for seq in sequences:
+            order.setdefault(id(prompts[seq.request.prompt].prefix), len(order))
+        sequences = sorted(sequences, key=lambda seq: order[id(prompts[seq.request.prompt].prefix)])
+        total = len(sequences) + len(self.sequences)
+        limit = self.base.threads if self._small else 1
+        while len(self.slots) < max(1, min(limit, total // SLOT_SEQUENCES)):
+            self.slots.append(Slot(self.base, self.weights))
+        share = -(-total // len(self.slots))
         start = 0
-        for lane in sorted(self.lanes, key=lambda lane: len(lane.rows)):
-            stop = min(len(rows), start + max(0, share - len(lane.rows)))
+        for slot in sorted(self.slots, key=lambda slot: len(slot.sequences)):
+            stop = min(len(sequences), start + max(0, share - len(slot.sequences)))
             if stop > start:
-                part = rows[start:stop]
-                lane.join(part, [prompts[row.ask.prompt] for row in part])
+                part = sequences[start:stop]
+                slot.join(part, [prompts[seq.request.prompt] for seq in part])
             start = stop
 
-    def step(self) -> list[Row]:
-        """Give every row its next few tokens. Returns the rows that ended."""
-        lanes = self.lanes
+    def step(self) -> list[SequenceState]:
+        """Generate up to `STRIDE` tokens for every sequence. Returns those that finished."""
+        slots = self.slots
 
-        def run(which: int) -> list[Row]:
-            return lanes[which].run(STRIDE)
+        def run(which: int) -> list[SequenceState]:
+            return slots[which].run(STRIDE)
 
-        if self._small and len(lanes) == 1:  # too little work to share
+        if self._small and len(slots) == 1:  # too little work for more than one core
             before = torch.get_num_threads()
             torch.set_num_threads(1)
             ended = run(0)
             torch.set_num_threads(before)
         else:
-            ended = [row for rows in self.base.each(run, len(lanes)) for row in rows]
-        self.lanes = [lane for lane in lanes if lane.rows]
+            ended = [seq for sequences in self.base.each(run, len(slots)) for seq in sequences]
+        self.slots = [slot for slot in slots if slot.sequences]
         return ended
 
 
-def grouped(prompts: Sequence[Prompt]) -> list[Group]:
-    """Neighbouring rows by what they continue together: their prompt, if enough of them have the
-    same, else what it begins with."""
-    out: list[Group] = []
+def group_by_shared_prefix(prompts: Sequence[PrefilledPrompt]) -> list[PrefixGroup]:
+    """Adjacent sequences, given by their prompts, grouped by what they share: the whole prompt if
+    at least `SHARED_SEQUENCES` of them continue it, else the prompt's shared prefix."""
+    out: list[PrefixGroup] = []
     for _, same in itertools.groupby(prompts, key=id):
         prompt, *others = same
         count = 1 + len(others)
-        text = prompt.whole if count >= SHARED_ROWS else prompt.start
-        if out and out[-1].text is text:
-            out[-1].rows += count
+        prefix = prompt.full if count >= SHARED_SEQUENCES else prompt.prefix
+        if out and out[-1].prefix is prefix:
+            out[-1].size += count
         else:
-            out.append(Group(text, count))
+            out.append(PrefixGroup(prefix, count))
     return out
 
 
-class Lane:
-    """Rows that are generated by one core."""
+class Slot:
+    """A part of the batch that one core generates: its sequences and their KV cache."""
 
-    def __init__(self, base: BaseModel, weights: Weights) -> None:
+    def __init__(self, base: BaseModel, weights: DecoderWeights) -> None:
         decoder = base.decoder
         assert decoder is not None
         self.base, self.decoder, self.weights = base, decoder, weights
-        self.rows: list[Row] = []
-        self.groups: list[Group] = []
-        self.own = np.zeros(0, np.int64)  # (R,) tokens in the row's own buffers
-        self.before = np.zeros(0, np.int64)  # (R,) tokens of its shared prompt
-        self.logits: Tensor  # (R, V): what may follow each row
-        self.keys: list[Tensor] = []  # of each layer, (R, G, room, D)
+        self.sequences: list[SequenceState] = []
+        self.groups: list[PrefixGroup] = []
+        self.own = np.zeros(0, np.int64)  # (R,) tokens in the sequence's own cache
+        self.before = np.zeros(0, np.int64)  # (R,) tokens of its shared prefix
+        self.logits: Tensor  # (R, V) of each sequence's next token
+        self.keys: list[Tensor] = []  # the KV cache: for each layer, (R, G, room, D)
         self.values: list[Tensor] = []
 
-    def join(self, rows: Sequence[Row], prompts: Sequence[Prompt]) -> None:
-        """Add rows, each with its prompt."""
+    def join(self, sequences: Sequence[SequenceState], prompts: Sequence[PrefilledPrompt]) -> None:
+        """Add sequences, each with its prefilled prompt."""
         self._shed(0.0)
-        groups = grouped(prompts)
-        before = [g.text.size if g.text else 0 for g in groups for _ in range(g.rows)]
+        groups = group_by_shared_prefix(prompts)
+        before = [g.prefix.size if g.prefix else 0 for g in groups for _ in range(g.size)]
         own = [prompt.size - size for prompt, size in zip(prompts, before, strict=True)]
-        room = max(size + row.ask.max_new for size, row in zip(own, rows, strict=True))
-        held = len(self.rows)
-        self._make_room(held + len(rows), room)
+        room = max(size + seq.request.max_new for size, seq in zip(own, sequences, strict=True))
+        held = len(self.sequences)
+        self._make_room(held + len(sequences), room)
         for index, (size, prompt) in enumerate(zip(own, prompts, strict=True), held):
-            if size:  # all but what it begins with
+            if size:  # all of the prompt but the shared prefix
                 for layer in range(len(self.keys)):
-                    self.keys[layer][index, :, :size] = prompt.rest.keys[layer]
-                    self.values[layer][index, :, :size] = prompt.rest.values[layer]
+                    self.keys[layer][index, :, :size] = prompt.suffix.keys[layer]
+                    self.values[layer][index, :, :size] = prompt.suffix.values[layer]
         logits = torch.stack([prompt.logits for prompt in prompts])
         self.logits = torch.cat([self.logits, logits]) if held else logits
         self.own = np.concatenate([self.own, own]).astype(np.int64)
         self.before = np.concatenate([self.before, before]).astype(np.int64)
-        self.rows += rows
+        self.sequences += sequences
         self.groups += groups
 
-    def _make_room(self, rows: int, room: int) -> None:
-        held, longest = len(self.rows), int(self.own.max(initial=0))
+    def _make_room(self, count: int, room: int) -> None:
+        """Reallocate the KV cache for `count` sequences of up to `room` own tokens."""
+        held, longest = len(self.sequences), int(self.own.max(initial=0))
         room = max(room, self.keys[0].shape[2] if self.keys else 0)
-        shape = (rows, self.decoder.groups, room, self.decoder.width)
+        shape = (count, self.decoder.groups, room, self.decoder.width)
         layers = range(len(self.decoder.layers))
         for buffers in (self.keys, self.values):
-            # Zeros, because what a row has not reached is masked, and must not be NaN.
+            # Zeros: cells not yet written are masked in attention, but 0 * NaN would be NaN.
             new = [self.decoder.embedding.new_zeros(shape) for _ in layers]
             for layer, old in enumerate(buffers):
                 new[layer][:held, :, :longest] = old[:, :, :longest]
             buffers[:] = new
 
-    def run(self, tokens: int) -> list[Row]:
-        """Up to so many tokens for every row. Returns the rows that ended."""
-        ended: list[Row] = []
+    def run(self, tokens: int) -> list[SequenceState]:
+        """Generate up to `tokens` tokens for every sequence. Returns those that finished."""
+        ended: list[SequenceState] = []
         self._shed(0.8)  # some may have been cancelled
-        for _ in range(tokens if self.rows else 0):
-            ended += choose(self.base, self.rows, self.logits)
+        for _ in range(tokens if self.sequences else 0):
+            ended += sample_tokens(self.base, self.sequences, self.logits)
             self._shed(0.8)
-            if not self.rows:
+            if not self.sequences:
                 break
             self._step()
         return ended
 
     def _shed(self, share: float) -> None:
-        """Let rows go that have ended, if at most this share goes on: it costs a copy of the rest.
-        All of them, where the share is 0."""
-        alive = [index for index, row in enumerate(self.rows) if not row.over]
-        if len(alive) == len(self.rows) or (share and len(alive) > share * len(self.rows)):
+        """Remove finished sequences, which copies the others' KV cache: only if at most this share
+        of the sequences is still running, or, with a share of 0, in any case."""
+        alive = [index for index, seq in enumerate(self.sequences) if not seq.finished]
+        if len(alive) == len(self.sequences) or (
+            share and len(alive) > share * len(self.sequences)
+        ):
             return
         chosen = torch.tensor(alive, dtype=torch.long, device=self.base.device)
         longest = int(self.own.max(initial=0))
@@ -191,38 +201,38 @@ class Lane:
         )
         left, start = set(alive), 0
         for group in self.groups:
-            stop = start + group.rows
-            group.rows = sum(index in left for index in range(start, stop))
+            stop = start + group.size
+            group.size = sum(index in left for index in range(start, stop))
             start = stop
-        self.groups = [group for group in self.groups if group.rows]
-        self.rows = [self.rows[index] for index in alive]
+        self.groups = [group for group in self.groups if group.size]
+        self.sequences = [self.sequences[index] for index in alive]
 
     def _step(self) -> None:
-        """Read every row's last token: what may follow is then in `logits`."""
+        """Run the model on every sequence's last token; `logits` are then those of the next one."""
         decoder, device, room = self.decoder, self.base.device, self.keys[0].shape[2]
-        at = np.minimum(self.own, room - 1)  # a row that has ended may write no further
+        at = np.minimum(self.own, room - 1)  # a finished sequence has no room for more
         width = int(at.max()) + 1
-        place = decode_step.Place(
+        layout = decode_step.BatchLayout(
             torch.from_numpy(at).to(device),
             width,
             int(at.min()) + 1 == width,
-            [group.rows for group in self.groups],
-            [group.text.size if group.text else 0 for group in self.groups],
+            [group.size for group in self.groups],
+            [group.prefix.size if group.prefix else 0 for group in self.groups],
         )
         positions = at + self.before
         cos, sin = decoder.angles(int(positions.max()) + 1)
         positions = torch.from_numpy(positions).to(device)
-        ids = torch.tensor([row.tokens[-1] for row in self.rows], device=device)
+        ids = torch.tensor([seq.tokens[-1] for seq in self.sequences], device=device)
         shared = [
             tensor
             for layer in range(len(self.keys))
             for group in self.groups
-            if group.text is not None
-            for tensor in (group.text.keys[layer], group.text.values[layer])
+            if group.prefix is not None
+            for tensor in (group.prefix.keys[layer], group.prefix.values[layer])
         ]
         self.logits = _step(
             F.embedding(ids, decoder.embedding), cos[positions], sin[positions],
             self.weights.layers, decoder.norm, self.weights.head, decoder.scale,
-            self.keys, self.values, place, shared,
+            self.keys, self.values, layout, shared,
         )  # fmt: skip
         self.own = self.own + 1

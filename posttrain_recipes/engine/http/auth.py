@@ -24,7 +24,7 @@ class Access:
     hosts: frozenset[str] = frozenset()
     any_address: bool = False  # bound to a wildcard: any numeric address is ours
 
-    def knows(self, host: str) -> bool:
+    def allows_host(self, host: str) -> bool:
         """Whether a Host header names this engine. A web page that points a name of its own at
         127.0.0.1 (DNS rebinding) does not know ours."""
         name = host.rsplit(":", 1)[0] if host.count(":") == 1 else host
@@ -35,14 +35,14 @@ class Access:
             return self.any_address and bool(ipaddress.ip_address(name))
         return False
 
-    def admits(self, headers: Mapping[bytes, bytes]) -> bool:
+    def has_token(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the request shows the token, as X-API-Key or as Authorization: Bearer."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = headers.get(b"x-api-key") or (bearer if scheme.lower() == b"bearer" else b"")
         return hmac.compare_digest(given.strip(), self.token.encode())
 
 
-class Guard:
+class AuthMiddleware:
     """Refuses strangers before anything is read."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -60,11 +60,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         path = scope["path"]
-        if not self.access.knows(headers.get(b"host", b"").decode("latin-1")):
+        if not self.access.allows_host(headers.get(b"host", b"").decode("latin-1")):
             return error(403, "this engine does not answer to that Host", path)
         if path in HEALTH or path.startswith(SIGNED):  # the route checks the signature
             return None
-        if not self.access.admits(headers):
+        if not self.access.has_token(headers):
             return error(
                 401,
                 "wrong or missing X-API-Key (or Authorization: Bearer): it is the token the "

@@ -1,5 +1,6 @@
-"""Base models in memory, frozen, in float32 on a CPU and bfloat16 on a GPU; each serves every
-adapter. Everything runs on the scheduler's one worker thread.
+"""Frozen base models in memory, in float32 on a CPU and bfloat16 on a GPU.
+
+Each serves all the adapters trained on it. Everything runs on the scheduler's one worker thread.
 """
 
 from __future__ import annotations
@@ -18,19 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain_recipes.engine.model import kv_cache
-from posttrain_recipes.engine.model.decoder import Decoder, Weights
+from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.derived import Derived
-from posttrain_recipes.engine.model.lora import Adapter, Slot, Snapshot, View, hook
-from posttrain_recipes.engine.wire import LoraConfig, RequestError
+from posttrain_recipes.engine.model.lora import (
+    ActiveAdapter,
+    Adapter,
+    AdapterLayers,
+    Snapshot,
+    hook,
+)
+from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 
 # A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
 # this many of what the backward pass needs of its layers.
 LOGITS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 29}
 ACTIVATIONS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 33}
-MIN_PASS = 512  # tokens that a pass may have in any case: more are no faster on a CPU
+MIN_PASS = 512  # tokens that a pass may have whatever the budget: more are no faster on a CPU
 MERGE_LIMIT = 1 << 27  # adapters are merged up to this many base parameters: half a gigabyte
 T = TypeVar("T")
-MIN_SHARE = 64  # tokens worth a thread
+MIN_SHARE = 64  # tokens that a thread gets at least
 MERGED_KEPT = 2  # a run compares one model with another: the last two stay merged
 
 
@@ -68,8 +75,8 @@ class BaseModel:
         self.model.to(device)  # type: ignore[arg-type]
         self.model.eval().requires_grad_(False)
         kv_cache.install(self.model)
-        self.slot = Slot()
-        self.targets = hook(self.model, self.slot)
+        self.active_adapter = ActiveAdapter()
+        self.targets = hook(self.model, self.active_adapter)
         config = self.model.config.get_text_config()
         self.vocab = int(self.model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(config, "max_position_embeddings", None)
@@ -85,8 +92,8 @@ class BaseModel:
         self._pool: ThreadPoolExecutor | None = None
         self._tokenizer: Any = None
         self._merged: list[Snapshot] = []
-        self._training: Derived[Weights] = Derived(1)
-        self._sampling: Derived[Weights] = Derived(MERGED_KEPT)
+        self._training: Derived[DecoderWeights] = Derived(1)
+        self._sampling: Derived[DecoderWeights] = Derived(MERGED_KEPT)
 
     @property
     def tokenizer(self) -> Any:
@@ -110,20 +117,20 @@ class BaseModel:
         return found | ({extra} if extra is not None else set())
 
     @contextmanager
-    def using(self, view: View | None) -> Iterator[None]:
-        """Run the model with an adapter's layers in place."""
-        self.slot.active = view
+    def using(self, layers: AdapterLayers | None) -> Iterator[None]:
+        """Have the model apply an adapter's layers within this context."""
+        self.active_adapter.layers = layers
         try:
             yield
         finally:
-            self.slot.active = None
+            self.active_adapter.layers = None
 
-    def sampling_view(self, snapshot: Snapshot | None) -> View | None:
-        """The adapter as the sampler wants it: merged into its layers where `_merges` allows."""
+    def sampling_layers(self, snapshot: Snapshot | None) -> AdapterLayers | None:
+        """The adapter for sampling with transformers, merged into its layers if `_merges`."""
         if snapshot is None:
             return None
         if not self._merges:
-            return snapshot.low()
+            return snapshot.factors()
         if snapshot.merged is None:
             for old in self._merged[: 1 - MERGED_KEPT]:
                 old.merged = None
@@ -147,16 +154,19 @@ class BaseModel:
                 422, f"{what}: {length} tokens exceed the model's context window: {self.context}"
             )
 
-    # Sharing out the work ---------------------------------------------------------------------
+    # Work over the cores ----------------------------------------------------------------------
 
     @property
     def rows_of_logits(self) -> int:
-        """How many rows of logits may be there at a time on one of `threads`."""
+        """How many rows of logits, (rows, V), one of `threads` may hold at a time."""
         return max(64, LOGITS_BUDGET[self.kind] // self.threads // self.vocab)
 
     def shares(self, sizes: Sequence[int]) -> list[list[list[int]]]:
-        """Indices of sequences, for each thread its micro-batches: like amounts of tokens each, and
-        no more at a time than the memory budget allows, if a single sequence allows it."""
+        """Split sequences of these lengths over the threads, and each thread's into micro-batches.
+
+        Returns the sequences' indices, [thread][micro-batch][sequence]. Threads get about as many
+        tokens each; a micro-batch fits the memory budget unless a single sequence exceeds it.
+        """
         config = self.model.config.get_text_config()
         wide = 8 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)
         budget = ACTIVATIONS_BUDGET[self.kind] // self.threads
@@ -172,8 +182,11 @@ class BaseModel:
         return [[sorted(b) for b in bins[first::threads] if b] for first in range(threads)]
 
     def each(self, run: Callable[[int], T], count: int) -> list[T]:
-        """run(0), run(1), ..., each on a core of its own where there are several. One product
-        shared among cores waits at its end for the slowest of them; whole shares do not."""
+        """[run(0), run(1), ...], in parallel, each on its own cores.
+
+        Splitting whole passes is faster than having torch split each matrix product: a product
+        waits at its end for the slowest core.
+        """
         if count == 1:
             return [run(0)]
         if self._pool is None:
@@ -186,23 +199,24 @@ class BaseModel:
 
         return list(self._pool.map(on_a_core, range(count)))
 
-    def sampling_weights(self, snapshot: Snapshot | None) -> Weights:
-        """What a sampler of these weights multiplies with; the last few are kept."""
+    def sampling_weights(self, snapshot: Snapshot | None) -> DecoderWeights:
+        """The decoder's weights for sampling from `snapshot`; the last few are kept."""
         decoder, merge = self.decoder, self._merges
         assert decoder is not None
 
-        def make() -> Weights:
-            return decoder.weights(None if snapshot is None else snapshot.low(), merge)
+        def make() -> DecoderWeights:
+            return decoder.weights(None if snapshot is None else snapshot.factors(), merge)
 
         return self._sampling.of(self if snapshot is None else snapshot, (), make)
 
-    def training_weights(self, adapter: Adapter, tokens: int) -> Weights:
-        """What a pass over this many tokens multiplies with; kept until the adapter changes."""
+    def training_weights(self, adapter: Adapter, tokens: int) -> DecoderWeights:
+        """The decoder's weights for training passes over this many tokens, kept until the adapter
+        changes."""
         decoder = self.decoder
         assert decoder is not None
         merge = tokens >= decoder.hidden and self._merges
         state = (adapter.flat._version, merge)
-        return self._training.of(adapter, state, lambda: decoder.weights(adapter.view, merge))
+        return self._training.of(adapter, state, lambda: decoder.weights(adapter.layers, merge))
 
     @property
     def _merges(self) -> bool:
@@ -234,13 +248,14 @@ class BaseModel:
         return out.logits.float()  # type: ignore[no-any-return]
 
 
-def new_adapter(base: BaseModel, config: LoraConfig) -> Adapter:
+def new_adapter(base: BaseModel, config: AdapterConfig) -> Adapter:
     """A new adapter on `base`. Raises RequestError 422."""
     return Adapter(config, base.targets, base.device)
 
 
-class Backend:
-    """The base models in memory. `models` maps the names served to directories or hub ids."""
+class ModelCache:
+    """The base models, each loaded when it is first used. `models` maps the names served to
+    directories or hub ids."""
 
     def __init__(self, models: Mapping[str, str]) -> None:
         self.models = dict(models)
@@ -248,7 +263,7 @@ class Backend:
         torch.set_num_threads(_cores())
         self._loaded: dict[str, BaseModel] = {}
 
-    def base(self, name: str) -> BaseModel:
+    def get(self, name: str) -> BaseModel:
         """The base model called `name`, loaded if it is not yet. Raises RequestError 404."""
         path = self.models.get(name, name)
         if path not in self._loaded:

@@ -1,12 +1,13 @@
-"""The models most people train, computed without transformers: Llama, Qwen2, Qwen3, Mistral and
-their kin, which are all one architecture.
+"""The engine's own forward and backward passes of Llama-like models: Llama, Qwen2, Qwen3, Mistral
+and others of that architecture.
 
-`Decoder.of` takes a loaded model's weights as they are, and checks on random tokens that it gives
-the same logits; what it does not recognize, or gets wrong, stays with transformers. What is gained:
-sequences of different lengths lie end to end, without padding (attention alone pads, in buckets of
-like length); queries, keys and values are one product, and so are gate and up; an adapter is merged
-into its layer once a step instead of being applied at every token; and the backward pass, written
-out in `kernels`, computes gradients for adapters alone, straight into the adapter's own gradient.
+`Decoder.of` takes a loaded model's weights as they are, and checks on random tokens that it
+computes the same logits; a model that it does not recognize, or computes otherwise, is run by
+transformers. It is faster than transformers because sequences are packed end to end, without
+padding (attention alone pads, in buckets of similar length); queries, keys and values are one
+product, and so are gate and up; an adapter is merged into its layer once a step instead of being
+applied at every token; and the backward pass, written out in `kernels`, computes gradients for the
+adapter alone, straight into the adapter's own gradient.
 
 Shapes: T tokens, H hidden, N query heads, G key heads, D head width, F feed-forward, V vocabulary.
 """
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.fused_linear import Block, Grads
 from posttrain_recipes.engine.model.kernels import Product
-from posttrain_recipes.engine.model.lora import Low
+from posttrain_recipes.engine.model.lora import LoraFactors
 from posttrain_recipes.engine.model.packing import Packing
 
 _before = kernels.compiled(kernels.before_attention)
@@ -39,7 +40,7 @@ _ROPE = {"default", "llama3", "linear", "yarn"}  # those whose angles do not dep
 
 @dataclass(frozen=True)
 class Blocks:
-    """One layer's frozen parts."""
+    """The frozen weights of one layer."""
 
     qkv: Block
     out: Block
@@ -51,13 +52,13 @@ class Blocks:
 
     @property
     def linear(self) -> tuple[Block, Block, Block, Block]:
-        """In the order that they run in."""
+        """The linear blocks, in the order that they run in."""
         return self.qkv, self.out, self.gate_up, self.down
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What a pass multiplies with."""
+class DecoderWeights:
+    """The weights of one pass: the layers and the LM head, with an adapter's factors or merged."""
 
     layers: Sequence[kernels.Layer]
     head: Product
@@ -138,18 +139,21 @@ class Decoder:
         packing = Packing(lengths, device)
         weights = self.weights(None, merge=False)
         hidden = self.forward(weights, torch.cat(ids).to(device), packing)
-        mine = kernels.product(hidden, weights.head).float()
-        want = [model(input_ids=one[None].to(device)).logits[0] for one in ids]
-        theirs = torch.cat(want).float()
-        near = 1e-4 if self.embedding.dtype == torch.float32 else 5e-2
-        return bool((mine - theirs).abs().max() <= near * theirs.abs().max().clamp_min(1e-6))
+        own = kernels.product(hidden, weights.head).float()
+        reference = torch.cat([model(input_ids=x[None].to(device)).logits[0] for x in ids]).float()
+        tolerance = 1e-4 if self.embedding.dtype == torch.float32 else 5e-2
+        limit = tolerance * reference.abs().max().clamp_min(1e-6)
+        return bool((own - reference).abs().max() <= limit)
 
-    def weights(self, low: Mapping[str, Low] | None, merge: bool) -> Weights:
-        """Everything a pass multiplies with, with an adapter or without. Merging takes a copy of
-        what it adapts, and the time of a few hundred tokens."""
+    def weights(self, factors: Mapping[str, LoraFactors] | None, merge: bool) -> DecoderWeights:
+        """The weights of a pass, with an adapter's factors or, for None, the base model alone.
+
+        `merge` adds the adapter into a copy of the layers that it adapts, which takes the time of a
+        pass over a few hundred tokens.
+        """
 
         def make(block: Block) -> Product:
-            return block.product(low, merge)
+            return block.product(factors, merge)
 
         layers = [
             kernels.Layer(
@@ -158,11 +162,14 @@ class Decoder:
             )
             for x in self.layers
         ]  # fmt: skip
-        return Weights(layers, make(self.head))
+        return DecoderWeights(layers, make(self.head))
 
     def angles(self, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (positions, 1, D) for at least `longest` positions; the first half of sin is
-        negative, so that x cos + swap(x) sin rotates."""
+        """Rotary embedding: cos and sin (positions, 1, D) for at least `longest` positions.
+
+        The first half of sin is negated, so that x cos + swap(x) sin rotates, where `swap` swaps
+        the halves of the last dimension.
+        """
         if self._angles is None or self._angles[0].shape[0] < longest:
             size = min(self.context, max(256, 2 * longest)) if longest <= self.context else longest
             device = self.embedding.device
@@ -177,7 +184,7 @@ class Decoder:
     @torch.no_grad()
     def forward(
         self,
-        weights: Weights,
+        weights: DecoderWeights,
         ids: Tensor,
         packing: Packing,
         keep: list[Any] | None = None,
@@ -188,18 +195,18 @@ class Decoder:
             weights: from `weights`.
             ids: token ids, end to end.
             packing: where each sequence begins, and its positions.
-            keep: filled with what `backward` needs.
+            keep: a list to fill with the activations that `backward` needs.
         """
         cos, sin = self.rotation(packing)
         x = F.embedding(ids, self.embedding)
         for layer in weights.layers:
             before = _before(x, layer, cos, sin, self.groups)
             attended: list[Any] | None = None if keep is None else []
-            mixed = self._attend(before, packing, attended)
+            attn_out = self._attend(before, packing, attended)
             if keep is None:
-                x = _after(x, mixed, layer)
+                x = _after(x, attn_out, layer)
             else:
-                x, kept = _after_kept(x, mixed, layer, before)
+                x, kept = _after_kept(x, attn_out, layer, before)
                 keep.append((kept, attended))
         last, r = _norm(x, self.norm, self.eps)
         if keep is not None:
@@ -209,14 +216,24 @@ class Decoder:
     @torch.no_grad()
     def prefill(
         self,
-        weights: Weights,
+        weights: DecoderWeights,
         ids: Tensor,
         packing: Packing,
         start: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The hidden states of each sequence's last token (S, H), normalized, and every layer's
-        keys and values, (T, G, D) each. `start` are those, (G, P, D), of what all begin with, if
-        that has been read before."""
+        """Read prompts, for generation.
+
+        Args:
+            weights: from `weights`.
+            ids: token ids (T,) of S prompts, end to end; without `start` if that is given.
+            packing: where each prompt begins, and its positions.
+            start: the cached keys and values, (G, P, D) for each layer, of a prefix of P tokens
+                that all of the prompts continue; None if they have none in common.
+
+        Returns:
+            The normalized hidden states (S, H) of each prompt's last token, and for every layer the
+            keys and values (T, G, D) of `ids`.
+        """
         cos, sin = self.rotation(packing, start[0][0].shape[1] if start else 0)
         x = F.embedding(ids, self.embedding)
         ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
@@ -225,14 +242,14 @@ class Decoder:
             before = _before(x, layer, cos, sin, self.groups)
             values = kernels.values(before[2], self.width, self.groups)
             cache.append((before[4][:, self.heads :], values))
-            mixed = self._attend(before, packing, None, start[index] if start else None)
-            if index == len(weights.layers) - 1:  # nothing reads what the others come to
-                x, mixed = x[ends], mixed[ends]
-            x = _after(x, mixed, layer)
+            attn_out = self._attend(before, packing, None, start[index] if start else None)
+            if index == len(weights.layers) - 1:  # only the last tokens' outputs are read
+                x, attn_out = x[ends], attn_out[ends]
+            x = _after(x, attn_out, layer)
         return _norm(x, self.norm, self.eps)[0], cache
 
     def rotation(self, packing: Packing, start: int = 0) -> tuple[Tensor, Tensor]:
-        """cos and sin of every token's position, (T, 1, D), after `start` others."""
+        """cos and sin (T, 1, D) of every token's position, `start` tokens coming before each."""
         cos, sin = self.angles(start + packing.longest)
         return cos[start + packing.positions], sin[start + packing.positions]
 
@@ -243,24 +260,26 @@ class Decoder:
         keep: list[Any] | None,
         start: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        qkv, both = before[2], before[4]
-        q, k = both[:, : self.heads], both[:, self.heads :]
+        qkv, qk = before[2], before[4]
+        q, k = qk[:, : self.heads], qk[:, self.heads :]
         v = kernels.values(qkv, self.width, self.groups)
         return packing.attend(q, k, v, self.scale, keep, start).flatten(1)
 
     def backward(
-        self, weights: Weights, kept: list[Any], dy: Tensor, packing: Packing, grads: Grads
+        self, weights: DecoderWeights, kept: list[Any], dy: Tensor, packing: Packing, grads: Grads
     ) -> None:
-        """Add the adapter's gradients to `grads`, given d loss / d the last hidden states (T, H).
-        Empties `kept`; overwrites dy."""
+        """Add the adapter's gradients to `grads`, given dy = d loss / d last hidden states (T, H).
+
+        `kept` is what `forward` put into `keep`; it is emptied, and dy overwritten.
+        """
         cos, sin = self.rotation(packing)
         last, r = kept.pop()
         dx = _norm_backward(last, self.norm, r, dy)
         for blocks, layer in zip(reversed(self.layers), reversed(weights.layers), strict=True):
-            mine, attended = kept.pop()
-            its = [block.grads(grads) for block in blocks.linear]
-            dx, d_mixed = _after_backward(dx, layer, mine, its)
-            d_both, d_values = packing.attend_backward(
-                attended, d_mixed.view(-1, self.heads, self.width)
+            saved, attended = kept.pop()
+            block_grads = [block.grads(grads) for block in blocks.linear]
+            dx, d_attn_out = _after_backward(dx, layer, saved, block_grads)
+            d_qk, d_values = packing.attend_backward(
+                attended, d_attn_out.view(-1, self.heads, self.width)
             )
-            dx = _before_backward(dx, d_both, d_values, layer, mine, cos, sin, its, not kept)
+            dx = _before_backward(dx, d_qk, d_values, layer, saved, cos, sin, block_grads, not kept)

@@ -1,4 +1,4 @@
-"""What is computed of an object and kept for its next use, as long as the object lives."""
+"""A small LRU cache of values derived from objects, such as merged weights of an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Derived(Generic[T]):
-    """Values computed of the last few owners, each in one state.
+    """The values of the last few owners, one state of each.
 
     An owner is held weakly and known by itself: an address is taken again once its owner has died,
     and a strong reference would keep the weights of a session that has ended.

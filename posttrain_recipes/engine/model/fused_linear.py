@@ -1,4 +1,4 @@
-"""Frozen linear layers that are computed as one, and an adapter's part in them."""
+"""Fused frozen linear layers (q, k, v or gate, up as one product), with their LoRA adapters."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from posttrain_recipes.engine.model.kernels import Low, Product
-from posttrain_recipes.engine.model.lora import Low as Adapter
+from posttrain_recipes.engine.model.kernels import FusedLora, Product
+from posttrain_recipes.engine.model.lora import LoraFactors
 
 Grads = Mapping[tuple[str, str], Tensor]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Linear layers that read the same input, as one: their names, and where their rows lie."""
+    """Linear layers that read the same input, stacked into one weight (sum of sizes, in)."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -25,7 +25,7 @@ class Block:
 
     @classmethod
     def of(cls, modules: Mapping[str, nn.Linear]) -> Block:
-        """Join the layers. They keep their weights, as views of what is made here."""
+        """Stack the layers' weights. The layers then hold views of the stacked tensor."""
         weight = torch.cat([m.weight.data for m in modules.values()])
         sizes = tuple(m.out_features for m in modules.values())
         if len(modules) == 1:
@@ -37,8 +37,9 @@ class Block:
         bias = torch.cat(biases) if len(biases) == len(modules) else None
         return cls(tuple(modules), sizes, weight, bias)
 
-    def product(self, adapters: Mapping[str, Adapter] | None, merge: bool) -> Product:
-        """What to multiply with: W, or W' = W + scale B A in a copy of it, if merging."""
+    def product(self, adapters: Mapping[str, LoraFactors] | None, merge: bool) -> Product:
+        """The block's weights for a pass: W beside the factors A and B, or, with `merge`, a copy of
+        W to which scale B A has been added."""
         found = [adapters[name] for name in self.names if name in adapters] if adapters else []
         if not found or adapters is None:
             return Product(self.weight, self.bias, None)
@@ -54,10 +55,10 @@ class Block:
             row += size
         a = torch.cat([item.a.detach() for item in found]).to(dtype)  # (ranks, in)
         b = [item.b.detach().to(dtype) for item in found]
-        return Product(weight, self.bias, Low(a, b, rows, scale, merge))
+        return Product(weight, self.bias, FusedLora(a, b, rows, scale, merge))
 
     def grads(self, grads: Grads) -> list[Tensor]:
-        """Those of this block's adapters, (A, B) in their order, as `kernels` wants them."""
+        """The gradient tensors of this block's adapters, A then B for each, for `kernels`."""
         return [
             grads[name, side] for name in self.names if (name, "A") in grads for side in ("A", "B")
         ]

@@ -1,9 +1,9 @@
-"""The model's layers as TorchScript, forward and back.
+"""A transformer layer, forward and backward, as functions that TorchScript compiles.
 
 A pass is thousands of small operations. Run from Python each of them takes the interpreter's lock
 in turn, and two cores are no faster than one; TorchScript runs a whole layer in one call without
-the lock, and needs no compiler. So the functions below keep to its part of Python. None uses
-autograd: each has its backward pass beside it.
+the lock, and needs no compiler. So the functions below keep to the subset of Python that it reads.
+None uses autograd: each has its backward pass beside it.
 
 Shapes: T tokens, H hidden, N query heads, G key heads, D head width, F feed-forward.
 """
@@ -25,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @functools.cache
 def compiled(function: Function) -> Function:
-    """The function in TorchScript; as it is, and so slower, where that does not load."""
+    """The function compiled by TorchScript; unchanged, and so slower, where that is missing."""
     try:
         # On a GPU it would compile fused kernels anew for every few lengths.
         torch._C._jit_set_texpr_fuser_enabled(False)
@@ -37,22 +37,22 @@ def compiled(function: Function) -> Function:
         return function
 
 
-class Low(NamedTuple):
-    """The adapters of a product's layers."""
+class FusedLora(NamedTuple):
+    """The LoRA factors of a product's layers, the A matrices stacked into one."""
 
     a: Tensor  # (sum of ranks, in)
     b: List[Tensor]  # of each layer that has one, (out, rank)
-    rows: List[int]  # where each one's rows of y begin
+    rows: List[int]  # the first output row of each
     scale: float
-    merged: bool  # W holds them already
+    merged: bool  # W already has scale B A added
 
 
 class Product(NamedTuple):
-    """Linear layers that read one input: y = x W' + b, W' = W + scale B A."""
+    """Linear layers that read one input: y = x (W + scale B A)^T + b."""
 
     weight: Tensor  # (out, in)
     bias: Optional[Tensor]
-    low: Optional[Low]
+    lora: Optional[FusedLora]
 
 
 class Layer(NamedTuple):
@@ -68,31 +68,31 @@ class Layer(NamedTuple):
     eps: float
 
 
-class Kept(NamedTuple):
-    """What a layer's way back needs."""
+class SavedActivations(NamedTuple):
+    """What the backward pass of a layer needs of its forward pass."""
 
     x: Tensor
     n1: Tensor
     r1: Tensor
     qkv: Tensor
     r_heads: Optional[Tensor]
-    mixed: Tensor
+    attn_out: Tensor
     middle: Tensor
     n2: Tensor
     r2: Tensor
     gate_up: Tensor
-    lit: Tensor
+    activated: Tensor
     inner: Tensor
 
 
 def product(x: Tensor, by: Product) -> Tensor:
-    """x (..., in) -> (..., out)."""
+    """The layers' outputs (..., out) for x (..., in), adapters applied."""
     y = F.linear(x, by.weight, by.bias)
-    low = by.low
-    if low is not None and not low.merged:
-        inner = F.linear(x, low.a) * low.scale
+    lora = by.lora
+    if lora is not None and not lora.merged:
+        inner = F.linear(x, lora.a) * lora.scale
         at = 0
-        for row, b in zip(low.rows, low.b):  # noqa: B905, TorchScript has no strict
+        for row, b in zip(lora.rows, lora.b):  # noqa: B905, TorchScript has no strict
             part = F.linear(inner.narrow(-1, at, b.shape[1]), b)
             y.narrow(-1, row, b.shape[0]).add_(part)
             at += b.shape[1]
@@ -103,25 +103,25 @@ def product_backward(x: Tensor, dy: Tensor, by: Product, grads: List[Tensor]) ->
     """d loss / d x (T, in), given the input x and d loss / d y (T, out). Adds the gradients of each
     adapter's A and B to `grads`, (A, B) in their order."""
     dx = dy @ by.weight
-    low = by.low
-    if low is not None:
-        down = low_backward(x, dy, low, grads)
-        if not low.merged:
-            dx.addmm_(down, low.a, alpha=low.scale)
+    lora = by.lora
+    if lora is not None:
+        down = lora_backward(x, dy, lora, grads)
+        if not lora.merged:
+            dx.addmm_(down, lora.a, alpha=lora.scale)
     return dx
 
 
-def low_backward(x: Tensor, dy: Tensor, low: Low, grads: List[Tensor]) -> Tensor:
-    """Add the adapters' gradients; dy B (T, sum of ranks)."""
-    inner = F.linear(x, low.a)
-    down = torch.empty([x.shape[0], low.a.shape[0]], dtype=dy.dtype, device=dy.device)
+def lora_backward(x: Tensor, dy: Tensor, lora: FusedLora, grads: List[Tensor]) -> Tensor:
+    """Add each adapter's gradients to `grads`; returns dy B, (T, sum of ranks)."""
+    inner = F.linear(x, lora.a)
+    down = torch.empty([x.shape[0], lora.a.shape[0]], dtype=dy.dtype, device=dy.device)
     at = 0
-    for index, b in enumerate(low.b):
-        d_out = dy.narrow(1, low.rows[index], b.shape[0])
+    for index, b in enumerate(lora.b):
+        d_out = dy.narrow(1, lora.rows[index], b.shape[0])
         mine = down.narrow(1, at, b.shape[1])
         torch.mm(d_out, b, out=mine)
-        accumulate(grads[2 * index], mine.t(), x, low.scale)
-        accumulate(grads[2 * index + 1], d_out.t(), inner.narrow(1, at, b.shape[1]), low.scale)
+        accumulate(grads[2 * index], mine.t(), x, lora.scale)
+        accumulate(grads[2 * index + 1], d_out.t(), inner.narrow(1, at, b.shape[1]), lora.scale)
         at += b.shape[1]
     return down
 
@@ -136,7 +136,7 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
     """Root-mean-square normalization over the last dimension, arXiv 1910.07467: the result, and
-    1 / rms of each row, for the way back."""
+    1 / rms of each row, for the backward pass."""
     wide = x.float()
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     r = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -153,36 +153,45 @@ def norm_backward(x: Tensor, weight: Tensor, r: Tensor, dy: Tensor) -> Tensor:
 def before_attention(
     x: Tensor, layer: Layer, cos: Tensor, sin: Tensor, groups: int
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
-    """x (T, H) normalized, its 1 / rms, queries keys and values (T, (N + 2 G) D), 1 / rms of the
-    heads, and queries and keys (T, N + G, D), normalized where the model does so and rotated.
+    """The part of a layer that precedes attention: norm, QKV product, QK norm, rotary embedding.
 
-    cos and sin are (T, 1, D), the first half of sin negative.
+    Args:
+        x: hidden states, (T, H).
+        layer: the layer's weights.
+        cos: of the rotary angles, (T, 1, D).
+        sin: likewise, its first half negated.
+        groups: the number of key heads, G.
+
+    Returns:
+        x normalized (T, H); its 1 / rms (T, 1); queries, keys and values (T, (N + 2 G) D); 1 / rms
+        of the query and key heads, None in models without QK norm; queries and keys (T, N + G, D),
+        normalized and rotated.
     """
     n1, r1 = norm(x, layer.before, layer.eps)
     qkv = product(n1, layer.qkv)
-    both = queries_and_keys(qkv, cos.shape[-1], groups)
+    qk = queries_and_keys(qkv, cos.shape[-1], groups)
     r_heads: Optional[Tensor] = None
     heads = layer.heads
     if heads is not None:
-        both, r_heads = norm(both, heads, layer.eps)
-    both = (both * cos).addcmul_(both.roll(cos.shape[-1] // 2, -1), sin)
-    return n1, r1, qkv, r_heads, both
+        qk, r_heads = norm(qk, heads, layer.eps)
+    qk = (qk * cos).addcmul_(qk.roll(cos.shape[-1] // 2, -1), sin)
+    return n1, r1, qkv, r_heads, qk
 
 
 def queries_and_keys(qkv: Tensor, width: int, groups: int) -> Tensor:
-    """(T, N + G, D)."""
+    """The queries and keys in `qkv`, as (T, N + G, D)."""
     size = qkv.shape[1] - groups * width
     return qkv[:, :size].view(qkv.shape[0], size // width, width)
 
 
 def values(qkv: Tensor, width: int, groups: int) -> Tensor:
-    """(T, G, D)."""
+    """The values in `qkv`, as (T, G, D)."""
     return qkv[:, qkv.shape[1] - groups * width :].view(qkv.shape[0], groups, width)
 
 
-def after_attention(x: Tensor, mixed: Tensor, layer: Layer) -> Tensor:
+def after_attention(x: Tensor, attn_out: Tensor, layer: Layer) -> Tensor:
     """The layer's output (T, H), given its input (T, H) and attention's output (T, N D)."""
-    middle = product(mixed, layer.out).add_(x)
+    middle = product(attn_out, layer.out).add_(x)
     n2, _ = norm(middle, layer.after, layer.eps)
     gate, up = product(n2, layer.gate_up).chunk(2, dim=-1)
     return product(F.silu(gate).mul_(up), layer.down).add_(middle)
@@ -190,62 +199,70 @@ def after_attention(x: Tensor, mixed: Tensor, layer: Layer) -> Tensor:
 
 def after_attention_kept(
     x: Tensor,
-    mixed: Tensor,
+    attn_out: Tensor,
     layer: Layer,
     before: Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor],
-) -> Tuple[Tensor, Kept]:
-    """As `after_attention`, with what the way back needs."""
+) -> Tuple[Tensor, SavedActivations]:
+    """As `after_attention`, with what the backward pass needs."""
     n1, r1, qkv, r_heads, _ = before
-    middle = product(mixed, layer.out).add_(x)
+    middle = product(attn_out, layer.out).add_(x)
     n2, r2 = norm(middle, layer.after, layer.eps)
     gate_up = product(n2, layer.gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
-    lit = F.silu(gate)
-    inner = lit * up
+    activated = F.silu(gate)
+    inner = activated * up
     y = product(inner, layer.down).add_(middle)
-    return y, Kept(x, n1, r1, qkv, r_heads, mixed, middle, n2, r2, gate_up, lit, inner)
+    return y, SavedActivations(
+        x, n1, r1, qkv, r_heads, attn_out, middle, n2, r2, gate_up, activated, inner
+    )
 
 
 def after_attention_backward(
-    dy: Tensor, layer: Layer, kept: Kept, grads: List[List[Tensor]]
+    dy: Tensor, layer: Layer, kept: SavedActivations, grads: List[List[Tensor]]
 ) -> Tuple[Tensor, Tensor]:
-    """d loss / d middle (T, H), in the place of dy, and / d mixed (T, N D). `grads` are those of
-    (qkv, out, gate_up, down)."""
+    """d loss / d `middle` (T, H), written over dy, and d loss / d attention's output (T, N D).
+
+    `middle` is the residual stream between attention and the MLP. `grads` are the adapters' of
+    (qkv, out, gate_up, down), which are added to.
+    """
     d_inner = product_backward(kept.inner, dy, layer.down, grads[3])
     gate, up = kept.gate_up.chunk(2, dim=-1)
     d_gate_up = torch.empty_like(kept.gate_up)
     d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-    torch.mul(d_inner, kept.lit, out=d_up)
+    torch.mul(d_inner, kept.activated, out=d_up)
     torch.ops.aten.silu_backward(d_inner.mul_(up), gate, grad_input=d_gate)
     d_n2 = product_backward(kept.n2, d_gate_up, layer.gate_up, grads[2])
     dy += norm_backward(kept.middle, layer.after, kept.r2, d_n2)
-    return dy, product_backward(kept.mixed, dy, layer.out, grads[1])
+    return dy, product_backward(kept.attn_out, dy, layer.out, grads[1])
 
 
 def before_attention_backward(
     dy: Tensor,
-    d_both: Tensor,
+    d_qk: Tensor,
     d_values: Tensor,
     layer: Layer,
-    kept: Kept,
+    kept: SavedActivations,
     cos: Tensor,
     sin: Tensor,
     grads: List[List[Tensor]],
     first: bool,
 ) -> Tensor:
-    """d loss / d x (T, H), in the place of dy, the part that goes past attention. Of the first
-    layer nothing needs it."""
+    """d loss / d x (T, H), written over dy, which comes in as the gradient of the residual stream.
+
+    With `first`, the model's first layer, only the adapters' gradients are computed: nothing is
+    trained below it.
+    """
     width, groups = cos.shape[-1], d_values.shape[1]
-    # The transposed rotation, in the place of the rotation.
-    d_both = (d_both * cos).add_((d_both * sin).roll(width // 2, -1))
+    # The transpose of the rotation.
+    d_qk = (d_qk * cos).add_((d_qk * sin).roll(width // 2, -1))
     heads, r_heads = layer.heads, kept.r_heads
     if heads is not None and r_heads is not None:
-        d_both = norm_backward(queries_and_keys(kept.qkv, width, groups), heads, r_heads, d_both)
-    d_qkv = torch.cat([d_both.flatten(1), d_values.flatten(1)], dim=1)
+        d_qk = norm_backward(queries_and_keys(kept.qkv, width, groups), heads, r_heads, d_qk)
+    d_qkv = torch.cat([d_qk.flatten(1), d_values.flatten(1)], dim=1)
     if first:
-        low = layer.qkv.low
-        if low is not None:
-            low_backward(kept.n1, d_qkv, low, grads[0])
+        lora = layer.qkv.lora
+        if lora is not None:
+            lora_backward(kept.n1, d_qkv, lora, grads[0])
         return dy
     d_n1 = product_backward(kept.n1, d_qkv, layer.qkv, grads[0])
     dy += norm_backward(kept.x, layer.before, kept.r1, d_n1)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far, and attention for one new token at a time.
+"""KV cache for generation by transformers, and attention for one new token at a time.
 
 transformers' DynamicCache copies everything it holds at every token, and repeats keys and values
 for every query head. Here a layer writes into a buffer with room to grow, and the query heads that
@@ -29,14 +29,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Called with the first tokens."""
+        """Allocate, called by transformers with the first tokens."""
         super().lazy_initialization(key_states, value_states)
         self._room: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add tokens; all keys and values so far."""
+        """Append tokens. Returns all keys and values so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         old = self.get_seq_length()
@@ -71,28 +71,28 @@ def new_cache(config: Any) -> DynamicCache:
 
 
 def rearranges(config: Any) -> bool:
-    """Whether rows of a cache for this configuration can be taken out and repeated."""
+    """Whether rows of a cache for this configuration can be selected, reordered and repeated."""
     return all(hasattr(layer, "batch_select_indices") for layer in new_cache(config).layers)
 
 
 def joinable(cache: DynamicCache) -> bool:
-    """Whether two such caches can be made one."""
+    """Whether `join` can append the rows of another such cache."""
     return bool(cache.layers) and all(type(layer) is GrowingLayer for layer in cache.layers)
 
 
 def join(cache: DynamicCache, other: DynamicCache) -> None:
-    """Add the rows of `other`; the shorter of the two is padded on the left."""
-    for mine, theirs in zip(cache.layers, other.layers, strict=True):
-        width = max(mine.keys.shape[-2], theirs.keys.shape[-2])
-        pairs = ((mine.keys, theirs.keys), (mine.values, theirs.values))
-        mine.keys, mine.values = (
+    """Append the rows of `other` to `cache`; the shorter of the two is padded on the left."""
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        width = max(layer.keys.shape[-2], added.keys.shape[-2])
+        pairs = ((layer.keys, added.keys), (layer.values, added.values))
+        layer.keys, layer.values = (
             torch.cat([F.pad(x, (0, 0, width - x.shape[-2], 0)) for x in pair]) for pair in pairs
         )
-        mine._room = None
+        layer._room = None
 
 
 def drop_first(cache: DynamicCache, tokens: int) -> None:
-    """Forget the first tokens of every row."""
+    """Drop the first tokens of every row."""
     if tokens:
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, tokens:], layer.values[:, :, tokens:]
@@ -100,7 +100,7 @@ def drop_first(cache: DynamicCache, tokens: int) -> None:
 
 
 def bytes_per_token(model: Any) -> int:
-    """The memory one token of one row takes, roughly."""
+    """The bytes that one token of one row takes in the cache, approximately."""
     config = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", 1)
     heads = getattr(config, "num_attention_heads", 1)
@@ -119,9 +119,10 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention, and its own way for one query a row on grouped heads.
+    """Attention, registered with transformers: its SDPA, except for one query a row with grouped
+    heads (GQA) on a CPU, which is computed here without repeating keys and values.
 
-    query (B, H, L, D), key and value (B, G, T, D), mask bool (B, 1, L, T); gives (B, L, H, D).
+    query (B, H, L, D), key and value (B, G, T, D), mask bool (B, 1, L, T); returns (B, L, H, D).
     """
     rows, heads, length, width = query.shape
     groups = key.shape[1]
@@ -142,7 +143,7 @@ def attention(
 
 
 def install(model: Any) -> None:
-    """Have a model that uses SDPA attention use `attention`."""
+    """Have a model whose attention is SDPA use `attention` instead."""
     config = model.config
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return

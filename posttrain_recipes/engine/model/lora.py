@@ -4,9 +4,9 @@ y = base(x) + (alpha / rank) B A x, arXiv 2106.09685. Alpha is 32 whatever the r
 Tinker, so that a learning rate carries over from one rank to another. A starts Kaiming-uniform and
 B at zero, so a new adapter changes nothing.
 
-A base model's linear layers are hooked once; each asks its `Slot` which adapter is active. All of
-an adapter's parameters lie in one flat tensor, and so do its gradients and its moments, so that a
-step of Adam is a handful of operations whatever the number of layers, a snapshot is one copy, and
+A base model's linear layers are hooked once; each looks up in an `ActiveAdapter` what to apply. All
+of an adapter's parameters lie in one flat tensor, and so do its gradients and its moments, so that
+a step of Adam is a handful of operations whatever the number of layers, a snapshot is one copy, and
 the same numbers give the same result to the bit.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from posttrain_recipes.engine.wire import AdamParams, LoraConfig, RequestError
+from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, RequestError
 
 ALPHA = 32.0
 MAX_RANK = 1024
@@ -36,8 +36,8 @@ _SUFFIX = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
 
 
 @dataclass(frozen=True)
-class Low:
-    """One layer's adapter: A (rank, in), B (out, rank), both float32."""
+class LoraFactors:
+    """The low-rank factors of one layer: A (rank, in), B (out, rank), both float32."""
 
     a: Tensor
     b: Tensor
@@ -62,19 +62,19 @@ class Merged:
         return F.linear(x, self.weight, self.bias)
 
 
-View = Mapping[str, Low | Merged]
+AdapterLayers = Mapping[str, LoraFactors | Merged]
 
 
 @dataclass
-class Slot:
-    """Which adapter a base model's layers apply now: layer name -> adapter, None for none."""
+class ActiveAdapter:
+    """The adapter that a base model's layers apply now: layer name -> its part; None for none."""
 
-    active: View | None = None
+    layers: AdapterLayers | None = None
 
 
 @dataclass(frozen=True)
-class Target:
-    """A layer that adapters may train: its kind is attn, mlp or unembed."""
+class LoraTarget:
+    """A linear layer that adapters may train: its kind is attn, mlp or unembed."""
 
     kind: str
     module: nn.Module
@@ -82,13 +82,13 @@ class Target:
     outputs: int
 
 
-def hook(model: nn.Module, slot: Slot) -> dict[str, Target]:
-    """Have every linear layer of `model` consult `slot`. Returns them by name, in model order.
+def hook(model: nn.Module, active_adapter: ActiveAdapter) -> dict[str, LoraTarget]:
+    """Have every linear layer of `model` apply `active_adapter`. Returns them by name, in order.
 
     The layers stay where they are and keep their type (some models read `.weight` directly).
     """
     unembed = model.get_output_embeddings()
-    targets: dict[str, Target] = {}
+    targets: dict[str, LoraTarget] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             inputs, outputs = module.in_features, module.out_features
@@ -98,20 +98,22 @@ def hook(model: nn.Module, slot: Slot) -> dict[str, Target]:
             continue
         attention = re.search(r"attn|attention", name) is not None
         kind = "unembed" if module is unembed else "attn" if attention else "mlp"
-        targets[name] = Target(kind, module, inputs, outputs)
-        module.forward = _hooked(name, module.forward, slot)  # type: ignore[assignment]
+        targets[name] = LoraTarget(kind, module, inputs, outputs)
+        module.forward = _hooked(name, module.forward, active_adapter)  # type: ignore[assignment]
     return targets
 
 
-def _hooked(name: str, base: Callable[[Tensor], Tensor], slot: Slot) -> Callable[[Tensor], Tensor]:
+def _hooked(
+    name: str, base: Callable[[Tensor], Tensor], active_adapter: ActiveAdapter
+) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        layer = slot.active.get(name) if slot.active else None
+        layer = active_adapter.layers.get(name) if active_adapter.layers else None
         return base(x) if layer is None else layer.apply(x, base)
 
     return forward
 
 
-def wanted(config: LoraConfig, targets: Mapping[str, Target]) -> dict[str, Target]:
+def wanted(config: AdapterConfig, targets: Mapping[str, LoraTarget]) -> dict[str, LoraTarget]:
     """The layers `config` trains. Raises RequestError if there are none, or no such rank."""
     if not 1 <= config.rank <= MAX_RANK:
         raise RequestError(422, f"lora rank must be between 1 and {MAX_RANK}, not {config.rank}")
@@ -130,7 +132,7 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, rank: int, targets: Mapping[str, Target]) -> Layout:
+    def of(cls, rank: int, targets: Mapping[str, LoraTarget]) -> Layout:
         """Lay out an adapter of this rank on these layers, in their order."""
         places, offset = {}, 0
         for name, target in targets.items():
@@ -149,29 +151,29 @@ class Layout:
 
 @dataclass
 class Snapshot:
-    """An adapter's weights at one moment, (parameters,) float32: what a sampler is pinned to."""
+    """A copy of an adapter's weights, (parameters,) float32, which a sampler samples from."""
 
-    config: LoraConfig
+    config: AdapterConfig
     flat: Tensor
     layout: Layout
-    merged: View | None = field(default=None, repr=False)
+    merged: AdapterLayers | None = field(default=None, repr=False)
 
     @property
     def scale(self) -> float:
-        """What the low-rank product is multiplied with."""
+        """The factor of B A: alpha / rank."""
         return ALPHA / self.config.rank
 
-    def low(self) -> dict[str, Low]:
-        """Every layer's matrices."""
+    def factors(self) -> dict[str, LoraFactors]:
+        """Every layer's A and B, as views of the flat weights."""
         views = self.layout.views(self.flat)
         names = dict.fromkeys(name for name, _ in views)
-        return {name: Low(views[name, "A"], views[name, "B"], self.scale) for name in names}
+        return {name: LoraFactors(views[name, "A"], views[name, "B"], self.scale) for name in names}
 
-    def merge(self, targets: Mapping[str, Target]) -> View:
+    def merge(self, targets: Mapping[str, LoraTarget]) -> AdapterLayers:
         """Every layer's weight with the adapter added, kept for the next batch."""
         if self.merged is None:
-            merged: dict[str, Low | Merged] = {}
-            for name, layer in self.low().items():
+            merged: dict[str, LoraFactors | Merged] = {}
+            for name, layer in self.factors().items():
                 module = targets[name].module
                 weight: Tensor = module.weight  # type: ignore[assignment]
                 weight = weight.T if isinstance(module, Conv1D) else weight
@@ -181,11 +183,11 @@ class Snapshot:
             self.merged = merged
         return self.merged
 
-    def park(self, file: Path) -> None:
-        """Write the flat weights to `file`, for `unpark`."""
+    def offload(self, file: Path) -> None:
+        """Write the flat weights to `file`, for `reload_snapshot`."""
         np.save(file, self.flat.cpu().numpy())
 
-    def save(self, folder: Path, base_model: str, targets: Mapping[str, Target]) -> None:
+    def save(self, folder: Path, base_model: str, targets: Mapping[str, LoraTarget]) -> None:
         """Write PEFT's adapter_config.json and adapter_model.safetensors into `folder`."""
         tensors = {
             f"{_PREFIX}{name}{_SUFFIX[part]}": view.detach().cpu().numpy()
@@ -209,7 +211,7 @@ class Snapshot:
         (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
-def _short_names(names: list[str], targets: Mapping[str, Target]) -> list[str]:
+def _short_names(names: list[str], targets: Mapping[str, LoraTarget]) -> list[str]:
     """Last parts of the layers' names (`q_proj`) where those say it all, else the full names."""
     short = {name.rsplit(".", 1)[-1] for name in names}
     reached = {name for name in targets if name.rsplit(".", 1)[-1] in short}
@@ -220,7 +222,7 @@ class Adapter:
     """A LoRA adapter in training: weights, accumulated gradients, Adam's moments."""
 
     def __init__(
-        self, config: LoraConfig, targets: Mapping[str, Target], device: torch.device
+        self, config: AdapterConfig, targets: Mapping[str, LoraTarget], device: torch.device
     ) -> None:
         self.config = config
         self.layout = Layout.of(config.rank, wanted(config, targets))
@@ -237,8 +239,9 @@ class Adapter:
             self._leaves[key] = leaf
         names = dict.fromkeys(name for name, _ in self._leaves)
         scale = ALPHA / config.rank
-        self.view: dict[str, Low] = {
-            name: Low(self._leaves[name, "A"], self._leaves[name, "B"], scale) for name in names
+        self.layers: dict[str, LoraFactors] = {
+            name: LoraFactors(self._leaves[name, "A"], self._leaves[name, "B"], scale)
+            for name in names
         }
 
     def _init_weights(self) -> None:
@@ -279,11 +282,11 @@ class Adapter:
         return norm
 
     def snapshot(self) -> Snapshot:
-        """A copy of the weights, that training will not change."""
+        """A copy of the weights, which further training does not change."""
         return Snapshot(self.config, self.flat.detach().clone(), self.layout)
 
     def load(self, snapshot: Snapshot, optimizer: Mapping[str, Any] | None) -> None:
-        """Take a snapshot's weights, and the optimizer's state or a fresh one."""
+        """Take over a snapshot's weights, and `optimizer`'s state; None resets Adam."""
         self.flat.copy_(snapshot.flat)
         self.grad.zero_()
         for name, moment in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
@@ -309,7 +312,7 @@ def read_optimizer(folder: Path) -> dict[str, Any] | None:
 
 
 def make_snapshot(
-    tensors: Mapping[str, Any], config: LoraConfig, targets: Mapping[str, Target]
+    tensors: Mapping[str, Any], config: AdapterConfig, targets: Mapping[str, LoraTarget]
 ) -> Snapshot:
     """A saved adapter's arrays, by PEFT's names, as a snapshot on the base model's device.
 
@@ -326,8 +329,10 @@ def make_snapshot(
     return Snapshot(config, flat.to(weight.device), layout)
 
 
-def unpark(file: Path, config: LoraConfig, targets: Mapping[str, Target]) -> Snapshot:
-    """A snapshot as `Snapshot.park` wrote it."""
+def reload_snapshot(
+    file: Path, config: AdapterConfig, targets: Mapping[str, LoraTarget]
+) -> Snapshot:
+    """A snapshot from the file that `Snapshot.offload` wrote."""
     layout = Layout.of(config.rank, wanted(config, targets))
     weight: Tensor = next(iter(targets.values())).module.weight  # type: ignore[assignment]
     return Snapshot(config, torch.from_numpy(np.load(file)).to(weight.device), layout)

@@ -1,7 +1,7 @@
-"""Sequences of different lengths end to end, and attention within each of them.
+"""Packed batches: sequences of different lengths end to end, with causal attention in each.
 
-Attention alone needs sequences side by side. Those of like length are padded to the longest of
-their bucket for it, on the right: attention is causal, so padding reaches no real token.
+Attention alone needs a (batch, length) layout. For it, sequences of similar length are padded on
+the right to the longest of their bucket: attention is causal, so padding reaches no real token.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ WASTE = 1.5  # a bucket's longest sequence is at most this many times its shorte
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences that attend side by side."""
+    """Sequences of similar length, padded to one (rows, longest) batch for attention."""
 
     rows: int
     longest: int
-    start: int  # its tokens' place, where they lie together without padding
+    start: int  # of its tokens in the packing, where they are contiguous and need no padding
     count: int
-    gather: Tensor | None  # (rows * longest,) which token lies where, 0 for padding
-    real: Tensor | None  # (count,) where each token of the bucket lies in that
-    tokens: Tensor | None  # (count,) which tokens of the packing they are
+    gather: Tensor | None  # (rows * longest,) the packed index of each cell, 0 for padding
+    real: Tensor | None  # (count,) the cell of each token of the bucket
+    tokens: Tensor | None  # (count,) the packed index of each token of the bucket
 
     def side_by_side(self, x: Tensor, blank: bool = False) -> Tensor:
-        """x (T, heads, D) as (rows, heads, longest, D), padding zero where `blank` asks for it."""
+        """Packed x (T, heads, D) as (rows, heads, longest, D). Padding is zero with `blank`, else
+        it holds any token's values."""
         if self.gather is None or self.real is None:
             found = x[self.start : self.start + self.count]
         elif blank:
@@ -42,7 +43,7 @@ class Bucket:
         return found.view(self.rows, self.longest, *x.shape[1:]).transpose(1, 2)
 
     def put(self, y: Tensor, out: Tensor) -> None:
-        """Write y (rows, heads, longest, D) back into out (T, heads, D)."""
+        """Write y (rows, heads, longest, D) back into the packed `out` (T, heads, D)."""
         flat = y.transpose(1, 2).reshape(-1, *out.shape[1:])
         if self.real is None or self.tokens is None:
             out[self.start : self.start + self.count] = flat
@@ -51,7 +52,7 @@ class Bucket:
 
 
 class Packing:
-    """Where sequences of these lengths lie in one row of tokens."""
+    """The layout of sequences of these lengths, packed end to end into T tokens."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         sizes = np.asarray(lengths, dtype=np.int64)
@@ -78,9 +79,9 @@ class Packing:
             start = int(self.starts[chosen[0]])
             return Bucket(rows, longest, start, rows * longest, None, None, None)
         inside = np.arange(longest)[None]
-        there = inside < sizes[chosen][:, None]
-        index = np.where(there, self.starts[chosen][:, None] + inside, 0)
-        real = np.flatnonzero(there)
+        is_token = inside < sizes[chosen][:, None]
+        index = np.where(is_token, self.starts[chosen][:, None] + inside, 0)
+        real = np.flatnonzero(is_token)
         parts = (index.reshape(-1), real, index.reshape(-1)[real])
         gather, where, tokens = (torch.from_numpy(part).to(device) for part in parts)
         return Bucket(rows, longest, 0, len(real), gather, where, tokens)
@@ -97,7 +98,7 @@ class Packing:
         """Causal attention within each sequence: q (T, N, D), k and v (T, G, D); gives (T, N, D).
 
         `keep` is filled with what `attend_backward` needs. `start` are keys and values (G, P, D) of
-        tokens that come before every sequence; there is no way back with them.
+        a prefix of P tokens that every sequence continues; there is no backward pass with one.
         """
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for bucket in self._buckets:
@@ -113,23 +114,24 @@ class Packing:
         return out
 
     def attend_backward(self, kept: list[Any], d_out: Tensor) -> tuple[Tensor, Tensor]:
-        """d queries and keys, (T, N + G, D), and d values (T, G, D), of `attend`; d_out is
-        (T, N, D)."""
+        """The backward pass of `attend`: the gradients of queries and keys (T, N + G, D), and of
+        values (T, G, D), given d_out (T, N, D)."""
         (first, *_), _ = kept[0]
         heads, groups = d_out.shape[1], kept[0][0][1].shape[1]
-        d_both = first.new_empty(self.total, heads + groups, d_out.shape[2])
+        d_qk = first.new_empty(self.total, heads + groups, d_out.shape[2])
         d_values = first.new_empty(self.total, groups, d_out.shape[2])
         for bucket, (parts, out) in zip(self._buckets, kept, strict=True):
             found = torch.autograd.grad(out, parts, bucket.side_by_side(d_out, blank=True))
             for grad, target in zip(
-                found, (d_both[:, :heads], d_both[:, heads:], d_values), strict=True
+                found, (d_qk[:, :heads], d_qk[:, heads:], d_values), strict=True
             ):
                 bucket.put(grad, target)
-        return d_both, d_values
+        return d_qk, d_values
 
 
 def _after(start: tuple[Tensor, Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
-    """Queries, keys and values (rows, heads, length, D) with those of `start` before each row's."""
+    """Queries, keys and values (rows, heads, length, D), `start` put before each row's keys and
+    values."""
     q, *own = parts
     pairs = zip(start, own, strict=True)
     return [q, *(torch.cat([x.expand(q.shape[0], -1, -1, -1), y], dim=2) for x, y in pairs)]
@@ -138,10 +140,10 @@ def _after(start: tuple[Tensor, Tensor], parts: Sequence[Tensor]) -> list[Tensor
 def _attention(parts: Sequence[Tensor], scale: float) -> Tensor:
     q, k, v = parts
     grouped = q.shape[1] != k.shape[1]
-    new, all_of_them = q.shape[2], k.shape[2]
+    queries, keys = q.shape[2], k.shape[2]
     mask = None
-    if new < all_of_them:  # `is_causal` would align the first query with the first key
-        mask = q.new_ones(new, all_of_them, dtype=torch.bool).tril(all_of_them - new)
+    if queries < keys:  # `is_causal` would align the first query with the first key
+        mask = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )

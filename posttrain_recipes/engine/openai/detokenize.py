@@ -1,4 +1,4 @@
-"""Text <-> tokens for the OpenAI routes: chat templates, and replies that appear token by token."""
+"""Text <-> tokens for the OpenAI routes: chat templates, and incremental detokenization."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from posttrain_recipes.engine.model.base import BaseModel
 
 
-class Text:
-    """A base model's tokenizer. Made on the worker, used on any thread."""
+class ThreadSafeTokenizer:
+    """A base model's tokenizer behind a lock. Made on the worker thread, used on any.
+
+    Raises RequestError 422 if the model has no tokenizer that loads.
+    """
 
     def __init__(self, base: BaseModel) -> None:
         try:
@@ -30,7 +33,7 @@ class Text:
         self._lock = threading.Lock()
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """A conversation by the model's own chat template, up to where the reply begins.
+        """A conversation as token ids by the model's chat template, with its generation prompt.
 
         Raises RequestError 422 if the model has no template, or it refuses the conversation.
         """
@@ -52,7 +55,7 @@ class Text:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a plain text."""
+        """The token ids of a plain text."""
         with self._lock:
             ids: list[int] = self._tokenizer.encode(text)
         return ids
@@ -65,36 +68,39 @@ class Text:
 
 
 @dataclass
-class Reply:
-    """A reply as its tokens come. Text that may yet change (half a character), or turn out to be
-    the beginning of a stop string, is held back."""
+class IncrementalDetokenizer:
+    """Turns the tokens of one reply into text as they come, up to a stop string.
 
-    text: Text
+    Text that may yet change (an incomplete UTF-8 character), or may be the beginning of a stop
+    string, is held back until the tokens after it decide.
+    """
+
+    tokenizer: ThreadSafeTokenizer
     stops: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
-    over: bool = False
-    length: int = 0  # characters given so far
+    over: bool = False  # after a stop string or `end`
+    length: int = 0  # characters returned so far
     _held: str = ""
-    _from: int = 0  # the first token that the next text is decoded with
-    _read: int = 0  # the tokens whose text is known
+    _from: int = 0  # the first token of the window that is decoded next
+    _read: int = 0  # tokens whose text has been returned or held
 
     def push(self, token: int) -> str:
-        """The text that is certain with one more token."""
+        """Add a token. Returns the text that has become certain with it."""
         self.tokens.append(token)
-        if token in self.text.eos:
+        if token in self.tokenizer.eos:
             return ""
-        known = self.text.decode(self.tokens[self._from : self._read])
-        whole = self.text.decode(self.tokens[self._from :])
+        known = self.tokenizer.decode(self.tokens[self._from : self._read])
+        whole = self.tokenizer.decode(self.tokens[self._from :])
         if whole.endswith("\ufffd"):
             return ""
         self._from, self._read = self._read, len(self.tokens)
         return self._give(whole[len(known) :])
 
     def end(self) -> str:
-        """What is left when no more tokens come."""
-        known = self.text.decode(self.tokens[self._from : self._read])
-        rest = [token for token in self.tokens[self._from :] if token not in self.text.eos]
-        last = self._give(self.text.decode(rest)[len(known) :])
+        """End the reply. Returns the text still held back."""
+        known = self.tokenizer.decode(self.tokens[self._from : self._read])
+        rest = [token for token in self.tokens[self._from :] if token not in self.tokenizer.eos]
+        last = self._give(self.tokenizer.decode(rest)[len(known) :])
         held, self._held = self._held, ""
         self.length += len(held)
         self.over = True
@@ -116,6 +122,6 @@ class Reply:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The characters at the end of `text` that `stop` may begin with."""
+    """The length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1)
                  if text.endswith(stop[:n])), 0)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What OpenAI's requests may say, and what of it this engine does."""
+"""OpenAI's completion requests: what they may contain, and which of it this engine supports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from posttrain_recipes.engine.wire import RequestError
 
 T = TypeVar("T")
 
-# What would change the reply, and is not done here, with the values that ask for nothing.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
+# Unsupported fields that would change the reply, each with the values that have no effect.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
@@ -33,14 +33,14 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Of a stream: whether its last event tells the tokens used."""
+    """Options of a stream: whether its last chunk has the token usage."""
 
     include_usage: bool = False
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a message; only text can be read."""
+    """A content part of a message; only text is supported."""
 
     type: str
     text: str | None = None
@@ -54,7 +54,7 @@ class ChatMessage:
     content: str | list[Part] | None = None
 
     def plain(self) -> dict[str, str]:
-        """Role and text. Raises RequestError 422 for images, sound and files."""
+        """The message as role and text. Raises RequestError 422 for images, audio and files."""
         if not isinstance(self.content, list):
             return {"role": self.role, "content": self.content or ""}
         other = {part.type for part in self.content if part.text is None}
@@ -64,8 +64,8 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What both kinds of completions share."""
+class BaseCompletionRequest:
+    """The fields that chat completions and completions share."""
 
     model: str
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -85,17 +85,17 @@ class Asked:
 
     @property
     def limit(self) -> int | None:
-        """The tokens a reply may have; None: what the context window leaves."""
+        """The most tokens of a reply; None: what the context window leaves."""
         return self.max_tokens
 
     @property
     def top(self) -> int | None:
-        """The alternatives to tell with each token's log-probability; None: no log-probability."""
+        """The alternatives that each token's log-probability comes with; None: no logprobs."""
         return None
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with the tokens used."""
+        """Whether a stream ends with the token usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def stops(self) -> list[str]:
@@ -103,7 +103,10 @@ class Asked:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
     def params(self, eos: frozenset[int]) -> wire.SamplingParams:
-        """How to sample; the model's own end counts beside the stop strings."""
+        """The sampling parameters; EOS ends a sequence as well as the stop strings.
+
+        Raises RequestError 422 for more than 4 of those.
+        """
         stops = self.stops()
         if len(stops) > 4:
             raise RequestError(422, "stop: 4 strings at most")
@@ -118,7 +121,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatAsked(Asked):
+class ChatCompletionRequest(BaseCompletionRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -140,7 +143,7 @@ class ChatAsked(Asked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompletionAsked(Asked):
+class CompletionRequest(BaseCompletionRequest):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = ""
@@ -166,9 +169,9 @@ class CompletionAsked(Asked):
 
 
 def parse(kind: type[T], body: bytes) -> T:
-    """A request. Raises RequestError 400 for what is malformed or not done here."""
-    asked = wire.parse(kind, body)
+    """The request in `body`. Raises RequestError 400 if it is malformed or unsupported."""
+    request = wire.parse(kind, body)
     for key, value in json.loads(body or b"{}").items():
-        if value is not None and key in _NOT_DONE and value not in _NOT_DONE[key]:
+        if value is not None and key in _UNSUPPORTED and value not in _UNSUPPORTED[key]:
             raise RequestError(400, f"this engine does not do {key!r}: leave it out")
-    return asked
+    return request

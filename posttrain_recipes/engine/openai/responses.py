@@ -1,4 +1,4 @@
-"""What OpenAI's answers look like: whole, or as the parts of a stream."""
+"""OpenAI's response objects: a whole response, or the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -7,88 +7,96 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from posttrain_recipes.engine import wire
-from posttrain_recipes.engine.openai.detokenize import Reply, Text
-from posttrain_recipes.engine.openai.requests import Asked
+from posttrain_recipes.engine.openai.detokenize import IncrementalDetokenizer, ThreadSafeTokenizer
+from posttrain_recipes.engine.openai.requests import BaseCompletionRequest
 
-Heard = tuple[int, int, float, Any]  # choice, token, logprob, top-k (ids, logprobs) or None
+TokenEvent = tuple[int, int, float, Any]  # choice, token, logprob, top-k (ids, logprobs) or None
 
 
-class Form(ABC):
-    """A kind of completion. Keeps what is known of each choice's tokens beside its reply."""
+class ResponseFormat(ABC):
+    """The response objects of one kind of completion. Collects each choice's text and logprobs."""
 
     prefix: str
-    whole_object: str
-    part_object: str
+    response_object: str
+    chunk_object: str
 
-    def __init__(self, asked: Asked, text: Text) -> None:
-        self.asked, self.text = asked, text
-        self.told: dict[int, list[dict[str, Any]]] = {}  # choice -> log-probabilities
-        self.texts: dict[int, list[str]] = {}
+    def __init__(self, request: BaseCompletionRequest, tokenizer: ThreadSafeTokenizer) -> None:
+        self.request, self.tokenizer = request, tokenizer
+        self.entries: dict[
+            int, list[dict[str, Any]]
+        ] = {}  # choice -> its tokens' log-probabilities
+        self.pieces: dict[int, list[str]] = {}
 
     def sample(
-        self, prompt: list[int], heard: Callable[[int, int, float, Any], None]
-    ) -> wire.Sample:
-        """The request for samples that continue `prompt`."""
-        return wire.Sample(
+        self, prompt: list[int], on_token: Callable[[int, int, float, Any], None]
+    ) -> wire.SampleRequest:
+        """The engine's request for samples that continue `prompt`."""
+        return wire.SampleRequest(
             sampling_session_id="",
             seq_id=0,
-            prompt=wire.Prompt([wire.Chunk(tokens=prompt)]),
-            sampling_params=self.asked.params(self.text.eos),
-            num_samples=self.asked.count,
-            topk_sample_logprobs=self.asked.top or 0,
-            heard=heard,
+            prompt=wire.ModelInput([wire.Chunk(tokens=prompt)]),
+            sampling_params=self.request.params(self.tokenizer.eos),
+            num_samples=self.request.count,
+            topk_sample_logprobs=self.request.top or 0,
+            on_token=on_token,
         )
 
-    def hear(self, replies: Sequence[Reply], heard: Heard) -> None:
-        """Take a token into the whole."""
-        index, token, logprob, top = heard
-        if self.asked.top is not None:
-            self.told.setdefault(index, []).append(
-                self.logprob(replies[index], token, logprob, top)
+    def add_token(self, detokenizers: Sequence[IncrementalDetokenizer], event: TokenEvent) -> None:
+        """Add a token to its choice, for a response that is sent as a whole."""
+        index, token, logprob, top = event
+        if self.request.top is not None:
+            self.entries.setdefault(index, []).append(
+                self.logprob(detokenizers[index], token, logprob, top)
             )
-        self.texts.setdefault(index, []).append(replies[index].push(token))
+        self.pieces.setdefault(index, []).append(detokenizers[index].push(token))
 
-    def part(self, replies: Sequence[Reply], heard: Heard) -> dict[str, Any] | None:
-        """The part of a stream that a token makes, if it makes one."""
-        index, token, logprob, top = heard
-        told = (
+    def chunk_for(
+        self, detokenizers: Sequence[IncrementalDetokenizer], event: TokenEvent
+    ) -> dict[str, Any] | None:
+        """The chunk to stream for a token; None where it yields no text yet."""
+        index, token, logprob, top = event
+        entries = (
             None
-            if self.asked.top is None
-            else [self.logprob(replies[index], token, logprob, top)]
+            if self.request.top is None
+            else [self.logprob(detokenizers[index], token, logprob, top)]
         )  # fmt: skip
-        new = replies[index].push(token)
-        return self.piece(index, new, told) if new or told else None
+        new = detokenizers[index].push(token)
+        return self.chunk(index, new, entries) if new or entries else None
 
-    def whole(self, index: int, reply: Reply) -> str:
-        """All of a reply's text."""
-        return "".join(self.texts.get(index, ())) + reply.end()
+    def full_text(self, index: int, detokenizer: IncrementalDetokenizer) -> str:
+        """The text of a choice."""
+        return "".join(self.pieces.get(index, ())) + detokenizer.end()
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The first part of a choice's stream."""
+        """The first chunk of a choice's stream, before its text; None if there is none."""
         return None
 
     @abstractmethod
-    def logprob(self, reply: Reply, token: int, logprob: float, top: Any) -> dict[str, Any]:
-        """A token's log-probability as it is told."""
-
-    @abstractmethod
-    def choice(self, index: int, reply: Reply, finish: str) -> dict[str, Any]:
-        """A choice as a whole."""
-
-    @abstractmethod
-    def piece(
-        self, index: int, new: str, told: list[Any] | None = None, finish: str | None = None
+    def logprob(
+        self, detokenizer: IncrementalDetokenizer, token: int, logprob: float, top: Any
     ) -> dict[str, Any]:
-        """A part of a choice."""
+        """A token's log-probability, with its alternatives, as the response has it."""
+
+    @abstractmethod
+    def choice(
+        self, index: int, detokenizer: IncrementalDetokenizer, finish: str
+    ) -> dict[str, Any]:
+        """A choice of a whole response."""
+
+    @abstractmethod
+    def chunk(
+        self, index: int, new: str, entries: list[Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        """A choice of a stream's chunk: `new` text, or why the choice ended."""
 
     def _alternatives(self, top: Any) -> list[tuple[int, float]]:
         return list(zip(*top, strict=True)) if top is not None else []
 
 
-class Chat(Form):
+class ChatFormat(ResponseFormat):
     """Chat completions."""
 
-    prefix, whole_object, part_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix, response_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return {
@@ -98,74 +106,84 @@ class Chat(Form):
             "finish_reason": None,
         }
 
-    def logprob(self, reply: Reply, token: int, logprob: float, top: Any) -> dict[str, Any]:
+    def logprob(
+        self, detokenizer: IncrementalDetokenizer, token: int, logprob: float, top: Any
+    ) -> dict[str, Any]:
         others = [self._token(*item) for item in self._alternatives(top)]
         return {**self._token(token, logprob), "top_logprobs": others}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.text.decode([token], special=True)
-        # Half of a character has no text of its own, and its bytes are not told.
+        text = self.tokenizer.decode([token], special=True)
+        # Part of a character has no text of its own, and its bytes are not given.
         known = list(text.encode()) if "\ufffd" not in text else None
         return {"token": text, "logprob": logprob, "bytes": known}
 
-    def choice(self, index: int, reply: Reply, finish: str) -> dict[str, Any]:
-        content = self.whole(index, reply)
-        told = {"content": self.told.get(index, [])} if self.asked.top is not None else None
+    def choice(
+        self, index: int, detokenizer: IncrementalDetokenizer, finish: str
+    ) -> dict[str, Any]:
+        content = self.full_text(index, detokenizer)
+        entries = {"content": self.entries.get(index, [])} if self.request.top is not None else None
         return {
             "index": index,
             "message": {"role": "assistant", "content": content, "refusal": None},
-            "logprobs": told,
+            "logprobs": entries,
             "finish_reason": finish,
         }
 
-    def piece(
-        self, index: int, new: str, told: list[Any] | None = None, finish: str | None = None
+    def chunk(
+        self, index: int, new: str, entries: list[Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         return {
             "index": index,
             "delta": {} if finish else {"content": new},
-            "logprobs": {"content": told} if told else None,
+            "logprobs": {"content": entries} if entries else None,
             "finish_reason": finish,
         }
 
 
-class Completion(Form):
+class CompletionFormat(ResponseFormat):
     """Completions of plain text."""
 
-    prefix, whole_object, part_object = "cmpl", "text_completion", "text_completion"
+    prefix, response_object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def logprob(self, reply: Reply, token: int, logprob: float, top: Any) -> dict[str, Any]:
-        others = {self.text.decode([i], special=True): p for i, p in self._alternatives(top)}
+    def logprob(
+        self, detokenizer: IncrementalDetokenizer, token: int, logprob: float, top: Any
+    ) -> dict[str, Any]:
+        others = {self.tokenizer.decode([i], special=True): p for i, p in self._alternatives(top)}
         return {
-            "token": self.text.decode([token], special=True),
+            "token": self.tokenizer.decode([token], special=True),
             "logprob": logprob,
             "top": others,
-            "offset": reply.length,
+            "offset": detokenizer.length,
         }
 
-    def _columns(self, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _columns(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "tokens": [item["token"] for item in told],
-            "token_logprobs": [item["logprob"] for item in told],
-            "top_logprobs": [item["top"] for item in told],
-            "text_offset": [item["offset"] for item in told],
+            "tokens": [item["token"] for item in entries],
+            "token_logprobs": [item["logprob"] for item in entries],
+            "top_logprobs": [item["top"] for item in entries],
+            "text_offset": [item["offset"] for item in entries],
         }
 
-    def choice(self, index: int, reply: Reply, finish: str) -> dict[str, Any]:
-        told = self._columns(self.told.get(index, [])) if self.asked.top is not None else None
+    def choice(
+        self, index: int, detokenizer: IncrementalDetokenizer, finish: str
+    ) -> dict[str, Any]:
+        entries = (
+            self._columns(self.entries.get(index, [])) if self.request.top is not None else None
+        )
         return {
             "index": index,
-            "text": self.whole(index, reply),
-            "logprobs": told,
+            "text": self.full_text(index, detokenizer),
+            "logprobs": entries,
             "finish_reason": finish,
         }
 
-    def piece(
-        self, index: int, new: str, told: list[Any] | None = None, finish: str | None = None
+    def chunk(
+        self, index: int, new: str, entries: list[Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         return {
             "index": index,
             "text": new,
-            "logprobs": self._columns(told) if told else None,
+            "logprobs": self._columns(entries) if entries else None,
             "finish_reason": finish,
         }

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, completions and models, for any program that speaks them.
+"""Routes of the OpenAI-compatible API: /v1/models, /v1/chat/completions, /v1/completions.
 
 `model` is a base model's name or a checkpoint's `tinker://` path. Requests join the batches of all
 others for the same weights.
@@ -21,46 +21,50 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from posttrain_recipes.engine.core.futures import Pending
-from posttrain_recipes.engine.core.registry import Weights
+from posttrain_recipes.engine.core.registry import SamplerWeights
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.routing import body_of, guarded
-from posttrain_recipes.engine.openai.detokenize import Reply, Text
-from posttrain_recipes.engine.openai.requests import ChatAsked, CompletionAsked, parse
-from posttrain_recipes.engine.openai.responses import Chat, Completion, Form
+from posttrain_recipes.engine.openai.detokenize import IncrementalDetokenizer, ThreadSafeTokenizer
+from posttrain_recipes.engine.openai.requests import ChatCompletionRequest, CompletionRequest, parse
+from posttrain_recipes.engine.openai.responses import (
+    ChatFormat,
+    CompletionFormat,
+    ResponseFormat,
+    TokenEvent,
+)
 from posttrain_recipes.engine.wire import RequestError
 
-WEIGHTS_KEPT = 8  # of checkpoints that no sampler holds
-LISTED = 1000
-LOOK_EVERY_S = 1.0  # whether the client is still there
+WEIGHTS_KEPT = 8  # checkpoints kept loaded though no sampler holds them
+LISTED = 1000  # checkpoints in the list of models, at most
+DISCONNECT_POLL_S = 1.0  # between two looks whether the client is still connected
 
 
 def routes(service: Service) -> list[Route]:
     """The routes below /v1."""
-    door = _Door(service)
+    handlers = _OpenAIRoutes(service)
     return [
-        Route("/v1/models", guarded(door.models), methods=["GET"]),
-        Route("/v1/models/{model:path}", guarded(door.model), methods=["GET"]),
-        Route("/v1/chat/completions", guarded(door.chat), methods=["POST"]),
-        Route("/v1/completions", guarded(door.completion), methods=["POST"]),
+        Route("/v1/models", guarded(handlers.models), methods=["GET"]),
+        Route("/v1/models/{model:path}", guarded(handlers.model), methods=["GET"]),
+        Route("/v1/chat/completions", guarded(handlers.chat), methods=["POST"]),
+        Route("/v1/completions", guarded(handlers.completion), methods=["POST"]),
     ]
 
 
 @dataclass
-class _Work:
-    """A request at work: one pending for each prompt, and what comes of their tokens."""
+class _RunningRequest:
+    """A request in progress: a pending sample request for each prompt, and the tokens so far."""
 
-    form: Form
+    format: ResponseFormat
     prompts: list[list[int]]
     pending: list[Pending] = field(default_factory=list)
-    # (choice, token, logprob, top-k); None: all is answered
-    heard: asyncio.Queue[tuple[int, int, float, Any] | None] = field(default_factory=asyncio.Queue)
+    tokens: asyncio.Queue[TokenEvent | None] = field(default_factory=asyncio.Queue)  # None: the end
 
 
-class _Door:
+class _OpenAIRoutes:
     def __init__(self, service: Service) -> None:
         self.service, self.state = service, service.state
-        self._texts: dict[str, asyncio.Future[Text]] = {}
-        self._weights: OrderedDict[str, Weights] = OrderedDict()
+        self._tokenizers: dict[str, asyncio.Future[ThreadSafeTokenizer]] = {}
+        self._weights: OrderedDict[str, SamplerWeights] = OrderedDict()
 
     # Models ----------------------------------------------------------------------------------
 
@@ -73,74 +77,86 @@ class _Door:
         return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
-        """One of them."""
+        """One base model or checkpoint, by its name."""
         name = request.path_params["model"]
         if name.startswith("tinker:/"):
             name = f"tinker://{name.removeprefix('tinker:').lstrip('/')}"
         self.service.sampling.weights(name)
         return JSONResponse(_model(name, 0))
 
-    async def _resolve(self, name: str) -> tuple[Weights, Text]:
+    async def _resolve(self, name: str) -> tuple[SamplerWeights, ThreadSafeTokenizer]:
         weights = await asyncio.to_thread(self.service.sampling.weights, name)
         self._weights[name] = weights
         self._weights.move_to_end(name)
         if len(self._weights) > WEIGHTS_KEPT:
             self._weights.popitem(last=False)
         base = weights.base_model
-        if base not in self._texts:
-            self._texts[base] = asyncio.ensure_future(self._load(base))
+        if base not in self._tokenizers:
+            self._tokenizers[base] = asyncio.ensure_future(self._load(base))
         try:
-            return weights, await asyncio.shield(self._texts[base])
+            return weights, await asyncio.shield(self._tokenizers[base])
         except RequestError:
-            self._texts.pop(base, None)
+            self._tokenizers.pop(base, None)
             raise
 
-    async def _load(self, base: str) -> Text:
-        pending = self.state.scheduler.ask(work=lambda: Text(self.state.backend.base(base)))
+    async def _load(self, base: str) -> ThreadSafeTokenizer:
+        pending = self.state.scheduler.submit_local(
+            work=lambda: ThreadSafeTokenizer(self.state.base_models.get(base))
+        )
         await pending.done.wait()
-        text: Text = _result(pending)
-        return text
+        tokenizer: ThreadSafeTokenizer = _result(pending)
+        return tokenizer
 
     # Requests --------------------------------------------------------------------------------
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = parse(ChatAsked, await body_of(request))
-        weights, text = await self._resolve(asked.model)
-        prompt = await asyncio.to_thread(text.chat, asked.conversation())
-        return await self._answer(request, weights, _Work(Chat(asked, text), [prompt]))
+        completion_request = parse(ChatCompletionRequest, await body_of(request))
+        weights, tokenizer = await self._resolve(completion_request.model)
+        prompt = await asyncio.to_thread(tokenizer.chat, completion_request.conversation())
+        return await self._answer(
+            request, weights, _RunningRequest(ChatFormat(completion_request, tokenizer), [prompt])
+        )
 
     async def completion(self, request: Request) -> Response:
         """POST /v1/completions."""
-        asked = parse(CompletionAsked, await body_of(request))
-        weights, text = await self._resolve(asked.model)
+        completion_request = parse(CompletionRequest, await body_of(request))
+        weights, tokenizer = await self._resolve(completion_request.model)
         prompts = [
-            await asyncio.to_thread(text.encode, prompt) if isinstance(prompt, str) else prompt
-            for prompt in asked.prompts()
+            await asyncio.to_thread(tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
+            for prompt in completion_request.prompts()
         ]
-        return await self._answer(request, weights, _Work(Completion(asked, text), prompts))
+        return await self._answer(
+            request,
+            weights,
+            _RunningRequest(CompletionFormat(completion_request, tokenizer), prompts),
+        )
 
-    async def _answer(self, request: Request, weights: Weights, work: _Work) -> Response:
-        loop, count = asyncio.get_running_loop(), work.form.asked.count
+    async def _answer(
+        self, request: Request, weights: SamplerWeights, work: _RunningRequest
+    ) -> Response:
+        loop, count = asyncio.get_running_loop(), work.format.request.count
 
         def listener(first: int) -> Any:
-            def heard(index: int, token: int, logprob: float, top: Any) -> None:
+            def on_token(index: int, token: int, logprob: float, top: Any) -> None:
                 event = (first + index, token, logprob, top)
-                loop.call_soon_threadsafe(work.heard.put_nowait, event)
+                loop.call_soon_threadsafe(work.tokens.put_nowait, event)
 
-            return heard
+            return on_token
 
         try:
             for number, prompt in enumerate(work.prompts):
-                sample = work.form.sample(prompt, listener(number * count))
-                pending = self.state.scheduler.ask(self.service.sampling.batch(weights, sample))
+                sample = work.format.sample(prompt, listener(number * count))
+                pending = self.state.scheduler.submit_local(
+                    self.service.sampling.batch(weights, sample)
+                )
                 pending.kind = "sample"
                 work.pending.append(pending)
-            if work.form.asked.stream:
+            if work.format.request.stream:
                 return await self._stream(work)
             while not all(p.done.is_set() for p in work.pending):
                 waiting = [asyncio.ensure_future(p.done.wait()) for p in work.pending]
-                _, left = await asyncio.wait(waiting, timeout=LOOK_EVERY_S)
+                _, left = await asyncio.wait(waiting, timeout=DISCONNECT_POLL_S)
                 for task in left:
                     task.cancel()
                 if left and await request.is_disconnected():
@@ -149,39 +165,41 @@ class _Door:
         except BaseException:
             self._abandon(work)
             raise
-        replies = self._replies(work)
-        while not work.heard.empty():
-            if (event := work.heard.get_nowait()) is not None:
-                work.form.hear(replies, event)
-        return JSONResponse(self._whole(work, replies))
+        detokenizers = self._detokenizers(work)
+        while not work.tokens.empty():
+            if (event := work.tokens.get_nowait()) is not None:
+                work.format.add_token(detokenizers, event)
+        return JSONResponse(self._full_response(work, detokenizers))
 
-    def _abandon(self, work: _Work) -> None:
+    def _abandon(self, work: _RunningRequest) -> None:
         for pending in work.pending:
             self.state.scheduler.cancel(pending)
 
-    def _replies(self, work: _Work) -> list[Reply]:
-        form = work.form
-        count = form.asked.count * len(work.prompts)
-        return [Reply(form.text, form.asked.stops()) for _ in range(count)]
+    def _detokenizers(self, work: _RunningRequest) -> list[IncrementalDetokenizer]:
+        fmt = work.format
+        count = fmt.request.count * len(work.prompts)
+        return [IncrementalDetokenizer(fmt.tokenizer, fmt.request.stops()) for _ in range(count)]
 
-    def _whole(self, work: _Work, replies: list[Reply]) -> dict[str, Any]:
+    def _full_response(
+        self, work: _RunningRequest, detokenizers: list[IncrementalDetokenizer]
+    ) -> dict[str, Any]:
         results = [_result(pending) for pending in work.pending]
         stopped = [sequence.stopped for result in results for sequence in result.sequences]
         choices = [
-            work.form.choice(index, reply, "stop" if stop else "length")
-            for index, (reply, stop) in enumerate(zip(replies, stopped, strict=True))
+            work.format.choice(index, detokenizer, "stop" if stop else "length")
+            for index, (detokenizer, stop) in enumerate(zip(detokenizers, stopped, strict=True))
         ]
-        return {**_head(work.form), "choices": choices, "usage": _usage(work, replies)}
+        return {**_envelope(work.format), "choices": choices, "usage": _usage(work, detokenizers)}
 
-    async def _stream(self, work: _Work) -> Response:
+    async def _stream(self, work: _RunningRequest) -> Response:
         async def last() -> None:
             for pending in work.pending:
                 await pending.done.wait()
-            work.heard.put_nowait(None)
+            work.tokens.put_nowait(None)
 
         ending = asyncio.ensure_future(last())
-        first = await work.heard.get()
-        if first is None:  # refused, or nothing to say: an error is one, not a stream
+        first = await work.tokens.get()
+        if first is None:  # no token came: an error is answered as such, not as a stream
             for pending in work.pending:
                 _result(pending)
         return StreamingResponse(
@@ -191,30 +209,34 @@ class _Door:
         )
 
     async def _events(
-        self, work: _Work, first: tuple[int, int, float, Any] | None, ending: asyncio.Future[None]
+        self, work: _RunningRequest, first: TokenEvent | None, ending: asyncio.Future[None]
     ) -> AsyncIterator[str]:
-        head, form, replies = _head(work.form, part=True), work.form, self._replies(work)
+        head, fmt, detokenizers = (
+            _envelope(work.format, part=True),
+            work.format,
+            self._detokenizers(work),
+        )
 
         def event(*choices: dict[str, Any], **more: Any) -> str:
             return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n"
 
         try:
-            for index in range(len(replies)):
-                if (opening := form.opening(index)) is not None:
+            for index in range(len(detokenizers)):
+                if (opening := fmt.opening(index)) is not None:
                     yield event(opening)
-            heard = first
-            while heard is not None:
-                if (part := form.part(replies, heard)) is not None:
-                    yield event(part)
-                heard = await work.heard.get()
+            token = first
+            while token is not None:
+                if (chunk := fmt.chunk_for(detokenizers, token)) is not None:
+                    yield event(chunk)
+                token = await work.tokens.get()
             results = [_result(pending) for pending in work.pending]
             stopped = [sequence.stopped for result in results for sequence in result.sequences]
-            for index, (reply, stop) in enumerate(zip(replies, stopped, strict=True)):
-                if rest := reply.end():
-                    yield event(form.piece(index, rest))
-                yield event(form.piece(index, "", finish="stop" if stop else "length"))
-            if form.asked.wants_usage:
-                yield event(usage=_usage(work, replies))
+            for index, (detokenizer, stop) in enumerate(zip(detokenizers, stopped, strict=True)):
+                if rest := detokenizer.end():
+                    yield event(fmt.chunk(index, rest))
+                yield event(fmt.chunk(index, "", finish="stop" if stop else "length"))
+            if fmt.request.wants_usage:
+                yield event(usage=_usage(work, detokenizers))
             yield "data: [DONE]\n\n"
         except RequestError as failure:
             body = {"error": {"message": str(failure), "type": "server_error"}}
@@ -236,18 +258,18 @@ def _model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "local"}
 
 
-def _head(form: Form, part: bool = False) -> dict[str, Any]:
+def _envelope(fmt: ResponseFormat, part: bool = False) -> dict[str, Any]:
     return {
-        "id": f"{form.prefix}-{uuid.uuid4().hex[:24]}",
-        "object": form.part_object if part else form.whole_object,
+        "id": f"{fmt.prefix}-{uuid.uuid4().hex[:24]}",
+        "object": fmt.chunk_object if part else fmt.response_object,
         "created": int(time.time()),
-        "model": form.asked.model,
+        "model": fmt.request.model,
     }
 
 
-def _usage(work: _Work, replies: Sequence[Reply]) -> dict[str, int]:
+def _usage(work: _RunningRequest, detokenizers: Sequence[IncrementalDetokenizer]) -> dict[str, int]:
     prompt = sum(map(len, work.prompts))
-    completion = sum(len(reply.tokens) for reply in replies)
+    completion = sum(len(detokenizer.tokens) for detokenizer in detokenizers)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

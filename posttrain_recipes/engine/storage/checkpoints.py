@@ -37,7 +37,7 @@ from posttrain_recipes.engine.storage.files import (
     writable,
     write_json,
 )
-from posttrain_recipes.engine.wire import LoraConfig, RequestError
+from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _TTL_S = (3600, 10 * 366 * 86400)
 
 
 @dataclass(frozen=True)
-class Path_:
+class CheckpointPath:
     """A parsed `tinker://` path."""
 
     run: str
@@ -61,7 +61,7 @@ class Path_:
         return f"tinker://{self.run}/{self.kind}/{self.name}"
 
 
-def parse_path(text: str) -> Path_:
+def parse_path(text: str) -> CheckpointPath:
     """`tinker://run/kind/name`. Raises RequestError 422 for anything else."""
     parts = text.removeprefix("tinker://").split("/")
     if not text.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS:
@@ -70,7 +70,7 @@ def parse_path(text: str) -> Path_:
             f"{text!r} is no checkpoint of this engine: it should read "
             "tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME",
         )
-    return Path_(check_run(parts[0]), parts[1], check_name(parts[2]))
+    return CheckpointPath(check_run(parts[0]), parts[1], check_name(parts[2]))
 
 
 def check_name(name: str) -> str:
@@ -101,24 +101,24 @@ def expiry(ttl_seconds: int | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class TrainingRun:
     """A training run: what was asked for when its model was created."""
 
     run: str
     session: str
     base_model: str
-    lora: LoraConfig
+    lora: AdapterConfig
     created: str
     user_metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
-class Record:
+class CheckpointRecord:
     """A checkpoint's description, as stored."""
 
     path: str
     base_model: str
-    lora: LoraConfig
+    lora: AdapterConfig
     step: int
     time: str
     expires_at: str | None = None
@@ -136,7 +136,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-class Store:
+class CheckpointStore:
     """The folder of runs and checkpoints. Methods may be called from any thread."""
 
     def __init__(self, root: Path) -> None:
@@ -148,10 +148,10 @@ class Store:
     def _run_folder(self, run: str) -> Path:
         return self.root / check_run(run).replace(":", "_")  # a colon is no good on every system
 
-    def _place(self, path: Path_) -> Path:
+    def _place(self, path: CheckpointPath) -> Path:
         return self._run_folder(path.run) / path.kind / path.name
 
-    def folder(self, path: Path_) -> Path:
+    def folder(self, path: CheckpointPath) -> Path:
         """Where a checkpoint is kept. Raises RequestError 404 if it is not there (any more)."""
         folder = self._place(path)
         if not (folder / DESCRIPTION).exists() or self.read(folder).expired:
@@ -162,18 +162,22 @@ class Store:
             )
         return folder
 
-    def read(self, folder: Path) -> Record:
+    def read(self, folder: Path) -> CheckpointRecord:
         """The description in a checkpoint's folder. Raises RequestError 422 if it is damaged."""
         with readable(folder / DESCRIPTION) as file:
             data = json.loads(file.read_text(encoding="utf-8"))
-            return Record(**{**data, "lora": LoraConfig(**data["lora"])})
+            return CheckpointRecord(**{**data, "lora": AdapterConfig(**data["lora"])})
 
-    def record(self, path: Path_) -> Record:
+    def record(self, path: CheckpointPath) -> CheckpointRecord:
         """A checkpoint's description. Raises RequestError 404."""
         return self.read(self.folder(path))
 
     def save(
-        self, path: Path_, record: Record, write: Callable[[Path], None], overwrite: bool
+        self,
+        path: CheckpointPath,
+        record: CheckpointRecord,
+        write: Callable[[Path], None],
+        overwrite: bool,
     ) -> None:
         """Save a checkpoint: `write` puts its tensors into the folder it is handed.
 
@@ -210,7 +214,7 @@ class Store:
             arrays: dict[str, Any] = load_file(file)
         return arrays
 
-    def amend(self, path: Path_, **changes: Any) -> None:
+    def amend(self, path: CheckpointPath, **changes: Any) -> None:
         """Change fields of a checkpoint's description, atomically."""
         with self._lock:
             folder = self.folder(path)
@@ -218,7 +222,7 @@ class Store:
             with writable(folder, str(path)):
                 write_json(folder / DESCRIPTION, data)
 
-    def delete(self, path: Path_) -> None:
+    def delete(self, path: CheckpointPath) -> None:
         """Delete a checkpoint, damaged or not. Raises RequestError 404."""
         with self._lock, self._writing():
             folder = self._place(path)
@@ -269,23 +273,23 @@ class Store:
         if not place.exists():
             os.replace(aside, place)
 
-    def add_run(self, record: RunRecord) -> None:
+    def add_run(self, record: TrainingRun) -> None:
         """Note that a run exists."""
         folder = self._run_folder(record.run)
         with writable(folder, record.run):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "run.json", asdict(record))
 
-    def run(self, run: str) -> RunRecord:
+    def run(self, run: str) -> TrainingRun:
         """Raises RequestError 404 for a run that never was."""
         path = self._run_folder(run) / "run.json"
         if not path.exists():
             raise RequestError(404, f"there is no training run {run}")
         with readable(path):
             data = json.loads(path.read_text(encoding="utf-8"))
-            return RunRecord(**{**data, "lora": LoraConfig(**data["lora"])})
+            return TrainingRun(**{**data, "lora": AdapterConfig(**data["lora"])})
 
-    def runs(self) -> list[RunRecord]:
+    def runs(self) -> list[TrainingRun]:
         """Every run, the newest first; one whose record is damaged is left out."""
         found = []
         for path in self.root.glob("*/run.json"):
@@ -297,7 +301,7 @@ class Store:
                     log.warning("%s", error)
         return sorted(found, key=lambda record: (record.created, record.run), reverse=True)
 
-    def checkpoints(self, run: str | None = None) -> list[tuple[Record, int]]:
+    def checkpoints(self, run: str | None = None) -> list[tuple[CheckpointRecord, int]]:
         """Descriptions of a run's checkpoints, or all, with their bytes; the newest first."""
         roots = [self._run_folder(run)] if run else self.root.iterdir()
         found = []

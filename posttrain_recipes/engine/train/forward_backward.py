@@ -17,14 +17,14 @@ from torch import Tensor
 
 from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.base import BaseModel
-from posttrain_recipes.engine.model.decoder import Decoder, Weights
+from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.fused_linear import Grads
 from posttrain_recipes.engine.model.kernels import Product
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.model.packing import Packing
-from posttrain_recipes.engine.train import losses, objectives
+from posttrain_recipes.engine.train import loss_functions, losses
 from posttrain_recipes.engine.train.custom_loss import LossGraph
-from posttrain_recipes.engine.train.objectives import Objective, columns
+from posttrain_recipes.engine.train.loss_functions import LossFunction, columns
 from posttrain_recipes.engine.wire import Datum, ForwardBackwardResult, RequestError
 
 Found = tuple[NDArray[np.float32], float, dict[str, float]]  # log-probabilities, loss, metrics
@@ -45,15 +45,17 @@ def forward_backward(
     Everything is checked before anything is computed, so that a request either counts in full or
     not at all. Raises RequestError 422.
     """
-    objective = objectives.make(loss_fn, config, graphs or {})
-    items = [_checked(base, objective, loss_fn, datum, i) for i, datum in enumerate(data)]
+    loss_function = loss_functions.make(loss_fn, config, graphs or {})
+    items = [_checked(base, loss_function, loss_fn, datum, i) for i, datum in enumerate(data)]
     logprobs: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(items)
     sums: dict[str, float] = {}
     total = 0.0
-    before = adapter.grad.clone() if objective.may_fail and not forward_only else None
+    before = adapter.grad.clone() if loss_function.may_fail and not forward_only else None
     run = _padded if base.decoder is None else _packed
     try:
-        for chosen, (found, loss, metrics) in run(base, adapter, items, objective, forward_only):
+        for chosen, (found, loss, metrics) in run(
+            base, adapter, items, loss_function, forward_only
+        ):
             total += loss
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
@@ -88,7 +90,9 @@ def _reduced(sums: Mapping[str, float], count: int) -> dict[str, float]:
     }
 
 
-def _checked(base: BaseModel, objective: Objective, name: str, datum: Datum, index: int) -> Datum:
+def _checked(
+    base: BaseModel, loss_function: LossFunction, name: str, datum: Datum, index: int
+) -> Datum:
     """The datum as the objective wants it. Raises RequestError 422."""
     what = f"datum {index}"
     base.check_length(datum.tokens.size, what)
@@ -98,7 +102,7 @@ def _checked(base: BaseModel, objective: Objective, name: str, datum: Datum, ind
         raise RequestError(422, f"{what}: loss_fn_inputs lacks `target_tokens`")
     if targets.dtype != np.int64 or targets.ndim not in (1, 2):
         raise RequestError(422, f"{what}: target_tokens must be int64, (N,) or (N, K)")
-    if targets.ndim == 2 and not (objective.many_targets and targets.shape[1]):
+    if targets.ndim == 2 and not (loss_function.many_targets and targets.shape[1]):
         raise RequestError(422, f"{what}: loss {name!r} takes one target a position, shape (N,)")
     if targets.shape[0] != datum.tokens.size:
         raise RequestError(
@@ -107,7 +111,7 @@ def _checked(base: BaseModel, objective: Objective, name: str, datum: Datum, ind
             "target i is the token that follows input i, so both have one length",
         )
     base.check_ids(targets, f"{what}, target_tokens")
-    return objective.check(datum, what)
+    return loss_function.check(datum, what)
 
 
 def _targets(batch: Sequence[Datum]) -> NDArray[np.int64]:
@@ -130,11 +134,11 @@ def _padded(
     base: BaseModel,
     adapter: Adapter,
     items: Sequence[Datum],
-    objective: Objective,
+    loss_function: LossFunction,
     forward_only: bool,
 ) -> list[tuple[list[int], Found]]:
     out = []
-    with base.using(adapter.view), torch.set_grad_enabled(not forward_only):
+    with base.using(adapter.layers), torch.set_grad_enabled(not forward_only):
         for chosen in base.batches([item.tokens.size for item in items]):
             batch = [items[i] for i in chosen]
             logits = base.logits([datum.tokens for datum in batch])
@@ -144,7 +148,7 @@ def _padded(
             flat = logits[torch.from_numpy(real).to(base.device)]
             targets = torch.from_numpy(_targets(batch)).to(base.device)
             logp = losses.token_logprobs(flat, targets)
-            loss, metrics = objective.evaluate(logp, batch)
+            loss, metrics = loss_function.evaluate(logp, batch)
             if not forward_only and loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             found = logp.detach().cpu().numpy()
@@ -159,7 +163,7 @@ def _packed(
     base: BaseModel,
     adapter: Adapter,
     items: Sequence[Datum],
-    objective: Objective,
+    loss_function: LossFunction,
     forward_only: bool,
 ) -> list[tuple[list[int], Found]]:
     """Each share of the sequences on a thread of its own, with gradients of its own: adding those
@@ -175,7 +179,7 @@ def _packed(
     def run(which: int) -> list[tuple[list[int], Found]]:
         grads = views[which] if views else None
         return [
-            (chosen, _pass(base, weights, [items[i] for i in chosen], objective, grads))
+            (chosen, _pass(base, weights, [items[i] for i in chosen], loss_function, grads))
             for chosen in shares[which]
         ]
 
@@ -188,9 +192,9 @@ def _packed(
 @torch.no_grad()
 def _pass(
     base: BaseModel,
-    weights: Weights,
+    weights: DecoderWeights,
     batch: Sequence[Datum],
-    objective: Objective,
+    loss_function: LossFunction,
     grads: Grads | None,
 ) -> Found:
     decoder: Decoder | None = base.decoder
@@ -204,7 +208,7 @@ def _pass(
     logp = head.forward(keep=grads is not None)
     with torch.enable_grad():
         leaf = logp.requires_grad_(grads is not None)
-        loss, metrics = objective.evaluate(leaf, batch)
+        loss, metrics = loss_function.evaluate(leaf, batch)
         slope = torch.autograd.grad(loss, leaf)[0] if loss.requires_grad else None
     if slope is not None and grads is not None and kept is not None:
         dy = head.backward(slope, decoder.head.grads(grads))

@@ -83,7 +83,7 @@ def _bounds(inputs: Inputs, config: Config) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossDefinition:
     """One loss: its function, the datum inputs it reads beside `target_tokens`, its settings."""
 
     fn: Callable[[Tensor, Inputs, Config], Tensor]
@@ -97,14 +97,14 @@ class Loss:
 _POLICY = ("logprobs", "advantages")
 _CLIP = ("clip_low_threshold", "clip_high_threshold")
 
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(cross_entropy, optional=("weights",), many_targets=True),
-    "importance_sampling": Loss(importance_sampling, _POLICY),
-    "ppo": Loss(ppo, _POLICY, _CLIP, dict(zip(_CLIP, (0.8, 1.2), strict=True))),
-    "cispo": Loss(cispo, _POLICY, _CLIP, dict(zip(_CLIP, (0.0, 4.0), strict=True))),
-    "dro": Loss(dro, _POLICY, config={"beta": 0.05}),
+LOSSES: dict[str, LossDefinition] = {
+    "cross_entropy": LossDefinition(cross_entropy, optional=("weights",), many_targets=True),
+    "importance_sampling": LossDefinition(importance_sampling, _POLICY),
+    "ppo": LossDefinition(ppo, _POLICY, _CLIP, dict(zip(_CLIP, (0.8, 1.2), strict=True))),
+    "cispo": LossDefinition(cispo, _POLICY, _CLIP, dict(zip(_CLIP, (0.0, 4.0), strict=True))),
+    "dro": LossDefinition(dro, _POLICY, config={"beta": 0.05}),
     # The clip range of the paper's section 5.1: a sequence's ratio moves far less than a token's.
-    "gspo": Loss(
+    "gspo": LossDefinition(
         gspo,
         (*_POLICY, "sequence_ratio_mask"),
         _CLIP,
@@ -120,7 +120,7 @@ _ELSEWHERE = {
 }
 
 
-def find(name: str) -> Loss:
+def find(name: str) -> LossDefinition:
     """The loss called `name`. Raises LossError, with what to use instead, if there is none."""
     if name in LOSSES:
         return LOSSES[name]

@@ -31,7 +31,7 @@ class CreateSession:
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class AdapterConfig:
     """What a LoRA adapter trains, and its rank and seed."""
 
     rank: int = 32
@@ -49,7 +49,7 @@ class CreateModel:
     model_seq_id: int
     base_model: str
     user_metadata: dict[str, Any] | None = None
-    lora_config: LoraConfig | None = None
+    lora_config: AdapterConfig | None = None
     optimizer_config: dict[str, Any] | None = None
 
 
@@ -123,7 +123,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ModelInput:
     """What a sample continues."""
 
     chunks: list[Chunk]
@@ -151,12 +151,12 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleRequest:
     """A request for samples from one prompt, and for scores of the prompt."""
 
     sampling_session_id: str
     seq_id: int
-    prompt: Prompt
+    prompt: ModelInput
     sampling_params: SamplingParams
     num_samples: int = 1
     prompt_logprobs: bool | None = None
@@ -168,7 +168,7 @@ class Sample:
     record_stability_info: bool | None = None
     # Of this process's own requests: told (sample, token, logprob, top-k) of each token, on the
     # worker. JSON cannot hold one.
-    heard: Callable[[int, int, float, Any], None] | None = None
+    on_token: Callable[[int, int, float, Any], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class SamplerRef:
 
 
 @dataclass(frozen=True)
-class ModelRef:
+class TrainingModelRef:
     """Names a model in training."""
 
     model_id: str

@@ -21,7 +21,7 @@ from posttrain_recipes.engine.wire import Datum, RequestError
 CUSTOM = "custom"
 
 
-class Objective(Protocol):
+class LossFunction(Protocol):
     """A loss with its settings."""
 
     many_targets: bool
@@ -41,7 +41,7 @@ class Objective(Protocol):
 
 def make(
     name: str, config: Mapping[str, float | str], graphs: Mapping[str, LossGraph]
-) -> Objective:
+) -> LossFunction:
     """The objective called `name`, with its settings. Raises RequestError 422."""
     if name == CUSTOM and "loss_id" in config:
         graph = graphs.get(str(config["loss_id"]))
@@ -51,9 +51,9 @@ def make(
                 f"this session has no custom loss {config['loss_id']!r}: create it again with "
                 "create_custom_loss; losses end with their session",
             )
-        return CustomObjective(graph)
+        return CustomLoss(graph)
     try:
-        return BuiltinObjective(name, losses.find(name), losses.settings(name, config))
+        return BuiltinLoss(name, losses.find(name), losses.settings(name, config))
     except losses.LossError as error:
         raise RequestError(422, str(error)) from None
 
@@ -63,12 +63,14 @@ def columns(targets: NDArray[np.int64]) -> int:
     return 1 if targets.ndim == 1 else targets.shape[1]
 
 
-class BuiltinObjective:
+class BuiltinLoss:
     """One of the losses in `losses`."""
 
     may_fail = False
 
-    def __init__(self, name: str, loss: losses.Loss, settings: Mapping[str, float]) -> None:
+    def __init__(
+        self, name: str, loss: losses.LossDefinition, settings: Mapping[str, float]
+    ) -> None:
         self.name, self.loss, self.settings = name, loss, settings
         self.many_targets = loss.many_targets
         self._keys: frozenset[str] | None = None
@@ -134,7 +136,7 @@ def _stack(batch: Sequence[Datum], like: Tensor) -> dict[str, Tensor]:
     return out
 
 
-class CustomObjective:
+class CustomLoss:
     """A loss that the client uploaded, run once a datum."""
 
     may_fail = True
