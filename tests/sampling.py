@@ -43,7 +43,7 @@ def ids(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
-def ask(
+def sample_request(
     prompt: list[int], n: int = 1, request: dict[str, Any] | None = None, **params: Any
 ) -> SampleRequest:
     params = {"max_tokens": 12, "stop": [], **params}

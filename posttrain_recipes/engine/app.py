@@ -1,4 +1,4 @@
-"""HTTP: the routes of Tinker's protocol. Everything else is the service's business.
+"""The engine as an ASGI application: the routes of Tinker's protocol over the service.
 
 A request is parsed, handed to the service, and acknowledged; its result is fetched by
 `retrieve_future`, a long poll, because the SDK polls again at once when it is told "not yet".
@@ -83,7 +83,7 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class SamplerTarget:
-    """The sampler whose completions are polled, and which copy of its client asks."""
+    """The sampler whose completions are polled, and which copy of its client polls."""
 
     sampling_session_id: str
     type: str = "sampling_session"
@@ -92,7 +92,7 @@ class SamplerTarget:
 
 @dataclass(frozen=True)
 class RetrieveFutures:
-    """What has been answered in a sampling session since `prev_cursor`?"""
+    """A poll for the requests of a sampling session that were answered since `prev_cursor`."""
 
     target: SamplerTarget
     prev_cursor: int = 0

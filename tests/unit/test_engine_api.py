@@ -1,4 +1,4 @@
-"""Who may ask, what is refused, and that the engine goes on after it; no model is loaded."""
+"""Authentication, what is refused, and that the engine goes on after it; no model is loaded."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from posttrain_recipes.engine.generate.batcher import RequestFeed, serve
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import SampleRequest
-from tests.sampling import adapted, ask, ids, model, run, tokens
+from tests.sampling import adapted, ids, model, run, sample_request, tokens
 
 
 @pytest.fixture(scope="module", params=["decoder", "transformers"])
@@ -48,7 +48,7 @@ class Trickle(RequestFeed):
 
 def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) -> None:
     lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
-    requests = [ask(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
+    requests = [sample_request(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
     feed = Trickle(requests, slowly=base.decoder is None)  # one that looks after every token
     with torch.no_grad():
         serve(base, snapshot, feed)
@@ -82,7 +82,7 @@ def test_requests_that_are_sent_together_are_read_together(
     monkeypatch.setattr(
         slots.SlotBatch, "join", lambda self, new: (joined.append(len(new)), join(self, new))[1]
     )
-    requests = [ask(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
+    requests = [sample_request(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
     feed = OneByOne(requests)
     with torch.no_grad():
         serve(base, None, feed)
@@ -114,7 +114,7 @@ class Cancelling(RequestFeed):
 def test_cancelled_requests_leave_and_the_others_go_on(
     base: BaseModel, cancelled: set[int]
 ) -> None:
-    requests = [ask(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
+    requests = [sample_request(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
     feed = Cancelling(requests, cancelled)
     with torch.no_grad():
         serve(base, None, feed)
@@ -142,15 +142,20 @@ def test_a_prompt_is_read_once_however_many_continue_it(
     base = model(tmp_path)
     read = noted(monkeypatch)
     long, short = ids(60, 1), ids(5, 2)
-    requests = [ask(long, 16, seed=1, max_tokens=30), *(ask(short, seed=n) for n in range(6))]
-    requests += [ask(ids(n, n), seed=n) for n in (4, 9)]
+    requests = [
+        sample_request(long, 16, seed=1, max_tokens=30),
+        *(sample_request(short, seed=n) for n in range(6)),
+    ]
+    requests += [sample_request(ids(n, n), seed=n) for n in (4, 9)]
     together = run(base, None, *requests)
     assert sorted(read) == [4, 5, 9, 60]
     for request, result in zip(requests, together, strict=True):
         (alone,) = run(base, None, request)
         for i, sequence in enumerate(alone.sequences):
             assert tokens(result, i) == sequence.tokens.tolist()
-    (first,) = run(base, None, ask(long, 1, seed=1, max_tokens=30))  # not shared: its own buffers
+    (first,) = run(
+        base, None, sample_request(long, 1, seed=1, max_tokens=30)
+    )  # not shared: its own buffers
     assert tokens(first) == tokens(together[0])
 
 
@@ -162,8 +167,12 @@ def test_what_prompts_begin_with_is_read_once(
     monkeypatch.setattr(slots, "SLOT_SEQUENCES", 3)  # two slots
     task, other = ids(50, 1), ids(40, 2)
     texts = [[*task, *ids(n, n)] for n in (3, 8, 5, 5, 11)] + [[*other, *ids(6, 6)], ids(9, 9)]
-    requests = [ask(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)]
-    requests.append(ask(texts[0], 6, seed=20, max_tokens=30))  # enough rows to share all of it
+    requests = [
+        sample_request(text, 1 + n % 2, seed=n, max_tokens=12) for n, text in enumerate(texts)
+    ]
+    requests.append(
+        sample_request(texts[0], 6, seed=20, max_tokens=30)
+    )  # enough rows to share all of it
     alone = [run(base, None, request)[0] for request in requests]
     read = noted(monkeypatch)
     together = run(base, None, *requests)
@@ -173,7 +182,9 @@ def test_what_prompts_begin_with_is_read_once(
             assert tokens(mine, i) == sequence.tokens.tolist()
             np.testing.assert_allclose(mine.sequences[i].logprobs, sequence.logprobs, atol=1e-4)
     read.clear()
-    feed = Trickle([*requests[:5], ask([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False)
+    feed = Trickle(
+        [*requests[:5], sample_request([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False
+    )
     feed.left, later = feed.left[:5], feed.left[5:]
     first = feed.take
 
@@ -187,7 +198,7 @@ def test_what_prompts_begin_with_is_read_once(
     with torch.no_grad():
         serve(base, None, feed)
     assert sorted(read) == [3, 4, 5, 8, 11, 50]
-    (last,) = run(base, None, ask([*task, *ids(4, 4)], seed=3, max_tokens=4))
+    (last,) = run(base, None, sample_request([*task, *ids(4, 4)], seed=3, max_tokens=4))
     assert tokens(feed.results[5]) == tokens(last)
 
 

@@ -18,7 +18,7 @@ from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum
 from tests.engine_model import VOCAB, build
-from tests.sampling import ask, run, tokens
+from tests.sampling import run, sample_request, tokens
 
 IDS = np.random.default_rng(3).integers(0, VOCAB, 41)
 DATA = [Datum(IDS[:-1], {"target_tokens": IDS[1:]})]
@@ -76,7 +76,7 @@ def test_ten_models_one_after_another_each_begin_at_the_base(
 
 def test_samplers_made_one_after_another_sample_from_their_own_weights(base: BaseModel) -> None:
     def drawn(snapshot: Any) -> list[int]:
-        (result,) = run(base, snapshot, ask(IDS[:9].tolist(), temperature=0))
+        (result,) = run(base, snapshot, sample_request(IDS[:9].tolist(), temperature=0))
         return tokens(result)
 
     plain = drawn(None)

@@ -23,7 +23,7 @@ from posttrain_recipes.engine.wire import (
     TensorData,
 )
 from tests.engine_model import EOS, VOCAB
-from tests.sampling import adapted, ask, ids, model, run, tokens
+from tests.sampling import adapted, ids, model, run, sample_request, tokens
 
 
 @pytest.fixture(scope="module", params=["decoder", "transformers"])
@@ -51,7 +51,7 @@ def targets(table: Any, sparse: bool = False) -> dict[str, Any]:
 
 def test_greedy_is_what_transformers_generates(base: BaseModel) -> None:
     prompts = [ids(n, n) for n in (3, 20, 7, 20, 1)]
-    got = run(base, None, *(ask(p, temperature=0) for p in prompts))
+    got = run(base, None, *(sample_request(p, temperature=0) for p in prompts))
     for prompt, result in zip(prompts, got, strict=True):
         out = base.model.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=None
@@ -67,7 +67,8 @@ def test_logprobs_agree_with_the_training_forward(
     adapter.load(snapshot, None)
     prompts = [ids(n, n) for n in (5, 33, 12)]
     requests = [
-        ask(p, 2, {"prompt_logprobs": True}, temperature=temperature, seed=1) for p in prompts
+        sample_request(p, 2, {"prompt_logprobs": True}, temperature=temperature, seed=1)
+        for p in prompts
     ]
     for prompt, result in zip(prompts, run(base, snapshot, *requests), strict=True):
         for sequence in result.sequences:
@@ -89,25 +90,25 @@ def test_a_merged_adapter_samples_as_the_low_rank_one(base: BaseModel, snapshot:
 
 
 def test_a_seeded_sample_does_not_depend_on_its_company(base: BaseModel) -> None:
-    mine = ask(ids(9, 1), 3, seed=42)
+    mine = sample_request(ids(9, 1), 3, seed=42)
     (alone,) = run(base, None, mine)
-    others = [ask(ids(n, n), n, seed=n) for n in (2, 5, 30)]
+    others = [sample_request(ids(n, n), n, seed=n) for n in (2, 5, 30)]
     crowded = run(base, None, *others, mine)[-1]
-    more = run(base, None, ask(ids(9, 1), 5, seed=42))[0]
+    more = run(base, None, sample_request(ids(9, 1), 5, seed=42))[0]
     for i in range(3):
         assert tokens(alone, i) == tokens(crowded, i) == tokens(more, i)
     assert len({tuple(tokens(alone, i)) for i in range(3)}) == 3
-    assert tokens(run(base, None, ask(ids(9, 1), seed=43))[0]) != tokens(alone)
+    assert tokens(run(base, None, sample_request(ids(9, 1), seed=43))[0]) != tokens(alone)
 
 
 def test_unseeded_samples_differ(base: BaseModel) -> None:
-    request = ask(ids(9, 1))
+    request = sample_request(ids(9, 1))
     assert tokens(run(base, None, request)[0]) != tokens(run(base, None, request)[0])
 
 
 def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
     lengths = [1, 17, 3, 9, 2]
-    requests = [ask(ids(n + 2, n), max_tokens=n, temperature=0) for n in lengths]
+    requests = [sample_request(ids(n + 2, n), max_tokens=n, temperature=0) for n in lengths]
     got = run(base, None, *requests)
     assert [len(tokens(r)) for r in got] == lengths
     for request, result in zip(requests, got, strict=True):
@@ -116,7 +117,7 @@ def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
 
 def test_stops(base: BaseModel) -> None:
     def greedy(**params: Any) -> SampleResult:
-        return run(base, None, ask(ids(6, 3), temperature=0, **params))[0]
+        return run(base, None, sample_request(ids(6, 3), temperature=0, **params))[0]
 
     free = tokens(greedy())
     assert not greedy().sequences[0].stopped
@@ -133,13 +134,13 @@ def test_stops(base: BaseModel) -> None:
 def test_eos_ends_a_sequence_unless_stop_is_empty(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (free,) = run(base, None, ask(ids(6, 3), temperature=0))
+    (free,) = run(base, None, sample_request(ids(6, 3), temperature=0))
     third = tokens(free)[2]
     monkeypatch.setattr(base.model.generation_config, "eos_token_id", [third, EOS])
-    (ended,) = run(base, None, ask(ids(6, 3), temperature=0, stop=None))
+    (ended,) = run(base, None, sample_request(ids(6, 3), temperature=0, stop=None))
     assert tokens(ended) == tokens(free)[: tokens(free).index(third) + 1]
     assert ended.sequences[0].stopped
-    (again,) = run(base, None, ask(ids(6, 3), temperature=0, stop=[]))
+    (again,) = run(base, None, sample_request(ids(6, 3), temperature=0, stop=[]))
     assert tokens(again) == tokens(free)
 
 
@@ -150,7 +151,7 @@ def test_scores_of_a_prompt(base: BaseModel) -> None:
     want = logits.log_softmax(-1)
     wishes = {"prompt_logprobs": True, "topk_prompt_logprobs": 3, "topk_sample_logprobs": 2}
     for max_tokens in (1, 4):
-        (got,) = run(base, None, ask(prompt, 2, wishes, max_tokens=max_tokens))
+        (got,) = run(base, None, sample_request(prompt, 2, wishes, max_tokens=max_tokens))
         assert got.prompt_logprobs is not None
         assert got.prompt_topk is not None
         assert np.isnan(got.prompt_logprobs[0])
@@ -163,7 +164,9 @@ def test_scores_of_a_prompt(base: BaseModel) -> None:
         first = got.sequences[0].topk
         assert first is not None
         np.testing.assert_allclose(first.logprobs[0], want[-1].topk(2).values, atol=1e-5)
-    (tail,) = run(base, None, ask(prompt, 1, {**wishes, "prompt_logprobs_last_n": 3}, max_tokens=1))
+    (tail,) = run(
+        base, None, sample_request(prompt, 1, {**wishes, "prompt_logprobs_last_n": 3}, max_tokens=1)
+    )
     assert tail.prompt_logprobs is not None
     assert np.isnan(tail.prompt_logprobs).sum() == 7
 
@@ -175,7 +178,7 @@ def test_named_targets_are_scored_in_the_layout_they_came_in(base: BaseModel) ->
     table = np.full((9, 12), -1)
     table[2, 5], table[7, 0], table[7, 1] = 17, 3, 255
     for sparse in (False, True):
-        (got,) = run(base, None, ask(prompt, 1, targets(table, sparse), max_tokens=1))
+        (got,) = run(base, None, sample_request(prompt, 1, targets(table, sparse), max_tokens=1))
         response = decoded(got)
         found = response.target_prompt_logprobs
         assert (found.sparse_crow_indices is not None) == sparse
@@ -192,7 +195,11 @@ def test_alternatives_are_drawn_at_every_position(base: BaseModel) -> None:
     with torch.no_grad():
         want = base.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
     results = [
-        decoded(run(base, None, ask(prompt, 1, wishes, max_tokens=1, seed=s, temperature=t))[0])
+        decoded(
+            run(base, None, sample_request(prompt, 1, wishes, max_tokens=1, seed=s, temperature=t))[
+                0
+            ]
+        )
         for s, t in ((1, 1.0), (1, 1.0), (2, 1.0), (1, 0.0))
     ]
     drawn, logprobs = ([getattr(r.prompt_alt_tokens, name).to_numpy() for r in results]
@@ -215,7 +222,7 @@ def decoded(result: SampleResult) -> Any:
 
 
 def test_a_prompt_of_one_token_has_nothing_to_score(base: BaseModel) -> None:
-    (got,) = run(base, None, ask([5], 1, {"prompt_logprobs": True}, max_tokens=1))
+    (got,) = run(base, None, sample_request([5], 1, {"prompt_logprobs": True}, max_tokens=1))
     assert got.prompt_logprobs is not None
     assert np.isnan(got.prompt_logprobs).all()
 
@@ -258,33 +265,35 @@ def test_rows_of_a_batch_keep_their_own_settings() -> None:
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (ask([]), "empty"),
-        (ask([1, VOCAB]), "vocabulary"),
-        (ask([1], max_tokens=0), "max_tokens"),
-        (ask([1] * 100, max_tokens=100), r"100 \+ 100 > 128"),
-        (ask([1], temperature=-1.0), "temperature"),
-        (ask([1], temperature=float("nan")), "temperature"),
-        (ask([1], top_p=0.0), "top_p"),
-        (ask([1], stop=[""]), "stop"),
-        (ask([1], 0), "num_samples"),
-        (ask([1], 1, {"prompt_alt_tokens_k": -1}), "prompt_alt_tokens_k"),
-        (ask([1], 1, {"record_stability_info": True}), "ppo"),
-        (ask([1, 2], 1, targets([[1], [1]])), "1 rows"),
-        (ask([1, 2], 1, targets([[-1]])), "names no token"),
-        (ask([1, 2], 1, targets([[VOCAB]])), "vocabulary"),
+        (sample_request([]), "empty"),
+        (sample_request([1, VOCAB]), "vocabulary"),
+        (sample_request([1], max_tokens=0), "max_tokens"),
+        (sample_request([1] * 100, max_tokens=100), r"100 \+ 100 > 128"),
+        (sample_request([1], temperature=-1.0), "temperature"),
+        (sample_request([1], temperature=float("nan")), "temperature"),
+        (sample_request([1], top_p=0.0), "top_p"),
+        (sample_request([1], stop=[""]), "stop"),
+        (sample_request([1], 0), "num_samples"),
+        (sample_request([1], 1, {"prompt_alt_tokens_k": -1}), "prompt_alt_tokens_k"),
+        (sample_request([1], 1, {"record_stability_info": True}), "ppo"),
+        (sample_request([1, 2], 1, targets([[1], [1]])), "1 rows"),
+        (sample_request([1, 2], 1, targets([[-1]])), "names no token"),
+        (sample_request([1, 2], 1, targets([[VOCAB]])), "vocabulary"),
     ],
 )
 def test_a_request_at_fault_does_not_spoil_the_batch(
     base: BaseModel, bad: SampleRequest, says: str
 ) -> None:
-    good, refused = sample(base, None, [ask(ids(4, 0), temperature=0), bad])
+    good, refused = sample(base, None, [sample_request(ids(4, 0), temperature=0), bad])
     assert isinstance(good, SampleResult)
     with pytest.raises(RequestError, match=says):
         raise refused  # type: ignore[misc]
 
 
 def test_a_prompt_as_long_as_the_context_can_be_scored(base: BaseModel) -> None:
-    (got,) = run(base, None, ask(ids(128, 0), 1, {"prompt_logprobs": True}, max_tokens=1))
+    (got,) = run(
+        base, None, sample_request(ids(128, 0), 1, {"prompt_logprobs": True}, max_tokens=1)
+    )
     assert got.prompt_logprobs is not None
     assert np.isfinite(got.prompt_logprobs[1:]).all()
 
@@ -313,7 +322,7 @@ def test_other_architectures(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         adapter.flat.add_(torch.randn(adapter.flat.shape, generator=torch.Generator()))
     prompts = [ids(n, n) for n in (12, 3, 12, 7)]
-    requests = [ask(p, 2, max_tokens=10, temperature=0) for p in prompts]
+    requests = [sample_request(p, 2, max_tokens=10, temperature=0) for p in prompts]
     for prompt, result in zip(prompts, run(base, adapter.snapshot(), *requests), strict=True):
         whole = np.array(prompt + tokens(result))
         best = np.zeros(len(whole) - 1, int)

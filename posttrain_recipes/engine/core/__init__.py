@@ -1,1 +1,1 @@
-"""What each request means, in which order it runs, and what is known while it does."""
+"""The service behind the routes: request handlers, the scheduler, futures and the state."""

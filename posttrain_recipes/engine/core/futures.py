@@ -1,4 +1,4 @@
-"""Requests that were accepted, and what is remembered of them.
+"""Futures: accepted requests and their answers, kept until clients have fetched them.
 
 A client posts, is told a request id, and polls for the answer. An answer is kept for a while after
 it was fetched, because the response may have been lost on its way and the poll comes again; one
@@ -33,7 +33,7 @@ class Pending:
     key: Hashable
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     note: dict[str, Any] = field(default_factory=dict)  # sent with the acknowledgement
-    channel: Hashable = None  # the sampler whose completions it is told among
+    channel: Hashable = None  # the sampler in whose list of completions it appears
     local: bool = False
     kind: str = ""  # the operation, for the metrics
     tokens: int = 0  # that it trains on, for the metrics
@@ -53,7 +53,7 @@ class Pending:
 
 
 class Futures:
-    """The requests that are known."""
+    """The accepted requests by id and by key, with their answers."""
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, Pending] = {}
@@ -126,8 +126,8 @@ class Futures:
         cursor."""
         deadline = time.monotonic() + timeout_s
         while True:
-            mine = self._channels.get(channel, {})
-            found = [p for p in mine.values() if p.answer is not None and p.number > cursor]
+            members = self._channels.get(channel, {})
+            found = [p for p in members.values() if p.answer is not None and p.number > cursor]
             left = deadline - time.monotonic()
             if found or left <= 0 or self._released:
                 found.sort(key=lambda p: p.number)
@@ -173,7 +173,7 @@ class Futures:
         self._answered.pop(pending.request_id, None)
         if self._fetched.pop(pending.request_id, None) is not None:
             self._fetched_bytes -= pending.size
-        if (mine := self._channels.get(pending.channel)) is not None:
-            mine.pop(pending.request_id, None)
-            if not mine:
+        if (members := self._channels.get(pending.channel)) is not None:
+            members.pop(pending.request_id, None)
+            if not members:
                 del self._channels[pending.channel]

@@ -1,4 +1,4 @@
-"""What the engine counts, as Prometheus reads it, and one line of log for each request."""
+"""The engine's Prometheus metrics, and one log line for each HTTP request."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from posttrain_recipes.engine.wire import SampleResult
 
 log = logging.getLogger("posttrain_recipes.engine.requests")
 
-# Many a second, and nothing that a person asked for.
+# Frequent requests that programs send by themselves: logged at debug level.
 QUIET = ("retrieve_future", "retrieve_futures", "session_heartbeat", "telemetry", "healthz",
          "metrics", "config", "dynamic_config")  # fmt: skip
 
 
 class Metrics:
-    """Counters. Added to by the event loop and by the worker."""
+    """The counters, increased by the event loop and by the worker thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Metrics:
                 _add(self.work[kind], seconds)
 
     def text(self, state: State) -> str:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         scheduler = state.scheduler
         with self._lock:
             lines = [
@@ -86,7 +86,7 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """Counts requests and logs them."""
+    """ASGI middleware that counts HTTP requests and logs them."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -1,4 +1,4 @@
-"""What a client can look up: models served, sessions, training runs, checkpoints."""
+"""Handlers of look-ups: models served, sessions, training runs, checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OWNER = "local"
 
 @dataclass(frozen=True)
 class StatusQuery:
-    """Sessions in this state; `reasons` are how a client said that it ended."""
+    """A filter: sessions in this state, and, of ended ones, with one of these `reasons`."""
 
     type: str
     reasons: list[str] | None = None
@@ -28,7 +28,7 @@ class StatusQuery:
 
 @dataclass(frozen=True)
 class OwnerQuery:
-    """Whose sessions: all are one owner's here."""
+    """A filter by owner; this engine has a single one."""
 
     type: str = "own"
     owner_urns: list[str] | None = None
@@ -36,7 +36,7 @@ class OwnerQuery:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a page of sessions starts."""
+    """The last session of the page before."""
 
     last_created_at: AwareDatetime
     last_session_id: str

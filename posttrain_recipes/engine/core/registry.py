@@ -103,7 +103,7 @@ class Offloading:
     tell when they need a sampler no longer."""
 
     def __init__(self, data_dir: Path) -> None:
-        root = data_dir / "offloaded"
+        root = data_dir / "parked"  # as earlier versions called it on disk
         self.folder = root / str(os.getpid())
         for left in root.glob("[0-9]*"):  # by engines that were killed
             if not _is_process(int(left.name)) or left == self.folder:

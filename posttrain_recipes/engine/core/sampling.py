@@ -1,4 +1,4 @@
-"""What each request to a sampler means: create, look up, sample."""
+"""Handlers of sampling requests: create a sampler, look it up, sample from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLONE_BLOCK = 1_000_000_000  # the seq_ids of one copy of a sampling client
 
 
 class Sampling:
-    """Samplers, each pinned to its weights."""
+    """The samplers, each with weights that do not change."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -28,7 +28,8 @@ class Sampling:
     # Samplers --------------------------------------------------------------------------------
 
     def create_sampling_session(self, request: wire.CreateSampler) -> dict[str, Any]:
-        """Make a sampler of a base model or of saved weights."""
+        """Create a sampler of a base model or of saved weights. Raises RequestError 400, 404,
+        422."""
         session = self.state.session(request.session_id)
         sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
         if sampler_id not in self.state.samplers:
@@ -69,7 +70,7 @@ class Sampling:
         return weights
 
     def get_sampler(self, sampler_id: str) -> dict[str, Any]:
-        """What a sampler samples from."""
+        """The base model and checkpoint that a sampler samples from. Raises RequestError 404."""
         sampler = self.state.sampler(sampler_id)
         return {
             "sampler_id": sampler.id,
@@ -97,7 +98,8 @@ class Sampling:
         )
 
     def batch(self, weights: SamplerWeights, request: wire.SampleRequest) -> Batch:
-        """A request for samples from these weights, for the scheduler."""
+        """A sample request as the scheduler takes it; requests of the same weights run as one
+        batch."""
 
         def run(feed: Feed) -> None:
             from posttrain_recipes.engine.generate import batcher

@@ -1,4 +1,4 @@
-"""Futures, their order, and the one thread that computes.
+"""The scheduler: queues of accepted requests, and the one worker thread that computes them.
 
 A POST is acknowledged at once with a request id; the work runs later on a single worker thread, and
 the client polls for the result. Three rules make that right:
@@ -36,7 +36,7 @@ MAX_QUEUED = 8192  # requests that wait for the worker; one client of the SDK se
 MAX_EARLY = 4096  # operations of one model that wait for those before them
 
 IDLE_S = 2.0
-"""With nothing to do for so long, memory is given back."""
+"""Seconds without work after which freed memory is given back to the system."""
 
 Work = Callable[[], Any]
 """Returns a dict, or what has `encode() -> (body, media type)`; anything for this process's own."""
@@ -44,9 +44,9 @@ Work = Callable[[], Any]
 
 @dataclass(eq=False)
 class Batch:
-    """What a request for samples adds to a batch: requests with equal `group` may run together.
+    """A sample request and the batch that it may join: requests with equal `group` run together.
 
-    `run` answers what a `Feed` gives, until it has no more.
+    `item` is the request itself. `run` answers all that a `Feed` gives, until it has no more.
     """
 
     group: Hashable
@@ -70,7 +70,8 @@ class _Line:
 
 
 class Feed:
-    """Gives a batch its requests: those that wait for it, and those that arrive while it runs."""
+    """The requests of a running batch: those that waited for it, and those that arrive
+    meanwhile."""
 
     def __init__(self, scheduler: Scheduler, jobs: list[_Job]) -> None:
         self._scheduler, self._new = scheduler, jobs
@@ -196,8 +197,9 @@ class Scheduler:
         return self._accept(_Job(pending, batch=batch))
 
     def submit_local(self, batch: Batch | None = None, work: Work | None = None) -> Pending:
-        """Accept a request of this process's own: its answer is the result as it is, or the
-        exception, and is kept by the caller alone. Raises RequestError 429 as above."""
+        """Accept a request of this process itself: its answer is the result or the exception, not
+        encoded, and only the caller keeps it. Raises RequestError 429 as above, 503 while shutting
+        down."""
         self._check_room()
         pending = Pending(object(), local=True, cancellable=batch is not None)
         self._enqueue(_Job(pending, work=work, batch=batch))
@@ -317,10 +319,10 @@ class Scheduler:
         """All waiting requests for samples of `group`. They overtake what waits before them, which
         changes nothing: weights that are sampled from never change."""
         with self._wake:
-            mine = [job for job in self._queue if job.batch and job.batch.group == group]
-            if mine:
-                self._queue = deque(job for job in self._queue if job not in mine)
-        return mine
+            matching = [job for job in self._queue if job.batch and job.batch.group == group]
+            if matching:
+                self._queue = deque(job for job in self._queue if job not in matching)
+        return matching
 
     def _more(self, group: Hashable) -> list[_Job]:
         """The waiting requests for samples of `group` that nothing else waits before."""

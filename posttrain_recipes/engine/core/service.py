@@ -1,5 +1,8 @@
-"""The engine behind its routes: sessions here, models in `training`, samplers in `sampling`, files
-in `transfers`."""
+"""The engine's service, which the routes call: sessions, start and shutdown.
+
+Models in training are handled by `training`, samplers by `sampling`, exports and copies by
+`transfers`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SESSION_LOST_S = 900.0  # no heartbeat (one every 10 s) for so long: the client is gone
 FINISHED_KEPT = 1000
-FETCH_S = 2.0  # within which a client that is there fetches an answer
+FETCH_S = 2.0  # within which a connected client fetches an answer
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class FinishReason:
 
 @dataclass(frozen=True)
 class Finish:
-    """A client's last words."""
+    """How a client says that its session ended, when it ends it."""
 
     reason: FinishReason | None = None
     detail: str | None = None
@@ -63,7 +66,8 @@ class Service:
         self.state.offloading.clear()
 
     def drained(self) -> bool:
-        """Whether nothing is at work, and the answers of the last moments have been fetched."""
+        """Whether no request runs or waits, and the answers of the last `FETCH_S` seconds have been
+        fetched."""
         scheduler = self.state.scheduler
         fresh = time.monotonic() - FETCH_S
         return scheduler.idle and not scheduler.futures.unfetched_since(fresh)
@@ -82,7 +86,8 @@ class Service:
                 log.error("%s", error)
 
     def refused(self, body: bytes) -> None:
-        """An operation of a model was refused and will not come again: others go on without it."""
+        """A model's operation, in `body`, was refused for good: those after it do not wait for
+        it."""
         named = wire.addressed(body)
         if named is not None and named[0] in self.state.models:
             self.state.scheduler.skip(*named)
@@ -90,7 +95,7 @@ class Service:
     # Sessions --------------------------------------------------------------------------------
 
     def create_session(self, request: wire.CreateSession) -> dict[str, Any]:
-        """Begin a session."""
+        """Start a session."""
         session = Session(str(uuid.uuid4()), request, checkpoints.now(), time.monotonic())
         self.state.sessions[session.id] = session
         return {"session_id": session.id, "type": "create_session"}
@@ -131,7 +136,7 @@ class Service:
         lost = time.monotonic() - SESSION_LOST_S
         for session in list(self.state.sessions.values()):
             if session.last_seen < lost:
-                log.info("session %s has not been heard of for a while: ended", session.id)
+                log.info("session %s has sent no heartbeat for a while: ended", session.id)
                 self.finish_session(session.id)
         self.state.scheduler.futures.sweep()
 

@@ -1,4 +1,4 @@
-"""What each request to a model in training means: create, forward, backward, step, save, load.
+"""Handlers of training requests: create_model, forward_backward, optim_step, save and load.
 
 A method checks what it can on the event loop's thread and queues the rest, as a closure, for the
 worker, where torch is.
@@ -35,7 +35,7 @@ class Training:
     # Models ----------------------------------------------------------------------------------
 
     def create_model(self, request: wire.CreateModel) -> Pending:
-        """Make a new adapter."""
+        """Queue the creation of a model: a new LoRA adapter on a base model."""
         _check_optimizer(request.optimizer_config)
         lora = _seeded(request.lora_config or AdapterConfig())
         model = self._new_model(
@@ -76,7 +76,7 @@ class Training:
         return {"model_id": model.id, "type": "create_model"}
 
     def get_info(self, request: wire.TrainingModelRef) -> dict[str, Any]:
-        """What a training client wants to know of its model."""
+        """The metadata of a model in training, for the SDK's TrainingClient."""
         model = self.state.model(request.model_id)
         return {
             "type": "get_info",
@@ -93,7 +93,7 @@ class Training:
         }
 
     def unload_model(self, request: wire.TrainingModelRef) -> Pending:
-        """Forget a model in training. Its checkpoints stay."""
+        """Drop a model in training. Its checkpoints stay."""
         self.state.model(request.model_id)
         del self.state.models[request.model_id]
         self.state.scheduler.forget_model(request.model_id)
@@ -101,7 +101,7 @@ class Training:
         return self.state.scheduler.submit(("unload", request.model_id), lambda: answer)
 
     def forward_backward(self, request: wire.ForwardBackward) -> Pending:
-        """Queue a pass; gradients add up until `optim_step`."""
+        """Queue a forward and backward pass; gradients accumulate until `optim_step`."""
         model = self.state.model(request.model_id)
 
         def work() -> wire.ForwardBackwardResult:
@@ -120,7 +120,8 @@ class Training:
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
 
     def add_custom_loss(self, request: wire.CreateCustomLoss, graph: LossGraph) -> Pending:
-        """Keep a custom loss for its session."""
+        """Store a custom loss for its session. Raises RequestError 422 for more than
+        `MAX_CUSTOM_LOSSES`."""
         session = self.state.session(request.session_id)
         loss_id = f"{session.id}:loss:{request.custom_loss_seq_id}"
         if loss_id not in session.losses and len(session.losses) >= MAX_CUSTOM_LOSSES:
@@ -132,7 +133,7 @@ class Training:
         return self.state.scheduler.submit(("loss", loss_id), lambda: answer)
 
     def optim_step(self, request: wire.OptimStep) -> Pending:
-        """Queue a step of Adam."""
+        """Queue an AdamW step on the accumulated gradients."""
         model = self.state.model(request.model_id)
         _check_optimizer(request.optimizer_params)
         params = request.adam_params or wire.AdamParams()
@@ -147,7 +148,7 @@ class Training:
     # Checkpoints -----------------------------------------------------------------------------
 
     def save_weights(self, request: wire.SaveWeights) -> Pending:
-        """A training checkpoint: adapter, optimizer, step."""
+        """Queue the saving of a training checkpoint: adapter weights, optimizer state and step."""
         model = self.state.model(request.model_id)
         path = self._new_path(model, "weights", request)
         expires = checkpoints.expiry(request.ttl_seconds)
@@ -158,7 +159,8 @@ class Training:
         )
 
     def save_weights_for_sampler(self, request: wire.SaveWeights) -> Pending:
-        """A sampler's weights: with a path, on disk; without, a new sampler in memory."""
+        """Queue the saving of weights to sample from: with a path, on disk; without, as a new
+        sampler in memory."""
         model = self.state.model(request.model_id)
         answer = {"type": "save_weights_for_sampler"}
         if request.path is not None or request.sampling_session_seq_id is None:

@@ -1,4 +1,4 @@
-"""Checkpoints that leave the engine or are copied within it: external weights, downloads, copies.
+"""Handlers of checkpoint exports (external weights), their download, and checkpoint copies.
 
 The SDK and `tinker checkpoint download` export a training checkpoint as external weights (PEFT's
 files, encrypted with age where they are asked to be), ask for an address for each file, and fetch
@@ -33,7 +33,7 @@ from posttrain_recipes.engine.storage.checkpoints import (
 from posttrain_recipes.engine.wire import RequestError
 
 SIGNED = "/files/"
-"""Addresses below this carry their own permission instead of the token."""
+"""URLs below this path are signed, and need no token."""
 URL_SECONDS = 3600
 _COPIES = uuid.UUID("4f0c7a86-8c4e-4f0a-9d55-3b1f9b1b6a11")  # names copies by their idempotency key
 
@@ -182,7 +182,7 @@ class Transfers:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same bytes under another name: a checkpoint's files are never written again."""
+    """Hard-link `source` to `target`, or copy it: a checkpoint's files are never changed."""
     try:
         os.link(source, target)
     except OSError:  # a file system without links
@@ -190,7 +190,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 class Encryption:
-    """Encrypts files with age to recipients; false without any."""
+    """Encrypts files to recipients, in the age format (age-encryption.org); false without any."""
 
     def __init__(self, recipients: list[object]) -> None:
         self.recipients = recipients

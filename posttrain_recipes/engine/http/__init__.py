@@ -1,1 +1,1 @@
-"""What routes are made of, and who may ask."""
+"""HTTP: helpers that routes are built from, and authentication."""

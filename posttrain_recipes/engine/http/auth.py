@@ -1,4 +1,4 @@
-"""Who may ask: the token, and the host names the engine answers to."""
+"""Authentication: the API token, and the Host headers that the engine accepts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ HEALTH = ("/healthz", "/api/v1/healthz")
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask: the token, and the host names the engine answers to."""
+    """What a request must have to be served: the token, and an accepted host name."""
 
     token: str
     hosts: frozenset[str] = frozenset()
-    any_address: bool = False  # bound to a wildcard: any numeric address is ours
+    any_address: bool = False  # bound to a wildcard: any numeric address is accepted
 
     def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this engine. A web page that points a name of its own at
-        127.0.0.1 (DNS rebinding) does not know ours."""
+        """Whether a Host header names this engine. Protects against DNS rebinding: a web page whose
+        own host name resolves to 127.0.0.1 sends that name."""
         name = host.rsplit(":", 1)[0] if host.count(":") == 1 else host
         name = name[1:].split("]")[0] if name.startswith("[") else name
         if name in {"localhost", "127.0.0.1", "::1"} | self.hosts:
@@ -43,7 +43,7 @@ class Access:
 
 
 class AuthMiddleware:
-    """Refuses strangers before anything is read."""
+    """ASGI middleware that refuses requests without access before their body is read."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access

@@ -1,4 +1,4 @@
-"""What routes are made of: bodies with a limit, errors with a status, pages."""
+"""Helpers that routes are built from: bounded bodies, errors as statuses, paging."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 PREFIX = "/api/v1"
 MAX_BODY = 128 << 20
-FINAL = (400, 404, 409, 422, 507)  # what a client does not send again
+FINAL = (400, 404, 409, 422, 507)  # statuses after which a client does not retry
 
 
 async def body_of(request: Request) -> bytes:
@@ -42,7 +42,7 @@ async def body_of(request: Request) -> bytes:
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:
-    """Turn a RequestError into its status, and a client that hung up into nothing."""
+    """The endpoint with RequestErrors answered as their status, and disconnects ignored."""
 
     async def wrapped(request: Request) -> Response:
         try:
@@ -121,7 +121,7 @@ def get(path: str, handle: Callable[[Request], dict[str, Any]]) -> Route:
 
 
 def refuse(path: str, what_to_do: str) -> Route:
-    """A route that means nothing here, for any method."""
+    """A route of the protocol that this engine does not support, for any method."""
 
     async def endpoint(request: Request) -> Response:
         raise RequestError(422, f"this engine does not serve {path}: {what_to_do}")

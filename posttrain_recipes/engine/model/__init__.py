@@ -1,1 +1,1 @@
-"""The base model in memory, its adapters, and the arithmetic of its layers."""
+"""The base model in memory, LoRA adapters, the decoder and its kernels."""

@@ -1,1 +1,1 @@
-"""OpenAI's routes: chat completions and completions over the same sampler."""
+"""The OpenAI-compatible API: chat completions and completions, by the same batches as Tinker's."""

@@ -1,1 +1,1 @@
-"""What is kept on disk, whole or not at all."""
+"""Checkpoints and training runs on disk, written atomically."""

@@ -1,8 +1,8 @@
 """Checkpoints and training runs on disk.
 
-    {data}/runs/{run}/run.json                          what the run trains, and since when
+    {data}/runs/{run}/run.json                          base model, LoRA config, time of creation
     {data}/runs/{run}/{weights|sampler_weights|external_weights}/{name}/    one checkpoint:
-        checkpoint.json                                 what it is
+        checkpoint.json                                 its description, `CheckpointRecord`
         adapter_config.json, adapter_model.safetensors  the adapter, in PEFT's format
         optimizer.safetensors                           training checkpoints: Adam's state
 
@@ -102,7 +102,7 @@ def expiry(ttl_seconds: int | None) -> str | None:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run: what was asked for when its model was created."""
+    """A training run: the request that created its model, as stored in run.json."""
 
     run: str
     session: str
@@ -114,7 +114,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A checkpoint's description, as stored."""
+    """A checkpoint's description, as stored in checkpoint.json."""
 
     path: str
     base_model: str
@@ -274,14 +274,14 @@ class CheckpointStore:
             os.replace(aside, place)
 
     def add_run(self, record: TrainingRun) -> None:
-        """Note that a run exists."""
+        """Write a training run's run.json. Raises RequestError 507 if it cannot be written."""
         folder = self._run_folder(record.run)
         with writable(folder, record.run):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "run.json", asdict(record))
 
     def run(self, run: str) -> TrainingRun:
-        """Raises RequestError 404 for a run that never was."""
+        """The training run of this id. Raises RequestError 404, or 422 if its file is damaged."""
         path = self._run_folder(run) / "run.json"
         if not path.exists():
             raise RequestError(404, f"there is no training run {run}")

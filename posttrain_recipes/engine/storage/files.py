@@ -1,4 +1,4 @@
-"""Folders on disk that are there in full or not at all, and errors that name the file at fault."""
+"""Atomic writing of files and folders, and errors that name the file at fault."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tensor_error() -> type[Exception]:
 
 
 def reason(error: Exception) -> str:
-    """An error in the system's words, without the path it would repeat."""
+    """The operating system's message of an error, without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{error}" if str(error) else type(error).__name__
@@ -63,7 +63,7 @@ def remove(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Have the system put a folder's files on the disk before they are given their name."""
+    """fsync a folder and its files, which is done before the folder gets its final name."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

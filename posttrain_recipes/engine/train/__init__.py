@@ -1,1 +1,1 @@
-"""Forward and backward passes, and the losses over token log-probabilities."""
+"""Training: forward and backward passes, and the losses over token log-probabilities."""

@@ -1,4 +1,4 @@
-"""Custom losses that arrive as data: a graph of operations, checked and evaluated from a list.
+"""Custom losses sent by clients as a torch.fx graph, checked and interpreted from an allow-list.
 
 The SDK traces a loss with torch.fx and sends its nodes as names and plain values. Nothing is ever
 compiled or looked up by a name that came with it: an operation runs if it is in `FUNCTIONS` or
@@ -119,7 +119,7 @@ class LossGraph:
 
     @property
     def many_targets(self) -> bool:
-        """Whether it takes log-probabilities of several targets a position, (T, K)."""
+        """Whether it reads the log-probabilities of several targets a position, (T, K)."""
         return self.inputs[0][1] == 2
 
     def _refuse(self, message: str) -> RequestError:
@@ -299,7 +299,8 @@ def _whole_numbers(value: Any) -> list[int]:
 
 
 def _check_broadcast(values: Sequence[Any]) -> None:
-    """(T, 1) with (1, T) would be T * T numbers before anyone could look at them."""
+    """Raise ValueError if broadcasting would exceed `MAX_ELEMENTS`, before it is done: (T, 1) with
+    (1, T) is T * T elements."""
     shapes = [value.shape for value in values if isinstance(value, Tensor)]
     if len(shapes) > 1:
         try:

@@ -1,8 +1,8 @@
-"""Passes over a base model with an adapter: log-probabilities of targets, loss, gradients.
+"""forward_backward: log-probabilities of targets, loss, and the gradients of a LoRA adapter.
 
-A model that `decoder` knows runs packed, without padding, the sequences of a request shared out
-among the cores; any other runs by transformers, padded on the right: attention is causal, so
-padding cannot reach a token before it and no mask is needed.
+A model that `Decoder` supports runs packed, without padding, the sequences of a request split over
+the cores; any other is run by transformers, padded on the right: attention is causal, so padding
+cannot reach a token before it and no mask is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from posttrain_recipes.engine.train.custom_loss import LossGraph
 from posttrain_recipes.engine.train.loss_functions import LossFunction, columns
 from posttrain_recipes.engine.wire import Datum, ForwardBackwardResult, RequestError
 
-Found = tuple[NDArray[np.float32], float, dict[str, float]]  # log-probabilities, loss, metrics
+PassResult = tuple[NDArray[np.float32], float, dict[str, float]]  # logprobs, loss, metrics
 
 
 def forward_backward(
@@ -39,11 +39,11 @@ def forward_backward(
     forward_only: bool,
     graphs: Mapping[str, LossGraph] | None = None,
 ) -> ForwardBackwardResult:
-    """Log-probabilities of every datum's targets and the summed loss; gradients are added to the
-    adapter's unless `forward_only`. `graphs` are the session's custom losses by their ids.
+    """The log-probabilities of every datum's targets, the loss summed over tokens, and its metrics.
 
-    Everything is checked before anything is computed, so that a request either counts in full or
-    not at all. Raises RequestError 422.
+    Gradients are added to the adapter's unless `forward_only`. `graphs` are the session's custom
+    losses by their ids. All datums are checked before anything is computed, so that a request
+    either adds all of its gradients or none. Raises RequestError 422.
     """
     loss_function = loss_functions.make(loss_fn, config, graphs or {})
     items = [_checked(base, loss_function, loss_fn, datum, i) for i, datum in enumerate(data)]
@@ -73,7 +73,7 @@ def _scatter(
     batch: Sequence[Datum],
     out: list[NDArray[np.float32]],
 ) -> None:
-    """Put a micro-batch's log-probabilities, (tokens, K), where their datums are."""
+    """Split a micro-batch's log-probabilities, (tokens, K), into `out`, at its datums' indices."""
     start = 0
     for index, item in zip(chosen, batch, strict=True):
         targets = item.inputs["target_tokens"]
@@ -83,7 +83,7 @@ def _scatter(
 
 
 def _reduced(sums: Mapping[str, float], count: int) -> dict[str, float]:
-    """Metrics by the reduction that their names end with."""
+    """Metrics summed over `count` datums, reduced as their names say, `:sum` or `:mean`."""
     return {
         key: value / max(1, count) if key.endswith(":mean") else value
         for key, value in sums.items()
@@ -93,7 +93,7 @@ def _reduced(sums: Mapping[str, float], count: int) -> dict[str, float]:
 def _checked(
     base: BaseModel, loss_function: LossFunction, name: str, datum: Datum, index: int
 ) -> Datum:
-    """The datum as the objective wants it. Raises RequestError 422."""
+    """The datum, checked and converted for the loss function. Raises RequestError 422."""
     what = f"datum {index}"
     base.check_length(datum.tokens.size, what)
     base.check_ids(datum.tokens, what)
@@ -115,8 +115,8 @@ def _checked(
 
 
 def _targets(batch: Sequence[Datum]) -> NDArray[np.int64]:
-    """The targets of a batch end to end, (tokens, K) with K the widest datum's. A narrower datum's
-    spare columns are token 0."""
+    """The targets of a batch end to end, (tokens, K), K the widest datum's. The padding columns of
+    a narrower datum hold token 0."""
     found = [datum.inputs["target_tokens"] for datum in batch]
     out = np.zeros((sum(map(len, found)), max(map(columns, found))), dtype=np.int64)
     start = 0
@@ -136,7 +136,7 @@ def _padded(
     items: Sequence[Datum],
     loss_function: LossFunction,
     forward_only: bool,
-) -> list[tuple[list[int], Found]]:
+) -> list[tuple[list[int], PassResult]]:
     out = []
     with base.using(adapter.layers), torch.set_grad_enabled(not forward_only):
         for chosen in base.batches([item.tokens.size for item in items]):
@@ -165,9 +165,9 @@ def _packed(
     items: Sequence[Datum],
     loss_function: LossFunction,
     forward_only: bool,
-) -> list[tuple[list[int], Found]]:
-    """Each share of the sequences on a thread of its own, with gradients of its own: adding those
-    up in their order gives the same result every time."""
+) -> list[tuple[list[int], PassResult]]:
+    """Each thread computes its part of the sequences into a gradient of its own; these are added up
+    in a fixed order, so that the result is deterministic."""
     assert base.decoder is not None
     sizes = [item.tokens.size for item in items]
     weights = base.training_weights(adapter, sum(sizes))
@@ -176,7 +176,7 @@ def _packed(
     extra = [torch.zeros_like(adapter.grad) for _ in shares[1:]] if views else []
     views += [adapter.layout.views(grad) for grad in extra]
 
-    def run(which: int) -> list[tuple[list[int], Found]]:
+    def run(which: int) -> list[tuple[list[int], PassResult]]:
         grads = views[which] if views else None
         return [
             (chosen, _pass(base, weights, [items[i] for i in chosen], loss_function, grads))
@@ -196,7 +196,7 @@ def _pass(
     batch: Sequence[Datum],
     loss_function: LossFunction,
     grads: Grads | None,
-) -> Found:
+) -> PassResult:
     decoder: Decoder | None = base.decoder
     assert decoder is not None
     packing = Packing([datum.tokens.size for datum in batch], base.device)
@@ -217,9 +217,11 @@ def _pass(
 
 
 class Head:
-    """From the last hidden states (T, H) to log-probabilities of targets (T, K) and back, with at
-    most `rows` rows of logits at a time. Few enough are kept for the way back; more are computed
-    again."""
+    """The LM head with the log-softmax: hidden states (T, H) to log-probabilities of targets (T,
+    K), and the backward pass, with at most `rows` rows of logits in memory at a time.
+
+    If T is at most `rows` they are kept for the backward pass, else they are recomputed in it.
+    """
 
     def __init__(self, by: Product, hidden: Tensor, targets: Tensor, rows: int) -> None:
         self.by, self.hidden, self.targets = by, hidden, targets
@@ -227,7 +229,7 @@ class Head:
         self._kept: Tensor | None = None
 
     def _all(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of every token, (rows, V) float32."""
+        """The log-probabilities of the whole vocabulary, (rows, V) float32."""
         return torch.log_softmax(kernels.product(hidden, self.by).float(), dim=-1)
 
     def forward(self, keep: bool) -> Tensor:
@@ -240,8 +242,8 @@ class Head:
         return torch.cat([self._all(hidden).gather(-1, targets) for hidden, targets in parts])
 
     def backward(self, slope: Tensor, grads: list[Tensor]) -> Tensor:
-        """d loss / d the hidden states, given that of the log-probabilities, (T, K). Rows of which
-        nothing depends are left out: prompts, in most training."""
+        """d loss / d hidden states (T, H), given `slope`, d loss / d log-probabilities (T, K). Rows
+        with a slope of 0 are skipped: prompts, in most training."""
         active = (slope != 0).any(dim=-1).nonzero()[:, 0]
         out = torch.zeros_like(self.hidden)
         every = self._kept
@@ -256,7 +258,7 @@ class Head:
     def _down(
         self, hidden: Tensor, every: Tensor, targets: Tensor, slope: Tensor, grads: list[Tensor]
     ) -> Tensor:
-        # d logp_k / d logits = onehot(target_k) - softmax(logits), in the place of the latter's log
+        # d logp_k / d logits = onehot(target_k) - softmax(logits), written over log softmax(logits)
         d_logits = every.exp_().mul_(-slope.sum(dim=-1, keepdim=True))
         d_logits.scatter_add_(-1, targets, slope.to(d_logits.dtype))
         return kernels.product_backward(hidden, d_logits.to(hidden.dtype), self.by, grads)

@@ -1,6 +1,6 @@
-"""What a forward_backward request minimizes: which inputs its datums need, and its loss.
+"""The loss function of a forward_backward request, built-in or custom: input checks, evaluation.
 
-An objective is made for one request, checks every datum before anything is computed, and is then
+One is made for each request. It checks every datum before anything is computed, and is then
 evaluated on the log-probabilities of one micro-batch after another.
 """
 
@@ -22,19 +22,21 @@ CUSTOM = "custom"
 
 
 class LossFunction(Protocol):
-    """A loss with its settings."""
+    """A loss with its settings, for one request."""
 
     many_targets: bool
-    may_fail: bool  # whether `evaluate` raises RequestError for what `check` cannot see
+    may_fail: bool  # whether `evaluate` may raise RequestError for datums that passed `check`
 
     def check(self, datum: Datum, what: str) -> Datum:
-        """The datum as `evaluate` wants it. Raises RequestError 422, naming it as `what`."""
+        """The datum with its inputs converted for `evaluate`. Raises RequestError 422 for missing,
+        unknown or wrongly shaped inputs; `what` names the datum in the message."""
         ...
 
     def evaluate(self, logp: Tensor, batch: Sequence[Datum]) -> tuple[Tensor, dict[str, float]]:
         """The loss summed over the batch, and metrics summed over its datums.
 
-        `logp` (tokens, K): the datums' tokens end to end; columns that a datum lacks are spare.
+        `logp` (tokens, K), in nats: the datums' tokens end to end. K is the most targets a position
+        of any datum; a datum's columns beyond its own are padding.
         """
         ...
 
@@ -42,7 +44,8 @@ class LossFunction(Protocol):
 def make(
     name: str, config: Mapping[str, float | str], graphs: Mapping[str, LossGraph]
 ) -> LossFunction:
-    """The objective called `name`, with its settings. Raises RequestError 422."""
+    """The loss function called `name`, with its settings; `graphs` are the session's custom losses
+    by id. Raises RequestError 422 if there is no such loss or setting."""
     if name == CUSTOM and "loss_id" in config:
         graph = graphs.get(str(config["loss_id"]))
         if graph is None:
@@ -59,7 +62,7 @@ def make(
 
 
 def columns(targets: NDArray[np.int64]) -> int:
-    """How many targets a position has: targets are (N,) or (N, K)."""
+    """K, the targets at each position, of targets (N,) or (N, K)."""
     return 1 if targets.ndim == 1 else targets.shape[1]
 
 
@@ -76,7 +79,7 @@ class BuiltinLoss:
         self._keys: frozenset[str] | None = None
 
     def check(self, datum: Datum, what: str) -> Datum:
-        """Inputs as float32, weights filled in."""
+        """The inputs as float32, cross-entropy's weights 1 where the datum has none."""
         targets = datum.inputs["target_tokens"]
         known = {"target_tokens", *self.loss.required, *self.loss.optional}
         inputs: dict[str, NDArray[Any]] = {"target_tokens": targets}
@@ -121,8 +124,8 @@ class BuiltinLoss:
 
 
 def _stack(batch: Sequence[Datum], like: Tensor) -> dict[str, Tensor]:
-    """The datums' loss inputs as tensors shaped like `like`, (tokens, K); spare columns are 0,
-    which is what makes them count for nothing."""
+    """The datums' loss inputs as tensors shaped like `like`, (tokens, K). Padding columns are 0, as
+    weights or advantages, and so add nothing to the loss."""
     out = {}
     for name in batch[0].inputs.keys() - {"target_tokens"}:
         table = np.zeros(tuple(like.shape), dtype=np.float32)
@@ -137,7 +140,7 @@ def _stack(batch: Sequence[Datum], like: Tensor) -> dict[str, Tensor]:
 
 
 class CustomLoss:
-    """A loss that the client uploaded, run once a datum."""
+    """A loss that the client uploaded, evaluated datum by datum."""
 
     may_fail = True
 
@@ -145,7 +148,7 @@ class CustomLoss:
         self.graph, self.many_targets = graph, graph.many_targets
 
     def check(self, datum: Datum, what: str) -> Datum:
-        """The inputs that the loss reads, each of the rank it declared; others are left out."""
+        """The inputs that the loss declares, checked for their rank; others are dropped."""
         (_, wanted), *others = self.graph.inputs
         kept = {"target_tokens": datum.inputs["target_tokens"]}
         for key, rank in [("target_tokens", wanted), *others]:
@@ -165,13 +168,13 @@ class CustomLoss:
         start = 0
         for datum in batch:
             targets = datum.inputs["target_tokens"]
-            mine = logp[start : start + targets.shape[0], : columns(targets)]
+            own = logp[start : start + targets.shape[0], : columns(targets)]
             start += targets.shape[0]
             inputs = {
                 name: torch.from_numpy(np.array(datum.inputs[name])).to(logp.device)
                 for name, _ in self.graph.inputs[1:]
             }
-            loss, metrics = self.graph.evaluate(mine[:, 0] if targets.ndim == 1 else mine, inputs)
+            loss, metrics = self.graph.evaluate(own[:, 0] if targets.ndim == 1 else own, inputs)
             total = total + loss
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value

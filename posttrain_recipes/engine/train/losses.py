@@ -1,4 +1,4 @@
-"""Loss functions over the log-probabilities of target tokens. Pure, and all SUMS over tokens.
+"""The built-in losses, pure functions of target tokens' log-probabilities, each a SUM over tokens.
 
 Notation: p is the policy being trained, q the one that sampled, r = p / q their ratio for each
 token, A the advantage. Every tensor is flat over the tokens of a micro-batch, shape (tokens, K):
@@ -22,44 +22,51 @@ Config = Mapping[str, float]
 
 
 class LossError(ValueError):
-    """The caller asked for a loss, an input or a setting that does not exist."""
+    """A loss or a setting of it does not exist, or has the wrong type."""
 
 
 def cross_entropy(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum w log p. Weights may be negative: a custom loss sends its own gradient that way."""
+    """-sum w log p. Weights may be negative: the SDK's `forward_backward_custom`, which computes a
+    loss on the client, sends the loss's gradient as weights."""
     return -(inputs["weights"] * logp).sum()
 
 
 def importance_sampling(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum r A, the unclipped policy gradient, unbiased off-policy."""
+    """-sum r A: the policy gradient with an importance ratio for each token, unclipped."""
     return -(torch.exp(logp - inputs["logprobs"]) * inputs["advantages"]).sum()
 
 
 def ppo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum min(r A, clip(r) A)."""
+    """-sum min(r A, clip(r) A), PPO's clipped surrogate: a token that is clipped has no
+    gradient."""
     ratio, advantages = torch.exp(logp - inputs["logprobs"]), inputs["advantages"]
     clipped = torch.clamp(ratio, *_bounds(inputs, config))
     return -torch.minimum(ratio * advantages, clipped * advantages).sum()
 
 
 def cispo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum stopgrad(clip r) log p A: clipping bounds a token's weight, never its gradient."""
+    """-sum stopgrad(clip(r)) A log p.
+
+    The clipped ratio is a detached weight: it scales a token's gradient, A d(log p), and never
+    zeroes it, whereas PPO's clip drops the gradient of the tokens that it clips.
+    """
     ratio = torch.exp(logp.detach() - inputs["logprobs"])
     weight = torch.clamp(ratio, *_bounds(inputs, config))
     return -(weight * logp * inputs["advantages"]).sum()
 
 
 def dro(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum (A log p - beta/2 (log p - log q)^2)."""
+    """-sum (A log p - beta/2 (log p - log q)^2): policy gradient with a quadratic penalty on drift
+    from the sampling policy."""
     drift = logp - inputs["logprobs"]
     return -(inputs["advantages"] * logp - 0.5 * config["beta"] * drift.square()).sum()
 
 
 def gspo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum min(s_t A, clip(s_t) A), with s_t = stopgrad(s) p / stopgrad(p): a token carries its
-    sequence's ratio and its own gradient.
+    """-sum min(s_t A, clip(s_t) A), with s_t = stopgrad(s) p / stopgrad(p): the value of s_t is the
+    ratio s of the token's sequence, its gradient is that of the token's own log p.
 
-    s = exp(mean of log p - log q over the tokens that `sequence_ratio_mask` marks as not zero).
+    s = exp(mean of log p - log q over the tokens whose `sequence_ratio_mask` is not 0).
     `inputs["datum"]` (tokens, 1) int64 says which sequence a token belongs to.
     """
     datum, marked = inputs["datum"], inputs["sequence_ratio_mask"] != 0
@@ -73,8 +80,8 @@ def gspo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 
 def _bounds(inputs: Inputs, config: Config) -> tuple[Tensor, Tensor]:
-    """The clip bounds on the ratio: one for each token where the datum gives them, else the
-    configuration's."""
+    """The clip bounds on the ratio: per token if the datum has them, else from the
+    configuration."""
     low, high = (
         inputs.get(key, torch.as_tensor(config[key], dtype=inputs["logprobs"].dtype))
         for key in ("clip_low_threshold", "clip_high_threshold")
@@ -84,14 +91,15 @@ def _bounds(inputs: Inputs, config: Config) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class LossDefinition:
-    """One loss: its function, the datum inputs it reads beside `target_tokens`, its settings."""
+    """A built-in loss: its function, the datum inputs that it reads beside `target_tokens`, and its
+    settings with their defaults."""
 
     fn: Callable[[Tensor, Inputs, Config], Tensor]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     config: Mapping[str, float] = field(default_factory=dict)
     many_targets: bool = False  # whether targets may be (tokens, K)
-    by_sequence: bool = False  # whether it reads `datum`, which sequence each token belongs to
+    by_sequence: bool = False  # whether it reads `datum`, the index of each token's sequence
 
 
 _POLICY = ("logprobs", "advantages")
@@ -129,7 +137,8 @@ def find(name: str) -> LossDefinition:
 
 
 def settings(name: str, given: Mapping[str, float | str]) -> dict[str, float]:
-    """The loss's settings: defaults, overridden by `given`. Raises LossError on a strange key."""
+    """The loss's settings: defaults, overridden by `given`. Raises LossError for an unknown
+    key or a value that is no number."""
     loss = find(name)
     for key, value in given.items():
         if key not in loss.config:
@@ -141,7 +150,7 @@ def settings(name: str, given: Mapping[str, float | str]) -> dict[str, float]:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log p(target) without keeping a second (tokens, vocabulary) tensor for the backward pass.
+    """log p of the targets, without a second (tokens, V) tensor kept for the backward pass.
 
     d logp_k / d logits = onehot(target_k) - softmax(logits): one buffer, filled in place.
     """

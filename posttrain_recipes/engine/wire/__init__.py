@@ -1,4 +1,4 @@
-"""Bytes on the wire <-> small dataclasses. What the SDK `tinker` 0.38 sends and expects back.
+"""The wire protocol of the SDK `tinker` 0.38: bytes <-> dataclasses of requests and results.
 
 Requests are JSON, except `forward_backward`, which is protobuf; sampling results and
 forward_backward results are protobuf, everything else is JSON. Token ids are int32 bytes, tensors

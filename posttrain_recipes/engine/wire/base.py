@@ -1,4 +1,4 @@
-"""What all messages share: media types, and the error that a bad one is answered with."""
+"""What all messages share: media types, and the error that a bad request is answered with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests in JSON, each a dataclass that says what a client may send; `parse` reads one."""
+"""Requests in JSON: a dataclass for each, whose fields are the protocol's, and their parser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_SAMPLES = 4096  # of one request
 
 @dataclass(frozen=True)
 class CreateSession:
-    """A new session: what a client does from its start to its end."""
+    """Create a session, which the models and samplers of a client belong to."""
 
     tags: list[str] = field(default_factory=list)
     user_metadata: dict[str, Any] | None = None
@@ -32,7 +32,7 @@ class CreateSession:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What a LoRA adapter trains, and its rank and seed."""
+    """The configuration of a LoRA adapter: rank, seed, and which layers it trains."""
 
     rank: int = 32
     seed: int | None = None
@@ -124,12 +124,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a sample continues."""
+    """A prompt, as the protocol sends it: a list of chunks."""
 
     chunks: list[Chunk]
 
     def tokens(self) -> NDArray[np.int64]:
-        """All token ids, (length,). Raises RequestError for images and sound."""
+        """All token ids, (length,). Raises RequestError 422 for images and audio."""
         out: list[int] = []
         for chunk in self.chunks:
             if chunk.type != "encoded_text" or chunk.tokens is None:
@@ -140,7 +140,7 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. `stop`: None is EOS, a list replaces it, `[]` never stops."""
+    """How to sample. `stop`: None means the EOS tokens, a list replaces them, `[]` never stops."""
 
     max_tokens: int | None = None
     seed: int | None = None
@@ -152,7 +152,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """A request for samples from one prompt, and for scores of the prompt."""
+    """A request for samples that continue a prompt, and for log-probabilities of the prompt."""
 
     sampling_session_id: str
     seq_id: int
@@ -166,8 +166,8 @@ class SampleRequest:
     target_prompt_logprobs: TensorData | None = None
     prompt_alt_tokens_k: int = 0
     record_stability_info: bool | None = None
-    # Of this process's own requests: told (sample, token, logprob, top-k) of each token, on the
-    # worker. JSON cannot hold one.
+    # Only in requests of this process itself, as JSON cannot hold one: called on the worker thread
+    # with each token, as (index of the sample, token, logprob, top-k).
     on_token: Callable[[int, int, float, Any], None] | None = None
 
 

@@ -1,4 +1,4 @@
-"""What sampling answers, in protobuf: sequences, and scores of the prompt."""
+"""Sampling results in protobuf: sequences, and log-probabilities of the prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class TopK:
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """One sampled sequence: tokens (n,) with their log-probabilities (n,), and why it ended."""
+    """One sampled sequence: tokens (n,), their log-probabilities (n,), and whether a stop token or
+    string ended it (else the maximum length did)."""
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
@@ -35,7 +36,8 @@ class SampledTokens:
 
 @dataclass(frozen=True)
 class AltTokens:
-    """Draws at every prompt position but the first: tokens (n - 1, k) int64, logprobs float32."""
+    """k tokens sampled at every prompt position but the first: tokens (n - 1, k) int64, and their
+    log-probabilities, float32."""
 
     tokens: NDArray[np.int64]
     logprobs: NDArray[np.float32]
@@ -43,9 +45,10 @@ class AltTokens:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """`prompt_logprobs` (prompt,) is NaN where nothing precedes or nothing was asked.
+    """The result of a sample request; log-probabilities are in nats.
 
-    `target_logprobs` has float32 values in the layout of the request's cells.
+    `prompt_logprobs` (length of the prompt,) is NaN at the first token, and where none were asked
+    for. `target_logprobs` has float32 values in the layout of the request's cells.
     """
 
     sequences: Sequence[SampledTokens]

@@ -27,9 +27,9 @@ class TensorData:
 
 @plain_dataclass(frozen=True)
 class Cells:
-    """Some cells of a table (rows, columns), in the layout they came in, which the answer keeps.
+    """The given cells of a (rows, columns) tensor, dense or CSR; the answer has the same layout.
 
-    `values` are theirs in row order, `row` says where each lies; `sparse` is (crow, col) for CSR.
+    `values` are in row order, `row` has the row of each; `sparse` is (crow, col) for CSR.
     """
 
     shape: tuple[int, int]
@@ -74,7 +74,7 @@ def _sound_csr(
 
 
 def as_ids(tokens: Sequence[int], what: str) -> NDArray[np.int64]:
-    """Token ids as an array (length,). Raises RequestError 422 if one is no int32 at all."""
+    """Token ids as an array (length,). Raises RequestError 422 if one does not fit int32."""
     try:
         return np.asarray(tokens, dtype=np.int32).astype(np.int64)
     except (OverflowError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""`forward_backward` in protobuf: the batch that comes, the log-probabilities that go back."""
+"""`forward_backward` in protobuf: the request with its batch, and the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Datum:
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """A pass over `data`. `config` holds the settings of the loss."""
+    """A forward and, unless `forward_only`, backward pass over `data`; `config` are the loss's
+    settings."""
 
     model_id: str
     seq_id: int
@@ -62,7 +63,8 @@ def parse_forward_backward(body: bytes) -> ForwardBackward:
 
 
 def addressed(body: bytes) -> tuple[str, int] | None:
-    """The model and seq_id that an operation names, however wrong the rest of it is."""
+    """The (model_id, seq_id) of an operation, read even where the rest of it is malformed; None if
+    it has none."""
     from google.protobuf.message import DecodeError
     from tinker.proto import tinker_public_pb2 as pb
 
