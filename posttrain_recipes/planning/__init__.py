@@ -1,1 +1,1 @@
-"""What a recipe means: stages in order, what can be reused, what it costs, what it must reach."""
+"""Planning: stages in order, reuse of earlier results, cost estimates, bounds on results."""

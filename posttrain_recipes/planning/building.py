@@ -1,4 +1,4 @@
-"""From what a recipe says of a plugin to the plugin, its references to other stages resolved."""
+"""Instantiates the plugins that a recipe names, with references to other stages resolved."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ class Builder:
         return {}
 
     def difference(self, theirs: str) -> str | None:
-        """In what a model's tokenizer differs from that of the present stage's, "" in nothing;
-        None where no file here tells. Files are read once, as large ones take a second."""
+        """How a model's tokenizer differs from that of the present stage's model, "" if it does
+        not; None if no file on this machine tells. Files are read once, as large ones take a
+        second."""
         pair = f"{self.model} {theirs}"
         if pair not in self._differences:
             self._differences[pair] = _differ(self.model, theirs, self.recipe.base_dir)
@@ -154,7 +155,8 @@ def reads(made: Dataset) -> list[str]:
 
 
 def identity(builder: Builder, entry: Entry, made: Plugin) -> dict[str, Any]:
-    """What tells a plugin from others that would act otherwise; stages stand for their content."""
+    """The identity of a plugin for fingerprints: name, version and options, with references to
+    stages replaced by those stages' fingerprints."""
     distribution, version, name, options = entry.identity(made)
     meant: dict[str, str] = {}
     for path, ref in references(made.config, ModelRef):

@@ -1,4 +1,4 @@
-"""What a plan is going to take: records, steps, tokens, time and money, before any is spent."""
+"""Estimates of a plan's records, steps, tokens, time and cost, made before it runs."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Estimator:
     def stages(
         self, decided: Sequence[tuple[PlannedStage, Decision]]
     ) -> Iterator[tuple[PlannedStage, Decision, Estimated | None]]:
-        """Each stage with what it is going to take; None where nothing is left to do."""
+        """Each stage with its estimate; None for one that has nothing left to do."""
         for stage, decision in decided:
             todo = decision.action in ("run", "resume")
             yield stage, decision, self.stage(stage, decision) if todo else None
 
     def stage(self, stage: PlannedStage, decision: Decision) -> Estimated:
-        """What training and evals of one stage are going to take."""
+        """The estimate of one stage: its training and its evals."""
         training, exact = self._training(stage)
         if training and decision.stage and decision.stage.resume and training.steps:
             left = 1 - decision.stage.resume.step / training.steps
@@ -143,7 +143,7 @@ class Estimator:
     # --- time ------------------------------------------------------------------------------------
 
     def _seconds(self, stage: PlannedStage, training: Usage, evals: Usage) -> float | None:
-        """From what the same model, method and engine took before."""
+        """The estimated seconds, from earlier runs of the same model, method and engine."""
         method = stage.method.name if stage.method else None
         same = [
             kept
@@ -172,7 +172,7 @@ def _scaled(usage: Usage, factor: float) -> Usage:
 
 
 def _rate(spent: Sequence[Spent]) -> float | None:
-    """Seconds a token."""
+    """Seconds per token."""
     used = [part for part in spent if part.usage.tokens and part.seconds][:TRIES]
     if not used:
         return None
@@ -180,7 +180,7 @@ def _rate(spent: Sequence[Spent]) -> float | None:
 
 
 def total(estimates: Sequence[Estimated]) -> Estimated:
-    """Of several stages together."""
+    """The estimates of several stages, added up."""
 
     def add(name: str) -> float | None:
         values = [getattr(estimate, name) for estimate in estimates]
@@ -218,7 +218,7 @@ def describe(estimate: Estimated, billed: bool) -> str:
 
 
 def took(stage: StageRecord) -> str | None:
-    """What a stage took beside what was expected; None for one that took nothing."""
+    """A stage's actual time and tokens beside the estimate; None for one that spent nothing."""
     spent, expected = stage.spent, stage.estimate
     if not spent.usage.tokens:
         return None

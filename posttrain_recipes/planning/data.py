@@ -1,4 +1,4 @@
-"""From a dataset to the records that a method or an eval is handed."""
+"""Loads a dataset's records for a method or an eval: converted, limited and split."""
 
 from __future__ import annotations
 

@@ -3,13 +3,16 @@
     held_out                      the eval's main metric, after the stage
     held_out/exact_match          one metric of the eval
     held_out change               after minus before
-    held_out forgetting           the best value after an earlier stage minus the last value, turned
-                                  round where lower is better: what was learnt and lost again
-                                  (Chaudhry et al. 2018, arXiv 1801.10112, section 3.2)
-    forgetting                    the largest of those over all evals measured more than once
+    held_out forgetting           max(a_1, ..., a_{k-1}) - a_k, where a_i is the value after the
+                                  i-th of k stages that measure it; a_k - min(a_1, ..., a_{k-1})
+                                  for a metric of which less is better (Chaudhry et al. 2018,
+                                  arXiv 1801.10112, section 3.2)
+    forgetting                    the largest of those over all evals measured at least twice
 
-On a stage these are of that stage. On the recipe they are of each way through it, from the base
-model to a stage that none starts from: the last value, the change from first to last.
+In a stage's `expect` these are the values of that stage. In the recipe's they are those of each
+path through the stages, from the base model to a stage that no other starts from: the value after
+the last stage, the change from before the first to after the last. Forgetting is always along such
+a path, up to the stage.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Bound:
 
     @classmethod
     def parse(cls, text: str) -> Bound | None:
-        """The bound that `text` says; `80%` is 0.8. None where it says none."""
+        """The bound in `text`, such as `>= 80%` (0.8); None if it is not one."""
         match = _BOUND.fullmatch(text)
         if match is None:
             return None
@@ -55,7 +58,7 @@ class Bound:
         return cls(match[1], value / 100 if match[3] else value)
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is within it; what is not a number never is."""
+        """Whether `value` is within the bound; NaN never is."""
         return {
             ">=": value >= self.value,
             "<=": value <= self.value,
@@ -66,7 +69,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a bound is on."""
+    """What a bound is on: an eval's value, change or forgetting."""
 
     eval: str
     """Empty for `forgetting` alone."""
@@ -76,7 +79,7 @@ class Subject:
 
     @classmethod
     def parse(cls, text: str) -> Subject | None:
-        """What `text` names; None where it has another form."""
+        """The subject in `text`; None if it has another form."""
         if text.strip() == FORGETTING:
             return cls("", None, FORGETTING)
         match = _SUBJECT.fullmatch(text.strip())
@@ -125,7 +128,8 @@ def _value(found: Sequence[Measured], subject: Subject) -> float | None:
 
 
 def measure(subject: Subject, path: Sequence[StageRecord]) -> float | None:
-    """What the stages of `path`, each started from the one before it, found; None for nothing."""
+    """The value of `subject` along `path`, stages each started from the one before; None if not
+    measured."""
     if subject.kind == FORGETTING:
         return _forgetting(subject, path)
     after = [v for stage in path if (v := _value(stage.after, subject)) is not None]
@@ -184,7 +188,7 @@ def _path(name: str, start: Mapping[str, str], record: RunRecord) -> list[StageR
 def faults(
     recipe: Recipe, origins: Sequence[Origin], stages: Sequence[PlannedStage]
 ) -> list[Fault]:
-    """Bounds on what no eval measures.
+    """The faults of bounds whose subject no eval measures.
 
     Args:
         recipe: the flat recipe that `stages` were planned from.
@@ -271,7 +275,8 @@ def _gates(
 
 
 def ended(origin: Origin, origins: Sequence[Origin], record: RunRecord) -> str | None:
-    """Why a stage's loop has ended before its round, in words; None where it goes on."""
+    """Why a loop ends before this stage's round, in words: the `until` bounds that the round before
+    met; None if it goes on."""
     if not origin.until:
         return None
     round_before = [

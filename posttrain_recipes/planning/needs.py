@@ -1,4 +1,4 @@
-"""Refusing a run that its engine cannot do, before anything is spent on it."""
+"""Checks that an engine has the capabilities a plan needs, before anything is spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipe -> Plan: plugins instantiated, hand-offs resolved and typed, fingerprints taken.
+"""Recipe -> Plan: plugins instantiated, each stage's inputs resolved and typed, fingerprints taken.
 
 Building a plan finds every fault of a recipe that can be found without running it, and goes on
 after each to find the next.

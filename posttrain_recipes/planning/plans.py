@@ -1,4 +1,4 @@
-"""What a recipe comes to: stages with their plugins, hand-offs and fingerprints.
+"""The plan of a recipe: its stages with their plugins, start weights and fingerprints.
 
 `planner.build` makes a plan out of a recipe; what it holds can be run without looking at the
 recipe again.
@@ -50,13 +50,13 @@ class Data:
 
     @property
     def label(self) -> str:
-        """What a person would call it: its path where it has one."""
+        """A name for messages: its path, if it has one."""
         name = self.written or _label(self.dataset)
         return f"{name} (test split)" if self.held_out else name
 
     @property
     def digest(self) -> str:
-        """A hash of the content; where that is not known, of what names it."""
+        """A hash of the content; of its name and options if the content is not known."""
         return self.dataset.digest() or digest(self.identity())
 
     def identity(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what one run may spend, all tries together; None bounds nothing."""
+    """Budget of one run, over all its attempts; None means no limit."""
 
     max_cost_usd: float | None = None
     max_hours: float | None = None
@@ -151,7 +151,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class SameTokenizer:
-    """Weights that have to read the tokens of a stage's model, which no file here can tell."""
+    """A model that must have the same tokenizer as a stage's model, to be checked once the engine
+    is up: no file on this machine tells."""
 
     ours: str
     """The base model of the stage."""
@@ -191,7 +192,7 @@ class Plan:
 
 
 def local_model(name: str, base_dir: Path) -> Path:
-    """The directory that a model given as a path means."""
+    """The directory of a model that is given as a path."""
     return (base_dir / Path(name).expanduser()).resolve()
 
 
@@ -209,7 +210,7 @@ def digest(*parts: Any) -> str:
 
 
 def model_identity(model: str, base_dir: Path) -> str:
-    """What tells a base model from others: the content of a local one, the name of a hub's."""
+    """The identity of a base model: a hash of the content of a local one, the name of a hub's."""
     if models.is_path(model):
         folder = local_model(model, base_dir)
     else:

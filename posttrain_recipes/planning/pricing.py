@@ -1,4 +1,4 @@
-"""What tokens cost: a dated table of prices that ships, and one of the user's that goes before it.
+"""Token prices: a dated table that ships with the package, and the user's own, which overrides it.
 
     date: 2026-11-21
     source: my contract

@@ -1,4 +1,4 @@
-"""What earlier runs left of a plan's stages, and whether each is reused, gone on with or run.
+"""Which stages of a plan are reused from earlier runs, resumed, or run.
 
 `ptl plan` tells what is decided here and why; the runner does it.
 """
@@ -27,7 +27,7 @@ _LONGEST = 40
 
 @dataclass(frozen=True)
 class Scope:
-    """Which part of a plan is asked for, and how much of earlier runs may be taken."""
+    """Which stages of a plan are asked for, and whether those of earlier runs may be reused."""
 
     fresh: bool = False
     """Start from nothing, whatever earlier runs left."""
@@ -58,7 +58,7 @@ class Scope:
         return plan.stages[: names.index(self.last) + 1] if self.last else plan.stages
 
     def reasons(self, plan: Plan) -> dict[str, str]:
-        """Why nothing of earlier runs is taken, for the stages that it is so for."""
+        """For the stages that nothing is reused for: why."""
         names = [stage.name for stage in plan.stages]
         begin = 0 if self.fresh else names.index(self.first) if self.first else len(names)
         why = "--fresh asks for it" if self.fresh else f"--from {self.first} asks for it"
@@ -67,7 +67,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one stage."""
+    """Whether one stage is reused, resumed or run, and why."""
 
     action: Literal["reuse", "resume", "run", "skip"]
     why: str
@@ -170,7 +170,7 @@ class History:
 
 
 def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
-    """In words, which of a stage's inputs are not what they were."""
+    """Which of a stage's inputs have changed, in words."""
     inputs = stage.inputs
     if earlier.get("start") != inputs["start"]:
         own = stage.start == BASE or stage.start.startswith("tinker://")

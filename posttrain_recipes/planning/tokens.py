@@ -1,4 +1,4 @@
-"""Counts a model's tokens without importing what trains it.
+"""Counts tokens with a model's tokenizer and chat template, without importing transformers.
 
 `transformers` takes seconds to import; a chat template and a tokenizer file are all that counting
 needs, so both are read here by the libraries that `transformers` itself uses for them.

@@ -2,7 +2,7 @@
 
 Linux namespaces, limits and a filter of system calls: no network, no file of this machine but
 Python's own (read-only), no environment variable, no other process; memory, disk, time and output
-are bounded. `child` does it; this is its door. Where the machine cannot, nothing is run.
+are bounded. `child` sets it up; this module starts it. Where the machine cannot, nothing is run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUT = 64 << 10
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What a program may use."""
+    """The resources that a program may use."""
 
     seconds: float = 5.0
     """Wall-clock time."""
@@ -42,7 +42,7 @@ class SandboxLimits:
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """How a program ended."""
+    """How a program ended, and its output."""
 
     status: int
     """Its exit status; 128 + n where signal n ended it."""

@@ -1,21 +1,21 @@
-"""Tests of a program that somebody else wrote, taken apart so that it is not its own judge.
+"""Splits unit tests so that an untrusted program cannot fake passing them.
 
-`assert f([1, 2]) == 3` becomes a question, `f([1, 2])`, and a claim, `? == 3`. The question is put
-to the program, in the sandbox (`child_main`); its answer comes back as plain data, and the claim is
-judged here. What is expected never reaches the process in which the program runs, and no object,
-frame, thread or patched function of the program's has a say in the comparison.
+`assert f([1, 2]) == 3` becomes a question, the call `f([1, 2])`, and a claim, `? == 3`. The
+question is evaluated in the sandbox, where the program is (`child_main`); the value comes back as
+plain data, and the claim is checked in this process. The expected value never reaches the program's
+process, and nothing that the program defines or patches takes part in the comparison.
 
-A claim is evaluated here where it is made of literals, operators and the functions in `KNOWN`:
-nothing of a data set runs outside of the sandbox either. What else stands in a test (statements,
-names, calls) is run or asked there. So these are the program's word, and one that sets out to can
-make its process say what it likes:
+A claim is evaluated here only if it is made of literals, operators and the functions in `KNOWN`, as
+code of a data set must not run outside of the sandbox either. All else in a test (statements,
+names, calls) is evaluated in the sandbox. So the results of the following can be faked by a program
+that sets out to:
 
 - a loop, a branch, a `try` or a function that asserts, which is run there whole;
 - an assert that compares with nothing that is known here: `assert f(1)`, `assert f(1) == g(1)`,
   `assert f(1) == datetime.date(2020, 1, 1)`, `assert all(f(i) == i for i in range(9))`;
 - a check that is no assert: `if f(1) != 2: raise ValueError`.
 
-Nor does anything help against a program that knows its tests by heart.
+Nor does this help against a program that has memorized the tests.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ LARGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Test:
-    """A test, taken apart."""
+    """A test, split into what runs in the sandbox and what is checked outside."""
 
     steps: tuple[tuple[str, str], ...]
-    """What the program does, in order: `run` some code, or `ask` for the value of an expression."""
+    """In the sandbox, in order: `run` some code, or `ask` for the value of an expression."""
     claims: tuple[CodeType, ...] = ()
-    """What has to be true of the answers."""
+    """Expressions over the answers, which must all be true."""
     constants: tuple[tuple[str, CodeType], ...] = ()
-    """Names for what is expected, which only claims use."""
+    """Constants of the test that only claims use, such as expected values."""
 
     def passed(self, answers: object) -> bool:
-        """Whether the answers to `ask` are those of a program that passes. None: a `run` failed."""
+        """Whether a program with these answers to `ask` passes; `answers` is None if a `run`
+        failed."""
         asked = sum(kind == "ask" for kind, _ in self.steps)
         if not isinstance(answers, list) or len(answers) != asked:
             return False
@@ -62,7 +63,7 @@ class Test:
 
 @lru_cache(maxsize=1024)
 def take_apart(source: str) -> Test:
-    """A test's questions and claims."""
+    """The test in `source`, split; unsplit, as one `run`, if it asks nothing or does not parse."""
     whole = Test((("run", source),))
     try:
         with warnings.catch_warnings():
