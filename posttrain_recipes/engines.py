@@ -1,4 +1,4 @@
-"""Where Tinker clients come from: the embedded engine, hosted Tinker, or a compatible server."""
+"""The engines of a recipe: the embedded one, hosted Tinker, or a Tinker-compatible server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept on disk about runs: one directory and one `run.json` each, always whole.
+"""Runs on disk: a directory for each, with a `run.json` that is written atomically.
 
     .ptl/runs/sft_then_dpo-1/run.json     recipe, stages, checkpoints, evals
                              samples/     what evals saw, as JSONL
@@ -68,7 +68,7 @@ OWN = "own:"
 
 @dataclass
 class Measured:
-    """What an eval found on one checkpoint; its samples lie in a file of their own."""
+    """The result of an eval on one checkpoint; its samples are in a file of their own."""
 
     name: str
     eval: str
@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass
 class Spent:
-    """Time and tokens that something took, all tries together."""
+    """Time and tokens spent, over all attempts."""
 
     seconds: float = 0.0
     train: int = 0
@@ -95,7 +95,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Estimated:
-    """What something was going to take, as far as that was known before."""
+    """The estimate of steps, tokens and time that was made before."""
 
     steps: int = 0
     tokens: int = 0
@@ -340,7 +340,8 @@ class Store:
 
     @contextmanager
     def choosing(self) -> Iterator[None]:
-        """Hold every other process that is about to choose a run: two of them make only one."""
+        """Lock out other processes that are choosing a run, so that two of them do not both begin
+        one."""
         self.runs_dir.mkdir(parents=True, exist_ok=True)
         with (self.runs_dir / ".lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""Waiting for an engine without hanging on one that is gone.
+"""Waiting for an engine's answers, without hanging if it has died or Ctrl-C is pressed.
 
-The SDK retries a dead server for ever, so nothing here blocks without looking up: at every tick
-the waiter asks whether the engine lives and whether somebody pressed Ctrl-C.
+The SDK retries a dead server for ever, so waits are split into short ones, and after each the
+waiter checks whether the engine is alive and whether a signal has come.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TICK = 0.25
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 _WORKER = contextvars.ContextVar("worker", default="")
 
 
 def worker() -> str:
-    """Which of several pieces of work that run side by side this is: a stage; empty for none."""
+    """The name of the piece of work, a stage, that this thread is doing; empty if there is only
+    one."""
     return _WORKER.get()
 
 
 def as_worker(name: str, function: Callable[[], T]) -> Future[T]:
-    """Do a piece of work beside others, on a thread of its own. See `worker`."""
+    """Run a function on a thread of its own, as the piece of work called `name`. See `worker`."""
 
     def work() -> T:
         _WORKER.set(name)
@@ -44,7 +45,7 @@ def as_worker(name: str, function: Callable[[], T]) -> Future[T]:
 
 
 class GoneError(PtlError):
-    """What was asked for is not there (any more): a checkpoint that expired, say."""
+    """Something that was asked for does not exist (any more), such as an expired checkpoint."""
 
 
 class EngineLostError(PtlError):
@@ -89,7 +90,8 @@ class CancellableWaiter:
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM and bounds, delivered only where work can stop without losing any."""
+    """Collects Ctrl-C, SIGTERM and passed limits, and raises them only where work can stop without
+    loss."""
 
     def __init__(self) -> None:
         self.signal = signal.SIGINT
@@ -154,7 +156,7 @@ class EngineWaiter:
         alive: False once the engine is known to be gone.
         explain_death: the error to raise then.
         trouble: why the engine cannot be reached just now, if that is so.
-        tell: hears of trouble, and of its end.
+        tell: called with a message when trouble begins, and when it ends.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Whether an engine elsewhere is there, and why it lets us wait."""
+"""Whether a remote engine is reachable, and why the SDK is holding requests back."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PAUSES = {402: "there is a problem with the account's billing", 429: "a rate lim
 
 
 class Watch:
-    """Asks a server on a thread of its own, for as long as the context lasts, if it is there.
+    """Polls a server on a thread of its own, for as long as the context lasts, for being reachable.
 
-    Any answer will do but those with which a gateway says that nobody is behind it (5xx).
+    Any answer counts, except for those of a gateway without a server behind it (5xx).
     """
 
     def __init__(self, base_url: str, api_key: str) -> None:
@@ -83,10 +83,11 @@ class Watch:
 
 
 class Pauses(logging.Handler):
-    """Hears why the SDK holds requests back: capacity, rate limits, billing, a lost session.
+    """A log handler that notes why the SDK holds requests back: capacity, rate limits, billing, a
+    lost session.
 
-    It tells nobody but its log, and of refused requests only httpx does. Both stay off the terminal
-    for as long as the context lasts.
+    The SDK reports it only in its log, and refused requests only in that of httpx. Both stay off
+    the terminal for as long as the context lasts.
     """
 
     def __init__(self, base_url: str) -> None:

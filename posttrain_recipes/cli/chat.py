@@ -112,7 +112,7 @@ def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
 
 @dataclass
 class ChatClient:
-    """An OpenAI-compatible server. Raises PtlError with what it says went wrong."""
+    """A client of an OpenAI-compatible server. Raises PtlError with the server's message."""
 
     base_url: str
     api_key: str = field(repr=False)
@@ -128,7 +128,7 @@ class ChatClient:
         self._opener = urllib.request.build_opener(*handlers)
 
     def first_model(self) -> str:
-        """The first model that it offers."""
+        """The name of the first model that the server offers."""
         with self._open("models") as answer:
             offered = [str(model["id"]) for model in json.load(answer).get("data", [])]
         if not offered:
@@ -184,19 +184,19 @@ class Talk:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def say(self, text: str) -> Iterator[str]:
-        """The parts of the reply, which is remembered as far as it was heard; where none came, the
-        question is forgotten too."""
+        """Yield the parts of the reply. The conversation keeps the reply as far as it came; if
+        nothing came, not the question either."""
         first = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*self.messages, {"role": "user", "content": text}]
         body = {"model": self.model, "messages": [*first, *messages], **self.asked}
-        heard: list[str] = []
+        received: list[str] = []
         try:
             for part in self.server.stream({k: v for k, v in body.items() if v is not None}):
-                heard.append(part)
+                received.append(part)
                 yield part
         finally:
-            if heard:
-                reply = {"role": "assistant", "content": "".join(heard)}
+            if received:
+                reply = {"role": "assistant", "content": "".join(received)}
                 self.messages = [*messages, reply]
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: live in a terminal, plain lines in a pipe."""
+"""Progress of a run on the command line: live in a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _told(metrics: Mapping[str, float]) -> str:
 
 
 class StageProgress:
-    """A stage in training: how far it is kept, and how fast its steps go, smoothed."""
+    """The progress of a stage in training: steps saved, and its smoothed speed."""
 
     def __init__(self, done: int = 0) -> None:
         self.began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What `ptl chat` and `ptl export` are given: a model, a checkpoint's path, or a run."""
+"""Resolves the TARGET of `ptl chat` and `ptl export`: a model, a checkpoint's path, or a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEME = "tinker://"
 
 @dataclass(frozen=True)
 class ChatTarget:
-    """A model to talk to. `model` is what an engine calls it, `base` the base model to serve."""
+    """A model to chat with. `model` is its name on the engine, `base` the base model to serve."""
 
     model: str
     base: str

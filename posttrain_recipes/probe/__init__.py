@@ -1,4 +1,4 @@
-"""What a Tinker-compatible server can do, found out by asking it through the SDK.
+"""Capability checks of a Tinker-compatible server, through the SDK.
 
 A check is a small program of one server, a few requests on a handful of tokens, and has the name of
 the capability that it shows: `loss:ppo`. The same names are what plugins declare in `needs`.

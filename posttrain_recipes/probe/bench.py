@@ -1,4 +1,4 @@
-"""What a check is, and what it works with."""
+"""The capability check, and the bench of clients that checks work with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class UnsupportedError(Exception):
-    """The server does not do what a check asks for; the message says how it showed."""
+    """The server lacks the capability; the message says what it did instead."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found."""
+    """The result of a capability check."""
 
     name: str
     summary: str

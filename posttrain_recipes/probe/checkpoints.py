@@ -1,4 +1,4 @@
-"""Checks of what is kept: saving, loading, listing, deleting."""
+"""Capability checks of checkpoints: saving, loading, listing, deleting."""
 
 from __future__ import annotations
 

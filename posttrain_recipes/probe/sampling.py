@@ -1,4 +1,4 @@
-"""Checks of sampling: what is drawn, and what is told about it."""
+"""Capability checks of sampling: parameters, stop conditions, log-probabilities."""
 
 from __future__ import annotations
 

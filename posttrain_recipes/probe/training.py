@@ -1,4 +1,4 @@
-"""Checks of training: losses, optimizers, adapters, order."""
+"""Capability checks of training: losses, optimizers, adapters, order of operations."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run showed: tables, pages, comparisons with intervals, and whether it reproduces."""
+"""Reporting: result tables, pages, comparisons with confidence intervals, reproduction."""

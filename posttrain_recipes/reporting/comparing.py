@@ -1,4 +1,4 @@
-"""Any runs side by side: what differs in their recipes, what they found, their curves."""
+"""`ptl compare`: runs side by side, with the differences of their recipes, results and curves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The ways that a run tried something in, side by side: branches of `compare`, cells of a matrix.
+"""Comparisons within a run: between the branches of `compare`, or the cells of a matrix.
 
-Ways that differ in nothing but the seed are one arm: its mean over seeds is what is compared.
+Branches or cells that differ only in the seed are one arm, compared by its mean over seeds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Samples = Callable[[StageRecord, str], Sequence[Sample]]
 
 @dataclass(frozen=True)
 class ArmGroup:
-    """Arms that are compared with each other."""
+    """The arms of one comparison."""
 
     title: str
     arms: Mapping[str, Mapping[str, StageRecord]]
-    """Arm -> seed -> the last stage of that way."""
+    """Arm -> seed -> the last stage of that branch or cell."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Table:
 
 
 def groups(record: RunRecord) -> list[ArmGroup]:
-    """What a run compares; empty where it goes one way only."""
+    """The comparisons of a run; none for a run without branches."""
     found: dict[str, dict[str, dict[str, StageRecord]]] = {}
     known = origins(record.resolved)
     start = starts_of(record.resolved)

@@ -1,4 +1,4 @@
-"""`report.html` and `report.md`: what a run did and found, on one page that needs nothing else."""
+"""Writes `report.html` and `report.md`: a self-contained page of a run's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run found, as rows, Markdown and JSON."""
+"""The results of a run: table rows, Markdown, JSON, and MLflow's parameters and tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run done again from what was kept of it, and whether the same came out."""
+"""Reproducing a run from its resolved recipe, and comparing the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means over seeds and paired tests, for comparing what was trained in several ways."""
+"""Statistics for comparing trained models: means over seeds, paired tests, Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Paired:
-    """A difference between two ways, measured on the same seeds or the same records."""
+    """A paired difference, on the same seeds or the same records."""
 
     difference: float
     low: float

@@ -1,1 +1,1 @@
-"""What a plan does: stages that train, make data and are evaluated, within limits."""
+"""Running a plan: stages that train, make data and are evaluated, within a budget."""

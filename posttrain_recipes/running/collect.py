@@ -1,4 +1,4 @@
-"""Checkpoints that nothing names any more: what they are, what they take, and their deletion."""
+"""Garbage collection of checkpoints that no run references: finding them, their size, deletion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from posttrain_recipes.waiting import EngineWaiter, GoneError
 
 @dataclass(frozen=True)
 class Garbage:
-    """A checkpoint that can go."""
+    """A checkpoint that can be deleted."""
 
     uri: str
     engine: str

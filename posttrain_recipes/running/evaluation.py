@@ -1,4 +1,4 @@
-"""A stage's evals on one checkpoint: each is run once, however many stages ask for it."""
+"""Runs evals on checkpoints, each only once per checkpoint, however many stages need it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluator:
-    """Measures checkpoints of one run and keeps what it finds."""
+    """Runs evals on the checkpoints of one run and caches their results."""
 
     directory: RunDirectory
     serving: Serving

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. A `Reporter` overrides what it wants to hear."""
+"""The events of a run. A `Reporter` overrides the methods of those that it shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 
 
 class Reporter:
-    """Hears everything and says nothing."""
+    """Receives every event of a run, and by default ignores it."""
 
     def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
         """A run began, or goes on."""

@@ -1,4 +1,4 @@
-"""What a check before a run says."""
+"""The result of a preflight check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PreflightFinding:
-    """What one check found."""
+    """The result of one preflight check."""
 
     check: str
     verdict: Literal["ok", "warning", "failed"]

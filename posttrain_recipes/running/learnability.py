@@ -1,7 +1,8 @@
-"""Whether RL has anything to learn from: how completions of the start policy are rewarded.
+"""Preflight check of RL: how many groups sampled from the start policy are zero-variance groups.
 
-Of a group whose rewards are all the same nothing is learned (Yu et al. 2025, DAPO,
-arXiv 2503.14476). The groups are sampled and rewarded by the method's own code.
+In such a group all replies have the same reward: every advantage is 0, and nothing is learned from
+it (Yu et al. 2025, DAPO, arXiv 2503.14476). The groups are sampled and rewarded by the method's own
+code.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ZERO_VARIANCE = 0.75
 
 
 def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[PreflightFinding]:
-    """A finding for each stage that learns from groups of what its policy does."""
+    """A finding for each stage that learns from groups of its policy's replies."""
     for stage in plan.stages:
         if not isinstance(stage.method, RolloutMethod) or stage.data is None:
             continue
@@ -112,7 +113,7 @@ def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[l
 
 
 def _start(stage: PlannedStage, serving: Serving, runs: Sequence[RunRecord]) -> Checkpoint | None:
-    """The weights that the stage will start from, where they are there already."""
+    """The weights that the stage will start from, None if they do not exist yet."""
     if stage.start == BASE or stage.start.startswith("tinker://"):
         return serving.start(stage, None)
     parent = next(s for s in serving.plan.stages if s.name == stage.start)

@@ -1,4 +1,4 @@
-"""Bounds on what a run may spend, and what it has spent so far."""
+"""The budget of a run: what it has spent so far, and stopping it before a limit is passed."""
 
 from __future__ import annotations
 

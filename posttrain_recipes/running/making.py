@@ -1,4 +1,4 @@
-"""Records that a stage makes for later ones, on disk, batch by batch, and where they came from.
+"""The records that a stage makes for later stages, on disk by batches, with their provenance.
 
     RUN/made/STAGE/batches/000003.jsonl     a batch, whole or not there
                    conversation.jsonl       in the end all of them, a file for each record type
@@ -32,7 +32,7 @@ NAMES: dict[type[Record], str] = {record: record.__name__.lower() for record in 
 
 @dataclass(frozen=True)
 class Made:
-    """The directory of what one stage made."""
+    """The directory of the records that one stage makes."""
 
     path: Path
 

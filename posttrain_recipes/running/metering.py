@@ -1,6 +1,6 @@
-"""Counts the tokens that go to an engine, whoever sends them: methods, evals, rewards, plugins.
+"""Counts the tokens that a run sends to its engine, by methods, evals, rewards and plugins alike.
 
-The SDK tells no usage, so its public methods are wrapped for as long as a run lasts.
+The SDK reports no usage, so its public methods are wrapped for as long as a run lasts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be known to go wrong, looked for before anything is spent.
+"""Checks before a run: what will or may go wrong, found before anything is spent.
 
 The cheap checks run at the start of every run; `ptl preflight` also asks the engine and reads all
 of the data.

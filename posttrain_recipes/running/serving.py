@@ -1,4 +1,4 @@
-"""The weights of a run on a live engine: what is there, where stages start, what options mean."""
+"""Weights on a running engine: samplers, start checkpoints, and the weights that options name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stage at work: its start, its training, its checkpoints."""
+"""Runs one stage: start weights, evals before, training, checkpoints, evals after."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DELETE_SECONDS = 5.0
 
 @dataclass
 class StageWork:
-    """Everything that the stages of one run share."""
+    """What the stages of one run share: engine, evaluator, tracker, limits; runs one stage."""
 
     plan: Plan
     directory: RunDirectory
@@ -55,7 +55,7 @@ class StageWork:
     def run(
         self, stage: PlannedStage, kept: StageRecord, start: Checkpoint, tracked: RecipeRun
     ) -> None:
-        """Measure, train and measure again; what `kept` says is done is not done again."""
+        """Evaluate, train and evaluate again, without repeating what `kept` has already."""
         kept.start = start
         kept.started = kept.started or store.now()
         trained = kept.done
@@ -85,7 +85,7 @@ class StageWork:
         self.reporter.stage_finished(stage, kept)
 
     def track_reused(self, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun) -> None:
-        """Show what an earlier run found below this one too: its curves and its evals."""
+        """Log a reused stage's curves and evals, from the earlier run, under this run as well."""
         if kept.tracking_id or not kept.reused_from:
             return
         tags = {
@@ -169,7 +169,7 @@ class StageWork:
         return checkpoint
 
     def _show(self, kept: StageRecord, made: Made, child: StageRun) -> None:
-        """What was made, as data sets of MLflow."""
+        """Log the records that the stage made, as MLflow datasets."""
         for name, count in kept.made.items():
             path = made.path / f"{name}.jsonl"
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -179,7 +179,7 @@ class StageWork:
 
 
 class Sink:
-    """Where a stage's numbers and checkpoints go. See `plugin.StageSink`."""
+    """Receives a stage's metrics, samples and checkpoints. See `plugin.StageSink`."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Sink:
         self.collected += records
 
     def measured(self, name: str, when: Literal["before", "after"], result: EvalResult) -> None:
-        """A measurement that is the method's own, for the table of results beside the evals'."""
+        """A measurement by the method itself, shown in the table of results beside the evals."""
         kept, stage, directory = self.kept, self.stage, self.work.directory
         assert stage.method is not None
         assert stage.data is not None
@@ -270,7 +270,8 @@ class Sink:
         self.delete_superseded(keep=2 * (KEPT_CHECKPOINTS - 1))
 
     def delete_superseded(self, keep: int) -> None:
-        """Have the engine delete what no try will go on from: all but the last `keep` uris.
+        """Have the engine delete the checkpoints that nothing resumes from: all but the last `keep`
+        URIs.
 
         Nothing depends on it and nothing waits for it long: `ptl gc` tries again what failed.
         """

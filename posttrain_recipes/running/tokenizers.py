@@ -1,4 +1,4 @@
-"""Refusing a teacher that reads other tokens than its student writes, before anything is spent.
+"""Checks that a teacher has its student's tokenizer, before anything is spent.
 
 Validation compares tokenizers that are on this machine. Here, the engine is up: every tokenizer has
 been loaded, and what a checkpoint was trained from is known.
@@ -15,7 +15,7 @@ from posttrain_recipes.waiting import GoneError
 
 
 def check(plan: Plan, serving: Serving) -> None:
-    """Compare what validation could not.
+    """Compare the tokenizers that validation could not.
 
     Raises:
         RecipeError: weights that an option names have another tokenizer; all of them are told.

@@ -29,7 +29,7 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class _EpisodeStep:
-    """A turn with its reply and what every seat got for it."""
+    """A turn with its reply, and the reward of every seat for it."""
 
     messages: tuple[Message, ...]
     seat: int
@@ -39,7 +39,7 @@ class _EpisodeStep:
 
 @dataclass(frozen=True)
 class _End:
-    """What an episode told once it was over."""
+    """The metrics and transcript of an episode that has ended."""
 
     metrics: Mapping[str, float]
     shown: str

@@ -1,4 +1,4 @@
-"""What a check of a plugin found."""
+"""The result of a plugin check, and how checks are run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Complaints = Callable[[Entry, Mapping[str, Any]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check and how it went."""
+    """The result of one plugin check."""
 
     check: str
     """What was checked, as a statement that should hold."""

@@ -113,8 +113,8 @@ class _Crash(Exception):
 
 
 @dataclass
-class _Heard(Reporter):
-    """What a run told: the metrics of each step, and the number of each."""
+class _EventLog(Reporter):
+    """Records a run's events: the number and the metrics of each step."""
 
     crash_after: int | None = None
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -135,9 +135,9 @@ class _Bench:
     path: Path
     recipe: Path
 
-    def run(self, heard: _Heard, *, fresh: bool = True) -> api.Result:
+    def run(self, events: _EventLog, *, fresh: bool = True) -> api.Result:
         """Run the recipe from nothing, or go on with the run that was ended."""
-        return api.run(self.recipe, home=self.path / "home", fresh=fresh, reporter=heard)
+        return api.run(self.recipe, home=self.path / "home", fresh=fresh, reporter=events)
 
 
 @contextmanager
@@ -189,23 +189,23 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     """One run, the same run again, and one that dies in the middle and goes on."""
     _make(entry, options)
     with _bench(entry, options) as bench:
-        heard, again, dying, rising = _Heard(), _Heard(), _Heard(CRASH_AFTER), _Heard()
-        first = bench.run(heard)
+        events, again, dying, rising = _EventLog(), _EventLog(), _EventLog(CRASH_AFTER), _EventLog()
+        first = bench.run(events)
         if first["check"].checkpoint is None:
             yield "it left no checkpoint"
-        if not heard.steps:
+        if not events.steps:
             yield "it logged no step: call stage.sink.log(metrics, step) after each"
-        for step, metrics in heard.metrics.items():
+        for step, metrics in events.metrics.items():
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     yield f"{name} is {value} at step {step}"
-        if issubclass(entry.cls, DataMethod) or not heard.steps:
+        if issubclass(entry.cls, DataMethod) or not events.steps:
             return
         second = bench.run(again)
         for told in _differ(_watched(first), _watched(second), 1e-6):
             yield f"two runs with one seed end differently ({told}); draw from stage.seed alone"
-        if len(heard.steps) <= CRASH_AFTER:
-            raise Skip(f"it took {len(heard.steps)} steps, too few to be interrupted")
+        if len(events.steps) <= CRASH_AFTER:
+            raise Skip(f"it took {len(events.steps)} steps, too few to be interrupted")
         try:
             bench.run(dying)
         except _Crash:
@@ -224,7 +224,7 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
 def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     _make(entry, options)
     with _bench(entry, options) as bench:
-        first = _watched(bench.run(_Heard()))
+        first = _watched(bench.run(_EventLog()))
         if not first:
             yield "its result has no metric"
         for name, estimate in first.items():
@@ -232,7 +232,7 @@ def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
                 yield f"{name}: the value lies outside its own interval"
             if estimate.count < 1:
                 yield f"{name}: 'count' should be the number of records"
-        for told in _differ(first, _watched(bench.run(_Heard())), 1e-6):
+        for told in _differ(first, _watched(bench.run(_EventLog())), 1e-6):
             yield f"it finds something else the second time ({told}); draw from context.seed alone"
 
 

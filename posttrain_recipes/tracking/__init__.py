@@ -1,1 +1,1 @@
-"""Where runs are kept to be browsed: MLflow, always here, and on a server where one is named."""
+"""Tracking: runs in MLflow, in a local store and, if one is configured, on a tracking server."""

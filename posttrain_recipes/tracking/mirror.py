@@ -1,4 +1,4 @@
-"""A tracking server is kept up to date with the local store, whenever it can be reached.
+"""Copies runs from the local MLflow store to a tracking server, whenever that can be reached.
 
 Runs are written to the store of this machine, which is always there; a thread copies what is new
 to the server. So a server that is slow or down holds up no training and loses nothing: what it
@@ -45,7 +45,7 @@ ENDED = ("FINISHED", "FAILED", "KILLED")
 
 @dataclass
 class Copied:
-    """What the server has of one run."""
+    """How much of one run the server has."""
 
     remote: str
     metrics: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A run in MLflow that is written in turn, and again when the store fails; and how things look."""
+"""A run in MLflow, with writes queued in order and retried, and how values are formatted for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOTE = "mlflow.note.content"
 
 
 class TrackingBackend(Protocol):
-    """What a run is written to."""
+    """The tracker that a run is written to."""
 
     def store(self) -> MlflowStore | None:
         """The open store; None where it cannot be opened."""

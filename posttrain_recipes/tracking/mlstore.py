@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs: one SQLite file that is safe to create, or the server that a user names.
+"""The MLflow store: a SQLite file that is created safely, or what MLFLOW_TRACKING_URI names.
 
 Nothing here imports mlflow until a store is opened: that import costs more than a second.
 """
@@ -49,7 +49,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class MlflowStore:
-    """An open store."""
+    """An open MLflow store, and the id of the experiment in it."""
 
     client: MlflowClient
     experiment_id: str

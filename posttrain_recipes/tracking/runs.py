@@ -1,4 +1,4 @@
-"""The run of a recipe and those of its stages, as MLflow shows them: what is logged, and how."""
+"""What is logged to MLflow: a run for the recipe, with a nested run for each stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow: a run for the recipe, a nested run for each stage.
+"""Logs a run to MLflow without ever failing it: a run for the recipe, nested ones for its stages.
 
 It is written to a database; a server is kept up to date by `mirror`.
 

@@ -1,4 +1,4 @@
-"""A class name stands for one thing in the whole package, so that a reader who meets it knows it."""
+"""A class name stands for one thing in the whole package."""
 
 from __future__ import annotations
 
