@@ -289,7 +289,7 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
             raise RequestError(403, "this address has expired: ask for another")
         return FileResponse(transfers.file(**request.path_params))
 
-    one = "training_runs/{run}/checkpoints/{kind}/{name}"
+    checkpoint = "training_runs/{run}/checkpoints/{kind}/{name}"
     return [
         post("weights_info", wire.PathRef, lambda ref: queries.weights_info(state, ref)),
         get("training_runs", lambda r: queries.training_runs(state, *page(r, 20))),
@@ -297,11 +297,11 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
         get("training_runs/{run}/checkpoints",
             lambda r: queries.checkpoints(state, r.path_params["run"], None, 0)),
         get("checkpoints", lambda r: queries.checkpoints(state, None, *page(r, 100))),
-        route(one, "DELETE", delete),
-        route(f"{one}/ttl", "PUT", set_ttl),
-        route(f"{one}/publish", "POST", publish),
-        route(f"{one}/publish", "DELETE", unpublish),
-        get(f"{one}/external_weights_urls", urls),
+        route(checkpoint, "DELETE", delete),
+        route(f"{checkpoint}/ttl", "PUT", set_ttl),
+        route(f"{checkpoint}/publish", "POST", publish),
+        route(f"{checkpoint}/publish", "DELETE", unpublish),
+        get(f"{checkpoint}/external_weights_urls", urls),
         route("copy_weights", "POST", copy),
         Route(f"{SIGNED}{{run}}/{{name}}/{{file}}", guarded(file), methods=["GET"]),
     ]  # fmt: skip

@@ -38,9 +38,7 @@ from posttrain_recipes.engine.wire import (
 
 MAX_TOPK = 100
 MAX_TARGETS = 4096  # ids scored at a position
-_ALTERNATIVES = (
-    1 << 32
-)  # in the random seed, where samples have their index: draws differ from theirs
+_ALTERNATIVES = 1 << 32  # takes the place of a sample's index in the random generator's seed
 
 
 @dataclass

@@ -127,8 +127,8 @@ class Slot:
         self.base, self.decoder, self.weights = base, decoder, weights
         self.sequences: list[SequenceState] = []
         self.groups: list[PrefixGroup] = []
-        self.own = np.zeros(0, np.int64)  # (R,) tokens in the sequence's own cache
-        self.before = np.zeros(0, np.int64)  # (R,) tokens of its shared prefix
+        self.own_lengths = np.zeros(0, np.int64)  # (R,) tokens in the sequence's own cache
+        self.prefix_lengths = np.zeros(0, np.int64)  # (R,) tokens of its shared prefix
         self.logits: Tensor  # (R, V) of each sequence's next token
         self.keys: list[Tensor] = []  # the KV cache: for each layer, (R, G, room, D)
         self.values: list[Tensor] = []
@@ -149,14 +149,14 @@ class Slot:
                     self.values[layer][index, :, :size] = prompt.suffix.values[layer]
         logits = torch.stack([prompt.logits for prompt in prompts])
         self.logits = torch.cat([self.logits, logits]) if held else logits
-        self.own = np.concatenate([self.own, own]).astype(np.int64)
-        self.before = np.concatenate([self.before, before]).astype(np.int64)
+        self.own_lengths = np.concatenate([self.own_lengths, own]).astype(np.int64)
+        self.prefix_lengths = np.concatenate([self.prefix_lengths, before]).astype(np.int64)
         self.sequences += sequences
         self.groups += groups
 
     def _make_room(self, count: int, room: int) -> None:
         """Reallocate the KV cache for `count` sequences of up to `room` own tokens."""
-        held, longest = len(self.sequences), int(self.own.max(initial=0))
+        held, longest = len(self.sequences), int(self.own_lengths.max(initial=0))
         room = max(room, self.keys[0].shape[2] if self.keys else 0)
         shape = (count, self.decoder.groups, room, self.decoder.width)
         layers = range(len(self.decoder.layers))
@@ -188,15 +188,15 @@ class Slot:
         ):
             return
         chosen = torch.tensor(alive, dtype=torch.long, device=self.base.device)
-        longest = int(self.own.max(initial=0))
+        longest = int(self.own_lengths.max(initial=0))
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
                 new = old.new_zeros(len(alive), *old.shape[1:])
                 new[:, :, :longest] = old[:, :, :longest].index_select(0, chosen)
                 buffers[layer] = new
-        self.own, self.before, self.logits = (
-            self.own[alive],
-            self.before[alive],
+        self.own_lengths, self.prefix_lengths, self.logits = (
+            self.own_lengths[alive],
+            self.prefix_lengths[alive],
             self.logits[chosen],
         )
         left, start = set(alive), 0
@@ -210,7 +210,7 @@ class Slot:
     def _step(self) -> None:
         """Run the model on every sequence's last token; `logits` are then those of the next one."""
         decoder, device, room = self.decoder, self.base.device, self.keys[0].shape[2]
-        at = np.minimum(self.own, room - 1)  # a finished sequence has no room for more
+        at = np.minimum(self.own_lengths, room - 1)  # a finished sequence has no room for more
         width = int(at.max()) + 1
         layout = decode_step.BatchLayout(
             torch.from_numpy(at).to(device),
@@ -219,7 +219,7 @@ class Slot:
             [group.size for group in self.groups],
             [group.prefix.size if group.prefix else 0 for group in self.groups],
         )
-        positions = at + self.before
+        positions = at + self.prefix_lengths
         cos, sin = decoder.angles(int(positions.max()) + 1)
         positions = torch.from_numpy(positions).to(device)
         ids = torch.tensor([seq.tokens[-1] for seq in self.sequences], device=device)
@@ -235,4 +235,4 @@ class Slot:
             self.weights.layers, decoder.norm, self.weights.head, decoder.scale,
             self.keys, self.values, layout, shared,
         )  # fmt: skip
-        self.own = self.own + 1
+        self.own_lengths = self.own_lengths + 1

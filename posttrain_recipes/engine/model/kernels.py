@@ -118,9 +118,9 @@ def lora_backward(x: Tensor, dy: Tensor, lora: FusedLora, grads: List[Tensor]) -
     at = 0
     for index, b in enumerate(lora.b):
         d_out = dy.narrow(1, lora.rows[index], b.shape[0])
-        mine = down.narrow(1, at, b.shape[1])
-        torch.mm(d_out, b, out=mine)
-        accumulate(grads[2 * index], mine.t(), x, lora.scale)
+        part = down.narrow(1, at, b.shape[1])
+        torch.mm(d_out, b, out=part)
+        accumulate(grads[2 * index], part.t(), x, lora.scale)
         accumulate(grads[2 * index + 1], d_out.t(), inner.narrow(1, at, b.shape[1]), lora.scale)
         at += b.shape[1]
     return down
