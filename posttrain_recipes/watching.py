@@ -16,7 +16,7 @@ LOST_S = 60.0
 """A server that has not answered for so long is given up: what was saved there can be gone on
 from, and the SDK would go on trying for ever."""
 BRIEF_S = 10.0
-"""A pause that is over sooner is worth no word: the SDK works up to every rate limit."""
+"""Seconds; a shorter pause is not reported: the SDK works up to every rate limit."""
 SILENT_S = 90.0
 """A pause that the SDK has not spoken of for so long is over; it speaks every minute."""
 PAUSED_S = 3600.0

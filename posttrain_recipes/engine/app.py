@@ -138,7 +138,7 @@ async def _reap(service: Service) -> None:
         start = time.monotonic()
         await asyncio.sleep(REAP_EVERY_S)
         if time.monotonic() - start < 2 * REAP_EVERY_S:  # else this process was stopped meanwhile,
-            service.reap()  # and has not had the time to hear the heartbeats
+            service.reap()  # and could not receive heartbeats
 
 
 def _service(service: Service) -> list[Route]:

@@ -154,9 +154,9 @@ class SameTokenizer:
     """A model that must have the same tokenizer as a stage's model, to be checked once the engine
     is up: no file on this machine tells."""
 
-    ours: str
+    model: str
     """The base model of the stage."""
-    theirs: str
+    other: str
     """What its option names: another base model, or a checkpoint, whose base the engine knows."""
     location: Location
     key: str

@@ -25,7 +25,7 @@ class Check:
     name: str
     summary: str
     run: Callable[[Bench], str | None]
-    """Returns what is worth telling, or raises."""
+    """Returns a detail to report, or raises."""
     requires: tuple[str, ...] = ()
     """Checks that must pass before this one can tell anything."""
 

@@ -91,7 +91,7 @@ def groups(record: RunRecord) -> list[ArmGroup]:
             continue
         seed = dict(origin.labels).get("seed", "")
         found.setdefault(title, {}).setdefault(arm, {})[seed] = stage
-    return [ArmGroup(title, arms) for title, arms in found.items() if _worth_it(arms)]
+    return [ArmGroup(title, arms) for title, arms in found.items() if _has_comparison(arms)]
 
 
 def _arm(origin: Origin, branch: str) -> str:
@@ -99,7 +99,7 @@ def _arm(origin: Origin, branch: str) -> str:
     return " ".join(filter(None, (branch, rest))) or origin.source
 
 
-def _worth_it(arms: Mapping[str, Mapping[str, StageRecord]]) -> bool:
+def _has_comparison(arms: Mapping[str, Mapping[str, StageRecord]]) -> bool:
     return len(arms) > 1 or any(len(seeds) > 1 for seeds in arms.values())
 
 
@@ -161,35 +161,39 @@ def find(stage: StageRecord, name: str) -> Measured | None:
 
 
 def _against(
-    ours: Mapping[str, StageRecord],
-    theirs: Mapping[str, StageRecord],
+    arm: Mapping[str, StageRecord],
+    baseline: Mapping[str, StageRecord],
     name: str,
     metric: str,
     samples: Samples,
 ) -> Paired | None:
-    mine, other = _values(ours, name, metric), _values(theirs, name, metric)
-    shared = [seed for seed in mine if seed in other]
+    values, baseline_values = _values(arm, name, metric), _values(baseline, name, metric)
+    shared = [seed for seed in values if seed in baseline_values]
     if len(shared) > 1:
-        a, b = ([found[seed].value for seed in shared] for found in (mine, other))
+        a, b = ([found[seed].value for seed in shared] for found in (values, baseline_values))
         return statistics.paired_t(a, b, "seeds")
-    if len(ours) == len(theirs) == 1:
-        (one,), (another,) = ours.values(), theirs.values()
-        return paired_records(one, another, name, metric, samples)
+    if len(arm) == len(baseline) == 1:
+        (stage,), (baseline_stage,) = arm.values(), baseline.values()
+        return paired_records(stage, baseline_stage, name, metric, samples)
     return None
 
 
 def paired_records(
-    ours: StageRecord, theirs: StageRecord, name: str, metric: str, samples: Samples
+    stage: StageRecord, baseline: StageRecord, name: str, metric: str, samples: Samples
 ) -> Paired | None:
     """The paired test on the records that both stages were evaluated on; None where they differ."""
-    mine, other = find(ours, name), find(theirs, name)
-    if mine is None or other is None or mine.fingerprint != other.fingerprint:
+    measured, baseline_measured = find(stage, name), find(baseline, name)
+    if (
+        measured is None
+        or baseline_measured is None
+        or measured.fingerprint != baseline_measured.fingerprint
+    ):
         return None
     pairs = [
         (a.scores[metric], b.scores[metric])
-        for a, b in zip(samples(ours, name), samples(theirs, name), strict=False)
+        for a, b in zip(samples(stage, name), samples(baseline, name), strict=False)
         if a.prompt == b.prompt and metric in a.scores and metric in b.scores
     ]
-    if len(pairs) < 2 or len(pairs) != mine.metrics[metric].count:
+    if len(pairs) < 2 or len(pairs) != measured.metrics[metric].count:
         return None
     return statistics.on_records([a for a, _ in pairs], [b for _, b in pairs])

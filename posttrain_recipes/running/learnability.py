@@ -29,7 +29,7 @@ from posttrain_recipes.waiting import CancellableWaiter, in_thread
 GROUPS = 16
 """Prompts, or episodes, that are tried."""
 ZERO_VARIANCE = 0.75
-"""A larger share of groups without variance than this is worth a warning."""
+"""A larger share of zero-variance groups than this is a warning."""
 
 
 def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[PreflightFinding]:

@@ -26,7 +26,7 @@ from posttrain_recipes.training.rl.scoring import scores_of
 from posttrain_recipes.waiting import EngineWaiter
 
 FREE_BYTES = 1 << 30
-"""Less free space than this is worth a word."""
+"""Less free disk space than this, in bytes, is a warning."""
 SDK = ("0.38", "1")
 """The first version of the SDK that is known to work, and the first that is not."""
 TRIED = 8

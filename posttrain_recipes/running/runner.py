@@ -446,9 +446,9 @@ def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: Stage
     )
     kept.made, kept.made_in = dict(earlier.made), earlier.made_in
     names = {planned.fingerprint: planned.name for planned in stage.evals}
-    for ours, theirs in ((kept.before, earlier.before), (kept.after, earlier.after)):
-        ours += [replace(m, name=names[m.fingerprint]) for m in theirs if m.fingerprint in names]
-        ours += [m for m in theirs if m.fingerprint.startswith(store.OWN)]
+    for results, found in ((kept.before, earlier.before), (kept.after, earlier.after)):
+        results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
+        results += [m for m in found if m.fingerprint.startswith(store.OWN)]
 
 
 @contextmanager

@@ -22,19 +22,19 @@ def check(plan: Plan, serving: Serving) -> None:
         PtlError: a tokenizer cannot be loaded.
     """
     faults = []
-    for one in plan.same_tokenizer:
-        theirs, who = one.theirs, f"'{one.theirs}'"
-        if theirs.startswith("tinker://"):
+    for pair in plan.same_tokenizer:
+        base, who = pair.other, f"'{pair.other}'"
+        if base.startswith("tinker://"):
             try:
-                theirs = serving.base_of(one.theirs)
+                base = serving.base_of(pair.other)
             except GoneError:
                 continue  # the stage that needs it says so; one that is done does without
-            who = f"'{one.theirs}' is of '{theirs}', which"
-        if theirs == one.ours:
+            who = f"'{pair.other}' is of '{base}', which"
+        if base == pair.model:
             continue
-        models = one.ours, theirs
+        models = pair.model, base
         differ = difference(*(serving.renderer(model).vocabulary for model in models))
         if differ:
-            faults.append(Fault(one.location, one.key, other_tokenizer(who, one.ours, differ)))
+            faults.append(Fault(pair.location, pair.key, other_tokenizer(who, pair.model, differ)))
     if faults:
         raise RecipeError(faults)
