@@ -74,6 +74,8 @@ class Engine:
     fail: Callable[[int], None] = lambda nth: None
     lock: threading.Lock = field(default_factory=threading.Lock)
     total: int = 0
+    names: list[str] = field(default_factory=list)
+    """What checkpoints were called."""
 
     # the service
 
@@ -105,9 +107,11 @@ class Engine:
         return done(SimpleNamespace(metrics={"grad_norm:mean": 0.5}))
 
     def save_state(self, name: str) -> Future[Any]:
+        self.names.append(name)
         return done(SimpleNamespace(path=f"tinker://{self.run}/weights/{name}-{self.version}"))
 
     def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Future[Any]:
+        self.names.append(name)
         path = f"tinker://{self.run}/sampler_weights/{name}-{self.version}"
         return done(SimpleNamespace(path=path))
 
@@ -181,6 +185,7 @@ def run(
     rewards: Sequence[Reward] = (Parity(PluginConfig()),),
     wait: Callable[[Future[Any]], Any] | None = None,
     train: Sequence[Record] = PROMPTS,
+    name: str = "grpo",
     **options: Any,
 ) -> Checkpoint:
     method = GRPO(GRPO.Config(**{"batch_size": 4, "group_size": 6, "max_tokens": 4} | options))
@@ -192,7 +197,7 @@ def run(
         show=lambda name, samples, step: engine.shown.append((step, list(samples))),
     )
     stage = StageContext(
-        name="grpo",
+        name=name,
         seed=5,
         base_model="base",
         start=Checkpoint("base"),

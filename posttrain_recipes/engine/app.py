@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -193,12 +194,18 @@ def _training(service: Service) -> list[Route]:
         pending.tokens = 0 if parsed.forward_only else sum(d.tokens.size for d in parsed.data)
         return pending
 
-    def operation(path: str, kind: type[T], handle: Callable[[T], Pending]) -> Route:
-        return ordered(path, partial(wire.parse, kind), handle, service.refused)
+    def operation(
+        path: str,
+        kind: type[T],
+        handle: Callable[[T], Pending],
+        identity: Callable[[bytes], bytes] = bytes,
+    ) -> Route:
+        return ordered(path, partial(wire.parse, kind), handle, service.refused, identity=identity)
 
     async def create_custom_loss(request: Request) -> Response:
         # On a thread as well: checking a graph needs torch, which may still be loading.
-        wanted = wire.parse(wire.CreateCustomLoss, await body_of(request))
+        body = await body_of(request)
+        wanted = wire.parse(wire.CreateCustomLoss, body)
 
         def check() -> LossGraph:
             from posttrain_recipes.engine.train.custom_loss import LossGraph
@@ -206,7 +213,7 @@ def _training(service: Service) -> list[Route]:
             return LossGraph(wanted)
 
         loss = training.add_custom_loss(wanted, await asyncio.to_thread(check))
-        return reply(loss, "create_custom_loss")
+        return reply(loss, "create_custom_loss", body)
 
     return [
         post("create_model", wire.CreateModel, training.create_model),
@@ -218,10 +225,18 @@ def _training(service: Service) -> list[Route]:
         route("create_custom_loss", "POST", create_custom_loss),
         operation("optim_step", wire.OptimStep, training.optim_step),
         operation("save_weights", wire.SaveWeights, training.save_weights),
-        operation("save_weights_for_sampler", wire.SaveWeights, training.save_weights_for_sampler),
+        operation("save_weights_for_sampler", wire.SaveWeights,
+                  training.save_weights_for_sampler, _without_sampler_number),
         operation("save_weights_external", SaveExternal, service.transfers.save_external),
         operation("load_weights", wire.LoadWeights, training.load_weights),
     ]  # fmt: skip
+
+
+def _without_sampler_number(body: bytes) -> bytes:
+    """The SDK numbers a sampler anew where it sends the request again."""
+    given = json.loads(body)
+    given.pop("sampling_session_seq_id", None)
+    return json.dumps(given, sort_keys=True).encode()
 
 
 def _sampling(service: Service) -> list[Route]:

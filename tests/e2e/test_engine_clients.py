@@ -130,8 +130,12 @@ def test_what_is_refused_takes_its_number_and_leaves_the_weights(client: TestCli
         for _ in range(2):
             assert 400 <= other.send(path, body).status_code < 500
     assert other.loss(5) == clean.loss(1)
-    # A number that was used is another request's: it is not run again.
-    assert other.send("forward_backward", other.chunk(5, 7)).status_code == 200
+    # A number that was used is another request's: it is not run, nor given that one's answer.
+    taken = other.send("forward_backward", other.chunk(5, 7))
+    assert taken.status_code == 409
+    assert "another request was accepted under this seq_id" in taken.text
+    assert other.send("optim_step", other.step(5)).status_code == 409
+    assert other.send("forward_backward", other.chunk(5, 0)).status_code == 200
     assert other.loss(6) == clean.loss(2)
 
 

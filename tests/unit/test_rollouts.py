@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -57,6 +58,14 @@ def test_a_batch_is_sampled_from_the_policy_or_one_that_is_little_older(
         late = [metrics["rollouts/staleness"] for metrics, _ in engine.log]
         steps = options.get("updates_per_batch", 1)
         assert late[::steps] == [min(i, options["max_staleness"]) for i in range(5)]
+
+
+def test_checkpoints_have_names_that_every_engine_takes() -> None:
+    """A stage of a matrix is called by its values."""
+    engine = Engine()
+    run(engine, name="rl[learning_rate=0.001, seed=0]/a", max_staleness=1, save_every=1)
+    assert len(engine.names) > 6
+    assert {re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None for name in engine.names} == {True}
 
 
 class Stop(Exception):

@@ -36,6 +36,7 @@ class Pending:
     channel: Hashable = None  # the sampler in whose list of completions it appears
     local: bool = False
     kind: str = ""  # the operation, for the metrics
+    content: bytes | None = None  # a digest of what was asked; None for this process's own
     tokens: int = 0  # that it trains on, for the metrics
     answer: Any = None
     failed: bool = False
@@ -50,6 +51,24 @@ class Pending:
     def size(self) -> int:
         """The bytes of its answer."""
         return len(self.answer[0]) if self.answer is not None and not self.local else 0
+
+    def must_be(self, content: bytes) -> None:
+        """Hold a request that came again to what it was.
+
+        Args:
+            content: a digest of the operation and its body.
+
+        Raises:
+            RequestError: 409, it is another one under the same number, and was not accepted.
+        """
+        if self.content is None:
+            self.content = content
+        elif self.content != content:
+            raise RequestError(
+                409,
+                "another request was accepted under this seq_id: what is sent again has to be the "
+                "same, and a new request takes the next number",
+            )
 
 
 class Futures:

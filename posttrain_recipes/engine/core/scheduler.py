@@ -76,11 +76,14 @@ class Feed:
     def __init__(self, scheduler: Scheduler, jobs: list[_Job]) -> None:
         self._scheduler, self._new = scheduler, jobs
         self._open: list[_Job] = []
+        batch = jobs[0].batch
+        self._group = None if batch is None else batch.group
 
     def take(self) -> list[tuple[Any, Any]]:
         """(ticket, item) of requests that have come since. None while other work waits, so that a
-        stream of requests for samples does not keep training out."""
-        assert self._new or self._open
+        stream of requests for samples does not keep training out, nor once all are answered."""
+        if not self._new and not self._open:
+            return []
         new, self._new = self._new or self._scheduler._more(self._group), []
         self._open += new
         return [(job, job.batch.item) for job in new if job.batch is not None]
@@ -96,11 +99,6 @@ class Feed:
             self._open = [job for job in self._open if not job.pending.cancelled]
             self._scheduler._finish([(job, _cancelled()) for job in gone])
         return gone
-
-    @property
-    def _group(self) -> Hashable:
-        batch = (self._new or self._open)[0].batch
-        return None if batch is None else batch.group
 
     def answer(self, ticket: Any, result: Any) -> None:
         """Answer one of the requests given."""
@@ -296,6 +294,7 @@ class Scheduler:
                 try:
                     job.batch.run(feed)
                 except Exception as error:  # whatever it is, the worker has to go on serving
+                    log.error("a batch of samples failed", exc_info=error)
                     feed.fail(error)
             self._busy = False
 
@@ -319,9 +318,12 @@ class Scheduler:
         """All waiting requests for samples of `group`. They overtake what waits before them, which
         changes nothing: weights that are sampled from never change."""
         with self._wake:
-            matching = [job for job in self._queue if job.batch and job.batch.group == group]
-            if matching:
-                self._queue = deque(job for job in self._queue if job not in matching)
+            matching: list[_Job] = []
+            others: deque[_Job] = deque()
+            for job in self._queue:
+                chosen = matching if job.batch and job.batch.group == group else others
+                chosen.append(job)
+            self._queue = others
         return matching
 
     def _more(self, group: Hashable) -> list[_Job]:

@@ -57,8 +57,14 @@ class Training:
     ) -> Model:
         session = self.state.session(session_id)
         model_id = checkpoints.check_run(f"{session_id}:train:{seq}")
-        if model_id in self.state.models:
-            return self.state.models[model_id]
+        if (model := self.state.models.get(model_id)) is not None:
+            if (model.base_model, _shape(model.lora)) != (base_model, _shape(lora)):
+                raise RequestError(
+                    409,
+                    f"{model_id} is a model of {model.base_model} with a LoRA of "
+                    f"{_shape(model.lora)}: another one takes the next model_seq_id",
+                )
+            return model
         created = checkpoints.now()
         run = TrainingRun(model_id, session_id, base_model, lora, created, user_metadata)
         model = Model(model_id, base_model, lora, run, created)
@@ -69,10 +75,12 @@ class Training:
     def _make(self, model: Model) -> dict[str, Any]:
         from posttrain_recipes.engine.model.base import new_adapter
 
-        base = self.state.base_models.get(model.base_model)
-        adapter = new_adapter(base, model.lora)
-        model.arch, model.adapter = base.arch, adapter
-        self.state.store.add_run(model.run)
+        # Asked again once the answer was forgotten: what has been trained since is kept.
+        if model.adapter is None:
+            base = self.state.base_models.get(model.base_model)
+            adapter = new_adapter(base, model.lora)
+            model.arch, model.adapter = base.arch, adapter
+            self.state.store.add_run(model.run)
         return {"model_id": model.id, "type": "create_model"}
 
     def get_info(self, request: wire.TrainingModelRef) -> dict[str, Any]:
@@ -94,11 +102,14 @@ class Training:
 
     def unload_model(self, request: wire.TrainingModelRef) -> Pending:
         """Drop a model in training. Its checkpoints stay."""
+        key, scheduler = ("unload", request.model_id), self.state.scheduler
+        if (known := scheduler.futures.same(key)) is not None:  # its answer was lost on the way
+            return known
         self.state.model(request.model_id)
         del self.state.models[request.model_id]
-        self.state.scheduler.forget_model(request.model_id)
+        scheduler.forget_model(request.model_id)
         answer = {"model_id": request.model_id, "type": "unload_model"}
-        return self.state.scheduler.submit(("unload", request.model_id), lambda: answer)
+        return scheduler.submit(key, lambda: answer)
 
     def forward_backward(self, request: wire.ForwardBackward) -> Pending:
         """Queue a forward and backward pass; gradients accumulate until `optim_step`."""
@@ -174,15 +185,17 @@ class Training:
         session = self.state.session(model.id.split(":")[0])
         sampler_id = f"{session.id}:sample:{request.sampling_session_seq_id}"
         weights = SamplerWeights(model.base_model, model.lora)
-        if sampler_id not in self.state.samplers:
-            self.state.add_sampler(session, Sampler(sampler_id, weights))
 
         def work() -> dict[str, Any]:
             weights.snapshot = _adapter(model).snapshot()
             self.state.offloading.use(weights)
             return {**answer, "sampling_session_id": sampler_id}
 
-        return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+        pending = self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+        # Not before it was accepted: a refused request is sent again, with weights of its own.
+        if sampler_id not in self.state.samplers:
+            self.state.add_sampler(session, Sampler(sampler_id, weights))
+        return pending
 
     def _new_path(
         self, model: Model, kind: str, request: wire.SaveWeights
@@ -242,8 +255,14 @@ class Training:
         )
 
         def work() -> dict[str, Any]:
+            if model.adapter is not None:  # asked again, as in `_make`
+                return {"path": str(path), "model_id": model.id, "type": "load_weights"}
             self._make(model)
-            return self._load(model, path, request)
+            try:
+                return self._load(model, path, request)
+            except Exception:
+                model.adapter = None
+                raise
 
         return self.state.scheduler.submit(("create", model.id), work)
 

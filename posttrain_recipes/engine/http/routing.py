@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -60,9 +61,13 @@ def route(path: str, method: str, endpoint: Endpoint) -> Route:
     return Route(f"{PREFIX}/{path}", guarded(endpoint), methods=[method])
 
 
-def reply(result: Pending | dict[str, Any], kind: str) -> Response:
-    """The acknowledgement of a request of this kind, or the answer where it is there at once."""
+def reply(result: Pending | dict[str, Any], kind: str, body: bytes) -> Response:
+    """The acknowledgement of a request of this kind, or the answer where it is there at once.
+
+    Raises RequestError 409 where another request was accepted in its place.
+    """
     if isinstance(result, Pending):
+        result.must_be(hashlib.blake2b(kind.encode() + b"\0" + body, digest_size=16).digest())
         result.kind = result.kind or kind
         return JSONResponse({"request_id": result.request_id, **result.note})
     return JSONResponse(result)
@@ -72,7 +77,8 @@ def post(path: str, kind: type[T], handle: Callable[[T], Pending | dict[str, Any
     """POST `path`, with a JSON body of this kind."""
 
     async def endpoint(request: Request) -> Response:
-        return reply(handle(wire.parse(kind, await body_of(request))), path)
+        body = await body_of(request)
+        return reply(handle(wire.parse(kind, body)), path, body)
 
     return route(path, "POST", endpoint)
 
@@ -83,15 +89,21 @@ def ordered(
     handle: Callable[[T], Pending],
     refused: Callable[[bytes], None],
     on_thread: bool = False,
+    identity: Callable[[bytes], bytes] = bytes,
 ) -> Route:
-    """POST `path`, one of a model's operations. `refused` is handed the body of one that is at
-    fault, and will not come again, so that those after it do not wait for it."""
+    """POST `path`, one of a model's operations.
+
+    Args:
+        refused: is handed the body of one that is at fault, and will not come again, so that those
+            after it do not wait for it.
+        identity: what of a body is the same where the client sends the operation again.
+    """
 
     async def endpoint(request: Request) -> Response:
         body = await body_of(request)
         try:
             parsed = await asyncio.to_thread(parse, body) if on_thread else parse(body)
-            return reply(handle(parsed), path)
+            return reply(handle(parsed), path, identity(body))
         except RequestError as failure:
             if failure.status in FINAL:
                 refused(body)

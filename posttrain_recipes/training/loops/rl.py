@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import Renamed
-from posttrain_recipes.plugin import Method, Resume, StageContext, Usage
+from posttrain_recipes.plugin import Method, Resume, StageContext, Usage, checkpoint_name
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved
@@ -278,7 +278,7 @@ class RolloutLoop:
             snapshot = client.save_weights_and_get_sampling_client()
             self.snapshots[trained] = _Snapshot(in_thread(snapshot.result))
             return
-        name = f"{self.stage.name}-rollouts-{trained:06d}"
+        name = f"{checkpoint_name(self.stage.name)}-rollouts-{trained:06d}"
         saved = client.save_weights_for_sampler(name, ttl_seconds=KEEP_SAMPLERS_S)
         path = in_thread(lambda: saved.result().path)
         self.snapshots[trained] = _Snapshot(
