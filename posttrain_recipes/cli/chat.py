@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import click
 
 from posttrain_recipes import models
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
@@ -38,9 +38,7 @@ HELP = """\
 @click.option("--max-tokens", default=512, show_default=True, type=click.IntRange(1))
 @click.option("--seed", type=int, help="The same seed gives the same reply.")
 @click.option("--base-url", help="Any OpenAI-compatible server, such as 'ptl serve' elsewhere.")
-@click.option(
-    "--api-key", envvar="OPENAI_API_KEY", help="The server's key. [default: $OPENAI_API_KEY]"
-)
+@secret_option("api-key", "OPENAI_API_KEY", "The server's key. [default: $OPENAI_API_KEY]")
 @home_option
 def chat(
     target: str | None,

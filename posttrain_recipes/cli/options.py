@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from posttrain_recipes.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +53,56 @@ def home_option(function: F) -> F:
         type=click.Path(path_type=Path, file_okay=False),
         help="Where runs are kept. [default: $PTL_HOME or ./.ptl]",
     )(function)
+
+
+def secret_option(name: str, variable: str, what: str) -> Callable[[F], F]:
+    """`--NAME VALUE` and `--NAME-file FILE`, as the argument `name`: a secret.
+
+    Its place is a file or the environment: what stands on a command line can be read by everybody
+    on the machine (`ps`), so that is warned of.
+
+    Args:
+        variable: the environment variable that it is taken from otherwise.
+        what: what it is, for --help.
+    """
+    argument = name.replace("-", "_")
+
+    def warned(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+        if value and context.get_parameter_source(argument) is ParameterSource.COMMANDLINE:
+            click.echo(
+                f"warning: everybody on this machine can read --{name} in the list of processes; "
+                f"set {variable} or give --{name}-file",
+                err=True,
+            )
+        return value
+
+    def decorate(function: F) -> F:
+        @click.option(
+            f"--{name}-file",
+            "secret_file",
+            type=click.Path(path_type=Path),
+            help="Read it from this file, where no `ps` shows it.",
+        )
+        @click.option(f"--{name}", argument, envvar=variable, callback=warned, help=what)
+        @functools.wraps(function)
+        def with_secret(*, secret_file: Path | None, **rest: Any) -> Any:
+            if secret_file is not None:
+                rest[argument] = _first_line(secret_file, f"--{name}-file")
+            return function(**rest)
+
+        return with_secret  # type: ignore[return-value]
+
+    return decorate
+
+
+def _first_line(file: Path, option: str) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {option} {file}", why=str(error)) from None
+    if len(lines) != 1:
+        raise UsageError(f"{option} {file} holds {len(lines)} words, and has to hold one")
+    return lines[0]
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

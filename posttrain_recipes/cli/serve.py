@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
 
@@ -26,10 +26,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8765, show_default=True, help="Port; 0 takes a free one.")
-@click.option(
-    "--token",
-    envvar="PTL_ENGINE_TOKEN",
-    help="The key clients must show; starts with tml-. [default: $PTL_ENGINE_TOKEN, or a new one]",
+@secret_option(
+    "token",
+    "PTL_ENGINE_TOKEN",
+    "The key clients must show; starts with tml-. [default: $PTL_ENGINE_TOKEN, or a new one]",
 )
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
@@ -59,7 +59,7 @@ def serve(
     if host not in LOOPBACK and not token:
         raise UsageError(
             f"--host {host} is reachable from other machines",
-            hint="give a --token of your own, or listen on 127.0.0.1",
+            hint="set PTL_ENGINE_TOKEN, give --token-file, or listen on 127.0.0.1",
         )
     if token and not (token.startswith("tml-") and len(token) >= 16):
         raise UsageError(
