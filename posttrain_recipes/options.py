@@ -49,9 +49,13 @@ class PluginConfig(BaseModel):
     def _by_old_names(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or not (old := cls.renamed().keys() & given.keys()):
             return given
+        for name in sorted(old):
+            if cls.renamed()[name] in given:
+                raise ValueError(
+                    f"'{name}' is the old name of '{cls.renamed()[name]}', and both are given; "
+                    "keep the new one"
+                )
         now = {cls.renamed()[name]: value for name, value in given.items() if name in old}
-        if twice := sorted(now.keys() & given.keys()):
-            raise ValueError(f"'{twice[0]}' is given by its old name too; keep one of them")
         return {name: value for name, value in given.items() if name not in old} | now
 
     @classmethod

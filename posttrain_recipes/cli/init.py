@@ -22,18 +22,27 @@ FILES = ("recipe.yaml", "data/train.jsonl", "data/held_out.jsonl")
 def init(directory: Path, name: str | None) -> None:
     """Write a starter recipe with its data into DIRECTORY (default: here)."""
     files = _starter() if name is None else _shipped(name)
-    there = [path for path in files if (directory / path).exists()]
-    if there:
+    there = {path for path in files if (directory / path).exists()}
+    other = [path for path in files if path in there and not _same(directory / path, files[path])]
+    if other or there == files.keys():
+        wanted = f" --recipe {name}" if name else ""
+        first = display_path(directory / [*other, *files][0])
         raise UsageError(
-            f"{display_path(directory / there[0])} is already there; nothing was written",
-            hint="name another directory: ptl init my_project",
+            f"{first} is already there; nothing was written",
+            hint=f"name another directory: ptl init{wanted} my_project",
         )
     for path, content in files.items():
+        if path in there:  # what two recipes share
+            continue
         target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         click.echo(f"wrote {display_path(target)}")
     click.echo(f"\nnext: ptl run {display_path(directory / next(iter(files)))}")
+
+
+def _same(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
 
 
 def _starter() -> Mapping[str, bytes]:

@@ -11,10 +11,10 @@ estimators and surrogates that others have put in their places, each with its pa
 `training/rl/advantages.py` and `training/rl/policy_loss.py`; the length normalization follows the
 estimator.
 
-How it departs from the paper: with one update a batch (the default) p is q at every step, and the
-losses differ only in what they do to float noise; the divergence from the reference, if it costs
-anything, is taken off the reward of a completion rather than added to the loss of each token, which
-keeps the gradient that of the KL divergence (with k1).
+How it departs from the paper: with one update a batch and no staleness (the defaults) p is q at
+every step, and the losses differ only in what they do to float noise; the divergence from the
+reference, if it costs anything, is taken off the reward of a completion rather than added to the
+loss of each token, which keeps the gradient that of the KL divergence (with k1).
 """
 
 from __future__ import annotations

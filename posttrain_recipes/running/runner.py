@@ -477,7 +477,10 @@ def _write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
+    """What failed and why, in one line: what the record and a list of failures keep of it."""
+    why = error.why if isinstance(error, PtlError) else None
+    lines = [text.split("\n")[0] for text in (str(error), why or "") if text]
+    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
 
 
 def _death(connection: Connection) -> EngineLostError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -58,34 +59,64 @@ def find(old: str, name: str) -> Any:
     Raises:
         AttributeError: there is no such name, and there was none.
     """
-    home, was = MOVED[old], name
-    name = RENAMED.get(f"{old}.{name}", name)
+    home, now = MOVED[old], RENAMED.get(f"{old}.{name}", name)
     try:
-        found = getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
+        found = getattr(importlib.import_module(f"{PACKAGE}.{home}"), now)
     except AttributeError:
-        raise AttributeError(f"module '{PACKAGE}.{old}' has no attribute '{was}'") from None
+        raise AttributeError(f"module '{PACKAGE}.{old}' has no attribute '{name}'") from None
     module = home.rpartition(".")[2]
-    if name in FLAT:
-        now = f"{PACKAGE}.{name}"
+    if now in FLAT:
+        where = f"write 'from {PACKAGE} import {now}'"
     elif module in MODULES:
-        now = f"{PACKAGE}.{module}.{name}"
+        where = f"write 'from {PACKAGE} import {module}' and '{module}.{now}'"
     else:
-        now = f"{PACKAGE}.{home}.{name}, which is no part of the plugin API"
-    warnings.warn(f"{PACKAGE}.{old}.{was} is now {now}", DeprecationWarning, stacklevel=3)
+        where = f"it is {PACKAGE}.{home}.{now} now, which is no part of the plugin API"
+    warnings.warn(f"{PACKAGE}.{old}.{name} has moved: {where}", DeprecationWarning, stacklevel=3)
     return found
 
 
-class _Moved(ModuleType):
-    """A module under its old name, of which nothing is imported before it is used."""
+class _Elsewhere(ModuleType):
+    """A module under a path that it does not lie at; nothing is imported before it is used."""
+
+    def __init__(self, name: str, home: str) -> None:
+        super().__init__(f"{PACKAGE}.{name}")
+        self.__dict__["_name"], self.__dict__["_home"] = name, f"{PACKAGE}.{home}"
+        self.__dict__["__spec__"] = ModuleSpec(self.__name__, None, origin=self._home)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            return dir(self)
         if name.startswith("__"):
             raise AttributeError(name)
-        return find(self.__name__.rpartition(".")[2], name)
+        if self._name in MODULES:
+            return getattr(importlib.import_module(self._home), name)
+        return find(self._name, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(importlib.import_module(self._home), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(importlib.import_module(self._home), name)
+
+    def __dir__(self) -> list[str]:
+        return public(self._home)
+
+
+def public(home: str) -> list[str]:
+    """The names that a module defines itself, without those that it keeps to itself."""
+    names = vars(importlib.import_module(home)).items()
+    return sorted(
+        name
+        for name, value in names
+        if not name.startswith("_")
+        and getattr(value, "__module__", home) == home
+        and not isinstance(value, ModuleType)
+    )
 
 
 def install() -> None:
-    """Have the old paths be found. `sampling`, which is a room now, answers for itself."""
-    for old in MOVED.keys() - {"sampling"}:
-        path = f"{PACKAGE}.{old}"
-        sys.modules.setdefault(path, _Moved(path))
+    """Have the old paths be found, and `MODULES` as if they lay here. `sampling`, which is a room
+    now, answers for itself."""
+    for name, home in {**MOVED, **MODULES}.items():
+        if name != "sampling":
+            sys.modules.setdefault(f"{PACKAGE}.{name}", _Elsewhere(name, home))

@@ -33,7 +33,9 @@ def test_an_option_is_known_by_both_names_and_hashes_like_its_first() -> None:
     assert Config(before=5) == Config(now=5)  # type: ignore[call-arg]
     assert effective(Config(now=5)) == {"before": 5, "other": 2}
     assert effective(Config()) == {"before": 1, "other": 2}
-    with pytest.raises(ValidationError, match="'now' is given by its old name too"):
+    with pytest.raises(
+        ValidationError, match="'before' is the old name of 'now', and both are given"
+    ):
         Config(before=1, now=1)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="now"):
         Config(before="x")  # type: ignore[call-arg]
@@ -71,7 +73,7 @@ def test_a_mistake_in_the_old_name_is_told(ptl: Ptl, project: Project) -> None:
     project.write("two.yaml", RECIPE.format(option="flat_groups: drop, zero_variance_groups: drop"))
     said = ptl("validate", "two.yaml")
     assert said.code == 2
-    assert "given by its old name too" in said.out
+    assert "'flat_groups' is the old name of 'zero_variance_groups', and both are given" in said.out
 
 
 def test_curves_of_older_runs_have_the_names_of_now(tmp_path: Path) -> None:

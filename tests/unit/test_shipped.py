@@ -46,6 +46,19 @@ def test_a_recipe_is_copied_with_its_functions_and_over_nothing(ptl: Ptl, projec
     assert "rlhf.yaml is already there; nothing was written" in again.err
 
 
+def test_two_recipes_may_share_a_directory(ptl: Ptl, project: Project) -> None:
+    assert ptl("init", "--recipe", "tool_use", "one").code == 0
+    said = ptl("init", "--recipe", "grpo_arithmetic", "one")
+    assert (said.code, said.err) == (0, "")
+    assert "recipe.schema.json" not in said.out  # it was there, and the same
+    project.write("two/recipe.schema.json", "mine")
+    refused = ptl("init", "--recipe", "tool_use", "two")
+    assert refused.code == 2
+    assert "next: name another directory: ptl init --recipe tool_use my_project" in refused.err
+    assert (project.path / "two/recipe.schema.json").read_text() == "mine"
+    assert not (project.path / "two/tool_use.yaml").exists()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built and unpacked as pip would."""

@@ -84,7 +84,7 @@ def best_only(r: Rewards) -> list[float]:
     return [float(r_i == max(r)) for r_i in r]
 ''',
     "policy_loss.py": '''
-@surrogate(engine=False)
+@surrogate()
 def linear(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-A log p, no ratio at all."""
     return -A * logp

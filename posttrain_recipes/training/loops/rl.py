@@ -74,8 +74,9 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
     max_staleness: int = Field(default=0, ge=0, le=16)
     """Batches that the sampling policy may lie behind: above 0, sampling and training overlap."""
     zero_variance_groups: Annotated[Literal["drop", "replace"], Renamed("flat_groups")] = "drop"
-    """A group whose rewards are all the same teaches nothing: drop it, or sample another prompt in
-    its place (dynamic sampling, DAPO)."""
+    """A group whose rewards are all the same: drop goes on without it (an advantage relative to the
+    group is 0 there; reinforce_pp, relative to the batch, still learns of it), replace samples
+    another prompt in its place (dynamic sampling, DAPO)."""
     max_replacements: int = Field(default=3, ge=1)
     """For zero_variance_groups: replace, how many other prompts are tried in one place."""
     retries: int = Field(default=2, ge=0)

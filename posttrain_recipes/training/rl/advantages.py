@@ -4,7 +4,8 @@ Pure functions of the rewards r (G,) of the completions of one prompt, in the un
 except where an estimator divides by a standard deviation.
 
 To add one: a function with `@estimator` here, and its test. It is then a value of the option
-`advantage`.
+`advantage`; `ptl schema -o schemas/recipe.schema.json` and `tools/method_docs.py` write it into
+schema and docs.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ A surrogate that the engine has is computed there, in one forward and backward p
 are sums over tokens, linear in A, so that w is multiplied into it. Any other is computed on our
 side from the log-probabilities that the engine sends back, which takes two passes.
 
-To add one: a function with `@surrogate` here, and its test. It is then a value of `loss`.
+To add one: a function with `@surrogate()` here, and its test. It is then a value of `loss`; `ptl
+schema -o schemas/recipe.schema.json` and `tools/method_docs.py` write it into schema and docs.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ class Surrogate:
     """A surrogate loss."""
 
     formula: Formula
-    """(log p (T,), log q (T,), A, config) -> the loss (T,) of each of a completion's own tokens."""
+    """(log p (T,), log q (T,), A, config) -> the loss (T,) of each own token of one sequence."""
     clip: tuple[float, float] | None = None
     """Bounds on the ratio where a recipe gives none; None: it does not clip."""
-    engine: bool = True
-    """Whether engines have it, under the same name."""
+    engine: bool = False
+    """Whether engines have it, under the same name: then they compute it, and the formula here is
+    what they are held to (`tests/unit/test_surrogates.py`)."""
+    by_sequence: bool = False
+    """Whether its ratio is that of the whole sequence."""
 
     @property
     def need(self) -> str:
@@ -66,12 +70,12 @@ SURROGATES: dict[str, Surrogate] = {}
 
 
 def surrogate(
-    clip: tuple[float, float] | None = None, engine: bool = True
+    clip: tuple[float, float] | None = None, engine: bool = False, by_sequence: bool = False
 ) -> Callable[[Formula], Formula]:
-    """Make a formula a value of the option `loss`, by its name."""
+    """Make a formula a value of the option `loss`, by its name. See `Surrogate`."""
 
     def register(formula: Formula) -> Formula:
-        SURROGATES[formula.__name__] = Surrogate(formula, clip, engine)
+        SURROGATES[formula.__name__] = Surrogate(formula, clip, engine, by_sequence)
         return formula
 
     return register
@@ -82,13 +86,13 @@ def ratio(logp: Tensor, logq: Tensor) -> Tensor:
     return (logp - logq).exp()
 
 
-@surrogate()
+@surrogate(engine=True)
 def importance_sampling(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-rho A, no clipping."""
     return -ratio(logp, logq) * A
 
 
-@surrogate(clip=(0.8, 1.2))
+@surrogate(clip=(0.8, 1.2), engine=True)
 def ppo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-min(rho A, clip(rho) A).
 
@@ -99,7 +103,7 @@ def ppo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     return -(rho * A).minimum(rho.clamp(low, high) * A)
 
 
-@surrogate(clip=(0.0, 4.0))
+@surrogate(clip=(0.0, 4.0), engine=True)
 def cispo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-clip(rho) A log p, the clipped ratio a constant weight of the token's gradient.
 
@@ -109,7 +113,7 @@ def cispo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     return -ratio(logp, logq).clamp(low, high).detach() * A * logp
 
 
-@surrogate(engine=False)
+@surrogate()
 def dro(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-(A log p - beta/2 (log rho)^2).
 
@@ -119,7 +123,7 @@ def dro(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     return -(A * logp - config.dro_beta / 2 * (logp - logq).square())
 
 
-@surrogate(clip=(1 - 3e-4, 1 + 4e-4))
+@surrogate(clip=(1 - 3e-4, 1 + 4e-4), engine=True, by_sequence=True)
 def gspo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence.
 
@@ -129,6 +133,11 @@ def gspo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     s = (logp - logq).mean().exp().expand(logp.shape)
     low, high = config.clip
     return -(s * A).minimum(s.clamp(low, high) * A)
+
+
+def _clips(side: int) -> str:
+    found = {name: s.clip[side] for name, s in SURROGATES.items() if s.clip is not None}
+    return ", ".join(f"{bound:g} for {name}" for name, bound in found.items())
 
 
 if TYPE_CHECKING:
@@ -153,10 +162,17 @@ class PolicyConfig(PluginConfig):
     length_norm: advantages.LengthNorm | None = None
     """What a token weighs: sequence (replies count the same), token (tokens do), constant
     (max_tokens divides all); by default what the paper of the advantage does."""
-    clip_low: float | None = Field(default=None, ge=0, le=1)
-    """Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo."""
-    clip_high: float | None = Field(default=None, ge=1)
-    """Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo."""
+    clip_low: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description=f"Smallest ratio p/q that is not clipped; by default {_clips(0)}.",
+    )
+    clip_high: float | None = Field(
+        default=None,
+        ge=1,
+        description=f"Largest ratio p/q that is not clipped; by default {_clips(1)}.",
+    )
     dro_beta: float = Field(default=0.05, gt=0)
     """For loss dro: the pull towards the policy that sampled."""
 
@@ -193,7 +209,7 @@ class PolicyConfig(PluginConfig):
     def token_weights(self, group: Group, max_tokens: int) -> list[float]:
         """What one token of each scored rollout (G,) weighs in the loss of its group."""
         how = self.length_norm or (
-            "sequence" if self.loss == "gspo" else advantages.LENGTH_NORMS[self.advantage]
+            "sequence" if self.surrogate.by_sequence else advantages.LENGTH_NORMS[self.advantage]
         )
         # A masked reply is one of the group, yet none of its tokens is one of the loss.
         lengths = [0 if rollout.masked else rollout.length for rollout in group.scored]
@@ -218,7 +234,7 @@ def forward_backward(
         loss = _on_our_side(items, config)
         return [(items, client.forward_backward_custom([_targets(item) for item in items], loss))]
     clip = dict(zip(("clip_low_threshold", "clip_high_threshold"), config.clip, strict=True))
-    data = [_datum(item, config.loss) for item in items]
+    data = [_datum(item, chosen.by_sequence) for item in items]
     return [(items, client.forward_backward(data, config.loss, clip if chosen.clip else None))]
 
 
@@ -238,7 +254,7 @@ def _targets(item: RolloutSegment) -> tinker.Datum:
     )
 
 
-def _datum(item: RolloutSegment, loss: str) -> tinker.Datum:
+def _datum(item: RolloutSegment, by_sequence: bool) -> tinker.Datum:
     """The sequence as the engine takes it: N - 1 inputs, targets, log-probabilities, advantages."""
     import tinker
 
@@ -248,7 +264,7 @@ def _datum(item: RolloutSegment, loss: str) -> tinker.Datum:
         "logprobs": segment.logprobs[1:],
         "advantages": [weighted_advantage if own else 0.0 for own in segment.sampled[1:]],
     }
-    if loss == "gspo":
+    if by_sequence:
         columns["sequence_ratio_mask"] = [float(own) for own in segment.sampled[1:]]
     shape = [len(segment.tokens) - 1]
     return tinker.Datum(
@@ -304,7 +320,7 @@ def drift(
         means.append(sum(own) / max(1, len(own)))
     if not gaps:
         return {}
-    ratios = [math.exp(min(gap, 30.0)) for gap in (means if config.loss == "gspo" else gaps)]
+    ratios = [math.exp(min(gap, 30.0)) for gap in (means if config.surrogate.by_sequence else gaps)]
     low, high = config.clip
     return {
         "policy/ratio_mean": sum(ratios) / len(ratios),
