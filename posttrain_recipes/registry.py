@@ -6,9 +6,9 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import pluggy
@@ -30,8 +30,12 @@ from posttrain_recipes.plugin import (
 GROUP = "posttrain_recipes"
 """The entry-point group and the name of the pluggy project."""
 
+OWN = "posttrain-recipes"
+"""The distribution of this package."""
+
 BUILTINS = ("datasets", "methods", "rewards", "evals", "engines")
-"""Modules of this package that implement the hooks, as any plugin would."""
+"""Modules of this package that implement the hooks, as any plugin would. Those that have many
+classes return where each is, and it is imported when it is first asked for."""
 
 KINDS: dict[str, type[Plugin]] = {
     "dataset": Dataset,
@@ -104,6 +108,15 @@ class Entry:
         """Modules it requires that are not installed."""
         return [module for module in self.cls.requires if not _installed(module)]
 
+    @cached_property
+    def schema(self) -> Mapping[str, Any]:
+        """The JSON Schema of its options; models nested in them are `#/$defs/KIND.NAME.MODEL`.
+
+        Made once: it takes a millisecond, and there are dozens of plugins.
+        """
+        template = f"#/$defs/{self.kind}.{self.name}.{{model}}"
+        return self.config.model_json_schema(ref_template=template)
+
     def identity(self, plugin: Plugin) -> list[object]:
         """What tells `plugin`, an instance of this class, from others that would act otherwise."""
         return [self.distribution, self.version, self.name, effective(plugin.config)]
@@ -126,13 +139,43 @@ class Broken:
     reason: str
 
 
+class Shelf(MutableMapping[str, Entry]):
+    """Plugins of one kind by name. What this package has of them is imported when it is taken."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry | Callable[[], Entry]] = {}
+
+    def put(self, name: str, entry: Entry | Callable[[], Entry]) -> None:
+        """Add a plugin, or what makes it when it is first taken."""
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> Entry:
+        found = self._entries[name]
+        if not isinstance(found, Entry):
+            found = self._entries[name] = found()
+        return found
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self.put(name, entry)
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 @dataclass
 class Registry:
     """All plugins, by kind and name."""
 
-    entries: dict[str, dict[str, Entry]] = field(
-        default_factory=lambda: {kind: {} for kind in KINDS}
-    )
+    entries: dict[str, Shelf] = field(default_factory=lambda: {kind: Shelf() for kind in KINDS})
     broken: list[Broken] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -156,7 +199,7 @@ class Registry:
 
     def search(self, name: str) -> list[Entry]:
         """Every plugin with that name, of whatever kind."""
-        return [entry for entry in self if entry.name == name]
+        return [by_name[name] for by_name in self.entries.values() if name in by_name]
 
 
 def suggest(name: str, options: Sequence[str]) -> str:
@@ -201,11 +244,11 @@ def load() -> Registry:
     manager.add_hookspecs(Hooks)
     registry = Registry()
     origins: dict[Any, _Origin] = {}
-    version = _version("posttrain-recipes")
+    version = _version(OWN)
     for module_name in BUILTINS:
         module = importlib.import_module(f"posttrain_recipes.{module_name}")
         manager.register(module, name=f"posttrain_recipes.{module_name}")
-        origins[module] = _Origin("posttrain-recipes", version, API_VERSION)
+        origins[module] = _Origin(OWN, version, API_VERSION)
     for point in importlib.metadata.entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "unknown"
         plugin_name = f"{distribution}:{point.name}"
@@ -227,24 +270,23 @@ def load() -> Registry:
 def _collect(
     manager: pluggy.PluginManager, origins: dict[Any, _Origin], registry: Registry
 ) -> Registry:
-    found: dict[tuple[str, str], list[Entry]] = {}
-    for kind, base in KINDS.items():
+    found: dict[tuple[str, str], list[tuple[_Origin, Entry | Callable[[], Entry]]]] = {}
+    for kind in KINDS:
         for impl in getattr(manager.hook, f"ptl_{kind}s").get_hookimpls():
             origin = origins[impl.plugin]
             try:
-                classes = list(impl.function())
-                entries = [_entry(kind, base, cls, origin) for cls in classes]
+                given = _given(kind, impl.function(), origin)
             except Exception as error:  # as above: one bad plugin must not stop the program
                 registry.broken.append(Broken(f"ptl_{kind}s", origin.distribution, _reason(error)))
                 continue
-            for entry in entries:
-                found.setdefault((kind, entry.name), []).append(entry)
+            for name, entry in given:
+                found.setdefault((kind, name), []).append((origin, entry))
     clashes = []
-    for (kind, name), entries in found.items():
-        if len(entries) > 1:
-            providers = ", ".join(f"{e.distribution} {e.version}" for e in entries)
+    for (kind, name), candidates in found.items():
+        if len(candidates) > 1:
+            providers = ", ".join(f"{o.distribution} {o.version}" for o, _ in candidates)
             clashes.append(f"{kind} '{name}' is provided by {providers}")
-        registry.entries[kind][name] = entries[0]
+        registry.entries[kind].put(name, candidates[0][1])
     if clashes:
         raise PtlError(
             "two plugins share a name: " + "; ".join(clashes),
@@ -253,7 +295,26 @@ def _collect(
     return registry
 
 
-def _entry(kind: str, base: type[Plugin], cls: Any, origin: _Origin) -> Entry:
+def _given(
+    kind: str, classes: Any, origin: _Origin
+) -> list[tuple[str, Entry | Callable[[], Entry]]]:
+    """What a hook returned, by name: classes, or in this package where they are.
+
+    A stranger's are imported at once, so that one that cannot be is told of and left out.
+    """
+    if isinstance(classes, Mapping) and origin.distribution == OWN:
+        return [(name, partial(_imported, kind, where, origin)) for name, where in classes.items()]
+    entries = [_entry(kind, cls, origin) for cls in classes]
+    return [(entry.name, entry) for entry in entries]
+
+
+def _imported(kind: str, where: str, origin: _Origin) -> Entry:
+    module, _, name = where.partition(":")
+    return _entry(kind, getattr(importlib.import_module(module), name), origin)
+
+
+def _entry(kind: str, cls: Any, origin: _Origin) -> Entry:
+    base = KINDS[kind]
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise TypeError(f"ptl_{kind}s returned {cls!r}, which is not a {base.__name__} class")
     if not isinstance(getattr(cls, "name", None), str) or not cls.name.isidentifier():
@@ -264,8 +325,9 @@ def _entry(kind: str, base: type[Plugin], cls: Any, origin: _Origin) -> Entry:
         raise TypeError(f"{cls.__name__} lacks {', '.join(lacking)}")
     if issubclass(cls, (Method, Eval)) and not getattr(cls, "takes", ()):
         raise TypeError(f"{cls.__name__}.takes must name the record types that it can use")
-    cls.Config.model_json_schema()  # raises for options that no recipe could hold
-    return Entry(kind, cls, *origin)
+    entry = Entry(kind, cls, *origin)
+    entry.schema  # noqa: B018  raises for options that no recipe could hold
+    return entry
 
 
 def _installed(module: str) -> bool:

@@ -1,28 +1,20 @@
 """Built-in evals; they come in through the same hook as anybody's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from posttrain_recipes.evals.episodes import Episodes
-from posttrain_recipes.evals.exact_match import ExactMatch
-from posttrain_recipes.evals.generations import Generations
-from posttrain_recipes.evals.mean_reward import MeanReward
-from posttrain_recipes.evals.nll import NLL
-from posttrain_recipes.evals.preference import PreferenceAccuracy
-from posttrain_recipes.evals.reward import RewardAccuracy
-from posttrain_recipes.evals.win_rate import WinRate
-from posttrain_recipes.plugin import Eval, hookimpl
+from posttrain_recipes.plugin import hookimpl
 
 
 @hookimpl
-def ptl_evals() -> Sequence[type[Eval]]:
-    """The evals of this package."""
-    return [
-        NLL,
-        ExactMatch,
-        PreferenceAccuracy,
-        RewardAccuracy,
-        Generations,
-        MeanReward,
-        WinRate,
-        Episodes,
-    ]
+def ptl_evals() -> Mapping[str, str]:
+    """Where the evals of this package are: each is imported when it is first asked for."""
+    return {
+        "nll": "posttrain_recipes.evals.nll:NLL",
+        "exact_match": "posttrain_recipes.evals.exact_match:ExactMatch",
+        "preference_accuracy": "posttrain_recipes.evals.preference:PreferenceAccuracy",
+        "reward_accuracy": "posttrain_recipes.evals.reward:RewardAccuracy",
+        "generations": "posttrain_recipes.evals.generations:Generations",
+        "mean_reward": "posttrain_recipes.evals.mean_reward:MeanReward",
+        "win_rate": "posttrain_recipes.evals.win_rate:WinRate",
+        "episodes": "posttrain_recipes.evals.episodes:Episodes",
+    }

@@ -7,11 +7,13 @@ that an editor completes a stranger's options as well as ours.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any
 
 from posttrain_recipes.options import REFERS_TO
-from posttrain_recipes.plugin import LoraConfig, PluginConfig
-from posttrain_recipes.registry import Entry, Registry
+from posttrain_recipes.plugin import LoraConfig
+from posttrain_recipes.registry import KINDS, Entry, Registry
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 BOUND = {
@@ -43,14 +45,20 @@ EXTRA_OPTIONS: dict[str, dict[str, Any]] = {
 """Options that the core reads beside the plugin's own, by kind."""
 
 
-def recipe_schema(registry: Registry) -> dict[str, Any]:
-    """The JSON Schema of recipes in this environment."""
+def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> dict[str, Any]:
+    """The JSON Schema of recipes in this environment.
+
+    Args:
+        of: the plugins that matter, by name. Others are known by their names alone, and need not be
+            imported: enough to judge a recipe that does not use them, but not to complete one.
+    """
     definitions: dict[str, Any] = {}
-    for kind in ("dataset", "method", "reward", "eval", "engine"):
-        definitions[kind] = _use(kind, registry)
-        for entry in registry.entries[kind].values():
-            definitions.update(_plugin(entry))
-    definitions["lora"] = _config_schema(LoraConfig, "lora", definitions)
+    for kind in KINDS:
+        names = [name for name in registry.entries[kind] if of is None or name in of]
+        definitions[kind] = _use(kind, registry, names, described=of is None)
+        for name in names:
+            definitions.update(_plugin(registry.entries[kind][name]))
+    definitions["lora"] = _flattened(_lora(), "lora", definitions)
     definitions["stage"] = _stage()
     definitions["repeat"] = _repeat()
     definitions["compare"] = _compare()
@@ -309,23 +317,21 @@ def _matrix() -> dict[str, Any]:
     }
 
 
-def _use(kind: str, registry: Registry) -> dict[str, Any]:
+def _use(kind: str, registry: Registry, names: Collection[str], *, described: bool) -> Any:
     entries = registry.entries[kind]
+    use: dict[str, Any] = {"enum": sorted(entries)}
+    if described:
+        use["description"] = "; ".join(f"{n}: {entries[n].summary}" for n in sorted(entries))
     return {
         "type": "object",
         "required": ["use"],
-        "properties": {
-            "use": {
-                "enum": sorted(entries),
-                "description": "; ".join(f"{n}: {entries[n].summary}" for n in sorted(entries)),
-            }
-        },
+        "properties": {"use": use},
         "allOf": [
             {
                 "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
                 "then": {"$ref": f"#/$defs/{kind}.{name}"},
             }
-            for name in sorted(entries)
+            for name in sorted(names)
         ],
     }
 
@@ -333,7 +339,7 @@ def _use(kind: str, registry: Registry) -> dict[str, Any]:
 def _plugin(entry: Entry) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     prefix = f"{entry.kind}.{entry.name}"
-    schema = _config_schema(entry.config, prefix, definitions)
+    schema = _flattened(entry.schema, prefix, definitions)
     own = schema.get("properties", {})
     schema["properties"] = {
         "use": {"const": entry.name},
@@ -345,14 +351,19 @@ def _plugin(entry: Entry) -> dict[str, Any]:
     return definitions
 
 
-def _config_schema(
-    config: type[PluginConfig], prefix: str, definitions: dict[str, Any]
+@cache
+def _lora() -> dict[str, Any]:
+    return LoraConfig.model_json_schema(ref_template="#/$defs/lora.{model}")
+
+
+def _flattened(
+    schema: Mapping[str, Any], prefix: str, definitions: dict[str, Any]
 ) -> dict[str, Any]:
-    """The schema of a config; models nested in it go to `definitions` as `prefix.Model`."""
-    schema = config.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
-    for name, nested in schema.pop("$defs", {}).items():
+    """A copy of the schema; models nested in it go to `definitions` as `prefix.Model`."""
+    for name, nested in schema.get("$defs", {}).items():
         definitions[f"{prefix}.{name}"] = _untitled(nested)
-    return _untitled(schema)
+    own: dict[str, Any] = _untitled({key: value for key, value in schema.items() if key != "$defs"})
+    return own
 
 
 def _untitled(schema: Any) -> Any:

@@ -30,7 +30,8 @@ MISPLACED = {
 
 def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
     """Every place where the recipe does not have the form that the schema asks for."""
-    validator = Draft202012Validator(recipe_schema(registry))
+    # A plugin that no value names cannot be meant, so it need not be imported.
+    validator = Draft202012Validator(recipe_schema(registry, of=set(texts(recipe.data))))
     faults: dict[tuple[str, str], Fault] = {}
     expanded = recipe.source is not None
     for key in _not_finite(recipe.data, ()):
@@ -54,6 +55,18 @@ def _not_finite(value: Any, key: Key) -> Iterator[Key]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _not_finite(inner, (*key, index))
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in the recipe, keys aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner)
 
 
 def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:

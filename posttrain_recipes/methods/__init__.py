@@ -1,48 +1,30 @@
 """Built-in methods; they come in through the same hook as anybody's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from posttrain_recipes.methods.ai_preferences import AIPreferences
-from posttrain_recipes.methods.best_of_n import BestOfN
-from posttrain_recipes.methods.constitutional import Constitutional
-from posttrain_recipes.methods.cpo import CPO
-from posttrain_recipes.methods.distill_off_policy import DistillOffPolicy
-from posttrain_recipes.methods.distill_on_policy import DistillOnPolicy
-from posttrain_recipes.methods.dpo import DPO
-from posttrain_recipes.methods.grpo import GRPO
-from posttrain_recipes.methods.kto import KTO
-from posttrain_recipes.methods.orpo import ORPO
-from posttrain_recipes.methods.pass_rates import PassRates
-from posttrain_recipes.methods.prompt_distill import PromptDistill
-from posttrain_recipes.methods.reward_model import RewardModel
-from posttrain_recipes.methods.sdft import SDFT
-from posttrain_recipes.methods.self_play import SelfPlay
-from posttrain_recipes.methods.sft import SFT
-from posttrain_recipes.methods.simpo import SimPO
-from posttrain_recipes.methods.teacher_samples import TeacherSamples
-from posttrain_recipes.plugin import Method, hookimpl
+from posttrain_recipes.plugin import hookimpl
 
 
 @hookimpl
-def ptl_methods() -> Sequence[type[Method]]:
-    """The methods of this package."""
-    return [
-        SFT,
-        DPO,
-        ORPO,
-        SimPO,
-        CPO,
-        KTO,
-        RewardModel,
-        GRPO,
-        SelfPlay,
-        DistillOffPolicy,
-        DistillOnPolicy,
-        PromptDistill,
-        SDFT,
-        TeacherSamples,
-        BestOfN,
-        PassRates,
-        AIPreferences,
-        Constitutional,
-    ]
+def ptl_methods() -> Mapping[str, str]:
+    """Where the methods of this package are: each is imported when it is first asked for."""
+    return {
+        "sft": "posttrain_recipes.methods.sft:SFT",
+        "dpo": "posttrain_recipes.methods.dpo:DPO",
+        "orpo": "posttrain_recipes.methods.orpo:ORPO",
+        "simpo": "posttrain_recipes.methods.simpo:SimPO",
+        "cpo": "posttrain_recipes.methods.cpo:CPO",
+        "kto": "posttrain_recipes.methods.kto:KTO",
+        "reward_model": "posttrain_recipes.methods.reward_model:RewardModel",
+        "grpo": "posttrain_recipes.methods.grpo:GRPO",
+        "self_play": "posttrain_recipes.methods.self_play:SelfPlay",
+        "distill_off_policy": "posttrain_recipes.methods.distill_off_policy:DistillOffPolicy",
+        "distill_on_policy": "posttrain_recipes.methods.distill_on_policy:DistillOnPolicy",
+        "prompt_distill": "posttrain_recipes.methods.prompt_distill:PromptDistill",
+        "sdft": "posttrain_recipes.methods.sdft:SDFT",
+        "teacher_samples": "posttrain_recipes.methods.teacher_samples:TeacherSamples",
+        "best_of_n": "posttrain_recipes.methods.best_of_n:BestOfN",
+        "pass_rates": "posttrain_recipes.methods.pass_rates:PassRates",
+        "ai_preferences": "posttrain_recipes.methods.ai_preferences:AIPreferences",
+        "constitutional": "posttrain_recipes.methods.constitutional:Constitutional",
+    }

@@ -1,34 +1,23 @@
 """Built-in rewards; they come in through the same hook as anybody's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from posttrain_recipes.plugin import Reward, hookimpl
-from posttrain_recipes.rewards.exact_match import ExactMatchReward
-from posttrain_recipes.rewards.function import Function
-from posttrain_recipes.rewards.json_schema import JsonSchema
-from posttrain_recipes.rewards.judge import JudgeReward
-from posttrain_recipes.rewards.length import Length
-from posttrain_recipes.rewards.numeric import Numeric
-from posttrain_recipes.rewards.pairwise import Pairwise
-from posttrain_recipes.rewards.python_tests import PythonTests
-from posttrain_recipes.rewards.regex import Regex
-from posttrain_recipes.rewards.reward_model import RewardModelReward
-from posttrain_recipes.rewards.rubric import Rubric
+from posttrain_recipes.plugin import hookimpl
 
 
 @hookimpl
-def ptl_rewards() -> Sequence[type[Reward]]:
-    """The rewards of this package."""
-    return [
-        ExactMatchReward,
-        Numeric,
-        Regex,
-        JsonSchema,
-        Length,
-        PythonTests,
-        Function,
-        RewardModelReward,
-        JudgeReward,
-        Rubric,
-        Pairwise,
-    ]
+def ptl_rewards() -> Mapping[str, str]:
+    """Where the rewards of this package are: each is imported when it is first asked for."""
+    return {
+        "exact_match": "posttrain_recipes.rewards.exact_match:ExactMatchReward",
+        "numeric": "posttrain_recipes.rewards.numeric:Numeric",
+        "regex": "posttrain_recipes.rewards.regex:Regex",
+        "json_schema": "posttrain_recipes.rewards.json_schema:JsonSchema",
+        "length": "posttrain_recipes.rewards.length:Length",
+        "python_tests": "posttrain_recipes.rewards.python_tests:PythonTests",
+        "function": "posttrain_recipes.rewards.function:Function",
+        "reward_model": "posttrain_recipes.rewards.reward_model:RewardModelReward",
+        "judge": "posttrain_recipes.rewards.judge:JudgeReward",
+        "rubric": "posttrain_recipes.rewards.rubric:Rubric",
+        "pairwise": "posttrain_recipes.rewards.pairwise:Pairwise",
+    }

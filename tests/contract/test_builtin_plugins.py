@@ -36,6 +36,13 @@ def test_every_hook_is_implemented_by_us() -> None:
     assert len(BUILTINS) == len(KINDS)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_plugin_is_where_its_name_says(kind: str) -> None:
+    assert [entry.name for entry in ENTRIES if entry.kind == kind] == [
+        *registry.load().entries[kind]
+    ]
+
+
 def test_no_plugin_of_this_environment_is_broken() -> None:
     assert registry.load().broken == []
 

@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import engines
+from posttrain_recipes.datasets import ptl_datasets
+from posttrain_recipes.evals import ptl_evals
+from posttrain_recipes.methods import ptl_methods
+from posttrain_recipes.rewards import ptl_rewards
 from posttrain_recipes.running.events import Reporter
 
 HEAVY = (
     "mlflow.tracking",
     "mlflow.store.tracking.sqlalchemy_store",
-    "posttrain_recipes.methods",
-    "posttrain_recipes.datasets",
-    "posttrain_recipes.evals",
-    "posttrain_recipes.rewards",
+    *(
+        where.partition(":")[0]
+        for hook in (ptl_methods, ptl_datasets, ptl_evals, ptl_rewards)
+        for where in hook().values()
+    ),
     "posttrain_recipes.running.runner",
     "posttrain_recipes.training.text.chat_template",
     "tinker",

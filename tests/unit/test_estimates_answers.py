@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from posttrain_recipes.records import Sample
-from posttrain_recipes.rewards import ExactMatchReward
+from posttrain_recipes.rewards.exact_match import ExactMatchReward
 from posttrain_recipes.training.intervals import mean, proportion, ratio
 from posttrain_recipes.training.text import answer_extraction
 

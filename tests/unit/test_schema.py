@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+import posttrain_recipes as ptl
 from posttrain_recipes import registry
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.language import schema
+from posttrain_recipes.language import schema, validation
 from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.language.schema import recipe_schema
+from posttrain_recipes.plugin import PluginConfig
 from tests.conftest import ROOT, Install
 
 COMMITTED = ROOT / "schemas" / "recipe.schema.json"
@@ -50,6 +53,91 @@ def test_the_committed_schema_is_what_the_code_generates(install: Install) -> No
     assert COMMITTED.read_text(encoding="utf-8") == schema.dump(recipe_schema(registry.load())), (
         "run: ptl schema -o schemas/recipe.schema.json"
     )
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """The classes whose JSON Schema was made, once for each time."""
+    found: list[type] = []
+    original = PluginConfig.model_json_schema.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type, *args: Any, **more: Any) -> Any:
+        found.append(cls)
+        return original(cls, *args, **more)
+
+    monkeypatch.setattr(PluginConfig, "model_json_schema", classmethod(counted))
+    monkeypatch.setattr(schema, "_lora", functools.cache(schema._lora.__wrapped__))
+    return found
+
+
+def test_validating_makes_a_schema_once_and_only_of_what_a_recipe_uses(
+    install: Install, made: list[type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "recipes" / "sft_then_dpo.yaml"
+    for preset in [None, *recipes.preset_names(path)]:
+        ptl.validate(path, preset=preset)
+    found = registry.load()
+    used = {
+        found.get(kind, name).config
+        for kind, name in (
+            ("dataset", "jsonl"),
+            ("method", "sft"),
+            ("method", "dpo"),
+            ("eval", "exact_match"),
+            ("eval", "preference_accuracy"),
+            ("eval", "nll"),
+            ("engine", "local"),
+        )
+    }
+    assert len(made) == len(set(made)), "some were made again"
+    assert used - set(made) == set()
+    assert len(made) < len(list(found)) / 2
+
+
+def test_the_schema_is_made_once_for_all_who_ask(install: Install, made: list[type]) -> None:
+    found = registry.load()
+    whole = recipe_schema(found)
+    assert len(made) == len(list(found)) + 1  # and that of lora
+    assert recipe_schema(found) == whole
+    assert len(made) == len(list(found)) + 1
+    registry.load.cache_clear()  # as in another process: nothing is kept of plugins since changed
+    recipe_schema(registry.load())
+    assert len(made) == 2 * len(list(found)) + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((), None),
+        (("stages", 0, "method", "use"), "sftt"),
+        (("stages", 0, "method", "learning_rate"), "fast"),
+        (("stages", 1, "method", "beta"), {}),
+        (("stages", 0, "dataset", "rows"), 3),
+        (("stages", 1, "eval"), [{"use": "nll", "name": 3}, "nll"]),
+        (("stages", 1, "reward"), {"use": "length", "least": "grpo"}),
+        (("engine",), {"use": "server"}),
+        (("engine",), "nowhere"),
+        (("lora",), {"rank": 0}),
+    ],
+)
+def test_a_schema_of_what_is_used_finds_what_the_whole_one_finds(
+    generated: dict[str, Any], path: tuple[str | int, ...], value: Any
+) -> None:
+    data = copy.deepcopy(data_of(ROOT / "recipes" / "sft_then_dpo.yaml", None))
+    inner: Any = data
+    for key in path[:-1]:
+        inner = inner[key]
+    if path:
+        inner[path[-1]] = value
+    part = recipe_schema(registry.load(), of=set(validation.texts(data)))
+    assert len(part["$defs"]) < len(generated["$defs"])
+    found, expected = (
+        [(list(e.absolute_path), e.message) for e in Draft202012Validator(s).iter_errors(data)]
+        for s in (part, generated)
+    )
+    assert found == expected
+    assert bool(found) == bool(path)
 
 
 def test_it_is_a_schema(generated: dict[str, Any]) -> None:

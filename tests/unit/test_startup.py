@@ -71,6 +71,14 @@ def test_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # and it writes nothing
 
 
+def test_validating_imports_only_the_plugins_of_the_recipe(tmp_path: Path) -> None:
+    code = f"{CODE[f'ptl validate {RECIPE}']}"
+    tell = "import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    loaded = set(run(tell + code, tmp_path).stderr.split())
+    assert {"posttrain_recipes.methods.sft", "posttrain_recipes.methods.dpo"} <= loaded
+    assert not {"posttrain_recipes.methods.grpo", "posttrain_recipes.rewards.judge"} & loaded
+
+
 def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
     result = run(
         "import sys, types\nsys.modules['torch.nn'] = types.ModuleType('torch.nn')", tmp_path
