@@ -93,10 +93,6 @@ def run_server(
     # Threads that spin while they wait make a step tens of times slower as soon as anything else
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # transformers would import scikit-learn, and with it SciPy and pandas, for ways to generate and
-    # to detect objects that the engine does not use: a third of the time it takes to be ready.
-    for unused in ("sklearn", "scipy"):
-        sys.modules.setdefault(unused, None)  # type: ignore[arg-type]
     service = Service(models, data_dir)
     access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

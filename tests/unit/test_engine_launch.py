@@ -17,6 +17,7 @@ import pytest
 from posttrain_recipes import engines
 from posttrain_recipes.engine import launch
 from posttrain_recipes.errors import PtlError
+from tests import engine_model
 
 DEADLINE_S = 60.0
 
@@ -159,3 +160,27 @@ def test_runs_can_share_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert second is not first
     assert not any(engine.is_alive for engine in (first, second, elsewhere))
     assert used("a") is not second
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+from posttrain_recipes.engine.core.registry import State
+
+State({"m": sys.argv[1]}, Path(sys.argv[2])).backend.base("m")
+print(*sorted({"sklearn", "scipy", "pandas"} & {name.split(".")[0] for name in sys.modules}))
+import scipy
+from transformers.utils import is_scipy_available
+print(is_scipy_available())
+"""
+
+
+def test_a_model_is_loaded_without_what_its_engine_has_no_use_for(tmp_path: Path) -> None:
+    model = engine_model.build(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(model), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["", "True"], "and yet it is there for a model's own code"
