@@ -18,6 +18,7 @@ from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.planning import planner as planning
 from posttrain_recipes.planning.plans import Plan
+from tests import databases
 
 # Models of a few thousand weights compute on one thread as fast as on many, and far faster where
 # the tests share their cores. Read by torch when it is first imported.
@@ -30,6 +31,14 @@ CHAT = (
 )
 PAIRS = '{"prompt": "hi", "chosen": "hello", "rejected": "what"}\n'
 QUESTIONS = '{"question": "2+2?", "answer": "two and two\\n#### 4"}\n'
+
+
+@pytest.fixture(scope="session", autouse=True)
+def databases_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests track goes to a copy of one database that is built once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    with databases.copied(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder):
+        yield
 
 
 @dataclass(frozen=True)

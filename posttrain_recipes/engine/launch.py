@@ -111,16 +111,7 @@ def start(
     for name, path in models.items():
         command += ["--model", f"{name}={path}"]
     try:
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_environment(token),
-                pass_fds=(ready_write, lifeline_read),
-                start_new_session=True,  # Ctrl-C is for the parent, which then stops the engine
-            )
+        process = _spawn(command, log_path, _environment(token), ready_write, lifeline_read)
     except BaseException:
         for descriptor in (ready_read, ready_write, lifeline_read, lifeline_write):
             os.close(descriptor)
@@ -147,6 +138,22 @@ def start(
             f"{' '.join(command[:3])} --help",
         )
     return engine
+
+
+def _spawn(
+    command: list[str], log_path: Path, environment: Mapping[str, str], ready: int, lifeline: int
+) -> subprocess.Popen[bytes]:
+    """The process. It tells where it listens by `ready`, and ends with the end of `lifeline`."""
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=(ready, lifeline),
+            start_new_session=True,  # Ctrl-C is for the parent, which then stops the engine
+        )
 
 
 def _environment(token: str) -> dict[str, str]:

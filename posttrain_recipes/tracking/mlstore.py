@@ -111,27 +111,35 @@ def create_database(home: Path, experiment: str = EXPERIMENT) -> str:
 
 
 def _build(database: Path, artifacts: Path, experiment: str) -> None:
-    import_mlflow()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     drafts = f".{DATABASE}."
     draft = database.with_name(f"{drafts}{os.getpid()}")
     try:
-        store = SqlAlchemyStore(f"sqlite:///{draft}", artifacts.as_uri())
-        # The default is an absolute path under whatever directory the command was started in.
-        store.create_experiment(experiment, artifact_location=artifacts.as_uri())
-        store.engine.dispose()
-        connection = sqlite3.connect(draft)
-        try:
-            # Readers (the UI) and writers do not block each other; the mode stays with the file.
-            connection.execute("PRAGMA journal_mode=WAL")
-        finally:
-            connection.close()
+        _write_empty(draft, artifacts.as_uri(), experiment)
         os.replace(draft, database)
     finally:
         # Whoever left a draft is dead: the lock is ours.
         for leftover in database.parent.glob(f"{drafts}*"):
             leftover.unlink(missing_ok=True)
+
+
+def _write_empty(file: Path, artifacts: str, experiment: str) -> None:
+    """A database without runs, which mlflow brings through all of its migrations in half a second.
+
+    There is no shorter way that would be right for every version of mlflow.
+    """
+    import_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{file}", artifacts)
+    # The default is an absolute path under whatever directory the command was started in.
+    store.create_experiment(experiment, artifact_location=artifacts)
+    store.engine.dispose()
+    connection = sqlite3.connect(file)
+    try:
+        # Readers (the UI) and writers do not block each other; the mode stays with the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
 
 
 def server_uri() -> str | None:

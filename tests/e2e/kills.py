@@ -5,39 +5,18 @@ The process is forked from a server that has imported everything, which saves se
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import engines
-from posttrain_recipes.datasets import ptl_datasets
-from posttrain_recipes.evals import ptl_evals
-from posttrain_recipes.methods import ptl_methods
-from posttrain_recipes.rewards import ptl_rewards
 from posttrain_recipes.running.events import Reporter
 
-HEAVY = (
-    "mlflow.tracking",
-    "mlflow.store.tracking.sqlalchemy_store",
-    *(
-        where.partition(":")[0]
-        for hook in (ptl_methods, ptl_datasets, ptl_evals, ptl_rewards)
-        for where in hook().values()
-    ),
-    "posttrain_recipes.running.runner",
-    "posttrain_recipes.training.text.chat_template",
-    "tinker",
-    "torch",
-    "transformers.models.auto.tokenization_auto",
-)
-"""What a run imports: seconds, and most of them in what is imported only when it is called."""
 HEARD = (
     "run_started",
     "stage_started",
@@ -89,13 +68,6 @@ def at(point: Point, strike: Callable[[], None]) -> Reporter:
                 strike()
 
     return hearing(heard)
-
-
-def context() -> ForkServerContext:
-    """Where processes are forked from."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["tests.e2e.kills", *HEAVY])
-    return made
 
 
 def lacks_nothing(connection: object, models: object, names: object) -> dict[str, str]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import posttrain_recipes as ptl
 from posttrain_recipes.store import StageRecord
 from posttrain_recipes.tracking import curves
+
+pytestmark = pytest.mark.usefixtures("quick_engines")
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 RECIPE = f"""\

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from posttrain_recipes.cli.run import run
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = json.loads((ROOT / "benchmarks" / "effects.json").read_text(encoding="utf-8"))
 TORCH = 0.05

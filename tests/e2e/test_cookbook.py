@@ -17,7 +17,6 @@ Each test reads what the program itself wrote down: `metrics.jsonl` and `checkpo
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ import pytest
 
 from posttrain_recipes import models
 from posttrain_recipes.engine import launch
-from tests.cookbook_programs import HUB_NAME, PRELOADED, guesses, run, write_chat
+from tests import forks
+from tests.cookbook_programs import HUB_NAME, guesses, run, write_chat
 
 RECIPES = "tinker_cookbook.recipes"
 TINY = models.resolve("ptl/tiny")
@@ -50,8 +50,7 @@ class Kitchen:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(PRELOADED)
+        self.processes = forks.context()
 
     def cook(
         self, name: str, module: str, start: dict[str, Any] | None = None, **arguments: Any

@@ -19,6 +19,8 @@ from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import StageRecord, Store
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 
 RECIPE = f"""\

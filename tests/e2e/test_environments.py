@@ -11,6 +11,8 @@ import posttrain_recipes as ptl
 from posttrain_recipes.tracking import curves
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, flags=re.DOTALL))
 

@@ -15,7 +15,10 @@ from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 from posttrain_recipes.waiting import worker
+from tests import forks
 from tests.e2e.test_run import ROOT, assert_same_result
+
+pytestmark = pytest.mark.usefixtures("quick_engines")
 
 RECIPE = """\
 name: branches
@@ -78,7 +81,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one_by_one(recipe: Path) -> tuple[Path, RunRecord]:
     home = recipe.parent / "one"
-    return home, ptl.run(recipe, home=home).record
+    with forks.engines():
+        return home, ptl.run(recipe, home=home).record
 
 
 def test_side_by_side_they_end_in_the_same_result(

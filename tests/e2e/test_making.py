@@ -14,6 +14,8 @@ from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import Store
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 RECIPE = f"""\
 name: maker

@@ -11,6 +11,8 @@ from posttrain_recipes.running import learnability, preflight
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.store import Store
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\
 name: ahead

@@ -14,6 +14,8 @@ from posttrain_recipes.cli.reproduce import reproduce
 from posttrain_recipes.cli.run import run
 from posttrain_recipes.planning.reuse import Scope, decisions
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 
 RECIPE = """\

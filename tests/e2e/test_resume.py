@@ -13,7 +13,6 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.running import collect
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import RunRecord, Store
-from tests import engine_model
+from tests import engine_model, forks
 from tests.e2e import kills
 from tests.e2e.kills import Point
 
@@ -95,6 +94,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "home").mkdir()
     with (
+        forks.engines(),
         pytest.MonkeyPatch.context() as patch,
         launch.start({"./model": str(model)}, folder / "served", folder / "engine.log") as engine,
     ):
@@ -165,36 +165,23 @@ def assert_same(lab: Lab, record: RunRecord) -> None:
             assert value == pytest.approx(reference, abs=1e-4)
 
 
-def engines_below(folder: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if "posttrain_recipes.engine" in command and str(folder) in command:
-            found.append(int(entry.name))
-    return found
-
-
-def test_a_run_that_was_killed_anywhere_ends_in_the_same_result(lab: Lab) -> None:
+def test_each_stage_trains_something_that_could_come_out_otherwise(lab: Lab) -> None:
     ends = [s.checkpoint.sampler_uri or "" for s in lab.expected.stages if s.checkpoint]
     weights = [adapter(lab, uri) for uri in ends]
     for before, after in itertools.pairwise(weights):
         moved = max((after[name] - before[name]).abs().max().item() for name in before)
-        assert moved > 1e-3, "each stage trains something that could come out otherwise"
-    forks = kills.context()
-    with engines.kept_running():
-        for point in points(lab.moments):
-            killed_and_gone_on_with(lab, forks, point)
+        assert moved > 1e-3
 
 
-def killed_and_gone_on_with(lab: Lab, forks: ForkServerContext, point: Point) -> None:
+@pytest.mark.usefixtures("quick_engines")
+@pytest.mark.parametrize("index", range(POINTS))
+def test_a_run_that_was_killed_anywhere_ends_in_the_same_result(lab: Lab, index: int) -> None:
+    point = points(lab.moments)[index]
     if point.engine:
         kill_engine(lab, point)
     else:
         arguments = (str(lab.recipe), str(lab.home), lab.environment, point)
-        process = forks.Process(target=kills.drive, args=arguments)
+        process = forks.context().Process(target=kills.drive, args=arguments)
         process.start()
         process.join(120)
         assert process.exitcode in (-signal.SIGKILL, 0, 130, -point.number), point
@@ -211,8 +198,10 @@ def killed_and_gone_on_with(lab: Lab, forks: ForkServerContext, point: Point) ->
 
 def kill_engine(lab: Lab, point: Point) -> None:
     def strike() -> None:
-        for pid in engines_below(lab.home):
-            os.kill(pid, signal.SIGKILL)
+        engine = forks.Forked.started[-1]
+        assert str(lab.home / "engine") in engine.command
+        assert engine.poll() is None
+        engine.kill()
 
     with pytest.raises(PtlError, match="the engine ended"):
         ptl.run(

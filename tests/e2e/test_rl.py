@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 import posttrain_recipes as ptl
 from posttrain_recipes.running.events import Reporter
 
+pytestmark = pytest.mark.usefixtures("quick_engines")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = """\

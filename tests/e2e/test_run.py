@@ -19,6 +19,8 @@ import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.store import RunRecord, Store
+from posttrain_recipes.tracking import mlstore
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -74,10 +76,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRe
     folder = tmp_path_factory.mktemp("uninterrupted")
     path = folder / "small.yaml"
     path.write_text(RECIPE.replace("DATA", str(ROOT / "recipes" / "data")))
-    return folder / "home", ptl.run(path, home=folder / "home").record
+    with forks.engines():
+        return folder / "home", ptl.run(path, home=folder / "home").record
 
 
 def drive(recipe: Path, home: Path, stage: str, step: int, number: int) -> tuple[int, str]:
+    mlstore.create_database(home)  # sooner than the process would
     command = [sys.executable, "-c", DRIVER, str(recipe), str(home), stage, str(step), str(number)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert "signalled" in done.stdout, done.stderr
@@ -160,6 +164,7 @@ def test_recipes_are_found() -> None:
     }
 
 
+@pytest.mark.usefixtures("quick_engines")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_runs_for_two_steps(path: Path, tmp_path: Path) -> None:
     ptl.validate(path)
@@ -181,6 +186,7 @@ def test_every_shipped_recipe_runs_for_two_steps(path: Path, tmp_path: Path) -> 
     assert mlflow_status(tmp_path, result.record.tracking_id or "") == "FINISHED"
 
 
+@pytest.mark.usefixtures("quick_engines")
 @pytest.mark.parametrize(
     ("stage", "step", "number"),
     [("sft", 5, signal.SIGKILL), ("dpo", 3, signal.SIGKILL), ("sft", 3, signal.SIGTERM)],
@@ -221,6 +227,7 @@ def test_a_killed_run_leaves_no_engine_and_shows_as_killed(recipe: Path, tmp_pat
 
 def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
+    mlstore.create_database(home)
     command = [
         sys.executable,
         "-m",
@@ -247,6 +254,7 @@ def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(recipe: Path, tmp_p
     assert not engines_of(home)
 
 
+@pytest.mark.usefixtures("quick_engines")
 def test_a_second_run_reuses_and_a_changed_stage_reruns_alone(
     recipe: Path, uninterrupted: tuple[Path, RunRecord]
 ) -> None:
@@ -259,6 +267,7 @@ def test_a_second_run_reuses_and_a_changed_stage_reruns_alone(
     assert changed.record.stages[0].checkpoint == first.stages[0].checkpoint
 
 
+@pytest.mark.usefixtures("quick_engines")
 def test_a_stage_whose_checkpoint_is_gone_is_trained_again(recipe: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     only = ["stages.sft.method.max_steps=2", "stages.dpo.method.max_steps=2"]
@@ -270,6 +279,7 @@ def test_a_stage_whose_checkpoint_is_gone_is_trained_again(recipe: Path, tmp_pat
     assert after == pytest.approx(before, abs=1e-4)
 
 
+@pytest.mark.usefixtures("quick_engines")
 def test_a_run_starts_from_a_state_of_another(
     recipe: Path, uninterrupted: tuple[Path, RunRecord]
 ) -> None:
@@ -288,6 +298,7 @@ def test_a_run_starts_from_a_state_of_another(
         assert ours["tone"]["margin"].value == pytest.approx(margin, abs=1e-4)
 
 
+@pytest.mark.usefixtures("quick_engines")
 def test_a_model_in_a_directory_is_trained_like_a_bundled_one(
     recipe: Path, tmp_path: Path, uninterrupted: tuple[Path, RunRecord]
 ) -> None:
@@ -301,6 +312,7 @@ def test_a_model_in_a_directory_is_trained_like_a_bundled_one(
     assert result["sft"].after["nll"]["nll"].value == pytest.approx(theirs.value, abs=1e-4)
 
 
+@pytest.mark.usefixtures("quick_engines")
 def test_an_evaluation_stage_measures_and_trains_nothing(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(
         "name: measure\nmodel: ptl/tiny\nstages:\n  - name: look\n    eval:\n"
@@ -315,6 +327,7 @@ def test_an_evaluation_stage_measures_and_trains_nothing(recipe: Path, tmp_path:
     assert stage.checkpoint.is_base
 
 
+@pytest.mark.usefixtures("quick_engines")
 def test_a_record_that_is_too_long_is_named(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(PtlError, match=r"chat\.jsonl:\d+: \d+ tokens are more than max_length=4"):
         ptl.run(recipe, home=tmp_path / "home", overrides=["stages.sft.method.max_length=4"])
@@ -338,7 +351,8 @@ def test_an_engine_that_dies_ends_the_run_with_its_log(recipe: Path, tmp_path: P
         ptl.run(recipe, home=home, reporter=Killer())
     (record,) = Store(home).runs()
     assert record.status == "failed"
-    assert ptl.run(recipe, home=home).run_id == record.id
+    with forks.engines():
+        assert ptl.run(recipe, home=home).run_id == record.id
 
 
 def test_json_is_all_that_stdout_gets(recipe: Path, uninterrupted: tuple[Path, RunRecord]) -> None:
