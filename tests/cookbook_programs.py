@@ -12,6 +12,8 @@ import os
 import random
 import runpy
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,44 @@ DATA: dict[str, Callable[[], Any]] = {
 }
 
 
+def seeded() -> None:
+    """Give a seed to whatever the programs draw without one.
+
+    Requests overlap, so each draw is seeded by its prompt and how often that was asked before.
+    """
+    import numpy as np
+    import tinker
+
+    random.seed(0)
+    np.random.seed(0)
+    asked: Counter[tuple[int, ...]] = Counter()
+    sample = tinker.SamplingClient.sample
+    create = tinker.ServiceClient.create_lora_training_client
+
+    def drawn(
+        self: Any, prompt: Any, num_samples: int, sampling_params: Any, *more: Any, **named: Any
+    ) -> Any:
+        tokens = tuple(prompt.to_ints())
+        asked[tokens] += 1
+        if sampling_params.seed is None:
+            seed = zlib.crc32(repr((tokens, asked[tokens])).encode())
+            sampling_params = sampling_params.model_copy(update={"seed": seed})
+        return sample(self, prompt, num_samples, sampling_params, *more, **named)
+
+    def created(
+        self: Any,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        *more: Any,
+        **named: Any,
+    ) -> Any:
+        return create(self, base_model, rank, seed or 0, *more, **named)
+
+    tinker.SamplingClient.sample = drawn
+    tinker.ServiceClient.create_lora_training_client = created
+
+
 def run(module: str, arguments: dict[str, Any], tokenizer: str, output: str) -> None:
     """Run `module` as a program; what it prints goes to the file `output`."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -128,6 +168,7 @@ def run(module: str, arguments: dict[str, Any], tokenizer: str, output: str) -> 
         data = DATA[name]()
         return data[split] if split and isinstance(data, datasets.DatasetDict) else data
 
+    seeded()
     datasets.load_dataset = load_dataset
     sys.modules["tinker_cookbook.distillation.datasets"].load_dataset = load_dataset
     register_tokenizer(HUB_NAME, lambda: get_tokenizer(tokenizer))

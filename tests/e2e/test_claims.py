@@ -18,7 +18,14 @@ TORCH = 0.05
 """How far another torch build or processor may come from what was found; less than any claim."""
 
 
-@pytest.mark.parametrize("name", ["best_of_n", "cpo", "grpo_arithmetic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("best_of_n", marks=pytest.mark.nightly),
+        "cpo",
+        pytest.param("grpo_arithmetic", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_recipe_shows_what_it_claims(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 from posttrain_recipes.cli.sync import sync
@@ -26,6 +26,8 @@ from posttrain_recipes.tracking import mirror, mlstore
 from posttrain_recipes.tracking.runs import RecipeRun
 from posttrain_recipes.tracking.tracker import Tracker
 
+HANGS_S = 300.0
+"""What has not happened by then never will."""
 USER, PASSWORD = "ada", "correct-horse-battery"
 
 
@@ -58,8 +60,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        limit = time.monotonic() + 120
-        while time.monotonic() < limit:
+        while True:
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=5)
             except OSError:
@@ -67,7 +68,6 @@ class Server:
                 threading.Event().wait(0.1)
             else:
                 return
-        raise AssertionError("the server does not start")
 
     def kill(self) -> None:
         if self.process is not None:
@@ -85,6 +85,11 @@ class Guard(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Gate)
         self.behind = port
         self.refused = 0
+        self.answers = threading.Event()
+        """Unset, requests wait."""
+        self.answers.set()
+        self.held = threading.Event()
+        """A request waits: the only one, since one thread makes them in turn."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -97,6 +102,9 @@ class _Gate(http.server.BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         expected = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        if not self.server.answers.is_set():
+            self.server.held.set()
+            self.server.answers.wait()
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         if self.headers.get("Authorization") != f"Basic {expected}":
@@ -144,12 +152,53 @@ def guard(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.05)
     monkeypatch.setattr(mirror, "SHARE", 1)
     monkeypatch.setattr(mirror, "LAST_SECONDS", 180.0)
     yield made
+    made.answers.set()
     made.shutdown()
     made.server_close()
+
+
+class Watched:
+    """The passes of copying, and the requests that they make, as they happen."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._changed = threading.Condition()
+        self.ended = 0
+        self.threads: set[str] = set()
+        """Who made requests."""
+        whole, request = mirror.Copying._pass, requests.Session.request
+
+        def counted(session: requests.Session, *args: Any, **more: Any) -> Any:
+            self.threads.add(threading.current_thread().name)
+            try:
+                return request(session, *args, **more)
+            finally:
+                self._note(ended=1)
+
+        def told(copying: mirror.Copying) -> None:
+            whole(copying)
+            self._note()
+
+        patch.setattr(requests.Session, "request", counted)
+        patch.setattr(mirror.Copying, "_pass", told)
+
+    def _note(self, ended: int = 0) -> None:
+        with self._changed:
+            self.ended += ended
+            self._changed.notify_all()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, HANGS_S)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(monkeypatch)
 
 
 def result(value: float) -> EvalResult:
@@ -169,20 +218,16 @@ def recipe_run(tracker: Tracker, name: str) -> Any:
     )
 
 
-def work(run: RecipeRun, steps: range) -> float:
-    """A stage; returns the longest time that a step had to wait for tracking."""
-    longest = 0.0
+def work(run: RecipeRun, steps: range) -> None:
+    """A stage."""
     with run.stage(name=f"sft-{steps.start}", index=1, params={"learning_rate": 0.1}) as stage:
         stage.log_dataset("chat", "data/chat.jsonl", "ab" * 32, count=7)
         stage.log_eval("qa", "before", result(0.2), 0)
         for step in steps:
-            began = time.monotonic()
             stage.log_metrics({"train/loss": 1 / step}, step)
-            longest = max(longest, time.monotonic() - began)
         stage.log_checkpoint(f"tinker://{run.run_id}/weights/a", "s-1", steps.stop - 1)
         stage.log_eval("qa", "after", result(0.8), steps.stop - 1, "qa", "cd" * 32, "s-1")
         stage.log_samples("qa", "after", SAMPLES, steps.stop - 1)
-    return longest
 
 
 def on_server(server: Server, name: str) -> tuple[Any, Any, list[Any]]:
@@ -199,22 +244,23 @@ def on_server(server: Server, name: str) -> tuple[Any, Any, list[Any]]:
 
 
 def test_a_server_that_is_killed_and_comes_back_gets_everything(
-    server: Server, guard: Guard, tmp_path: Path
+    server: Server, guard: Guard, tmp_path: Path, watched: Watched
 ) -> None:
     warnings: list[str] = []
     tracker = Tracker(tmp_path, warn=warnings.append)
     tracker.start()
     with recipe_run(tracker, "demo-1") as run:
         work(run, range(1, 25))
-        limit = time.monotonic() + 180
-        while not mirror.remote_id(tmp_path / "runs" / "demo-1"):
-            assert time.monotonic() < limit, warnings
-            threading.Event().wait(0.05)
+        watched.until(lambda: mirror.remote_id(tmp_path / "runs" / "demo-1"))
+        guard.answers.clear()
+        assert guard.held.wait(HANGS_S)
         server.kill()
-        assert work(run, range(25, 50)) < 5, "a step waited for a server that is gone"
-        while not warnings:
-            assert time.monotonic() < limit
-            threading.Event().wait(0.05)
+        ended = watched.ended
+        work(run, range(25, 50))
+        assert watched.ended == ended, "a step waited for a server that is gone"
+        assert watched.threads == {"mirror"}
+        guard.answers.set()
+        watched.until(lambda: warnings)
         server.start()
         work(run, range(50, 60))
         run.write_text("<html>", "report.html")
@@ -255,10 +301,10 @@ def test_what_a_server_missed_is_copied_later(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     warnings: list[str] = []
-    began = time.monotonic()
     with recipe_run(Tracker(tmp_path, warn=warnings.append), "demo-2") as run:
         work(run, range(1, 5))
-    assert time.monotonic() - began < 150
+    copying = [thread for thread in threading.enumerate() if thread.name == "mirror"]
+    assert copying == [], "it gave up by itself"
     assert guard.refused
     assert "run 'ptl sync'" in warnings[-1]
     arguments = ["--home", str(tmp_path)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from posttrain_recipes.engine.generate import prefix_cache, slots
-from posttrain_recipes.engine.generate.batcher import RequestFeed, serve
+from posttrain_recipes.engine.generate.batcher import APART_S, RequestFeed, serve
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import SampleRequest
@@ -69,7 +69,7 @@ class OneByOne(Trickle):
         super().__init__(requests, slowly=False)
 
     def wait(self, seconds: float) -> bool:
-        assert 0 < seconds < 0.1
+        assert seconds == APART_S
         return bool(self.left)
 
 
@@ -87,6 +87,7 @@ def test_requests_that_are_sent_together_are_read_together(
     with torch.no_grad():
         serve(base, None, feed)
     assert joined == [6]
+    assert 0 < APART_S < 0.1, "one that comes alone is hardly kept waiting"
     for index, request in enumerate(requests):
         (alone,) = run(base, None, request)
         assert tokens(feed.results[index]) == tokens(alone)
