@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from posttrain_recipes import registry
 from posttrain_recipes.cli import COMMANDS
 from posttrain_recipes.language import recipe as recipes
@@ -36,6 +38,15 @@ def test_its_commands_are_there() -> None:
     named = set(re.findall(r"\bptl ([a-z]+)\b", README))
     assert named <= set(COMMANDS)
     assert named == set(COMMANDS), "a command that the README does not name"
+
+
+def test_its_test_command_is_what_ci_runs() -> None:
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("a source distribution has no .ci")
+    shown = re.search(r"\S+ -m pytest .*", README)
+    assert shown is not None
+    assert script.read_text().splitlines()[-1] == shown.group()
 
 
 def test_its_links_lead_somewhere() -> None:
