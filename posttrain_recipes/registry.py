@@ -300,7 +300,7 @@ def _given(
 ) -> list[tuple[str, Entry | Callable[[], Entry]]]:
     """What a hook returned, by name: classes, or in this package where they are.
 
-    A stranger's are imported at once, so that one that cannot be is told of and left out.
+    A stranger's have to be classes: one that cannot be imported is told of and left out at once.
     """
     if isinstance(classes, Mapping) and origin.distribution == OWN:
         return [(name, partial(_imported, kind, where, origin)) for name, where in classes.items()]

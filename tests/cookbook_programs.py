@@ -155,8 +155,15 @@ def seeded() -> None:
     tinker.ServiceClient.create_lora_training_client = created
 
 
-def run(module: str, arguments: dict[str, Any], tokenizer: str, output: str) -> None:
+def run(
+    module: str,
+    arguments: dict[str, Any],
+    tokenizer: str,
+    output: str,
+    environment: dict[str, str],
+) -> None:
     """Run `module` as a program; what it prints goes to the file `output`."""
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -48,15 +49,23 @@ RUN = (
 """What a run imports: seconds, and most of them in what is imported only when it is called."""
 
 
+IMPORTED_WITH = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+"""What torch, as in the engine, and the hub's client read when they are imported."""
+
+
 def context() -> ForkServerContext:
     """Where processes are forked from.
 
-    There is one such place in a process, which imports what it was told before its first fork: it
-    has to be the same for everybody.
+    There is one such place in a process, which imports what it was told before its first fork, in
+    the environment of that moment: both have to be the same for everybody. What else a fork needs
+    of the environment it has to be given.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the engine has it before torch
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload([*RUN, *ENGINE, *PRELOADED])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in IMPORTED_WITH.items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
     return made
 
 

@@ -17,6 +17,7 @@ Each test reads what the program itself wrote down: `metrics.jsonl` and `checkpo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,13 @@ class Kitchen:
         output = self.folder / f"{name}.txt"
         process = self.processes.Process(
             target=run,
-            args=(f"{RECIPES}.{module}", {**arguments, "log_path": log}, TINY, str(output)),
+            args=(
+                f"{RECIPES}.{module}",
+                {**arguments, "log_path": log},
+                TINY,
+                str(output),
+                dict(os.environ),
+            ),
         )
         process.start()
         process.join(WAIT_S)
