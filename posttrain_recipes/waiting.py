@@ -89,6 +89,17 @@ class CancellableWaiter:
                     raise
 
 
+def pressed(error: KeyboardInterrupt) -> bool:
+    """Whether an interrupt is a person's (or a bound's), rather than raised by a program's code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    by_us = trace is not None and trace.tb_frame.f_code.co_filename == __file__
+    # Python's own handler raises in the midst of whatever runs, on the main thread alone.
+    on_main = threading.current_thread() is threading.main_thread()
+    return by_us or (on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+
 class Interrupts:
     """Collects Ctrl-C, SIGTERM and passed limits, and raises them only where work can stop without
     loss."""

@@ -88,10 +88,12 @@ class Function(Reward):
         _ = self._function  # importing the module takes none of a call's time
         return _LOCKS.setdefault(str(self._user.path), threading.Lock())
 
-    def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        """What the function says. Raises what it raised, or `RuntimeError` if it took too long."""
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        """What the function says, as it said it: whoever asks looks whether that is one score for
+        each. Raises what it raised, or `RuntimeError` if it took too long."""
         if self._batched:
-            return list(self._call(list(samples)))
+            scores: Sequence[float | None] = self._call(list(samples))
+            return scores
         return [self._call(sample) for sample in samples]
 
     def _call(self, given: Sample | list[Sample]) -> Any:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Sequence
-from fractions import Fraction
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
 from posttrain_recipes.training.text import answer_extraction
-
-_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
-
-
-def number(text: str) -> float | None:
-    """A number as people write it: `1,000`, `$3.50`, `12%`, `1/2`, `\\frac{1}{2}`; else None."""
-    plain = _FRACTION.sub(r"\1/\2", text)
-    plain = re.sub(r"[,\s$€£\\%]|\.$", "", plain)
-    try:
-        return float(Fraction(plain))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        return None
+from posttrain_recipes.training.text.numbers import Number, last_number, numbers_in, read_number
 
 
 class Numeric(Reward):
     """1 where the number that the reply comes to is the reference, within a tolerance; else 0.
 
     The number is the last one in a box (`\\boxed{}`), else what stands after `####`, else the last
-    number of the reply.
+    number of the reply. Numbers are read as people write them and compared by value: `1,000`, `.5`,
+    `1e-3`, `2 x 10^4`, `1/2`, `\\frac{1}{2}`, `2 1/2`, `50%`, `$3.50`, `12 km` (units are not
+    compared, and a percent sign may be left out). A reference is read whole.
     """
 
     name = "numeric"
@@ -40,6 +29,9 @@ class Numeric(Reward):
 
         extract: Literal["auto", "number", "hashes", "boxed", "whole"] = "auto"
         """Where the number stands: auto (boxed, else hashes, else the last one), or that alone."""
+        parser: Literal["builtin", "math_verify"] = "builtin"
+        """What reads the numbers: builtin, or Hugging Face's Math-Verify, which reads expressions
+        (`\\sqrt{2}/2`) and knows no tolerance; it comes with `posttrain-recipes[math]`."""
         relative: float = Field(default=1e-6, ge=0)
         """How far it may be off, as a share of the reference."""
         absolute: float = Field(default=0.0, ge=0)
@@ -47,28 +39,65 @@ class Numeric(Reward):
 
     config: Config
 
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """A parser that is not installed."""
+        if self.config.parser == "math_verify" and find_spec("math_verify") is None:
+            yield "parser", "needs the package math-verify: pip install 'posttrain-recipes[math]'"
+
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """A sample whose reference is not a number abstains."""
-        return [self._score(sample) for sample in samples]
+        judge = self._by_value if self.config.parser == "builtin" else _by_algebra
+        return [judge(sample) for sample in samples]
 
-    def _score(self, sample: Sample) -> float | None:
-        wanted = self._find(sample.answer or "")
+    def digest(self) -> str:
+        """What reads the numbers: a result by another reader is not taken for one of this."""
+        return "numbers 2"
+
+    def _by_value(self, sample: Sample) -> float | None:
+        wanted, config = self._reference(sample.answer or ""), self.config
         if wanted is None:
             return None
-        found = self._find(sample.completion)
+        found = self._said(sample.completion)
         if found is None:
             return 0.0
-        config = self.config
-        return float(math.isclose(found, wanted, rel_tol=config.relative, abs_tol=config.absolute))
+        return float(found.equals(wanted, config.relative, config.absolute))
 
-    def _find(self, text: str) -> float | None:
+    def _reference(self, text: str) -> Number | None:
+        """A reference is often the bare number, however the reply is asked to say it."""
+        for way in ("boxed", "hashes") if self.config.extract != "whole" else ():
+            part = answer_extraction.extract(text, way)
+            if part is not None:
+                return read_number(part)
+        return read_number(text) or _last(text)
+
+    def _said(self, text: str) -> Number | None:
         how = self.config.extract
         ways: tuple[answer_extraction.Extract, ...] = (
             ("boxed", "hashes", "number") if how == "auto" else (how,)
         )
         for way in ways:
+            if way == "number":
+                return _last(text)
             part = answer_extraction.extract(text, way)
             if part is not None:
-                return number(part)
-        # A reference is often the bare number, however the reply is asked to say it.
-        return number(text)
+                alone = way != "whole" and len(numbers_in(part)) == 1  # as in `x = 7`
+                return read_number(part) or (_last(part) if alone else None)
+        return None
+
+
+def _last(text: str) -> Number | None:
+    found = last_number(text)
+    return None if found is None else read_number(found)
+
+
+def _by_algebra(sample: Sample) -> float | None:
+    """By Hugging Face's Math-Verify, which reads expressions too."""
+    from math_verify import parse, verify
+
+    # Its time limits are signals, which only a main thread can have.
+    unlimited: dict[str, Any] = {"parsing_timeout": None}
+    wanted = parse(sample.answer or "", **unlimited)
+    if not wanted:
+        return None
+    found = parse(sample.completion, **unlimited)
+    return float(bool(found) and verify(wanted, found, timeout_seconds=None))

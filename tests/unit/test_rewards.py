@@ -12,8 +12,8 @@ import pytest
 from posttrain_recipes import registry
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.plugin import Reward, Sample
-from posttrain_recipes.rewards.numeric import number
 from posttrain_recipes.training.rl.scoring import scores_of
+from posttrain_recipes.training.text.numbers import read_number
 from tests.conftest import Project
 
 
@@ -45,7 +45,8 @@ def scores(made: Reward, *replies: str, **sample: Any) -> list[float | None]:
     ],
 )
 def test_numbers_as_people_write_them(text: str, value: float | None) -> None:
-    assert number(text) == value
+    found = read_number(text)
+    assert (None if found is None else float(found.value)) == value
 
 
 def test_numeric_looks_in_the_box_then_after_the_hashes_then_at_the_end() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
-from posttrain_recipes.training.rl.scoring import OnError, Scorer
+from posttrain_recipes.training.rl.scoring import OnError, Scorer, WrongScores
 
 Score = Callable[[Sample], float | None]
 SAMPLES = [Sample(prompt=(), completion=text) for text in ("a", "bb", "ccc")]
@@ -98,12 +98,11 @@ def test_what_is_not_a_number_is_a_failure(value: object) -> None:
     assert "not a finite number" in scores.error
 
 
-def test_too_few_scores_are_a_failure() -> None:
+def test_too_few_scores_are_nobodys() -> None:
     made = Made(length)
     made.score = lambda samples: []  # type: ignore[method-assign, assignment]
-    scores = Scorer([(made, 1.0)]).score(SAMPLES)
-    assert scores.counts["failed"] == 3
-    assert "returned 0 scores for 1" in scores.error
+    with pytest.raises(WrongScores, match="returned 0 scores for 3 replies"):
+        Scorer([(made, 1.0)]).score(SAMPLES)
 
 
 def test_a_reward_that_takes_too_long_is_not_waited_for() -> None:

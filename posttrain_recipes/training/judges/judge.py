@@ -1,9 +1,9 @@
 """Asking a judge model: yes or no of one reply, or which of two is better.
 
 A judge is asked in one of two ways. `logits` reads the log-odds of the two verdict words from one
-prefill: a real number, which a small model gives better than it talks. `text` lets the judge write,
-and looks for the verdict in what it wrote; an answer without one is asked for again with another
-seed, and in the end is missing (None), never a low score.
+prefill: a real number, which a small model gives better than it talks. `text` lets the judge write
+and asks it for a last line 'Verdict: WORD', which alone is read; an answer without one is asked for
+again with another seed, and in the end is missing (None), never a low score.
 
 A pair is put in both orders. With o(a, b) the log-odds of the first reply, the margin of x over y
 is (o(x, y) - o(y, x)) / 2, in which a liking for the first place cancels; in text the two verdicts
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from posttrain_recipes.records import Message, Messages
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 How = Literal["logits", "text"]
 """How a judge is asked."""
 _PLACES = re.compile(r"\{(\w+)\}")
+_VERDICT = re.compile(r"\W*verdict\W*:(.*)", re.IGNORECASE)
 
 
 class Judge(Protocol):
@@ -107,21 +109,34 @@ def choices(
         return judge.log_odds(questions, first, second)
     found: list[float | None] = [None] * len(questions)
     open_ones = list(range(len(questions)))
+    strict = [_strictly(asked, first, second) for asked in questions]
     for attempt in range(1 + retries):
         if not open_ones:
             break
-        told = judge.texts([questions[place] for place in open_ones], attempt)
+        told = judge.texts([strict[place] for place in open_ones], attempt)
         for place, text in zip(open_ones, told, strict=True):
             found[place] = None if text is None else _said(text, first, second)
         open_ones = [place for place in open_ones if found[place] is None]
     return found
 
 
+def _strictly(asked: Messages, first: str, second: str) -> Messages:
+    """A question that asks for its verdict in the form in which `_said` reads it."""
+    *before, last = asked
+    form = f"End with one line, 'Verdict: {first}' or 'Verdict: {second}'."
+    return (*before, replace(last, content=f"{last.content}\n\n{form}"))
+
+
 def _said(text: str, first: str, second: str) -> float | None:
-    """Which of two words an answer has; None where it has neither, or both."""
-    words = {word.lower() for word in re.findall(r"\w+", text)}
-    has = [word.lower() in words for word in (first, second)]
-    return None if has[0] == has[1] else 1.0 if has[0] else -1.0
+    """+1 or -1 for the verdict of an answer: what its last line 'Verdict: WORD' says, or the word
+    where the answer is that word alone. None for anything else: in a sentence 'a' is an article,
+    and 'no doubt' is no 'no'."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    stated = _VERDICT.fullmatch(lines[-1]) if lines else None
+    word = stated[1] if stated else text
+    said = word.strip(" \t\n*_`'\"().:!").casefold()
+    verdicts = {first.casefold(): 1.0, second.casefold(): -1.0}
+    return verdicts.get(said)
 
 
 def margins(

@@ -18,7 +18,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import RewardContext, Sample, StageContext
 from posttrain_recipes.training.rl.advantages import KL_ESTIMATORS, k1
 from posttrain_recipes.training.rl.rollout import Group, Rollout
-from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
+from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread, pressed
 
 if TYPE_CHECKING:
     import tinker
@@ -53,15 +53,55 @@ def scores_of(
 
     Raises:
         TimeoutError: it took longer. It is left to itself, and the lock is free again.
-        ValueError: it returned something else than a finite number or None for each.
+        WrongScores: it returned something else than a number or None for each.
+        ValueError: one of them is not finite.
+        Exception: what it raised; `RuntimeError` where that would end the process.
     """
     with reward.lock:
-        values = within(timeout, lambda: list(reward.score(samples)))
-    if len(values) != len(samples):
-        raise ValueError(
-            f"'{reward.label}' returned {len(values)} scores for {len(samples)} replies"
-        )
+        returned = within(timeout, lambda: reward.score(samples))
+    values = each(returned, len(samples), f"'{reward.label}'")
     return [finite(value, f"'{reward.label}'") for value in values]
+
+
+class WrongScores(PtlError):
+    """A reward returned something that cannot be told apart into one score for each reply.
+
+    It does so for every reply, so that none of them is asked again and no policy goes on without:
+    one score for four replies is not the score of each.
+    """
+
+
+def each(returned: Any, count: int, source: str) -> list[Any]:
+    """What a reward returned, as one value for each of `count` replies.
+
+    Args:
+        returned: a list, a tuple, or an array or tensor of shape (count,).
+        source: who returned it, for the error.
+
+    Raises:
+        WrongScores: it is something else, or of another length; the message says what.
+    """
+    shape = getattr(returned, "shape", None)
+    listed = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)
+    if shape is not None and tuple(shape) == (count,):
+        return list(returned)
+    if shape is None and listed and len(returned) == count:
+        return list(returned)
+    if shape is not None:
+        what = f"{_told(returned)} of shape {tuple(shape)}"
+    elif listed:
+        what = f"{len(returned)} scores"
+    else:
+        what = _told(returned)
+    raise WrongScores(
+        f"{source} returned {what} for {count} {'reply' if count == 1 else 'replies'}",
+        hint="return a list with a number for each reply, in their order; None where there is none",
+    )
+
+
+def _told(value: Any) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
 
 
 class Scorer:
@@ -90,6 +130,7 @@ class Scorer:
 
         Raises:
             PtlError: a reward failed, and the stage says that this ends it.
+            WrongScores: whatever the stage says.
         """
         scores = Scores([0.0] * len(samples), [{} for _ in samples])
         for name, reward, weight in self.rewards:
@@ -117,7 +158,7 @@ class Scorer:
         except TimeoutError:
             scores.counts["timed_out"] += len(samples)
             return self._failed(name, f"took more than {self.timeout:g} s", len(samples), scores)
-        except (Cancelled, KeyboardInterrupt):
+        except (Cancelled, KeyboardInterrupt, WrongScores):
             raise
         except Exception as error:  # a reward is anybody's code
             if len(samples) > 1:
@@ -250,13 +291,21 @@ def within(seconds: float | None, function: Callable[[], T]) -> T:
         seconds: how long it may take; None: as long as it likes.
 
     Raises:
-        TimeoutError: it took too long. Whatever the function raised.
+        TimeoutError: it took too long.
+        RuntimeError: it asked for the end of the process (`exit()`), or interrupted itself.
+        Exception: whatever else the function raised.
     """
     began = time.monotonic()
 
     def work() -> T:
         try:
             return function()
+        except (SystemExit, GeneratorExit) as error:
+            raise RuntimeError(f"it called for the end of the process: {error!r}") from error
+        except KeyboardInterrupt as error:
+            if pressed(error):
+                raise
+            raise RuntimeError("it raised KeyboardInterrupt") from error
         except TimeoutError as error:
             if seconds is not None and time.monotonic() - began >= seconds:
                 raise

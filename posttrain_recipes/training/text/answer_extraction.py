@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from posttrain_recipes.training.text.numbers import last_number
+
 Extract = Literal["whole", "number", "hashes", "boxed"]
 """Which part of a reply is the answer: all of it, its last number, what stands after `####`, or
 what stands in the last `\\boxed{}`."""
 
-_NUMBER = re.compile(r"(?<![\d)])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?")
-"""A minus between two numbers takes one from the other; it is not a sign."""
+_DECIMAL = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _BOX = "\\boxed{"
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -18,10 +19,11 @@ _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 def extract(text: str, how: Extract) -> str | None:
     """The answer in `text`, or None where there is none."""
     if how == "number":
-        numbers = _NUMBER.findall(text)
-        return numbers[-1] if numbers else None
+        found = last_number(text)
+        return None if found is None else found.removesuffix("%").rstrip()
     if how == "hashes":
-        return text.rsplit("####", 1)[1].strip() if "####" in text else None
+        lines = text.rsplit("####", 1)[1].strip().splitlines() if "####" in text else None
+        return lines if lines is None else "".join(lines[:1]).strip()
     if how == "boxed":
         return _boxed(text)
     return text.strip()
@@ -53,6 +55,6 @@ def equal(found: str | None, answer: str, *, ignore_case: bool = False) -> bool:
         left, right = left.casefold(), right.casefold()
     if left == right:
         return True
-    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
+    if _DECIMAL.fullmatch(left) and _DECIMAL.fullmatch(right):
         return float(left.replace(",", "")) == float(right.replace(",", ""))
     return False

@@ -1,0 +1,126 @@
+"""Numbers as people write them, in running text and in LaTeX, read by their value.
+
+`1,000`, `-3.5`, `.5`, `1e-3`, `2 x 10^{4}`, `1/2`, `\\frac{1}{2}`, `2 1/2`, `50%`, `$3.50`,
+`12 km`. Values are exact (fractions), so that comparing them is. What needs algebra (`\\sqrt{2}`,
+`\\pi`) is no number here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_SCALED = rf"(?:{_PLAIN})(?:[eE][+-]?\d{{1,4}}(?!\d))?"
+_NUMBER = re.compile(
+    rf"(?P<sign>(?<![\d)])[-+])?"
+    rf"(?:(?P<whole>\d+) (?P<top>\d+)/(?P<under>\d+)|(?P<over>{_SCALED})(?:/(?P<by>{_SCALED}))?)"
+    rf"(?P<percent> ?%)?"
+)
+"""A minus between two numbers takes one from the other; it is not a sign."""
+_WORDS = re.compile(r"(?:[A-Za-z°μµ²³€£¥$]|\^ ?[23])[\w°/²³^ .-]*")
+"""A unit or a few words after a number."""
+_POWER = re.compile(r"\^ ?[23]")
+
+_ARGUMENT = r"\s*(?:\{\s*([^{}]*?)\s*\}|(\d))"
+_FRACTION = re.compile(rf"\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}")
+_TEN = re.compile(r"\s*(?:\\times|\\cdot|[x×*·])\s*10\s*\^\s*\{?\s*([+-]?\d+)\s*\}?")
+_LATEX = (
+    (re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}"), r" \1"),
+    (re.compile(r"\\(?:left|right|displaystyle)\b"), ""),
+    (re.compile(r"\\[,;:! ]|~|\u00a0|\u202f|\u2009"), " "),
+    (re.compile(r"\\[()\[\]]|\\?\$"), ""),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
+    (re.compile(r"[\u2212\u2013\u2012]"), "-"),
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that was read."""
+
+    value: Fraction
+    percent: bool = False
+    """Whether a percent sign stood after it; `value` is then of the number before the sign."""
+
+    def equals(self, other: Number, relative: float = 0.0, absolute: float = 0.0) -> bool:
+        """Whether both are the same by value.
+
+        50% is 0.5, and is 50 where the other one leaves the sign out, as answers often do.
+
+        Args:
+            relative: how far this one may be off, as a share of `other`.
+            absolute: how far it may be off.
+        """
+        pairs = [(self.value, other.value)]
+        if self.percent != other.percent:
+            pairs.append(
+                (self.value / 100, other.value) if self.percent else (self.value, other.value / 100)
+            )
+        return any(abs(a - b) <= max(abs(b) * Fraction(relative), Fraction(absolute))
+                   for a, b in pairs)  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Text with LaTeX, typographic signs and powers of ten as plain characters."""
+    for pattern, by in _LATEX:
+        text = pattern.sub(by, text)
+    text = _FRACTION.sub(_slashed, text)
+    return _TEN.sub(r"e\1", text)
+
+
+def _slashed(match: re.Match[str]) -> str:
+    top, under = (match[1] or match[2] or ""), (match[3] or match[4] or "")
+    before = match.string[: match.start()]
+    gap = " " if before[-1:].isdigit() else ""  # 2\\frac{1}{2} is two and a half
+    return f"{gap}{top}/{under}" if _number(top) and _number(under) else match[0]
+
+
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a text in their order, as they stand there made plain."""
+    return [match[0].strip() for match in _NUMBER.finditer(plain(text))]
+
+
+def last_number(text: str) -> str | None:
+    """The last of them; None where there is none."""
+    found = numbers_in(text)
+    return found[-1] if found else None
+
+
+def read_number(text: str) -> Number | None:
+    """A text that is one number, with a sign, currency, unit or a full stop about it.
+
+    None where it is anything else: two numbers, a sum, words before a number.
+    """
+    body = plain(text).strip().strip("*_`").strip().rstrip(".").strip()
+    body = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", body)
+    match = _NUMBER.match(body)
+    if match is None:
+        return None
+    rest = body[match.end() :].strip()
+    if rest and (_WORDS.fullmatch(rest) is None or _NUMBER.search(_POWER.sub("", rest))):
+        return None
+    return _read(match)
+
+
+def _number(text: str) -> Number | None:
+    match = _NUMBER.fullmatch(text.strip())
+    return None if match is None else _read(match)
+
+
+def _read(match: re.Match[str]) -> Number | None:
+    try:
+        if match["whole"] is not None:
+            value = int(match["whole"]) + Fraction(int(match["top"]), int(match["under"]))
+        else:
+            value = _exact(match["over"]) / (_exact(match["by"]) if match["by"] else 1)
+    except (ZeroDivisionError, ValueError):  # a value with thousands of digits
+        return None
+    return Number(-value if match["sign"] == "-" else value, match["percent"] is not None)
+
+
+def _exact(text: str) -> Fraction:
+    return Fraction(text.replace(",", ""))
