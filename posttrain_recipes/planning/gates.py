@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +41,48 @@ FORGETTING = "forgetting"
 
 @dataclass(frozen=True)
 class Bound:
-    """`>= 0.8`."""
+    """`>= 0.8`, or `>= 80%`: kept by what is shown of a value, so that what a person reads is what
+    was decided. 0.45 - 0.40 is shown as 5.0% and keeps `>= 5%`, and what is shown as 10.0% does not
+    keep `> 10%`.
+    """
 
     operator: str
-    value: float
+    number: Decimal
+    """As it was written: 80 in `>= 80%`."""
+    percent: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Bound | None:
-        """The bound in `text`, such as `>= 80%` (0.8); None if it is not one."""
+        """The bound in `text`; None if it is not one."""
         match = _BOUND.fullmatch(text)
-        if match is None:
-            return None
         try:
-            value = float(match[2])
-        except ValueError:
+            return None if match is None else cls(match[1], Decimal(match[2]), bool(match[3]))
+        except InvalidOperation:
             return None
-        return cls(match[1], value / 100 if match[3] else value)
+
+    @property
+    def value(self) -> float:
+        """What a value is compared with: 0.8 for 80%."""
+        return float(self.number) / (100 if self.percent else 1)
+
+    def shown(self, value: float) -> str:
+        """A value as it is told beside the bound: `46.1%` where that is one of percent, else four
+        digits; more where the bound has more."""
+        places = max(0, -int(self.number.as_tuple().exponent))
+        if self.percent:
+            return f"{100 * value:.{max(1, places)}f}%"
+        return f"{value:.{places}f}" if places > 3 else f"{value:.4g}"
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is within the bound; NaN never is."""
+        """Whether a value is within the bound, as it is shown; NaN never is."""
+        if math.isnan(value):
+            return False
+        found = Decimal(self.shown(value).rstrip("%"))
         return {
-            ">=": value >= self.value,
-            "<=": value <= self.value,
-            ">": value > self.value,
-            "<": value < self.value,
+            ">=": found >= self.number,
+            "<=": found <= self.number,
+            ">": found > self.number,
+            "<": found < self.number,
         }[self.operator]
 
 
@@ -99,12 +118,11 @@ class Gate:
     passed: bool
 
     def __str__(self) -> str:
-        if self.value is None:
+        bound = Bound.parse(self.bound)
+        if self.value is None or bound is None:
             found = "was not measured"
-        elif self.bound.rstrip().endswith("%"):
-            found = f"is {100 * self.value:.1f}%"
         else:
-            found = f"is {self.value:.4g}"
+            found = f"is {bound.shown(self.value)}"
         return f"{self.subject} after {self.stage} {found}, expected {self.bound}"
 
 
@@ -294,5 +312,5 @@ def ended(origin: Origin, origins: Sequence[Origin], record: RunRecord) -> str |
         value = measure(subject, round_before) if subject else None
         if limit is None or value is None or not limit.holds(value):
             return None
-        reasons.append(f"{text} is {value:.4g} ({bound})")
+        reasons.append(f"{text} is {limit.shown(value)} ({bound})")
     return ", ".join(reasons)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.planning import gates
@@ -65,6 +68,15 @@ TWO = (
         ("<=5%", 0.05, 0.051),
         (">0", 1e-9, 0.0),
         ("< -1e-3", -0.002, -0.001),
+        (">= 5%", 0.45 - 0.40, 0.0494),
+        ("> 10%", 0.1006, 0.10004),
+        ("> 10%", 0.1006, 0.1),
+        ("<= 0.3", 0.1 + 0.2, 0.3001),
+        ("< 5%", 0.0494, 0.0499999),
+        (">= 12.345%", 0.1234499999, 0.12344),
+        ("> 0.12345", 0.1234561, 0.1234501),
+        (">= -5%", -0.0500001, -0.0506),
+        ("<= 1e3", 1000.04, 1001.0),
     ],
 )
 def test_bounds(text: str, within: float, outside: float) -> None:
@@ -73,6 +85,21 @@ def test_bounds(text: str, within: float, outside: float) -> None:
     assert bound.holds(within)
     assert not bound.holds(outside)
     assert not bound.holds(math.nan)
+
+
+@given(
+    st.sampled_from([">=", "<=", ">", "<"]),
+    st.decimals(-200, 200, places=1),
+    st.floats(-3, 3),
+    st.booleans(),
+)
+def test_a_bound_is_kept_by_the_number_that_is_shown(
+    operator: str, number: Decimal, value: float, percent: bool
+) -> None:
+    bound = Bound.parse(f"{operator} {number}{'%' * percent}")
+    assert bound
+    shown = float(bound.shown(value).rstrip("%"))
+    assert bound.holds(value) == eval(f"{shown} {operator} {number}")
 
 
 @pytest.mark.parametrize("text", ["0.8", "= 0.8", ">= high", ">= 1.2.3", ""])
