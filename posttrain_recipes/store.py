@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -246,6 +246,14 @@ def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
     return samples
 
 
+def named(runs: Sequence[RunRecord], name: str) -> RunRecord | None:
+    """The run of that id, else the last one of the recipe of that name: a recipe may be called as
+    a run of another one is (`mini-2` beside `mini`)."""
+    exact = [run for run in runs if run.id == name]
+    found = exact or [run for run in runs if run.recipe == name]
+    return found[-1] if found else None
+
+
 class Store:
     """All runs below one directory."""
 
@@ -265,15 +273,14 @@ class Store:
         return sorted(found, key=lambda record: (record.created, _number(record.id)))
 
     def find(self, run_id: str) -> RunRecord:
-        """The run of that id, or the last run of the recipe of that name.
+        """The run of that id, else the last run of the recipe of that name.
 
         Raises:
             UsageError: there is none.
         """
         runs = self.runs()
-        for record in reversed(runs):
-            if run_id in (record.id, record.recipe):
-                return record
+        if (record := named(runs, run_id)) is not None:
+            return record
         recent = ", ".join(record.id for record in runs[-5:])
         raise UsageError(
             f"there is no run '{run_id}' in {self.home}",

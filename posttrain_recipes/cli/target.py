@@ -7,7 +7,7 @@ from pathlib import Path
 
 from posttrain_recipes import models
 from posttrain_recipes.errors import UsageError, display_path
-from posttrain_recipes.store import RunRecord, StageRecord, Store
+from posttrain_recipes.store import RunRecord, StageRecord, Store, named
 
 SCHEME = "tinker://"
 
@@ -34,9 +34,8 @@ def find(text: str | None, home: Path) -> ChatTarget:
     if text.startswith(SCHEME):
         return ChatTarget(text, _base_of(text, home), text)
     name, _, stage = text.partition("/")
-    for run in reversed(runs):
-        if name in (run.id, run.recipe):
-            return _of_run(run, stage)
+    if (run := named(runs, name)) is not None:
+        return _of_run(run, stage)
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
             text = str(Path(text).expanduser().resolve())

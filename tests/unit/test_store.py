@@ -248,6 +248,16 @@ def test_runs_are_listed_by_age_and_found_by_id_or_recipe(tmp_path: Path) -> Non
     assert kept.find("b").id == "b-10"
 
 
+def test_an_exact_id_wins_over_a_recipe_of_that_name(tmp_path: Path) -> None:
+    """A recipe `mini-2`, run once, beside the second run of `mini`."""
+    kept = Store(tmp_path)
+    for run_id, created in (("mini-1", "01"), ("mini-2", "02"), ("mini-2-1", "03")):
+        keep(kept, record(run_id, created=created))
+    assert kept.find("mini-2").id == "mini-2"
+    assert kept.find("mini").id == "mini-2"
+    assert store.named(kept.runs(), "mini-2-1").id == "mini-2-1"  # type: ignore[union-attr]
+
+
 def test_an_unknown_run_is_answered_with_the_last_ones(tmp_path: Path) -> None:
     kept = Store(tmp_path)
     with pytest.raises(UsageError) as caught:
