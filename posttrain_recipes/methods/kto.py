@@ -5,13 +5,14 @@
 
 averaged over the replies of a batch (equation 8; z here is the paper's z_0). As a person does, it
 sees gains and losses from where it stands: z estimates KL(p || p_ref) as max(0, mean of r) over
-mismatched replies, and takes no gradient. The mismatched reply of a record is the next one in the
-data that answers another prompt, so that the reference is asked once; TRL takes the one before, in
-blocks of a batch.
+mismatched replies, and takes no gradient. The mismatched reply of a record is that of another one,
+of another prompt, drawn by the seed so that each reply is borrowed once, whatever the order of the
+rows; TRL takes the one before it in its batch.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -66,6 +67,10 @@ class KTO(Method):
 
     config: Config
 
+    def digest(self) -> str:
+        """How replies are mismatched: what was trained otherwise is not taken for this."""
+        return "each reply borrowed once"
+
     def workload(
         self, sample: Sequence[Record], count: int, tokens: CountTokens
     ) -> Workload | None:
@@ -75,17 +80,18 @@ class KTO(Method):
             return None
         lengths = [
             tokens((*record.prompt, *other.completion))
-            for index, record in enumerate(records)
-            for other in (record, mismatched(records, index))
+            for record, place in zip(records, mismatched(records, 0), strict=True)
+            for other in (record, records[place])
         ]
         return token_counts.replies(self.config, lengths, count, reference=True)
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's labelled replies."""
         records = cast(Sequence[Labelled], stage.train)
+        borrowed = mismatched(records, stage.seed)
 
         def item(index: int, record: Labelled) -> completions.Replies:
-            other = mismatched(records, index)
+            other = records[borrowed[index]]
             sources = (record.source, f"{record.source} with the reply of {other.source}")
             return completions.Replies(
                 index,
@@ -126,17 +132,41 @@ class KTO(Method):
         return values.mean() + 0.0 * mismatch.sum(), metrics
 
 
-def mismatched(records: Sequence[Labelled], index: int) -> Labelled:
-    """The next record, round the end of the data, that answers another prompt.
+def mismatched(records: Sequence[Labelled], seed: int) -> list[int]:
+    """For each record (R,) the place of one whose reply answers another prompt.
+
+    Each reply is borrowed once, by a record that the seed draws, so that the baseline is a mean
+    over all replies and does not depend on the order of the rows. Where one prompt has more than
+    half of the records, its surplus borrows the others' replies in turn.
 
     Raises:
         UsageError: there is one prompt alone.
     """
-    for offset in range(1, len(records)):
-        other = records[(index + offset) % len(records)]
-        if other.prompt != records[index].prompt:
-            return other
-    raise UsageError(
-        "kto needs replies to more than one prompt",
-        why="its baseline is how likely replies to other prompts are",
-    )
+    prompts: dict[object, list[int]] = {}
+    for place, record in enumerate(records):
+        prompts.setdefault(record.prompt, []).append(place)
+    if len(prompts) < 2:
+        raise UsageError(
+            "kto needs replies to more than one prompt",
+            why="its baseline is how likely replies to other prompts are",
+        )
+
+    def drawn(*parts: object) -> float:
+        return random.Random(":".join(map(repr, (seed, *parts)))).random()
+
+    blocks = sorted(prompts.items(), key=lambda item: drawn(item[0]))
+    # Prompt by prompt, and moved on by the largest: whoever is met there answers another prompt.
+    order = [
+        place
+        for _, places in blocks
+        for place in sorted(places, key=lambda i: drawn(records[i].prompt, records[i].completion))
+    ]
+    step = max(map(len, prompts.values()))
+    others = [order[(at + step) % len(order)] for at in range(len(order))]
+    partner = dict(zip(order, others, strict=True))
+    for prompt, places in prompts.items():
+        surplus = [place for place in places if records[partner[place]].prompt == prompt]
+        free = [place for place in order if records[place].prompt != prompt]
+        for turn, place in enumerate(surplus):
+            partner[place] = free[turn % len(free)]
+    return [partner[place] for place in range(len(records))]

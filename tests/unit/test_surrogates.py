@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from posttrain_recipes.engine.train import losses as engine_losses
-from posttrain_recipes.training.rl.policy_loss import SURROGATES, PolicyConfig
+from posttrain_recipes.records import Sample
+from posttrain_recipes.training.rl.policy_loss import SURROGATES, PolicyConfig, forward_backward
+from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.conftest import ROOT
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -138,3 +142,24 @@ def test_one_function_makes_an_option_everywhere(tmp_path: Path) -> None:
     assert "linear: -A log p, no ratio at all" in found["explain"]
     assert found["advantages"] == [1.0, 0.0]
     assert found["needs"][0] == "custom_loss"
+
+
+@pytest.mark.parametrize(("name", "kept"), [("dro", [0, 1, 2]), ("ppo", [0, 2])])
+def test_a_loss_that_pulls_learns_of_advantages_of_zero_too(name: str, kept: list[int]) -> None:
+    """Off policy the pull towards q has a gradient where A = 0."""
+    asked: list[list[Any]] = []
+    client = SimpleNamespace(
+        forward_backward=lambda data, loss, settings: asked.append(data),
+        forward_backward_custom=lambda data, loss: asked.append(data),
+    )
+    rollouts = [
+        Rollout([Segment.reply([9], [place], [-0.5])], Sample((), "", None), [], reward=reward)
+        for place, reward in enumerate((1.0, 0.5, 0.0, None))
+    ]
+    masked = Rollout([Segment.reply([9], [7], [-0.5])], Sample((), "", None), [], reward=2.0)
+    masked.masked = True
+    group = Group([*rollouts, masked])
+    group.weigh([0.5, 0.0, -0.5, 1.0], [1.0] * 4, 1)
+    [(items, _)] = forward_backward(client, [group], PolicyConfig(loss=name))  # type: ignore[arg-type]
+    assert [item.segment.tokens[-1] for item in items] == kept
+    assert len(asked[0]) == len(kept)

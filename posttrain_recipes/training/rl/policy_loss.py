@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,8 @@ class Surrogate:
     what they are held to (`tests/unit/test_surrogates.py`)."""
     by_sequence: bool = False
     """Whether its ratio is that of the whole sequence."""
+    regularizes: bool = False
+    """Whether it pulls on a completion whose advantage is 0 too."""
 
     @property
     def need(self) -> str:
@@ -69,13 +71,15 @@ class Surrogate:
 SURROGATES: dict[str, Surrogate] = {}
 
 
-def surrogate(
-    clip: tuple[float, float] | None = None, engine: bool = False, by_sequence: bool = False
-) -> Callable[[Formula], Formula]:
-    """Make a formula a value of the option `loss`, by its name. See `Surrogate`."""
+def surrogate(**options: Any) -> Callable[[Formula], Formula]:
+    """Make a formula a value of the option `loss`, by its name.
+
+    Args:
+        options: the further fields of `Surrogate`.
+    """
 
     def register(formula: Formula) -> Formula:
-        SURROGATES[formula.__name__] = Surrogate(formula, clip, engine, by_sequence)
+        SURROGATES[formula.__name__] = Surrogate(formula, **options)
         return formula
 
     return register
@@ -113,7 +117,7 @@ def cispo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     return -ratio(logp, logq).clamp(low, high).detach() * A * logp
 
 
-@surrogate()
+@surrogate(regularizes=True)
 def dro(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
     """-(A log p - beta/2 (log rho)^2).
 
@@ -220,16 +224,16 @@ def forward_backward(
     client: tinker.TrainingClient, groups: Sequence[Group], config: PolicyConfig
 ) -> Passes:
     """Submit the pass that learns from groups, without waiting; none where nothing is learned."""
+    chosen = config.surrogate
     items = [
         RolloutSegment(segment, rollout)
         for group in groups
-        for rollout in group.rollouts
-        if rollout.learned
+        for rollout in group.scored
+        if not rollout.masked and (rollout.advantage or chosen.regularizes)
         for segment in rollout.segments
     ]
     if not items:
         return []
-    chosen = config.surrogate
     if not chosen.engine:
         loss = _on_our_side(items, config)
         return [(items, client.forward_backward_custom([_targets(item) for item in items], loss))]

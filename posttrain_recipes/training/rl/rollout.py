@@ -95,11 +95,6 @@ class Rollout:
                 longest = max(longest, run)
         return longest
 
-    @property
-    def learned(self) -> bool:
-        """Whether it moves the policy."""
-        return self.reward is not None and not self.masked and self.advantage != 0.0
-
 
 @dataclass
 class Group:
