@@ -184,7 +184,8 @@ seeds. Written from `benchmarks/effects.json` by
 A claim is what the recipe says under `expect:`. It holds where every seed keeps that bound and
 moves by more than the spread, which is the largest minus the smallest value after training. A limit
 on what may be lost (`change > -25%`) holds where every seed keeps it. Before is the mean over
-seeds. `tests/e2e/test_claims.py` runs three of them at every change of the code, with seed 0.
+seeds. `tests/e2e/test_claims.py` runs `cpo` at every change of the code, and two more nightly
+(`.ci/nightly`), with seed 0.
 
 ## In words
 

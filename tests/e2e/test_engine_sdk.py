@@ -24,17 +24,11 @@ from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.launch import EngineProcess
 from tests.engine_model import VOCAB, build
 
+pytestmark = pytest.mark.usefixtures("quiet_sdk")
+
 BASE = "ptl/test"
 ADAM = types.AdamParams(learning_rate=1e-2)
 WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        patch.setenv("TINKER_TELEMETRY", "0")
-        yield
 
 
 @pytest.fixture(scope="module")

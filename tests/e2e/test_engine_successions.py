@@ -12,20 +12,14 @@ from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.launch import EngineProcess
 from posttrain_recipes.models import BUNDLED
 
+pytestmark = pytest.mark.usefixtures("quiet_sdk")
+
 WAIT_S = 120.0
 IDS = [(7 * i) % 400 + 5 for i in range(5)]
 DATUM = types.Datum(
     model_input=types.ModelInput.from_ints(IDS[:-1]),
     loss_fn_inputs={"target_tokens": IDS[1:], "weights": [1.0] * 4},
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        patch.setenv("TINKER_TELEMETRY", "0")
-        yield
 
 
 @pytest.fixture(scope="module")

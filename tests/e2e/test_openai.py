@@ -17,17 +17,11 @@ from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.launch import EngineProcess
 from tests.engine_model import build
 
+pytestmark = pytest.mark.usefixtures("quiet_sdk")
+
 NANO = "ptl/nano"
 ASK: list[Any] = [{"role": "user", "content": "What is 12 + 7?"}]
 WAIT_S = 60.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        patch.setenv("TINKER_TELEMETRY", "0")
-        yield
 
 
 @pytest.fixture(scope="module")
