@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -179,8 +180,14 @@ class StageContext:
 
 
 def checkpoint_name(stage: str) -> str:
-    """A stage's name in characters that every engine takes in the name of a checkpoint."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", stage)[:100]
+    """A stage's name in characters that every engine takes in the name of a checkpoint.
+
+    Where much of it is lost, a digest keeps it apart from other names.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", stage)
+    if len(name) <= 100 and re.fullmatch(r"[!-~]*", stage):
+        return name
+    return f"{name[:91]}-{hashlib.sha256(stage.encode()).hexdigest()[:8]}"
 
 
 def sampling_client(

@@ -26,6 +26,7 @@ from posttrain_recipes.language.flat import (
     rename,
     show_labels,
 )
+from posttrain_recipes.language.labels import first_equal
 from posttrain_recipes.language.matrix import Axis, choices, read_axes, share
 from posttrain_recipes.language.nodes import Key, Node, merge, name_of
 from posttrain_recipes.language.recipe import Recipe
@@ -228,11 +229,13 @@ class _Expander:
         many: list[Node | None] = [None]
         if seeds and isinstance(seeds.value, list) and seeds.value:
             many = list(seeds.value)
-            values = [n.value for n in seeds.value]
-            if len(set(map(str, values))) < len(values):
-                self.fault(seeds, (*key, "seeds"), "a seed is given twice")
+            for number, same in enumerate(first_equal([n.plain() for n in seeds.value])):
+                if number != same:
+                    why = f"value {number + 1} is the same as value {same + 1}; remove one"
+                    self.fault(seeds, (*key, "seeds"), f"a seed is given twice: {why}")
         outer = dict(frame.names)
         seen: dict[str, list[str]] = {}
+        stage_alone: dict[str, bool] = {}
         for index, branch in enumerate(branches.value):
             if not isinstance(branch.value, dict):
                 continue
@@ -240,6 +243,10 @@ class _Expander:
             name = name_of(branch) or f"branch {index + 1}"
             inside = branch.child("stages")
             alone = inside is None or not isinstance(inside.value, list)
+            # Two branches that are stages are two stages of one name: the planner's to tell.
+            if name in stage_alone and not (alone and stage_alone[name]):
+                self.fault(branch, where, f"two branches are named '{name}'; rename one")
+            stage_alone[name] = alone
             items, place = ([branch], (*key, "compare")) if alone else (inside.value, where)
             for seed in many:
                 labels = (("seed", str(seed.value)),) if seed and len(many) > 1 else ()

@@ -20,12 +20,17 @@ from posttrain_recipes.language.flat import (
     renamed,
     show_labels,
 )
+from posttrain_recipes.language.labels import alike, distinct_labels, first_equal, safe
 from posttrain_recipes.language.nodes import Node, stage_names
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.registry import suggest
 
 MAX_LABEL = 60
 """A longer label of a variant is replaced by its number."""
+
+
+MAX_NAME_BYTES = 170
+"""Longer names get the number too: with an eval's name behind them they must fit a file system."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +42,14 @@ class Axis:
     """By choice, then by path."""
     names: tuple[str, ...] = ()
     """What labels call the paths."""
+    shown: tuple[tuple[str, ...], ...] = ()
+    """What labels call the values, by choice, then by path."""
+    first: tuple[int, ...] = ()
+    """By choice: the first one with equal values, which is itself where none is given twice."""
 
     def labels(self, choice: int) -> Labels:
         """What tells this choice from the others of the axis."""
-        return tuple(
-            (name, _text(value, choice))
-            for name, value in zip(self.names, self.values[choice], strict=True)
-        )
-
-
-def _text(value: Node, choice: int) -> str:
-    plain = value.plain()
-    if isinstance(plain, bool) or plain is None:
-        return json.dumps(plain)
-    if isinstance(plain, float):
-        return f"{plain:g}"
-    if isinstance(plain, dict):
-        # Options of a plugin: the file is what tells data sets apart, most of the time.
-        short = plain.get("label") or plain.get("path") or plain.get("use")
-        text = str(short).rsplit("/", 1)[-1].split(".")[0] if short else ""
-        return f"{choice + 1}-{text}" if text else str(choice + 1)
-    return str(choice + 1) if isinstance(plain, list) else str(plain).rsplit("/", 1)[-1]
+        return tuple(zip(self.names, self.shown[choice], strict=True))
 
 
 def read_axes(recipe: Recipe, matrix: Node, faults: list[Fault]) -> list[Axis]:
@@ -72,7 +64,7 @@ def read_axes(recipe: Recipe, matrix: Node, faults: list[Fault]) -> list[Axis]:
         elif isinstance(values.value, list) and values.value:
             parts = _path(recipe, path, values, faults)
             if parts:
-                axes.append(Axis((parts,), tuple((value,) for value in values.value)))
+                axes.append(_axis(path, (parts,), [(v,) for v in values.value], faults))
     every = [path for axis in axes for path in axis.paths]
     for path in {path for path in every if every.count(path) > 1}:
         shown = ".".join(path)
@@ -97,10 +89,24 @@ def _pair(recipe: Recipe, group: Node, faults: list[Fault]) -> Axis | None:
     count = min(lengths, default=0)
     if not count:
         return None
-    return Axis(
-        tuple(parts for parts, _ in found),
-        tuple(tuple(values.value[i] for _, values in found) for i in range(count)),
-    )
+    rows = [tuple(values.value[i] for _, values in found) for i in range(count)]
+    return _axis("pair", tuple(parts for parts, _ in found), rows, faults)
+
+
+def _axis(
+    path: str,
+    paths: tuple[tuple[str, ...], ...],
+    rows: Sequence[tuple[Node, ...]],
+    faults: list[Fault],
+) -> Axis:
+    """The axis over the rows; a row that is there twice is said."""
+    plain = [tuple(node.plain() for node in row) for row in rows]
+    first = first_equal(plain)
+    for choice, same in enumerate(first):
+        if choice != same:
+            message = f"value {choice + 1} is the same as value {same + 1}; remove one"
+            faults.append(Fault(rows[choice][0].at, f"matrix.{path}", message))
+    return Axis(paths, tuple(rows), shown=tuple(distinct_labels(plain, first)), first=first)
 
 
 def _path(recipe: Recipe, path: str, node: Node, faults: list[Fault]) -> tuple[str, ...] | None:
@@ -130,7 +136,7 @@ def _short(paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
         alike = [other for other in paths if other != path and other[-1] == path[-1]]
         short[path] = f"{path[1]}.{path[-1]}" if alike and len(path) > 2 else path[-1]
     counts = list(short.values())
-    return {p: ".".join(p[1:]) if counts.count(s) > 1 else s for p, s in short.items()}
+    return {p: safe(".".join(p[1:]) if counts.count(s) > 1 else s) for p, s in short.items()}
 
 
 def choices(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
@@ -146,15 +152,7 @@ def share(variants: Sequence[Variant], axes: Sequence[Axis]) -> list[Flat]:
     matter = {name: [_matters(name, place, kinds) for place in range(len(axes))] for name in names}
     found: list[Flat] = []
     known: set[str] = set()
-    for number, variant in enumerate(variants):
-        calls: dict[str, str] = {}
-        for one in variant.flat:
-            mine = _labels(axes, variant.chosen, matter[one.origin.name])
-            text = show_labels(mine)
-            if len(text) > MAX_LABEL:
-                text = str(number + 1)
-            head, _, seed = one.origin.name.partition("@")
-            calls[one.origin.name] = "@".join(filter(None, [head, _joined(text, seed)]))
+    for variant, calls in zip(variants, _names(variants, axes, matter), strict=True):
         emitted = [calls[one.origin.name] for one in variant.flat]
         for one in variant.flat:
             # A name that a variant has twice is the planner's to tell.
@@ -165,6 +163,44 @@ def share(variants: Sequence[Variant], axes: Sequence[Axis]) -> list[Flat]:
                 found.append(made)
         known.update(emitted)
     return found
+
+
+def _names(
+    variants: Sequence[Variant], axes: Sequence[Axis], matter: Mapping[str, Sequence[bool]]
+) -> list[dict[str, str]]:
+    """By variant: stage as the variant calls it -> its name in the list of all."""
+    named: list[dict[str, tuple[str, tuple[int, ...]]]] = []
+    meant: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
+    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    for number, variant in enumerate(variants, start=1):
+        named.append({})
+        for name in dict.fromkeys(one.origin.name for one in variant.flat):
+            text = show_labels(_labels(axes, variant.chosen, matter[name]))
+            call = _call(name, text)
+            if len(text) > MAX_LABEL or len(call.encode()) > MAX_NAME_BYTES:
+                call = _call(name, str(number))
+            chosen = tuple(
+                axis.first[choice]
+                for axis, choice, matters in zip(axes, variant.chosen, matter[name], strict=True)
+                if matters
+            )
+            named[-1][name] = call, chosen
+            meant.setdefault(alike(call), set()).add((name, chosen))
+            numbers.setdefault((name, chosen), number)
+    # Labels that differ can still read the same in a row: `a=x,b=y` may be one value of `a`.
+    return [
+        {
+            name: _call(name, str(numbers[name, chosen])) if len(meant[alike(call)]) > 1 else call
+            for name, (call, chosen) in calls.items()
+        }
+        for calls in named
+    ]
+
+
+def _call(name: str, text: str) -> str:
+    """The stage `name` of a variant with what tells the variant from others."""
+    head, _, seed = name.partition("@")
+    return "@".join(filter(None, [head, _joined(text, seed)]))
 
 
 def _joined(*parts: str) -> str:
