@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from posttrain_recipes.errors import UsageError
@@ -20,8 +21,19 @@ REPLY = "answer"
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last `####`, as in GSM8K; the whole text where there is none."""
-    return text.rpartition("####")[2].strip()
+    """What stands after `####` on the last line, as in GSM8K; the whole text where that is none.
+
+    A heading is written so too (`#### Step 1`), so that no other line may begin with it.
+    """
+    text = text.strip()
+    if "####" not in text:
+        return text
+    lines = re.split(r"\r\n?|\n", text)
+    last = lines[-1]
+    marked = [line for line in lines if line.startswith("####")]
+    if marked != [last] or last.startswith("#####"):
+        return text
+    return last.removeprefix("####").strip()
 
 
 def can_become(have: type[Record], wanted: tuple[type[Record], ...]) -> type[Record] | None:

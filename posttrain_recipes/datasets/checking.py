@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.conversion import REPLY
+from posttrain_recipes.datasets.faults import RowError
 from posttrain_recipes.datasets.formats import Format, RowParser, column_problems
 from posttrain_recipes.datasets.jsonl import missing_file
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
-from posttrain_recipes.datasets.rows import RowError
 from posttrain_recipes.errors import Fault, Location, UsageError, display_path
 from posttrain_recipes.records import (
     Conversation,

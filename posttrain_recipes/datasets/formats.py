@@ -6,11 +6,12 @@ that is none of them, or whose values cannot be used, raises `RowError` with wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from posttrain_recipes.datasets import rows
-from posttrain_recipes.datasets.rows import Row, RowError, did_you_mean, nearest
+from posttrain_recipes.datasets.faults import RowError
+from posttrain_recipes.datasets.rows import Row, did_you_mean, nearest
 from posttrain_recipes.records import (
     Conversation,
     Labelled,
@@ -96,6 +97,11 @@ def _unknown(row: Row) -> RowError:
         hits = [1.0 if n in row else 0.9 if nearest(n, row) else 0.0 for n in form.fields]
         return (sum(hits) / len(hits), len(hits))
 
+    held = [] if any(name in row for name in FIELDS) else list(_held(row))
+    if len(held) == 1:
+        return RowError(
+            f"is one object that holds rows; write them a line each: jq -c '{held[0]}[]'"
+        )
     best = max(FORMATS, key=score)
     if score(best)[0] > 0:
         return missing(best, row)
@@ -104,6 +110,15 @@ def _unknown(row: Row) -> RowError:
         f"is in no known form (its fields: {names}); name its columns, or use "
         + ", ".join(form.name for form in FORMATS if form.known_as not in ("KTO", "HH"))
     )
+
+
+def _held(row: Row, where: str = "") -> Iterator[str]:
+    """Where in a row there are lists of objects, as jq writes it."""
+    for key, value in row.items():
+        if isinstance(value, Mapping) and not where:
+            yield from _held(value, f".{key}")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            yield f"{where}.{key}"
 
 
 def missing(form: Format, row: Row) -> RowError:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.datasets.formats import RowParser, column_problems
+from posttrain_recipes.datasets.numbers import without_exponent
 from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Dataset, Record
 
 if TYPE_CHECKING:
-    from posttrain_recipes.datasets.reading import Line
+    from posttrain_recipes.datasets.json_rows import Line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -77,7 +78,8 @@ class HuggingFace(Dataset):
     def _rows(self) -> Iterator[Line]:
         # The rows come over the network when streaming, so failures come here as well.
         try:
-            yield from enumerate(self._open(), 1)
+            for number, row in enumerate(self._open(), 1):
+                yield number, {key: _written(value) for key, value in row.items()}
         except PtlError:
             raise
         except Exception as error:  # the hub, the network and the file readers: many classes
@@ -113,6 +115,10 @@ class HuggingFace(Dataset):
                 "a gated or private one needs HF_TOKEN"
             )
         return PtlError(what, why=why, hint=hint)
+
+
+def _written(value: Any) -> Any:
+    return without_exponent(value) if type(value) is float else value
 
 
 def _content(path: Path) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser, column_problems
+from posttrain_recipes.datasets.misnamed import compressed, misnamed
 from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
-from posttrain_recipes.datasets.rows import RowError
 from posttrain_recipes.errors import MissingExtraError, PtlError, display_path
 from posttrain_recipes.plugin import Dataset, Record
 
@@ -48,6 +49,8 @@ class Jsonl(Dataset):
         if missing := missing_file(self.path, self.config.path):
             return [("path", missing)]
         if self.config.format is None and file_format(self.path) is None:
+            if said := misnamed(self.path, None):
+                return [("path", f"{display_path(self.path)}  {said}")]
             return [("path", f"cannot tell the format of '{self.path.name}'; add 'format: jsonl'")]
         if problems := column_problems(self.config.columns):
             return [("columns", problem) for problem in problems]
@@ -81,7 +84,7 @@ class Jsonl(Dataset):
     def size(self) -> int | None:
         """Lines of a plain JSONL file; other forms have to be read to be counted."""
         form = self.config.format or file_format(self.path)
-        if form != "jsonl" or self.path.suffix == ".gz" or self.config.bad_rows == "skip":
+        if form != "jsonl" or compressed(self.path) or self.config.bad_rows == "skip":
             return None
         return line_count(self.path)
 
@@ -110,7 +113,7 @@ class Jsonl(Dataset):
                     raise row
                 yield parser.parse(row, line)
             except RowError as error:
-                if self.config.bad_rows == "skip" and line:
+                if self.config.bad_rows == "skip" and line and not isinstance(error, FileError):
                     continue
                 of_columns = not isinstance(row, RowError) and any(
                     theirs not in row for theirs in self.config.columns.values()

@@ -8,13 +8,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser
-from posttrain_recipes.datasets.reading import Line
-from posttrain_recipes.datasets.rows import RowError
+from posttrain_recipes.datasets.json_rows import Line
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import DatasetConfig, Record
 
 log = logging.getLogger(__name__)
+_TOLD = 10
+"""Rows that are left out and told with their line; the others are only counted."""
 
 
 class RowsConfig(DatasetConfig):
@@ -37,22 +39,31 @@ def records(
         UsageError: a row that cannot be used (unless those are skipped), or no record at all.
     """
     made = skipped = 0
+    told: list[str] = []
     for line, row in lines:
         try:
             if isinstance(row, RowError):
                 raise row
             record = parser.parse(row, line)
         except RowError as error:
-            if config.bad_rows == "skip" and line:
-                skipped += 1
-                continue
             where = f"{parser.name}:{line}" if line else parser.name
+            if config.bad_rows == "skip" and line and not isinstance(error, FileError):
+                skipped += 1
+                if len(told) < _TOLD:
+                    told.append(f"{where}  {error}")
+                continue
             raise UsageError(f"{where}  {error}", hint=hint) from None
         yield record
         made += 1
         if made == config.limit:
             break
     if skipped:
-        log.warning("%s: %d rows cannot be used and were left out", parser.name, skipped)
+        log.warning(
+            "%s: %d rows cannot be used and were left out:\n  %s%s",
+            parser.name,
+            skipped,
+            "\n  ".join(told),
+            "\n  ..." if skipped > _TOLD else "",
+        )
     if not made:
         raise UsageError(f"{parser.name} has no records", hint=hint)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from posttrain_recipes.conversion import REPLY, final_answer
+from posttrain_recipes.datasets.faults import RowError
+from posttrain_recipes.datasets.numbers import NumberText, is_number
 from posttrain_recipes.records import (
     ROLES,
     Conversation,
@@ -21,14 +24,6 @@ from posttrain_recipes.records import (
 )
 
 Row = Mapping[str, Any]
-
-
-class RowError(Exception):
-    """A row that cannot be used; `messages` has one sentence for each thing that is wrong."""
-
-    def __init__(self, *messages: str) -> None:
-        self.messages = messages
-        super().__init__("; ".join(messages))
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -49,12 +44,21 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
+    if is_number(value):
+        return "a number"
+    names = {bool: "a boolean", str: "text", list: "a list"}
     return names.get(type(value), "an object" if isinstance(value, Mapping) else str(type(value)))
 
 
+def is_message(value: Any) -> bool:
+    """Whether `value` looks like a message of a conversation, rather than like a row."""
+    return isinstance(value, Mapping) and (
+        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    )
+
+
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or isinstance(value, NumberText):
         raise RowError(f"{where} is {_kind(value)}; it must be text")
     if not value.strip():
         raise RowError(f"{where} is empty; write it, or remove the line")
@@ -93,7 +97,7 @@ def _message(value: Any, where: str) -> Message:
 
 def _turns(value: Any, name: str, alone: Role | None = None) -> Messages:
     """A list of messages; text too, as one message, where `alone` says whose it is."""
-    if isinstance(value, str) and alone is not None:
+    if isinstance(value, str) and alone is not None and not isinstance(value, NumberText):
         return (Message(alone, _text(value, f"'{name}'")),)
     if not isinstance(value, list | tuple):
         wanted = "a list of messages" if alone is None else "text or a list of messages"
@@ -204,8 +208,9 @@ def prompt(name: str) -> Callable[[Row, str], Record]:
         answer = None
         if "answer" in row:
             value = row["answer"]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            whole = str(value) if number else _text(value, "'answer'")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RowError(f"'answer' is {value}, which is no number; write it, or null")
+            whole = str(value) if is_number(value) else _text(value, "'answer'")
             answer = final_answer(whole)
             if not answer:
                 raise RowError("'answer' has nothing after '####'; write the final answer there")

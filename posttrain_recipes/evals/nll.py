@@ -20,7 +20,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.intervals import ratio
 from posttrain_recipes.training.sampling.generation import log_likelihoods
-from posttrain_recipes.training.text.examples import tokenize
+from posttrain_recipes.training.text.examples import Example, tokenize, usable
 from posttrain_recipes.workload import mean
 
 
@@ -51,8 +51,9 @@ class NLL(Eval):
 
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The mean over tokens; its interval is over conversations."""
-        examples = [
-            tokenize(
+
+        def example(record: Record) -> Example:
+            return tokenize(
                 cast(Conversation, record).messages,
                 context.renderer,
                 train_on=self.config.train_on,
@@ -60,8 +61,8 @@ class NLL(Eval):
                 truncate=True,
                 source=record.source,
             )
-            for record in context.records
-        ]
+
+        examples = usable(example, context.records, truncate=True)
         losses = [-value for value in log_likelihoods(context, examples)]
         return EvalResult(
             {"nll": ratio(losses, [e.learned for e in examples])}, higher_is_better={"nll": False}

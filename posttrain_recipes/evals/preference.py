@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import ClassVar, cast
 
 from pydantic import Field
@@ -20,7 +21,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.intervals import mean, proportion
 from posttrain_recipes.training.sampling.generation import log_likelihoods
-from posttrain_recipes.training.text.examples import tokenize
+from posttrain_recipes.training.text.examples import Example, tokenize, usable
 from posttrain_recipes.workload import mean as average
 
 
@@ -55,17 +56,20 @@ class PreferenceAccuracy(Eval):
     def evaluate(self, context: EvalContext) -> EvalResult:
         """Accuracy, and the margin: mean log p per token of chosen minus rejected, in nats."""
         pairs = [cast(Preference, record) for record in context.records]
-        examples = [
-            tokenize(
-                (*pair.prompt, *reply),
-                context.renderer,
-                max_length=self.config.max_length,
-                truncate=True,
-                source=pair.source,
-            )
-            for pair in pairs
-            for reply in (pair.chosen, pair.rejected)
-        ]
+
+        def both(pair: Preference) -> list[Example]:
+            return [
+                tokenize(
+                    (*pair.prompt, *reply),
+                    context.renderer,
+                    max_length=self.config.max_length,
+                    truncate=True,
+                    source=pair.source,
+                )
+                for reply in (pair.chosen, pair.rejected)
+            ]
+
+        examples = list(chain.from_iterable(usable(both, pairs, truncate=True)))
         per_token = [
             value / example.learned
             for value, example in zip(log_likelihoods(context, examples), examples, strict=True)

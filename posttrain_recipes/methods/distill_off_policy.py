@@ -37,7 +37,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops import supervised, token_counts
-from posttrain_recipes.training.text.examples import tokenize
+from posttrain_recipes.training.text.examples import Example, tokenize, usable
 
 if TYPE_CHECKING:
     import tinker
@@ -77,22 +77,23 @@ class DistillOffPolicy(Method):
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the last replies of the stage's conversations."""
-        examples = [
-            tokenize(
+
+        def example(record: Record) -> Example:
+            return tokenize(
                 cast(Conversation, record).messages,
                 stage.renderer,
                 max_length=self.config.max_length,
                 truncate=self.config.truncate,
                 source=record.source,
             )
-            for record in stage.train
-        ]
+
+        examples = usable(example, stage.train, truncate=self.config.truncate)
         if self.config.teacher is None:
             return supervised.train(stage, self.config, examples, Likelihood())
         replies = []
-        for example in examples:
-            begin = example.weights.index(1.0)
-            replies.append(TokenizedReply(example.tokens[:begin], example.tokens[begin:]))
+        for one in examples:
+            begin = one.weights.index(1.0)
+            replies.append(TokenizedReply(one.tokens[:begin], one.tokens[begin:]))
         return supervised.train(stage, self.config, replies, _Soft(stage, self.config))
 
 

@@ -30,6 +30,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.loops import supervised, token_counts
 from posttrain_recipes.training.preference import completions, losses
+from posttrain_recipes.training.text.examples import usable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,8 @@ class KTO(Method):
         records = cast(Sequence[Labelled], stage.train)
         borrowed = mismatched(records, stage.seed)
 
-        def item(index: int, record: Labelled) -> completions.Replies:
+        def item(numbered: tuple[int, Labelled]) -> completions.Replies:
+            index, record = numbered
             other = records[borrowed[index]]
             sources = (record.source, f"{record.source} with the reply of {other.source}")
             return completions.Replies(
@@ -106,7 +108,7 @@ class KTO(Method):
         ) -> tuple[Tensor, completions.Metrics]:
             return self._loss([records[item.index].label for item in batch], logps)
 
-        items = [item(index, record) for index, record in enumerate(records)]
+        items = usable(item, enumerate(records), truncate=self.config.truncate)
         return completions.train(stage, self.config, items, loss, reference=True)
 
     def _loss(

@@ -23,7 +23,7 @@ from posttrain_recipes.plugin import (
     Workload,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
-from posttrain_recipes.training.text.examples import Example, datum, tokenize
+from posttrain_recipes.training.text.examples import Example, datum, tokenize, usable
 
 if TYPE_CHECKING:
     import tinker
@@ -58,8 +58,9 @@ class SFT(Method):
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's conversations."""
-        examples = [
-            tokenize(
+
+        def example(record: Record) -> Example:
+            return tokenize(
                 cast(Conversation, record).messages,
                 stage.renderer,
                 train_on=self.config.train_on,
@@ -67,8 +68,8 @@ class SFT(Method):
                 truncate=self.config.truncate,
                 source=record.source,
             )
-            for record in stage.train
-        ]
+
+        examples = usable(example, stage.train, truncate=self.config.truncate)
         return supervised.train(stage, self.config, examples, Likelihood())
 
 

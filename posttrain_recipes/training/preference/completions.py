@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from posttrain_recipes.plugin import Checkpoint, Message, Preference, StageContext, Usage
 from posttrain_recipes.training.loops import supervised
-from posttrain_recipes.training.text.examples import Example, datum, tokenize
+from posttrain_recipes.training.text.examples import Example, datum, tokenize, usable
 
 if TYPE_CHECKING:
     import tinker
@@ -88,16 +88,19 @@ def example(
 
 def pairs(stage: StageContext, config: supervised.GradientConfig) -> list[Replies]:
     """The stage's preferences as (chosen, rejected)."""
-    return [
-        Replies(
+
+    def pair(numbered: tuple[int, Preference]) -> Replies:
+        index, r = numbered
+        return Replies(
             index,
             (
                 example(stage, config, r.prompt, r.chosen, f"{r.source} (chosen)"),
                 example(stage, config, r.prompt, r.rejected, f"{r.source} (rejected)"),
             ),
         )
-        for index, r in enumerate(cast(Sequence[Preference], stage.train))
-    ]
+
+    records = cast(Sequence[Preference], stage.train)
+    return usable(pair, enumerate(records), truncate=config.truncate)
 
 
 def pair_metrics(rewards: Tensor, logps: Tensor) -> Metrics:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Renderer
@@ -12,6 +13,17 @@ from posttrain_recipes.records import Message
 
 if TYPE_CHECKING:
     import tinker
+
+log = logging.getLogger(__name__)
+_TOLD = 10
+"""Records that are left out and named; the others are only counted."""
+
+Source = TypeVar("Source")
+Made = TypeVar("Made")
+
+
+class NothingToLearn(UsageError):
+    """A record of which no token that counts is within the length."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ def tokenize(
     """A conversation as an example, weights 1 on what the assistant said.
 
     Raises:
-        UsageError: longer than `max_length` and not to be truncated, or nothing left to learn;
-            the message names `source`.
+        UsageError: longer than `max_length` and not to be truncated; the message names `source`.
+        NothingToLearn: nothing is left to learn.
     """
     where = source or "a record"
     try:
@@ -55,11 +67,39 @@ def tokenize(
             )
         tokens, weights = tokens[:max_length], weights[:max_length]
     if not any(weights[1:]):
-        raise UsageError(
+        raise NothingToLearn(
             f"{where}: nothing that the assistant said is within max_length={max_length}",
             hint="raise 'max_length', or remove the record",
         )
     return Example(tokens, weights)
+
+
+def usable(
+    make: Callable[[Source], Made], records: Iterable[Source], *, truncate: bool
+) -> list[Made]:
+    """What `make` makes of each record; with `truncate`, those with nothing left are left out.
+
+    Raises:
+        UsageError: a record cannot be used, or none is left.
+    """
+    made: list[Made] = []
+    last: NothingToLearn | None = None
+    without = 0
+    for record in records:
+        try:
+            made.append(make(record))
+        except NothingToLearn as error:
+            if not truncate:
+                raise
+            last = error
+            without += 1
+            if without <= _TOLD:
+                log.warning("%s; it is left out", error.what)
+    if last is not None and not made:
+        raise last
+    if without > _TOLD:
+        log.warning("%d records in all have nothing left and are left out", without)
+    return made
 
 
 def datum(example: Example, scale: float = 1.0) -> tinker.Datum:
