@@ -47,16 +47,15 @@ class PluginConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _by_old_names(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or not (old := cls.renamed().keys() & given.keys()):
+        now = cls.renamed()
+        if not isinstance(given, Mapping) or not now.keys() & given.keys():
             return given
-        for name in sorted(old):
-            if cls.renamed()[name] in given:
+        for old in given:
+            if now.get(old) in given:
                 raise ValueError(
-                    f"'{name}' is the old name of '{cls.renamed()[name]}', and both are given; "
-                    "keep the new one"
+                    f"'{old}' is the old name of '{now[old]}', and both are given; keep the new one"
                 )
-        now = {cls.renamed()[name]: value for name, value in given.items() if name in old}
-        return {name: value for name, value in given.items() if name not in old} | now
+        return {now.get(name, name): value for name, value in given.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(

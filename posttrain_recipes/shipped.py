@@ -31,15 +31,20 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
 
 
+def lookup(name: str) -> Path | None:
+    """The shipped recipe of a name, or of a path that ends in it; None where there is none."""
+    return recipes().get(Path(name).stem if name.endswith(".yaml") else name)
+
+
 def find(name: str) -> Path:
-    """The shipped recipe of a name, or of a path that ends in it.
+    """As `lookup`.
 
     Raises:
         UsageError: there is none; it names the nearest.
     """
-    known = recipes()
-    path = known.get(Path(name).stem if name.endswith(".yaml") else name)
+    path = lookup(name)
     if path is None:
+        known = recipes()
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(known)}"
         raise UsageError(f"no shipped recipe is named '{name}'", hint=hint)

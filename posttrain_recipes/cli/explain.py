@@ -55,10 +55,9 @@ def explain(name: str) -> None:
 
 def _recipe(name: str) -> Path:
     """The shipped recipe of that name or path. Raises `UsageError` with the nearest name."""
-    known = shipped.recipes()
-    path = known.get(Path(name).stem if name.endswith(".yaml") else name)
+    path = shipped.lookup(name)
     if path is None:
-        names = sorted({*known, *(entry.name for entry in registry.load())})
+        names = sorted({*shipped.recipes(), *(entry.name for entry in registry.load())})
         raise UsageError(
             f"no plugin or shipped recipe is named '{name}'", hint=registry.suggest(name, names)
         )

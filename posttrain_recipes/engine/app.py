@@ -33,6 +33,7 @@ from posttrain_recipes.engine.http.auth import Access, AuthMiddleware, error
 from posttrain_recipes.engine.http.routing import (
     PREFIX,
     body_of,
+    content,
     fixed,
     get,
     guarded,
@@ -213,7 +214,7 @@ def _training(service: Service) -> list[Route]:
             return LossGraph(wanted)
 
         loss = training.add_custom_loss(wanted, await asyncio.to_thread(check))
-        return reply(loss, "create_custom_loss", body)
+        return reply(loss, "create_custom_loss", content("create_custom_loss", body))
 
     return [
         post("create_model", wire.CreateModel, training.create_model),

@@ -185,14 +185,12 @@ class State:
                 "engine was restarted; create one from a saved checkpoint",
             )
         model.last_request = checkpoints.now()
-        session = self.sessions.get(model_id.split(":")[0])
-        if session is not None:
-            session.last_seen = time.monotonic()
+        self._note_alive(model_id)
         return model
 
     def custom_losses(self, model_id: str) -> Mapping[str, LossGraph]:
         """The custom losses of a model's session, by their ids."""
-        session = self.sessions.get(model_id.split(":")[0])
+        session = self._session_of(model_id)
         return {} if session is None else session.losses
 
     def sampler(self, sampler_id: str) -> Sampler:
@@ -204,10 +202,17 @@ class State:
                 f"there is no sampler {sampler_id}: its session has ended, or the engine was "
                 "restarted",
             )
-        session = self.sessions.get(sampler_id.split(":")[0])
+        self._note_alive(sampler_id)
+        return sampler
+
+    def _session_of(self, name: str) -> Session | None:
+        """The session that a model or a sampler of this id belongs to, while it is there."""
+        return self.sessions.get(name.split(":")[0])
+
+    def _note_alive(self, name: str) -> None:
+        session = self._session_of(name)
         if session is not None:
             session.last_seen = time.monotonic()
-        return sampler
 
     def add_sampler(self, session: Session, sampler: Sampler) -> None:
         """Add a sampler to a session."""

@@ -61,13 +61,24 @@ def route(path: str, method: str, endpoint: Endpoint) -> Route:
     return Route(f"{PREFIX}/{path}", guarded(endpoint), methods=[method])
 
 
-def reply(result: Pending | dict[str, Any], kind: str, body: bytes) -> Response:
+def content(kind: str, body: bytes) -> bytes:
+    """A digest of a request of this kind, by which it is known when it is sent again."""
+    digest = hashlib.blake2b(kind.encode() + b"\0", digest_size=16)
+    digest.update(body)
+    return digest.digest()
+
+
+def reply(result: Pending | dict[str, Any], kind: str, asked: bytes) -> Response:
     """The acknowledgement of a request of this kind, or the answer where it is there at once.
 
-    Raises RequestError 409 where another request was accepted in its place.
+    Args:
+        asked: the request's `content`.
+
+    Raises:
+        RequestError: 409, another request was accepted in its place.
     """
     if isinstance(result, Pending):
-        result.must_be(hashlib.blake2b(kind.encode() + b"\0" + body, digest_size=16).digest())
+        result.must_be(asked)
         result.kind = result.kind or kind
         return JSONResponse({"request_id": result.request_id, **result.note})
     return JSONResponse(result)
@@ -78,7 +89,7 @@ def post(path: str, kind: type[T], handle: Callable[[T], Pending | dict[str, Any
 
     async def endpoint(request: Request) -> Response:
         body = await body_of(request)
-        return reply(handle(wire.parse(kind, body)), path, body)
+        return reply(handle(wire.parse(kind, body)), path, content(path, body))
 
     return route(path, "POST", endpoint)
 
@@ -99,11 +110,15 @@ def ordered(
         identity: what of a body is the same where the client sends the operation again.
     """
 
+    def read(body: bytes) -> tuple[T, bytes]:
+        return parse(body), content(path, identity(body))
+
     async def endpoint(request: Request) -> Response:
         body = await body_of(request)
         try:
-            parsed = await asyncio.to_thread(parse, body) if on_thread else parse(body)
-            return reply(handle(parsed), path, identity(body))
+            # A body may be megabytes: whoever else asks does not wait until it is read.
+            parsed, asked = await asyncio.to_thread(read, body) if on_thread else read(body)
+            return reply(handle(parsed), path, asked)
         except RequestError as failure:
             if failure.status in FINAL:
                 refused(body)

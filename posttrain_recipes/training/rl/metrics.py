@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from posttrain_recipes.records import Sample
-from posttrain_recipes.training.rl.advantages import varies
+from posttrain_recipes.training.rl.advantages import std, varies
 from posttrain_recipes.training.rl.rollout import Group
 
 SHOWN_GROUPS, SHOWN_REPLIES = 3, 4
@@ -26,8 +26,8 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
     lengths = [rollout.length for rollout in rollouts]
     metrics = {
         "reward/mean": _mean(rewards),
-        "reward/std": _std(rewards),
-        "reward/group_std": _mean([_std(group.rewards) for group in groups if group.rewards]),
+        "reward/std": std(rewards),
+        "reward/group_std": _mean([std(group.rewards) for group in groups if group.rewards]),
         "groups/zero_variance_share": counts["zero_variance"] / tries,
         "groups/learned": float(sum(varies(group.rewards) for group in groups)),
         "completions/mean_length": _mean(lengths),
@@ -72,10 +72,3 @@ def shown(groups: Sequence[Group]) -> list[Sample]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _std(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = _mean(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
