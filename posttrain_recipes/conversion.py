@@ -14,6 +14,7 @@ from posttrain_recipes.records import (
     Preference,
     Prompt,
     Record,
+    tools_of,
 )
 
 REPLY = "answer"
@@ -104,21 +105,30 @@ def as_row(record: Record) -> dict[str, Any]:
         TypeError: it is of none of the record types.
     """
 
-    def turns(messages: Messages) -> list[dict[str, str]]:
-        return [message.as_dict() for message in messages]
+    def turns(messages: Messages) -> list[dict[str, Any]]:
+        return [
+            {**message.as_dict(), **({} if message.weight is None else {"weight": message.weight})}
+            for message in messages
+        ]
+
+    def tools(messages: Messages) -> dict[str, Any]:
+        known = tools_of(messages)
+        return {"tools": known} if known else {}
 
     match record:
         case Conversation():
-            return {"messages": turns(record.messages)}
+            return {"messages": turns(record.messages), **tools(record.messages)}
         case Preference():
             names = ("prompt", "chosen", "rejected")
-            return {name: turns(getattr(record, name)) for name in names}
+            return {**{n: turns(getattr(record, n)) for n in names}, **tools(record.prompt)}
         case Labelled():
-            reply = turns(record.completion)
-            return {"prompt": turns(record.prompt), "completion": reply, "label": record.label}
+            asked, reply = turns(record.prompt), turns(record.completion)
+            label = {"label": record.label}
+            return {"prompt": asked, "completion": reply, **label, **tools(record.prompt)}
         case Prompt():
             answer = record.metadata.get(REPLY, record.answer)
             others = {key: value for key, value in record.metadata.items() if key != REPLY}
             known = {} if answer is None else {"answer": answer}
-            return {**others, "prompt": turns(record.messages), **known}
+            told = turns(record.messages)
+            return {**others, "prompt": told, **known, **tools(record.messages)}
     raise TypeError(f"{type(record).__name__} is no record type")

@@ -7,6 +7,7 @@ and records into an `EvalResult`.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +18,61 @@ ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool that the assistant asks for."""
+
+    name: str
+    arguments: str
+    """Its arguments, the text of a JSON object."""
+    id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The call as OpenAI writes it, but for the arguments, which chat templates want read."""
+        function = {"name": self.name, "arguments": json.loads(self.arguments)}
+        known = {"id": self.id} if self.id else {}
+        return {**known, "type": "function", "function": function}
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
     role: Role
     content: str
+    reasoning: str = ""
+    """What the assistant thought before it replied, where that is told apart."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the assistant asks tools for."""
+    tool_call_id: str = ""
+    """Of a tool's answer: the `id` of the call that it answers."""
+    name: str = ""
+    """Of a tool's answer: the tool."""
+    weight: float | None = None
+    """How much this turn counts in the loss, 0 or 1; None: as `train_on` of the method says."""
+    tools: tuple[str, ...] = ()
+    """On the first message of a conversation: the tools that may be called, each the text of a
+    JSON object, as the `tools` of OpenAI's requests hold them."""
 
-    def as_dict(self) -> dict[str, str]:
-        """The turn as chat templates take it."""
-        return {"role": self.role, "content": self.content}
+    def as_dict(self) -> dict[str, Any]:
+        """The turn as chat templates and OpenAI's requests take it; what is not there is left out.
+
+        `weight` and `tools` are no part of it: they are of the conversation, not of its text.
+        """
+        turn: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning:
+            turn["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            turn["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        if self.tool_call_id:
+            turn["tool_call_id"] = self.tool_call_id
+        if self.name:
+            turn["name"] = self.name
+        return turn
+
+
+def tools_of(messages: Sequence[Message]) -> list[Any]:
+    """The tools that may be called in a conversation, as a chat template takes them."""
+    return [json.loads(tool) for message in messages for tool in message.tools]
 
 
 Messages = tuple[Message, ...]
@@ -167,12 +214,17 @@ class Sample:
 
     prompt: Messages
     completion: str
+    """The reply as text: without the token that ends it, other special tokens, and the white space
+    around it."""
     answer: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
     truncated: bool = False
     """Whether the reply ended at the token limit rather than by a stop token."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The prompt's other fields, for rewards; not kept with the samples of a run."""
+    raw: str = ""
+    """The reply as the model wrote it: special tokens and white space included, without the token
+    that ends it. Empty where that is not known."""
 
 
 @dataclass(frozen=True)

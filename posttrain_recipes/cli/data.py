@@ -137,6 +137,9 @@ def _print(report: Report) -> None:
         alias = f" ({report.form.known_as})" if report.form.known_as else ""
         parts.append(f"{report.form.name}{alias} -> {report.form.record.__name__}")
     click.echo(f"{report.path}: {', '.join(parts)}")
+    if report.unused:
+        named = ", ".join(f"{name} ({count:,})" for name, count in report.unused.items())
+        click.echo(f"  not used    {named}")
     if report.records:
         click.echo(_lengths("characters", report.characters.as_dict()))
         if report.tokens is not None:

@@ -93,6 +93,8 @@ class Report:
     """The first `KEPT_FAULTS` faults, in the order of the file."""
     fault_count: int = 0
     """How many faults there are in all."""
+    unused: dict[str, int] = field(default_factory=dict)
+    """Fields that nothing is made of -> the rows that have them."""
     characters: Lengths = field(default_factory=Lengths)
     tokens: Lengths | None = None
     """Where tokens were counted."""
@@ -126,6 +128,7 @@ class Report:
             "bad_lines": self.bad_lines,
             "fault_count": self.fault_count,
             "faults": [{"line": f.location.line, "message": f.message} for f in self.faults],
+            "unused_fields": self.unused,
             "characters": self.characters.as_dict(),
             "tokens": self.tokens.as_dict() if self.tokens else None,
         }
@@ -179,7 +182,7 @@ def check_file(
             faults.append(f"repeats line {first}; remove one of them")
         if faults:
             report.add(line, *faults)
-    report.form = parser.form
+    report.form, report.unused = parser.form, dict(parser.unused)
     if not report.records and report.ok:
         report.add(0, "has no records")
     return report
@@ -207,7 +210,9 @@ def _length_faults(
     record: Record, report: Report, max_tokens: int | None, count_tokens: TokenCounter | None
 ) -> list[str]:
     conversations = _measured(record)
-    characters = max(sum(len(m.content) for m in messages) for messages in conversations)
+    characters = max(
+        sum(len(m.content) + len(m.reasoning) for m in messages) for messages in conversations
+    )
     report.characters.add(characters)
     if count_tokens is None or report.tokens is None:
         if characters > MAX_CHARACTERS:
@@ -231,6 +236,7 @@ def _hash(record: Record) -> int:
     for messages in _measured(record):
         for message in messages:
             digest.update(f"{message.role}\x1f{message.content}\x1e".encode())
+            digest.update(repr((message.reasoning, message.tool_calls, message.tools)).encode())
         digest.update(b"\x1d")
     if isinstance(record, Labelled):
         digest.update(b"1" if record.label else b"0")

@@ -6,12 +6,21 @@ that is none of them, or whose values cannot be used, raises `RowError` with wha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from posttrain_recipes.datasets import rows
 from posttrain_recipes.datasets.faults import RowError
-from posttrain_recipes.datasets.rows import Row, did_you_mean, nearest
+from posttrain_recipes.datasets.messages import (
+    FRAME,
+    Row,
+    did_you_mean,
+    is_given,
+    nearest,
+    refuse_media,
+    unused,
+)
 from posttrain_recipes.records import (
     Conversation,
     Labelled,
@@ -36,16 +45,33 @@ class Format:
     optional: tuple[str, ...] = ()
 
     @property
+    def common(self) -> bool:
+        """Whether it is among those to name to a person who has none of them."""
+        return self.record is not Labelled and ("chosen" not in self.fields or self.known_as == "")
+
+    @property
     def name(self) -> str:
         """Its fields, as `prompt/completion`."""
         return "/".join(self.fields)
 
 
 FORMATS: tuple[Format, ...] = (
-    Format(("prompt", "chosen", "rejected"), Preference, rows.preference),
+    Format(("prompt", "chosen", "rejected"), Preference, rows.preference("prompt")),
+    Format(("messages", "chosen", "rejected"), Preference, rows.preference("messages"), "HH"),
+    Format(
+        ("conversations", "chosen", "rejected"),
+        Preference,
+        rows.preference("conversations"),
+        "ShareGPT",
+    ),
     Format(("chosen", "rejected"), Preference, rows.whole_preference, "HH"),
     Format(("prompt", "completion", "label"), Labelled, rows.labelled("completion"), "KTO"),
     Format(("prompt", "response", "label"), Labelled, rows.labelled("response"), "KTO"),
+    Format(("messages", "label"), Labelled, rows.labelled_conversation("messages"), "KTO"),
+    Format(
+        ("conversations", "label"), Labelled, rows.labelled_conversation("conversations"), "KTO"
+    ),
+    Format(("instruction", "output", "label"), Labelled, rows.labelled_alpaca, "KTO", ("input",)),
     Format(("messages",), Conversation, rows.conversation("messages")),
     Format(("conversations",), Conversation, rows.conversation("conversations"), "ShareGPT"),
     Format(("instruction", "output"), Conversation, rows.alpaca, "Alpaca", ("input",)),
@@ -60,7 +86,15 @@ FORMATS: tuple[Format, ...] = (
 FIELDS: tuple[str, ...] = tuple(
     dict.fromkeys(name for form in FORMATS for name in (*form.fields, *form.optional))
 )
-"""Every field that some form has; `columns` maps these."""
+"""Every field that some form has."""
+
+_ELSEWHERE = {
+    "weight": "give its messages a 'weight', or repeat the row",
+    "sample_weight": "give its messages a 'weight', or repeat the row",
+    "chat_template": "set 'renderer: {chat_template: ...}' in the recipe",
+    "chat_template_kwargs": "set 'renderer: {template_kwargs: ...}' in the recipe",
+}
+"""Fields that elsewhere change what is trained, and cannot be had in a row here."""
 
 
 def recognise(row: Row) -> Format:
@@ -108,7 +142,7 @@ def _unknown(row: Row) -> RowError:
     names = ", ".join(f"'{key}'" for key in list(row)[:8]) or "none"
     return RowError(
         f"is in no known form (its fields: {names}); name its columns, or use "
-        + ", ".join(form.name for form in FORMATS if form.known_as not in ("KTO", "HH"))
+        + ", ".join(form.name for form in FORMATS if form.common)
     )
 
 
@@ -153,6 +187,9 @@ class RowParser:
     text_only: bool = False
     """The file has no types, so that a label is the word true or false."""
     form: Format | None = field(default=None, init=False)
+    unused: Counter[str] = field(default_factory=Counter, init=False)
+    """Fields that nothing is made of -> the rows that have them; those of a message read
+    `messages[].id`. All the fields of a prompt are its metadata, and rewards read them."""
     _first_line: int = field(default=0, init=False)
     _fields: tuple[str, ...] = field(default=(), init=False)
 
@@ -160,6 +197,9 @@ class RowParser:
         """The record of one row; raises `RowError`."""
         row = self._renamed(row)
         form = self._form(row, line)
+        refuse_media(row)
+        if form.record is not Prompt:
+            self._note_unused(row, form)
         record = form.make(row, f"{self.name}:{line}")
         return record if self.system is None else _with_system(record, self.system)
 
@@ -185,7 +225,20 @@ class RowParser:
         self._fields = tuple(row)
         return form
 
+    def _note_unused(self, row: Row, form: Format) -> None:
+        known = (*form.fields, *form.optional, *FRAME)
+        for name, value in row.items():
+            if name in known:
+                if isinstance(value, list | tuple):
+                    self.unused.update({f"{name}[].{key}" for key in unused(value)})
+            elif is_given(value):
+                if advice := _ELSEWHERE.get(name):
+                    raise RowError(f"has '{name}', which a row cannot say here: {advice}")
+                self.unused[str(name)] += 1
+
     def _renamed(self, row: Row) -> Row:
+        if "kto_tag" in row and not {"label", "chosen"} & row.keys():  # LLaMA-Factory's name of it
+            row = {"label" if key == "kto_tag" else key: value for key, value in row.items()}
         if not self.columns and not self.text_only:
             return row
         taken = set(self.columns.values())
@@ -193,7 +246,7 @@ class RowParser:
         for ours, theirs in self.columns.items():
             if theirs in row:
                 renamed[ours] = row[theirs]
-            elif not any(ours in form.optional for form in FORMATS):
+            elif ours not in FRAME and not any(ours in form.optional for form in FORMATS):
                 there = ", ".join(str(key) for key in row)
                 raise RowError(
                     f"has no '{theirs}', which columns gives as '{ours}'; there is: {there}"
@@ -216,8 +269,9 @@ def column_problems(columns: Mapping[str, str]) -> list[str]:
     """What is wrong with a `columns` mapping before any row is read."""
     problems = []
     for ours in columns:
-        if ours not in FIELDS:
-            near = nearest(ours, FIELDS)
-            advice = f"did you mean '{near}'?" if near else f"there is: {', '.join(FIELDS)}"
+        known = (*FIELDS, *FRAME)
+        if ours not in known:
+            near = nearest(ours, known)
+            advice = f"did you mean '{near}'?" if near else f"there is: {', '.join(known)}"
             problems.append(f"unknown field '{ours}'; {advice}")
     return problems

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import recognise
+from posttrain_recipes.datasets.messages import Row, is_message
 from posttrain_recipes.datasets.numbers import parse_float, parse_int
-from posttrain_recipes.datasets.rows import Row, is_message
 
 Line = tuple[int, Row | RowError]
 

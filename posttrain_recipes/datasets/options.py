@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import Field
@@ -65,5 +66,13 @@ def records(
             "\n  ".join(told),
             "\n  ..." if skipped > _TOLD else "",
         )
+    if parser.unused:
+        _tell_unused(parser.name, tuple(parser.unused))
     if not made:
         raise UsageError(f"{parser.name} has no records", hint=hint)
+
+
+@lru_cache
+def _tell_unused(name: str, fields: tuple[str, ...]) -> None:
+    """Once in a run: stages and evals read one file again and again."""
+    log.warning("%s: these fields are not used: %s", name, ", ".join(fields))

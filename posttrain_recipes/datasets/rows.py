@@ -1,18 +1,17 @@
-"""What the fields of a row come to: messages, and from them the record of each form."""
+"""What the fields of a row come to: the record of each form."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from posttrain_recipes.conversion import REPLY, final_answer
 from posttrain_recipes.datasets.faults import RowError
-from posttrain_recipes.datasets.numbers import NumberText, is_number
+from posttrain_recipes.datasets.messages import FRAME, Row, framed, is_given, kind, text, turns
+from posttrain_recipes.datasets.numbers import is_number
 from posttrain_recipes.records import (
-    ROLES,
     Conversation,
     Labelled,
     Message,
@@ -20,103 +19,11 @@ from posttrain_recipes.records import (
     Preference,
     Prompt,
     Record,
-    Role,
 )
 
-Row = Mapping[str, Any]
-
-
-# --- values --------------------------------------------------------------------------------------
-
-
-_ROLE_NAMES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "human": "user",  # ShareGPT's
-    "gpt": "assistant",
-}
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if is_number(value):
-        return "a number"
-    names = {bool: "a boolean", str: "text", list: "a list"}
-    return names.get(type(value), "an object" if isinstance(value, Mapping) else str(type(value)))
-
-
-def is_message(value: Any) -> bool:
-    """Whether `value` looks like a message of a conversation, rather than like a row."""
-    return isinstance(value, Mapping) and (
-        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-    )
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or isinstance(value, NumberText):
-        raise RowError(f"{where} is {_kind(value)}; it must be text")
-    if not value.strip():
-        raise RowError(f"{where} is empty; write it, or remove the line")
-    if not value.isascii() and (half := _SURROGATE.search(value)):
-        raise RowError(
-            f"{where} has half of a surrogate pair (U+{ord(half[0]):04X}); "
-            "write the whole character"
-        )
-    return value
-
-
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, Mapping):
-        raise RowError(f'{where} is {_kind(value)}; a message is {{"role": ..., "content": ...}}')
-    keys = {}
-    for ours, sharegpt in (("role", "from"), ("content", "value")):
-        if ours not in value and sharegpt not in value:
-            raise RowError(f"{where} has no '{ours}'; {did_you_mean(ours, value)}")
-        keys[ours] = ours if ours in value else sharegpt
-    faults: list[str] = []
-    name = value[keys["role"]]
-    role = _ROLE_NAMES.get(name) if isinstance(name, str) else None
-    if role is None:
-        shown = f"'{name}'" if isinstance(name, str) else f"({_kind(name)})"
-        near = nearest(str(name), ROLES)
-        advice = f"did you mean '{near}'?" if near else f"the roles are {', '.join(ROLES)}"
-        faults.append(f"{where}: unknown role {shown}; {advice}")
-    try:
-        content = _text(value[keys["content"]], f"{where}.{keys['content']}")
-    except RowError as error:
-        faults.extend(error.messages)
-    if faults or role is None:
-        raise RowError(*faults)
-    return Message(role, content)
-
-
-def _turns(value: Any, name: str, alone: Role | None = None) -> Messages:
-    """A list of messages; text too, as one message, where `alone` says whose it is."""
-    if isinstance(value, str) and alone is not None and not isinstance(value, NumberText):
-        return (Message(alone, _text(value, f"'{name}'")),)
-    if not isinstance(value, list | tuple):
-        wanted = "a list of messages" if alone is None else "text or a list of messages"
-        raise RowError(f"'{name}' is {_kind(value)}; it must be {wanted}")
-    if not value:
-        raise RowError(f"'{name}' has no messages; write them, or remove the line")
-    messages: list[Message] = []
-    faults: list[str] = []
-    for index, item in enumerate(value):
-        try:
-            messages.append(_message(item, f"{name}[{index}]"))
-        except RowError as error:
-            faults.extend(error.messages)
-            continue
-        if index and messages[-1].role == "system":
-            faults.append(f"{name}[{index}] is a system message; move it to the front")
-    if faults:
-        raise RowError(*faults)
-    return tuple(messages)
+# --- parts of a record ---------------------------------------------------------------------------
 
 
 def _ends_with_reply(messages: Messages, name: str) -> Messages:
@@ -134,14 +41,14 @@ def _ends_with_reply(messages: Messages, name: str) -> Messages:
 
 
 def _asks(value: Any, name: str) -> Messages:
-    messages = _turns(value, name, "user")
+    messages = turns(value, name, "user")
     if messages[-1].role == "assistant":
         raise RowError(f"'{name}' ends with the assistant; it must end where a reply is wanted")
     return messages
 
 
 def _reply(value: Any, name: str, prompt: Messages) -> Messages:
-    messages = _turns(value, name, "assistant")
+    messages = turns(value, name, "assistant")
     if messages[: len(prompt)] == prompt and len(messages) > len(prompt):
         messages = messages[len(prompt) :]  # some data repeats the prompt in front of the reply
     if messages[0].role != "assistant":
@@ -165,7 +72,7 @@ def _whole(value: Any, name: str) -> Messages:
             {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
             for who, said in zip(parts[::2], parts[1::2], strict=True)
         ]
-    return _ends_with_reply(_turns(value, name), name)
+    return _ends_with_reply(turns(value, name), name)
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -175,7 +82,8 @@ def conversation(name: str) -> Callable[[Row, str], Record]:
     """A conversation whose turns stand under `name`."""
 
     def make(row: Row, source: str) -> Record:
-        return Conversation(source=source, messages=_ends_with_reply(_turns(row[name], name), name))
+        messages = _ends_with_reply(turns(row[name], name), name)
+        return Conversation(source=source, messages=framed(row, messages))
 
     return make
 
@@ -185,18 +93,22 @@ def pair(reply: str) -> Callable[[Row, str], Record]:
 
     def make(row: Row, source: str) -> Record:
         prompt = _asks(row["prompt"], "prompt")
-        return Conversation(source=source, messages=prompt + _reply(row[reply], reply, prompt))
+        messages = prompt + _reply(row[reply], reply, prompt)
+        return Conversation(source=source, messages=framed(row, messages))
 
     return make
 
 
 def alpaca(row: Row, source: str) -> Record:
     """An instruction, perhaps with an input, and its output."""
-    asked = _text(row["instruction"], "'instruction'")
-    if row.get("input"):
-        asked += "\n\n" + _text(row["input"], "'input'")
-    told = Message("assistant", _text(row["output"], "'output'"))
-    return Conversation(source=source, messages=(Message("user", asked), told))
+    return Conversation(source=source, messages=framed(row, _alpaca(row)))
+
+
+def _alpaca(row: Row) -> Messages:
+    asked = text(row["instruction"], "'instruction'")
+    if is_given(row.get("input")):
+        asked += "\n\n" + text(row["input"], "'input'")
+    return (Message("user", asked), Message("assistant", text(row["output"], "'output'")))
 
 
 def prompt(name: str) -> Callable[[Row, str], Record]:
@@ -204,35 +116,42 @@ def prompt(name: str) -> Callable[[Row, str], Record]:
 
     def make(row: Row, source: str) -> Record:
         messages = _asks(row[name], name)
-        metadata = {key: value for key, value in row.items() if key not in (name, "answer")}
+        own = (name, "answer", *FRAME)
+        metadata = {key: value for key, value in row.items() if key not in own}
         answer = None
         if "answer" in row:
             value = row["answer"]
             if isinstance(value, float) and not math.isfinite(value):
                 raise RowError(f"'answer' is {value}, which is no number; write it, or null")
-            whole = str(value) if is_number(value) else _text(value, "'answer'")
+            whole = str(value) if is_number(value) else text(value, "'answer'")
             answer = final_answer(whole)
             if not answer:
                 raise RowError("'answer' has nothing after '####'; write the final answer there")
             if answer != whole:
                 metadata[REPLY] = whole
-        return Prompt(source=source, messages=messages, answer=answer, metadata=metadata)
+        return Prompt(
+            source=source, messages=framed(row, messages), answer=answer, metadata=metadata
+        )
 
     return make
 
 
-def preference(row: Row, source: str) -> Record:
-    """A prompt with two replies."""
-    prompt = _asks(row["prompt"], "prompt")
-    chosen, rejected = (_reply(row[name], name, prompt) for name in ("chosen", "rejected"))
-    _must_differ(chosen, rejected)
-    return Preference(source=source, prompt=prompt, chosen=chosen, rejected=rejected)
+def preference(asked: str) -> Callable[[Row, str], Record]:
+    """What stands under `asked`, with two replies."""
+
+    def make(row: Row, source: str) -> Record:
+        prompt = _asks(row[asked], asked)
+        chosen, rejected = (_reply(row[name], name, prompt) for name in ("chosen", "rejected"))
+        return _preference(source, framed(row, prompt), chosen, rejected)
+
+    return make
 
 
 def whole_preference(row: Row, source: str) -> Record:
     """Two whole conversations that part at a reply."""
     chosen, rejected = (_whole(row[name], name) for name in ("chosen", "rejected"))
-    _must_differ(chosen, rejected)
+    if chosen == rejected:
+        raise RowError("'chosen' and 'rejected' are the same; there is nothing to prefer")
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
@@ -244,12 +163,14 @@ def whole_preference(row: Row, source: str) -> Record:
         )
     if chosen[0].role != "assistant" or rejected[0].role != "assistant":
         raise RowError("'chosen' and 'rejected' must part at an assistant message")
-    return Preference(source=source, prompt=prompt, chosen=chosen, rejected=rejected)
+    return _preference(source, framed(row, prompt), chosen, rejected)
 
 
-def _must_differ(chosen: Messages, rejected: Messages) -> None:
+def _preference(source: str, prompt: Messages, chosen: Messages, rejected: Messages) -> Preference:
     if chosen == rejected:
         raise RowError("'chosen' and 'rejected' are the same; there is nothing to prefer")
+    _unweighted(prompt + chosen + rejected)
+    return Preference(source=source, prompt=prompt, chosen=chosen, rejected=rejected)
 
 
 def labelled(reply: str) -> Callable[[Row, str], Record]:
@@ -258,24 +179,44 @@ def labelled(reply: str) -> Callable[[Row, str], Record]:
     def make(row: Row, source: str) -> Record:
         prompt = _asks(row["prompt"], "prompt")
         completion = _reply(row[reply], reply, prompt)
-        label = row["label"]
-        if not isinstance(label, bool):
-            raise RowError(f"'label' is {_kind(label)}; write true (good) or false (bad)")
-        return Labelled(source=source, prompt=prompt, completion=completion, label=label)
+        return _labelled(row, source, framed(row, prompt + completion), len(completion))
 
     return make
 
 
-def did_you_mean(
-    name: str, keys: Iterable[str], remedy: str = "rename it", otherwise: str = "add it"
-) -> str:
-    """What to do about a field that is missing: rename one that is spelled nearly so, or add it."""
-    near = nearest(name, keys)
-    return otherwise if near is None else f"did you mean '{near}'? {remedy}"
+def labelled_conversation(name: str) -> Callable[[Row, str], Record]:
+    """A conversation whose last message has a verdict."""
+
+    def make(row: Row, source: str) -> Record:
+        messages = _ends_with_reply(turns(row[name], name), name)
+        if len(messages) == 1:
+            raise RowError(f"'{name}' is a reply alone; write what it replies to before it")
+        return _labelled(row, source, framed(row, messages), 1)
+
+    return make
 
 
-def nearest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The option that is spelled nearly like `name`, whatever the case, where there is one."""
-    by_lower = {str(option).lower(): str(option) for option in options}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
-    return by_lower[near[0]] if near else None
+def labelled_alpaca(row: Row, source: str) -> Record:
+    """An instruction and its output, with a verdict."""
+    return _labelled(row, source, framed(row, _alpaca(row)), 1)
+
+
+def _labelled(row: Row, source: str, messages: Messages, reply: int) -> Labelled:
+    label = row["label"]
+    if not isinstance(label, bool):
+        raise RowError(
+            f"'label' is {kind(label)}; write true (good) or false (bad), or leave the field out "
+            "where it is no verdict on the reply"
+        )
+    _unweighted(messages)
+    prompt, completion = messages[:-reply], messages[-reply:]
+    return Labelled(source=source, prompt=prompt, completion=completion, label=label)
+
+
+def _unweighted(messages: Messages) -> None:
+    """Which messages count is for conversations to imitate: these replies are learned whole."""
+    if any(message.weight == 0 for message in messages):
+        raise RowError(
+            "has a message that is not to be learned ('weight' or 'train'), and its replies are "
+            "learned whole; remove it"
+        )

@@ -21,6 +21,9 @@ DATA = Path(__file__).parents[1] / "fixtures" / "data"
 BROKEN = DATA / "broken"
 GOOD = DATA / "good"
 
+NO_VERDICT = (
+    "write true (good) or false (bad), or leave the field out where it is no verdict on the reply"
+)
 EXPECTED: dict[str, list[tuple[int, str]]] = {
     "array.json": [
         (3, "has no 'completion'; add it"),
@@ -37,8 +40,8 @@ EXPECTED: dict[str, list[tuple[int, str]]] = {
         (6, "is not JSON: a raw control character at column 14; write \\n or \\t"),
     ],
     "bad_label.jsonl": [
-        (2, "'label' is a number; write true (good) or false (bad)"),
-        (3, "'label' is text; write true (good) or false (bad)"),
+        (2, f"'label' is a number; {NO_VERDICT}"),
+        (3, f"'label' is text; {NO_VERDICT}"),
     ],
     "chosen_alone.jsonl": [(1, "has 'chosen' but no 'rejected'; add it")],
     "columns.csv": [
@@ -185,7 +188,7 @@ EXPECTED: dict[str, list[tuple[int, str]]] = {
         (4, "'messages' is text; it must be a list of messages"),
         (5, "'messages' is null; it must be a list of messages"),
         (6, "messages[0] has no 'content'; add it"),
-        (7, "messages[0].content is a list; it must be text"),
+        (7, "messages[0].content[0] is of type 'image_url'; only text can be trained on"),
     ],
 }
 
@@ -366,6 +369,7 @@ def test_the_command_prints_place_message_and_summary(monkeypatch: pytest.Monkey
         "broken/duplicates.jsonl:3  repeats line 1; remove one of them\n"
         "broken/duplicates.jsonl:4  repeats line 2; remove one of them\n"
         "broken/duplicates.jsonl: 2 bad lines, 4 records, messages -> Conversation\n"
+        "  not used    id (1)\n"
         "  characters  min 2  mean 5.5  median 2  p95 9  max 9\n"
         "good/gsm8k.jsonl: ok, 2 records, question/answer (GSM8K) -> Prompt\n"
         "  characters  min 108  mean 131.5  median 108  p95 155  max 155\n"
@@ -397,6 +401,7 @@ def test_the_command_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
                 "faults": [
                     {"line": 2, "message": "messages[1] is a system message; move it to the front"}
                 ],
+                "unused_fields": {},
                 "characters": {"min": 9, "mean": 9.0, "median": 9, "p95": 9, "max": 9},
                 "tokens": None,
             }

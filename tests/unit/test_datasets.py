@@ -143,12 +143,18 @@ def test_every_form_has_a_fixture() -> None:
             parser = RowParser(path.name)
             parser.parse(json.loads(path.read_text("utf-8-sig").splitlines()[0]), 1)
             seen.add(parser.form)
-    labelled_response = next(f for f in FORMATS if f.fields == ("prompt", "response", "label"))
-    row = {"prompt": "a", "response": "b", "label": False}
-    assert labelled_response.make(row, "") == Labelled(
-        prompt=(user("a"),), completion=(assistant("b"),), label=False
-    )
-    assert seen | {labelled_response} == set(FORMATS)
+    labelled = {form for form in FORMATS if form.record is Labelled}
+    for form in labelled:
+        row = {"prompt": "a", "response": "b", "completion": "b", "instruction": "a", "output": "b"}
+        whole = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        known = {**row, "label": False, "messages": whole, "conversations": whole}
+        assert form.make({name: known[name] for name in form.fields}, "") == Labelled(
+            prompt=(user("a"),), completion=(assistant("b"),), label=False
+        )
+    over = {
+        form for form in FORMATS if {"chosen"} < set(form.fields) and "prompt" not in form.fields
+    }
+    assert seen | labelled | over == set(FORMATS)  # those over a conversation: test_row_fields.py
 
 
 def test_gsm8k_as_published_serves_rewards_and_imitation() -> None:
