@@ -37,7 +37,11 @@ class Renderer(Protocol):
         """
 
     def parse(self, tokens: Sequence[int]) -> str:
-        """The reply as text, without the tokens that end it."""
+        """The reply as text: without the tokens that end it, other special tokens, and the white
+        space around it."""
+
+    def raw(self, tokens: Sequence[int]) -> str:
+        """The reply as it was written, special tokens and white space included, up to its end."""
 
     @property
     def stop(self) -> list[int]:

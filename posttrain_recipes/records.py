@@ -70,6 +70,26 @@ class Message:
         return turn
 
 
+def message_from(turn: Mapping[str, Any]) -> Message:
+    """The message that `Message.as_dict` wrote."""
+    calls = tuple(
+        ToolCall(
+            call["function"]["name"],
+            json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            call.get("id", ""),
+        )
+        for call in turn.get("tool_calls", ())
+    )
+    return Message(
+        role=turn["role"],
+        content=turn["content"],
+        reasoning=turn.get("reasoning_content", ""),
+        tool_calls=calls,
+        tool_call_id=turn.get("tool_call_id", ""),
+        name=turn.get("name", ""),
+    )
+
+
 def tools_of(messages: Sequence[Message]) -> list[Any]:
     """The tools that may be called in a conversation, as a chat template takes them."""
     return [json.loads(tool) for message in messages for tool in message.tools]

@@ -28,7 +28,7 @@ from typing import Any
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Resume
-from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
+from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
 from posttrain_recipes.workload import Usage
 
 FORMAT = 1
@@ -212,9 +212,16 @@ class RunDirectory:
 
     def save_samples(self, stage: str, name: str, when: str, samples: tuple[Sample, ...]) -> None:
         """Keep what an eval saw, one JSON object a line."""
-        kept = [replace(sample, metadata={}) for sample in samples]
-        lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in kept]
+        lines = [json.dumps(_sample_row(sample), ensure_ascii=False) for sample in samples]
         write_atomic(samples_path(self.path, stage, name, when), "\n".join(lines) + "\n")
+
+
+def _sample_row(sample: Sample) -> dict[str, Any]:
+    row = asdict(replace(sample, prompt=(), metadata={}))
+    row["prompt"] = [message.as_dict() for message in sample.prompt]
+    if sample.raw == sample.completion:
+        del row["raw"]
+    return row
 
 
 def samples_path(run: Path, stage: str, name: str, when: str) -> Path:
@@ -241,7 +248,7 @@ def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
     # Not splitlines(): a reply may hold U+2028, which JSON leaves as it is.
     for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         data = json.loads(line)
-        data["prompt"] = tuple(Message(**message) for message in data["prompt"])
+        data["prompt"] = tuple(map(message_from, data["prompt"]))
         samples.append(Sample(**data))
     return samples
 

@@ -43,6 +43,9 @@ class Renderer:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         return [1, 2, int(messages[-1].content)]
 
+    def raw(self, tokens: Sequence[int]) -> str:
+        return self.parse(tokens)
+
     def parse(self, tokens: Sequence[int]) -> str:
         return " ".join(map(str, tokens))
 

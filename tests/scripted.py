@@ -47,6 +47,9 @@ class Renderer:
         tokens = self._turns(messages, len(messages) - 1)
         return tokens, [0.0] * len(tokens)
 
+    def raw(self, tokens: Sequence[int]) -> str:
+        return self.parse(tokens)
+
     def parse(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token - 10) for token in tokens if token != END).strip()
 

@@ -70,7 +70,12 @@ class PassRates(DataMethod):
         for number, group, answers in replies:
             samples = [
                 Sample(
-                    p.messages, said.text, p.answer, truncated=said.truncated, metadata=p.metadata
+                    p.messages,
+                    said.text,
+                    p.answer,
+                    truncated=said.truncated,
+                    metadata=p.metadata,
+                    raw=said.raw,
                 )
                 for p, written in zip(group, answers, strict=True)
                 for said in written

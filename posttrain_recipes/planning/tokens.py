@@ -84,19 +84,30 @@ class _Tokenizer:
         written = beside.read_text(encoding="utf-8") if beside.is_file() else None
         self.chat_template = written or config.get("chat_template")
         self._template = _environment().from_string(self.chat_template or "")
-        self.eos_token_id = self.convert_tokens_to_ids(self._special.get("eos_token", ""))
-        self.unk_token_id = self.convert_tokens_to_ids(self._special.get("unk_token", ""))
+        self.eos_token_id: int | None = self._tokenizer.token_to_id(
+            self._special.get("eos_token", "")
+        )
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token.content: number for number, token in added.items()}
+        special = {token.content for token in added.values() if token.special}
+        self.all_special_tokens = sorted(special | set(self._special.values()))
 
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        found: int | None = self._tokenizer.token_to_id(token)
+    def get_added_vocab(self) -> dict[str, int]:
+        return self._added
+
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        found: str | None = self._tokenizer.id_to_token(token)
         return found
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], *, tokenize: bool, **variables: Any
+        self, messages: Sequence[Mapping[str, Any]], *, tokenize: bool, **variables: Any
     ) -> str:
         return self._template.render(messages=messages, **self._special, **variables)
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool, split_special_tokens: bool = False
+    ) -> list[int]:
+        # A control token that stands in data as text is rare: its own tokens are not counted.
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 

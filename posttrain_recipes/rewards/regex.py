@@ -23,6 +23,9 @@ class Regex(Reward):
         """The expression, in Python's syntax; a dot matches line ends too."""
         match: Literal["anywhere", "whole"] = "whole"
         """Whether it has to match the whole reply, or some part of it."""
+        reads: Literal["text", "raw"] = "text"
+        """`text`: the reply without special tokens and the white space around it; `raw`: as the
+        model wrote it, up to the token that ends it."""
         ignore_case: bool = False
         """Whether capital letters do not matter."""
 
@@ -42,4 +45,6 @@ class Regex(Reward):
         flags = re.DOTALL | (re.IGNORECASE if self.config.ignore_case else 0)
         expression = re.compile(self.config.pattern, flags)
         test = expression.search if self.config.match == "anywhere" else expression.fullmatch
-        return [float(test(sample.completion) is not None) for sample in samples]
+        raw = self.config.reads == "raw"
+        texts = [(sample.raw if raw else "") or sample.completion for sample in samples]
+        return [float(test(text) is not None) for text in texts]

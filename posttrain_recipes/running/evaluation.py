@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
+from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import Measured, RunDirectory, StageRecord
 
@@ -88,14 +88,15 @@ class Evaluator:
         self.spending.check(f"evaluating {what}")
         self.reporter.doing(f"evaluating {what}")
         sampler = self.serving.sampler(checkpoint)
-        records = load_records(planned.data, planned.wants, self.made)
+        renderer = self.serving.renderer(checkpoint.base_model)
+        records = read_records(planned.data, planned.wants, renderer, self.made, planned.eval)
         if not records:
             raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
         context = EvalContext(
             name=planned.name,
             seed=planned.data.split_seed,
             records=records,
-            renderer=self.serving.renderer(checkpoint.base_model),
+            renderer=renderer,
             sampler=sampler,
             wait=self.serving.wait,
             resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model),

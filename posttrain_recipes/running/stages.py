@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
-from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, DataMethod, Record, Resume, Sample, StageContext
 from posttrain_recipes.records import EvalResult
@@ -20,6 +19,7 @@ from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.making import Made, provenance
+from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunDirectory, StageRecord
 from posttrain_recipes.tracking import curves
@@ -122,7 +122,8 @@ class StageWork:
             return start
         assert stage.wants is not None
         self.reporter.doing(f"reading {stage.data.label}")
-        records = load_records(stage.data, stage.wants, self.made)
+        renderer = self.serving.renderer(stage.model)
+        records = read_records(stage.data, stage.wants, renderer, self.made, stage.method)
         kept.records = len(records)
         child.log_dataset(
             Path(stage.data.label).name,
@@ -140,7 +141,7 @@ class StageWork:
             start=start,
             lora=stage.lora,
             train=records,
-            renderer=self.serving.renderer(stage.model),
+            renderer=renderer,
             service=self.serving.connection.service,
             sink=sink,
             wait=self.serving.wait,

@@ -52,6 +52,9 @@ class Letters:
         tokens = self.prompt(messages[:-1]) + [ord(c) for c in messages[-1].content] + [END]
         return tokens, [1.0] * len(tokens)
 
+    def raw(self, tokens: Sequence[int]) -> str:
+        return self.parse(tokens)
+
     def parse(self, tokens: Sequence[int]) -> str:
         return "".join(chr(t) for t in tokens if t != END)
 

@@ -109,16 +109,22 @@ def test_a_template_without_a_tail_keeps_all_of_the_reply() -> None:
     assert marked(talk("u one", "a two"), template=bare).endswith("\\n [two] [<|im_end|>]")
 
 
-def test_a_template_without_an_end_token_learns_the_words() -> None:
+def test_a_template_without_an_end_token_learns_the_tokenizers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bare = CHATML.replace(" <|im_end|>", "")
-    assert marked(talk("u one", "a two"), template=bare).endswith("\\n [two] [\\n]")
+    with caplog.at_level("WARNING"):
+        said = marked(talk("u one", "a two"), template=bare, eos="<eos>")
+    assert said.endswith("assistant \\n [two] [<eos>]")
+    assert "'<eos>' is learned after the last one" in caplog.text
+    assert renderer(bare, eos="<eos>").stop == ids("<eos>")
 
 
 def test_a_template_that_rewrites_earlier_turns_is_told() -> None:
     messages = talk("u one", "a <think> two", "u three", "a four")
-    with pytest.raises(UsageError, match="chat template rewrites earlier turns") as caught:
+    with pytest.raises(UsageError, match=r"leaves out a part of message 2 \(assistant\)") as caught:
         renderer(FORGETFUL).supervised(messages, "all")
-    assert caught.value.hint == ("train on the last message only, or on single-turn conversations")
+    assert "train on the last message only" in (caught.value.hint or "")
     assert marked(messages, "last", template=FORGETFUL).endswith("\\n [four] [<|im_end|>]")
 
 

@@ -34,6 +34,9 @@ class Renderer:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         return [int(messages[-1].content)]
 
+    def raw(self, tokens: Sequence[int]) -> str:
+        return self.parse(tokens)
+
     def parse(self, tokens: Sequence[int]) -> str:
         return str(tokens[0])
 

@@ -118,6 +118,7 @@ class PromptSource:
                 answer=prompt.answer,
                 truncated=sequence.stop_reason == "length",
                 metadata=prompt.metadata,
+                raw=self.renderer.raw(sequence.tokens),
             )
             segment = Segment.reply(tokens, sequence.tokens, sequence.logprobs)
             whole = (*prompt.messages, Message("assistant", completion.completion))

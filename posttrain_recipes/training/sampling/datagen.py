@@ -52,6 +52,8 @@ class Completion:
 
     text: str
     truncated: bool
+    raw: str = ""
+    """As it was written: see `Sample.raw`."""
 
     @property
     def usable(self) -> bool:
@@ -120,7 +122,7 @@ def written(
     """The replies to each prompt that was asked."""
     return [
         [
-            Completion(renderer.parse(s.tokens), s.stop_reason == "length")
+            Completion(renderer.parse(s.tokens), s.stop_reason == "length", renderer.raw(s.tokens))
             for s in wait(future).sequences
         ]
         for future in asked

@@ -56,6 +56,7 @@ def generate(
                     answer=prompt.answer,
                     truncated=sequence.stop_reason == "length",
                     metadata=prompt.metadata,
+                    raw=context.renderer.raw(sequence.tokens),
                 )
             )
     return samples

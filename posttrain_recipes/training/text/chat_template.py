@@ -2,36 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.records import Message
+from posttrain_recipes.records import Message, tools_of
+from posttrain_recipes.training.text.turns import ReplySpan, Template, left_out
 from posttrain_recipes.training.text.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+Thinking = Literal["off", "on", "keep"]
+_THINKING: dict[str, dict[str, bool]] = {
+    "off": {"enable_thinking": False, "thinking": False},
+    "on": {"enable_thinking": True, "thinking": True},
+    "keep": {
+        "enable_thinking": True,
+        "thinking": True,
+        "preserve_thinking": True,
+        "clear_thinking": False,
+        "truncate_history_thinking": False,
+    },
+}
+"""What `thinking` sets in a template, by the names that model families give to it."""
+_UNREADABLE = "\ue000"
+"""Put into a control token's text so that no template or tokenizer reads it as one."""
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How a model's chat template is used."""
+
+    thinking: Thinking = "off"
+    """Whether the model is asked to reason before it replies; `keep`: and reads what it reasoned in
+    earlier turns, where the template can show that."""
+    template_kwargs: Mapping[str, Any] | None = None
+    """Further variables of the template."""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is rendered with."""
+        return {**_THINKING[self.thinking], **(self.template_kwargs or {})}
 
 
 class ChatRenderer:
     """A `Renderer` over `tokenizer.apply_chat_template`.
 
-    What the assistant wrote is found as the difference between the conversation rendered up to
-    its turn and through it, so any template whose rendering only grows can be trained on.
+    What the assistant wrote is found in the text that the template makes (see `turns`), and is
+    learned together with the token that ends it. A conversation of which the template leaves a part
+    out is refused.
+
+    Args:
+        ends: token ids that end a reply by the model's generation config.
 
     Raises:
         PtlError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, options: RenderOptions | None = None, ends: Sequence[int] = ()
+    ) -> None:
         if not tokenizer.chat_template:
             raise PtlError(
                 f"the tokenizer of {tokenizer.name_or_path} has no chat template",
                 hint="use an instruction-tuned model, or add chat_template to its tokenizer config",
             )
         self._tokenizer = tokenizer
-        self._ends = _ends(tokenizer)
+        self._options = options or RenderOptions()
+        self._reasoning_key = _reasoning_key(tokenizer.chat_template)
+        self._added: dict[str, int] = tokenizer.get_added_vocab()
+        self._told: set[str] = set()
+        self._ends: list[int] = []  # nothing is said yet that could look like one
+        self._parts = False
+        self._template = Template(self._text)
+        self._parts = self._wants_parts()
+        self._end, self._ends = self._ending(ends)
 
     @property
     def stop(self) -> list[int]:
-        """Token ids that end a reply."""
+        """Token ids that end a reply: what the template writes after one, the tokenizer's end of a
+        sequence, and what the model's generation config names."""
         return self._ends
 
     @property
@@ -40,87 +96,297 @@ class ChatRenderer:
         return Vocabulary.of(self._tokenizer)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids (P,) that end where the assistant begins to write."""
-        return self._render(messages, generation=True)
+        """Token ids (P,) that end where the assistant begins to write.
+
+        Raises:
+            UsageError: the template refuses the conversation, or leaves a part of it out.
+        """
+        return self._encode(self.check(messages))
+
+    def check(self, messages: Sequence[Message]) -> str:
+        """A prompt as text. Raises `UsageError` as `prompt` does, which makes tokens of it."""
+        text = self._text(messages, generation=True)
+        self._refuse_left_out(messages, (), text)
+        return text
 
     def supervised(
         self, messages: Sequence[Message], train_on: str = "last"
     ) -> tuple[list[int], list[float]]:
         """Token ids (N,) and 0/1 weights (N,), 1 on the assistant's words and their end token.
 
+        Messages that have a weight of their own are learned or not as it says; of the others,
+        `train_on` takes the `last` or `all`.
+
         Raises:
-            UsageError: no assistant message to learn, or a template that renders a conversation
-                differently once it goes on.
+            UsageError: no assistant message to learn, or one that this template cannot show.
         """
-        turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
-        if not turns:
+        spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        if not spoken:
             raise UsageError("there is no assistant message to learn from")
-        if train_on == "last":
-            turns = turns[-1:]
-        tokens = self._render(messages[: turns[-1] + 1], generation=False)
-        tokens = self._without_tail(tokens)
-        weights = [0.0] * len(tokens)
-        for turn in turns:
-            begin = self._render(messages[:turn], generation=True)
-            through = self._without_tail(self._render(messages[: turn + 1], generation=False))
-            if tokens[: len(begin)] != begin or tokens[: len(through)] != through:
-                raise UsageError(
-                    "this model's chat template rewrites earlier turns, so the assistant's words "
-                    "cannot be told apart",
-                    hint="train on the last message only, or on single-turn conversations",
-                )
-            weights[len(begin) : len(through)] = [1.0] * (len(through) - len(begin))
-        return tokens, weights
+        learned = _chosen(messages, spoken, train_on)
+        if not learned:
+            raise UsageError("its messages are all of weight 0, so that there is nothing to learn")
+        messages = messages[: spoken[-1] + 1]
+        text = self._text(messages, generation=False)
+        self._refuse_left_out(messages, learned, text)
+        turns = [self._turn(messages, index, text) for index in learned]
+        return self._weighted(text, turns, closes=spoken[-1] == learned[-1])
 
     def length(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, or of a conversation through what the assistant said last."""
         if messages[-1].role != "assistant":
-            return len(self._render(messages, generation=True))
-        return len(self._without_tail(self._render(messages, generation=False)))
+            return len(self._encode(self._text(messages, generation=True)))
+        text = self._text(messages, generation=False)
+        found = self._last_end(text, 0)
+        return len(self._encode(text[: found.end()] if found else text))
 
     def parse(self, tokens: Sequence[int]) -> str:
-        """The reply as text, without the tokens that end it."""
-        kept = list(tokens)
-        while kept and kept[-1] in self._ends:
-            kept.pop()
-        return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+        """The reply as text: without the tokens that end it, other special tokens, and the white
+        space around it. `raw` has all of that but the end."""
+        return self._tokenizer.decode(self._open(tokens), skip_special_tokens=True).strip()
+
+    def raw(self, tokens: Sequence[int]) -> str:
+        """The reply as it was written, special tokens and white space included, up to its end."""
+        return self.decode(self._open(tokens))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids (N,) as text, special tokens included."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
-    def _render(self, messages: Sequence[Message], *, generation: bool) -> list[int]:
+    def _open(self, tokens: Sequence[int]) -> list[int]:
+        """A reply without the tokens that end it."""
+        kept = list(tokens)
+        while kept and kept[-1] in self._ends:
+            kept.pop()
+        return kept
+
+    # --- text ------------------------------------------------------------------------------------
+
+    def _text(self, messages: Sequence[Message], generation: bool) -> str:
+        turns = [self._as_template_wants(message) for message in messages]
+        tools = tools_of(messages)
         try:
-            text = self._tokenizer.apply_chat_template(
-                [m.as_dict() for m in messages],
-                tokenize=False,
-                add_generation_prompt=generation,
-                enable_thinking=False,
-            )
+            try:
+                return self._rendered(turns, tools, generation)
+            except TypeError:
+                if not any(message.tool_calls for message in messages):
+                    raise
+                # Some templates write a call's arguments as they are, and want their text.
+                return self._rendered(_arguments_as_text(turns), tools, generation)
         except Exception as error:  # a template is a program of the model's author
             raise UsageError(
                 "the model's chat template refuses this conversation", why=str(error)
             ) from None
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _without_tail(self, tokens: list[int]) -> list[int]:
-        """Cut what a template writes after the last end token: nobody ever generates it."""
-        for length in range(len(tokens), max(0, len(tokens) - 4), -1):
-            if tokens[length - 1] in self._ends:
-                return tokens[:length]
-        return tokens
+    def _rendered(self, turns: list[dict[str, Any]], tools: list[Any], generation: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns,
+                **({"tools": tools} if tools else {}),
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self._options.variables,
+            )
+        )
+
+    def _as_template_wants(self, message: Message) -> dict[str, Any]:
+        turn = message.as_dict()
+        said = self._without_control(message.content)
+        turn["content"] = [{"type": "text", "text": said}] if self._parts else said
+        if "reasoning_content" in turn:
+            turn[self._reasoning_key] = self._without_control(turn.pop("reasoning_content"))
+        return turn
+
+    def _wants_parts(self) -> bool:
+        """Whether the template reads content as a list of parts, as those of models that see do."""
+        try:
+            self._template.after((Message("user", "a"), Message("assistant", "b")), 1)
+        except UsageError:
+            self._parts = True
+            try:
+                self._template.after((Message("user", "a"), Message("assistant", "b")), 1)
+            except UsageError:
+                return False
+        return self._parts
+
+    def _refuse_left_out(
+        self, messages: Sequence[Message], learned: Sequence[int], text: str
+    ) -> None:
+        read = text.replace(_UNREADABLE, "")
+        lost = left_out(messages, read, learned, self._options.thinking == "keep")
+        if lost is None:
+            return
+        hint = "remove it from the data, or use a model whose template shows it"
+        if "thought" in lost:
+            hint = f"set 'renderer: {{thinking: on}}', or {hint}"
+        if "message" in lost and len(learned) > 1:
+            hint = f"train on the last message only ('train_on: last'), or {hint}"
+        raise UsageError(f"the model's chat template leaves out {lost}", hint=hint)
+
+    # --- tokens ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """The texts of control tokens, and of those that end a reply."""
+        special = set(self._tokenizer.all_special_tokens)
+        special |= {text for text, number in self._added.items() if number in self._ends}
+        return _any_of(special)
+
+    def _without_control(self, text: str) -> str:
+        """A control token in what somebody says is text, and no turn of its own."""
+        return self._control.sub(lambda found: found[0][0] + _UNREADABLE + found[0][1:], text)
+
+    def _encode(self, text: str) -> list[int]:
+        if _UNREADABLE not in text:
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+        tokens: list[int] = []
+        at = 0
+        for found in re.finditer(f".{_UNREADABLE}", text, re.DOTALL):
+            said = self._control.match(text[found.start()] + text[found.end() :])
+            if said is None:  # the data's own character
+                continue
+            tokens += self._tokenizer.encode(text[at : found.start()], add_special_tokens=False)
+            tokens += self._tokenizer.encode(
+                said[0], add_special_tokens=False, split_special_tokens=True
+            )
+            at = found.end() + len(said[0]) - 1
+        return tokens + list(self._tokenizer.encode(text[at:], add_special_tokens=False))
+
+    def _weighted(
+        self, text: str, turns: Sequence[ReplySpan], closes: bool
+    ) -> tuple[list[int], list[float]]:
+        """Tokens of `text` through the last turn, with 1 on those of the turns.
+
+        `closes`: that turn is the last of the conversation.
+        """
+        last = turns[-1]
+        tokens = self._encode(text[: last.end])
+        weights = [0.0] * len(tokens)
+        for turn in turns:
+            begin = _shared(tokens, prompt := self._encode(text[: turn.begin]))
+            if begin < len(prompt) and turn is last:
+                # The reply's first characters melted into a token of the prompt. Sampling starts
+                # from the prompt's own tokens, so that training has to as well.
+                reply = self._encode(text[turn.begin : turn.end])
+                if self.decode(prompt + reply) == self.decode(tokens):
+                    tokens, begin = prompt + reply, len(prompt)
+                    weights = weights[:begin] + [0.0] * len(reply)
+            through = tokens if turn is last else self._encode(text[: turn.end])
+            end = _shared(tokens, through)
+            weights[begin:end] = [1.0] * (end - begin)
+        if closes and not last.ended:
+            self._tell(
+                "this model's chat template ends a reply with no token"
+                + (
+                    f"; {self._tokenizer.decode([self._end])!r} is learned after the last one, and "
+                    "ends it when the model is sampled"
+                    if self._end is not None
+                    else ", and the tokenizer has none: a reply goes on up to 'max_tokens'"
+                )
+            )
+            if self._end is not None:
+                tokens, weights = [*tokens, self._end], [*weights, 1.0]
+        return tokens, weights
+
+    def _turn(self, messages: Sequence[Message], index: int, text: str) -> ReplySpan:
+        turn = self._template.turn(messages, index, text, self._end_at, self._last_end)
+        if not turn.as_sampled:
+            self._tell(
+                "this model's chat template shows a reply after another beginning than a sampled "
+                "one has, so that it is learned after a prompt that sampling does not use"
+            )
+        return turn
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("%s: %s", self._tokenizer.name_or_path, what)
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _ending(self, more: Sequence[int]) -> tuple[int | None, list[int]]:
+        """The token that ends a reply, and all that may."""
+        eos = self._tokenizer.eos_token_id
+        ends = {token for token in (eos, *more) if token is not None}
+        added = _any_of(self._added)
+        said = (Message("user", "a"), Message("assistant", "b"))
+        own = None
+        # In some families it is what begins the next message, which only their config tells.
+        for messages in (said, (*said, Message("user", "c"))):
+            try:
+                found = added.match(self._template.after(messages, 1).lstrip())
+            except UsageError:  # it wants something else of conversations
+                break
+            if own is None and found and (messages is said or self._added[found[0]] in ends):
+                own = self._added[found[0]]
+        self.__dict__.pop("_control", None)
+        return (own if own is not None else eos), sorted({*ends, *([] if own is None else [own])})
+
+    @cached_property
+    def _end_texts(self) -> re.Pattern[str]:
+        return _any_of(self._tokenizer.convert_ids_to_tokens(token) for token in self._ends)
+
+    def _end_at(self, text: str, position: int) -> int | None:
+        """Where the token that ends a reply ends, if it follows at `position`."""
+        found = re.compile(rf"\s*(?:{self._end_texts.pattern})").match(text, position)
+        return found.end() if found else None
+
+    def _last_end(self, text: str, position: int) -> re.Match[str] | None:
+        """The first token that ends the last reply of `text`: where sampling stops."""
+        end = self._end_texts.pattern
+        return re.compile(rf"(?:{end})(?=(?:\s|{end})*\Z)").search(text, position)
 
 
-def _ends(tokenizer: Any) -> list[int]:
-    ends = {tokenizer.eos_token_id}
-    for token in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
-        token_id = tokenizer.convert_tokens_to_ids(token)
-        if isinstance(token_id, int) and token_id != tokenizer.unk_token_id:
-            ends.add(token_id)
-    return sorted(token for token in ends if token is not None)
+def _chosen(messages: Sequence[Message], spoken: Sequence[int], train_on: str) -> list[int]:
+    """Which of the assistant's messages are learned."""
+    if all(messages[index].weight is None for index in spoken):
+        return list(spoken if train_on == "all" else spoken[-1:])
+    # Weights are given: what has none is learned where `train_on` takes all.
+    rest = 1.0 if train_on == "all" else 0.0
+    given = {index: messages[index].weight for index in spoken}
+    return [index for index, weight in given.items() if (rest if weight is None else weight)]
 
 
-def load_renderer(location: str) -> ChatRenderer:
+def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """The length of the longest beginning that two sequences share."""
+    length = min(len(tokens), len(others))
+    if tokens[:length] == others[:length]:
+        return length
+    return next(i for i in range(length) if tokens[i] != others[i])
+
+
+def _any_of(texts: Any) -> re.Pattern[str]:
+    """Matches any of `texts`, the longest first; nothing, where there is none."""
+    known = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, known)) or r"(?!)")
+
+
+def _reasoning_key(template: Any) -> str:
+    """What a template calls what was thought."""
+    source = template if isinstance(template, str) else json.dumps(template)
+    named = (
+        ("reasoning_content", r"reasoning_content"),
+        ("thinking", r"\.thinking\b|[\"']thinking[\"']"),
+        ("reasoning", r"\.reasoning\b|[\"']reasoning[\"']"),
+    )
+    return next((key for key, said in named if re.search(said, source)), "reasoning_content")
+
+
+def _arguments_as_text(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        text = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    return [
+        {**turn, "tool_calls": [as_text(call) for call in turn["tool_calls"]]}
+        if "tool_calls" in turn
+        else turn
+        for turn in turns
+    ]
+
+
+def load_renderer(location: str, options: RenderOptions | None = None) -> ChatRenderer:
     """The renderer of the model at `location`, a directory or a hub id.
 
     Raises:
@@ -136,4 +402,16 @@ def load_renderer(location: str) -> ChatRenderer:
             why=str(error).strip().split("\n")[0],
             hint="check the model's name and the network, or use a local directory",
         ) from None
-    return ChatRenderer(tokenizer)
+    return ChatRenderer(tokenizer, options, generation_ends(location))
+
+
+def generation_ends(location: str) -> list[int]:
+    """Token ids that end a reply by the generation config at `location`; none where it has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(location, "generation_config.json")
+        found = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+    return [found] if isinstance(found, int) else list(found or ())

@@ -1,0 +1,181 @@
+"""Where in a rendered conversation the assistant speaks, whatever the chat template does to it.
+
+A template is a program: it may strip what was said, drop the thoughts of earlier turns, or write a
+prompt that ends otherwise than the conversation goes on. So a turn is looked for in the text: the
+prompt before it is rendered, and where that is not how the conversation begins, the conversation is
+rendered again with a mark in the place of what was said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.records import Message
+
+MARK = "\ue001\ue002\ue001"
+"""A reply that no template changes and no data has."""
+
+
+@dataclass(frozen=True)
+class ReplySpan:
+    """What the assistant wrote, as a slice of the text."""
+
+    begin: int
+    end: int
+    """After the token that ends it, where there is one."""
+    ended: bool
+    """Whether there is one."""
+    as_sampled: bool
+    """Whether the text before it is the prompt that a reply is sampled from."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template as a function: (messages, generation) -> text. Raises `UsageError`."""
+
+    render: Callable[[Sequence[Message], bool], str]
+
+    def after(self, messages: Sequence[Message], index: int) -> str:
+        """What stands after message `index`, an assistant's."""
+        return self._around(messages, index)[1]
+
+    def turn(
+        self,
+        messages: Sequence[Message],
+        index: int,
+        text: str,
+        end_at: Callable[[str, int], int | None],
+        last_end: Callable[[str, int], Any],
+    ) -> ReplySpan:
+        """Message `index` of a conversation that is rendered as `text`.
+
+        Args:
+            end_at: where a token that ends a reply ends, if it stands at a position of the text.
+            last_end: a match of the one that ends the text, if there is one after a position.
+
+        Raises:
+            UsageError: the words cannot be told from what is around them.
+        """
+        prompt = self.render(messages[:index], True)
+        begin, as_sampled = len(prompt), text.startswith(prompt)
+        head = tail = None
+        if not as_sampled:
+            head, tail = self._around(messages, index)
+            begin, as_sampled = self._begin(messages[:index], prompt, head)
+            if not text.startswith(head[:begin]):
+                raise UsageError(
+                    "this reply does not begin where the model's chat template lets one begin",
+                    hint="where it has thoughts ('<think>'), set 'renderer: {thinking: on}'",
+                )
+        through = text if index == len(messages) - 1 else self.render(messages[: index + 1], False)
+        found = last_end(through, begin)
+        if found and text.startswith(through[: found.end()]):
+            return ReplySpan(begin, found.end(), True, as_sampled)
+        if tail is None:
+            _, tail = self._around(messages, index)
+        end = len(text) - len(tail)
+        if not text.endswith(tail) or end < begin:
+            raise UsageError(
+                "this model's chat template writes what follows a message otherwise for this one, "
+                "so that it cannot be told where it ends",
+                hint="train on the last message only",
+            )
+        ended = end_at(text, end)
+        return ReplySpan(begin, ended or end, ended is not None, as_sampled)
+
+    def _begin(self, before: Sequence[Message], prompt: str, head: str) -> tuple[int, bool]:
+        """Where a reply begins after `head`, and whether that ends as the prompt does."""
+        asked = self.render(before, False) if before else ""
+        known = _common(asked, prompt)
+        opening = prompt[known:]
+        at = head.rfind(opening) if opening else -1
+        if at >= 0 and at >= _common(asked, head):
+            return at + len(opening), True
+        return len(head), False
+
+    def _around(self, messages: Sequence[Message], index: int) -> tuple[str, str]:
+        """What stands before and after message `index` where it is a plain reply."""
+        said = Message("assistant", MARK, tools=messages[index].tools)
+        marked = self.render((*messages[:index], said, *messages[index + 1 :]), False)
+        head, mark, tail = marked.partition(MARK)
+        if not mark or MARK in tail:
+            raise UsageError("this model's chat template does not show what the assistant says")
+        return head, tail
+
+
+def _common(one: str, other: str) -> int:
+    """The length of the longest beginning that two texts share."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    low, high = 0, length
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle)
+    return low
+
+
+# --- what a template leaves out ------------------------------------------------------------------
+
+
+def left_out(
+    messages: Sequence[Message], text: str, learned: Sequence[int], keep: bool
+) -> str | None:
+    """What of a conversation is not in its text, in words; None where all of it is.
+
+    White space does not count: many templates strip it. What was thought in turns that are not
+    learned may be left out unless it is to be kept: that is how such models are used.
+    """
+    shown = _Shown(text)
+    for index, message in enumerate(messages):
+        where = f"message {index + 1} ({message.role})"
+        said = message.content
+        whole = index in learned or keep
+        if not whole and message.role == "assistant":
+            said = said.rpartition("</think>")[2].replace("<think>", "")
+        if not shown.has(said):
+            return f"{'what was thought in' if '</think>' in said else 'a part of'} {where}"
+        if whole and not shown.has(message.reasoning):
+            return f"what was thought in {where}"
+        for call in message.tool_calls:
+            values = (call.name, *_texts(json.loads(call.arguments)))
+            if not all(map(shown.has, values)):
+                return f"the call of '{call.name}' in {where}"
+        for tool in message.tools:
+            name = str(json.loads(tool)["function"]["name"])
+            if not shown.has(name):
+                return f"the tool '{name}'"
+    return None
+
+
+class _Shown:
+    """A text that is asked what is in it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._dense: str | None = None
+
+    def has(self, said: str) -> bool:
+        """Whether `said` is in it, as it is or as a string of JSON, but for white space."""
+        if said in self.text or said.strip() in self.text:
+            return True
+        if self._dense is None:
+            self._dense = "".join(self.text.split())
+        escaped = json.dumps(said.strip(), ensure_ascii=False)[1:-1]
+        return any("".join(form.split()) in self._dense for form in (said, escaped))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, held in value.items():
+            yield str(key)
+            yield from _texts(held)
+    elif isinstance(value, list):
+        for held in value:
+            yield from _texts(held)
