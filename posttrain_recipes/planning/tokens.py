@@ -87,13 +87,8 @@ class _Tokenizer:
         self.eos_token_id: int | None = self._tokenizer.token_to_id(
             self._special.get("eos_token", "")
         )
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {token.content: number for number, token in added.items()}
-        special = {token.content for token in added.values() if token.special}
-        self.all_special_tokens = sorted(special | set(self._special.values()))
-
-    def get_added_vocab(self) -> dict[str, int]:
-        return self._added
+        self.added_tokens_decoder = self._tokenizer.get_added_tokens_decoder()
+        self.all_special_tokens = sorted(self._special.values())
 
     def convert_ids_to_tokens(self, token: int) -> str | None:
         found: str | None = self._tokenizer.id_to_token(token)

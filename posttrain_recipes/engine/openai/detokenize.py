@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from posttrain_recipes.engine.model.base import BaseModel
 
 
+THINKING = {"enable_thinking": False, "thinking": False}
+"""What a chat template is told where a request does not say otherwise: as models are trained unless
+their recipe says `thinking: on`."""
+_MARK = "\ue001\ue002\ue001"
+"""A reply that no template changes."""
+
+
 class ThreadSafeTokenizer:
     """A base model's tokenizer behind a lock. Made on the worker thread, used on any.
 
@@ -29,11 +36,33 @@ class ThreadSafeTokenizer:
             raise RequestError(
                 422, f"{base.name} has no tokenizer that loads: {error}"
             ) from error  # fmt: skip
-        self.name, self.eos, self.context = base.name, frozenset(base.eos_ids()), base.context
+        self.name, self.context = base.name, base.context
+        self.eos = frozenset(base.eos_ids() | self._template_end())
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def _template_end(self) -> set[int]:
+        """The token that the chat template writes after a reply, which some models' configs lack.
+
+        Training learns it as the end of a reply.
+        """
+        if not self._tokenizer.chat_template:
+            return set()
+        said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        try:
+            text = self._tokenizer.apply_chat_template(said, tokenize=False, **THINKING)
+        except Exception:  # a template is a program, and this one wants something else
+            return set()
+        after = text.partition(_MARK)[2].lstrip()
+        added = self._tokenizer.added_tokens_decoder.items()
+        fits = [(len(t.content), i) for i, t in added if after.startswith(t.content)]
+        return {max(fits)[1]} if fits else set()
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """A conversation as token ids by the model's chat template, with its generation prompt.
+
+        `variables` are the template's, beside `THINKING`.
 
         Raises RequestError 422 if the model has no template, or it refuses the conversation.
         """
@@ -46,7 +75,11 @@ class ThreadSafeTokenizer:
                 )
             try:
                 ids: list[int] = self._tokenizer.apply_chat_template(
-                    list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+                    list(messages),
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=False,
+                    **{**THINKING, **(variables or {})},
                 )
             except (jinja2.TemplateError, TypeError, KeyError) as error:
                 raise RequestError(

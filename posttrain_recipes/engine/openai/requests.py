@@ -113,7 +113,7 @@ class BaseCompletionRequest:
         return wire.SamplingParams(
             max_tokens=self.limit,
             seed=self.seed,
-            stop=[*eos, *stops] if stops else None,
+            stop=[*sorted(eos), *stops],
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or -1,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -126,6 +126,7 @@ class ChatCompletionRequest(BaseCompletionRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 

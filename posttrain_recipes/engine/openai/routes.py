@@ -113,7 +113,11 @@ class _OpenAIRoutes:
         """POST /v1/chat/completions."""
         completion_request = parse(ChatCompletionRequest, await body_of(request))
         weights, tokenizer = await self._resolve(completion_request.model)
-        prompt = await asyncio.to_thread(tokenizer.chat, completion_request.conversation())
+        prompt = await asyncio.to_thread(
+            tokenizer.chat,
+            completion_request.conversation(),
+            completion_request.chat_template_kwargs,
+        )
         return await self._answer(
             request, weights, _RunningRequest(ChatFormat(completion_request, tokenizer), [prompt])
         )

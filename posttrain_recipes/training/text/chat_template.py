@@ -76,7 +76,8 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._options = options or RenderOptions()
         self._reasoning_key = _reasoning_key(tokenizer.chat_template)
-        self._added: dict[str, int] = tokenizer.get_added_vocab()
+        added = tokenizer.added_tokens_decoder.items()
+        self._added: dict[str, int] = {token.content: number for number, token in added}
         self._told: set[str] = set()
         self._ends: list[int] = []  # nothing is said yet that could look like one
         self._parts = False
@@ -228,9 +229,9 @@ class ChatRenderer:
     @cached_property
     def _control(self) -> re.Pattern[str]:
         """The texts of control tokens, and of those that end a reply."""
-        special = set(self._tokenizer.all_special_tokens)
-        special |= {text for text, number in self._added.items() if number in self._ends}
-        return _any_of(special)
+        tokens = self._tokenizer.added_tokens_decoder.items()
+        control = {t.content for number, t in tokens if t.special or number in self._ends}
+        return _any_of(control | set(self._tokenizer.all_special_tokens))
 
     def _without_control(self, text: str) -> str:
         """A control token in what somebody says is text, and no turn of its own."""
