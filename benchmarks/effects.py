@@ -160,7 +160,7 @@ def _before_and_after(
         ]:
             if measured.name != subject.eval:
                 continue
-            metric = subject.metric or gates.main_metric(measured) or ""
+            metric = subject.metric or measured.main or ""
             estimate = measured.metrics.get(metric)
             if estimate is None:
                 continue

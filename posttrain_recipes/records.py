@@ -197,6 +197,9 @@ class Task(Record, ABC):
     A subclass has what the beginning depends on, such as a seed, as its fields.
     """
 
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {}
+    """What is good of the metrics that its episodes tell: True where more is, False where less is,
+    None (as for one that is not named) where neither is. Of `success` and the return more is."""
     concurrent: ClassVar[bool] = False
     """Whether episodes of one group may be begun and may `act` at the same time, in threads: for
     environments that wait for something, such as tools. One episode does one thing at a time."""
@@ -258,10 +261,50 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class PerRecord:
+    """What a metric is the mean of: one value for each record, in the order of the records.
+
+    Two evaluations on the same records are compared by these, in pairs: what is hard about a record
+    is so both times, and only what changed is left.
+    """
+
+    values: tuple[float | None, ...]
+    """None where a record has no value."""
+    weights: tuple[float, ...] = ()
+    """What each value is a sum over, such as its tokens: the metric is sum(values) / sum(weights).
+    Empty: every record counts once."""
+    abstained: bool = False
+    """Whether a record without a value is one on which a judge abstained: it is left out on both
+    sides. Otherwise those with a value are records of a kind, such as the games that were won, and
+    nothing is said of a mean over others before than after."""
+
+    @classmethod
+    def at(
+        cls,
+        places: Sequence[int],
+        values: Sequence[float],
+        count: int,
+        weights: Sequence[float] = (),
+    ) -> PerRecord:
+        """The values, and weights if there are any, of the records at `places` of `count`; the
+        others have none."""
+        found = dict(zip(places, values, strict=True))
+        weighs = dict(zip(places, weights, strict=True)) if weights else {}
+        return cls(
+            tuple(found.get(place) for place in range(count)),
+            tuple(weighs.get(place, 0.0) for place in range(count)) if weights else (),
+        )
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """What an eval found: estimates by metric name, and samples to look at."""
 
     metrics: Mapping[str, Estimate]
     samples: tuple[Sample, ...] = ()
     higher_is_better: Mapping[str, bool | None] = field(default_factory=dict, hash=False)
-    """By metric name; None: neither is better. A metric not named here is better when higher."""
+    """By metric name: True where more is better, False where less is, None where neither is. The
+    main metric is better when higher if it is not named here, any other one neither way."""
+    scores: Mapping[str, PerRecord] = field(default_factory=dict, hash=False)
+    """By metric name, for a test of before and after in pairs. For a metric that is not named here,
+    the scores of the samples are taken where every sample has one."""

@@ -2,6 +2,7 @@
 
     .ptl/runs/sft_then_dpo-1/run.json     recipe, stages, checkpoints, evals
                              samples/     what evals saw, as JSONL
+                             scores/      what each metric is the mean of, record by record
                              engine.log
     .ptl/engine/                          checkpoints of the embedded engine
     .ptl/mlflow.db, .ptl/artifacts/       tracking
@@ -76,6 +77,12 @@ class Measured:
     data: str
     metrics: dict[str, Estimate]
     higher_is_better: dict[str, bool | None] = field(default_factory=dict)
+    """By metric. Older runs name only those that are not better when higher."""
+
+    @property
+    def main(self) -> str | None:
+        """The metric that the eval's name alone means: its plugin's namesake, or the first."""
+        return self.eval if self.eval in self.metrics else next(iter(self.metrics), None)
 
 
 @dataclass
@@ -191,6 +198,8 @@ class RunRecord:
     tracking_id: str | None = None
     tracking_uri: str | None = None
     version: str = ""
+    home: Path | None = field(default=None, compare=False)
+    """The directory of runs that it lies in; not kept, and None for one that lies elsewhere."""
 
     def stage(self, name: str) -> StageRecord:
         """The stage of that name."""
@@ -272,7 +281,7 @@ class Store:
         """Every run, oldest first; one that cannot be read is left out."""
         found = []
         for path in self.runs_dir.glob("*/run.json"):
-            record = _read(path)
+            record = read(path)
             if record is not None:
                 if record.status == "running" and not self.locked(record.id):
                     record.status = "killed"
@@ -330,6 +339,7 @@ class Store:
                     f"run {record.id} is being worked on by process {holder}",
                     hint="wait for it, stop it, or start another with --fresh",
                 ) from None
+            record.home = self.runs_dir
             yield RunDirectory(self.path(record.id), record)
 
     @contextmanager
@@ -383,7 +393,9 @@ def _number(run_id: str) -> int:
 
 def dump(record: RunRecord) -> str:
     """A run as `run.json` holds it."""
-    return json.dumps({"format": FORMAT, **asdict(record)}, indent=1, ensure_ascii=False)
+    kept = {"format": FORMAT, **asdict(record)}
+    del kept["home"]
+    return json.dumps(kept, indent=1, ensure_ascii=False)
 
 
 def parse(data: dict[str, Any]) -> RunRecord:
@@ -394,9 +406,10 @@ def parse(data: dict[str, Any]) -> RunRecord:
     return RunRecord(**data)
 
 
-def _read(path: Path) -> RunRecord | None:
+def read(path: Path) -> RunRecord | None:
+    """The run in a `run.json`; None if that cannot be read."""
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        return replace(parse(json.loads(path.read_text(encoding="utf-8"))), home=path.parents[1])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -422,7 +435,9 @@ def _stage(data: dict[str, Any]) -> StageRecord:
 def measured(
     name: str, eval_name: str, fingerprint: str, data: str, result: EvalResult
 ) -> Measured:
-    """An eval's result as it is kept."""
-    return Measured(
-        name, eval_name, fingerprint, data, dict(result.metrics), dict(result.higher_is_better)
-    )
+    """An eval's result as it is kept, with the direction of every metric."""
+    kept = Measured(name, eval_name, fingerprint, data, dict(result.metrics))
+    for metric in result.metrics:
+        unnamed = True if metric == kept.main else None
+        kept.higher_is_better[metric] = result.higher_is_better.get(metric, unnamed)
+    return kept

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.cli.options import folded, home_option, json_option
 from posttrain_recipes.errors import display_path
-from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting import comparisons, report
 from posttrain_recipes.store import default_home, write_atomic
 
 
@@ -51,8 +51,8 @@ def compare(
             click.echo(f"\n{title}" if found.differing else title)
         for table in tables:
             percent = table.metric in report.SHARES
-            name = table.eval if table.metric == table.eval else f"{table.eval} {table.metric}"
-            shown = [(name, "seeds", "value", f"against {table.cells[0].arm}", "p", "")]
+            name = report.metric_label(table.eval, table.eval, table.metric)
+            shown = [("  way", "seeds", "value", f"against {table.cells[0].arm}", "p", "")]
             for cell in table.cells:
                 tested = cell.against
                 star = " *" if cell.arm == table.best and len(table.cells) > 1 else ""
@@ -66,9 +66,11 @@ def compare(
                         tested.test if tested else "",
                     )
                 )
-            click.echo()
+            click.echo(f"\n{name} ({table.direction})")
             click.echo(report.columns(shown, right=(1, 2, 3, 4)))
-    click.echo("\n* best; p values are adjusted for the number of ways (Holm)")
+        click.echo()
+        for note in comparisons.notes(tables):
+            click.echo(folded(note))
     if output is not None:
         click.echo(display_path(output))
         if open_browser:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,11 @@ from click.core import ParameterSource
 from posttrain_recipes.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def folded(text: str) -> str:
+    """A sentence below a table, in lines that fit the terminal."""
+    return textwrap.fill(text, min(100, shutil.get_terminal_size().columns), break_on_hyphens=False)
 
 
 def recipe_options(function: F) -> F:

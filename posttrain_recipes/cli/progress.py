@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from posttrain_recipes.cli.options import folded
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
@@ -145,7 +146,8 @@ class Lines(Reporter):
     def table(self, record: RunRecord) -> None:
         """Every metric before and after its stage."""
         table = [("stage", "eval", "n", "before", "after", "change", "")]
-        for row in report.rows(record):
+        rows = report.rows(record)
+        for row in rows:
             before, after = (report.show(e, row.percent) for e in (row.before, row.after))
             change = report.show_change(row)
             table.append((row.stage, row.label, str(row.count), before, after, change, row.verdict))
@@ -155,7 +157,8 @@ class Lines(Reporter):
             left = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
             right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
             self.line("  ".join([*left, *right]).rstrip())
-        self.line("± is half of a 95% confidence interval; 'same' is within the noise of both")
+        for note in report.notes(rows):
+            self.line(folded(note))
 
     def gates(self, record: RunRecord) -> None:
         """Every bound that the recipe sets, and whether it holds."""
@@ -306,29 +309,31 @@ class Live(Lines):
     def table(self, record: RunRecord) -> None:
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("stage")
-        table.add_column("eval")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for name in ("stage", "eval"):
+            table.add_column(name, overflow="fold")
         for name in ("n", "before", "after", "change"):
             table.add_column(name, justify="right", no_wrap=True)
-        colours = {"better": "green", "worse": "red", "same": "dim", "": ""}
-        for row in report.rows(record):
+        table.add_column("", no_wrap=True)
+        colours = {"better": "green", "worse": "red", "same": "dim"}
+        rows = report.rows(record)
+        for row in rows:
+            colour = colours.get(row.verdict, "")
             table.add_row(
                 row.stage,
                 row.label,
                 str(row.count),
                 report.show(row.before, row.percent),
                 report.show(row.after, row.percent),
-                f"[{colours[row.verdict]}]{report.show_change(row)}[/]"
-                if row.verdict
-                else report.show_change(row),
+                Text(report.show_change(row), colour),
+                Text(row.verdict, colour),
             )
         self.console.print()
         self.console.print(table)
-        self.console.print(
-            "[dim]± half of a 95% interval; green better, red worse, dim within the noise[/dim]"
-        )
+        for note in report.notes(rows):
+            self.console.print(Text(note, "dim"))
 
     def interrupted(self, path: Path) -> None:
         self.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,6 +69,8 @@ class Nim(Dataset):
 @dataclass(frozen=True, kw_only=True)
 class NimTask(Task):
     """One beginning of the game."""
+
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {"legal": True}
 
     sticks: int
     opponent: str

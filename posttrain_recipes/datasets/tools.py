@@ -235,6 +235,7 @@ async def _settled(result: Any) -> Any:
 class ToolTask(Task):
     """A prompt with tools."""
 
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {"tool_errors": False}
     concurrent: ClassVar[bool] = True
 
     prompt: Prompt

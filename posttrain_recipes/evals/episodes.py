@@ -12,11 +12,12 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    PerRecord,
     PluginConfig,
     Record,
     Task,
 )
-from posttrain_recipes.training.intervals import mean, proportion
+from posttrain_recipes.training.intervals import summary
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 
 AT_ONCE = 64
@@ -50,7 +51,7 @@ class Episodes(Eval):
     config: Config
 
     def evaluate(self, context: EvalContext) -> EvalResult:
-        """Normal intervals of means; Wilson's of metrics that are 0 or 1 in every episode.
+        """Student's intervals of means; Wilson's of metrics that are 0 or 1 in every episode.
 
         Raises:
             PtlError: the environment failed, or abstained in every episode.
@@ -79,15 +80,21 @@ class Episodes(Eval):
                 f"the environment abstains in every episode of the eval '{context.name}'",
                 hint="do the prompts have what its reward compares with?",
             )
-        metrics = {}
-        for name in sorted({name for one in plays for name in one.metrics}):
-            values = [one.metrics[name] for one in plays if name in one.metrics]
-            binary = set(values) <= {0.0, 1.0}
-            metrics[name] = proportion(sum(values), len(values)) if binary else mean(values)
-        metrics["return"] = mean(known)
-        metrics["turns"] = mean([float(one.turns) for one in plays])
-        main = [name for name in ("success", "return") if name in metrics]
-        metrics = {name: metrics[name] for name in [*main, *metrics]}
+        told = sorted({name for one in plays for name in one.metrics})
+        # What only some episodes tell of, such as the moves of a game that was won, is of others
+        # before than after; that the environment abstains is not the policy's doing.
+        scores = {name: PerRecord(tuple(one.metrics.get(name) for one in plays)) for name in told}
+        scores["return"] = PerRecord(tuple(returns), abstained=True)
+        scores["turns"] = PerRecord(tuple(float(one.turns) for one in plays))
+        main = [name for name in ("success", "return") if name in scores]
+        metrics = {
+            name: summary([v for v in scores[name].values if v is not None])
+            for name in dict.fromkeys([*main, *scores])
+        }
+        good: dict[str, bool | None] = dict.fromkeys(metrics)
+        for task in tasks:
+            good |= task.higher_is_better
+        good |= dict.fromkeys(main, True)
         samples = [
             replace(
                 one.sample(0),
@@ -95,4 +102,4 @@ class Episodes(Eval):
             )
             for one, total in zip(plays, returns, strict=True)
         ]
-        return EvalResult(metrics, tuple(samples), higher_is_better={"turns": None})
+        return EvalResult(metrics, tuple(samples), good, scores)

@@ -73,4 +73,8 @@ class ExactMatch(Eval):
             )
             scored.append(replace(sample, scores={"exact_match": float(right)}))
         hits = sum(sample.scores["exact_match"] for sample in scored)
-        return EvalResult({"exact_match": proportion(hits, len(scored))}, tuple(scored))
+        return EvalResult(
+            {"exact_match": proportion(hits, len(scored))},
+            tuple(scored),
+            higher_is_better={"exact_match": True},
+        )

@@ -12,6 +12,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    PerRecord,
     PluginConfig,
     Prompt,
     Record,
@@ -57,11 +58,11 @@ class Generations(Eval):
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
         )
+        words = [float(len(s.completion.split())) for s in samples]
+        cut = [float(s.truncated) for s in samples]
         return EvalResult(
-            {
-                "words": mean([float(len(s.completion.split())) for s in samples]),
-                "cut_off": proportion(sum(s.truncated for s in samples), len(samples)),
-            },
+            {"words": mean(words), "cut_off": proportion(sum(cut), len(cut))},
             tuple(samples),
-            higher_is_better={"cut_off": False},
+            higher_is_better={"words": None, "cut_off": False},
+            scores={"words": PerRecord(tuple(words)), "cut_off": PerRecord(tuple(cut))},
         )

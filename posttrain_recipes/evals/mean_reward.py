@@ -12,13 +12,14 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    PerRecord,
     PluginConfig,
     Prompt,
     Record,
     RewardRef,
     Workload,
 )
-from posttrain_recipes.training.intervals import mean
+from posttrain_recipes.training.intervals import summary
 from posttrain_recipes.training.sampling import generation
 from posttrain_recipes.training.sampling.rewarded import rewarded
 
@@ -63,5 +64,10 @@ class MeanReward(Eval):
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
         )
-        values = [value for _, value in scored if value is not None]
-        return EvalResult({"mean_reward": mean(values)}, tuple(sample for sample, _ in scored))
+        values = tuple(value for _, value in scored)
+        return EvalResult(
+            {"mean_reward": summary([value for value in values if value is not None])},
+            tuple(sample for sample, _ in scored),
+            higher_is_better={"mean_reward": True},
+            scores={"mean_reward": PerRecord(values, abstained=True)},
+        )

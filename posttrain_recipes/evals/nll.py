@@ -13,6 +13,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    PerRecord,
     PluginConfig,
     Record,
     Usage,
@@ -52,8 +53,9 @@ class NLL(Eval):
     def evaluate(self, context: EvalContext) -> EvalResult:
         """The mean over tokens; its interval is over conversations."""
 
-        def example(record: Record) -> Example:
-            return tokenize(
+        def example(place: int) -> tuple[int, Example]:
+            record = context.records[place]
+            made = tokenize(
                 cast(Conversation, record).messages,
                 context.renderer,
                 train_on=self.config.train_on,
@@ -61,9 +63,14 @@ class NLL(Eval):
                 truncate=True,
                 source=record.source,
             )
+            return place, made
 
-        examples = usable(example, context.records, truncate=True)
+        count = len(context.records)
+        places, examples = zip(*usable(example, range(count), truncate=True), strict=True)
         losses = [-value for value in log_likelihoods(context, examples)]
+        tokens = [float(one.learned) for one in examples]
         return EvalResult(
-            {"nll": ratio(losses, [e.learned for e in examples])}, higher_is_better={"nll": False}
+            {"nll": ratio(losses, tokens)},
+            higher_is_better={"nll": False},
+            scores={"nll": PerRecord.at(places, losses, count, tokens)},
         )

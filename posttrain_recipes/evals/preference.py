@@ -13,6 +13,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    PerRecord,
     PluginConfig,
     Preference,
     Record,
@@ -57,8 +58,9 @@ class PreferenceAccuracy(Eval):
         """Accuracy, and the margin: mean log p per token of chosen minus rejected, in nats."""
         pairs = [cast(Preference, record) for record in context.records]
 
-        def both(pair: Preference) -> list[Example]:
-            return [
+        def both(place: int) -> tuple[int, list[Example]]:
+            pair = pairs[place]
+            return place, [
                 tokenize(
                     (*pair.prompt, *reply),
                     context.renderer,
@@ -69,13 +71,19 @@ class PreferenceAccuracy(Eval):
                 for reply in (pair.chosen, pair.rejected)
             ]
 
-        examples = list(chain.from_iterable(usable(both, pairs, truncate=True)))
+        places, made = zip(*usable(both, range(len(pairs)), truncate=True), strict=True)
+        examples = list(chain.from_iterable(made))
         per_token = [
             value / example.learned
             for value, example in zip(log_likelihoods(context, examples), examples, strict=True)
         ]
         margins = [c - r for c, r in zip(per_token[::2], per_token[1::2], strict=True)]
-        wins = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
+        wins = tuple(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
         return EvalResult(
-            {"preference_accuracy": proportion(wins, len(margins)), "margin": mean(margins)}
+            {"preference_accuracy": proportion(sum(wins), len(wins)), "margin": mean(margins)},
+            higher_is_better={"preference_accuracy": True, "margin": True},
+            scores={
+                "preference_accuracy": PerRecord.at(places, wins, len(pairs)),
+                "margin": PerRecord.at(places, margins, len(pairs)),
+            },
         )

@@ -10,6 +10,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    PerRecord,
     Preference,
     Record,
     Usage,
@@ -56,7 +57,9 @@ class RewardAccuracy(Eval):
             [(*pair.prompt, *reply) for pair in pairs for reply in (pair.chosen, pair.rejected)],
         )
         margins = [c - r for c, r in zip(rewards[::2], rewards[1::2], strict=True)]
-        wins = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
+        wins = tuple(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
         return EvalResult(
-            {"reward_accuracy": proportion(wins, len(margins)), "margin": mean(margins)}
+            {"reward_accuracy": proportion(sum(wins), len(wins)), "margin": mean(margins)},
+            higher_is_better={"reward_accuracy": True, "margin": True},
+            scores={"reward_accuracy": PerRecord(wins), "margin": PerRecord(tuple(margins))},
         )

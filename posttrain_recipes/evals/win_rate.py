@@ -14,6 +14,7 @@ from posttrain_recipes.plugin import (
     EvalContext,
     EvalResult,
     ModelRef,
+    PerRecord,
     PluginConfig,
     Prompt,
     Record,
@@ -77,11 +78,14 @@ class WinRate(Eval):
             )
             for side in (context, theirs)
         )
-        wins = [
-            1.0 if a > b else 0.5 if a == b else 0.0
+        wins = tuple(
+            None if a is None or b is None else 1.0 if a > b else 0.5 if a == b else 0.0
             for (_, a), (_, b) in zip(ours, others, strict=True)
-            if a is not None and b is not None
-        ]
+        )
+        known = [win for win in wins if win is not None]
         return EvalResult(
-            {"win_rate": proportion(sum(wins), len(wins))}, tuple(sample for sample, _ in ours)
+            {"win_rate": proportion(sum(known), len(known))},
+            tuple(sample for sample, _ in ours),
+            higher_is_better={"win_rate": True},
+            scores={"win_rate": PerRecord(wins, abstained=True)},
         )

@@ -129,17 +129,10 @@ class Gate:
 # --- values --------------------------------------------------------------------------------------
 
 
-def main_metric(measured: Measured) -> str | None:
-    """The metric that an eval's name alone means: its plugin's namesake, or the first."""
-    if measured.eval in measured.metrics:
-        return measured.eval
-    return next(iter(measured.metrics), None)
-
-
 def _value(found: Sequence[Measured], subject: Subject) -> float | None:
     for measured in found:
         if measured.name == subject.eval:
-            metric = subject.metric or main_metric(measured)
+            metric = subject.metric or measured.main
             if metric in measured.metrics:
                 return measured.metrics[metric].value
     return None
@@ -161,7 +154,7 @@ def _forgetting(subject: Subject, path: Sequence[StageRecord]) -> float | None:
     values: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     for stage in path:
         for measured in stage.after:
-            metric = subject.metric or main_metric(measured)
+            metric = subject.metric or measured.main
             if metric in measured.metrics and subject.eval in ("", measured.name):
                 better = measured.higher_is_better.get(metric, True)
                 if better is None:

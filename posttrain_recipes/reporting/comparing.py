@@ -11,11 +11,11 @@ from typing import Any
 from posttrain_recipes.language.expansion import expand
 from posttrain_recipes.language.nodes import Node
 from posttrain_recipes.language.recipe import Recipe
-from posttrain_recipes.records import Sample
+from posttrain_recipes.records import PerRecord
 from posttrain_recipes.reporting import comparisons, plots, report
 from posttrain_recipes.reporting.comparisons import ArmGroup, Table
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
-from posttrain_recipes.store import RunRecord, StageRecord
+from posttrain_recipes.store import Measured, RunRecord, StageRecord
 from posttrain_recipes.tracking import curves
 
 
@@ -41,14 +41,15 @@ class Comparison:
 
     @cached_property
     def sections(self) -> list[tuple[str, list[Table]]]:
-        """The last results of every run; then what single runs compare inside of them."""
+        """The last results of every run; then what single runs compare inside of them. p values are
+        adjusted for the tests of a section."""
         found: list[tuple[str, list[Table]]] = []
         if len(self.records) > 1:
             found.append(("", self._last_results()))
         for pages in self.pages:
             for group in comparisons.groups(pages.record):
                 title = f"{pages.record.id}, {group.title}"
-                found.append((title, comparisons.tables(group, pages.samples)))
+                found.append((title, comparisons.tables(group, pages.scores)))
         return found or [("", self._last_results())]
 
     def _last_results(self) -> list[Table]:
@@ -61,15 +62,15 @@ class Comparison:
                 owners[id(stage)] = pages
                 arms.setdefault(name, {})[pages.record.id] = {"": stage}
 
-        def samples(stage: StageRecord, name: str) -> Sequence[Sample]:
-            return owners[id(stage)].samples(stage, name)
+        def by_record(stage: StageRecord, measured: Measured) -> Mapping[str, PerRecord]:
+            return owners[id(stage)].scores(stage, measured)
 
-        return [
+        return comparisons.adjusted(
             table
             for name, found in arms.items()
-            for table in comparisons.tables(ArmGroup(name, found), samples)
+            for table in comparisons.tables(ArmGroup(name, found), by_record)
             if table.eval == name
-        ]
+        )
 
     def curves(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """By stage: drawings of its main curves, all runs in each."""
@@ -114,7 +115,7 @@ class Comparison:
                 path: dict(zip(self.names, v, strict=True)) for path, *v in self.differing
             },
             "results": [
-                {"comparison": title, **asdict(table), "best": table.best}
+                report.known({"comparison": title, **asdict(table), "best": table.best})
                 for title, tables in self.sections
                 for table in tables
             ],

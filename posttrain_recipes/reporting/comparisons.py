@@ -6,19 +6,19 @@ Branches or cells that differ only in the seed are one arm, compared by its mean
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from posttrain_recipes.language.expansion import origins
 from posttrain_recipes.language.flat import Origin, show_labels
 from posttrain_recipes.planning.gates import starts_of
-from posttrain_recipes.records import Estimate, Sample
-from posttrain_recipes.reporting import statistics
-from posttrain_recipes.reporting.statistics import Paired
-from posttrain_recipes.store import Measured, RunRecord, StageRecord
+from posttrain_recipes.records import Estimate, PerRecord
+from posttrain_recipes.reporting import report, statistics
+from posttrain_recipes.reporting.statistics import Compared, Paired
+from posttrain_recipes.store import OWN, Measured, RunRecord, StageRecord
 
-Samples = Callable[[StageRecord, str], Sequence[Sample]]
-"""The samples of an eval after a stage, by the eval's name."""
+ByRecord = Callable[[StageRecord, Measured], Mapping[str, PerRecord]]
+"""The scores by record of an eval after a stage, by metric."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,11 @@ class Cell:
     against: Paired | None
     """This arm minus the first one."""
     adjusted: float
-    """The p value of `against`, for as many arms as there are; NaN where there is none."""
+    """The p value of `against`, for as many tests as there are; NaN where there is none."""
     tokens: int
     seconds: float
-
-    @property
-    def verdict(self) -> str:
-        """What to say of the difference, without the direction that is good."""
-        if self.against is None:
-            return ""
-        return "differs" if self.adjusted < statistics.ALPHA else "same"
+    why: str = ""
+    """Why there is no test."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,22 @@ class Table:
 
     @property
     def best(self) -> str:
-        """The arm with the best value; empty where neither more nor less is better."""
-        if self.higher_is_better is None:
+        """The arm with the best value; empty where neither more nor less is better, where two share
+        what is shown of it, and where some were measured on other records or on one."""
+        if self.higher_is_better is None or any(cell.why for cell in self.cells):
             return ""
         sign = 1 if self.higher_is_better else -1
         known = [c for c in self.cells if not math.isnan(c.estimate.value)]
-        return max(known, key=lambda c: sign * c.estimate.value).arm if known else ""
+        known.sort(key=lambda cell: -sign * cell.estimate.value)
+        shown = [report.show_value(c.estimate.value, self.metric in report.SHARES) for c in known]
+        return known[0].arm if known and shown.count(shown[0]) == 1 else ""
+
+    @property
+    def direction(self) -> str:
+        """What is good, in words."""
+        if self.higher_is_better is None:
+            return "neither way is better"
+        return "higher is better" if self.higher_is_better else "lower is better"
 
 
 def groups(record: RunRecord) -> list[ArmGroup]:
@@ -103,8 +108,9 @@ def _has_comparison(arms: Mapping[str, Mapping[str, StageRecord]]) -> bool:
     return len(arms) > 1 or any(len(seeds) > 1 for seeds in arms.values())
 
 
-def tables(group: ArmGroup, samples: Samples) -> list[Table]:
-    """Every metric that the arms of a group have, with each arm against the first."""
+def tables(group: ArmGroup, by_record: ByRecord) -> list[Table]:
+    """Every metric that the arms of a group have, with each arm against the first; p values are
+    adjusted for all of these tests (Holm)."""
     metrics: dict[tuple[str, str], bool | None] = {}
     for seeds in group.arms.values():
         for stage in seeds.values():
@@ -112,12 +118,55 @@ def tables(group: ArmGroup, samples: Samples) -> list[Table]:
                 for metric in measured.metrics:
                     better = measured.higher_is_better.get(metric, True)
                     metrics.setdefault((measured.name, metric), better)
+    return adjusted(
+        _table(group, name, metric, better, by_record) for (name, metric), better in metrics.items()
+    )
+
+
+def adjusted(found: Iterable[Table]) -> list[Table]:
+    """The same tables with p values that are adjusted for the tests of all of them (Holm 1979)."""
+    found = list(found)
+    raw = [c.against.p if c.against else math.nan for table in found for c in table.cells]
+    values = iter(statistics.holm(raw))
     return [
-        _table(group, name, metric, better, samples) for (name, metric), better in metrics.items()
+        replace(t, cells=tuple(replace(c, adjusted=next(values)) for c in t.cells)) for t in found
     ]
 
 
-def _table(group: ArmGroup, name: str, metric: str, better: bool | None, samples: Samples) -> Table:
+def notes(found: Sequence[Table]) -> list[str]:
+    """What has to be known to read the tables: sentences for below them."""
+    cells = [cell for table in found for cell in table.cells]
+    tests = [cell.against for cell in cells if cell.against]
+    said = []
+    if any(table.best and len(table.cells) > 1 for table in found):
+        said.append("* best value; two that are shown alike have none.")
+    if any(cell.seeds > 1 for cell in cells):
+        said.append("Over several seeds, ± is half of Student's 95% interval of the mean.")
+    if any(cell.seeds == 1 for table in found if len(table.cells) > 1 for cell in table.cells):
+        said.append(
+            "With one seed, ± and p are over the eval's records. Seeds were not sampled: training "
+            "again with another seed may change more than this, so that even a small p does not "
+            "say that the recipe is better, only that these weights are."
+        )
+    if tests:
+        several = f", adjusted for these {len(tests)} tests (Holm)" if len(tests) > 1 else ""
+        said.append(f"p values are two-sided{several}.")
+    if any(not test.paired for test in tests):
+        said.append("Unpaired tests see less; those runs kept no scores by record.")
+    for why in dict.fromkeys(cell.why for cell in cells if cell.why):
+        named = ", ".join(
+            f"{report.metric_label(table.eval, table.eval, table.metric)} of {cell.arm}"
+            for table in found
+            for cell in table.cells
+            if cell.why == why
+        )
+        said.append(f"Not tested ({why}): {named}.")
+    return said
+
+
+def _table(
+    group: ArmGroup, name: str, metric: str, better: bool | None, by_record: ByRecord
+) -> Table:
     cells: list[Cell] = []
     first: Mapping[str, StageRecord] = {}
     for arm, seeds in group.arms.items():
@@ -128,22 +177,21 @@ def _table(group: ArmGroup, name: str, metric: str, better: bool | None, samples
             estimate = statistics.over_seeds([e.value for e in values.values()])
         else:
             (estimate,) = values.values()
-        against = _against(seeds, first, name, metric, samples) if first else None
+        judged = _against(seeds, first, name, metric, by_record) if first else Compared(None)
         first = first or seeds
         cells.append(
             Cell(
                 arm,
                 estimate,
                 len(values),
-                against,
-                against.p if against else math.nan,
+                judged.tested,
+                math.nan,
                 sum(stage.tokens for stage in seeds.values()),
                 sum(stage.seconds for stage in seeds.values()),
+                judged.why,
             )
         )
-    adjusted = statistics.holm([cell.adjusted for cell in cells])
-    judged = tuple(replace(c, adjusted=p) for c, p in zip(cells, adjusted, strict=True))
-    return Table(name, metric, better, judged)
+    return Table(name, metric, better, tuple(cells))
 
 
 def _values(seeds: Mapping[str, StageRecord], name: str, metric: str) -> dict[str, Estimate]:
@@ -165,35 +213,38 @@ def _against(
     baseline: Mapping[str, StageRecord],
     name: str,
     metric: str,
-    samples: Samples,
-) -> Paired | None:
+    by_record: ByRecord,
+) -> Compared:
     values, baseline_values = _values(arm, name, metric), _values(baseline, name, metric)
     shared = [seed for seed in values if seed in baseline_values]
     if len(shared) > 1:
         a, b = ([found[seed].value for seed in shared] for found in (values, baseline_values))
-        return statistics.paired_t(a, b, "seeds")
+        if not all(map(math.isfinite, (*a, *b))):
+            return Compared(None, "a value is not finite")
+        return Compared(statistics.paired_t(a, b, "seeds"))
     if len(arm) == len(baseline) == 1:
         (stage,), (baseline_stage,) = arm.values(), baseline.values()
-        return paired_records(stage, baseline_stage, name, metric, samples)
-    return None
+        return on_records(stage, baseline_stage, name, metric, by_record)
+    return Compared(None, "no two seeds in common")
 
 
-def paired_records(
-    stage: StageRecord, baseline: StageRecord, name: str, metric: str, samples: Samples
-) -> Paired | None:
-    """The paired test on the records that both stages were evaluated on; None where they differ."""
-    measured, baseline_measured = find(stage, name), find(baseline, name)
+def on_records(
+    stage: StageRecord, baseline: StageRecord, name: str, metric: str, by_record: ByRecord
+) -> Compared:
+    """The test of two stages on the records that both were evaluated on."""
+    measured, other = find(stage, name), find(baseline, name)
     if (
         measured is None
-        or baseline_measured is None
-        or measured.fingerprint != baseline_measured.fingerprint
+        or other is None
+        or not {metric} <= measured.metrics.keys() & other.metrics.keys()
     ):
-        return None
-    pairs = [
-        (a.scores[metric], b.scores[metric])
-        for a, b in zip(samples(stage, name), samples(baseline, name), strict=False)
-        if a.prompt == b.prompt and metric in a.scores and metric in b.scores
-    ]
-    if len(pairs) < 2 or len(pairs) != measured.metrics[metric].count:
-        return None
-    return statistics.on_records([a for a, _ in pairs], [b for _, b in pairs])
+        return Compared(None, "not measured on both")
+    same = measured.fingerprint == other.fingerprint
+    if same and measured.fingerprint.startswith(OWN):
+        # A method's own measurement is on the data of its stage.
+        same = stage.inputs.get("dataset") == baseline.inputs.get("dataset")
+    if not same:
+        return Compared(None, "another eval or other records")
+    a, b = (by_record(one, found) for one, found in ((stage, measured), (baseline, other)))
+    estimates = measured.metrics[metric], other.metrics[metric]
+    return statistics.compare(*estimates, a.get(metric), b.get(metric))

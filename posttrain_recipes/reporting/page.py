@@ -15,11 +15,11 @@ from posttrain_recipes import store
 from posttrain_recipes.language.expansion import origins
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.pricing import duration, show_usd
-from posttrain_recipes.records import Sample
-from posttrain_recipes.reporting import comparisons, plots, report
+from posttrain_recipes.records import PerRecord, Sample
+from posttrain_recipes.reporting import comparisons, plots, report, scores
 from posttrain_recipes.reporting.comparisons import Table
 from posttrain_recipes.reporting.report import TableRow
-from posttrain_recipes.store import RunRecord, StageRecord, Store
+from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.mirror import remote_id
 
@@ -81,16 +81,24 @@ class Exchange:
     answer: str | None
     before: Sample | None
     after: Sample | None
+    metric: str | None = None
+    """The score that tells which is better; None: the sum of all of them."""
+    higher_is_better: bool | None = True
 
     @property
     def change(self) -> str:
-        """better, worse, changed or same, by the scores and then by the words."""
+        """better, worse, changed or same, by the score and then by the words."""
         if self.before is None or self.after is None:
             return ""
-        old, new = sum(self.before.scores.values()), sum(self.after.scores.values())
-        if self.before.scores and self.after.scores and old != new:
-            return "better" if new > old else "worse"
+        old, new = self._score(self.before), self._score(self.after)
+        if old is not None and new is not None and self.higher_is_better is not None and old != new:
+            return "better" if (new > old) == self.higher_is_better else "worse"
         return "same" if self.before.completion == self.after.completion else "changed"
+
+    def _score(self, sample: Sample) -> float | None:
+        if self.metric and self.metric in sample.scores:
+            return sample.scores[self.metric]
+        return sum(sample.scores.values()) if sample.scores else None
 
 
 class Pages:
@@ -122,11 +130,16 @@ class Pages:
 
     def samples(self, stage: StageRecord, name: str, when: str = "after") -> Sequence[Sample]:
         """What an eval saw before or after a stage, wherever that was measured."""
-        for run in (self.record.id, stage.reused_from):
-            found = store.load_samples(self.store.path(run), stage.name, name, when) if run else []
-            if found:
-                return found
+        for measured in (m for m in (*stage.after, *stage.before) if m.name == name):
+            for run, stage_name, eval_name in scores.places(self.record, stage, measured):
+                found = store.load_samples(run, stage_name, eval_name, when)
+                if found:
+                    return found
         return []
+
+    def scores(self, stage: StageRecord, measured: Measured) -> Mapping[str, PerRecord]:
+        """What the metrics of an eval after a stage are the means of, record by record."""
+        return scores.load(self.record, stage, measured, "after")
 
     def curves(self, stage: StageRecord) -> dict[str, curves.Series]:
         """A stage's metrics over its steps, wherever it was trained."""
@@ -144,11 +157,13 @@ class Pages:
             if remembered.is_file()
             else environment()
         )
-        groups = [(g, comparisons.tables(g, self.samples)) for g in comparisons.groups(record)]
+        table = report.rows(record)
+        groups = [(g, comparisons.tables(g, self.scores)) for g in comparisons.groups(record)]
         return {
             "record": record,
             "description": record.resolved.get("description", ""),
-            "rows": report.rows(record),
+            "rows": table,
+            "notes": report.notes(table),
             "gates": gates.check(record),
             "groups": groups,
             "stages": [self._stage(stage, known) for stage in record.stages],
@@ -203,6 +218,8 @@ class Pages:
                     (new or old).answer,
                     old,
                     new,
+                    measured.main,
+                    measured.higher_is_better.get(measured.main or "", True),
                 )
                 for old, new in _zip(before, after)
             ]
@@ -273,6 +290,7 @@ def templates() -> Environment:
     )
     made.filters.update(
         estimate=report.show,
+        comparison_notes=comparisons.notes,
         change=report.show_change,
         duration=duration,
         cut=_cut,

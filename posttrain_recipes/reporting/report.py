@@ -6,12 +6,13 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from posttrain_recipes.planning import gates
 from posttrain_recipes.records import Estimate
-from posttrain_recipes.reporting.statistics import Paired
+from posttrain_recipes.reporting import scores, statistics
+from posttrain_recipes.reporting.statistics import Compared, Paired
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
 SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success")
@@ -31,6 +32,10 @@ class TableRow:
     after: Estimate | None
     higher_is_better: bool | None
     percent: bool
+    judged: Compared | None = None
+    """The test of after against before; None: what the two tell, unpaired."""
+    adjusted: float | None = None
+    """Its p value, adjusted for the other tests of the table."""
 
     @property
     def count(self) -> int:
@@ -46,16 +51,31 @@ class TableRow:
         return self.after.value - self.before.value
 
     @property
+    def said(self) -> Compared:
+        """What the test says, or why there is none."""
+        if self.judged is not None:
+            return self.judged
+        if self.before is None or self.after is None:
+            return Compared(None)
+        return statistics.compare(self.after, self.before, None, None)
+
+    @property
+    def tested(self) -> Paired | None:
+        """The test of after against before, if there is one."""
+        return self.said.tested
+
+    @property
+    def p(self) -> float:
+        """The p value that decides, adjusted for the other tests of the table; NaN without one."""
+        if self.adjusted is not None:
+            return self.adjusted
+        return self.tested.p if self.tested else math.nan
+
+    @property
     def verdict(self) -> str:
-        """better, worse, changed (neither way is better) or same (within both intervals' noise)."""
-        if self.before is None or self.after is None or self.change is None:
-            return ""
-        noise = math.hypot(half(self.before), half(self.after))
-        if not abs(self.change) > noise:
-            return "same"
-        if self.higher_is_better is None:
-            return "changed"
-        return "better" if (self.change > 0) == self.higher_is_better else "worse"
+        """better, worse, changed (neither way is better), same (not told apart) or, where nothing
+        was tested, nothing."""
+        return statistics.verdict(self.tested, self.p, self.higher_is_better)
 
 
 def half(estimate: Estimate) -> float:
@@ -65,13 +85,19 @@ def half(estimate: Estimate) -> float:
 
 
 def show(estimate: Estimate | None, percent: bool) -> str:
-    """`72.3% ±5.4`, or `1.842 ±0.051`; a dash where there is nothing."""
+    """`72.3% ±5.4`, or `1.842 ±0.051`; a dash where there is nothing. A single record has no ±."""
     if estimate is None:
         return "-"
+    value = show_value(estimate.value, percent)
+    if math.isnan(estimate.low):
+        return value
     spread = half(estimate)
-    if percent:
-        return f"{100 * estimate.value:.1f}% ±{100 * spread:.1f}"
-    return f"{estimate.value:.3f} ±{spread:.3f}"
+    return f"{value} ±{100 * spread:.1f}" if percent else f"{value} ±{spread:.3f}"
+
+
+def show_value(value: float, percent: bool) -> str:
+    """`72.3%`, or `1.842`."""
+    return f"{100 * value:.1f}%" if percent else f"{value:.3f}"
 
 
 def show_paired(found: Paired | None, percent: bool) -> str:
@@ -85,7 +111,7 @@ def show_paired(found: Paired | None, percent: bool) -> str:
 
 
 def show_p(p: float) -> str:
-    """A p value; a dash where no test can judge."""
+    """A p value; a dash where nothing was tested."""
     if math.isnan(p):
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -112,37 +138,95 @@ def columns(table: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 
 def show_change(row: TableRow) -> str:
-    """`+34.4`, in points for shares."""
+    """`+34.4 ±5.1`, in points for shares; a dash where before and after are of other records."""
     if row.change is None:
         return ""
+    if row.tested:
+        return show_paired(row.tested, row.percent)
+    if row.said.why == statistics.OTHER_RECORDS:
+        return "-"
     return f"{100 * row.change:+.1f}" if row.percent else f"{row.change:+.3f}"
 
 
 def rows(record: RunRecord) -> list[TableRow]:
-    """Every metric of every stage, in the recipe's order."""
-    return [row for stage in record.stages for row in stage_rows(stage)]
+    """Every metric of every stage, in the recipe's order, with what is to be said of its change;
+    p values are adjusted for all tests of the table (Holm)."""
+    found = [row for stage in record.stages for row in stage_rows(record, stage)]
+    return [
+        replace(row, adjusted=None if math.isnan(p) else p)
+        for row, p in zip(found, statistics.holm([row.p for row in found]), strict=True)
+    ]
 
 
-def stage_rows(stage: StageRecord) -> list[TableRow]:
+def stage_rows(record: RunRecord, stage: StageRecord) -> list[TableRow]:
     """Every metric of one stage."""
     before = {m.fingerprint: m for m in stage.before}
-    after = {m.fingerprint: m for m in stage.after}
+    after = {m.fingerprint: m for m in stage.after} if stage.method else {}
     found = []
-    for fingerprint, measured in {**before, **after}.items():
-        for metric in measured.metrics:
+    for fingerprint in dict.fromkeys((*before, *after)):
+        old, new = before.get(fingerprint), after.get(fingerprint)
+        measured = [one for one in (old, new) if one]
+        olds, news = (
+            scores.load(record, stage, one, when) if old and new and one else {}
+            for one, when in ((old, "before"), (new, "after"))
+        )
+        for metric in dict.fromkeys(metric for one in measured for metric in one.metrics):
+            then, now = _estimate(old, metric), _estimate(new, metric)
+            judged = Compared(None)
+            if then and now:
+                judged = statistics.compare(now, then, news.get(metric), olds.get(metric))
             found.append(
                 TableRow(
                     stage.name,
-                    measured.name,
+                    measured[0].name,
                     metric,
-                    metric_label(measured.name, measured.eval, metric),
-                    _estimate(before.get(fingerprint), metric),
-                    _estimate(after.get(fingerprint), metric) if stage.method else None,
-                    measured.higher_is_better.get(metric, True),
+                    metric_label(measured[0].name, measured[0].eval, metric),
+                    then,
+                    now,
+                    measured[-1].higher_is_better.get(metric, True),
                     metric in SHARES,
+                    judged,
                 )
             )
     return found
+
+
+def notes(table: Sequence[TableRow]) -> list[str]:
+    """What has to be known to read the table: sentences for below it."""
+    stages: dict[str, set[str]] = {}
+    for row in table:
+        stages.setdefault(row.label, set()).add(row.stage)
+
+    def named(some: Sequence[TableRow]) -> str:
+        return ", ".join(
+            f"{row.label} of {row.stage}" if len(stages[row.label]) > 1 else row.label
+            for row in some
+        )
+
+    tested = [row.tested for row in table if row.tested]
+    found = ["± is half of a 95% confidence interval."]
+    if tested:
+        pairs = "in pairs, record by record" if any(t.paired for t in tested) else "unpaired"
+        several = f", adjusted for the {len(tested)} tests of this table (Holm)"
+        found.append(
+            f"A change is tested {pairs}. better, worse, changed: p < 0.05"
+            f"{several if len(tested) > 1 else ''}; same: not told apart."
+        )
+    if alone := [row for row in table if row.tested and not row.tested.paired]:
+        found.append(
+            f"Unpaired, which sees less, because the run kept no scores by record: {named(alone)}."
+        )
+    for row in table:
+        if row.tested and row.tested.left_out:
+            found.append(
+                f"{named([row])}: tested on {row.tested.count} records; "
+                f"{row.tested.left_out} have no value before or after."
+            )
+    untested: dict[str, list[TableRow]] = {}
+    for row in table:
+        if row.said.why:
+            untested.setdefault(row.said.why, []).append(row)
+    return found + [f"No verdict ({why}): {named(there)}." for why, there in untested.items()]
 
 
 def metric_label(name: str, eval_name: str, metric: str) -> str:
@@ -156,11 +240,16 @@ def _estimate(measured: Measured | None, metric: str) -> Estimate | None:
 
 def markdown(record: RunRecord) -> str:
     """The before/after table, results first."""
-    lines = ["| stage | eval | n | before | after | change | |", "|---|---|--:|--:|--:|--:|---|"]
-    for row in rows(record):
+    lines = [
+        "| stage | eval | n | before | after | change | p | |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    table = rows(record)
+    for row in table:
         lines.append(
             f"| {row.stage} | {row.label} | {row.count} | {show(row.before, row.percent)} "
-            f"| {show(row.after, row.percent)} | {show_change(row)} | {row.verdict} |"
+            f"| {show(row.after, row.percent)} | {show_change(row)} | {show_p(row.p)} "
+            f"| {row.verdict} |"
         )
     if len(lines) == 2:
         lines = ["This recipe has no evals."]
@@ -168,7 +257,7 @@ def markdown(record: RunRecord) -> str:
         lines += ["", f"{'Passed' if gate.passed else '**Failed**'}: {gate}."]
     lines += [
         "",
-        "± is half of a 95% confidence interval; *same* means within the noise of both.",
+        *(["\n".join(notes(table)), ""] if table else []),
         f"Recipe `{record.recipe}`, model `{record.model}`, engine `{record.engine}`, "
         f"seed {record.seed}" + (f", preset `{record.preset}`" if record.preset else "") + ".",
         f"Again: `ptl run {record.path}"
@@ -180,13 +269,26 @@ def markdown(record: RunRecord) -> str:
 def as_json(record: RunRecord) -> dict[str, Any]:
     """Everything about a run, as `--json` prints it."""
     data = asdict(record)
+    del data["home"]
+    table = rows(record)
     data["table"] = [
-        {**asdict(row), "change": row.change, "verdict": row.verdict} for row in rows(record)
+        {**asdict(row), "change": row.change, "p": row.p, "verdict": row.verdict} for row in table
     ]
+    data["notes"] = notes(table)
     checked = gates.check(record)
     data["gates"] = [asdict(gate) for gate in checked]
     data["passed"] = all(gate.passed for gate in checked)
-    return data
+    return known(data)
+
+
+def known(value: Any) -> Any:
+    """The same as JSON can hold it: null for a number that is not one, such as an end of an
+    interval that is not known."""
+    if isinstance(value, dict):
+        return {key: known(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [known(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def spent(stage: StageRecord) -> dict[str, float]:

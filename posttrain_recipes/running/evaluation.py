@@ -12,6 +12,7 @@ from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
+from posttrain_recipes.reporting import scores
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.reading import read_records
@@ -53,8 +54,7 @@ class Evaluator:
             what = f"{planned.name} {when} {stage.name}"
             with self.spending.into(stage, kept, kept.evaluation):
                 result = self._result(planned, checkpoint, what)
-            if result.samples:
-                self.directory.save_samples(stage.name, planned.name, when, result.samples)
+            scores.keep(self.directory, stage.name, planned.name, when, result)
             child.log_eval(
                 planned.name,
                 when,

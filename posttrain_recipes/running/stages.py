@@ -14,7 +14,7 @@ from posttrain_recipes import store
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, DataMethod, Record, Resume, Sample, StageContext
 from posttrain_recipes.records import EvalResult
-from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting import report, scores
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
@@ -238,7 +238,7 @@ class Sink:
         assert stage.method is not None
         assert stage.data is not None
         step = 0 if when == "before" else kept.total_steps
-        directory.save_samples(stage.name, name, when, result.samples)
+        scores.keep(directory, stage.name, name, when, result)
         self.child.log_eval(name, when, result, step)
         self.child.log_samples(name, when, result.samples, step)
         mark = f"{store.OWN}{name}"

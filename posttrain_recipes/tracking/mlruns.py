@@ -326,14 +326,15 @@ def results_table(results: Mapping[str, Mapping[str, Estimate]]) -> str:
     """Estimates before and after a stage as a Markdown table."""
     rows = ["| eval | before | after |", "| --- | --- | --- |"]
     for name, found in results.items():
-        cells = [
-            f"**{found[when].value:.3g}** [{found[when].low:.3g}, {found[when].high:.3g}]"
-            if when in found
-            else ""
-            for when in ("before", "after")
-        ]
+        cells = [_estimate(found[when]) if when in found else "" for when in ("before", "after")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def _estimate(found: Estimate) -> str:
+    """A value with its interval; without one that is not known, as that of a single record."""
+    value = f"**{found.value:.3g}**"
+    return value if math.isnan(found.low) else f"{value} [{found.low:.3g}, {found.high:.3g}]"
 
 
 def samples_table(samples: Iterable[Sample]) -> str:

@@ -1,4 +1,10 @@
-"""Means with 95% confidence intervals."""
+"""Means and shares with 95% confidence intervals.
+
+Means have Student's t interval (Student 1908). It holds for normal values at any count, where the
+normal one covers 70% at 2 and 88% at 5. Of skewed values it covers less (92% of exponential and 87%
+of log-normal ones at 20); so does the BCa bootstrap, which also covers less at small counts (87% of
+5 normal ones), so that none is used.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,13 @@ from posttrain_recipes.records import Estimate
 
 Z95 = 1.959963984540054
 """The 97.5% quantile of the standard normal distribution."""
+
+
+def t95(degrees: float) -> float:
+    """The 97.5% quantile of Student's t distribution with so many degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
 
 
 def proportion(successes: float, count: int) -> Estimate:
@@ -25,23 +38,45 @@ def proportion(successes: float, count: int) -> Estimate:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """sum(numerators) / sum(denominators) over records, by the delta method.
+    """sum(numerators) / sum(denominators) over records, by the delta method, with Student's t.
 
     A mean over tokens whose uncertainty is over records: tokens of one record are not independent.
+    Where records are of unequal length, they count as their effective number (Kish 1965). One
+    record has no interval (NaN).
     """
     count = len(numerators)
-    total = sum(denominators)
+    total = math.fsum(denominators)
     if count == 0 or total == 0:
         return Estimate(math.nan, math.nan, math.nan, count)
-    value = sum(numerators) / total
+    value = math.fsum(numerators) / total
     if count == 1:
         return Estimate(value, math.nan, math.nan, 1)
-    residuals = (n - value * d for n, d in zip(numerators, denominators, strict=True))
-    variance = sum(r * r for r in residuals) * count / (count - 1) / total**2
-    half = Z95 * math.sqrt(variance)
+    residuals = [(n - value * d) / total for n, d in zip(numerators, denominators, strict=True)]
+    error, degrees = spread(residuals, [d / total for d in denominators])
+    if not any(residuals):
+        return Estimate(value, value, value, count)
+    half = t95(degrees) * error if degrees > 0 else math.nan
     return Estimate(value, value - half, value + half, count)
 
 
+def spread(residuals: Sequence[float], shares: Sequence[float]) -> tuple[float, float]:
+    """The standard error of a ratio and its degrees of freedom, from each record's residual and its
+    share of the denominator; the second is 0 where one record has all of that."""
+    effective = 1 / math.fsum(share * share for share in shares)
+    if effective <= 1 + 1e-9:
+        return math.nan, 0.0
+    variance = math.fsum(r * r for r in residuals) * effective / (effective - 1)
+    return math.sqrt(variance), effective - 1
+
+
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean with its normal interval."""
+    """The mean with Student's t interval; one value has none (NaN)."""
     return ratio(values, [1.0] * len(values))
+
+
+def summary(values: Sequence[float]) -> Estimate:
+    """The mean of scores that may or may not be 0 and 1: as a share if all of them are, so that its
+    interval has a width even where all are the same, else as a mean."""
+    if values and set(values) <= {0.0, 1.0}:
+        return proportion(sum(values), len(values))
+    return mean(values)

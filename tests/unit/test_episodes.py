@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -41,11 +42,13 @@ class Echo(Episode):
         return [float(len(reply))]
 
     def metrics(self) -> dict[str, float]:
-        return {"success": float(self.count == 3)}
+        return {"success": float(self.count == 3), **({"rests": 0.0} if self.count == 3 else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EchoTask(Task):
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {"rests": False}
+
     def start(self) -> Episode:
         return Echo()
 
@@ -177,7 +180,15 @@ def test_the_eval_tells_returns_and_what_the_episodes_tell() -> None:
     assert result.metrics["success"].value == 0.25
     assert result.metrics["return"].value == pytest.approx((6 + 1 + 1 + 1) / 4)
     assert result.metrics["turns"].value == pytest.approx((3 + 1 + 1 + 1) / 4)
-    assert result.higher_is_better["turns"] is None
+    assert result.higher_is_better == {
+        "success": True,
+        "return": True,
+        "turns": None,
+        "rests": False,
+    }
+    assert result.scores["turns"].values == (3.0, 1.0, 1.0, 1.0)
+    assert not result.scores["rests"].abstained, "of others before than after"
+    assert result.scores["return"].abstained
     assert list(result.metrics)[:2] == ["success", "return"]
     assert "[tool] aa" in result.samples[0].completion
 

@@ -60,10 +60,10 @@ def test_nothing_is_unknown() -> None:
 # --- means ---------------------------------------------------------------------------------------
 
 
-def test_a_mean_has_the_normal_interval() -> None:
+def test_a_mean_has_students_interval() -> None:
     found = mean([1.0, 2.0, 3.0, 6.0])
-    # Mean 3, sample variance 14/3, standard error sqrt(14/12).
-    half = 1.959963984540054 * math.sqrt(14 / 12)
+    # Mean 3, sample variance 14/3, standard error sqrt(14/12); t(3) from a table.
+    half = 3.182446305 * math.sqrt(14 / 12)
     assert (found.value, found.count) == (3.0, 4)
     assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
 

@@ -129,7 +129,7 @@ def test_the_page_tells_all_of_a_run(home: Path, run: RunRecord) -> None:
         assert "dpo@seed=0" in text
         assert "50.0% ±26.3" in text, "before and after with intervals"
         assert "80.0% ±24.8" in text, "over seeds: t(2) times the standard error"
-        assert "paired t, 3 seeds" in text
+        assert "sign test, 3 seeds, all alike" in text
         assert "ptl reproduce demo-1" in text
         assert "12,000" in text, "tokens sampled in all"
         assert "$1.50" in text
@@ -145,13 +145,13 @@ def test_arms_are_compared_over_seeds(home: Path, run: RunRecord) -> None:
         "dpo": ["0", "1", "2"],
         "ipo": ["0", "1", "2"],
     }
-    (table,) = comparisons.tables(group, Pages(home, run).samples)
+    (table,) = comparisons.tables(group, Pages(home, run).scores)
     first, second = table.cells
     assert (first.arm, first.seeds, first.against) == ("dpo", 3, None)
     assert second.estimate.value == pytest.approx(0.8)
     assert second.against
     assert second.against.difference == pytest.approx(0.2)
-    assert math.isnan(second.against.p), "all differences are equal"
+    assert second.against.p == pytest.approx(0.25), "all differences are equal: the sign test"
     assert table.best == "ipo"
 
 
@@ -160,7 +160,7 @@ def test_arms_with_one_seed_are_compared_over_records(project: Project, home: Pa
     shares = {"dpo": [True] * 4 + [False] * 8, "ipo": [False] + [True] * 11}
     record = finish(home, plan, shares)
     (group,) = comparisons.groups(record)
-    (table,) = comparisons.tables(group, Pages(home, record).samples)
+    (table,) = comparisons.tables(group, Pages(home, record).scores)
     found = table.cells[1].against
     assert found
     assert found.test == "McNemar exact, 12 records"

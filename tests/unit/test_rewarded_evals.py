@@ -18,6 +18,7 @@ from posttrain_recipes.plugin import (
     EvalContext,
     EvalResult,
     Message,
+    PerRecord,
     PluginConfig,
     Prompt,
     Reward,
@@ -88,6 +89,7 @@ def test_the_mean_reward_leaves_out_where_it_abstains() -> None:
     result = evaluate(made, [1, 2, 200], 1)
     assert result.metrics["mean_reward"].value == 2.5
     assert result.metrics["mean_reward"].count == 2
+    assert result.scores["mean_reward"] == PerRecord((2.0, 3.0, None), abstained=True)
     assert [sample.scores for sample in result.samples] == [{"number": 2.0}, {"number": 3.0}, {}]
     with pytest.raises(PtlError, match="abstained on every reply"):
         evaluate(made, [200], 1)
@@ -96,7 +98,9 @@ def test_the_mean_reward_leaves_out_where_it_abstains() -> None:
 def test_a_win_is_one_and_a_tie_is_half() -> None:
     made = WinRate(WinRate.Config.model_validate({"reward": {"use": "number"}}))
     # 2 > 1; 5 = 5; 200 abstains on both.
-    assert evaluate(made, [1, 7, 200], 1).metrics["win_rate"].value == 0.75
+    result = evaluate(made, [1, 7, 200], 1)
+    assert result.metrics["win_rate"].value == 0.75
+    assert result.scores["win_rate"] == PerRecord((1.0, 0.5, None), abstained=True)
     assert evaluate(made, [1, 2], 0, other=2).metrics["win_rate"].value == 0.0
 
 

@@ -11,6 +11,7 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     EvalResult,
     Method,
+    PerRecord,
     PluginConfig,
     Record,
     StageContext,
@@ -79,10 +80,20 @@ class ChessQLearning(Method):
             ]
             mates = [one for one in played if one.mated]
             found = {"mate": proportion(len(mates), len(played))}
+            # Games without a mate have no number of moves to it: where others mate after learning
+            # than before, nothing is said of the change.
+            scores = {
+                "mate": PerRecord(tuple(float(one.mated) for one in played)),
+                "moves": PerRecord(tuple(float(g.moves) if g.mated else None for g in played)),
+                "excess": PerRecord(
+                    tuple(float(g.moves - g.best) if g.mated else None for g in played)
+                ),
+            }
             if mates:
                 found["moves"] = mean([float(one.moves) for one in mates])
                 found["excess"] = mean([float(one.moves - one.best) for one in mates])
-            return EvalResult(found, higher_is_better={"moves": False, "excess": False})
+            good = {"mate": True, "moves": False, "excess": False}
+            return EvalResult(found, higher_is_better=good, scores=scores)
 
         every = max(1, config.games // LOGGED)
         total = -(-config.games // every)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,12 @@ RULES = "Mate the black king. Say a move, such as d1d7."
 @dataclass(frozen=True, kw_only=True)
 class Mate(Task):
     """A position with white to move, and how it is played on."""
+
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {
+        "mate": True,
+        "legal": True,
+        "excess": False,
+    }
 
     position: Position
     seed: int

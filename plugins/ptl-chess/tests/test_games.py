@@ -11,6 +11,7 @@ from ptl_chess.tasks import KQK, KQKMoves, Mate, board_svg, fen
 
 import posttrain_recipes as ptl
 from posttrain_recipes.plugin import Conversation
+from posttrain_recipes.reporting import report
 from posttrain_recipes.testing import check_plugin
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -47,6 +48,9 @@ def test_q_learning_mates_nearly_always_and_nearly_as_fast_as_can_be(tmp_path: P
     assert after["mate"].low > 0.9
     assert after["excess"].value < 2.0
     assert result["random"].after["q_learning"]["mate"].low > 0.9
+    verdicts = {(row.stage, row.metric): row.verdict for row in report.rows(result.record)}
+    assert verdicts["best", "mate"] == "better"
+    assert verdicts["best", "moves"] == verdicts["best", "excess"] == "", "of other games"
     drawn = tmp_path / "runs" / result.run_id / "artifacts" / "best" / "game.html"
     assert drawn.read_text().count("<svg") > 1
 

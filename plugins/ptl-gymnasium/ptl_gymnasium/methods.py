@@ -11,6 +11,7 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     EvalResult,
     Method,
+    PerRecord,
     PluginConfig,
     Record,
     StageContext,
@@ -38,12 +39,13 @@ def _tasks(stage: StageContext) -> list[GymTask]:
 
 
 def _result(episodes: Sequence[Episode]) -> EvalResult:
+    returns = [episode.reward for episode in episodes]
+    lengths = [float(episode.length) for episode in episodes]
+    # Long episodes are good where a pole is held up, and bad where a goal is to be reached.
     return EvalResult(
-        {
-            "return": mean([episode.reward for episode in episodes]),
-            "length": mean([float(episode.length) for episode in episodes]),
-        },
-        higher_is_better={"length": True},
+        {"return": mean(returns), "length": mean(lengths)},
+        higher_is_better={"return": True, "length": None},
+        scores={"return": PerRecord(tuple(returns)), "length": PerRecord(tuple(lengths))},
     )
 
 

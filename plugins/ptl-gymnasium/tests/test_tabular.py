@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+from ptl_gymnasium.methods import _result
 from ptl_gymnasium.tabular import (
     QTable,
     Schedule,
@@ -73,3 +74,12 @@ def test_the_cliff_is_walked_along_by_the_shortest_way() -> None:
     table = QTable(4, alpha=0.5)
     list(learn(env, table, range(500), 500, Schedule(), seed=0))
     assert play(env, table.greedy, discretizer(env), seed=7).reward == -13
+
+
+def test_more_reward_is_better_and_a_longer_episode_neither_way() -> None:
+    """Length +23 on FrozenLake is no good by itself: there it takes longer to the goal."""
+    episodes = list(random_episodes(gymnasium.make("FrozenLake-v1"), 20, seed=0))
+    found = _result(episodes)
+    assert found.higher_is_better == {"return": True, "length": None}
+    assert found.scores["return"].values == tuple(one.reward for one in episodes)
+    assert found.scores["length"].values == tuple(float(one.length) for one in episodes)

@@ -6,7 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -124,6 +124,8 @@ class GameConfig(DatasetConfig):
 @dataclass(frozen=True, kw_only=True)
 class GameTask(Task):
     """One beginning of a game."""
+
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {"legal": True, "unbeaten": True}
 
     opponent: Opponent
     policy: int
