@@ -199,7 +199,7 @@ def ptl_engines() -> Sequence[type[Engine]]:
 
 def _embedded_lacks(names: Collection[str]) -> dict[str, str]:
     return {
-        name: "it has none"
+        name: probe.EMBEDDED_LACKS[name]
         for name in probe.with_requirements(names)
         if name in probe.EMBEDDED_LACKS
     }

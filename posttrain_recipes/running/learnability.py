@@ -68,7 +68,7 @@ def _verdict(name: str, groups: Sequence[Group], replies: int) -> PreflightFindi
         "warning",
         f"{told}: there is little to learn from",
         "prompts of which the model gets some right and some wrong; sft first if it never does; "
-        "'zero_variance_groups: replace', a larger group_size or a higher temperature",
+        "'zero_variance_groups: replace', or a larger group_size",
     )
 
 
