@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.planning import depends
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
 from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.registry import suggest
@@ -172,6 +173,9 @@ class History:
 def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
     """Which of a stage's inputs have changed, in words."""
     inputs = stage.inputs
+    if depends.other_scheme(earlier):
+        yield "its fingerprint was made another way"
+        return
     if earlier.get("start") != inputs["start"]:
         own = stage.start == BASE or stage.start.startswith("tinker://")
         yield f"starts from {stage.start}" if own else f"parent {stage.start} changed"
@@ -193,7 +197,7 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
             yield f"{key} changed"
 
 
-_KNOWN = {"start", "model", "engine", "seed", "lora", "method", "dataset", "reward"}
+_KNOWN = {"scheme", "start", "model", "engine", "seed", "lora", "method", "dataset", "reward"}
 
 
 def _data(before: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
@@ -205,6 +209,7 @@ def _data(before: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
     elif before.get("use") != after["use"]:
         yield f"dataset {before.get('use')} -> {after['use']}"
     else:
+        yield from _code("dataset", before, after)
         if before.get("digest") != after["digest"] or before.get("sources") != after["sources"]:
             yield f"{label} changed"
         if before.get("made") != after["made"]:
@@ -216,15 +221,24 @@ def _plugin(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> I
     if before.get("use") != after.get("use"):
         yield f"{kind} {before.get('use', 'none')} -> {after.get('use', 'none')}"
         return
-    if before.get("from") != after.get("from"):
-        yield f"{kind} {after['use']} of {before.get('from')} -> {after['from']}"
+    yield from _code(kind, before, after)
     for option, model in after.get("models", {}).items():
         if before.get("models", {}).get(option) != model:
             yield f"the model behind {kind}.{option} changed"
-    rest = ("use", "from", "config", "models")
+    if before.get("content") != after.get("content"):
+        yield f"what {kind} {after.get('use')} is made of changed"
+    rest = ("use", "from", "code", "config", "models", "content")
     yield from _options(kind, before.get("config", {}), after.get("config", {}))
     old, new = ({k: v for k, v in m.items() if k not in rest} for m in (before, after))
     yield from _options(kind, old, new)
+
+
+def _code(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A plugin of another version, or edited within one."""
+    if before.get("from") != after.get("from"):
+        yield f"{kind} {after['use']} of {before.get('from')} -> {after['from']}"
+    elif before.get("code") != after.get("code"):
+        yield f"the code of {kind} {after['use']} changed ({after['from']}, edited in place)"
 
 
 def _options(prefix: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
@@ -250,6 +264,14 @@ def new_evals(stage: PlannedStage, kept: StageRecord) -> list[str]:
     """Names of the stage's evals that `kept` has no result of."""
     done = [{m.fingerprint for m in measured} for measured in (kept.before, kept.after)]
     return [e.name for e in stage.evals if not all(e.fingerprint in found for found in done)]
+
+
+def remade(plan: Plan, runs: Sequence[RunRecord]) -> str | None:
+    """Why nothing is reused of what older versions trained of this recipe; None where nothing is
+    lost, or a run since then says it all."""
+    known = [stage.inputs for run in runs if run.recipe == plan.name for stage in run.stages]
+    known = [inputs for inputs in known if inputs]
+    return depends.scheme_words() if known and all(map(depends.other_scheme, known)) else None
 
 
 def decisions(

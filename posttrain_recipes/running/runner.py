@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.language.flat import Origin
-from posttrain_recipes.planning import costs, gates, needs, pricing
+from posttrain_recipes.planning import costs, depends, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
-from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.planning.plans import Plan, PlannedStage, model_identity
 from posttrain_recipes.planning.reuse import History, Scope, decisions, new_evals
 from posttrain_recipes.plugin import Connection
 from posttrain_recipes.reporting import report
@@ -210,6 +210,8 @@ class _Run:
         """Run every stage that is asked for; raises what the first one that failed raised."""
         tracker = Tracker(self.kept.home, warn=self.reporter.warning)
         tracker.start()
+        for pin in self.plan.pins:
+            self.reporter.doing(pin)
         self._preflight()
         self._estimate()
         self.spending.start()
@@ -336,6 +338,7 @@ class _Run:
                 self.reporter.warning,
             )
             needs.check(self.plan, connection, wait)
+            self._check_models()
             self.serving = Serving(self.plan, connection, wait)
             # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
             for name in models:
@@ -351,6 +354,17 @@ class _Run:
                 self._made,
             )
             yield connection
+
+    def _check_models(self) -> None:
+        """Refuse models whose files were edited before the engine read them.
+
+        Raises:
+            UsageError: one is not what was planned with.
+        """
+        for name, planned in self.plan.identities.items():
+            now = model_identity(name, self.plan.path.parent)
+            if now != name and now != planned:
+                raise depends.changed(f"the model {name}")
 
     def _made(self, stage: str) -> Path:
         """Where the records that a stage of this run made lie."""

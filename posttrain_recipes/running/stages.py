@@ -56,6 +56,7 @@ class StageWork:
         self, stage: PlannedStage, kept: StageRecord, start: Checkpoint, tracked: RecipeRun
     ) -> None:
         """Evaluate, train and evaluate again, without repeating what `kept` has already."""
+        stage.check_held()
         kept.start = start
         kept.started = kept.started or store.now()
         trained = kept.done
