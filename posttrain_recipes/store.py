@@ -92,6 +92,17 @@ class Spent:
         """The tokens."""
         return Usage(self.train, self.prefill, self.sample)
 
+    def __sub__(self, other: Spent) -> Spent:
+        return self + Spent(-other.seconds, -other.train, -other.prefill, -other.sample)
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.seconds + other.seconds,
+            self.train + other.train,
+            self.prefill + other.prefill,
+            self.sample + other.sample,
+        )
+
 
 @dataclass(frozen=True)
 class Estimated:
@@ -144,6 +155,8 @@ class StageRecord:
     estimate: Estimated | None = None
     training: Spent = field(default_factory=Spent)
     evaluation: Spent = field(default_factory=Spent)
+    lost: Spent = field(default_factory=Spent)
+    """What evals took that were interrupted and made again: paid for, and no part of `spent`."""
     usd: float | None = None
     """What it cost; None where that is not known or nothing is billed."""
     superseded: list[str] = field(default_factory=list)
@@ -156,10 +169,12 @@ class StageRecord:
     @property
     def spent(self) -> Spent:
         """What training and evals took together."""
-        t, e = self.training, self.evaluation
-        return Spent(
-            t.seconds + e.seconds, t.train + e.train, t.prefill + e.prefill, t.sample + e.sample
-        )
+        return self.training + self.evaluation
+
+    @property
+    def paid(self) -> Spent:
+        """What it took with all that was interrupted and made again."""
+        return self.spent + self.lost
 
     @property
     def done(self) -> bool:
@@ -218,8 +233,9 @@ class RunDirectory:
 
 
 def samples_path(run: Path, stage: str, name: str, when: str) -> Path:
-    """Where the samples of an eval lie."""
-    return run / "samples" / f"{stage}-{name}-{when}.jsonl"
+    """Where the samples of an eval lie. A directory for each stage: names may have hyphens, and
+    `sft` with `dpo-held` is not `sft-dpo` with `held`."""
+    return run / "samples" / stage / f"{name}-{when}.jsonl"
 
 
 def artifacts_path(run: Path, stage: str) -> Path:
@@ -235,6 +251,8 @@ def made_path(run: Path, stage: str) -> Path:
 def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
     """The samples of an eval; none where it keeps none."""
     path = samples_path(run, stage, name, when)
+    if not path.is_file():
+        path = run / "samples" / f"{stage}-{name}-{when}.jsonl"  # of runs before that
     if not path.is_file():
         return []
     samples = []
@@ -402,7 +420,7 @@ def _stage(data: dict[str, Any]) -> StageRecord:
         ("estimate", Estimated),
     ):
         data[key] = cls(**data[key]) if data.get(key) else None
-    for key in ("training", "evaluation"):
+    for key in ("training", "evaluation", "lost"):
         data[key] = Spent(**data.get(key, {}))
     for when in ("before", "after"):
         data[when] = [

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ class Decision:
     """The run that left what is reused or gone on with."""
     stage: StageRecord | None = None
     """What that run left of the stage."""
+    done: int = 0
+    """Steps, or batches of records, that are there already where it is gone on with."""
 
 
 @dataclass
@@ -116,6 +119,16 @@ class History:
         makes = isinstance(stage.method, DataMethod)
         return sum(1 for _ in made.glob("[0-9]*.jsonl")) if makes else 0
 
+    def _made(self, run: RunRecord, stage: PlannedStage) -> bool:
+        """Whether a stage that makes data has made all of it in a run that ended after that."""
+        path = store.made_path(self.runs_dir / run.id, stage.name) / "provenance.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        whole = isinstance(told, dict) and told.get("fingerprint") == stage.fingerprint
+        return whole and isinstance(stage.method, DataMethod)
+
     def decide(self, stage: PlannedStage, current: RunRecord | None, recipe: str) -> Decision:
         """What becomes of `stage`.
 
@@ -135,12 +148,15 @@ class History:
                 return Decision("reuse", f"finished in run {current.id}", current, own)
             elif saved:
                 why = f"from step {saved.step} of {own.total_steps} in run {current.id}"
-                return Decision("resume", why, current, own)
+                return Decision("resume", why, current, own, saved.step)
             elif own.status == "left_out":
                 return Decision("skip", own.error or "its loop has ended")
+            elif self._made(current, stage):
+                why = f"its records are made in run {current.id}, and its evals are left"
+                return Decision("resume", why, current, own, own.total_steps)
             elif batches := self._batches(current, stage):
                 why = f"from batch {batches} of {own.total_steps} in run {current.id}"
-                return Decision("resume", why, current, own)
+                return Decision("resume", why, current, own, batches)
         if own and own.fresh:
             return Decision("run", gone or own.fresh)
         for run, earlier in reversed(self._finished.get(stage.fingerprint, [])):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,8 +51,12 @@ class Evaluator:
             if any(m.fingerprint == planned.fingerprint for m in done):
                 continue
             what = f"{planned.name} {when} {stage.name}"
-            with self.spending.into(stage, kept, kept.evaluation):
+            before = replace(kept.lost)
+            # What comes to no end is made again by the next try: it is not an eval's cost.
+            with self.spending.into(stage, kept, kept.lost):
                 result = self._result(planned, checkpoint, what)
+            kept.evaluation += kept.lost - before
+            kept.lost = before
             if result.samples:
                 self.directory.save_samples(stage.name, planned.name, when, result.samples)
             child.log_eval(

@@ -440,6 +440,7 @@ class _Run:
             model=kept.model,
             training=kept.training,
             evaluation=kept.evaluation,
+            lost=kept.lost,
             usd=kept.usd,
         )
         if decision.run and decision.stage:

@@ -70,6 +70,19 @@ def test_superseded_steps_and_saves_that_nobody_recorded_go() -> None:
     assert all(item.size == 10 for item in found)
 
 
+def test_the_weights_that_a_resumed_stage_samples_from_stay() -> None:
+    """With max_staleness they are those of steps before the last that was saved."""
+    older = (uri("a", 3, "sampler_weights"), uri("a", 2, "sampler_weights"))
+    stage = stopped("a", 4, *pair("a", 2))
+    stage.resume = Resume(4, *pair("a", 4), older)
+    there = stored(*pair("a", 2), *pair("a", 4), *older)
+    assert uris(collect.find([record(1, "killed", stage)], there, set())) == {uri("a", 2)}
+    assert uris(collect.find([record(1, "killed", stage)], there, set(), keep_last=0)) == set(there)
+    stage.status, stage.checkpoint = "finished", Checkpoint("m", *pair("a", 4), 4)
+    left = collect.find([record(1, "finished", stage)], there, set())
+    assert uris(left) == {*older, uri("a", 2)}, "once it is done nothing needs them"
+
+
 def test_what_another_stage_or_mlflow_names_stays() -> None:
     start = Checkpoint("m", *pair("a", 2), 2)
     later = StageRecord("t", "g", "dpo", status="waiting", start=start)

@@ -42,6 +42,23 @@ def keep(kept: Store, run: RunRecord) -> None:
 # --- atomic writes -------------------------------------------------------------------------------
 
 
+def test_stages_and_evals_whose_names_run_together_keep_their_samples_apart(
+    tmp_path: Path,
+) -> None:
+    kept = store.Store(tmp_path)
+    (tmp_path / "runs" / "demo-1").mkdir(parents=True)
+    one, two = (Sample((Message("user", "?"),), reply) for reply in ("one", "two"))
+    with kept.open(record("demo-1")) as directory:
+        directory.save_samples("sft", "dpo-held", "after", (one,))
+        directory.save_samples("sft-dpo", "held", "after", (two,))
+    path = kept.path("demo-1")
+    assert store.load_samples(path, "sft", "dpo-held", "after") == [one]
+    assert store.load_samples(path, "sft-dpo", "held", "after") == [two]
+    new = store.samples_path(path, "sft-dpo", "held", "after")
+    new.rename(path / "samples" / "old-held-after.jsonl")
+    assert store.load_samples(path, "old", "held", "after") == [two], "a run of before"
+
+
 def test_a_write_makes_the_directories_it_needs(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a" / "b.json", "é\n")
     assert (tmp_path / "a" / "b.json").read_bytes() == "é\n".encode()
