@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -272,6 +272,12 @@ def named(runs: Sequence[RunRecord], name: str) -> RunRecord | None:
     return found[-1] if found else None
 
 
+def latest(runs: Sequence[RunRecord], fingerprint: str) -> RunRecord | None:
+    """The newest run of a plan, of runs that are in order."""
+    same = [run for run in runs if run.fingerprint == fingerprint]
+    return same[-1] if same else None
+
+
 class Store:
     """All runs below one directory."""
 
@@ -287,8 +293,10 @@ class Store:
             if record is not None:
                 if record.status == "running" and not self.locked(record.id):
                     record.status = "killed"
+                    for stage in record.stages:
+                        stage.status = "killed" if stage.status == "running" else stage.status
                 found.append(record)
-        return sorted(found, key=lambda record: (record.created, _number(record.id)))
+        return in_order(found)
 
     def find(self, run_id: str) -> RunRecord:
         """The run of that id, else the last run of the recipe of that name.
@@ -322,8 +330,7 @@ class Store:
 
     def latest(self, fingerprint: str) -> RunRecord | None:
         """The newest run of the same plan."""
-        same = [record for record in self.runs() if record.fingerprint == fingerprint]
-        return same[-1] if same else None
+        return latest(self.runs(), fingerprint)
 
     @contextmanager
     def open(self, record: RunRecord) -> Iterator[RunDirectory]:
@@ -385,6 +392,17 @@ class Store:
                 number += 1
             else:
                 return f"{recipe}-{number}"
+
+
+def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Runs, oldest first. Those of one recipe by their number, as a clock may have been wrong;
+    those of others by when they began, as far as that goes with it."""
+    began: dict[str, str] = {}
+    found = []
+    for run in sorted(runs, key=lambda run: (run.recipe, _number(run.id))):
+        began[run.recipe] = max(run.created, began.get(run.recipe, ""))
+        found.append((began[run.recipe], run.recipe, _number(run.id), run))
+    return [run for *_, run in sorted(found, key=lambda one: one[:3])]
 
 
 def _number(run_id: str) -> int:

@@ -78,6 +78,8 @@ def plan(
             click.echo(f"   reward  {name}")
         for name in stage["evals"]:
             click.echo(f"   eval    {name}")
+        if stage["measures"]:
+            click.echo(f"   new     {', '.join(stage['measures'])}: to be measured")
         if stage["ahead"]:
             click.echo(f"   ahead   {stage['ahead']}")
     if any(stage["ahead"] for stage in stages):
@@ -118,6 +120,7 @@ def _stages(
                     + f" on {e.data.label}"
                     for e in stage.evals
                 ],
+                "measures": list(decision.evals),
                 "fingerprint": stage.fingerprint,
                 "estimate": asdict(estimate) if estimate else None,
                 "ahead": costs.describe(estimate, planned.engine.billed) if estimate else None,

@@ -182,6 +182,17 @@ class Plan:
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
 
+    def check_models(self) -> None:
+        """Refuse models whose files were edited before the engine read them.
+
+        Raises:
+            UsageError: one is not what was planned with.
+        """
+        for name, planned in self.identities.items():
+            now = model_identity(name, self.path.parent)
+            if now not in (name, planned):  # by name alone: it is the hub's, or the engine's
+                raise depends.changed(f"the model {name}")
+
 
 # --- models and identity -------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,8 @@ class Decision:
     """What that run left of the stage."""
     done: int = 0
     """Steps, or batches of records, that are there already where it is gone on with."""
+    evals: tuple[str, ...] = ()
+    """What is measured of a stage that is reused: it has no result of these yet."""
 
 
 @dataclass
@@ -145,7 +147,7 @@ class History:
             elif own.done and self._lost(own):
                 gone = f"the records that it made in run {current.id} are gone"
             elif saved and own.done:
-                return Decision("reuse", f"finished in run {current.id}", current, own)
+                return _reuse(f"finished in run {current.id}", stage, current, own)
             elif saved:
                 why = f"from step {saved.step} of {own.total_steps} in run {current.id}"
                 return Decision("resume", why, current, own, saved.step)
@@ -166,9 +168,24 @@ class History:
                 gone = gone or f"the records that it made in run {run.id} are gone"
                 continue
             if self.alive(earlier.checkpoint.state_uri) is not False:
-                return Decision("reuse", f"the same inputs as in run {run.id}", run, earlier)
+                return _reuse(f"the same inputs as in run {run.id}", stage, run, earlier)
             gone = gone or f"the checkpoint of run {run.id} is gone"
         return Decision("run", gone or self.changed(stage, recipe))
+
+    def _unfinished(self, stage: PlannedStage, run: RunRecord, earlier: StageRecord) -> str:
+        """Why nothing is taken of an earlier try of which no input is known to differ."""
+        if earlier.fingerprint != stage.fingerprint:
+            return f"something that it depends on changed (against run {run.id})"
+        if earlier.done:
+            return f"finished in run {run.id}, but its checkpoint is not known"
+        if earlier.resume:
+            at = f"step {earlier.resume.step} of {earlier.total_steps}"
+            return f"not finished in run {run.id}, which is of another plan and stopped at {at}"
+        if batches := self._batches(run, stage):
+            return (
+                f"not finished in run {run.id}, which is of another plan and made {batches} batches"
+            )
+        return f"not finished in run {run.id}, which saved no checkpoint"
 
     def changed(self, stage: PlannedStage, recipe: str) -> str:
         """What differs from the earlier try of the stage that differs least."""
@@ -178,7 +195,7 @@ class History:
         for run, earlier in reversed((same_recipe or tried)[-_CANDIDATES:]):
             found = list(differences(earlier.inputs, stage))
             if not found:
-                return f"not finished in run {run.id}, which saved no checkpoint"
+                return self._unfinished(stage, run, earlier)
             if best is None or len(found) < best[0]:
                 shown = "; ".join(found[:3])
                 more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -276,6 +293,22 @@ def _show(value: Any) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
+def _reuse(why: str, stage: PlannedStage, run: RunRecord, kept: StageRecord) -> Decision:
+    return Decision("reuse", why, run, kept, evals=tuple(new_evals(stage, kept)))
+
+
+def finished(
+    decided: Iterable[tuple[PlannedStage, Decision]], asked: Sequence[PlannedStage], run: RunRecord
+) -> bool:
+    """Whether a run has all that is asked for: nothing is left to train, make or measure."""
+    return all(
+        decision.action == "skip"
+        or (decision.action == "reuse" and decision.run is run and not decision.evals)
+        for stage, decision in decided
+        if stage in asked
+    )
+
+
 def new_evals(stage: PlannedStage, kept: StageRecord) -> list[str]:
     """Names of the stage's evals that `kept` has no result of."""
     done = [{m.fingerprint for m in measured} for measured in (kept.before, kept.after)]
@@ -304,8 +337,7 @@ def decisions(
         return uri is None or plan.engine.holds(uri, home / "engine")
 
     history = History.of(runs, alive, home / "runs")
-    same = [run for run in runs if run.fingerprint == plan.fingerprint]
-    current = None if scope.anew or not same else same[-1]
+    current = None if scope.anew else store.latest(runs, plan.fingerprint)
     reasons = scope.reasons(plan)
     asked = scope.stages(plan)
     for stage in plan.stages:

@@ -96,6 +96,25 @@ def test_the_text_is_on_the_disk_before_it_takes_the_name(
 # --- ids -----------------------------------------------------------------------------------------
 
 
+def test_the_last_run_is_told_by_its_number_not_by_the_clock(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    for number, created in ((1, "2031"), (2, "2026"), (10, "2025")):
+        keep(kept, record(f"demo-{number}", created=f"{created}-01-01T00:00:00+00:00"))
+    assert [run.id for run in kept.runs()] == ["demo-1", "demo-2", "demo-10"]
+    latest = kept.latest(record().fingerprint)
+    assert latest is not None
+    assert latest.id == kept.find("demo").id == "demo-10"
+
+
+def test_what_was_at_work_in_a_run_that_was_killed_was_killed_too(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    run = record()
+    run.status = run.stages[0].status = "running"
+    keep(kept, run)
+    (found,) = kept.runs()
+    assert (found.status, found.stages[0].status) == ("killed", "killed")
+
+
 def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
     kept = Store(tmp_path)
     made = [kept.next_id(name) for name in ("sft", "sft", "dpo", "sft-long", "sft")]
