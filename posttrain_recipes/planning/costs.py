@@ -257,7 +257,7 @@ def describe(estimate: Estimated, billed: bool) -> str:
 def took(stage: StageRecord) -> str | None:
     """A stage's actual time and tokens beside the estimate; None for one that spent nothing."""
     spent, expected = stage.spent, stage.estimate
-    if not spent.usage.tokens:
+    if not stage.paid.usage.tokens:
         return None
     tokens_ahead = time_ahead = usd_ahead = None
     if expected is not None and not expected.unknown:

@@ -25,10 +25,11 @@ from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import differences, remade
 from posttrain_recipes.plugin import Conversation, NoEffect, PluginConfig, hookimpl
 from posttrain_recipes.records import Message, Sample
+from posttrain_recipes.reporting.reproduction import changes
 from posttrain_recipes.rewards.function import Function
 from posttrain_recipes.running.making import Made
 from posttrain_recipes.running.runner import new_record
-from posttrain_recipes.store import Store
+from posttrain_recipes.store import Measured, Store
 from tests.conftest import PAIRS, Install, Project, Ptl, flat
 from tests.unit.test_plan import prints
 
@@ -561,6 +562,7 @@ def test_fingerprints_of_another_scheme_are_told_once(project: Project, ptl: Ptl
     text = (
         "name: demo\nmodel: ./model\nstages:\n  - name: dpo\n"
         "    dataset: {use: jsonl, path: pairs.jsonl}\n    method: {use: dpo}\n"
+        "    eval: [{use: nll, dataset: {use: jsonl, path: chat.jsonl}}]\n"
     )
     project.write("pairs.jsonl", PAIRS * 4)
     plan = project.plan(text)
@@ -568,6 +570,7 @@ def test_fingerprints_of_another_scheme_are_told_once(project: Project, ptl: Ptl
     for stage in old.stages:
         stage.fingerprint, stage.started = "0" * 16, "2026-01-01T00:00:00+00:00"
         stage.inputs = {k: v for k, v in stage.inputs.items() if k != "scheme"}
+        stage.after = [Measured("nll", "nll", "another", "chat.jsonl", {})]
     kept = Store(project.path / ".ptl")
     (kept.runs_dir / "demo-1").mkdir(parents=True)
     with kept.open(old) as directory:
@@ -576,5 +579,8 @@ def test_fingerprints_of_another_scheme_are_told_once(project: Project, ptl: Ptl
     said = flat(ptl("plan", "mine.yaml").out)
     assert said.count("fingerprints are made another way since version") == 1
     assert "its fingerprint was made another way (against run demo-1)" in said
+    assert [*changes(old, plan)] == [
+        "dpo: its fingerprint was made another way, so what changed since is not known"
+    ], "nor are its evals said to have changed"
     assert remade(plan, [old, new]) is None
     assert remade(plan, []) is None
