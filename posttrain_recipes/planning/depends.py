@@ -167,8 +167,9 @@ def _key() -> bytes:
         try:
             return bytes.fromhex(path.read_text(encoding="ascii").strip())
         except (OSError, ValueError):
-            if not attempt and not _drawn:
+            if not _drawn:
                 _drawn.append(secrets.token_bytes(32))
+            if not attempt:
                 content.write_quietly(path, _drawn[0].hex(), mode=0o600)
     return _drawn[0]
 

@@ -251,7 +251,8 @@ def _data(
     stages = {name: builder.above.get(name) for name in building.reads(dataset)}
     made_by = {name: builder.stage_identity(stage) for name, stage in stages.items() if stage}
     planned = depends.held(dataset)
-    return Data(dataset, key, seed, held_out, spec.get("path"), made_by, planned)
+    names = tuple(environment_names(json.dumps(spec, default=str)))
+    return Data(dataset, key, seed, held_out, spec.get("path"), made_by, planned, names)
 
 
 def _first_int(*values: Any) -> int:

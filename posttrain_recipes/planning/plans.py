@@ -46,6 +46,8 @@ class Data:
     """The stages whose made records it reads, with what tells those from others."""
     planned: tuple[str | None, ...] | None = None
     """What its files held when it was planned; None: not looked at."""
+    environment: tuple[str, ...] = ()
+    """The environment variables that stand in its options."""
 
     @property
     def label(self) -> str:
@@ -56,16 +58,18 @@ class Data:
     @property
     def digest(self) -> str:
         """A hash of the content; of its name and options if the content is not known."""
-        return self.dataset.digest() or depends.digest(self.identity())
+        held = depends.without_environment(self.dataset.digest(), self.environment)
+        return held or depends.digest(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """What tells its records from others': content where it can be known, else options."""
-        return {
+        found = {
             **depends.of_plugin(self.dataset),
             "made": list(self.made_by.values()),
             "seed": self.split_seed,
             "held_out": self.held_out,
         }
+        return dict(depends.without_environment(found, self.environment))
 
 
 def _label(dataset: Dataset) -> str:

@@ -147,6 +147,26 @@ def test_nothing_that_is_kept_leads_to_what_is_in_the_environment(
     assert kept() != first, "with another user's key nothing of it can be told"
 
 
+def test_the_digest_of_data_that_tracking_keeps_leads_to_no_value(
+    project: Project, monkeypatch: pytest.MonkeyPatch, users_cache: Path
+) -> None:
+    at(monkeypatch, None)
+    monkeypatch.setenv("WORDS", "hush")
+    monkeypatch.setenv("PLACE", "acme/data")
+    text = HUB.replace("path: acme/data", "path: '${env:PLACE}', system: '${env:WORDS}'")
+
+    def kept() -> str:
+        data = plan_of(project, text).stages[0].data
+        assert data is not None
+        return data.digest
+
+    first = kept()
+    (users_cache / "posttrain-recipes" / "key").write_text("ab" * 32)
+    assert kept() != first
+    at(monkeypatch, "a" * 40)
+    assert "acme" not in kept()
+
+
 # --- code ----------------------------------------------------------------------------------------
 
 IMPORTS: dict[str, dict[str, str]] = {
