@@ -24,7 +24,7 @@ SCHEME = 4
 """How fingerprints are made. Raised when they are made otherwise, for then all stages are new."""
 UNKNOWN = "its fingerprint was made another way, so what changed since is not known"
 """What is said of a stage where no difference can be told."""
-SINCE = {4: "0.1.0 of November 2026"}
+SINCE = {4: "0.1.0"}
 """Since when they are made so."""
 
 
