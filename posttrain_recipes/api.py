@@ -81,7 +81,7 @@ class Result:
 
 
 def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Plan:
-    """Check a recipe and say what running it would do.
+    """Check a recipe and say what running it would do. Asks the hub what its branches are now.
 
     Args:
         recipe: path of the recipe.
@@ -93,14 +93,15 @@ def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[s
         UsageError: the file or the preset is not there.
     """
     read = recipes.load(Path(recipe), preset=preset, overrides=overrides)
-    return build(read, registry.load())
+    return build(read, registry.load(), ask=True)
 
 
 def validate(
     recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
 ) -> None:
-    """Raise `RecipeError` with everything that is wrong with a recipe, or return."""
-    plan(recipe, preset=preset, overrides=overrides)
+    """Raise `RecipeError` with everything that is wrong with a recipe, or return; needs no
+    network."""
+    build(recipes.load(Path(recipe), preset=preset, overrides=overrides), registry.load())
 
 
 def run(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.options import Renamed
+from posttrain_recipes.options import Affects, Renamed
 from posttrain_recipes.plugin import Method, Resume, StageContext, Usage, checkpoint_name
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
@@ -79,10 +79,10 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
     another prompt in its place (dynamic sampling, DAPO)."""
     max_replacements: int = Field(default=3, ge=1)
     """For zero_variance_groups: replace, how many other prompts are tried in one place."""
-    retries: int = Field(default=2, ge=0)
+    retries: Annotated[int, Affects.COST] = Field(default=2, ge=0)
     """How often a group that could not be sampled is tried again before the stage fails; in an
     environment also how often an episode in which it raised is begun again, on its own."""
-    show_every: int | None = Field(default=None, ge=1)
+    show_every: Annotated[int | None, Affects.NOTHING] = Field(default=None, ge=1)
     """Steps between rollouts that are shown in MLflow; by default about eight times a stage."""
 
     @model_validator(mode="after")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.options import ModelRef
+from posttrain_recipes.options import Affects, ModelRef
 from posttrain_recipes.plugin import Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Sample, Task
 from posttrain_recipes.training.requests import sample
@@ -49,7 +49,7 @@ class CompletionConfig(DivergenceConfig):
     on_reward_error: OnError = "drop"
     """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
     episode) out of its group, zero counts it as 0, stop ends the stage."""
-    reward_timeout: float | None = Field(default=None, gt=0)
+    reward_timeout: Annotated[float | None, Affects.COST] = Field(default=None, gt=0)
     """Seconds that a reward may take for a group of replies, and an environment to begin an episode
     or to answer a reply; by default no limit."""
 
