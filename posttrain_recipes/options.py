@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
@@ -157,6 +157,38 @@ class LoraConfig(PluginConfig):
     """Adapt the output embedding."""
 
 
+class RendererConfig(PluginConfig):
+    """How conversations are rendered by a model's own chat template."""
+
+    thinking: Literal["off", "on", "keep"] = "off"
+    """Whether the model is asked to reason before it replies. on: the reasoning of what is learned
+    is learned too; keep: it also reads what it reasoned in earlier turns, where its template can
+    show that. Records whose reasoning the template leaves out are refused."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of the template, as {reasoning_effort: low}."""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is rendered with."""
+        return {**_THINKING[self.thinking], **self.template_kwargs}
+
+
+AS_EVER = RendererConfig()
+"""Without reasoning, and the template's own defaults."""
+_THINKING: dict[str, dict[str, bool]] = {
+    "off": {"enable_thinking": False, "thinking": False},
+    "on": {"enable_thinking": True, "thinking": True},
+    "keep": {
+        "enable_thinking": True,
+        "thinking": True,
+        "preserve_thinking": True,
+        "clear_thinking": False,
+        "truncate_history_thinking": False,
+    },
+}
+"""What `thinking` sets in a template, by the names that model families give to it."""
+
+
 class ModelRef(PluginConfig):
     """Weights to sample from, such as a teacher, a judge or a reference: exactly one of these.
 
@@ -170,6 +202,8 @@ class ModelRef(PluginConfig):
     """A model by name, as in the recipe's `model:`."""
     checkpoint: str | None = None
     """Saved sampler weights: tinker://RUN/sampler_weights/NAME."""
+    renderer: RendererConfig | None = None
+    """How it is asked, as {thinking: on}; by default as the stage's own model."""
 
     @model_validator(mode="after")
     def _is_one(self) -> ModelRef:

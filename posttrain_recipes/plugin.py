@@ -62,6 +62,7 @@ from posttrain_recipes.options import (
     ModelRef,
     NoEffect,
     PluginConfig,
+    RendererConfig,
     RewardRef,
     effective,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "PtlError",
     "Record",
     "Renderer",
+    "RendererConfig",
     "Resume",
     "Reward",
     "RewardContext",

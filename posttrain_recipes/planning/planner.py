@@ -19,7 +19,7 @@ from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
-from posttrain_recipes.options import ModelRef, effective, is_key, references
+from posttrain_recipes.options import AS_EVER, ModelRef, effective, is_key, references
 from posttrain_recipes.planning import building, depends, gates
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
@@ -31,7 +31,17 @@ from posttrain_recipes.planning.plans import (
     PlannedEval,
     PlannedStage,
 )
-from posttrain_recipes.plugin import Dataset, Eval, LoraConfig, Method, Plugin, Record, Reward, Task
+from posttrain_recipes.plugin import (
+    Dataset,
+    Eval,
+    LoraConfig,
+    Method,
+    Plugin,
+    Record,
+    RendererConfig,
+    Reward,
+    Task,
+)
 from posttrain_recipes.registry import Registry, suggest
 
 
@@ -155,6 +165,7 @@ def _stage(
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
+    renderer = _renderer(data, spec)
     method: Method | None = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
     dataset = (
         building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
@@ -170,8 +181,8 @@ def _stage(
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
     scored = _rewards(builder, spec, key, method, wants)
-    evals = _evals(builder, spec, key, stage_data)
-    if lora is None or builder.faults:
+    evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
+    if lora is None or renderer is None or builder.faults:
         return None
     known = Dependencies.of(
         {
@@ -180,6 +191,7 @@ def _stage(
             "engine": builder.engine.identity if builder.engine else "",
             "seed": seed,
             "lora": effective(lora),
+            "renderer": effective(renderer),
             "method": depends.of_plugin(method) if method else {},
             "dataset": stage_data.identity() if stage_data and method else {},
             "reward": [
@@ -208,6 +220,7 @@ def _stage(
         wants=wants,
         rewards=tuple(scored),
         evals=evals,
+        renderer=renderer,
         fingerprint=known.fingerprint,
         inputs=known.inputs,
         needs=frozenset(name for name in needs if name in builder.above),
@@ -310,6 +323,16 @@ def _lora(
     return lora or (parent.lora if parent else default)
 
 
+def _renderer(data: dict[str, Any], spec: dict[str, Any]) -> RendererConfig | None:
+    """The stage's, over the recipe's; None where one has a fault, which the schema tells."""
+    try:
+        return RendererConfig.model_validate(
+            {**(data.get("renderer") or {}), **(spec.get("renderer") or {})}
+        )
+    except (ValidationError, TypeError):
+        return None
+
+
 def _handed_over(
     builder: Builder, dataset: Dataset, consumer: Method | Eval, key: Key
 ) -> type[Record]:
@@ -380,7 +403,11 @@ def _rewards(
 
 
 def _evals(
-    builder: Builder, spec: dict[str, Any], key: Key, stage_data: Data | None
+    builder: Builder,
+    spec: dict[str, Any],
+    key: Key,
+    stage_data: Data | None,
+    renderer: RendererConfig,
 ) -> tuple[PlannedEval, ...]:
     value = spec.get("eval")
     if not isinstance(value, list):
@@ -398,7 +425,7 @@ def _evals(
                 builder.fault(where, f"no eval above is named '{item}'; {near}")
             name = item
         else:
-            planned = _eval(builder, item, where, stage_data, "dataset" in spec)
+            planned = _eval(builder, item, where, stage_data, "dataset" in spec, renderer)
             name = planned.name if planned else ""
             if planned:
                 found.append(planned)
@@ -421,7 +448,12 @@ def _named_anywhere(builder: Builder, name: str) -> bool:
 
 
 def _eval(
-    builder: Builder, spec: Any, key: Key, stage_data: Data | None, has_dataset: bool
+    builder: Builder,
+    spec: Any,
+    key: Key,
+    stage_data: Data | None,
+    has_dataset: bool,
+    renderer: RendererConfig,
 ) -> PlannedEval | None:
     plugin: Eval | None = building.plugin(builder, "eval", spec, key, core=("name", "dataset"))
     if plugin is None:
@@ -449,5 +481,6 @@ def _eval(
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
-    known = depends.without_environment([depends.of_plugin(plugin), data.identity()], names)
-    return PlannedEval(name, plugin, data, wants, depends.digest(*known))
+    asked = [depends.of_plugin(plugin), data.identity(), effective(renderer)]
+    known = depends.without_environment(asked, names)
+    return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer)

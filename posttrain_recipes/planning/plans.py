@@ -15,6 +15,7 @@ from posttrain_recipes import content, models
 from posttrain_recipes.errors import Location
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
+from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.planning import depends
 from posttrain_recipes.plugin import (
     Dataset,
@@ -24,6 +25,7 @@ from posttrain_recipes.plugin import (
     Method,
     Plugin,
     Record,
+    RendererConfig,
     Reward,
 )
 
@@ -92,6 +94,8 @@ class PlannedEval:
     wants: type[Record]
     fingerprint: str
     """Equal for two evals that would find the same on the same weights."""
+    renderer: RendererConfig = AS_EVER
+    """How the model is asked."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class PlannedStage:
     """Equal for two stages that would train the same weights."""
     inputs: Mapping[str, Any]
     """What the fingerprint is a hash of, as plain values: two of them tell what changed."""
+    renderer: RendererConfig = AS_EVER
+    """How its conversations are rendered."""
     needs: frozenset[str] = frozenset()
     """Earlier stages whose weights or records it uses, the one it starts from among them."""
     planned: tuple[tuple[str, Plugin, tuple[str | None, ...]], ...] = ()

@@ -217,7 +217,8 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
     for key in ("engine", "seed"):
         if earlier.get(key) != inputs[key]:
             yield f"{key} {_show(earlier.get(key))} -> {_show(inputs[key])}"
-    yield from _options("lora", earlier.get("lora", {}), inputs["lora"])
+    for key in ("lora", "renderer"):
+        yield from _options(key, earlier.get(key, {}), inputs[key])
     yield from _plugin("method", earlier.get("method", {}), inputs["method"])
     yield from _data(earlier.get("dataset", {}), stage)
     before, after = earlier.get("reward", []), inputs["reward"]
@@ -230,7 +231,18 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
             yield f"{key} changed"
 
 
-_KNOWN = {"scheme", "start", "model", "engine", "seed", "lora", "method", "dataset", "reward"}
+_KNOWN = {
+    "scheme",
+    "start",
+    "model",
+    "engine",
+    "seed",
+    "lora",
+    "renderer",
+    "method",
+    "dataset",
+    "reward",
+}
 
 
 def _data(before: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:

@@ -113,7 +113,7 @@ class Evaluator:
         self.spending.check(f"evaluating {what}")
         self.reporter.doing(f"evaluating {what}")
         sampler = self.serving.sampler(checkpoint)
-        renderer = self.serving.renderer(checkpoint.base_model)
+        renderer = self.serving.renderer(checkpoint.base_model, planned.renderer)
         records = read_records(planned.data, planned.wants, renderer, self.made, planned.eval)
         if not records:
             raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
@@ -124,7 +124,7 @@ class Evaluator:
             renderer=renderer,
             sampler=sampler,
             wait=self.serving.wait,
-            resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model),
+            resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model, planned.renderer),
         )
         return planned.eval.evaluate(context)
 

@@ -123,7 +123,7 @@ class StageWork:
             return start
         assert stage.wants is not None
         self.reporter.doing(f"reading {stage.data.label}")
-        renderer = self.serving.renderer(stage.model)
+        renderer = self.serving.renderer(stage.model, stage.renderer)
         records = read_records(stage.data, stage.wants, renderer, self.made, stage.method)
         kept.records = len(records)
         child.log_dataset(
@@ -148,7 +148,7 @@ class StageWork:
             wait=self.serving.wait,
             rewards=stage.rewards,
             resume=kept.resume,
-            resolve=lambda ref: self.serving.resolve(ref, stage.model),
+            resolve=lambda ref: self.serving.resolve(ref, stage.model, stage.renderer),
             cache=self.directory.path.parents[1] / "cache",
         )
         self.spending.check(f"training {stage.name}")
