@@ -39,8 +39,9 @@ def _after(record: RunRecord) -> list[str]:
     commands = {
         f"ptl show {record.id}": "samples, checkpoints, options",
         f"ptl report {record.id} --open": "all of it on one page",
-        "ptl ui": "curves and samples in MLflow",
     }
+    if record.tracking_id:
+        commands["ptl ui"] = "curves and samples in MLflow"
     if groups(record):
         commands = {f"ptl compare {record.id}": "means over seeds, paired tests", **commands}
     width = max(map(len, commands)) + 3

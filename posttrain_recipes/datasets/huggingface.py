@@ -10,7 +10,7 @@ from posttrain_recipes import content, hub
 from posttrain_recipes.datasets.formats import RowParser, column_problems
 from posttrain_recipes.datasets.numbers import without_exponent
 from posttrain_recipes.datasets.options import RowsConfig, records
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Affects, Dataset, Record
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class HuggingFace(Dataset):
         import datasets
 
         config = self.config
+        if self._local is not None and saved_to_disk(self._local):
+            return self._saved(datasets)
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(
             str(self._local or config.path),
             config.name,
@@ -104,6 +106,30 @@ class HuggingFace(Dataset):
             revision=self._commit or config.revision,
             streaming=config.streaming,
         )
+        return rows
+
+    def _saved(self, datasets: Any) -> Iterable[dict[str, Any]]:
+        """What `save_to_disk` wrote: one split, or several by name."""
+        config, found = self.config, datasets.load_from_disk(str(self._local))
+        for option in ("name", "revision"):
+            if getattr(config, option):
+                raise UsageError(
+                    f"'{config.path}' was written by save_to_disk, which keeps no '{option}'",
+                    hint=f"remove '{option}:'",
+                )
+        name, _, part = config.split.partition("[")
+        if isinstance(found, datasets.DatasetDict):
+            if name not in found:
+                raise UsageError(
+                    f"'{config.path}' has no split '{name}'", hint=f"there is: {', '.join(found)}"
+                )
+            found = found[name]
+        if part:
+            raise UsageError(
+                f"'{config.path}' was written by save_to_disk, of which no part can be named",
+                hint=f"write 'split: {name}', and 'limit:' for its first records",
+            )
+        rows: Iterable[dict[str, Any]] = found
         return rows
 
     def _failed(self, error: Exception) -> PtlError:
@@ -123,6 +149,11 @@ class HuggingFace(Dataset):
                 "a gated or private one needs HF_TOKEN"
             )
         return PtlError(what, why=why, hint=hint)
+
+
+def saved_to_disk(folder: Path) -> bool:
+    """Whether a directory is what `save_to_disk` of the library `datasets` writes."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _written(value: Any) -> Any:

@@ -143,6 +143,8 @@ def missing_file(path: Path, given: str) -> str | None:
     if path.is_file():
         return None
     if path.is_dir():
+        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return f"'{given}' was written by save_to_disk; load it with 'use: huggingface'"
         return f"'{given}' is a directory; name a file in it"
     folder = path.parent
     if not folder.is_dir():

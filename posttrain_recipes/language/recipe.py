@@ -10,6 +10,7 @@ import copy
 import difflib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def load(path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()
     if late:
         why = "'extends:' and 'presets:' are read from a recipe's file alone"
         raise RecipeError([Fault(node.key_at or node.at, "", why) for node in late])
-    return Recipe(root, path, preset)
+    return Recipe(root, _own_place(path), preset)
 
 
 def preset_names(path: Path) -> list[str]:
@@ -130,18 +131,44 @@ def preset_names(path: Path) -> list[str]:
     return list(presets.value) if presets and isinstance(presets.value, dict) else []
 
 
+PIPE = Path("-")
+"""A recipe that comes through standard input; its relative paths start from here."""
+_PIPED: dict[object, str] = {}
+"""What came through a pipe, which can be read once."""
+
+
+def _is_pipe(path: Path) -> bool:
+    return path == PIPE or path.is_fifo()
+
+
+def _own_place(path: Path) -> Path:
+    """Where a recipe lies: its relative paths start beside the file itself where `path` links to
+    it, and from here where it comes through a pipe."""
+    if _is_pipe(path):
+        return PIPE
+    return path.resolve() if path.is_symlink() else path
+
+
+def _piped(path: Path) -> str:
+    key: object = sys.stdin if path == PIPE else (path, path.stat().st_ino)
+    if key not in _PIPED:
+        _PIPED[key] = sys.stdin.read() if path == PIPE else path.read_text(encoding="utf-8-sig")
+    return _PIPED[key]
+
+
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     resolved = path.resolve()
     if resolved in seen:
         chain = " -> ".join(display_path(p) for p in (*seen, resolved))
         raise UsageError(f"recipes extend each other in a circle: {chain}")
+    path = path if _is_pipe(path) else _own_place(path)
     root = parse(_read(path), display_path(path))
     base = _pop(root, "extends")
     if base is None:
         return root
     if not isinstance(base.value, str):
         raise RecipeError([Fault(base.at, "extends", "extends must be the path of a recipe")])
-    parent = path.parent / base.value
+    parent = _own_place(path).parent / base.value
     if not parent.is_file():
         raise RecipeError([Fault(base.at, "extends", f"there is no file {display_path(parent)}")])
     return merge(_load_file(parent, (*seen, resolved)), root)
@@ -149,7 +176,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return _piped(path) if _is_pipe(path) else path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {display_path(path)}", hint=_nearby(path)) from None
     except IsADirectoryError:

@@ -27,6 +27,7 @@ from posttrain_recipes.planning.plans import (
 from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Plugin
 from posttrain_recipes.registry import Registry, suggest
+from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
 from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
 
 
@@ -200,6 +201,8 @@ def check_model(builder: Builder, model: str, key: Key) -> None:
         and not (local_model(model, builder.recipe.base_dir) / "config.json").is_file()
     ):
         builder.fault(key, "there is no model directory with a config.json here")
+    elif models.is_path(model) and not has_tokenizer(local_model(model, builder.recipe.base_dir)):
+        builder.fault(key, f"there is no tokenizer in this directory; {NO_TOKENIZER}")
     else:
         builder.models[model] = None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import inspect
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -24,8 +26,9 @@ class Function(Reward):
     """What a function of your own says: `{use: function, call: "my_rewards:score"}`.
 
     `score(sample)` is given one `Sample`, with its `completion`, `prompt`, `answer` and `metadata`,
-    and returns a number, or None to abstain; `score(samples)` is given a list and returns one. It
-    stands in `my_rewards.py` beside the recipe, or in a module that Python can import.
+    and returns a number, or None to abstain; `score(samples)` is given a list and returns one. Both
+    may be `async`: then the replies to a prompt are scored at the same time. It stands in
+    `my_rewards.py` beside the recipe, or in a module that Python can import.
     """
 
     name = "function"
@@ -38,7 +41,8 @@ class Function(Reward):
         arguments: dict[str, Any] = Field(default_factory=dict)
         """Further arguments of the function, by name."""
         timeout: Annotated[float | None, Affects.COST] = Field(default=None, gt=0)
-        """Seconds that one call may take; one that takes longer raises. By default no limit."""
+        """Seconds that one call may take, and an `async` function for all replies to a prompt; one
+        that takes longer raises. By default no limit."""
 
     config: Config
 
@@ -54,7 +58,7 @@ class Function(Reward):
     def problems(self) -> Iterable[tuple[str, str]]:
         """No such module or function, or one that takes something else. Nothing is run for it."""
         try:
-            found = self._user.find(ast.FunctionDef)
+            found = self._user.find(ast.FunctionDef, ast.AsyncFunctionDef)
         except UsageError as error:
             yield "call", error.what
             return
@@ -78,8 +82,6 @@ class Function(Reward):
 
     @cached_property
     def _batched(self) -> bool:
-        import inspect
-
         return next(iter(inspect.signature(self._function).parameters)) == "samples"
 
     @property
@@ -94,14 +96,32 @@ class Function(Reward):
         if self._batched:
             scores: Sequence[float | None] = self._call(list(samples))
             return scores
+        if inspect.iscoroutinefunction(self._function):
+            return list(self._within(lambda: asyncio.run(self._all(samples))))
         return [self._call(sample) for sample in samples]
 
+    async def _all(self, samples: Sequence[Sample]) -> list[float | None]:
+        """Of an `async` function: all replies to a prompt at the same time."""
+        given = self.config.arguments
+        return await asyncio.gather(*(self._function(sample, **given) for sample in samples))
+
     def _call(self, given: Sample | list[Sample]) -> Any:
+        def work() -> Any:
+            found = self._function(given, **self.config.arguments)
+            return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+
+        return self._within(work)
+
+    def _within(self, work: Callable[[], Any]) -> Any:
         seconds = self.config.timeout
         try:
-            return within(seconds, lambda: self._function(given, **self.config.arguments))
+            return within(seconds, work)
         except TimeoutError:
             raise RuntimeError(f"'{self.label}' took more than {seconds:g} s") from None
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return await found
 
 
 _LOCKS: dict[str, threading.Lock] = {}

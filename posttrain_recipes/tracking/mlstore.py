@@ -65,6 +65,11 @@ def local_uri(home: Path) -> str:
     return f"sqlite:///{(home / DATABASE).resolve()}"
 
 
+def is_folder(uri: str) -> bool:
+    """Whether `uri` names a directory, in which MLflow keeps runs no longer."""
+    return uri.startswith("file:") or "://" not in uri
+
+
 def is_remote(uri: str) -> bool:
     """Whether `uri` is a server's."""
     return uri.startswith(("http://", "https://"))

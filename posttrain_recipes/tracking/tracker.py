@@ -68,7 +68,8 @@ class Tracker:
                     self._store = mlstore.open_store(self.home, self.experiment)
                 except Exception as error:
                     self._failed = True
-                    self.report(f"open {self.uri}, so that nothing is tracked", error)
+                    why = _NO_FOLDER if mlstore.is_folder(self.uri) else error
+                    self.report(f"open {self.uri}, so that nothing is tracked", why)
             return self._store
 
     def _prepare(self) -> None:
@@ -127,6 +128,13 @@ class Tracker:
         finally:
             if copying is not None:
                 copying.finish()
+
+
+_NO_FOLDER = (
+    "MLflow takes no directory as its store any more; set MLFLOW_TRACKING_URI to "
+    "sqlite:///PATH/mlflow.db "
+    "or a server's address, or unset it for the store beside the runs"
+)
 
 
 @contextmanager

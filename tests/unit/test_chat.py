@@ -24,7 +24,8 @@ from posttrain_recipes.store import RunRecord, StageRecord, Store
 def stage(name: str, saved: bool = True) -> StageRecord:
     path = f"tinker://{name}:train:0/sampler_weights/final"
     checkpoint = Checkpoint("ptl/nano", path, path) if saved else None
-    return StageRecord(name, name, "sft", "finished" if saved else "failed", checkpoint=checkpoint)
+    status = "finished" if saved else "failed"
+    return StageRecord(name, name, "sft", status=status, checkpoint=checkpoint)
 
 
 def save(home: Path, run: str, *stages: StageRecord, engine: str = "local") -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.records import Message, tools_of
+from posttrain_recipes.training.text import model_files
+from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
 from posttrain_recipes.training.text.turns import ReplySpan, Template, left_out
 from posttrain_recipes.training.text.vocabulary import Vocabulary
 
@@ -31,13 +33,18 @@ class ChatRenderer:
 
     Args:
         ends: token ids that end a reply by the model's generation config.
+        limits: what the model can read.
 
     Raises:
         PtlError: the tokenizer has no chat template.
     """
 
     def __init__(
-        self, tokenizer: Any, options: RendererConfig | None = None, ends: Sequence[int] = ()
+        self,
+        tokenizer: Any,
+        options: RendererConfig | None = None,
+        ends: Sequence[int] = (),
+        limits: ModelLimits = NO_LIMITS,
     ) -> None:
         if not tokenizer.chat_template:
             raise PtlError(
@@ -45,6 +52,7 @@ class ChatRenderer:
                 hint="use an instruction-tuned model, or add chat_template to its tokenizer config",
             )
         self._tokenizer = tokenizer
+        self._limits = limits
         self._options = options or AS_EVER
         self._reasoning_key = _reasoning_key(tokenizer.chat_template)
         added = tokenizer.added_tokens_decoder.items()
@@ -73,7 +81,18 @@ class ChatRenderer:
         Raises:
             UsageError: the template refuses the conversation, or leaves a part of it out.
         """
-        return self._encode(self.check(messages))
+        tokens = self._encode(self.check(messages))
+        if self.context is not None and len(tokens) >= self.context:
+            raise UsageError(
+                f"{len(tokens)} tokens leave no room for a reply in the model's context of "
+                f"{self.context}"
+            )
+        return tokens
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model reads, in tokens; None where that is not known."""
+        return self._limits.context
 
     def check(self, messages: Sequence[Message]) -> str:
         """A prompt as text. Raises `UsageError` as `prompt` does, which makes tokens of it."""
@@ -209,6 +228,17 @@ class ChatRenderer:
         return self._control.sub(lambda found: found[0][0] + _UNREADABLE + found[0][1:], text)
 
     def _encode(self, text: str) -> list[int]:
+        tokens = self._tokens(text)
+        rows = self._limits.vocabulary
+        if rows is not None and tokens and (most := max(tokens)) >= rows:
+            raise UsageError(
+                f"the tokenizer makes token {most} ({self._tokenizer.decode([most])!r}) of this, "
+                f"and the model's embedding ends at {rows - 1}",
+                hint="resize the model's embedding to its tokenizer, or take out what was added",
+            )
+        return tokens
+
+    def _tokens(self, text: str) -> list[int]:
         if _UNREADABLE not in text:
             return list(self._tokenizer.encode(text, add_special_tokens=False))
         tokens: list[int] = []
@@ -366,6 +396,9 @@ def load_renderer(location: str, options: RendererConfig | None = None) -> ChatR
     """
     from transformers import AutoTokenizer
 
+    if Path(location).is_dir() and not model_files.has_tokenizer(Path(location)):
+        # transformers makes an empty one of the config's model type.
+        raise PtlError(f"there is no tokenizer in {location}", hint=model_files.NO_TOKENIZER)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
     except Exception as error:  # transformers raises OSError, ValueError, hub errors, ...
@@ -374,16 +407,6 @@ def load_renderer(location: str, options: RendererConfig | None = None) -> ChatR
             why=str(error).strip().split("\n")[0],
             hint="check the model's name and the network, or use a local directory",
         ) from None
-    return ChatRenderer(tokenizer, options, generation_ends(location))
-
-
-def generation_ends(location: str) -> list[int]:
-    """Token ids that end a reply by the generation config at `location`; none where it has none."""
-    from transformers.utils import cached_file
-
-    try:
-        path = cached_file(location, "generation_config.json")
-        found = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, TypeError, AttributeError):
-        return []
-    return [found] if isinstance(found, int) else list(found or ())
+    return ChatRenderer(
+        tokenizer, options, model_files.ends(location), model_files.limits(location)
+    )

@@ -66,6 +66,12 @@ def tokenize(
                 hint="raise 'max_length', set 'truncate: true', or remove the record",
             )
         tokens, weights = tokens[:max_length], weights[:max_length]
+    context = getattr(renderer, "context", None)
+    if context is not None and len(tokens) > context:
+        raise UsageError(
+            f"{where}: {len(tokens)} tokens are more than the model's context of {context}",
+            hint=f"set 'max_length: {context}' and 'truncate: true', or remove the record",
+        )
     if not any(weights[1:]):
         raise NothingToLearn(
             f"{where}: nothing that the assistant said is within max_length={max_length}",
