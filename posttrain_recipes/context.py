@@ -81,6 +81,9 @@ class ServedModel:
     checkpoint: Checkpoint
     renderer: Renderer
     sampler: tinker.SamplingClient
+    identity: str = ""
+    """What tells its answers from those of others: its weights, by what they are and not by where
+    they lie, and how it is asked."""
 
 
 class RewardLike(Protocol):

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from posttrain_recipes.options import AS_EVER, RendererConfig
-from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage, model_location
+from posttrain_recipes.planning.plans import (
+    BASE,
+    Plan,
+    PlannedStage,
+    model_identity,
+    model_location,
+)
 from posttrain_recipes.plugin import (
     Checkpoint,
     Connection,
@@ -92,8 +98,14 @@ class Serving:
             checkpoint = self.checkpoints[ref.stage]
         else:
             checkpoint = Checkpoint(ref.model or model)
-        renderer = self.renderer(checkpoint.base_model, ref.renderer or options)
-        return ServedModel(checkpoint, renderer, self.sampler(checkpoint))
+        asked = ref.renderer or options
+        renderer = self.renderer(checkpoint.base_model, asked)
+        base = checkpoint.base_model
+        weights = checkpoint.sampler_uri or (
+            self.plan.identities.get(base) or model_identity(base, self.plan.path.parent)
+        )
+        identity = f"{weights} {asked.model_dump_json()}"
+        return ServedModel(checkpoint, renderer, self.sampler(checkpoint), identity)
 
     def base_of(self, uri: str) -> str:
         """The base model of a checkpoint. Raises `GoneError` where the engine lacks it."""

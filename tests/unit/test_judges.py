@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from posttrain_recipes.options import ModelRef, RendererConfig
 from posttrain_recipes.plugin import Message, PtlError, RewardContext, Sample, UsageError
 from posttrain_recipes.records import Messages
 from posttrain_recipes.rewards.judge import JudgeReward
 from posttrain_recipes.rewards.pairwise import Pairwise
 from posttrain_recipes.rewards.rubric import Rubric
+from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.training.judges import backends
 from posttrain_recipes.training.judges.backends import CachedJudge, Endpoint, EndpointJudge
 
@@ -295,6 +298,7 @@ def test_equal_questions_in_one_batch_are_asked_once(tmp_path: Path) -> None:
 
 def test_a_judge_is_cached_where_there_is_a_place_for_it(tmp_path: Path) -> None:
     class Resolved:
+        identity = ""
         checkpoint = type("C", (), {"sampler_uri": "tinker://a", "base_model": "m"})()
 
     def resolve(ref: Any) -> Any:
@@ -324,3 +328,25 @@ def test_futures_of_an_endpoint_are_waited_for_by_the_stage(
 
     EndpointJudge(endpoint, noted, max_tokens=7).texts(QUESTIONS[:2], 0)
     assert len(waited) == 2
+
+
+def test_a_judge_that_was_replaced_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its weights and how it is asked, not by the path that it lies at."""
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    plan: Any = SimpleNamespace(path=tmp_path / "r.yaml", identities={})
+    serving = Serving(plan, None, lambda future: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(serving, "renderer", lambda model, options: None)
+    monkeypatch.setattr(serving, "sampler", lambda checkpoint: None)
+
+    def who(content: str, **options: Any) -> str:
+        (folder / "model.safetensors").write_text(content)
+        ref = ModelRef.model_validate({"model": "./judge", **options})
+        return serving.resolve(ref, "ptl/tiny", RendererConfig()).identity
+
+    first = who("a")
+    assert who("b") != first
+    assert who("a") == first
+    assert who("a", renderer={"thinking": "on"}) != first

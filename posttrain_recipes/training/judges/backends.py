@@ -101,7 +101,7 @@ def open_judge(config: GradingConfig, context: RewardContext) -> Judge:
     else:
         served = context.resolve(config.judge or ModelRef(stage="base"))
         judge = ModelJudge(served, context.wait, max_tokens=config.max_tokens, seed=context.seed)
-        who = served.checkpoint.sampler_uri or served.checkpoint.base_model
+        who = served.identity or served.checkpoint.sampler_uri or served.checkpoint.base_model
     if not config.cache or context.cache is None:
         return judge
     return CachedJudge(judge, f"{who} {config.max_tokens}", context.cache / "verdicts.sqlite")
