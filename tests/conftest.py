@@ -84,6 +84,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made.write("pairs.jsonl", PAIRS * 4)
     made.write("questions.jsonl", QUESTIONS * 4)
     made.write("model/config.json", '{"model_type": "none"}')
+    made.write("model/tokenizer.json", "{}")
     monkeypatch.chdir(tmp_path)
     return made
 

@@ -34,7 +34,7 @@ import torch
 
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.plugin import Sample
-from posttrain_recipes.training.rl import advantages, divergence
+from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift, forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.rollout_engine import weigh
@@ -342,6 +342,6 @@ def test_k3_is_the_divergence_that_grpo_logs() -> None:
     p, q, reference = numbers()
     *_, trainer = theirs(p, q, reference=reference, beta=0.1)
     rows = [(p[i, :n].tolist(), reference[i, :n].tolist()) for i, n in enumerate(LENGTHS)]
-    estimate = sum(sum(divergence.k3(*row)) for row in rows) / sum(LENGTHS)
+    estimate = sum(sum(advantages.k3(*row)) for row in rows) / sum(LENGTHS)
     assert estimate > 0.01
     assert trainer._metrics["train"]["kl"] == [pytest.approx(estimate)]

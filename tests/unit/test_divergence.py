@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.plugin import ModelRef, PluginConfig, Reward, Sample
-from posttrain_recipes.training.rl import divergence
+from posttrain_recipes.training.rl import advantages as estimates
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig, forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.rollout_engine import Engine, Parity, Same, done, run, weigh
@@ -127,10 +127,10 @@ def test_the_cost_in_the_loss(loss: str) -> None:
 def test_estimators_are_right_on_average() -> None:
     p, ref = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
     exact = float((p * np.log(p / ref)).sum())
-    for estimate in (divergence.k1, divergence.k3):
+    for estimate in (estimates.k1, estimates.k3):
         mean = p @ estimate(np.log(p).tolist(), np.log(ref).tolist())
         assert mean == pytest.approx(exact)
-    assert all(map(math.isfinite, divergence.k3([-800.0], [-1.0])))
+    assert all(map(math.isfinite, estimates.k3([-800.0], [-1.0])))
 
 
 def test_k1_has_no_place_in_the_loss() -> None:

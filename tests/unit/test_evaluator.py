@@ -55,7 +55,7 @@ class Bench:
     def evaluator(self) -> Evaluator:
         reporter = Reporter()
         reporter.doing = self.heard.append  # type: ignore[method-assign]
-        serving: Any = SimpleNamespace(sampler=lambda _: None, renderer=lambda _: None, wait=None)
+        serving: Any = SimpleNamespace(sampler=lambda _: None, renderer=lambda *_: None, wait=None)
         return Evaluator(self.directory, serving, reporter, self.spending, Path)
 
     def measure(self, evaluator: Evaluator, stage: int, when: Any, weights: Checkpoint) -> None:

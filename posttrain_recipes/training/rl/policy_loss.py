@@ -6,7 +6,7 @@ token, A the advantage of the completion. The loss of an optimizer step is
     - sum over its completions i and their own tokens t of  w_i surrogate(rho_it, A_it)
 
 What divergence from a reference costs is taken off A_it of each token, or added to the loss (see
-`divergence`).
+`advantages`).
 
 A surrogate that the engine has is computed there, in one forward and backward pass. The engine's
 are sums over tokens, linear in A, so that w is multiplied into it. Any other is computed on our
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from posttrain_recipes.training.rl import advantages
-from posttrain_recipes.training.rl.divergence import DivergenceConfig
+from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 
 if TYPE_CHECKING:

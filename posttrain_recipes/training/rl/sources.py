@@ -14,7 +14,7 @@ from posttrain_recipes.options import Affects, ModelRef
 from posttrain_recipes.plugin import Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Sample, Task
 from posttrain_recipes.training.requests import sample
-from posttrain_recipes.training.rl.divergence import DivergenceConfig
+from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from posttrain_recipes.training.rl.scoring import OnError

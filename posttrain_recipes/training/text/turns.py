@@ -8,8 +8,7 @@ rendered again with a mark in the place of what was said.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,65 +116,3 @@ def _common(one: str, other: str) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle)
     return low
-
-
-# --- what a template leaves out ------------------------------------------------------------------
-
-
-def left_out(
-    messages: Sequence[Message], text: str, learned: Sequence[int], keep: bool
-) -> str | None:
-    """What of a conversation is not in its text, in words; None where all of it is.
-
-    White space does not count: many templates strip it. What was thought in turns that are not
-    learned may be left out unless it is to be kept: that is how such models are used.
-    """
-    shown = _Shown(text)
-    for index, message in enumerate(messages):
-        where = f"message {index + 1} ({message.role})"
-        said = message.content
-        whole = index in learned or keep
-        if not whole and message.role == "assistant":
-            said = said.rpartition("</think>")[2].replace("<think>", "")
-        if not shown.has(said):
-            return f"{'what was thought in' if '</think>' in said else 'a part of'} {where}"
-        if whole and not shown.has(message.reasoning):
-            return f"what was thought in {where}"
-        for call in message.tool_calls:
-            values = (call.name, *_texts(json.loads(call.arguments)))
-            if not all(map(shown.has, values)):
-                return f"the call of '{call.name}' in {where}"
-        for tool in message.tools:
-            name = str(json.loads(tool)["function"]["name"])
-            if not shown.has(name):
-                return f"the tool '{name}'"
-    return None
-
-
-class _Shown:
-    """A text that is asked what is in it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._dense: str | None = None
-
-    def has(self, said: str) -> bool:
-        """Whether `said` is in it, as it is or as a string of JSON, but for white space."""
-        if said in self.text or said.strip() in self.text:
-            return True
-        if self._dense is None:
-            self._dense = "".join(self.text.split())
-        escaped = json.dumps(said.strip(), ensure_ascii=False)[1:-1]
-        return any("".join(form.split()) in self._dense for form in (said, escaped))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, held in value.items():
-            yield str(key)
-            yield from _texts(held)
-    elif isinstance(value, list):
-        for held in value:
-            yield from _texts(held)
