@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.rewards.python_tests import PythonTests
-from posttrain_recipes.training.sandbox import child_main, runner
+from posttrain_recipes.training.sandbox import child_main, runner, split_tests
 from posttrain_recipes.training.sandbox.split_tests import take_apart
 
 needs_sandbox = pytest.mark.skipif(
@@ -266,3 +267,55 @@ def test_a_program_that_prints_leaves_threads_and_says_much_still_passes() -> No
     reward = PythonTests(PythonTests.Config(score="share"))
     sample = Sample(prompt=(), completion=reply, metadata={"tests": tests})
     assert reward.score([sample]) == [pytest.approx(5 / 6)]
+
+
+# --- comparing takes no time ---------------------------------------------------------------------
+
+PRIME = 2**61 - 1
+CHOSEN = [PRIME * n for n in range(1, 2001)]
+
+
+@pytest.mark.parametrize(
+    ("test", "answer"),
+    [
+        ("assert f() == {1}", {"set": [{"int": hex(n)} for n in CHOSEN]}),
+        ("assert f() == frozenset({1})", {"frozenset": [{"int": hex(n)} for n in CHOSEN]}),
+        ("assert f() == {1: 1}", {"dict": [[{"int": hex(n)}, {"int": "0x1"}] for n in CHOSEN]}),
+        ("assert len(set(f())) == 2000", {"set": [{"int": hex(n)} for n in CHOSEN]}),
+        ("assert set(f() + [1]) == {1}", {"list": [{"int": hex(n)} for n in CHOSEN]}),
+    ],
+)
+def test_values_that_collide_are_no_answer(test: str, answer: Any) -> None:
+    """20,000 of them, compared with each other, took ten seconds outside of the sandbox."""
+    compared = 0
+
+    class Counted(int):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return int.__eq__(self, other)  # type: ignore[arg-type]
+
+        __hash__ = int.__hash__
+
+    real = split_tests.plain
+
+    def counting(said: Any) -> Any:
+        found = real(said)
+        return Counted(found) if type(found) is int else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_tests, "plain", counting)
+        assert not take_apart(test).passed([[answer]])
+    assert compared < 1000
+
+
+def test_equal_values_and_ordinary_sets_are_answers() -> None:
+    many = {"list": [{"int": "0x7"}] * 5000 + [{"int": hex(n)} for n in range(5000)]}
+    assert take_apart("assert set(f() + [1]) == set(range(5000))").passed([[many]])
+    assert take_apart("assert f() == {-1, -2}").passed(
+        [[{"set": [{"int": "-0x1"}, {"int": "-0x2"}]}]]
+    )
+    assert take_apart("assert dict(f() + [(3, 4)], b=5) == {1: 2, 3: 4, 'b': 5}").passed(
+        [[{"list": [{"tuple": [{"int": "0x1"}, {"int": "0x2"}]}]}]]
+    )
+    assert take_apart("assert isinstance(f(), set)").passed([[{"set": []}]])

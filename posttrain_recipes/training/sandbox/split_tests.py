@@ -23,6 +23,7 @@ from __future__ import annotations
 import ast
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -31,6 +32,8 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
+COLLIDING = 64
+"""Values of one hash, of which a set or a dict may be made."""
 LARGEST = 1 << 20
 """Items that an operator may repeat, and bits of an integer: a claim is to take no time."""
 
@@ -235,6 +238,7 @@ class _Questions:
                     ast.keyword(one.arg, value)
                     for one, value in zip(keywords, made[len(args) :], strict=True)
                 ]
+                called = f"?{called}" if called in ("set", "frozenset", "dict") else called
                 return _call(called, made[: len(args)], named), known
             case ast.Attribute(ast.Name("math"), ("pi" | "e" | "inf" | "nan") as number):
                 return ast.Name(f"math.{number}", _LOAD), True
@@ -306,10 +310,13 @@ def plain(said: Any) -> Any:
         return said
     [(kind, of)] = said.items()
     match kind:
-        case "list" | "tuple" | "set" | "frozenset":
+        case "list" | "tuple":
             return TYPES[kind](plain(one) for one in of)
+        case "set" | "frozenset":
+            return _hashed(TYPES[kind], [plain(one) for one in of])
         case "dict":
-            return {plain(key): plain(value) for key, value in of}
+            pairs = [(plain(key), plain(value)) for key, value in of]
+            return _hashed(dict, pairs, [key for key, _ in pairs])
         case "int":
             if len(of) * 4 > LARGEST:
                 raise ValueError("too large an integer")
@@ -328,6 +335,37 @@ def plain(said: Any) -> Any:
                 raise ValueError("too large a number")
             return number
     return Thing()
+
+
+def _hashed(kind: Any, values: Sequence[Any], keys: Sequence[Any] | None = None) -> Any:
+    """A set or a dict of values, unless a program chose them so that it would take for ever.
+
+    Integers are their own hash, modulo a prime: among those that differ and have one hash, each is
+    compared with each.
+    """
+    keys = values if keys is None else keys
+    counts = Counter(map(hash, keys))
+    if any(count > COLLIDING for count in counts.values()):
+        crowded = {one for one, count in counts.items() if count > COLLIDING}
+        first: dict[int, Any] = {}
+        for key in keys:
+            if hash(key) in crowded and first.setdefault(hash(key), key) != key:
+                raise ValueError("values that were chosen to collide")
+    return kind(values)
+
+
+def _set(*given: Any) -> Any:
+    return _hashed(set, list(*given))
+
+
+def _frozenset(*given: Any) -> Any:
+    return _hashed(frozenset, list(*given))
+
+
+def _dict(*given: Any, **named: Any) -> Any:
+    pairs = [pair for one in given for pair in (one.items() if isinstance(one, dict) else one)]
+    pairs = [(key, value) for key, value in pairs]
+    return _hashed(dict, pairs, [key for key, _ in pairs]) | named
 
 
 def _times(one: Any, two: Any) -> Any:
@@ -389,6 +427,9 @@ _SCOPE: dict[str, Any] = {
     "__builtins__": {},
     **KNOWN,
     **{f"math.{name}": getattr(math, name) for name in ("pi", "e", "inf", "nan")},
+    "?set": _set,
+    "?frozenset": _frozenset,
+    "?dict": _dict,
     "?times": _times,
     "?power": _power,
     "?remainder": _remainder,
