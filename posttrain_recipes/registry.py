@@ -6,10 +6,14 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pluggy
 
@@ -214,7 +218,7 @@ def suggest(name: str, options: Sequence[str]) -> str:
     return f"there is: {', '.join(options)}" if options else "none is installed"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, PtlError) else f"{type(error).__name__}: {error}"
 
 
@@ -237,6 +241,41 @@ def _api_version(module: Any) -> int | None:
     )
 
 
+IMPORT_S = 30.0
+"""Seconds that a plugin may take to be imported."""
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Give up what takes too long, so that a plugin that hangs is told by its name.
+
+    Only the main thread can be interrupted, and only where nobody else uses the timer.
+    """
+
+    def late(*_: object) -> NoReturn:
+        raise TimeoutError(f"it took more than {IMPORT_S:g} s to import")
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "setitimer")
+        or signal.getitimer(signal.ITIMER_REAL)[0]
+    ):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _to_stderr() -> AbstractContextManager[object]:
+    """What a plugin prints when it is imported is no part of a command's answer (`--json`)."""
+    return redirect_stdout(sys.stderr)
+
+
 @cache
 def load() -> Registry:
     """The plugins of this environment, built-ins first. Cached for the process.
@@ -257,13 +296,14 @@ def load() -> Registry:
         distribution = point.dist.name if point.dist else "unknown"
         plugin_name = f"{distribution}:{point.name}"
         try:
-            module = point.load()
+            with _in_time(), _to_stderr():
+                module = point.load()
             stated = _api_version(module)
             manager.register(module, name=plugin_name)
             manager.check_pending()
             released = point.dist.version if point.dist else "0"
             origins[module] = _Origin(distribution, released, stated)
-        except Exception as error:  # a stranger's module may fail in any way; the rest works on
+        except (Exception, SystemExit) as error:  # a stranger's module may fail in any way
             if manager.has_plugin(plugin_name):
                 manager.unregister(name=plugin_name)
             registry.broken.append(Broken(point.name, distribution, _reason(error)))
@@ -279,8 +319,9 @@ def _collect(
         for impl in getattr(manager.hook, f"ptl_{kind}s").get_hookimpls():
             origin = origins[impl.plugin]
             try:
-                given = _given(kind, impl.function(), origin)
-            except Exception as error:  # as above: one bad plugin must not stop the program
+                with _in_time(), _to_stderr():
+                    given = _given(kind, impl.function(), origin)
+            except (Exception, SystemExit) as error:  # one bad plugin must not stop the program
                 registry.broken.append(Broken(f"ptl_{kind}s", origin.distribution, _reason(error)))
                 continue
             for name, entry in given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -245,6 +246,18 @@ def test_a_busy_endpoint_is_asked_again_and_then_there_is_no_answer(
     state.answer = lambda body: (503, {})
     assert EndpointJudge(endpoint, wait, max_tokens=7).texts(QUESTIONS[:1], 0) == [None]
     assert len(state.requests) == 4 + backends.TRIES
+
+
+def test_an_endpoint_that_nobody_listens_at_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "BACKOFF", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+    with pytest.raises(PtlError, match="cannot be reached") as caught:
+        EndpointJudge(endpoint, wait, max_tokens=7).texts(QUESTIONS[:1], 0)
+    assert "base_url" in (caught.value.hint or "")
 
 
 def test_a_refused_key_is_told_at_once_and_without_the_key(

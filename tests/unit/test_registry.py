@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -251,6 +251,19 @@ class Unwritable(Brevity):
         """What no recipe can say."""
 
 
+def leaves() -> Any:
+    raise SystemExit(0)
+
+
+def hangs() -> Any:
+    while True:
+        pass
+
+
+def rewards_that(does: Callable[[], Any]) -> Any:
+    return {"ptl_rewards": hookimpl(does, specname="ptl_rewards")}
+
+
 BROKEN: dict[str, tuple[Any, str]] = {
     "it cannot be imported": (cannot_import, "ImportError: no module named 'acme_core'"),
     "a hook that there is not": (unknown_hook(), "ptl_reward"),
@@ -267,11 +280,19 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "options that no recipe can hold": (rewards(Unwritable), "PydanticInvalidForJsonSchema"),
     "an object that cannot be a key": (dict, "TypeError: unhashable type: 'dict'"),
+    "it ends the process": (leaves, "SystemExit: 0"),
+    "a hook that ends the process": (rewards_that(leaves), "SystemExit: 0"),
+    "it hangs": (hangs, "TimeoutError: it took more than 0.2 s to import"),
+    "a hook that hangs": (rewards_that(hangs), "TimeoutError: it took more than 0.2 s to import"),
 }
 
 
 @pytest.mark.parametrize(("content", "reason"), BROKEN.values(), ids=BROKEN)
-def test_it_warns_and_the_rest_works(install: Install, content: Any, reason: str) -> None:
+def test_it_warns_and_the_rest_works(
+    install: Install, content: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "TimeoutError" in reason:
+        monkeypatch.setattr(registry, "IMPORT_S", 0.2)
     install("acme-broken", "0.1", content)
     install("acme-good", "0.2", rewards(Brevity))
     [broken] = registry.load().broken
@@ -284,6 +305,17 @@ def test_it_warns_and_the_rest_works(install: Install, content: Any, reason: str
     assert reason in result.stderr
     assert "warning" not in result.stdout
     assert json.loads(list_plugins("--json").stdout)["broken"][0]["reason"] == broken.reason
+
+
+def test_what_a_plugin_prints_is_no_part_of_an_answer(install: Install) -> None:
+    def loud() -> Any:
+        print("hello from acme")
+        return rewards(Brevity)
+
+    install("acme-loud", "0.1", loud)
+    result = list_plugins("--json")
+    json.loads(result.stdout)
+    assert "hello from acme" in result.stderr
 
 
 # --- names ---------------------------------------------------------------------------------------

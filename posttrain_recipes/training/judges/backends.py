@@ -158,7 +158,8 @@ class EndpointJudge:
         """The first choice; None where the endpoint gave no usable answer in `TRIES` tries.
 
         Raises:
-            PtlError: it refuses the key or the request, which no further try would change.
+            PtlError: it refuses the key or the request, which no further try would change, or
+                nothing accepts connections there.
         """
         import httpx
 
@@ -173,6 +174,14 @@ class EndpointJudge:
                 time.sleep(BACKOFF * 2 ** (number - 1))
             try:
                 response = self.client.post(url, json=body)
+            except httpx.ConnectError as error:
+                if number < TRIES - 1:
+                    continue
+                raise PtlError(
+                    f"the judge at {self.endpoint.base_url} cannot be reached",
+                    why=str(error) or type(error).__name__,
+                    hint="start it, or check 'base_url' of its 'endpoint'",
+                ) from None
             except httpx.TransportError:
                 continue
             if response.status_code == 429 or response.status_code >= 500:
