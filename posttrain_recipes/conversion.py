@@ -69,7 +69,7 @@ def expand(record: Record, wanted: type[Record]) -> tuple[Record, ...]:
 
 
 def convert(record: Record, wanted: type[Record]) -> Record:
-    """`record` as `wanted`; nothing of it is lost.
+    """`record` as `wanted`; nothing of it is lost but what was thought before a reference answer.
 
     Raises:
         UsageError: it cannot be; the message names the record.
@@ -78,6 +78,13 @@ def convert(record: Record, wanted: type[Record]) -> Record:
         return record
     if isinstance(record, Conversation) and wanted is Prompt:
         *before, last = record.messages
+        if not before:
+            raise UsageError(f"{record.source}: is a reply alone, and leaves no prompt")
+        if last.tool_calls:
+            raise UsageError(
+                f"{record.source}: ends with a call of a tool, and a reference answer is text",
+                hint="evaluate such records with 'nll', or leave them out",
+            )
         if last.role == "assistant":
             return Prompt(
                 messages=tuple(before),
@@ -130,5 +137,7 @@ def as_row(record: Record) -> dict[str, Any]:
             others = {key: value for key, value in record.metadata.items() if key != REPLY}
             known = {} if answer is None else {"answer": answer}
             told = turns(record.messages)
-            return {**others, "prompt": told, **known, **tools(record.messages)}
+            # A field that is called so may be among those for rewards.
+            name = "question" if "prompt" in others else "prompt"
+            return {**others, name: told, **known, **tools(record.messages)}
     raise TypeError(f"{type(record).__name__} is no record type")

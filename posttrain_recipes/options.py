@@ -157,6 +157,22 @@ class LoraConfig(PluginConfig):
     """Adapt the output embedding."""
 
 
+RESERVED = frozenset(
+    {
+        *("messages", "conversation", "tools", "documents", "chat_template", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"),
+        *(
+            "padding",
+            "truncation",
+            "max_length",
+            "tokenizer_kwargs",
+            "return_assistant_tokens_mask",
+        ),
+    }
+)
+"""What `template_kwargs` cannot set: it is what a template, or its tokenizer, is called with."""
+
+
 class RendererConfig(PluginConfig):
     """How conversations are rendered by a model's own chat template."""
 
@@ -166,6 +182,12 @@ class RendererConfig(PluginConfig):
     show that. Records whose reasoning the template leaves out are refused."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables of the template, as {reasoning_effort: low}."""
+
+    @model_validator(mode="after")
+    def _variables_are_its_own(self) -> RendererConfig:
+        if wrong := sorted(RESERVED & self.template_kwargs.keys()):
+            raise ValueError(f"template_kwargs: '{wrong[0]}' is no variable of a template's own")
+        return self
 
     @property
     def variables(self) -> dict[str, Any]:

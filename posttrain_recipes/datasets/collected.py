@@ -59,4 +59,4 @@ class Collected(Dataset):
         path = folder / f"{exact.__name__.lower()}.jsonl"
         name = display_path(path)
         config = RowsConfig(limit=self.config.limit)
-        yield from records(read_rows(path), RowParser(name, {}, None), config, "")
+        yield from records(read_rows(path), RowParser(name, record=exact), config, "")

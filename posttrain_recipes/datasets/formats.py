@@ -184,12 +184,17 @@ class RowParser:
     """Our field name -> the file's."""
     system: str | None = None
     """Put in front of records that have no system message of their own."""
+    record: type[Record] | None = None
+    """What the rows are, where that is known and need not be told by their fields."""
     text_only: bool = False
     """The file has no types, so that a label is the word true or false."""
     form: Format | None = field(default=None, init=False)
     unused: Counter[str] = field(default_factory=Counter, init=False)
     """Fields that nothing is made of -> the rows that have them; those of a message read
-    `messages[].id`. All the fields of a prompt are its metadata, and rewards read them."""
+    `messages[].id`."""
+    metadata: Counter[str] = field(default_factory=Counter, init=False)
+    """Fields of prompts that rewards read -> the rows that have them; who imitates their answers
+    does not."""
     _first_line: int = field(default=0, init=False)
     _fields: tuple[str, ...] = field(default=(), init=False)
 
@@ -198,8 +203,7 @@ class RowParser:
         row = self._renamed(row)
         form = self._form(row, line)
         refuse_media(row)
-        if form.record is not Prompt:
-            self._note_unused(row, form)
+        self._note_unused(row, form)
         record = form.make(row, f"{self.name}:{line}")
         return record if self.system is None else _with_system(record, self.system)
 
@@ -207,6 +211,10 @@ class RowParser:
         expected = self.form
         if expected is not None and tuple(row) == self._fields:
             return expected  # the same fields are the same form
+        if self.record is not None:
+            fits = (f for f in FORMATS if f.record is self.record and set(f.fields) <= set(row))
+            if (known := next(fits, None)) is not None:
+                return known
         try:
             form = recognise(row)
         except RowError:
@@ -229,8 +237,10 @@ class RowParser:
         known = (*form.fields, *form.optional, *FRAME)
         for name, value in row.items():
             if name in known:
-                if isinstance(value, list | tuple):
+                if isinstance(value, list | tuple) and name != "tools":
                     self.unused.update({f"{name}[].{key}" for key in unused(value)})
+            elif form.record is Prompt:
+                self.metadata[str(name)] += 1
             elif is_given(value):
                 if advice := _ELSEWHERE.get(name):
                     raise RowError(f"has '{name}', which a row cannot say here: {advice}")

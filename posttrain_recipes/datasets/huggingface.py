@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,8 +42,13 @@ class HuggingFace(Dataset):
         """Read over the network as needed, rather than download all of it first."""
 
     config: Config
+    _wants: type[Record] | None = None
     _commit: str | None = None
     """What `revision` is, once it was looked up."""
+
+    def bind(self, made: Callable[[str], Path], wants: type[Record]) -> None:
+        """Remember what the records are for."""
+        self._wants = wants
 
     @property
     def _local(self) -> Path | None:
@@ -81,7 +86,7 @@ class HuggingFace(Dataset):
             f"{self.config.path}/{self.config.split}", self.config.columns, self.config.system
         )
         hint = "name its fields with 'columns:', or leave such rows out with 'bad_rows: skip'"
-        yield from records(self._rows(), parser, self.config, hint)
+        yield from records(self._rows(), parser, self.config, hint, self._wants)
 
     def _rows(self) -> Iterator[Line]:
         # The rows come over the network when streaming, so failures come here as well.
@@ -118,6 +123,9 @@ class HuggingFace(Dataset):
                     hint=f"remove '{option}:'",
                 )
         name, _, part = config.split.partition("[")
+        whole = type(self.config).model_fields["split"].default
+        if not isinstance(found, datasets.DatasetDict) and name != whole:
+            raise UsageError(f"'{config.path}' has no splits", hint="remove 'split:'")
         if isinstance(found, datasets.DatasetDict):
             if name not in found:
                 raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from posttrain_recipes import content
@@ -37,6 +37,11 @@ class Jsonl(Dataset):
         """How the file is written; by its suffix where not given."""
 
     config: Config
+    _wants: type[Record] | None = None
+
+    def bind(self, made: Callable[[str], Path], wants: type[Record]) -> None:
+        """Remember what the records are for."""
+        self._wants = wants
 
     @property
     def path(self) -> Path:
@@ -91,7 +96,7 @@ class Jsonl(Dataset):
         name = display_path(self.path)
         hint = f"`{check_command(name, self.config.columns, self.config.format)}` lists all of it"
         yield from records(
-            read_rows(self.path, self.config.format), self._parser(), self.config, hint
+            read_rows(self.path, self.config.format), self._parser(), self.config, hint, self._wants
         )
 
     def _parser(self) -> RowParser:

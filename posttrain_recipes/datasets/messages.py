@@ -119,7 +119,8 @@ def message(value: Any, where: str) -> Message:
     """A message of a conversation. Raises `RowError` with all that is wrong with it."""
     if not isinstance(value, Mapping):
         raise RowError(f'{where} is {kind(value)}; a message is {{"role": ..., "content": ...}}')
-    calls = next((value[k] for k in _CALLS if is_given(value.get(k))), None)
+    made = [value[key] for key in _CALLS if is_given(value.get(key))]
+    calls = made[0] if made else None
     keys = {}
     for ours, sharegpt in _SHAREGPT:
         if ours not in value and sharegpt not in value:
@@ -138,6 +139,8 @@ def message(value: Any, where: str) -> Message:
             faults.extend(error.messages)
 
     refuse_media(value, f"{where} ")
+    if len(made) > 1 or (made and role == "function_call"):
+        faults.append(f"{where} calls tools in two fields; keep one of them")
     if role == "function_call" and is_text(value.get(said)):
         read("tool_calls", lambda: _calls(_parsed(value[said], where), where))
     else:
@@ -211,6 +214,10 @@ def _call(value: Any, where: str) -> ToolCall:
     others = [*(k for k in function if k not in ("name", "arguments", "parameters", "id", "type"))]
     if function is not value:
         others += [k for k in value if k not in ("function", "id", "type", "index")]
+    if is_given(function.get("arguments")) and is_given(function.get("parameters")):
+        raise RowError(f"{where} has 'arguments' and 'parameters'; keep one of them")
+    if function is not value and is_given(function.get("id")):
+        others.append("id")
     if others:
         raise RowError(f"{where} has '{others[0]}', which a call of a tool has not; remove it")
     given = function.get("arguments", function.get("parameters"))
@@ -338,15 +345,22 @@ def _tools(value: Any) -> tuple[str, ...]:
 def unused(messages: Sequence[Any]) -> Iterable[str]:
     """Keys of messages that nothing is made of."""
     for one in messages:
-        if isinstance(one, Mapping) and not one.keys() <= UNDERSTOOD:
+        if not isinstance(one, Mapping):
+            continue
+        if not one.keys() <= UNDERSTOOD:
             yield from (str(key) for key in one.keys() - UNDERSTOOD if is_given(one[key]))
-        if (
-            isinstance(one, Mapping)
-            and is_given(one.get("name"))
-            and one.get("role") not in _TOOL_ROLES
-        ):
+        role = one.get("role", one.get("from"))
+        if is_given(one.get("name")) and not (isinstance(role, str) and role in _TOOL_ROLES):
             yield "name"
         yield from (theirs for ours, theirs in _SHAREGPT if ours in one and theirs in one)
+        parts = one.get("content", one.get("value"))
+        for part in parts if isinstance(parts, list | tuple) else ():
+            if isinstance(part, Mapping):
+                yield from (
+                    f"content[].{key}"
+                    for key, held in part.items()
+                    if key not in ("type", "text") and is_given(held)
+                )
 
 
 _TOOL_ROLES = {name for name, role in _ROLE_NAMES.items() if role == "tool"}

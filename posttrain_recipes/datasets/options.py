@@ -13,7 +13,7 @@ from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser
 from posttrain_recipes.datasets.json_rows import Line
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import DatasetConfig, Record
+from posttrain_recipes.plugin import Conversation, DatasetConfig, Record
 
 log = logging.getLogger(__name__)
 _TOLD = 10
@@ -32,9 +32,13 @@ class RowsConfig(DatasetConfig):
 
 
 def records(
-    lines: Iterable[Line], parser: RowParser, config: RowsConfig, hint: str
+    lines: Iterable[Line],
+    parser: RowParser,
+    config: RowsConfig,
+    hint: str,
+    wants: type[Record] | None = None,
 ) -> Iterator[Record]:
-    """Rows as records, at most `limit` of them.
+    """Rows as records, at most `limit` of them; `wants` is what they are handed over as.
 
     Raises:
         UsageError: a row that cannot be used (unless those are skipped), or no record at all.
@@ -66,8 +70,9 @@ def records(
             "\n  ".join(told),
             "\n  ..." if skipped > _TOLD else "",
         )
-    if parser.unused:
-        _tell_unused(parser.name, tuple(parser.unused))
+    imitated = tuple(parser.metadata) if wants is Conversation else ()
+    if unused := (*parser.unused, *imitated):
+        _tell_unused(parser.name, unused)
     if not made:
         raise UsageError(f"{parser.name} has no records", hint=hint)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from posttrain_recipes.conversion import REPLY, final_answer
@@ -169,8 +170,12 @@ def whole_preference(row: Row, source: str) -> Record:
 def _preference(source: str, prompt: Messages, chosen: Messages, rejected: Messages) -> Preference:
     if chosen == rejected:
         raise RowError("'chosen' and 'rejected' are the same; there is nothing to prefer")
-    _unweighted(prompt + chosen + rejected)
-    return Preference(source=source, prompt=prompt, chosen=chosen, rejected=rejected)
+    return Preference(
+        source=source,
+        prompt=_only_read(prompt),
+        chosen=_learned_whole(chosen),
+        rejected=_learned_whole(rejected),
+    )
 
 
 def labelled(reply: str) -> Callable[[Row, str], Record]:
@@ -208,15 +213,31 @@ def _labelled(row: Row, source: str, messages: Messages, reply: int) -> Labelled
             f"'label' is {kind(label)}; write true (good) or false (bad), or leave the field out "
             "where it is no verdict on the reply"
         )
-    _unweighted(messages)
-    prompt, completion = messages[:-reply], messages[-reply:]
+    prompt, completion = _only_read(messages[:-reply]), _learned_whole(messages[-reply:])
     return Labelled(source=source, prompt=prompt, completion=completion, label=label)
 
 
-def _unweighted(messages: Messages) -> None:
-    """Which messages count is for conversations to imitate: these replies are learned whole."""
-    if any(message.weight == 0 for message in messages):
+def _only_read(prompt: Messages) -> Messages:
+    """A prompt of replies with a verdict, none of which is learned: it says so, or nothing."""
+    if any(message.weight for message in prompt):
+        raise RowError(
+            "has a message of the prompt that is to be learned ('weight' or 'train'), and only "
+            "replies are; remove it"
+        )
+    return _unweighted(prompt)
+
+
+def _learned_whole(reply: Messages) -> Messages:
+    """A reply with a verdict, all of which is learned: it says so, or nothing."""
+    if any(message.weight == 0 for message in reply):
         raise RowError(
             "has a message that is not to be learned ('weight' or 'train'), and its replies are "
             "learned whole; remove it"
         )
+    return _unweighted(reply)
+
+
+def _unweighted(messages: Messages) -> Messages:
+    if all(message.weight is None for message in messages):
+        return messages
+    return tuple(replace(message, weight=None) for message in messages)

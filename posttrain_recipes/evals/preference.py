@@ -22,7 +22,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.intervals import mean, proportion
 from posttrain_recipes.training.sampling.generation import log_likelihoods
-from posttrain_recipes.training.text.examples import Example, tokenize, usable
+from posttrain_recipes.training.text.examples import Example, learned_whole, tokenize, usable
 from posttrain_recipes.workload import mean as average
 
 
@@ -62,7 +62,7 @@ class PreferenceAccuracy(Eval):
             pair = pairs[place]
             return place, [
                 tokenize(
-                    (*pair.prompt, *reply),
+                    learned_whole(pair.prompt, reply),
                     context.renderer,
                     max_length=self.config.max_length,
                     truncate=True,

@@ -144,9 +144,12 @@ def _is_pipe(path: Path) -> bool:
 def _own_place(path: Path) -> Path:
     """Where a recipe lies: its relative paths start beside the file itself where `path` links to
     it, and from here where it comes through a pipe."""
-    if _is_pipe(path):
-        return PIPE
-    return path.resolve() if path.is_symlink() else path
+    try:
+        if _is_pipe(path):
+            return PIPE
+        return path.resolve(strict=path.is_symlink()) if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:  # a link in a circle, or to nothing
+        raise UsageError(f"cannot read {display_path(path)}", why=str(error)) from None
 
 
 def _piped(path: Path) -> str:

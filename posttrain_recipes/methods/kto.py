@@ -95,11 +95,13 @@ class KTO(Method):
             index, record = numbered
             other = records[borrowed[index]]
             sources = (record.source, f"{record.source} with the reply of {other.source}")
+            # The other's reply stands here for the baseline alone, and may be cut for it.
+            configs = (self.config, self.config.model_copy(update={"truncate": True}))
             return completions.Replies(
                 index,
                 tuple(
-                    completions.example(stage, self.config, record.prompt, r.completion, source)
-                    for r, source in zip((record, other), sources, strict=True)
+                    completions.example(stage, config, record.prompt, r.completion, source)
+                    for config, r, source in zip(configs, (record, other), sources, strict=True)
                 ),
             )
 

@@ -19,7 +19,7 @@ from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
-from posttrain_recipes.options import AS_EVER, ModelRef, effective, is_key, references
+from posttrain_recipes.options import AS_EVER, RESERVED, ModelRef, effective, is_key, references
 from posttrain_recipes.planning import building, depends, gates
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
@@ -165,7 +165,7 @@ def _stage(
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
-    renderer = _renderer(data, spec)
+    renderer = _renderer(builder, data, spec, key)
     method: Method | None = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
     dataset = (
         building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
@@ -323,8 +323,15 @@ def _lora(
     return lora or (parent.lora if parent else default)
 
 
-def _renderer(data: dict[str, Any], spec: dict[str, Any]) -> RendererConfig | None:
+def _renderer(
+    builder: Builder, data: dict[str, Any], spec: dict[str, Any], key: Key
+) -> RendererConfig | None:
     """The stage's, over the recipe's; None where one has a fault, which the schema tells."""
+    for where, given in (((), data.get("renderer")), (key, spec.get("renderer"))):
+        variables = given.get("template_kwargs") if isinstance(given, dict) else None
+        for name in RESERVED & (variables.keys() if isinstance(variables, dict) else set()):
+            at = (*where, "renderer", "template_kwargs", name)
+            builder.fault(at, f"'{name}' is what the template is given, not an option of it")
     try:
         return RendererConfig.model_validate(
             {**(data.get("renderer") or {}), **(spec.get("renderer") or {})}

@@ -75,7 +75,8 @@ def _fault(record: Record, renderer: ChatRenderer, user: Plugin, skips: bool) ->
                 return _too_long(len(renderer.prompt(record.messages)), user)
             renderer.check(record.messages)
         elif skips:  # else the methods tell: they make the same tokens
-            lengths = [len(renderer.supervised(whole)[0]) for whole in _whole(record)]
+            train_on = getattr(user.config, "train_on", "last")
+            lengths = [len(renderer.supervised(one, train_on)[0]) for one in _whole(record)]
             return _too_long(max(lengths, default=0), user)
     except UsageError as error:
         return error.what + (f" ({error.why})" if error.why else "")

@@ -59,6 +59,8 @@ def test_a_model_that_is_named_may_have_its_own(tmp_path: Path) -> None:
         ("renderer: {thinking: maybe}", "r.yaml:4"),
         ("renderer: {thinkin: on}", "thinking"),
         ("renderer: on", "renderer"),
+        ("renderer: {template_kwargs: {messages: 3}}", "r.yaml:4:40"),
+        ("renderer: {template_kwargs: {add_generation_prompt: true}}", "template_kwargs"),
     ],
 )
 def test_what_is_wrong_with_it_is_told_with_its_place(tmp_path: Path, said: str, told: str) -> None:

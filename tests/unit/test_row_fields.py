@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain_recipes.conversion import as_row
+from posttrain_recipes.conversion import as_row, convert
 from posttrain_recipes.datasets import options
 from posttrain_recipes.datasets.checking import check_file
 from posttrain_recipes.datasets.faults import RowError
 from posttrain_recipes.datasets.formats import FORMATS, RowParser
 from posttrain_recipes.datasets.jsonl import Jsonl
 from posttrain_recipes.datasets.messages import FRAME, UNDERSTOOD
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import Conversation, Labelled, Message, Preference, Prompt
 from posttrain_recipes.records import Record, ToolCall, tools_of
 
@@ -218,11 +219,94 @@ def test_a_weight_where_a_reply_is_learned_whole_is_refused(form: Any) -> None:
         row["prompt"], lists = [ASK, SAID, ASK], ["prompt"]
         row["prompt"][1] = dict(SAID)
     target = row[lists[-1]][-1 if lists[-1] != "prompt" else 1]
-    target["weight"] = 0
+    asked = lists[-1] == "prompt"
+    target["weight"] = 1 if asked else 0
     try:
-        assert "not to be learned" in refused(row)
+        assert ("is to be learned" if asked else "not to be learned") in refused(row)
+        target["weight"] = 0 if asked else 1  # as it is anyway
+        assert all(message.weight is None for message in messages(row))
     finally:
         target.pop("weight")
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({"role": "assistant", "tool_calls": [CALL], "function_call": CALL}, "in two fields"),
+        (
+            {"from": "function_call", "value": '{"name": "a"}', "tool_calls": [CALL]},
+            "in two fields",
+        ),
+        ({**SAID, "tool_calls": [{"name": "a", "arguments": {"b": 1}, "parameters": {"c": 2}}]},
+         "has 'arguments' and 'parameters'"),
+        ({**SAID, "tool_calls": [{"id": "x", "function": {"name": "a", "id": "y"}}]}, "has 'id'"),
+    ],
+)  # fmt: skip
+def test_what_is_said_twice_is_refused(turn: Any, said: str) -> None:
+    assert said in refused({"messages": [ASK, turn]})
+
+
+def test_what_a_prompts_messages_have_beside_is_named() -> None:
+    parser = RowParser("f")
+    parts = [{"type": "text", "text": "Hi.", "cache_control": {"type": "x"}}]
+    parser.parse({"prompt": [{"role": "user", "content": parts, "foo": 1}], "answer": "5"}, 1)
+    assert set(parser.unused) == {"prompt[].foo", "prompt[].content[].cache_control"}
+
+
+def test_tools_are_not_said_to_be_unused() -> None:
+    for tools in ([TOOL], [TOOL["function"]]):
+        parser = RowParser("f")
+        parser.parse({"messages": [ASK, SAID], "tools": tools}, 1)
+        assert not parser.unused
+
+
+def test_who_imitates_a_prompts_answer_is_told_what_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "a", "answer": "b", "level": 3}) + "\n")
+    for wants, told in ((Prompt, False), (Conversation, True)):
+        options._tell_unused.cache_clear()
+        caplog.clear()
+        dataset = Jsonl(Jsonl.Config(path=str(path)))
+        dataset.bind(lambda stage: tmp_path, wants)
+        with caplog.at_level(logging.WARNING):
+            list(dataset.load())
+        assert ("not used: level" in caplog.text) == told
+
+
+# --- made by a stage, read by the next -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"response": "WRONG"},
+        {"completion": "WRONG", "label": True},
+        {"prompt": "WRONG"},
+        {"messages": [ASK, SAID]},
+        {"chosen": "a", "rejected": "b"},
+    ],
+    ids=lambda metadata: "/".join(metadata),
+)
+def test_what_was_made_is_read_as_what_it_is(metadata: dict[str, Any]) -> None:
+    made = Prompt(messages=(Message("user", "2+3="),), answer="5", metadata=metadata)
+    row = json.loads(json.dumps(as_row(made)))
+    read = RowParser("f", record=Prompt).parse(row, 1)
+    assert isinstance(read, Prompt)
+    assert (read.messages, read.answer, read.metadata) == (made.messages, "5", metadata)
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([SAID], "is a reply alone"),
+        ([ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}], "ends with a call"),
+    ],
+)
+def test_what_is_no_prompt_with_an_answer_is_refused(turns: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=f"f:1: {said}"):
+        convert(parsed({"messages": turns}), Prompt)
 
 
 def test_parts_of_text_are_one_text() -> None:
@@ -299,9 +383,10 @@ def test_a_further_field_of_a_message_too(form: Any, name: str, value: Any, plac
         assert name in said or "call" in said
         return
     noted = f"{field}[].{name}" in parser.unused
-    # A mask on what is not learned anyway changes nothing, as it says.
+    # A mask on what is not learned, or is learned whole, anyway changes nothing, as it says.
     masked = turn.get("role", turn.get("from")) in ("user", "human") and name in ("weight", "train")
-    assert record != parsed(row) or noted or masked
+    whole = name in ("weight", "train") and form.record is not Conversation
+    assert record != parsed(row) or noted or masked or whole
 
 
 def test_fields_that_are_not_used_are_told_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.records import Message, ToolCall
 from posttrain_recipes.training.text.chat_template import ChatRenderer
+from posttrain_recipes.training.text.examples import learned_whole
 
 HEAD = "{% for m in messages %}"
 TAIL = "{% endfor %}"
@@ -344,6 +346,69 @@ def test_a_system_message_that_is_merged_or_refused(renderer: Any) -> None:
         renderer(silent).prompt(messages[:2])
 
 
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        # The call's words stand in the list of tools; the call itself is not there.
+        (TOOLS + QWEN25.replace(TOOLS, "").replace(CALLS, ""), "the call of 'weather'"),
+        (QWEN25.replace("{{ tools | tojson }}", "{{ tools[0].function.name }}"), "the description"),
+        (
+            QWEN25.replace("{{ t.function.arguments | tojson }}", "{}"),
+            "the arguments of 'weather' in message 2",
+        ),
+        ("{% set messages = messages[:2] + messages[3:] %}" + QWEN25, "message 3"),
+    ],
+)
+def test_words_that_stand_elsewhere_hide_nothing(renderer: Any, template: str, lost: str) -> None:
+    tool = json.loads(TOOL)
+    tool["function"] |= {"description": "weather of a city such as Bonn, sun or rain"}
+    messages = [
+        Message("user", "weather: Bonn, city, sun?", tools=(json.dumps(tool),)),
+        *CALLED[1:],
+    ]
+    assert learned(renderer(QWEN25), messages) == ["Sun.<|im_end|>"]
+    with pytest.raises(UsageError, match=f"leaves out (a part of )?{lost}"):
+        renderer(template).supervised(messages, "all")
+
+
+def test_a_system_message_whose_words_stand_elsewhere(renderer: Any) -> None:
+    silent = "{% set messages = messages[1:] %}" + LLAMA3
+    with pytest.raises(UsageError, match=r"leaves out a part of message 1 \(system\)"):
+        renderer(silent).prompt(talk("s Be brief.", "u Be brief."))
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|eot|>"])
+def test_a_control_token_in_a_call_or_a_tool_is_text(renderer: Any, token: str) -> None:
+    made = renderer(QWEN25)
+    number = made._tokenizer.convert_tokens_to_ids(token)
+
+    def count(word: str) -> int:
+        tool = json.loads(TOOL)
+        tool["function"]["description"] = word
+        call = ToolCall("weather", json.dumps({"city": word}))
+        messages = [
+            Message("user", "Hi.", tools=(json.dumps(tool),)),
+            Message("assistant", "", tool_calls=(call,)),
+        ]
+        return int(made.supervised(messages)[0].count(number))
+
+    assert count(f"a{token}b") == count("ab")
+
+
+def test_all_of_a_reply_of_several_messages_is_learned(renderer: Any) -> None:
+    made = renderer(QWEN25)
+    prompt = talk("u Hi.", "a Oh.", "u Who?")
+    reply = [*CALLED[1:3], Message("assistant", "Sun.")]
+    messages = learned_whole(prompt, reply)
+    assert learned(made, list(messages)) == [SAID, "Sun.<|im_end|>"]
+    assert learned(made, list(learned_whole(prompt, reply[-1:]))) == ["Sun.<|im_end|>"]
+
+
+def test_a_conversation_that_the_assistant_begins(renderer: Any) -> None:
+    messages = [Message("assistant", "Hi!"), *talk("u Who?", "a Me.")]
+    assert learned(renderer(QWEN25), messages, "all") == ["Hi!<|im_end|>", "Me.<|im_end|>"]
+
+
 # --- weights and control tokens ------------------------------------------------------------------
 
 
@@ -358,7 +423,8 @@ def test_weights_of_messages_win(renderer: Any) -> None:
     made = renderer(QWEN25)
     one, two = "Hello.<|im_end|>", "Me.<|im_end|>"
     assert learned(made, weighted(1, 0)) == [one]
-    assert learned(made, weighted(1, None)) == [one]
+    assert learned(made, weighted(1, None)) == [one, two]
+    assert learned(made, weighted(0, None)) == [two]
     assert learned(made, weighted(1, 1)) == [one, two]
     assert learned(made, weighted(0, None), "all") == [two]
     assert learned(made, weighted(None, 0), "all") == [one]

@@ -81,6 +81,14 @@ def test_a_recipe_that_is_linked_to_lies_where_it_lies(folder: Path) -> None:
     assert done.return_value == 0, done.output
 
 
+def test_a_link_in_a_circle_is_told(folder: Path) -> None:
+    (folder / "a.yaml").symlink_to(folder / "b.yaml")
+    (folder / "b.yaml").symlink_to(folder / "a.yaml")
+    done = validate("a.yaml")
+    assert done.return_value == 2
+    assert "cannot read a.yaml" in done.output
+
+
 # --- data ----------------------------------------------------------------------------------------
 
 
@@ -100,6 +108,8 @@ def test_what_save_to_disk_wrote_is_loaded(folder: Path) -> None:
     with pytest.raises(UsageError, match="no split 'tset'") as caught:
         load("two", split="tset")
     assert caught.value.hint == "there is: train, test"
+    with pytest.raises(UsageError, match="has no splits"):
+        load("one", split="test")
     with pytest.raises(UsageError, match="no part can be named"):
         load("one", split="train[:1]")
     with pytest.raises(UsageError, match="keeps no 'revision'"):

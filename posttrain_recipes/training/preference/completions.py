@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from posttrain_recipes.plugin import Checkpoint, Message, Preference, StageContext, Usage
 from posttrain_recipes.training.loops import supervised
-from posttrain_recipes.training.text.examples import Example, datum, tokenize, usable
+from posttrain_recipes.training.text.examples import Example, datum, learned_whole, tokenize, usable
 
 if TYPE_CHECKING:
     import tinker
@@ -78,7 +78,7 @@ def example(
 ) -> Example:
     """A reply to a prompt, weights 1 on the reply. Raises `UsageError` as `tokenize` does."""
     return tokenize(
-        (*prompt, *reply),
+        learned_whole(prompt, reply),
         stage.renderer,
         max_length=config.max_length,
         truncate=config.truncate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,17 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text import model_files
+from posttrain_recipes.training.text.left_out import left_out, marked
 from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
-from posttrain_recipes.training.text.turns import ReplySpan, Template
+from posttrain_recipes.training.text.turns import ReplySpan, Template, chosen, shared
 from posttrain_recipes.training.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+_OTHER_PROMPT = (
+    "this model's chat template shows a reply after another beginning than a sampled one has, so "
+    "that it is learned after a prompt that sampling does not use"
+)
 _UNREADABLE = "\ue000"
 """Put into a control token's text so that no template or tokenizer reads it as one."""
 
@@ -59,6 +64,8 @@ class ChatRenderer:
         added = tokenizer.added_tokens_decoder.items()
         self._added: dict[str, int] = {token.content: number for number, token in added}
         self._told: set[str] = set()
+        self._checked: set[tuple[Message, ...]] = set()
+        self._shapes: dict[tuple[Message, ...], str | None] = {}
         self._ends: list[int] = []  # nothing is said yet that could look like one
         self._parts = False
         self._template = Template(self._text)
@@ -83,11 +90,7 @@ class ChatRenderer:
             UsageError: the template refuses the conversation, or leaves a part of it out.
         """
         tokens = self._encode(self.check(messages))
-        if self.context is not None and len(tokens) >= self.context:
-            raise UsageError(
-                f"{len(tokens)} tokens leave no room for a reply in the model's context of "
-                f"{self.context}"
-            )
+        self._refuse_long(tokens)
         return tokens
 
     @property
@@ -98,8 +101,21 @@ class ChatRenderer:
     def check(self, messages: Sequence[Message]) -> str:
         """A prompt as text. Raises `UsageError` as `prompt` does, which makes tokens of it."""
         text = self._text(messages, generation=True)
-        self._refuse_left_out(messages, (), text)
+        key = tuple(messages)
+        if key not in self._checked:  # a prompt is asked again and again
+            self._refuse_left_out(messages, (), text)
+            self._checked.add(key)
+        # A token is a character at least, but for the few that are more than one.
+        if self.context is not None and len(text) > self.context:
+            self._refuse_long(self._encode(text))
         return text
+
+    def _refuse_long(self, tokens: Sequence[int]) -> None:
+        if self.context is not None and len(tokens) >= self.context:
+            raise UsageError(
+                f"{len(tokens)} tokens leave no room for a reply in the model's context of "
+                f"{self.context}"
+            )
 
     def supervised(
         self, messages: Sequence[Message], train_on: str = "last"
@@ -115,7 +131,7 @@ class ChatRenderer:
         spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not spoken:
             raise UsageError("there is no assistant message to learn from")
-        learned = _chosen(messages, spoken, train_on)
+        learned = chosen(messages, spoken, train_on)
         if not learned:
             raise UsageError("its messages are all of weight 0, so that there is nothing to learn")
         messages = messages[: spoken[-1] + 1]
@@ -156,7 +172,7 @@ class ChatRenderer:
 
     def _text(self, messages: Sequence[Message], generation: bool) -> str:
         turns = [self._as_template_wants(message) for message in messages]
-        tools = tools_of(messages)
+        tools = self._plain(tools_of(messages))
         try:
             try:
                 return self._rendered(turns, tools, generation)
@@ -183,6 +199,8 @@ class ChatRenderer:
 
     def _as_template_wants(self, message: Message) -> dict[str, Any]:
         turn = message.as_dict()
+        if "tool_calls" in turn:
+            turn["tool_calls"] = self._plain(turn["tool_calls"])
         said = self._without_control(message.content)
         turn["content"] = [{"type": "text", "text": said}] if self._parts else said
         if "reasoning_content" in turn:
@@ -205,15 +223,34 @@ class ChatRenderer:
         self, messages: Sequence[Message], learned: Sequence[int], text: str
     ) -> None:
         read = text.replace(_UNREADABLE, "")
-        lost = left_out(messages, read, learned, self._options.thinking == "keep")
+        keep = self._options.thinking == "keep"
+        lost = left_out(messages, read, learned, keep) or self._unshown(messages, learned, keep)
         if lost is None:
             return
         hint = "remove it from the data, or use a model whose template shows it"
-        if "thought" in lost:
+        if "thought" in lost and self._options.thinking == "off":
             hint = f"set 'renderer: {{thinking: on}}', or {hint}"
         if "message" in lost and len(learned) > 1:
             hint = f"train on the last message only ('train_on: last'), or {hint}"
         raise UsageError(f"the model's chat template leaves out {lost}", hint=hint)
+
+    def _unshown(
+        self, messages: Sequence[Message], learned: Sequence[int], keep: bool
+    ) -> str | None:
+        """What the template leaves out of every conversation of this shape; None where nothing."""
+        if not any(m.role in ("system", "tool") or m.tools or m.tool_calls for m in messages):
+            return None
+        shape, parts = marked(messages, learned, keep)
+        key = tuple(shape)
+        if key not in self._shapes:
+            asks = messages[-1].role != "assistant"
+            try:
+                text = self._text(shape, generation=asks)
+            except UsageError:  # it looks into what is said, and refuses the marks
+                text = "".join(parts)
+            self._shapes[key] = next((mark for mark in parts if mark not in text), None)
+        lost = self._shapes[key]
+        return None if lost is None else parts[lost]
 
     # --- tokens ----------------------------------------------------------------------------------
 
@@ -227,6 +264,14 @@ class ChatRenderer:
     def _without_control(self, text: str) -> str:
         """A control token in what somebody says is text, and no turn of its own."""
         return self._control.sub(lambda found: found[0][0] + _UNREADABLE + found[0][1:], text)
+
+    def _plain(self, value: Any) -> Any:
+        """The same for every text within a value of JSON."""
+        if isinstance(value, str):
+            return self._without_control(value)
+        if isinstance(value, dict):
+            return {self._plain(key): self._plain(held) for key, held in value.items()}
+        return [self._plain(held) for held in value] if isinstance(value, list) else value
 
     def _encode(self, text: str) -> list[int]:
         tokens = self._tokens(text)
@@ -266,7 +311,7 @@ class ChatRenderer:
         tokens = self._encode(text[: last.end])
         weights = [0.0] * len(tokens)
         for turn in turns:
-            begin = _shared(tokens, prompt := self._encode(text[: turn.begin]))
+            begin = shared(tokens, prompt := self._encode(text[: turn.begin]))
             if begin < len(prompt) and turn is last:
                 # The reply's first characters melted into a token of the prompt. Sampling starts
                 # from the prompt's own tokens, so that training has to as well.
@@ -275,7 +320,9 @@ class ChatRenderer:
                     tokens, begin = prompt + reply, len(prompt)
                     weights = weights[:begin] + [0.0] * len(reply)
             through = tokens if turn is last else self._encode(text[: turn.end])
-            end = _shared(tokens, through)
+            end = shared(tokens, through)
+            if begin < len(prompt):
+                self._tell(_OTHER_PROMPT)
             weights[begin:end] = [1.0] * (end - begin)
         if closes and not last.ended:
             self._tell(
@@ -294,10 +341,7 @@ class ChatRenderer:
     def _turn(self, messages: Sequence[Message], index: int, text: str) -> ReplySpan:
         turn = self._template.turn(messages, index, text, self._end_at, self._last_end)
         if not turn.as_sampled:
-            self._tell(
-                "this model's chat template shows a reply after another beginning than a sampled "
-                "one has, so that it is learned after a prompt that sampling does not use"
-            )
+            self._tell(_OTHER_PROMPT)
         return turn
 
     def _tell(self, what: str) -> None:
@@ -340,24 +384,6 @@ class ChatRenderer:
         return re.compile(rf"(?:{end})(?=(?:\s|{end})*\Z)").search(text, position)
 
 
-def _chosen(messages: Sequence[Message], spoken: Sequence[int], train_on: str) -> list[int]:
-    """Which of the assistant's messages are learned."""
-    if all(messages[index].weight is None for index in spoken):
-        return list(spoken if train_on == "all" else spoken[-1:])
-    # Weights are given: what has none is learned where `train_on` takes all.
-    rest = 1.0 if train_on == "all" else 0.0
-    given = {index: messages[index].weight for index in spoken}
-    return [index for index, weight in given.items() if (rest if weight is None else weight)]
-
-
-def _shared(tokens: Sequence[int], others: Sequence[int]) -> int:
-    """The length of the longest beginning that two sequences share."""
-    length = min(len(tokens), len(others))
-    if tokens[:length] == others[:length]:
-        return length
-    return next(i for i in range(length) if tokens[i] != others[i])
-
-
 def _any_of(texts: Any) -> re.Pattern[str]:
     """Matches any of `texts`, the longest first; nothing, where there is none."""
     known = sorted(filter(None, texts), key=len, reverse=True)
@@ -387,68 +413,6 @@ def _arguments_as_text(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else turn
         for turn in turns
     ]
-
-
-# --- what a template leaves out ------------------------------------------------------------------
-
-
-def left_out(
-    messages: Sequence[Message], text: str, learned: Sequence[int], keep: bool
-) -> str | None:
-    """What of a conversation is not in its text, in words; None where all of it is.
-
-    White space does not count: many templates strip it. What was thought in turns that are not
-    learned may be left out unless it is to be kept: that is how such models are used.
-    """
-    shown = _Shown(text)
-    for index, message in enumerate(messages):
-        where = f"message {index + 1} ({message.role})"
-        said = message.content
-        whole = index in learned or keep
-        if not whole and message.role == "assistant":
-            said = said.rpartition("</think>")[2].replace("<think>", "")
-        if not shown.has(said):
-            return f"{'what was thought in' if '</think>' in said else 'a part of'} {where}"
-        if whole and not shown.has(message.reasoning):
-            return f"what was thought in {where}"
-        for call in message.tool_calls:
-            values = (call.name, *_texts(json.loads(call.arguments)))
-            if not all(map(shown.has, values)):
-                return f"the call of '{call.name}' in {where}"
-        for tool in message.tools:
-            name = str(json.loads(tool)["function"]["name"])
-            if not shown.has(name):
-                return f"the tool '{name}'"
-    return None
-
-
-class _Shown:
-    """A text that is asked what is in it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._dense: str | None = None
-
-    def has(self, said: str) -> bool:
-        """Whether `said` is in it, as it is or as a string of JSON, but for white space."""
-        if said in self.text or said.strip() in self.text:
-            return True
-        if self._dense is None:
-            self._dense = "".join(self.text.split())
-        escaped = json.dumps(said.strip(), ensure_ascii=False)[1:-1]
-        return any("".join(form.split()) in self._dense for form in (said, escaped))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, held in value.items():
-            yield str(key)
-            yield from _texts(held)
-    elif isinstance(value, list):
-        for held in value:
-            yield from _texts(held)
 
 
 # --- where a model lies ---------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from posttrain_recipes.errors import UsageError
@@ -78,6 +78,20 @@ def tokenize(
             hint="raise 'max_length', or remove the record",
         )
     return Example(tokens, weights)
+
+
+def learned_whole(prompt: Sequence[Message], reply: Sequence[Message]) -> Sequence[Message]:
+    """A prompt and a reply of one or several messages, of which all that the assistant says in the
+    reply is learned, and nothing of the prompt."""
+    if sum(message.role == "assistant" for message in reply) < 2:
+        return (*prompt, *reply)
+
+    def weighted(messages: Sequence[Message], weight: float) -> Iterator[Message]:
+        for message in messages:
+            spoken = message.role == "assistant"
+            yield replace(message, weight=weight) if spoken else message
+
+    return (*weighted(prompt, 0.0), *weighted(reply, 1.0))
 
 
 def usable(

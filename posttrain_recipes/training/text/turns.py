@@ -59,8 +59,9 @@ class Template:
         Raises:
             UsageError: the words cannot be told from what is around them.
         """
-        prompt = self.render(messages[:index], True)
-        begin, as_sampled = len(prompt), text.startswith(prompt)
+        # Nobody asks for a first message that is the assistant's, and few templates could.
+        prompt = self.render(messages[:index], True) if index else ""
+        begin, as_sampled = len(prompt), bool(index) and text.startswith(prompt)
         head = tail = None
         if not as_sampled:
             head, tail = self._around(messages, index)
@@ -88,7 +89,9 @@ class Template:
 
     def _begin(self, before: Sequence[Message], prompt: str, head: str) -> tuple[int, bool]:
         """Where a reply begins after `head`, and whether that ends as the prompt does."""
-        asked = self.render(before, False) if before else ""
+        if not before:
+            return len(head), True
+        asked = self.render(before, False)
         known = _common(asked, prompt)
         opening = prompt[known:]
         at = head.rfind(opening) if opening else -1
@@ -116,3 +119,25 @@ def _common(one: str, other: str) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle)
     return low
+
+
+# --- which turns, and which tokens ---------------------------------------------------------------
+
+
+def chosen(messages: Sequence[Message], spoken: Sequence[int], train_on: str) -> list[int]:
+    """Which of the assistant's messages are learned."""
+    learned = []
+    for index in spoken:
+        weight = messages[index].weight
+        taken = train_on == "all" or index == spoken[-1]
+        if taken if weight is None else weight:
+            learned.append(index)
+    return learned
+
+
+def shared(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """The length of the longest beginning that two sequences share."""
+    length = min(len(tokens), len(others))
+    if tokens[:length] == others[:length]:
+        return length
+    return next(i for i in range(length) if tokens[i] != others[i])
