@@ -464,5 +464,5 @@ def _eval(
         )
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
-    identity = digest(building.identity(builder, entry, plugin), data.identity())
+    identity = digest(building.identity(builder, entry, plugin), data.identity(), data.eval_seed)
     return PlannedEval(name, plugin, data, wants, identity)
