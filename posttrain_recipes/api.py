@@ -103,7 +103,8 @@ def validate(
 
     Warnings are of evals that measure on prompts that are trained on, in files on this machine.
     """
-    found = overlap.find(plan(recipe, preset=preset, overrides=overrides), overlap.VALIDATED_BYTES)
+    planned = plan(recipe, preset=preset, overrides=overrides)
+    found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
     return [f"{one}; {one.hint}" for one in found]
 
 

@@ -48,7 +48,7 @@ def validate(
                 "recipe": str(path),
                 "ok": not found,
                 "faults": [f.as_dict() for f in found],
-                "warnings": warned,
+                **({"warnings": warned} if warned else {}),
             }
             for path, found, warned in results
         ]

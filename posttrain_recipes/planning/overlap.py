@@ -84,7 +84,7 @@ class OddSplit:
 
 
 @dataclass
-class _Reader:
+class _DataReader:
     """What data ask, each read once, as long as there are bytes left to read."""
 
     left: int | None
@@ -122,14 +122,18 @@ class _TooLargeError(Exception):
     pass
 
 
-def find(plan: Plan, limit: int | None) -> list[Overlap | OddSplit | Uncompared]:
+def find(
+    plan: Plan, limit: int | None, *, splits: bool = True
+) -> list[Overlap | OddSplit | Uncompared]:
     """What evals measure of what is trained on, each once, and what could not be told.
 
     Args:
         limit: bytes of local files that may be read, and nothing else; None: all data is read,
             those of the hub and environments too.
+        splits: whether a stage's own test split is looked at too: whether it has the size that was
+            asked for, and holds copies of what is trained on, where there is nothing but copies.
     """
-    reader = _Reader(limit)
+    reader = _DataReader(limit)
     stages = {stage.name: stage for stage in plan.stages}
     found: dict[tuple[str, ...], Overlap | OddSplit | Uncompared] = {}
     for stage in plan.stages:
@@ -139,21 +143,22 @@ def find(plan: Plan, limit: int | None) -> list[Overlap | OddSplit | Uncompared]
             key = (planned.name, str(planned.data.identity()))
             for data, wants, use in _trained(stage, stages):
                 pair = (*key, str(data.identity()))
-                if pair in found:
+                own = planned.data.held_out and data.dataset is planned.data.dataset
+                if pair in found or (own and not splits):
                     continue
                 try:
                     if told := _compared(reader, stage, planned, data, wants, use):
                         found[pair] = told
                 except _TooLargeError:
                     found[pair] = Uncompared(stage.name, planned.name, data.label)
-            odd = _odd_split(reader, stage, planned)
+            odd = _odd_split(reader, stage, planned) if splits else None
             if odd is not None:
                 found.setdefault((str(planned.data.identity()),), odd)
     return list(found.values())
 
 
 def _compared(
-    reader: _Reader,
+    reader: _DataReader,
     stage: PlannedStage,
     planned: PlannedEval,
     data: Data,
@@ -181,7 +186,7 @@ def _compared(
     )
 
 
-def _odd_split(reader: _Reader, stage: PlannedStage, planned: PlannedEval) -> OddSplit | None:
+def _odd_split(reader: _DataReader, stage: PlannedStage, planned: PlannedEval) -> OddSplit | None:
     asked = planned.data.dataset.config.test_size
     if not planned.data.held_out:
         return None

@@ -214,6 +214,7 @@ def test_copies_alone_cannot_be_held_out_which_is_told(files: Project) -> None:
     files.write("train.jsonl", lines([row("same")] * 9))
     text = FIRST.replace("train.jsonl}", "train.jsonl, test_size: 3}") + "    eval: [{use: nll}]\n"
     assert told(files, text)[0].startswith("eval nll: 3 of 3 records are in train.jsonl")
+    assert find(files.plan(text), None, splits=False) == [], "validate looks between files"
 
 
 def test_data_that_cannot_be_read_is_told_elsewhere(files: Project) -> None:
