@@ -252,8 +252,8 @@ FORMS = """\
 
 What is claimed above is of new contents in the forms of training: held-out numbers, words, names
 and requests, asked as the training files ask. These evals have other forms, and nothing is claimed
-of them: sums in other words (`sums_new_forms`), requests of other kinds with replies in the phrases of
-training (`tone_new_requests`), and those with replies of which no phrase was trained on
+of them: sums in other words (`sums_new_forms`), requests of other kinds with replies in the phrases
+of training (`tone_new_requests`), and those with replies of which no phrase was trained on
 (`tone_new_forms`). `margin` is the mean difference of the two replies in log-probability per token.
 
 {table}

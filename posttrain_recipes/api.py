@@ -81,7 +81,7 @@ class Result:
 
 
 def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Plan:
-    """Check a recipe and say what running it would do.
+    """Check a recipe and say what running it would do. Asks the hub what its branches are now.
 
     Args:
         recipe: path of the recipe.
@@ -93,7 +93,7 @@ def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[s
         UsageError: the file or the preset is not there.
     """
     read = recipes.load(Path(recipe), preset=preset, overrides=overrides)
-    return build(read, registry.load())
+    return build(read, registry.load(), ask=True)
 
 
 def validate(
@@ -101,9 +101,10 @@ def validate(
 ) -> list[str]:
     """Raise `RecipeError` with everything that is wrong with a recipe, or return what may be.
 
-    Warnings are of evals that measure on prompts that are trained on, in files on this machine.
+    Needs no network. Warnings are of evals that measure on prompts that are trained on, in files on
+    this machine.
     """
-    planned = plan(recipe, preset=preset, overrides=overrides)
+    planned = build(recipes.load(Path(recipe), preset=preset, overrides=overrides), registry.load())
     found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
     return [f"{one}; {one.hint}" for one in found]
 

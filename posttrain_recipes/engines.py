@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import Connection, Engine, PluginConfig, hookimpl
+from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, hookimpl
 from posttrain_recipes.waiting import explain, in_thread
 from posttrain_recipes.watching import Pauses, Watch
 
@@ -38,6 +38,7 @@ class Local(Engine):
     """The embedded engine: trains on this machine, starts by itself and ends with the run."""
 
     name = "local"
+    loads = True
 
     @property
     def identity(self) -> str:
@@ -141,7 +142,9 @@ class Hosted(Engine):
     class Config(PluginConfig):
         """Options of the hosted service."""
 
-        api_key: str = Field(default="${env:TINKER_API_KEY}", repr=False)
+        api_key: Annotated[str, Affects.NOTHING] = Field(
+            default="${env:TINKER_API_KEY}", repr=False
+        )
         """The key; write it as ${env:NAME}, never in plain text."""
         base_url: str | None = None
         """Another address of the service; by default the SDK's own."""
@@ -172,7 +175,9 @@ class Server(Engine):
 
         base_url: str
         """Its address, as http://host:port."""
-        api_key: str = Field(default="${env:TINKER_API_KEY}", repr=False)
+        api_key: Annotated[str, Affects.NOTHING] = Field(
+            default="${env:TINKER_API_KEY}", repr=False
+        )
         """The key that it asks for; write it as ${env:NAME}, never in plain text."""
 
     config: Config
@@ -199,7 +204,7 @@ def ptl_engines() -> Sequence[type[Engine]]:
 
 def _embedded_lacks(names: Collection[str]) -> dict[str, str]:
     return {
-        name: "it has none"
+        name: probe.EMBEDDED_LACKS[name]
         for name in probe.with_requirements(names)
         if name in probe.EMBEDDED_LACKS
     }

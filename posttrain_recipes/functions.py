@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from posttrain_recipes import content
 from posttrain_recipes.errors import UsageError
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -41,6 +42,7 @@ class UserFunction:
 
     def __init__(self, call: str, base_dir: Path) -> None:
         self.module, _, self.name = call.partition(":")
+        self.base_dir = base_dir
         self.beside = base_dir / Path(*self.module.split(".")).with_suffix(".py")
 
     @cached_property
@@ -78,10 +80,15 @@ class UserFunction:
         return found[-1]
 
     def digest(self) -> str | None:
-        """A hash of the module's file."""
-        if self.path is None or not self.path.is_file():
+        """A hash of the module's file and of all that it imports (see `content.code_digest`)."""
+        try:
+            if self.path is None:
+                return None
+            if self.path == self.beside:
+                return content.code_digest(self.path, self.base_dir)
+            return content.installed_digest(self.module, self.path)
+        except OSError:
             return None
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def load(self) -> Any:
         """The function or class itself.
@@ -132,16 +139,19 @@ def parameters(definition: Definition) -> list[str]:
 
 
 _LOADING = threading.Lock()
+_NEIGHBOURS: dict[str, str] = {}
+"""What the neighbours of modules that were loaded held then, by their names."""
 
 
 def _load(path: Path) -> ModuleType:
     """The module in a file, whose imports may name its neighbours.
 
     It is known to Python under a name that no other file has: dataclasses look their module up, and
-    two recipes may each have a file of the same name beside them.
+    two recipes may each have a file of the same name beside them. Its neighbours are imported anew
+    where they were edited since, or where another directory's are known by their names.
     """
     path = path.resolve()
-    digest = hashlib.sha256(f"{path}\0".encode() + path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(f"{path}\0{content.code_digest(path)}".encode()).hexdigest()
     name = f"{path.stem}_{digest[:16]}"
     with _LOADING:
         if name in sys.modules:
@@ -152,11 +162,35 @@ def _load(path: Path) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         sys.path.insert(0, str(path.parent))
+        others = _set_aside(path)
         try:
+            importlib.invalidate_caches()
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
         finally:
             sys.path.remove(str(path.parent))
+            sys.modules.update(others)
     return module
+
+
+def _set_aside(path: Path) -> dict[str, ModuleType]:
+    """Have Python forget modules that are not, or no longer, the neighbours that a file imports.
+
+    Returns those of other directories, which go back to their place.
+    """
+    own = {n: f for n, f in content.own_modules(path).items() if n not in sys.stdlib_module_names}
+    held = {name: f"{file} {content.file_digest(file)}" for name, file in own.items()}
+    there = {name: sys.modules[name] for name in own if name in sys.modules}
+    others = {
+        name: module
+        for name, module in there.items()
+        if (file := getattr(module, "__file__", None)) and Path(file).resolve() != own[name]
+    }
+    # One that was edited is known to those that import it: all of them are read again.
+    if others or any(_NEIGHBOURS.get(name) != held[name] for name in there):
+        for name in there:
+            del sys.modules[name]
+    _NEIGHBOURS.update(held)
+    return others

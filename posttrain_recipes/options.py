@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
 T = TypeVar("T")
@@ -25,6 +28,30 @@ class Renamed:
     """
 
     old: str
+
+
+class Affects(StrEnum):
+    """Marks what an option affects; the only source of what a stage's fingerprint is made of.
+
+    `save_every: Annotated[int, Affects.NOTHING] = 50`
+
+    `outcome`, which is meant where there is no mark: weights or results, whichever follows from
+    where the plugin stands. A stage is trained again when it changes.
+    """
+
+    OUTCOME = "outcome"
+    COST = "cost"
+    """Time, tokens or money; what comes of it is the same."""
+    NOTHING = "nothing"
+    """Neither: how often something is shown or saved, and keys."""
+
+
+_KEY = re.compile(r"(api[_-]?key|secret|password|passwd|credential)|(^|[_-])token$", re.I)
+
+
+def is_key(name: str) -> bool:
+    """Whether something of that name is a key or a password, by its name."""
+    return _KEY.search(name) is not None
 
 
 class PluginConfig(BaseModel):
@@ -70,22 +97,51 @@ class PluginConfig(BaseModel):
         return schema
 
 
-@dataclass(frozen=True)
-class NoEffect:
-    """Marks an option that cannot change a result, so that work is reused when it changes.
+def NoEffect() -> Affects:
+    """The former name of `Affects.NOTHING`. Deprecated."""
+    return Affects.NOTHING
 
-    `save_every: Annotated[int, NoEffect()] = 50`
-    """
+
+def affects(config: type[BaseModel]) -> dict[str, Affects]:
+    """What each option of a class of options affects: its mark; nothing where its name says that it
+    is a key; else the outcome."""
+    return {name: _mark(name, info) for name, info in config.model_fields.items()}
+
+
+def _mark(name: str, info: FieldInfo) -> Affects:
+    marks = [mark for mark in info.metadata if isinstance(mark, Affects)]
+    return marks[-1] if marks else Affects.NOTHING if is_key(name) else Affects.OUTCOME
 
 
 def effective(config: PluginConfig) -> dict[str, Any]:
-    """The options that can change a result, as plain values: all but those marked `NoEffect`, by
-    the names that they had first."""
-    fields = type(config).model_fields.items()
-    idle = {name for name, field in fields if any(isinstance(m, NoEffect) for m in field.metadata)}
-    first = {name: old for old, name in type(config).renamed().items()}
-    values = config.model_dump(mode="json", exclude=idle)
-    return {first.get(name, name): value for name, value in values.items()}
+    """The options that a result depends on, as plain values: those that affect the outcome, here
+    and in the options within them, by the names that they had first."""
+    found: dict[str, Any] = _outcome(config, config.model_dump(mode="json"))
+    return found
+
+
+def _outcome(value: Any, dumped: Any) -> Any:
+    """What `value` is dumped as, without options that do not affect the outcome."""
+    if isinstance(value, BaseModel) and isinstance(dumped, dict):
+        marks = affects(type(value))
+        renamed = type(value).renamed() if isinstance(value, PluginConfig) else {}
+        first = {name: old for old, name in renamed.items()}
+        return {
+            first.get(name, name): _outcome(getattr(value, name), inner)
+            for name, inner in dumped.items()
+            if marks.get(name) is Affects.OUTCOME
+            or (name not in marks and not (is_key(name) and isinstance(inner, str)))
+        }
+    if isinstance(value, Mapping) and isinstance(dumped, dict):
+        inside = zip(value.values(), dumped.items(), strict=False)
+        return {
+            name: _outcome(one, inner)
+            for one, (name, inner) in inside
+            if not (is_key(name) and isinstance(inner, str))
+        }
+    if isinstance(value, list | tuple) and isinstance(dumped, list):
+        return [_outcome(one, inner) for one, inner in zip(value, dumped, strict=False)]
+    return dumped
 
 
 class LoraConfig(PluginConfig):
@@ -101,6 +157,38 @@ class LoraConfig(PluginConfig):
     """Adapt the output embedding."""
 
 
+class RendererConfig(PluginConfig):
+    """How conversations are rendered by a model's own chat template."""
+
+    thinking: Literal["off", "on", "keep"] = "off"
+    """Whether the model is asked to reason before it replies. on: the reasoning of what is learned
+    is learned too; keep: it also reads what it reasoned in earlier turns, where its template can
+    show that. Records whose reasoning the template leaves out are refused."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of the template, as {reasoning_effort: low}."""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is rendered with."""
+        return {**_THINKING[self.thinking], **self.template_kwargs}
+
+
+AS_EVER = RendererConfig()
+"""Without reasoning, and the template's own defaults."""
+_THINKING: dict[str, dict[str, bool]] = {
+    "off": {"enable_thinking": False, "thinking": False},
+    "on": {"enable_thinking": True, "thinking": True},
+    "keep": {
+        "enable_thinking": True,
+        "thinking": True,
+        "preserve_thinking": True,
+        "clear_thinking": False,
+        "truncate_history_thinking": False,
+    },
+}
+"""What `thinking` sets in a template, by the names that model families give to it."""
+
+
 class ModelRef(PluginConfig):
     """Weights to sample from, such as a teacher, a judge or a reference: exactly one of these.
 
@@ -114,6 +202,8 @@ class ModelRef(PluginConfig):
     """A model by name, as in the recipe's `model:`."""
     checkpoint: str | None = None
     """Saved sampler weights: tinker://RUN/sampler_weights/NAME."""
+    renderer: RendererConfig | None = None
+    """How it is asked, as {thinking: on}; by default as the stage's own model."""
 
     @model_validator(mode="after")
     def _is_one(self) -> ModelRef:

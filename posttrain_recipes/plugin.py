@@ -36,7 +36,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pluggy
 from pydantic import Field
@@ -56,11 +56,13 @@ from posttrain_recipes.context import (
 )
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import (
+    Affects,
     DatasetRef,
     LoraConfig,
     ModelRef,
     NoEffect,
     PluginConfig,
+    RendererConfig,
     RewardRef,
     effective,
 )
@@ -85,6 +87,7 @@ from posttrain_recipes.workload import CountTokens, Usage, Workload
 __all__ = [
     "API_VERSION",
     "OLDEST_API_VERSION",
+    "Affects",
     "Checkpoint",
     "Connection",
     "Conversation",
@@ -113,6 +116,7 @@ __all__ = [
     "PtlError",
     "Record",
     "Renderer",
+    "RendererConfig",
     "Resume",
     "Reward",
     "RewardContext",
@@ -162,6 +166,8 @@ class Plugin(ABC):
         """No options."""
 
     config: PluginConfig
+    origin: Mapping[str, Any] = {}
+    """Where its code is from, and which weights its `ModelRef` options mean; the planner's."""
     rewards: Mapping[str, Reward] = {}
     """The rewards of its options that are a `RewardRef`, by option; the planner fills it."""
 
@@ -179,6 +185,18 @@ class Plugin(ABC):
 
         Stages are reused only while it stays the same. Cheap and offline; None where there is no
         such thing or, for a dataset, where it cannot be known.
+        """
+        return None
+
+    def pin(self, *, ask: bool) -> str | None:
+        """Fix what its options name and may change at any time, such as a branch on the hub.
+
+        Called once, before `digest`, which is then of what was fixed; so is what is read later.
+
+        Args:
+            ask: whether the network may be used; otherwise only what this machine knows.
+
+        Returns what `ptl plan` says of it, as `openai/gsm8k: revision 740312a`; None for nothing.
         """
         return None
 
@@ -364,6 +382,8 @@ class Engine(Plugin):
 
     billed: ClassVar[bool] = False
     """Whether its tokens cost what the table of prices says."""
+    loads: ClassVar[bool] = False
+    """Whether it loads models from where `models` of `connect` says; others serve their own."""
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pluggy
 
+from posttrain_recipes import content
 from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError
 from posttrain_recipes.plugin import (
     API_VERSION,
@@ -24,7 +25,6 @@ from posttrain_recipes.plugin import (
     Plugin,
     PluginConfig,
     Reward,
-    effective,
 )
 
 GROUP = "posttrain_recipes"
@@ -117,9 +117,13 @@ class Entry:
         template = f"#/$defs/{self.kind}.{self.name}.{{model}}"
         return self.config.model_json_schema(ref_template=template)
 
-    def identity(self, plugin: Plugin) -> list[object]:
-        """What tells `plugin`, an instance of this class, from others that would act otherwise."""
-        return [self.distribution, self.version, self.name, effective(plugin.config)]
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What tells its code from another's of the same name: distribution and version; of what is
+        edited in place, or was installed from a directory of this machine, also its content."""
+        code = content.plugin_code(self.cls.__module__)
+        found = {"from": f"{self.distribution} {self.version}"}
+        return {**found, "code": code} if code else found
 
     def require(self) -> None:
         """Raise `MissingExtraError`, with the command to run, where its packages are missing."""

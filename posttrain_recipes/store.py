@@ -20,7 +20,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -99,6 +99,17 @@ class Spent:
         """The tokens."""
         return Usage(self.train, self.prefill, self.sample)
 
+    def __sub__(self, other: Spent) -> Spent:
+        return self + Spent(-other.seconds, -other.train, -other.prefill, -other.sample)
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.seconds + other.seconds,
+            self.train + other.train,
+            self.prefill + other.prefill,
+            self.sample + other.sample,
+        )
+
 
 @dataclass(frozen=True)
 class Estimated:
@@ -151,6 +162,8 @@ class StageRecord:
     estimate: Estimated | None = None
     training: Spent = field(default_factory=Spent)
     evaluation: Spent = field(default_factory=Spent)
+    lost: Spent = field(default_factory=Spent)
+    """What evals took that were interrupted and made again: paid for, and no part of `spent`."""
     usd: float | None = None
     """What it cost; None where that is not known or nothing is billed."""
     superseded: list[str] = field(default_factory=list)
@@ -163,10 +176,12 @@ class StageRecord:
     @property
     def spent(self) -> Spent:
         """What training and evals took together."""
-        t, e = self.training, self.evaluation
-        return Spent(
-            t.seconds + e.seconds, t.train + e.train, t.prefill + e.prefill, t.sample + e.sample
-        )
+        return self.training + self.evaluation
+
+    @property
+    def paid(self) -> Spent:
+        """What it took with all that was interrupted and made again."""
+        return self.spent + self.lost
 
     @property
     def done(self) -> bool:
@@ -234,8 +249,9 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
 
 
 def samples_path(run: Path, stage: str, name: str, when: str) -> Path:
-    """Where the samples of an eval lie."""
-    return run / "samples" / f"{stage}-{name}-{when}.jsonl"
+    """Where the samples of an eval lie. A directory for each stage: names may have hyphens, and
+    `sft` with `dpo-held` is not `sft-dpo` with `held`."""
+    return run / "samples" / stage / f"{name}-{when}.jsonl"
 
 
 def artifacts_path(run: Path, stage: str) -> Path:
@@ -251,6 +267,8 @@ def made_path(run: Path, stage: str) -> Path:
 def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
     """The samples of an eval; none where it keeps none."""
     path = samples_path(run, stage, name, when)
+    if not path.is_file():
+        path = run / "samples" / f"{stage}-{name}-{when}.jsonl"  # of runs before that
     if not path.is_file():
         return []
     samples = []
@@ -270,6 +288,12 @@ def named(runs: Sequence[RunRecord], name: str) -> RunRecord | None:
     return found[-1] if found else None
 
 
+def latest(runs: Sequence[RunRecord], fingerprint: str) -> RunRecord | None:
+    """The newest run of a plan, of runs that are in order."""
+    same = [run for run in runs if run.fingerprint == fingerprint]
+    return same[-1] if same else None
+
+
 class Store:
     """All runs below one directory."""
 
@@ -285,8 +309,10 @@ class Store:
             if record is not None:
                 if record.status == "running" and not self.locked(record.id):
                     record.status = "killed"
+                    for stage in record.stages:
+                        stage.status = "killed" if stage.status == "running" else stage.status
                 found.append(record)
-        return sorted(found, key=lambda record: (record.created, _number(record.id)))
+        return in_order(found)
 
     def find(self, run_id: str) -> RunRecord:
         """The run of that id, else the last run of the recipe of that name.
@@ -320,8 +346,7 @@ class Store:
 
     def latest(self, fingerprint: str) -> RunRecord | None:
         """The newest run of the same plan."""
-        same = [record for record in self.runs() if record.fingerprint == fingerprint]
-        return same[-1] if same else None
+        return latest(self.runs(), fingerprint)
 
     @contextmanager
     def open(self, record: RunRecord) -> Iterator[RunDirectory]:
@@ -386,6 +411,17 @@ class Store:
                 return f"{recipe}-{number}"
 
 
+def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Runs, oldest first. Those of one recipe by their number, as a clock may have been wrong;
+    those of others by when they began, as far as that goes with it."""
+    began: dict[str, str] = {}
+    found = []
+    for run in sorted(runs, key=lambda run: (run.recipe, _number(run.id))):
+        began[run.recipe] = max(run.created, began.get(run.recipe, ""))
+        found.append((began[run.recipe], run.recipe, _number(run.id), run))
+    return [run for *_, run in sorted(found, key=lambda one: one[:3])]
+
+
 def _number(run_id: str) -> int:
     tail = run_id.rsplit("-", 1)[-1]
     return int(tail) if tail.isdigit() else 0
@@ -422,7 +458,7 @@ def _stage(data: dict[str, Any]) -> StageRecord:
         ("estimate", Estimated),
     ):
         data[key] = cls(**data[key]) if data.get(key) else None
-    for key in ("training", "evaluation"):
+    for key in ("training", "evaluation", "lost"):
         data[key] = Spent(**data.get(key, {}))
     for when in ("before", "after"):
         data[when] = [

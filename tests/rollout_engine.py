@@ -77,6 +77,8 @@ class Engine:
     fail: Callable[[int], None] = lambda nth: None
     lock: threading.Lock = field(default_factory=threading.Lock)
     total: int = 0
+    cut: bool = False
+    """Whether every reply ends at the limit of tokens."""
     names: list[str] = field(default_factory=list)
     """What checkpoints were called."""
 
@@ -142,7 +144,7 @@ class Sampler:
                 SimpleNamespace(
                     tokens=drawn,
                     logprobs=[-0.5] * length,
-                    stop_reason="length" if length == 4 else "stop",
+                    stop_reason="length" if length == 4 or self.engine.cut else "stop",
                 )
             )
         answer = SimpleNamespace(sequences=sequences)

@@ -21,6 +21,7 @@ from posttrain_recipes import models
 from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.store import default_home
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -67,6 +68,8 @@ def chat(
             found = find(target, home)
             require_here(found, home)
             base_url, api_key = stack.enter_context(_engine(found, home))
+            if found.renderer != AS_EVER:
+                asked["chat_template_kwargs"] = found.renderer.variables
             model, said = found.model, found.said
         else:
             model = said = _remote(target, home)

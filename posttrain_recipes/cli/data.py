@@ -56,6 +56,13 @@ def _columns(
     type=click.Choice(get_args(FileFormat)),
     help="How the files are written, where their suffix does not say it.",
 )
+@click.option(
+    "--thinking",
+    type=click.Choice(["off", "on", "keep"]),
+    default="off",
+    show_default=True,
+    help="As 'renderer: {thinking: ...}' of the recipe; for --model.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
 @click.option(
     "--limit-faults",
@@ -72,6 +79,7 @@ def check(
     max_tokens: int | None,
     columns: dict[str, str],
     form: FileFormat | None,
+    thinking: str,
     as_json: bool,
     limit_faults: int,
 ) -> None:
@@ -83,7 +91,7 @@ def check(
 
     if max_tokens is not None and model is None:
         raise click.UsageError("--max-tokens needs --model, whose tokenizer counts")
-    counter = _token_counter(model) if model is not None else None
+    counter = _token_counter(model, thinking) if model is not None else None
     reports = []
     for path in files:
         report = check_file(
@@ -101,9 +109,10 @@ def check(
         context.exit(2)
 
 
-def _token_counter(model: str) -> TokenCounter:
+def _token_counter(model: str, thinking: str) -> TokenCounter:
     from posttrain_recipes.errors import UsageError
     from posttrain_recipes.models import is_path, resolve
+    from posttrain_recipes.options import RendererConfig
     from posttrain_recipes.training.text.chat_template import load_renderer
 
     if is_path(model):
@@ -111,7 +120,8 @@ def _token_counter(model: str) -> TokenCounter:
         if not folder.is_dir():
             raise UsageError(f"there is no model directory {model}")
         model = str(folder.resolve())
-    renderer = load_renderer(resolve(model))
+    options = RendererConfig.model_validate({"thinking": thinking})
+    renderer = load_renderer(resolve(model), options)
 
     def count(messages: Messages) -> int:
         if messages[-1].role == "assistant":

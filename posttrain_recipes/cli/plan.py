@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from posttrain_recipes.cli.options import (
     recipe_options,
     scope_options,
 )
-from posttrain_recipes.planning import costs, pricing
+from posttrain_recipes.planning import costs, pricing, reuse
 from posttrain_recipes.planning.plans import BASE, Plan
 from posttrain_recipes.planning.reuse import Scope, decisions
-from posttrain_recipes.store import Estimated, Store, default_home
+from posttrain_recipes.store import Estimated, RunRecord, Store, default_home
 
 
 @click.command()
@@ -41,7 +42,9 @@ def plan(
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     where = default_home(home)
     prices = pricing.load(where)
-    stages, ahead = _stages(planned, where, scope, prices, tokens)
+    runs = Store(where).runs()
+    remade = reuse.remade(planned, runs)
+    stages, ahead = _stages(planned, where, scope, prices, tokens, runs)
     if as_json:
         data = {
             "recipe": planned.name,
@@ -49,6 +52,8 @@ def plan(
             "model": planned.model,
             "engine": planned.engine.name,
             "fingerprint": planned.fingerprint,
+            "pins": planned.pins,
+            "remade": remade,
             "stages": stages,
             "estimate": asdict(ahead),
             "prices": prices.note if planned.engine.billed else None,
@@ -59,6 +64,10 @@ def plan(
     click.echo(f"{planned.name}: {planned.model} on engine {planned.engine.name}{preset_note}")
     if planned.description:
         click.echo(f"  {planned.description}")
+    for pin in planned.pins:
+        click.echo(f"  {pin}")
+    if remade:
+        click.echo(f"  {remade}")
     for number, stage in enumerate(stages, 1):
         click.echo(f"\n{number}. {stage['name']}: {stage['action']} ({stage['why']})")
         click.echo(f"   from    {stage['from']}")
@@ -69,6 +78,8 @@ def plan(
             click.echo(f"   reward  {name}")
         for name in stage["evals"]:
             click.echo(f"   eval    {name}")
+        if stage["measures"]:
+            click.echo(f"   new     {', '.join(stage['measures'])}: to be measured")
         if stage["ahead"]:
             click.echo(f"   ahead   {stage['ahead']}")
     if any(stage["ahead"] for stage in stages):
@@ -78,11 +89,15 @@ def plan(
 
 
 def _stages(
-    planned: Plan, home: Path, scope: Scope, prices: pricing.Prices, whole: bool
+    planned: Plan,
+    home: Path,
+    scope: Scope,
+    prices: pricing.Prices,
+    whole: bool,
+    runs: Sequence[RunRecord],
 ) -> tuple[list[dict[str, Any]], Estimated]:
     """What becomes of each stage, and what is ahead of them all."""
     scope.check(planned)
-    runs = Store(home).runs()
     found, ahead = [], []
     estimator = costs.Estimator(planned, prices, runs, whole)
     decided = list(decisions(planned, scope, runs, home))
@@ -105,6 +120,7 @@ def _stages(
                     + f" on {e.data.label}"
                     for e in stage.evals
                 ],
+                "measures": list(decision.evals),
                 "fingerprint": stage.fingerprint,
                 "estimate": asdict(estimate) if estimate else None,
                 "ahead": costs.describe(estimate, planned.engine.billed) if estimate else None,

@@ -12,7 +12,7 @@ from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs
 from posttrain_recipes.reporting import report
-from posttrain_recipes.store import RunRecord, Store, default_home, load_samples
+from posttrain_recipes.store import RunRecord, StageRecord, Store, default_home, load_samples
 
 
 @click.command()
@@ -37,7 +37,9 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
     for stage in record.stages:
         lines.append(f"  {stage.name:9} {stage.status}")
         if stage.method and stage.records:
-            lines[-1] += f", {stage.total_steps} steps on {stage.records} records"
+            lines[-1] += f", {_steps(stage)} on {stage.records} records"
+        if stage.error:
+            lines.append(f"{'':12}{stage.error}")
         for name, count in stage.made.items():
             path = display_path(runs / stage.made_in / f"{name}.jsonl")
             lines.append(f"{'':12}made {count} {name} records: {path}")
@@ -53,6 +55,13 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
     if any(stage.before or stage.after for stage in record.stages):
         Lines(sys.stdout).table(record)
         Lines(sys.stdout).gates(record)
+
+
+def _steps(stage: StageRecord) -> str:
+    """The steps that it took, of those that it would take where it did not come to its end."""
+    if stage.done:
+        return f"{stage.total_steps} steps"
+    return f"{stage.resume.step if stage.resume else 0} of {stage.total_steps} steps kept"
 
 
 def _print_samples(record: RunRecord, path: Path, count: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from posttrain_recipes import models
 from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
 
 SCHEME = "tinker://"
@@ -19,6 +20,8 @@ class ChatTarget:
     model: str
     base: str
     said: str
+    renderer: RendererConfig = AS_EVER
+    """How the run asked it."""
 
 
 def find(text: str | None, home: Path) -> ChatTarget:
@@ -72,7 +75,9 @@ def _of_run(run: RunRecord, name: str) -> ChatTarget:
     checkpoint = stage.checkpoint
     assert checkpoint is not None
     assert checkpoint.sampler_uri is not None
-    return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, f"{run.id}/{stage.name}")
+    renderer = RendererConfig.model_validate(stage.inputs.get("renderer", {}))
+    said = f"{run.id}/{stage.name}"
+    return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, said, renderer)
 
 
 def _base_of(path: str, home: Path) -> str:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from posttrain_recipes import content, hub
 from posttrain_recipes.datasets.formats import RowParser, column_problems
 from posttrain_recipes.datasets.numbers import without_exponent
 from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import Dataset, Record
+from posttrain_recipes.plugin import Affects, Dataset, Record
 
 if TYPE_CHECKING:
     from posttrain_recipes.datasets.json_rows import Line
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HuggingFace(Dataset):
     """Records of a Hugging Face dataset; its columns tell what they are, as with `jsonl`.
 
-    A stage on such data is reused only where `revision` is a commit hash, because anything else
-    may have changed on the hub since.
+    A branch or a tag is looked up when a plan is made: the commit that it is then is what is read,
+    and part of what the stage depends on. `ptl plan` tells it.
     """
 
     name = "huggingface"
@@ -41,10 +38,12 @@ class HuggingFace(Dataset):
         """Which split; slices such as `train[:1000]` work too, except when streaming."""
         revision: str | None = None
         """A branch, a tag or a commit hash; a hash makes the run reproducible."""
-        streaming: bool = False
+        streaming: Annotated[bool, Affects.COST] = False
         """Read over the network as needed, rather than download all of it first."""
 
     config: Config
+    _commit: str | None = None
+    """What `revision` is, once it was looked up."""
 
     @property
     def _local(self) -> Path | None:
@@ -58,14 +57,23 @@ class HuggingFace(Dataset):
         if self._local is None and self.config.path.startswith((".", "/", "~")):
             yield "path", f"there is no directory '{self.config.path}'"
 
+    def pin(self, *, ask: bool) -> str | None:
+        """Look up the commit that `revision` is on the hub."""
+        if self._local is not None or self.config.path.startswith((".", "/", "~")):
+            return None
+        found = hub.revision("dataset", self.config.path, self.config.revision, ask=ask)
+        self._commit = found.commit
+        return None if found.told_by == "recipe" else f"{self.config.path}: {found}"
+
     def digest(self) -> str | None:
-        """The content of a local directory, or the commit; None for what may change on the hub."""
+        """The content of a local directory, or the commit; None where that is not known."""
         config = self.config
         if self._local is not None:
-            return f"{_content(self._local)}/{config.name}/{config.split}"
-        if config.revision is None or not _COMMIT.fullmatch(config.revision):
+            return f"{content.tree_digest(self._local)}/{config.name}/{config.split}"
+        commit = self._commit or config.revision
+        if commit is None or not hub.COMMIT.fullmatch(commit):
             return None
-        return f"{config.path}@{config.revision}/{config.name}/{config.split}"
+        return f"{config.path}@{commit}/{config.name}/{config.split}"
 
     def load(self) -> Iterator[Record]:
         """The records, in the order of the split; downloads what is not in the cache."""
@@ -93,7 +101,7 @@ class HuggingFace(Dataset):
             str(self._local or config.path),
             config.name,
             split=config.split,
-            revision=config.revision,
+            revision=self._commit or config.revision,
             streaming=config.streaming,
         )
         return rows
@@ -119,13 +127,3 @@ class HuggingFace(Dataset):
 
 def _written(value: Any) -> Any:
     return without_exponent(value) if type(value) is float else value
-
-
-def _content(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    whole = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-        whole.update(str(file.relative_to(path)).encode())
-    return whole.hexdigest()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 
+from posttrain_recipes import content
 from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser, column_problems
 from posttrain_recipes.datasets.misnamed import compressed, misnamed
@@ -76,8 +75,7 @@ class Jsonl(Dataset):
     def digest(self) -> str | None:
         """SHA-256 of the file's bytes."""
         try:
-            state = self.path.stat()
-            return _file_digest(self.path, state.st_size, state.st_mtime_ns)
+            return content.file_digest(self.path)
         except OSError:
             return None
 
@@ -167,10 +165,3 @@ def line_count(path: Path) -> int:
             count += block.count(b"\n")
             last = block[-1:]
     return count + (last != b"\n")
-
-
-@lru_cache
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    """Of a file in this state: a recipe names one several times, and it may be large."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

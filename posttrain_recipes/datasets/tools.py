@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, valida
 from posttrain_recipes.conversion import convert
 from posttrain_recipes.functions import UserFunction, checked_call, parameters
 from posttrain_recipes.plugin import (
+    Affects,
     Dataset,
     DatasetConfig,
     DatasetRef,
@@ -66,7 +67,7 @@ class Tools(Dataset):
         """Calls in one episode; a reply that would make more counts as the answer."""
         max_result: int = Field(default=1000, ge=1)
         """Longest result in characters; what is beyond is cut off."""
-        timeout: float = Field(default=10.0, gt=0)
+        timeout: Annotated[float, Affects.COST] = Field(default=10.0, gt=0)
         """Seconds that a call may take."""
 
     config: Config

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import (
+    Affects,
     Eval,
     EvalContext,
     EvalResult,
@@ -44,7 +45,7 @@ class Episodes(Eval):
         """Longest reply in tokens."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
-        retries: int = Field(default=2, ge=0)
+        retries: Annotated[int, Affects.COST] = Field(default=2, ge=0)
         """How often an episode in which the environment raised is begun again before the eval
         fails."""
 

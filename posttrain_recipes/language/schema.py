@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from posttrain_recipes.options import REFERS_TO
-from posttrain_recipes.plugin import LoraConfig
+from posttrain_recipes.plugin import LoraConfig, RendererConfig
 from posttrain_recipes.registry import KINDS, Entry, Registry
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
@@ -59,6 +59,7 @@ def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> d
         for name in names:
             definitions.update(_plugin(registry.entries[kind][name]))
     definitions["lora"] = _flattened(_lora(), "lora", definitions)
+    definitions["renderer"] = _flattened(_renderer(), "renderer", definitions)
     definitions["stage"] = _stage()
     definitions["repeat"] = _repeat()
     definitions["compare"] = _compare()
@@ -110,6 +111,10 @@ def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> d
                 "description": "Seeds data order, splits, adapters and sampling.",
             },
             "lora": {"$ref": "#/$defs/lora", "description": "The adapter that is trained."},
+            "renderer": {
+                "$ref": "#/$defs/renderer",
+                "description": "How conversations are rendered by the model's chat template.",
+            },
             "stages": {
                 "$ref": "#/$defs/stages",
                 "description": "What is done, in order; each starts from the one before it.",
@@ -191,6 +196,7 @@ def _stage() -> dict[str, Any]:
             "expect": _expect("of the stage"),
             "seed": {"type": "integer", "minimum": 0, "description": "Overrides the recipe's."},
             "lora": ref("lora", "Overrides the recipe's; only where the stage starts from base."),
+            "renderer": ref("renderer", "Overrides the recipe's."),
         },
     }
 
@@ -354,6 +360,11 @@ def _plugin(entry: Entry) -> dict[str, Any]:
 @cache
 def _lora() -> dict[str, Any]:
     return LoraConfig.model_json_schema(ref_template="#/$defs/lora.{model}")
+
+
+@cache
+def _renderer() -> dict[str, Any]:
+    return RendererConfig.model_json_schema(ref_template="#/$defs/renderer.{model}")
 
 
 def _flattened(

@@ -14,11 +14,12 @@ No human label is read: of a prompt's record only its messages are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field, field_validator
 
 from posttrain_recipes.plugin import (
+    Affects,
     DataMethod,
     Message,
     ModelRef,
@@ -63,7 +64,7 @@ class AIPreferences(DataMethod):
         """Pairs of replies to each prompt."""
         margin: float = Field(default=0.0, ge=0)
         """Pairs are ties up to this margin, in nats of log-odds."""
-        retries: int = Field(default=2, ge=0)
+        retries: Annotated[int, Affects.COST] = Field(default=2, ge=0)
         """How often a text without a verdict is asked for again before it counts as missing."""
 
         @field_validator("question")

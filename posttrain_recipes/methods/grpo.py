@@ -12,9 +12,10 @@ estimators and surrogates that others have put in their places, each with its pa
 estimator.
 
 How it departs from the paper: with one update a batch and no staleness (the defaults) p is q at
-every step, and the losses differ only in what they do to float noise; the divergence from the
-reference, if it costs anything, is taken off the reward of a completion rather than added to the
-loss of each token, which keeps the gradient that of the KL divergence (with k1).
+every step, and the losses differ only in what they do to float noise; what divergence from
+the reference costs is taken off the advantage of each token, which every engine can do; `kl_in:
+loss` adds it to the loss, as the paper does. A group whose rewards are all the same is not trained
+on, so that nothing pulls it to the reference either.
 """
 
 from __future__ import annotations

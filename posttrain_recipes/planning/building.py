@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain_recipes import models
+from posttrain_recipes import hub, models
 from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
@@ -26,7 +26,7 @@ from posttrain_recipes.planning.plans import (
 )
 from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Plugin
-from posttrain_recipes.registry import Entry, Registry, suggest
+from posttrain_recipes.registry import Registry, suggest
 from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
 
 
@@ -47,6 +47,12 @@ class Builder:
     """The base model of the present stage."""
     models: dict[str, None] = field(default_factory=dict)
     """Every base model that the plan needs, in order."""
+    index: int = 0
+    """The place of the present stage in the flat recipe, from 0."""
+    ask: bool = False
+    """Whether the hub may be asked what a branch stands for now."""
+    pins: dict[str, None] = field(default_factory=dict)
+    """What was looked up, in words, in order."""
     same_tokenizer: list[SameTokenizer] = field(default_factory=list)
     """What has to have the tokenizer of a stage's model, and may not: a run looks again."""
 
@@ -61,8 +67,33 @@ class Builder:
     def model_identity(self, model: str) -> str:
         """What tells a base model from others; its files are read once."""
         if model not in self._identities:
-            self._identities[model] = model_identity(model, self.recipe.base_dir)
+            loads = self.engine is None or self.engine.loads
+            found = model_identity(model, self.recipe.base_dir)
+            if loads and found == model:  # not on this machine, so it comes from the hub
+                revision = hub.revision("model", model, None, ask=self.ask)
+                self.pins[f"{model}: {revision}"] = None
+                found = f"{model}@{revision.commit}" if revision.commit else model
+            self._identities[model] = found
         return self._identities[model]
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Of the base models that were asked for."""
+        return dict(self._identities)
+
+    def stage_identity(self, stage: PlannedStage) -> Any:
+        """What tells the weights and records that a stage above leaves from others: a loop that may
+        end early leaves those of one of several rounds, by what its evals find."""
+        made, here = self.origins[stage.index - 1], self.origins[self.index]
+        if not made.until or made.loop == here.loop:
+            return stage.fingerprint
+        judged = [
+            [planned.name, planned.fingerprint]
+            for other in self.above.values()
+            if other and self.origins[other.index - 1].loop == made.loop
+            for planned in other.evals
+        ]
+        return [stage.fingerprint, [list(one) for one in made.until], judged]
 
     @cached_property
     def _differences(self) -> dict[str, str | None]:
@@ -78,9 +109,7 @@ class Builder:
         return self._differences[pair]
 
 
-def plugin(
-    builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ...] = ()
-) -> tuple[Any, Entry] | None:
+def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ...] = ()) -> Any:
     """The plugin that `spec` names with its options, or None after noting why not."""
     if not isinstance(spec, dict) or not isinstance(spec.get("use"), str):
         return None
@@ -109,31 +138,38 @@ def plugin(
                 builder.fault((*key, *problem["loc"]), message)
         return None
     made = entry.cls(config, builder.recipe.base_dir)
+    made.origin = entry.origin
     for path, ref in references(config, ModelRef):
         _check_model_ref(builder, made, ref, path, key)
+    if meant := {path: _meant(builder, ref) for path, ref in references(config, ModelRef)}:
+        named = {".".join(map(str, path)): identity for path, identity in meant.items()}
+        made.origin = {**made.origin, "models": named}
+    if (told := made.pin(ask=builder.ask)) is not None:
+        builder.pins[told] = None
     inner = {
         ".".join(map(str, path)): plugin(builder, "reward", ref.model_dump(), (*key, *path))
         for path, ref in references(config, RewardRef)
     }
-    made.rewards = {path: found[0] for path, found in inner.items() if found}
+    made.rewards = {path: found for path, found in inner.items() if found}
     if kind != "dataset":  # which may still lack its sources
         for option, message in made.problems():
             builder.fault((*key, option), message)
-    return made, entry
+    return made
 
 
 def engine(builder: Builder, spec: Any) -> Engine | None:
     """The engine that a recipe names, or None after noting why not."""
-    made = plugin(builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",))
-    return made[0] if made else None
+    made: Engine | None = plugin(
+        builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",)
+    )
+    return made
 
 
 def dataset(builder: Builder, spec: Any, key: Key) -> Dataset | None:
     """The dataset that `spec` names, with those inside it, or None after noting why not."""
-    found = plugin(builder, "dataset", spec, key)
-    if found is None:
+    made: Dataset | None = plugin(builder, "dataset", spec, key)
+    if made is None:
         return None
-    made: Dataset = found[0]
     before = len(builder.faults)
     sources: dict[str, list[Dataset]] = {}
     for path, ref in references(made.config, DatasetRef):
@@ -154,39 +190,6 @@ def reads(made: Dataset) -> list[str]:
     return list(dict.fromkeys([*made.reads(), *inner]))
 
 
-def identity(builder: Builder, entry: Entry, made: Plugin) -> dict[str, Any]:
-    """The identity of a plugin for fingerprints: name, version and options, with references to
-    stages replaced by those stages' fingerprints."""
-    distribution, version, name, options = entry.identity(made)
-    meant: dict[str, str] = {}
-    for path, ref in references(made.config, ModelRef):
-        _forget(options, path)
-        stage = builder.above.get(ref.stage or "")
-        meant[".".join(map(str, path))] = (
-            stage.fingerprint
-            if stage
-            else ref.checkpoint or builder.model_identity(ref.model or builder.model)
-        )
-    rewards = {}
-    for path, _ in references(made.config, RewardRef):
-        _forget(options, path)
-        where = ".".join(map(str, path))
-        if reward := made.rewards.get(where):  # otherwise it has a fault of its own
-            known = builder.registry.get("reward", reward.name)
-            rewards[where] = identity(builder, known, reward)
-    found = {"use": name, "from": f"{distribution} {version}", "config": options}
-    more = {"models": meant, "rewards": rewards, "content": made.digest()}
-    return found | {key: value for key, value in more.items() if value}
-
-
-def _forget(options: Any, path: tuple[str | int, ...]) -> None:
-    *way, last = path
-    for part in way:
-        options = options[part]
-    others = {k: v for k, v in options[last].items() if k not in ModelRef.model_fields}
-    options[last] = others or None
-
-
 def check_model(builder: Builder, model: str, key: Key) -> None:
     """Note a model that is known not to be there, or keep it among those that are needed."""
     if model.startswith("ptl/") and model not in models.BUNDLED:
@@ -199,6 +202,13 @@ def check_model(builder: Builder, model: str, key: Key) -> None:
         builder.fault(key, "there is no model directory with a config.json here")
     else:
         builder.models[model] = None
+
+
+def _meant(builder: Builder, ref: ModelRef) -> Any:
+    """What tells the weights behind a reference from others."""
+    if ref.stage and (stage := builder.above.get(ref.stage)):
+        return builder.stage_identity(stage)
+    return ref.checkpoint or builder.model_identity(ref.model or builder.model)
 
 
 def _check_model_ref(

@@ -14,6 +14,7 @@ from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.planning.pricing import Prices, duration, show_usd
 from posttrain_recipes.planning.reuse import Decision
+from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.records import Record
 from posttrain_recipes.store import Estimated, RunRecord, Spent, StageRecord
 from posttrain_recipes.workload import CountTokens, Usage, Workload
@@ -45,15 +46,22 @@ class Estimator:
     ) -> Iterator[tuple[PlannedStage, Decision, Estimated | None]]:
         """Each stage with its estimate; None for one that has nothing left to do."""
         for stage, decision in decided:
-            todo = decision.action in ("run", "resume")
+            todo = decision.action in ("run", "resume") or decision.evals
+            if decision.stage is not None and decision.action in ("reuse", "resume"):
+                self._known(stage, decision.stage)
             yield stage, decision, self.stage(stage, decision) if todo else None
 
     def stage(self, stage: PlannedStage, decision: Decision) -> Estimated:
         """The estimate of one stage: its training and its evals."""
         training, exact = self._training(stage)
-        if training and decision.stage and decision.stage.resume and training.steps:
-            left = 1 - decision.stage.resume.step / training.steps
-            training = replace(training, usage=_scaled(training.usage, left))
+        if decision.action == "reuse":
+            training, exact = Workload(Usage()), True
+        resume = decision.stage.resume if decision.stage else None
+        done = decision.done or (resume.step if resume else 0)
+        if training and decision.action == "resume" and training.steps and done:
+            left = max(0, training.steps - done)
+            usage = _scaled(training.usage, left / training.steps)
+            training = replace(training, usage=usage, steps=left)
         evals, evals_exact = self._evals(stage)
         unknown = [name for name, part in (("training", training), ("evals", evals)) if not part]
         unknown += ["rewards"] * any(reward.asks_model for reward, _ in stage.rewards)
@@ -69,7 +77,7 @@ class Estimator:
             exact=exact and evals_exact,
             at_most=whole.at_most,
             usd=price.usd(whole.usage) if self.plan.engine.billed else None,
-            seconds=self._seconds(stage, training.usage, evals.usage),
+            seconds=self._seconds(stage, training, evals),
         )
 
     # --- work ------------------------------------------------------------------------------------
@@ -85,10 +93,21 @@ class Estimator:
         work = stage.method.workload(sample, count, counter or tokens.roughly)
         return work, exact and counter is not None and not (work and work.about)
 
-    def _evals(self, stage: PlannedStage) -> tuple[Workload | None, bool]:
+    def _known(self, stage: PlannedStage, kept: StageRecord) -> None:
+        """Nothing that an earlier run measured is measured again."""
+        start, end = self._weights(stage)
+        for weights, results in ((start, kept.before), (end, kept.after)):
+            self._measured |= {(found.fingerprint, weights) for found in results}
+
+    def _weights(self, stage: PlannedStage) -> tuple[str, str]:
+        """What tells the weights that a stage starts from, and those that it ends in."""
         parent = next((s for s in self.plan.stages if s.name == stage.start), None)
-        start = parent.fingerprint if parent else f"{stage.start} {stage.model}"
-        end = stage.fingerprint if stage.method else start
+        start = self._weights(parent)[1] if parent else f"{stage.start} {stage.model}"
+        trains = stage.method is not None and not isinstance(stage.method, DataMethod)
+        return start, stage.fingerprint if trains else start
+
+    def _evals(self, stage: PlannedStage) -> tuple[Workload | None, bool]:
+        start, end = self._weights(stage)
         total: Workload | None = Workload(Usage())
         exact = True
         counter = self._counter(stage.model)
@@ -142,8 +161,12 @@ class Estimator:
 
     # --- time ------------------------------------------------------------------------------------
 
-    def _seconds(self, stage: PlannedStage, training: Usage, evals: Usage) -> float | None:
-        """The estimated seconds, from earlier runs of the same model, method and engine."""
+    def _seconds(self, stage: PlannedStage, training: Workload, evals: Workload) -> float | None:
+        """The estimated seconds, from earlier runs of the same model, method and engine.
+
+        A bound on tokens is not what is expected: it counts as the share that was used of the
+        bounds of those runs.
+        """
         method = stage.method.name if stage.method else None
         same = [
             kept
@@ -152,15 +175,16 @@ class Estimator:
             if run.engine == self.plan.engine.name and kept.model == stage.model
         ]
         found = 0.0
-        for usage, spent in (
-            (training, [kept.training for kept in same if kept.method == method]),
+        alike = [kept for kept in same if kept.method == method]
+        for work, spent in (
+            (training, [kept.training for kept in alike]),
             (evals, [kept.evaluation for kept in same]),
         ):
-            if usage.tokens:
+            if work.usage.tokens:
                 rate = _rate(spent)
                 if rate is None:
                     return None
-                found += rate * usage.tokens
+                found += rate * work.usage.tokens * (_share(alike) if work.at_most else 1.0)
         return found
 
 
@@ -177,6 +201,19 @@ def _rate(spent: Sequence[Spent]) -> float | None:
     if not used:
         return None
     return sum(part.seconds for part in used) / sum(part.usage.tokens for part in used)
+
+
+def _share(stages: Sequence[StageRecord]) -> float:
+    """The share of the bounds on their tokens that stages used; 1 where there is none to tell."""
+    told = [
+        (kept.spent.usage.tokens, kept.estimate.tokens)
+        for kept in stages
+        if kept.done and kept.estimate and kept.estimate.at_most and not kept.estimate.unknown
+    ]
+    used = [(spent, bound) for spent, bound in told if spent and bound][:TRIES]
+    if not used:
+        return 1.0
+    return min(1.0, sum(spent for spent, _ in used) / sum(bound for _, bound in used))
 
 
 def total(estimates: Sequence[Estimated]) -> Estimated:
@@ -220,7 +257,7 @@ def describe(estimate: Estimated, billed: bool) -> str:
 def took(stage: StageRecord) -> str | None:
     """A stage's actual time and tokens beside the estimate; None for one that spent nothing."""
     spent, expected = stage.spent, stage.estimate
-    if not spent.usage.tokens:
+    if not stage.paid.usage.tokens:
         return None
     tokens_ahead = time_ahead = usd_ahead = None
     if expected is not None and not expected.unknown:
@@ -237,6 +274,8 @@ def took(stage: StageRecord) -> str | None:
     ]
     if stage.usd is not None:
         parts.append(beside(show_usd(stage.usd), usd_ahead))
+    if lost := stage.lost.usage.tokens:
+        parts.append(f"and {lost:,} tokens of evals that were interrupted")
     return ", ".join(parts)
 
 

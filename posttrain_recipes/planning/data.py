@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
+from posttrain_recipes import content
 from posttrain_recipes.conversion import expand
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.planning.contents import content_of, question_of
-from posttrain_recipes.planning.plans import Data, digest
+from posttrain_recipes.planning import depends
+from posttrain_recipes.planning.plans import Data
+from posttrain_recipes.planning.questions import content_of, question_of
 from posttrain_recipes.records import Record
 
 
@@ -23,12 +26,17 @@ def load_records(
     becomes two.
 
     Raises:
-        UsageError: data that cannot be read, too few records for the test split, or a record
-            that is of another type.
+        UsageError: data that cannot be read or are not those that were planned with, too few
+            records for the test split, or a record that is of another type.
     """
     config = data.dataset.config
     data.dataset.bind(made, wants)
+    # Before, as what was edited may not even be readable; after, as it may be edited meanwhile.
+    depends.check_held(data.label, data.dataset, data.planned)
+    for stage in data.made_by:
+        _check_made(stage, made(stage))
     records = list(islice(data.dataset.load(), config.limit))
+    depends.check_held(data.label, data.dataset, data.planned)
     if config.test_size:
         if config.test_size >= len(records):
             raise UsageError(
@@ -54,11 +62,11 @@ def held_out(records: Sequence[Record], count: int) -> set[int]:
     for known_by in (question_of, content_of):
         groups: dict[str, list[int]] = {}
         for place, record in enumerate(records):
-            groups.setdefault(known_by(record) or digest(place), []).append(place)
+            groups.setdefault(known_by(record) or depends.digest(place), []).append(place)
         if len(groups) > 1:
             break
     else:
-        groups = {digest(place): [place] for place in range(len(records))}
+        groups = {depends.digest(place): [place] for place in range(len(records))}
     in_order = [groups[key] for key in sorted(groups)]
     chosen: set[int] = set()
     for places in in_order:
@@ -66,3 +74,23 @@ def held_out(records: Sequence[Record], count: int) -> set[int]:
             chosen.update(places)
     smallest = min(in_order, key=len)
     return chosen or set(smallest)
+
+
+def _check_made(stage: str, folder: Path) -> None:
+    """Refuse records that a stage made and that were edited since.
+
+    Raises:
+        UsageError: a file does not hold what the stage left.
+    """
+    try:
+        told = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # whoever reads the records tells that they are not there
+    for name, file in told.items():
+        path = folder / name
+        if not path.is_file() or content.file_digest(path) != file["sha256"]:
+            raise UsageError(
+                f"the records that stage '{stage}' made are not those any more: {path}",
+                why="the file was edited or removed, and other stages are known by what it held",
+                hint=f"copy it elsewhere and read it with 'jsonl', or run with --from {stage}",
+            )

@@ -1,19 +1,19 @@
 """Which records of evals ask what is trained on: looked for before a run, told as a warning.
 
-The same prompt counts, whatever the reply (`contents`). An eval is compared with the data of its
+The same prompt counts, whatever the reply (`questions`). An eval is compared with the data of its
 stage, of the stages that this one starts from, and of those whose records were made from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from posttrain_recipes.planning.contents import questions_of
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedEval, PlannedStage
+from posttrain_recipes.planning.questions import questions_of
 from posttrain_recipes.plugin import DataMethod, Dataset
 from posttrain_recipes.records import Record
 
@@ -216,7 +216,7 @@ def _read_by(
     if stage.data is None or stage.wants is None:
         return
     for part in _there(stage.data.dataset) if stage.data.made_by else ():
-        yield replace(stage.data, dataset=part, written=None, made_by={}), stage.wants, use
+        yield Data(part, stage.data.key, stage.data.eval_seed), stage.wants, use
     if not stage.data.made_by:
         yield stage.data, stage.wants, use
     for name in stage.data.made_by:

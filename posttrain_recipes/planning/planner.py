@@ -7,7 +7,6 @@ after each to find the next.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,9 +19,10 @@ from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
-from posttrain_recipes.options import ModelRef, effective, references
-from posttrain_recipes.planning import building, gates
+from posttrain_recipes.options import AS_EVER, ModelRef, effective, is_key, references
+from posttrain_recipes.planning import building, depends, gates
 from posttrain_recipes.planning.building import Builder
+from posttrain_recipes.planning.depends import Dependencies
 from posttrain_recipes.planning.plans import (
     BASE,
     Data,
@@ -30,16 +30,26 @@ from posttrain_recipes.planning.plans import (
     Plan,
     PlannedEval,
     PlannedStage,
-    digest,
 )
-from posttrain_recipes.plugin import Dataset, Eval, LoraConfig, Method, Record, Reward, Task
-from posttrain_recipes.registry import Entry, Registry, suggest
+from posttrain_recipes.plugin import (
+    Dataset,
+    Eval,
+    LoraConfig,
+    Method,
+    Plugin,
+    Record,
+    RendererConfig,
+    Reward,
+    Task,
+)
+from posttrain_recipes.registry import Registry, suggest
 
-_SECRET = re.compile(r"(api[_-]?key|secret|password|passwd|credential)|(^|[_-])token$", re.I)
 
-
-def build(recipe: Recipe, registry: Registry) -> Plan:
+def build(recipe: Recipe, registry: Registry, *, ask: bool = False) -> Plan:
     """The plan of a recipe.
+
+    Args:
+        ask: ask the hub which commits its branches are now; otherwise the local cache tells.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, its cross-references and the
@@ -47,7 +57,7 @@ def build(recipe: Recipe, registry: Registry) -> Plan:
     """
     written = recipe
     recipe, origins, faults = expansion.expand(written)
-    builder = Builder(recipe, registry, validation.structural_faults(written, registry))
+    builder = Builder(recipe, registry, validation.structural_faults(written, registry), ask=ask)
     builder.faults += faults
     if recipe is not written:
         # Once more with the values of the matrix where they will stand.
@@ -74,10 +84,12 @@ def build(recipe: Recipe, registry: Registry) -> Plan:
         resolved=written.data,
         limits=Limits(**data.get("limits", {})),
         origins=origins,
+        pins=tuple(builder.pins),
+        identities=builder.identities,
         same_tokenizer=tuple(builder.same_tokenizer),
         path=recipe.path,
         preset=recipe.preset,
-        fingerprint=digest(
+        fingerprint=depends.digest(
             [data["name"], *[origin.until for origin in origins if origin.until]],
             *[(s.name, s.fingerprint, [(e.name, e.fingerprint) for e in s.evals]) for s in stages],
         ),
@@ -95,7 +107,7 @@ def _check_secrets(builder: Builder, value: Any, key: Key) -> None:
     elif isinstance(value, list):
         items = iter(enumerate(value))
     for part, inner in items:
-        secret = isinstance(part, str) and _SECRET.search(part) and isinstance(inner, str)
+        secret = isinstance(part, str) and is_key(part) and isinstance(inner, str)
         if secret and not environment_names(inner):
             name = re.sub(r"\W", "_", str(part)).upper()
             builder.fault(
@@ -147,13 +159,14 @@ def _stage(
     names: list[Any],
 ) -> PlannedStage | None:
     key: Key = ("stages", index)
+    builder.index = index
     seed = _first_int(spec.get("seed"), data.get("seed"), 0)
     start = _start(builder, spec, index, names)
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
-    made = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
-    method: Method | None = made[0] if made else None
+    renderer = _renderer(data, spec)
+    method: Method | None = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
     dataset = (
         building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
     )
@@ -168,26 +181,31 @@ def _stage(
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
     scored = _rewards(builder, spec, key, method, wants)
-    evals = _evals(builder, spec, key, stage_data)
-    if lora is None or builder.faults:
+    evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
+    if lora is None or renderer is None or builder.faults:
         return None
-    inputs = {
-        "start": _start_identity(builder, parent, index) if parent else start,
-        "model": "" if parent else builder.model_identity(builder.model),
-        "engine": builder.engine.identity if builder.engine else "",
-        "seed": seed,
-        "lora": effective(lora),
-        "method": building.identity(builder, made[1], made[0]) if made else {},
-        "dataset": stage_data.identity() if stage_data and method else {},
-        "reward": [
-            {**building.identity(builder, entry, reward), "weight": weight}
-            for reward, entry, weight in scored
-        ],
-    }
-    inputs = _without_environment(inputs, spec)
-    plugins = [method, *(reward for reward, _, _ in scored), *(e.eval for e in evals)]
+    known = Dependencies.of(
+        {
+            "start": builder.stage_identity(parent) if parent else start,
+            "model": "" if parent else builder.model_identity(builder.model),
+            "engine": builder.engine.identity if builder.engine else "",
+            "seed": seed,
+            "lora": effective(lora),
+            "renderer": effective(renderer),
+            "method": depends.of_plugin(method) if method else {},
+            "dataset": stage_data.identity() if stage_data and method else {},
+            "reward": [
+                {**depends.of_plugin(reward), "weight": weight} for reward, weight in scored
+            ],
+        },
+        environment_names(json.dumps(spec, default=str)),
+    )
+    plugins = [method, *(reward for reward, _ in scored), *(e.eval for e in evals)]
     plugins += [reward for plugin in plugins if plugin for reward in plugin.rewards.values()]
     sources = [stage_data, *(e.data for e in evals)]
+    called: list[tuple[str, Plugin]] = [(f"reward '{reward.name}'", reward) for reward, _ in scored]
+    called += [(f"method '{method.name}'", method)] if method else []
+    called += [(f"eval '{e.name}'", e.eval) for e in evals]
     needs = {start} | {ref.stage for p in plugins if p for _, ref in references(p.config, ModelRef)}
     needs |= {name for source in sources if source for name in source.made_by}
     return PlannedStage(
@@ -200,29 +218,15 @@ def _stage(
         method=method,
         data=stage_data if method else None,
         wants=wants,
-        rewards=tuple((reward, weight) for reward, _, weight in scored),
+        rewards=tuple(scored),
         evals=evals,
-        fingerprint=digest("stage", 3, inputs),
-        inputs=inputs,
+        renderer=renderer,
+        fingerprint=known.fingerprint,
+        inputs=known.inputs,
         needs=frozenset(name for name in needs if name in builder.above),
+        planned=tuple((f"what {what} is made of", one, depends.held(one)) for what, one in called),
         written=spec.get("method", {}),
     )
-
-
-def _without_environment(inputs: Any, spec: Any) -> Any:
-    """`inputs` with a hash for what came from the environment: it is kept beside the run."""
-    names = environment_names(json.dumps(spec, default=str))
-    secrets = [value for name in names if (value := os.environ.get(name))]
-
-    def masked(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: masked(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [masked(inner) for inner in value]
-        known = isinstance(value, str) and any(secret in value for secret in secrets)
-        return f"env:{digest(value)}" if known else value
-
-    return masked(inputs) if secrets else inputs
 
 
 def _model(
@@ -258,16 +262,10 @@ def _data(
     held_out: bool = False,
 ) -> Data:
     stages = {name: builder.above.get(name) for name in building.reads(dataset)}
-    made_by = {name: stage.fingerprint for name, stage in stages.items() if stage}
-    return Data(dataset, key, seed, held_out, written=spec.get("path"), made_by=made_by)
-
-
-def _start_identity(builder: Builder, parent: PlannedStage, index: int) -> Any:
-    """What tells the stage's start from others: a loop that may end early leaves one of several."""
-    made, here = builder.origins[parent.index - 1], builder.origins[index]
-    if made.until and made.loop != here.loop:
-        return [parent.fingerprint, made.until]
-    return parent.fingerprint
+    made_by = {name: builder.stage_identity(stage) for name, stage in stages.items() if stage}
+    planned = depends.held(dataset)
+    names = tuple(environment_names(json.dumps(spec, default=str)))
+    return Data(dataset, key, seed, held_out, spec.get("path"), made_by, planned, names)
 
 
 def _first_int(*values: Any) -> int:
@@ -325,6 +323,16 @@ def _lora(
     return lora or (parent.lora if parent else default)
 
 
+def _renderer(data: dict[str, Any], spec: dict[str, Any]) -> RendererConfig | None:
+    """The stage's, over the recipe's; None where one has a fault, which the schema tells."""
+    try:
+        return RendererConfig.model_validate(
+            {**(data.get("renderer") or {}), **(spec.get("renderer") or {})}
+        )
+    except (ValidationError, TypeError):
+        return None
+
+
 def _handed_over(
     builder: Builder, dataset: Dataset, consumer: Method | Eval, key: Key
 ) -> type[Record]:
@@ -370,7 +378,7 @@ def _rewards(
     key: Key,
     method: Method | None,
     wants: type[Record] | None,
-) -> list[tuple[Reward, Entry, float]]:
+) -> list[tuple[Reward, float]]:
     value = spec.get("reward")
     where: Key = (*key, "reward")
     if value is None:
@@ -390,12 +398,16 @@ def _rewards(
         item_key = (*where, index) if many else where
         made = building.plugin(builder, "reward", item, item_key, core=("weight",))
         if made:
-            rewards.append((*made, float(item.get("weight", 1.0))))
+            rewards.append((made, float(item.get("weight", 1.0))))
     return rewards
 
 
 def _evals(
-    builder: Builder, spec: dict[str, Any], key: Key, stage_data: Data | None
+    builder: Builder,
+    spec: dict[str, Any],
+    key: Key,
+    stage_data: Data | None,
+    renderer: RendererConfig,
 ) -> tuple[PlannedEval, ...]:
     value = spec.get("eval")
     if not isinstance(value, list):
@@ -413,7 +425,7 @@ def _evals(
                 builder.fault(where, f"no eval above is named '{item}'; {near}")
             name = item
         else:
-            planned = _eval(builder, item, where, stage_data, "dataset" in spec)
+            planned = _eval(builder, item, where, stage_data, "dataset" in spec, renderer)
             name = planned.name if planned else ""
             if planned:
                 found.append(planned)
@@ -436,12 +448,16 @@ def _named_anywhere(builder: Builder, name: str) -> bool:
 
 
 def _eval(
-    builder: Builder, spec: Any, key: Key, stage_data: Data | None, has_dataset: bool
+    builder: Builder,
+    spec: Any,
+    key: Key,
+    stage_data: Data | None,
+    has_dataset: bool,
+    renderer: RendererConfig,
 ) -> PlannedEval | None:
-    made = building.plugin(builder, "eval", spec, key, core=("name", "dataset"))
-    if made is None:
+    plugin: Eval | None = building.plugin(builder, "eval", spec, key, core=("name", "dataset"))
+    if plugin is None:
         return None
-    plugin, entry = made
     name = spec.get("name", plugin.name)
     if "dataset" in spec:
         dataset = building.dataset(builder, spec["dataset"], (*key, "dataset"))
@@ -464,5 +480,7 @@ def _eval(
         )
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
-    identity = digest(building.identity(builder, entry, plugin), data.identity(), data.eval_seed)
-    return PlannedEval(name, plugin, data, wants, identity)
+    names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
+    asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
+    known = depends.without_environment(asked, names)
+    return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer)

@@ -6,32 +6,31 @@ recipe again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes import models
+from posttrain_recipes import content, models
 from posttrain_recipes.errors import Location
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
+from posttrain_recipes.options import AS_EVER
+from posttrain_recipes.planning import depends
 from posttrain_recipes.plugin import (
     Dataset,
     Engine,
     Eval,
     LoraConfig,
     Method,
+    Plugin,
     Record,
+    RendererConfig,
     Reward,
-    effective,
 )
 
 BASE = "base"
 """What `init_from` says for the recipe's model, untrained."""
-_HASH_WHOLE = 64 << 20
-"""Local model files up to this many bytes are hashed whole; larger ones by size and time."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,12 @@ class Data:
     """True: the test split; False: the rest (all of it where `test_size` is 0)."""
     written: str | None = None
     """Its path as the recipe has it: `${env:NAME}` is not expanded in what is shown and kept."""
-    made_by: Mapping[str, str] = field(default_factory=dict)
-    """The stages whose made records it reads, with their fingerprints."""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    """The stages whose made records it reads, with what tells those from others."""
+    planned: tuple[str | None, ...] | None = None
+    """What its files held when it was planned; None: not looked at."""
+    environment: tuple[str, ...] = ()
+    """The environment variables that stand in its options."""
 
     @property
     def label(self) -> str:
@@ -58,15 +61,17 @@ class Data:
     @property
     def digest(self) -> str:
         """A hash of the content; of its name and options if the content is not known."""
-        return self.dataset.digest() or digest(self.identity())
+        held = depends.without_environment(self.dataset.digest(), self.environment)
+        return held or depends.digest(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """What tells its records from others': content where it can be known, else options."""
-        return {
-            **_dataset_identity(self.dataset),
+        found = {
+            **depends.of_plugin(self.dataset),
             "made": list(self.made_by.values()),
             "held_out": self.held_out,
         }
+        return dict(depends.without_environment(found, self.environment))
 
 
 def _label(dataset: Dataset) -> str:
@@ -79,26 +84,6 @@ def _label(dataset: Dataset) -> str:
     return str(getattr(dataset.config, "path", dataset.name))
 
 
-def _dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    config = effective(dataset.config)
-    content = dataset.digest()
-    if content is not None:
-        config.pop("path", None)
-    for option in dataset.sources:
-        config.pop(option, None)
-    if dataset.reads():
-        config.pop("stage", None)
-    return {
-        "use": dataset.name,
-        "config": config,
-        "digest": content,
-        "sources": {
-            option: [_dataset_identity(part) for part in parts]
-            for option, parts in dataset.sources.items()
-        },
-    }
-
-
 @dataclass(frozen=True)
 class PlannedEval:
     """An eval with its name and its data."""
@@ -109,6 +94,8 @@ class PlannedEval:
     wants: type[Record]
     fingerprint: str
     """Equal for two evals that would find the same on the same weights."""
+    renderer: RendererConfig = AS_EVER
+    """How the model is asked."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +121,24 @@ class PlannedStage:
     """Equal for two stages that would train the same weights."""
     inputs: Mapping[str, Any]
     """What the fingerprint is a hash of, as plain values: two of them tell what changed."""
+    renderer: RendererConfig = AS_EVER
+    """How its conversations are rendered."""
     needs: frozenset[str] = frozenset()
     """Earlier stages whose weights or records it uses, the one it starts from among them."""
+    planned: tuple[tuple[str, Plugin, tuple[str | None, ...]], ...] = ()
+    """Its method, rewards and evals as messages call them, with what their files held when it was
+    planned."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """The method's options as the recipe has them, `${env:NAME}` not expanded."""
+
+    def check_held(self) -> None:
+        """Refuse what was edited since it was planned; datasets are looked at as they are read.
+
+        Raises:
+            UsageError: the files of a method, reward or eval hold something else.
+        """
+        for what, plugin, planned in self.planned:
+            depends.check_held(what, plugin, planned)
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,23 @@ class Plan:
     limits: Limits = Limits()
     origins: tuple[Origin, ...] = ()
     """By stage: where in loops, comparisons and matrix it comes from."""
+    pins: tuple[str, ...] = ()
+    """What names on the hub were found to stand for, in words."""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """What tells the base models from others, as it was when they were planned."""
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
+
+    def check_models(self) -> None:
+        """Refuse models whose files were edited before the engine read them.
+
+        Raises:
+            UsageError: one is not what was planned with.
+        """
+        for name, planned in self.identities.items():
+            now = model_identity(name, self.path.parent)
+            if now not in (name, planned):  # by name alone: it is the hub's, or the engine's
+                raise depends.changed(f"the model {name}")
 
 
 # --- models and identity -------------------------------------------------------------------------
@@ -203,12 +219,6 @@ def model_location(model: str, base_dir: Path) -> str:
     return models.resolve(model)
 
 
-def digest(*parts: Any) -> str:
-    """A short hash of plain values."""
-    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def model_identity(model: str, base_dir: Path) -> str:
     """The identity of a base model: a hash of the content of a local one, the name of a hub's."""
     if models.is_path(model):
@@ -219,11 +229,6 @@ def model_identity(model: str, base_dir: Path) -> str:
             return model
     parts: list[Any] = []
     for path in sorted(folder.glob("*")):
-        if path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
-            continue
-        stat = path.stat()
-        if stat.st_size <= _HASH_WHOLE:
-            parts.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
-        else:
-            parts.append([path.name, stat.st_size, stat.st_mtime_ns])
-    return digest(parts)
+        if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
+            parts.append([path.name, content.file_digest(path)])
+    return depends.digest(parts)

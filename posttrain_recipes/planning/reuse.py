@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.planning import depends
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
 from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.registry import suggest
@@ -75,6 +77,10 @@ class Decision:
     """The run that left what is reused or gone on with."""
     stage: StageRecord | None = None
     """What that run left of the stage."""
+    done: int = 0
+    """Steps, or batches of records, that are there already where it is gone on with."""
+    evals: tuple[str, ...] = ()
+    """What is measured of a stage that is reused: it has no result of these yet."""
 
 
 @dataclass
@@ -115,6 +121,16 @@ class History:
         makes = isinstance(stage.method, DataMethod)
         return sum(1 for _ in made.glob("[0-9]*.jsonl")) if makes else 0
 
+    def _made(self, run: RunRecord, stage: PlannedStage) -> bool:
+        """Whether a stage that makes data has made all of it in a run that ended after that."""
+        path = store.made_path(self.runs_dir / run.id, stage.name) / "provenance.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        whole = isinstance(told, dict) and told.get("fingerprint") == stage.fingerprint
+        return whole and isinstance(stage.method, DataMethod)
+
     def decide(self, stage: PlannedStage, current: RunRecord | None, recipe: str) -> Decision:
         """What becomes of `stage`.
 
@@ -131,15 +147,18 @@ class History:
             elif own.done and self._lost(own):
                 gone = f"the records that it made in run {current.id} are gone"
             elif saved and own.done:
-                return Decision("reuse", f"finished in run {current.id}", current, own)
+                return _reuse(f"finished in run {current.id}", stage, current, own)
             elif saved:
                 why = f"from step {saved.step} of {own.total_steps} in run {current.id}"
-                return Decision("resume", why, current, own)
+                return Decision("resume", why, current, own, saved.step)
             elif own.status == "left_out":
                 return Decision("skip", own.error or "its loop has ended")
+            elif self._made(current, stage):
+                why = f"its records are made in run {current.id}, and its evals are left"
+                return Decision("resume", why, current, own, own.total_steps)
             elif batches := self._batches(current, stage):
                 why = f"from batch {batches} of {own.total_steps} in run {current.id}"
-                return Decision("resume", why, current, own)
+                return Decision("resume", why, current, own, batches)
         if own and own.fresh:
             return Decision("run", gone or own.fresh)
         for run, earlier in reversed(self._finished.get(stage.fingerprint, [])):
@@ -149,9 +168,24 @@ class History:
                 gone = gone or f"the records that it made in run {run.id} are gone"
                 continue
             if self.alive(earlier.checkpoint.state_uri) is not False:
-                return Decision("reuse", f"the same inputs as in run {run.id}", run, earlier)
+                return _reuse(f"the same inputs as in run {run.id}", stage, run, earlier)
             gone = gone or f"the checkpoint of run {run.id} is gone"
         return Decision("run", gone or self.changed(stage, recipe))
+
+    def _unfinished(self, stage: PlannedStage, run: RunRecord, earlier: StageRecord) -> str:
+        """Why nothing is taken of an earlier try of which no input is known to differ."""
+        if earlier.fingerprint != stage.fingerprint:
+            return f"something that it depends on changed (against run {run.id})"
+        if earlier.done:
+            return f"finished in run {run.id}, but its checkpoint is not known"
+        if earlier.resume:
+            at = f"step {earlier.resume.step} of {earlier.total_steps}"
+            return f"not finished in run {run.id}, which is of another plan and stopped at {at}"
+        if batches := self._batches(run, stage):
+            return (
+                f"not finished in run {run.id}, which is of another plan and made {batches} batches"
+            )
+        return f"not finished in run {run.id}, which saved no checkpoint"
 
     def changed(self, stage: PlannedStage, recipe: str) -> str:
         """What differs from the earlier try of the stage that differs least."""
@@ -161,7 +195,7 @@ class History:
         for run, earlier in reversed((same_recipe or tried)[-_CANDIDATES:]):
             found = list(differences(earlier.inputs, stage))
             if not found:
-                return f"not finished in run {run.id}, which saved no checkpoint"
+                return self._unfinished(stage, run, earlier)
             if best is None or len(found) < best[0]:
                 shown = "; ".join(found[:3])
                 more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -172,6 +206,9 @@ class History:
 def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
     """Which of a stage's inputs have changed, in words."""
     inputs = stage.inputs
+    if depends.other_scheme(earlier):
+        yield "its fingerprint was made another way"
+        return
     if earlier.get("start") != inputs["start"]:
         own = stage.start == BASE or stage.start.startswith("tinker://")
         yield f"starts from {stage.start}" if own else f"parent {stage.start} changed"
@@ -180,7 +217,8 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
     for key in ("engine", "seed"):
         if earlier.get(key) != inputs[key]:
             yield f"{key} {_show(earlier.get(key))} -> {_show(inputs[key])}"
-    yield from _options("lora", earlier.get("lora", {}), inputs["lora"])
+    for key in ("lora", "renderer"):
+        yield from _options(key, earlier.get(key, {}), inputs[key])
     yield from _plugin("method", earlier.get("method", {}), inputs["method"])
     yield from _data(earlier.get("dataset", {}), stage)
     before, after = earlier.get("reward", []), inputs["reward"]
@@ -193,7 +231,18 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
             yield f"{key} changed"
 
 
-_KNOWN = {"start", "model", "engine", "seed", "lora", "method", "dataset", "reward"}
+_KNOWN = {
+    "scheme",
+    "start",
+    "model",
+    "engine",
+    "seed",
+    "lora",
+    "renderer",
+    "method",
+    "dataset",
+    "reward",
+}
 
 
 def _data(before: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
@@ -205,6 +254,7 @@ def _data(before: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:
     elif before.get("use") != after["use"]:
         yield f"dataset {before.get('use')} -> {after['use']}"
     else:
+        yield from _code("dataset", before, after)
         if before.get("digest") != after["digest"] or before.get("sources") != after["sources"]:
             yield f"{label} changed"
         if before.get("made") != after["made"]:
@@ -216,15 +266,24 @@ def _plugin(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> I
     if before.get("use") != after.get("use"):
         yield f"{kind} {before.get('use', 'none')} -> {after.get('use', 'none')}"
         return
-    if before.get("from") != after.get("from"):
-        yield f"{kind} {after['use']} of {before.get('from')} -> {after['from']}"
+    yield from _code(kind, before, after)
     for option, model in after.get("models", {}).items():
         if before.get("models", {}).get(option) != model:
             yield f"the model behind {kind}.{option} changed"
-    rest = ("use", "from", "config", "models")
+    if before.get("content") != after.get("content"):
+        yield f"what {kind} {after.get('use')} is made of changed"
+    rest = ("use", "from", "code", "config", "models", "content")
     yield from _options(kind, before.get("config", {}), after.get("config", {}))
     old, new = ({k: v for k, v in m.items() if k not in rest} for m in (before, after))
     yield from _options(kind, old, new)
+
+
+def _code(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A plugin of another version, or edited within one."""
+    if before.get("from") != after.get("from"):
+        yield f"{kind} {after['use']} of {before.get('from')} -> {after['from']}"
+    elif before.get("code") != after.get("code"):
+        yield f"the code of {kind} {after['use']} changed ({after['from']}, edited in place)"
 
 
 def _options(prefix: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
@@ -246,10 +305,34 @@ def _show(value: Any) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
+def _reuse(why: str, stage: PlannedStage, run: RunRecord, kept: StageRecord) -> Decision:
+    return Decision("reuse", why, run, kept, evals=tuple(new_evals(stage, kept)))
+
+
+def finished(
+    decided: Iterable[tuple[PlannedStage, Decision]], asked: Sequence[PlannedStage], run: RunRecord
+) -> bool:
+    """Whether a run has all that is asked for: nothing is left to train, make or measure."""
+    return all(
+        decision.action == "skip"
+        or (decision.action == "reuse" and decision.run is run and not decision.evals)
+        for stage, decision in decided
+        if stage in asked
+    )
+
+
 def new_evals(stage: PlannedStage, kept: StageRecord) -> list[str]:
     """Names of the stage's evals that `kept` has no result of."""
     done = [{m.fingerprint for m in measured} for measured in (kept.before, kept.after)]
     return [e.name for e in stage.evals if not all(e.fingerprint in found for found in done)]
+
+
+def remade(plan: Plan, runs: Sequence[RunRecord]) -> str | None:
+    """Why nothing is reused of what older versions trained of this recipe; None where nothing is
+    lost, or a run since then says it all."""
+    known = [stage.inputs for run in runs if run.recipe == plan.name for stage in run.stages]
+    known = [inputs for inputs in known if inputs]
+    return depends.scheme_words() if known and all(map(depends.other_scheme, known)) else None
 
 
 def decisions(
@@ -266,8 +349,7 @@ def decisions(
         return uri is None or plan.engine.holds(uri, home / "engine")
 
     history = History.of(runs, alive, home / "runs")
-    same = [run for run in runs if run.fingerprint == plan.fingerprint]
-    current = None if scope.anew or not same else same[-1]
+    current = None if scope.anew else store.latest(runs, plan.fingerprint)
     reasons = scope.reasons(plan)
     asked = scope.stages(plan)
     for stage in plan.stages:

@@ -10,6 +10,8 @@ the capability that it shows: `loss:ppo`. The same names are what plugins declar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from posttrain_recipes.probe.bench import Bench, Check, Outcome, UnsupportedError
 from posttrain_recipes.probe.running import CHECKS, probe, with_requirements
 
@@ -24,5 +26,9 @@ __all__ = [
     "with_requirements",
 ]
 
-EMBEDDED_LACKS = frozenset({"optimizer:dimuon"})
-"""The checks that the embedded engine does not pass; its test suite holds it to that."""
+EMBEDDED_LACKS: Mapping[str, str] = {
+    "optimizer:dimuon": "it has none",
+    "sample:tempered_logprobs": "the log-probabilities of its samples are those at temperature 1, "
+    "and say nothing of the distribution that a token was drawn from; set 'temperature: 1'",
+}
+"""The checks that the embedded engine does not pass, with why; its test suite holds it to that."""

@@ -96,6 +96,25 @@ def prompt_logprobs(bench: Bench) -> None:
     expect(all(v is not None and v <= 0 for v in values[1:]), "a value is missing or above 0")
 
 
+@check(
+    "sample:tempered_logprobs",
+    "log-probabilities of the distribution that is sampled from, whatever the temperature",
+    "prompt_logprobs",
+)
+def tempered_logprobs(bench: Bench) -> None:
+    """At temperature 0.5 they are those of p squared, so that no token has the one of p."""
+    asked = bench.sampler.sample(bench.prompt(), 1, bench.params(temperature=0.5))
+    (drawn,) = bench.wait(asked).sequences
+    whole = bench.prompt().from_ints([*bench.prompt().to_ints(), *drawn.tokens])
+    plain = list(bench.wait(bench.sampler.compute_logprobs(whole)))[-len(drawn.tokens) :]
+    differ(
+        list(drawn.logprobs or ()),
+        plain,
+        "the log-probabilities of samples are those at temperature 1, so that ratios and KL would "
+        "be of a distribution that nothing was drawn from; set 'temperature: 1'",
+    )
+
+
 @check("prompt_logprobs:sample", "prompt log-probabilities beside samples", "prompt_logprobs")
 def with_sample(bench: Bench) -> None:
     """The same as `compute_logprobs` gives."""

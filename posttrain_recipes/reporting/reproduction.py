@@ -13,6 +13,7 @@ from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.language.recipe import Recipe
+from posttrain_recipes.planning import depends
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import differences
@@ -85,7 +86,7 @@ def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = No
     """
     folder = base_dir or Path(record.path).parent
     root = parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
-    return build(Recipe(root, folder / Path(record.path).name, record.preset), registry)
+    return build(Recipe(root, folder / Path(record.path).name, record.preset), registry, ask=True)
 
 
 def changes(record: RunRecord, plan: Plan) -> Iterator[str]:
@@ -95,6 +96,9 @@ def changes(record: RunRecord, plan: Plan) -> Iterator[str]:
         earlier = kept.get(stage.name)
         if earlier is None:
             yield f"{stage.name}: the run had no such stage"
+            continue
+        if depends.other_scheme(earlier.inputs):
+            yield f"{stage.name}: {depends.UNKNOWN}"
             continue
         if earlier.inputs and earlier.fingerprint != stage.fingerprint:
             for change in differences(earlier.inputs, stage):

@@ -16,7 +16,7 @@ from posttrain_recipes.functions import (
     checked_call,
     parameters,
 )
-from posttrain_recipes.plugin import PluginConfig, Reward, Sample, UsageError
+from posttrain_recipes.plugin import Affects, PluginConfig, Reward, Sample, UsageError
 from posttrain_recipes.training.rl.scoring import within
 
 
@@ -37,7 +37,7 @@ class Function(Reward):
         """The function, as module:function."""
         arguments: dict[str, Any] = Field(default_factory=dict)
         """Further arguments of the function, by name."""
-        timeout: float | None = Field(default=None, gt=0)
+        timeout: Annotated[float | None, Affects.COST] = Field(default=None, gt=0)
         """Seconds that one call may take; one that takes longer raises. By default no limit."""
 
     config: Config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from posttrain_recipes import content
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
 from posttrain_recipes.training.text.answer_extraction import fenced
 
@@ -56,7 +56,7 @@ class JsonSchema(Reward):
         path = self._path
         if path is None or not path.is_file():
             return None
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return content.file_digest(path)
 
     @property
     def _path(self) -> Path | None:

@@ -63,7 +63,7 @@ def find(
             for uri in stage.superseded:
                 add(uri, run, f"{run.id} {stage.name}: a later step was saved")
             if stage.resume and not stage.done:
-                for uri in (stage.resume.state_uri, stage.resume.sampler_uri):
+                for uri in _resumed_from(stage):
                     add(uri, run, f"{run.id} {stage.name}: not gone on with")
             made = {_training_run(uri) for uri in _names(stage)} - {""}
             for uri in stored if made and not stage.reused_from else ():
@@ -93,7 +93,14 @@ def _abandoned(runs: Sequence[RunRecord], keep_last: int | None) -> set[str]:
 def _names(stage: StageRecord) -> set[str]:
     saved = (stage.checkpoint, stage.start, stage.resume)
     uris = [uri for made in saved if made for uri in (made.state_uri, made.sampler_uri)]
-    return {uri for uri in uris if uri}
+    return {uri for uri in uris if uri} | ({*_resumed_from(stage)} if not stage.done else set())
+
+
+def _resumed_from(stage: StageRecord) -> Sequence[str]:
+    """What the next try of a stage needs: its state, and the weights that it samples from, which
+    may be those of several steps before."""
+    resume = stage.resume
+    return (resume.state_uri, resume.sampler_uri, *resume.samplers) if resume else ()
 
 
 def _training_run(uri: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,8 +52,12 @@ class Evaluator:
             if any(m.fingerprint == planned.fingerprint for m in done):
                 continue
             what = f"{planned.name} {when} {stage.name}"
-            with self.spending.into(stage, kept, kept.evaluation):
+            before = replace(kept.lost)
+            # What comes to no end is made again by the next try: it is not an eval's cost.
+            with self.spending.into(stage, kept, kept.lost):
                 result = self._result(planned, checkpoint, what)
+            kept.evaluation += kept.lost - before
+            kept.lost = before
             scores.keep(self.directory, stage.name, planned.name, when, result)
             child.log_eval(
                 planned.name,
@@ -78,17 +82,38 @@ class Evaluator:
             self.reporter.evaluated(stage, planned, when, result)
 
     def _result(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
-        key = (planned.fingerprint, checkpoint.sampler_uri or checkpoint.base_model)
+        key = (planned.fingerprint, _weights(checkpoint))
         with self._busy.setdefault(key, threading.Lock()):  # another stage may be at it
             if key not in self.results:
-                self.results[key] = self._evaluate(planned, checkpoint, what)
+                found = self._known(planned, checkpoint, what)
+                self.results[key] = found or self._evaluate(planned, checkpoint, what)
             return self.results[key]
+
+    def _known(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult | None:
+        """The result that the run has of the same weights and records: after the stage above, in an
+        earlier try or, where that stage is reused, in an earlier run."""
+        record, runs = self.directory.record, self.directory.path.parent
+        for kept in record.stages:
+            for when, weights in (("before", kept.start), ("after", kept.checkpoint)):
+                if weights is None or _weights(weights) != _weights(checkpoint):
+                    continue
+                for found in getattr(kept, when):
+                    if found.fingerprint != planned.fingerprint:
+                        continue
+                    by_record = scores.load(record, kept, found, when)
+                    if kept.reused_from and not by_record:
+                        continue  # an older run kept none, and a change is tested record by record
+                    self.reporter.doing(f"{what}: known from {when} {kept.name}")
+                    run = runs / (kept.reused_from or record.id)
+                    samples = tuple(store.load_samples(run, kept.name, found.name, when))
+                    return EvalResult(found.metrics, samples, found.higher_is_better, by_record)
+        return None
 
     def _evaluate(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
         self.spending.check(f"evaluating {what}")
         self.reporter.doing(f"evaluating {what}")
         sampler = self.serving.sampler(checkpoint)
-        renderer = self.serving.renderer(checkpoint.base_model)
+        renderer = self.serving.renderer(checkpoint.base_model, planned.renderer)
         records = read_records(planned.data, planned.wants, renderer, self.made, planned.eval)
         if not records:
             raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
@@ -99,6 +124,11 @@ class Evaluator:
             renderer=renderer,
             sampler=sampler,
             wait=self.serving.wait,
-            resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model),
+            resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model, planned.renderer),
         )
         return planned.eval.evaluate(context)
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    """What tells weights from others, on one engine."""
+    return checkpoint.sampler_uri or checkpoint.base_model

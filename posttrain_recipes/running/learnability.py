@@ -68,7 +68,7 @@ def _verdict(name: str, groups: Sequence[Group], replies: int) -> PreflightFindi
         "warning",
         f"{told}: there is little to learn from",
         "prompts of which the model gets some right and some wrong; sft first if it never does; "
-        "'zero_variance_groups: replace', a larger group_size or a higher temperature",
+        "'zero_variance_groups: replace', or a larger group_size",
     )
 
 
@@ -85,12 +85,12 @@ def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[l
         start=start,
         lora=stage.lora,
         train=load_records(stage.data, stage.wants),
-        renderer=serving.renderer(stage.model),
+        renderer=serving.renderer(stage.model, stage.renderer),
         service=serving.connection.service,
         sink=cast(StageSink, None),  # a source only samples
         wait=serving.wait,
         rewards=stage.rewards,
-        resolve=lambda ref: serving.resolve(ref, stage.model),
+        resolve=lambda ref: serving.resolve(ref, stage.model, stage.renderer),
     )
     source: Source = stage.method.source(context, waiter)
     scorer = RolloutScorer(context, stage.method.config, waiter)

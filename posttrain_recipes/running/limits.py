@@ -64,18 +64,18 @@ class Spending:
     @property
     def tokens(self) -> int:
         """Tokens of all stages that this run trained and evaluated itself."""
-        return sum(kept.spent.usage.tokens for kept in self.record.stages)
+        return sum(kept.paid.usage.tokens for kept in self.record.stages)
 
     def usd(self, stage: PlannedStage, kept: StageRecord) -> float | None:
         """What a stage cost so far; None where that is not known or nothing is billed."""
         if not self.plan.engine.billed:
             return None
-        return self.prices.of(stage.model).usd(kept.spent.usage)
+        return self.prices.of(stage.model).usd(kept.paid.usage)
 
     @contextmanager
     def into(self, stage: PlannedStage, kept: StageRecord, spent: Spent) -> Iterator[None]:
         """Count what is spent on a stage until the context ends."""
-        self._last[stage.name] = time.monotonic(), kept.spent.usage.tokens
+        self._last[stage.name] = time.monotonic(), kept.paid.usage.tokens
         try:
             with self.meter.into(spent):
                 yield
@@ -84,7 +84,7 @@ class Spending:
 
     def step(self, stage: PlannedStage, kept: StageRecord) -> None:
         """A step is done: ask for a stop where the next ones could pass a bound."""
-        now, tokens = time.monotonic(), kept.spent.usage.tokens
+        now, tokens = time.monotonic(), kept.paid.usage.tokens
         began, before = self._last[stage.name]
         self._longest = max(self._longest, now - began)
         self._largest = max(self._largest, tokens - before)

@@ -41,6 +41,21 @@ class Made:
         """Whether all of it was made."""
         return (self.path / "provenance.json").is_file()
 
+    def left(self, fingerprint: str) -> dict[str, int] | None:
+        """What an earlier try of the same stage made to its end: records by the name of their type.
+        None where it did not come to its end, or where something else made them."""
+        try:
+            told = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+            if told["fingerprint"] != fingerprint:
+                return None
+            return {Path(name).stem: int(f["records"]) for name, f in told["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def clear(self) -> None:
+        """Remove all of it: a stage begins from nothing."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     @property
     def batches(self) -> int:
         """How many batches there are: the number of the last one."""

@@ -23,7 +23,7 @@ from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
-from posttrain_recipes.planning.reuse import History, Scope, decisions, new_evals
+from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.page import Pages
@@ -32,7 +32,7 @@ from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
-from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store
+from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking.tracker import Tracker
 from posttrain_recipes.version import __version__
 from posttrain_recipes.waiting import (
@@ -75,15 +75,19 @@ def run(
     interrupts = Interrupts()
     with ExitStack() as held:
         with kept.choosing():
-            earlier = None if scope.anew else kept.latest(plan.fingerprint)
-            if earlier is None or not _is_done(earlier, scope.stages(plan)):
+            runs = kept.runs()
+            earlier = None if scope.anew else latest(runs, plan.fingerprint)
+            # Decided as 'ptl plan' decides it: a run whose checkpoint is gone is not finished.
+            decided = decisions(plan, scope, runs, home)
+            done = earlier is not None and finished(decided, scope.stages(plan), earlier)
+            if not done:
                 record = earlier or new_record(plan, kept.next_id(plan.name))
                 directory = held.enter_context(kept.open(record))
                 if earlier is None:
                     for name, why in scope.reasons(plan).items():
                         record.stage(name).fresh = why
                 directory.save()
-        if earlier is not None and _is_done(earlier, scope.stages(plan)):
+        if earlier is not None and done:
             # Of what it asks for, bounds and words may have changed.
             earlier.resolved = plan.resolved
             reporter.run_started(plan, earlier, resumed=True)
@@ -120,14 +124,6 @@ def run(
         _write_report(kept, record, reporter)
     reporter.run_finished(record)
     return record
-
-
-def _is_done(record: RunRecord, stages: Sequence[PlannedStage]) -> bool:
-    return record.status == "finished" or all(
-        kept.done and not new_evals(stage, kept)
-        for stage in stages
-        for kept in (record.stage(stage.name),)
-    )
 
 
 def new_record(plan: Plan, run_id: str) -> RunRecord:
@@ -210,6 +206,8 @@ class _Run:
         """Run every stage that is asked for; raises what the first one that failed raised."""
         tracker = Tracker(self.kept.home, warn=self.reporter.warning)
         tracker.start()
+        for pin in self.plan.pins:
+            self.reporter.doing(pin)
         self._preflight()
         self._estimate()
         self.spending.start()
@@ -337,6 +335,7 @@ class _Run:
                 self.reporter.warning,
             )
             needs.check(self.plan, connection, wait)
+            self.plan.check_models()
             self.serving = Serving(self.plan, connection, wait)
             # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
             for name in models:
@@ -427,6 +426,7 @@ class _Run:
             model=kept.model,
             training=kept.training,
             evaluation=kept.evaluation,
+            lost=kept.lost,
             usd=kept.usd,
         )
         if decision.run and decision.stage:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import (
     Checkpoint,
@@ -38,16 +39,18 @@ class Serving:
     wait: Waiter
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     """What each stage that is done ended in."""
-    renderers: dict[tuple[str, str], ChatRenderer] = field(default_factory=dict)
-    """By worker, as tokenizers are not safe to use from two at a time, and model."""
+    renderers: dict[tuple[str, str, str], ChatRenderer] = field(default_factory=dict)
+    """By worker, as tokenizers are not safe to use from two at a time, model and options."""
 
-    def renderer(self, model: str) -> ChatRenderer:
+    def renderer(self, model: str, options: RendererConfig | None = None) -> ChatRenderer:
         """The renderer of a base model. Raises `PtlError` where its tokenizer cannot be loaded."""
         from posttrain_recipes.training.text.chat_template import load_renderer
 
-        key = worker(), model
+        options = options or AS_EVER
+        key = worker(), model, options.model_dump_json()
         if key not in self.renderers:
-            self.renderers[key] = load_renderer(model_location(model, self.plan.path.parent))
+            location = model_location(model, self.plan.path.parent)
+            self.renderers[key] = load_renderer(location, options)
         return self.renderers[key]
 
     def alive(self, state_uri: str | None) -> bool:
@@ -80,15 +83,16 @@ class Serving:
         sampler = self.wait(client.save_weights_for_sampler(f"{checkpoint_name(stage.name)}-start"))
         return Checkpoint(stage.model, stage.start, sampler.path)
 
-    def resolve(self, ref: ModelRef, model: str) -> ServedModel:
-        """The weights that an option of a stage of `model` refers to."""
+    def resolve(self, ref: ModelRef, model: str, options: RendererConfig) -> ServedModel:
+        """The weights that an option of a stage of `model` refers to, asked with `options` where
+        the reference has none."""
         if ref.checkpoint:
             checkpoint = Checkpoint(self.base_of(ref.checkpoint), None, ref.checkpoint)
         elif ref.stage and ref.stage != BASE:
             checkpoint = self.checkpoints[ref.stage]
         else:
             checkpoint = Checkpoint(ref.model or model)
-        renderer = self.renderer(checkpoint.base_model)
+        renderer = self.renderer(checkpoint.base_model, ref.renderer or options)
         return ServedModel(checkpoint, renderer, self.sampler(checkpoint))
 
     def base_of(self, uri: str) -> str:

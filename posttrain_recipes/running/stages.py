@@ -56,6 +56,7 @@ class StageWork:
         self, stage: PlannedStage, kept: StageRecord, start: Checkpoint, tracked: RecipeRun
     ) -> None:
         """Evaluate, train and evaluate again, without repeating what `kept` has already."""
+        stage.check_held()
         kept.start = start
         kept.started = kept.started or store.now()
         trained = kept.done
@@ -122,7 +123,7 @@ class StageWork:
             return start
         assert stage.wants is not None
         self.reporter.doing(f"reading {stage.data.label}")
-        renderer = self.serving.renderer(stage.model)
+        renderer = self.serving.renderer(stage.model, stage.renderer)
         records = read_records(stage.data, stage.wants, renderer, self.made, stage.method)
         kept.records = len(records)
         child.log_dataset(
@@ -147,20 +148,22 @@ class StageWork:
             wait=self.serving.wait,
             rewards=stage.rewards,
             resume=kept.resume,
-            resolve=lambda ref: self.serving.resolve(ref, stage.model),
+            resolve=lambda ref: self.serving.resolve(ref, stage.model, stage.renderer),
             cache=self.directory.path.parents[1] / "cache",
         )
         self.spending.check(f"training {stage.name}")
         try:
             with self.spending.into(stage, kept, kept.training):
-                if isinstance(stage.method, DataMethod):
+                if isinstance(stage.method, DataMethod) and sink.left is None:
                     batches = stage.method.make(context, sink.done)
                     for number, batch in enumerate(batches, sink.done + 1):
                         made.write(number, batch)
                         self.reporter.made(stage, number)
                 checkpoint = stage.method.train(context)
             if stage.method.collects():
-                kept.made = made.finish(provenance(self.plan, self.directory.record, stage, start))
+                source = provenance(self.plan, self.directory.record, stage, start)
+                # Batches are gone once they were put together: an earlier try's end stands.
+                kept.made = made.finish(source) if sink.left is None else sink.left
                 kept.made_in = f"{self.directory.record.id}/made/{stage.name}"
                 self._show(kept, made, child)
         finally:
@@ -194,9 +197,14 @@ class Sink:
         self.made = made
         self.done = kept.resume.step if kept.resume else 0
         """Steps, or batches of records, that an earlier try left."""
+        self.left = made.left(stage.fingerprint)
+        """The records that an earlier try made to its end; None where there is more to make."""
         if isinstance(stage.method, DataMethod):
             self.done = made.batches
-        else:
+        elif not self.done:
+            made.clear()
+            self.left = None
+        elif self.left is None:
             made.forget_after(self.done)
         self.collected: list[Record] = []
         """Records of the steps since the last checkpoint."""
@@ -277,8 +285,9 @@ class Sink:
         Nothing depends on it and nothing waits for it long: `ptl gc` tries again what failed.
         """
         kept, rest = self.kept, self.work.serving.connection.rest
+        needed = kept.resume.samplers if kept.resume else ()
         for uri in kept.superseded[: max(0, len(kept.superseded) - keep)]:
-            if uri not in self.deleting:
+            if uri not in self.deleting and uri not in needed:
                 self.deleting[uri] = rest.delete_checkpoint_from_tinker_path(uri).future()
         _, waiting = wait(self.deleting.values(), 0 if keep else DELETE_SECONDS)
         for uri, done in self.deleting.items():

@@ -15,6 +15,7 @@ from posttrain_recipes.plugin import API_VERSION, DataMethod, Dataset, DatasetCo
 from posttrain_recipes.records import RECORD_TYPES
 from posttrain_recipes.registry import KINDS, Entry
 from posttrain_recipes.testing.findings import Complaints, Finding, placeholder, run_check
+from posttrain_recipes.testing.flipping import identity_checks
 
 HEAVY = ("torch", "tinker", "transformers", "mlflow", "datasets", "pyarrow", "safetensors")
 """What a plugin's module must not import: every command of `ptl` imports all plugins."""
@@ -152,6 +153,7 @@ def _light(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
 
 
 _EVERY = tuple(KINDS)
+_USED = ("dataset", "method", "reward", "eval")
 _CHECKS: tuple[tuple[str, tuple[str, ...], Complaints], ...] = (
     ("its name is a word", _EVERY, _name),
     ("it says which API it is written for", _EVERY, _api_version),
@@ -162,6 +164,7 @@ _CHECKS: tuple[tuple[str, tuple[str, ...], Complaints], ...] = (
     ("unknown options are refused", _EVERY, _strict),
     ("its options leave the recipe's own words alone", _EVERY, _own_words),
     ("it can be made from its options", _EVERY, _made),
+    ("its options affect what they say", _USED, identity_checks),
     ("what it needs is installed", _EVERY, _needs),
     ("it says which records it takes", ("method", "eval"), _takes),
     ("it gives its loss", ("method",), _loss),

@@ -17,11 +17,12 @@ from posttrain_recipes.plugin import DataMethod, Dataset, Eval, Method, Reward
 from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
 from posttrain_recipes.running.events import Reporter
-from posttrain_recipes.testing import records
+from posttrain_recipes.testing import flipping, records
 from posttrain_recipes.testing.environments import environment_checks
 from posttrain_recipes.testing.findings import Complaints, Finding, Skip, run_check
 
 MODEL = "ptl/nano"
+ADAPTER = "adapter_model.safetensors"
 QUICK = {"max_steps": 4, "batch_size": 4, "save_every": 1}
 """What a method's options are for a check, where it has them and they are not given."""
 CRASH_AFTER = 3
@@ -67,6 +68,9 @@ def _loads(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
 def _loads_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     first: Dataset = _make(entry, options)
     second: Dataset = _make(entry, options)
+    for name, value in flipping.idle(first.config).items():
+        if list(_make(entry, {**options, name: value}).load()) != list(first.load()):
+            yield f"option '{name}' is marked as changing no result, and changes records"
     if list(first.load()) != list(second.load()):
         yield "it yields other records, or another order, the second time"
     if first.digest() != second.digest():
@@ -103,6 +107,10 @@ def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
         yield "it scores the same replies otherwise the second time"
     if first != list(_score(entry, options, samples[::-1]))[::-1]:
         yield "a reply's score depends on the replies beside it"
+    idle = flipping.idle(_make(entry, options).config)
+    for name, value in idle.items():
+        if first != list(_score(entry, {**options, name: value}, samples)):
+            yield f"option '{name}' is marked as changing no result, and changes scores"
 
 
 # --- methods and evals: on the engine ------------------------------------------------------------
@@ -135,9 +143,30 @@ class _Bench:
     path: Path
     recipe: Path
 
-    def run(self, events: _EventLog, *, fresh: bool = True) -> api.Result:
-        """Run the recipe from nothing, or go on with the run that was ended."""
-        return api.run(self.recipe, home=self.path / "home", fresh=fresh, reporter=events)
+    def run(
+        self, events: _EventLog, *, fresh: bool = True, options: Mapping[str, Any] | None = None
+    ) -> api.Result:
+        """Run the recipe from nothing, or go on with the run that was ended.
+
+        Args:
+            options: the plugin's, in place of those that the recipe has.
+        """
+        told = [f"{self.option}.{name}={json.dumps(v)}" for name, v in (options or {}).items()]
+        home = self.path / "home"
+        return api.run(self.recipe, home=home, fresh=fresh, reporter=events, overrides=told)
+
+    option: str = "stages.check.method"
+    """Where the plugin's options stand."""
+
+    def weights(self, result: api.Result) -> bytes:
+        """The adapter that a run ended in, as its file; nothing where it trained none."""
+        from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
+
+        made = result["check"].checkpoint
+        if made is None or made.sampler_uri is None:
+            return b""
+        kept = CheckpointStore(self.path / "home" / "engine")
+        return (kept.folder(parse_path(made.sampler_uri)) / ADAPTER).read_bytes()
 
 
 @contextmanager
@@ -204,6 +233,7 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
         second = bench.run(again)
         for told in _differ(_watched(first), _watched(second), 1e-6):
             yield f"two runs with one seed end differently ({told}); draw from stage.seed alone"
+        yield from _changes_no_weight(entry, options, bench, bench.weights(first))
         if len(events.steps) <= CRASH_AFTER:
             raise Skip(f"it took {len(events.steps)} steps, too few to be interrupted")
         try:
@@ -219,6 +249,19 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             yield "after a crash it began at step 1 again: save checkpoints, start at stage.resume"
         for told in _differ(_watched(first), _watched(third), 1e-4):
             yield f"a run that was interrupted ends differently ({told})"
+
+
+def _changes_no_weight(
+    entry: Entry, options: Mapping[str, Any], bench: _Bench, weights: bytes
+) -> Iterable[str]:
+    """Options that are marked as changing no result, and do: all at once, then each by itself."""
+    quick = {k: v for k, v in QUICK.items() if k in entry.config.model_fields}
+    idle = flipping.idle(entry.config.model_validate({**quick, **options}))
+    if not idle or not weights or bench.weights(bench.run(_EventLog(), options=idle)) == weights:
+        return
+    for name, value in idle.items():
+        if bench.weights(bench.run(_EventLog(), options={name: value})) != weights:
+            yield f"option '{name}' is marked as changing no result, and changes the weights"
 
 
 def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import posttrain_recipes as ptl
-from posttrain_recipes.planning.plans import PlannedStage
+from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.planning.reuse import Scope, decisions
+from posttrain_recipes.records import EvalResult
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import Store
 
@@ -135,3 +136,62 @@ def test_good_rollouts_are_kept_and_trained_on(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (made / "preference.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["chosen"] != row["rejected"]
+
+
+class KilledInEval(Reporter):
+    """Fails in the evals after a stage; hears of batches that are made."""
+
+    def __init__(self, fails: bool = True) -> None:
+        self.fails = fails
+        self.batches: list[int] = []
+
+    def evaluated(
+        self, stage: PlannedStage, planned: PlannedEval, when: str, result: EvalResult
+    ) -> None:
+        if self.fails and when == "after":
+            raise RuntimeError("crash")
+
+    def made(self, stage: PlannedStage, batch: int) -> None:
+        self.batches.append(batch)
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.batches.append(done)
+
+
+WATCH = f"""\
+    eval:
+      - {{use: nll, name: watch, dataset: {{use: jsonl, path: {DATA}/held_out.jsonl, limit: 4}}}}
+"""
+MADE_AND_MEASURED = {
+    "samples": RECIPE.replace("  - name: student", f"{WATCH}  - name: student").replace(
+        "limit: 40", "limit: 8"
+    ),
+    "rl": GOOD_ROLLOUTS.replace("  - name: again", f"{WATCH}  - name: again"),
+}
+
+
+@pytest.mark.parametrize("stage", MADE_AND_MEASURED)
+def test_what_was_made_is_not_made_again_where_an_eval_after_it_was_killed(
+    stage: str, tmp_path: Path
+) -> None:
+    recipe, home = tmp_path / "recipe.yaml", tmp_path / "home"
+    recipe.write_text(MADE_AND_MEASURED[stage])
+    with pytest.raises(RuntimeError, match="crash"):
+        ptl.run(recipe, home=home, until=stage, reporter=KilledInEval())
+    (run,) = Store(home).runs()
+    provenance = home / "runs" / run.id / "made" / stage / "provenance.json"
+    before, paid = provenance.read_text(), run.stages[0].training.usage.tokens
+    assert json.loads(before)["files"]
+    _, ahead = next(decisions(ptl.plan(recipe), Scope(), [run], home))
+    assert ahead.action == "resume"
+
+    again = KilledInEval(fails=False)
+    done = ptl.run(recipe, home=home, until=stage, reporter=again).record
+    assert again.batches == [], "nothing is made or trained twice"
+    assert provenance.read_text() == before
+    kept = done.stages[0]
+    assert kept.training.usage.tokens == paid
+    files = json.loads(before)["files"]
+    assert kept.made == {Path(name).stem: file["records"] for name, file in files.items()}
+    assert kept.status == "finished"
+    assert [m.name for m in kept.after] == ["watch"]

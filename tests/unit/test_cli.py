@@ -11,8 +11,9 @@ import pytest
 from posttrain_recipes import __version__, api
 from posttrain_recipes.cli import COMMANDS
 from posttrain_recipes.cli.init import FILES
+from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, Message, Sample
-from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
+from posttrain_recipes.store import Measured, RunRecord, Spent, StageRecord, Store
 from tests.conftest import ROOT, Project, Ptl, flat
 
 # --- commands ------------------------------------------------------------------------------------
@@ -186,6 +187,23 @@ def test_plan_says_what_would_happen(ptl: Ptl, project: Project) -> None:
         "ahead: 2 steps, about 311 tokens\n",
     )
     assert not (project.path / ".ptl").exists()
+
+
+def test_a_stage_that_did_not_end_is_shown_with_the_steps_that_it_kept(
+    ptl: Ptl, project: Project
+) -> None:
+    run = finished("f")
+    stage = run.stages[0]
+    run.status, stage.status, stage.checkpoint = "stopped", "stopped", None
+    stage.records, stage.total_steps, stage.method = 16, 8, "sft"
+    stage.resume = Resume(4, "tinker://a/weights/4", "tinker://a/sampler_weights/4")
+    stage.error, stage.lost = "limits.max_tokens", Spent(prefill=7)
+    stage.training = Spent(1.0, train=5)
+    keep(project, run)
+    said = ptl("show", run.id).out
+    assert "stopped, 4 of 8 steps kept on 16 records" in said
+    assert "limits.max_tokens" in said
+    assert "7 tokens of evals that were interrupted" in said
 
 
 def test_plan_says_what_would_be_reused(ptl: Ptl, project: Project) -> None:

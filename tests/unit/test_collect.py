@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +17,7 @@ from posttrain_recipes.engine.wire import AdapterConfig
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running import collect
+from posttrain_recipes.running.stages import Sink
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 
 
@@ -68,6 +72,39 @@ def test_superseded_steps_and_saves_that_nobody_recorded_go() -> None:
         "demo-1 s: no result of it",
     }
     assert all(item.size == 10 for item in found)
+
+
+def test_the_weights_that_a_resumed_stage_samples_from_stay() -> None:
+    """With max_staleness they are those of steps before the last that was saved."""
+    older = (uri("a", 3, "sampler_weights"), uri("a", 2, "sampler_weights"))
+    stage = stopped("a", 4, *pair("a", 2))
+    stage.resume = Resume(4, *pair("a", 4), older)
+    there = stored(*pair("a", 2), *pair("a", 4), *older)
+    assert uris(collect.find([record(1, "killed", stage)], there, set())) == {uri("a", 2)}
+    assert uris(collect.find([record(1, "killed", stage)], there, set(), keep_last=0)) == set(there)
+    stage.status, stage.checkpoint = "finished", Checkpoint("m", *pair("a", 4), 4)
+    left = collect.find([record(1, "finished", stage)], there, set())
+    assert uris(left) == {*older, uri("a", 2)}, "once it is done nothing needs them"
+
+
+def test_a_stage_at_work_deletes_none_of_the_weights_that_a_resume_samples_from() -> None:
+    older = uri("a", 2, "sampler_weights")
+    stage = stopped("a", 4, *pair("a", 2), *pair("a", 3))
+    stage.resume = Resume(4, *pair("a", 4), (older,))
+    deleted: list[str] = []
+
+    def delete(name: str) -> Any:
+        deleted.append(name)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return SimpleNamespace(future=lambda: done)
+
+    rest = SimpleNamespace(delete_checkpoint_from_tinker_path=delete)
+    work = SimpleNamespace(serving=SimpleNamespace(connection=SimpleNamespace(rest=rest)))
+    sink: Any = SimpleNamespace(kept=stage, work=work, deleting={})
+    Sink.delete_superseded(sink, keep=0)
+    assert set(deleted) == {uri("a", 2), *pair("a", 3)}
+    assert stage.superseded == [older]
 
 
 def test_what_another_stage_or_mlflow_names_stays() -> None:

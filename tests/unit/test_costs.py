@@ -15,7 +15,7 @@ from posttrain_recipes.planning import costs, pricing, tokens
 from posttrain_recipes.planning.reuse import Decision, Scope, decisions
 from posttrain_recipes.records import Message
 from posttrain_recipes.running.runner import new_record
-from posttrain_recipes.store import Estimated, RunRecord, Spent
+from posttrain_recipes.store import Estimated, Measured, RunRecord, Spent
 from posttrain_recipes.training.text.chat_template import load_renderer
 from posttrain_recipes.workload import Usage
 from tests.conftest import Project
@@ -173,6 +173,56 @@ def test_time_is_from_what_the_engine_did_before(project: Project) -> None:
     assert found.seconds is not None
     evals = 2 * (found.tokens + 12) // 14
     assert math.isclose(found.seconds, 0.1 * (found.tokens - evals) + 0.01 * evals)
+
+
+def test_a_bound_is_expected_to_be_used_as_far_as_it_was_before(project: Project) -> None:
+    text = RECIPE.replace(
+        "[nll]",
+        "[{use: exact_match, max_tokens: 70, dataset: {use: jsonl, path: questions.jsonl}}]",
+    )
+    record = new_record(project.plan(text), "demo-1")
+    for kept in record.stages:
+        kept.training, kept.evaluation = Spent(1.0, train=100), Spent(1.0, prefill=100)
+    plain = estimates(project, text, record)["dpo"]
+    for kept in record.stages:
+        kept.status, kept.estimate = "finished", Estimated(tokens=1000, at_most=True)
+    found = estimates(project, text, record)["dpo"]
+    assert found is not None
+    assert plain is not None
+    assert found.at_most
+    assert found.tokens == plain.tokens, "a bound stays one"
+    assert found.seconds is not None
+    assert plain.seconds is not None
+    assert found.seconds < 0.5 * plain.seconds, "a fifth was used of the bound on the eval"
+
+
+def test_what_a_stage_above_measured_is_not_ahead(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    sft, dpo = plan.stages
+    record = new_record(plan, "demo-1")
+    kept = record.stages[0]
+    kept.status = "finished"
+
+    def ahead(*known: str) -> int:
+        kept.after = [Measured("nll", "nll", name, "", {}) for name in known]
+        decided = [(sft, Decision("reuse", "", record, kept)), (dpo, Decision("run", ""))]
+        estimator = costs.Estimator(plan, pricing.load(project.path))
+        found = [estimate for _, _, estimate in estimator.stages(decided)]
+        assert found[1] is not None
+        return found[1].tokens
+
+    assert ahead(dpo.evals[0].fingerprint) < ahead("another")
+
+
+def test_a_resumed_stage_has_its_other_steps_ahead(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    whole = costs.Estimator(plan, pricing.load(project.path)).stage(
+        plan.stages[0], Decision("run", "")
+    )
+    rest = costs.Estimator(plan, pricing.load(project.path)).stage(
+        plan.stages[0], Decision("resume", "", done=2)
+    )
+    assert (whole.steps, rest.steps) == (6, 4)
 
 
 def test_what_is_reused_takes_nothing_and_what_is_resumed_the_rest(project: Project) -> None:

@@ -13,6 +13,7 @@ from posttrain_recipes.datasets import checking
 from posttrain_recipes.datasets.checking import Lengths, check_file
 from posttrain_recipes.datasets.jsonl import Jsonl
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.plugin import Conversation, Message, Prompt
 from posttrain_recipes.records import Messages
 from tests import memory
@@ -448,8 +449,9 @@ def test_the_command_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loaded: list[str] = []
 
-    def load_renderer(location: str) -> Words:
+    def load_renderer(location: str, options: RendererConfig) -> Words:
         loaded.append(location)
+        assert options.thinking == "off"
         return Words()
 
     monkeypatch.setattr(

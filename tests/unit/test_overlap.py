@@ -163,6 +163,20 @@ def test_parts_of_a_mix_count(files: Project) -> None:
     assert "asked at train.jsonl:289" in found
 
 
+def test_a_file_that_is_mixed_with_what_a_stage_makes_counts(files: Project) -> None:
+    files.write("other.jsonl", lines([row("apart")]))
+    made = FIRST.replace("train.jsonl", "other.jsonl").replace(
+        "{use: sft}", "{use: best_of_n, n: 2}\n    reward: {use: exact_match}"
+    )
+    later = LATER.replace("STAGE", "imitate").replace(
+        "{use: jsonl, path: other.jsonl}",
+        "{use: mix, parts: [{use: collected, stage: sft}, {use: jsonl, path: train.jsonl}]}",
+    )
+    [found] = told(files, made + later)
+    assert found.startswith("eval last: 12 of 200 records are in ")
+    assert "train.jsonl, which imitate trains on" in found
+
+
 def test_a_later_turn_of_a_conversation_counts(files: Project) -> None:
     talk = row("hello")["messages"] + row("and then?")["messages"]
     files.write("train.jsonl", lines([{"messages": talk}]))

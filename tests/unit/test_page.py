@@ -245,7 +245,7 @@ def test_a_learned_reward_is_drawn_over_what_it_stands_for(home: Path, run: RunR
 def test_the_main_curves_of_rl_are_shown_at_once_and_compared(home: Path, run: RunRecord) -> None:
     """By the names that its loop logs."""
     segment = Segment.reply([1], [2, 3], [-0.5, -0.7])
-    group = Group([Rollout([segment], Sample((), "", None), [], reward=1.0, kl=0.1)])
+    group = Group([Rollout([segment], Sample((), "", None), [], reward=1.0, reference=[[-0.1]])])
     stage = run.stages[0].name
     writer = CurveWriter(Store(home).path(run.id), stage)
     for step in (1, 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from posttrain_recipes import registry
 from posttrain_recipes.cli.plugins import plugins
 from posttrain_recipes.plugin import (
+    Affects,
     Conversation,
     Dataset,
     DatasetConfig,
@@ -69,6 +70,45 @@ class Fine(Reward):
         return [len(sample.completion) / self.config.per for sample in samples]
 
 
+class Sly(Reward):
+    """Scores by an option that is said to change nothing."""
+
+    name = "sly"
+
+    class Config(PluginConfig):
+        """Options."""
+
+        bonus: Annotated[float, Affects.COST] = 0.0
+        """What every reply gets."""
+        quiet: Annotated[bool, Affects.NOTHING] = False
+        """Changes nothing."""
+
+    config: Config
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self.config.bonus for _ in samples]
+
+
+class Hidden(Reward):
+    """Keeps what it depends on from those who ask."""
+
+    name = "hidden"
+
+    class Config(PluginConfig):
+        """Options."""
+
+        level: int = 1
+        """What every reply gets."""
+
+        def model_dump(self, **_: Any) -> dict[str, Any]:
+            return {}
+
+    config: Config
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [float(self.config.level) for _ in samples]
+
+
 class Shuffled(Dataset):
     """Yields records in an order of its own each time."""
 
@@ -90,7 +130,7 @@ class Shuffled(Dataset):
 def authors(install: Install) -> Install:
     @hookimpl
     def ptl_rewards() -> list[type]:
-        return [Bad, Moody, Fine]
+        return [Bad, Moody, Fine, Sly, Hidden]
 
     @hookimpl
     def ptl_datasets() -> list[type]:
@@ -124,6 +164,18 @@ class TestFindings:
     def test_a_reward_that_is_moody(self) -> None:
         (told,) = complaints("reward", "moody").values()
         assert "scores the same replies otherwise the second time" in told
+
+    def test_an_option_that_is_said_to_change_nothing(self) -> None:
+        assert complaints("reward", "sly") == {
+            "it scores each reply by itself": "option 'bonus' is marked as changing no result, and "
+            "changes scores"
+        }
+
+    def test_an_option_that_no_fingerprint_knows(self) -> None:
+        assert complaints("reward", "hidden") == {
+            "its options affect what they say": "option 'level' affects the outcome, and a stage "
+            "is reused when it changes"
+        }
 
     def test_a_dataset_in_another_order(self) -> None:
         told = complaints("dataset", "shuffled")

@@ -9,7 +9,7 @@ import pytest
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning.plans import Plan, PlannedStage
-from posttrain_recipes.planning.reuse import Decision, History, Scope, decisions
+from posttrain_recipes.planning.reuse import Decision, History, Scope, decisions, finished
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running.runner import new_record
@@ -129,6 +129,48 @@ def test_the_try_that_differs_least_is_compared_with(project: Project) -> None:
     near = ran(project.plan(RECIPE.replace("1e-3", "5e-3")), 1)
     found = told(decide(project.plan(RECIPE), near, far))
     assert found["sft"][1] == "method.learning_rate 0.005 -> 0.001 (against run demo-1)"
+
+
+def test_why_an_unchanged_stage_is_run_again_is_true(project: Project) -> None:
+    """Of a run of another plan: the same stage, and another eval say."""
+    plan = project.plan(RECIPE)
+    stopped, nothing, done = ran(plan, 1, sft="killed"), ran(plan, 1), ran(plan, 1)
+    nothing.stages[0].status, nothing.stages[0].checkpoint = "failed", None
+    done.stages[0].checkpoint = None
+    assert told(decide(plan, stopped))["sft"][1] == (
+        "not finished in run demo-1, which is of another plan and stopped at step 4 of 8"
+    )
+    assert told(decide(plan, nothing))["sft"][1] == (
+        "not finished in run demo-1, which saved no checkpoint"
+    )
+    assert told(decide(plan, done))["sft"][1] == (
+        "finished in run demo-1, but its checkpoint is not known"
+    )
+
+
+def test_an_eval_that_a_reused_stage_has_no_result_of_is_announced(project: Project) -> None:
+    text = RECIPE.replace("path: chat.jsonl}", "path: chat.jsonl, test_size: 1}")
+    earlier = ran(project.plan(text))
+    more = text.replace("learning_rate: 1e-3}", "learning_rate: 1e-3}\n    eval: [{use: nll}]")
+    found = decide(project.plan(more), earlier)["sft"]
+    assert (found.action, found.why, found.evals) == (
+        "reuse",
+        "the same inputs as in run demo-1",
+        ("nll",),
+    )
+
+
+def test_a_run_is_finished_where_a_plan_says_so(project: Project) -> None:
+    plan = project.plan(RECIPE)
+    current = ran(plan, 1)
+
+    def is_finished(gone: str) -> bool:
+        history = History.of([current], lambda uri: uri is None or gone not in uri, Path())
+        decided = [(s, history.decide(s, current, plan.name)) for s in plan.stages]
+        return finished(decided, plan.stages, current)
+
+    assert is_finished("nowhere")
+    assert not is_finished("weights/sft"), "its checkpoint is gone, whatever run.json says"
 
 
 def test_many_changes_are_counted(project: Project) -> None:

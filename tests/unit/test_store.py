@@ -42,6 +42,23 @@ def keep(kept: Store, run: RunRecord) -> None:
 # --- atomic writes -------------------------------------------------------------------------------
 
 
+def test_stages_and_evals_whose_names_run_together_keep_their_samples_apart(
+    tmp_path: Path,
+) -> None:
+    kept = store.Store(tmp_path)
+    (tmp_path / "runs" / "demo-1").mkdir(parents=True)
+    one, two = (Sample((Message("user", "?"),), reply) for reply in ("one", "two"))
+    with kept.open(record("demo-1")) as directory:
+        directory.save_samples("sft", "dpo-held", "after", (one,))
+        directory.save_samples("sft-dpo", "held", "after", (two,))
+    path = kept.path("demo-1")
+    assert store.load_samples(path, "sft", "dpo-held", "after") == [one]
+    assert store.load_samples(path, "sft-dpo", "held", "after") == [two]
+    new = store.samples_path(path, "sft-dpo", "held", "after")
+    new.rename(path / "samples" / "old-held-after.jsonl")
+    assert store.load_samples(path, "old", "held", "after") == [two], "a run of before"
+
+
 def test_a_write_makes_the_directories_it_needs(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a" / "b.json", "é\n")
     assert (tmp_path / "a" / "b.json").read_bytes() == "é\n".encode()
@@ -77,6 +94,25 @@ def test_the_text_is_on_the_disk_before_it_takes_the_name(
 
 
 # --- ids -----------------------------------------------------------------------------------------
+
+
+def test_the_last_run_is_told_by_its_number_not_by_the_clock(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    for number, created in ((1, "2031"), (2, "2026"), (10, "2025")):
+        keep(kept, record(f"demo-{number}", created=f"{created}-01-01T00:00:00+00:00"))
+    assert [run.id for run in kept.runs()] == ["demo-1", "demo-2", "demo-10"]
+    latest = kept.latest(record().fingerprint)
+    assert latest is not None
+    assert latest.id == kept.find("demo").id == "demo-10"
+
+
+def test_what_was_at_work_in_a_run_that_was_killed_was_killed_too(tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    run = record()
+    run.status = run.stages[0].status = "running"
+    keep(kept, run)
+    (found,) = kept.runs()
+    assert (found.status, found.stages[0].status) == ("killed", "killed")
 
 
 def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from posttrain_recipes import models
 from posttrain_recipes.engine.openai.detokenize import ThreadSafeTokenizer
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.records import Message, ToolCall
-from posttrain_recipes.training.text.chat_template import ChatRenderer, RenderOptions
+from posttrain_recipes.training.text.chat_template import ChatRenderer
 
 HEAD = "{% for m in messages %}"
 TAIL = "{% endfor %}"
@@ -135,7 +136,7 @@ def renderer(tokenizers: Any) -> Any:
         template: str, thinking: Any = "off", ends: tuple[str, ...] = (), **kwargs: Any
     ) -> ChatRenderer:
         tokenizers.chat_template = template
-        options = RenderOptions(thinking, kwargs)
+        options = RendererConfig(thinking=thinking, template_kwargs=kwargs)
         return ChatRenderer(tokenizers, options, tokenizers.convert_tokens_to_ids(list(ends)))
 
     return make
@@ -420,7 +421,7 @@ def test_every_template_that_trl_ships(tokenizers: Any) -> None:
         tokenizers.bos_token = "<|bot|>"
         tokenizers.chat_template = source
         for thinking in ("off", "on"):
-            made = ChatRenderer(tokenizers, RenderOptions(thinking))  # type: ignore[arg-type]
+            made = ChatRenderer(tokenizers, RendererConfig(thinking=thinking))  # type: ignore[arg-type]
             for messages in (
                 talk("u Hi.", "a Hello."),
                 talk("u Hi.", "a \nHello."),

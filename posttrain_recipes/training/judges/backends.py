@@ -15,12 +15,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import ModelRef, PluginConfig, Reward, RewardContext, Waiter
+from posttrain_recipes.plugin import (
+    Affects,
+    ModelRef,
+    PluginConfig,
+    Reward,
+    RewardContext,
+    Waiter,
+)
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training.judges import verdicts
 from posttrain_recipes.training.judges.judge import How, Judge, ModelJudge
@@ -41,11 +48,11 @@ class Endpoint(PluginConfig):
     """Where it is, as https://api.example.com/v1."""
     model: str
     """The name of the model there."""
-    api_key: str = Field(default="", repr=False)
+    api_key: Annotated[str, Affects.NOTHING] = Field(default="", repr=False)
     """Its key, as ${env:JUDGE_API_KEY}."""
-    timeout: float = Field(default=60.0, gt=0)
+    timeout: Annotated[float, Affects.COST] = Field(default=60.0, gt=0)
     """Seconds to wait for an answer."""
-    concurrency: int = Field(default=16, ge=1)
+    concurrency: Annotated[int, Affects.COST] = Field(default=16, ge=1)
     """Requests at a time."""
 
 
@@ -60,9 +67,9 @@ class GradingConfig(PluginConfig):
     """Read the judge's log-odds of the two verdicts, or let it write and find the verdict."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest text of the judge."""
-    retries: int = Field(default=2, ge=0)
+    retries: Annotated[int, Affects.COST] = Field(default=2, ge=0)
     """How often a text without a verdict is asked for again before it counts as missing."""
-    cache: bool = True
+    cache: Annotated[bool, Affects.COST] = True
     """Keep verdicts on disk, so that a question is asked once."""
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
-    NoEffect,
+    Affects,
     PluginConfig,
     Resume,
     StageContext,
@@ -38,7 +38,7 @@ class OptimizerConfig(PluginConfig):
     """Decay of Adam's first moment."""
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of Adam's second moment."""
-    save_every: Annotated[int, NoEffect()] = Field(default=50, ge=0)
+    save_every: Annotated[int, Affects.NOTHING] = Field(default=50, ge=0)
     """Steps between checkpoints that an interrupted run goes on from; 0 saves only the last."""
     token_budget: int | None = Field(default=None, ge=1)
     """Stop after the step with which the tokens that were trained on, and those that were written

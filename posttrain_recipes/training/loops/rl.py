@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.options import Renamed
+from posttrain_recipes.options import Affects, Renamed
 from posttrain_recipes.plugin import Method, Resume, StageContext, Usage, checkpoint_name
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
-from posttrain_recipes.training.rl.advantages import varies
+from posttrain_recipes.training.rl.advantages import BATCH_WIDE, varies
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown
 from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
 from posttrain_recipes.training.rl.rollout import Group, Source
@@ -79,10 +79,10 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
     another prompt in its place (dynamic sampling, DAPO)."""
     max_replacements: int = Field(default=3, ge=1)
     """For zero_variance_groups: replace, how many other prompts are tried in one place."""
-    retries: int = Field(default=2, ge=0)
+    retries: Annotated[int, Affects.COST] = Field(default=2, ge=0)
     """How often a group that could not be sampled is tried again before the stage fails; in an
     environment also how often an episode in which it raised is begun again, on its own."""
-    show_every: int | None = Field(default=None, ge=1)
+    show_every: Annotated[int | None, Affects.NOTHING] = Field(default=None, ge=1)
     """Steps between rollouts that are shown in MLflow; by default about eight times a stage."""
 
     @model_validator(mode="after")
@@ -110,18 +110,31 @@ class RolloutMethod(Method):
     class Config(CompletionConfig, RolloutConfig):
         """Options of what is sampled, how it is scored and how it is learned from."""
 
+        @model_validator(mode="after")
+        def _compares(self) -> RolloutMethod.Config:
+            if self.group_size == 1 and not self.compares_batch:
+                raise ValueError(
+                    "group_size 1 leaves nothing to compare a reply with; raise it, or take "
+                    f"advantage: {', '.join(sorted(BATCH_WIDE))}, which compares the batch"
+                )
+            if self.group_size == 1 and self.zero_variance_groups == "replace":
+                raise ValueError("zero_variance_groups: replace needs a group_size of 2 or more")
+            return self
+
     config: Config
 
     @property
     def needs(self) -> Sequence[str]:
-        """Its loss, groups of samples, and log-probabilities where a reference reads them."""
+        """Its loss, groups of samples, log-probabilities where a reference reads them, and those of
+        the distribution that is sampled from where that is not the policy's own."""
         config = self.config
         reference = config.reference is not None or config.kl_beta > 0
         return (
-            config.surrogate.need,
+            config.loss_need,
             "sample:group",
             "sample:trained",
             *(("prompt_logprobs",) if reference else ()),
+            *(("sample:tempered_logprobs",) if config.temperature != 1 else ()),
         )
 
     @abstractmethod

@@ -120,24 +120,7 @@ def token_weights(lengths: Sequence[int], how: LengthNorm, max_tokens: int) -> l
         return [1 / (count * length) if length else 0.0 for length in lengths]
     if how == "token":
         return [1 / total if total else 0.0] * count
-    return [1 / (count * max_tokens)] * count
-
-
-def k1(policy: Sequence[float], reference: Sequence[float]) -> float:
-    """sum_t log p/p_ref: unbiased for the KL divergence of a completion; may be negative."""
-    return sum(p - r for p, r in zip(policy, reference, strict=True))
-
-
-def k3(policy: Sequence[float], reference: Sequence[float]) -> float:
-    """sum_t p_ref/p - 1 - log(p_ref/p): never negative and of low variance.
-
-    Schulman 2020, joschu.net/blog/kl-approx.html; GRPO's estimator (arXiv 2402.03300 eq. 4).
-    """
-    gaps = (r - p for p, r in zip(policy, reference, strict=True))
-    return sum(math.exp(min(gap, 30.0)) - 1 - gap for gap in gaps)
-
-
-KL_ESTIMATORS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {"k1": k1, "k3": k3}
+    return [1 / (count * max_tokens) if count else 0.0] * count
 
 
 def varies(rewards: Sequence[float]) -> bool:

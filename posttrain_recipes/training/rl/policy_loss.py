@@ -3,7 +3,10 @@
 p is the policy that is trained and q the one that sampled, rho = p / q the ratio of the two on a
 token, A the advantage of the completion. The loss of an optimizer step is
 
-    - sum over its completions i and their own tokens t of  w_i surrogate(rho_it, A_i)
+    - sum over its completions i and their own tokens t of  w_i surrogate(rho_it, A_it)
+
+What divergence from a reference costs is taken off A_it of each token, or added to the loss (see
+`divergence`).
 
 A surrogate that the engine has is computed there, in one forward and backward pass. The engine's
 are sums over tokens, linear in A, so that w is multiplied into it. Any other is computed on our
@@ -16,21 +19,22 @@ schema -o schemas/recipe.schema.json` and `tools/method_docs.py` write it into s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from posttrain_recipes.options import PluginConfig
 from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl.divergence import DivergenceConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 
 if TYPE_CHECKING:
     import tinker
     from torch import Tensor
 
-    Formula = Callable[[Tensor, Tensor, float, "PolicyConfig"], Tensor]
+    Formula = Callable[[Tensor, Tensor, "Tensor | float", "PolicyConfig"], Tensor]
+    Advantage: TypeAlias = "Tensor | float"
     Gradient: TypeAlias = tinker.APIFuture[tinker.ForwardBackwardOutput]
 
 
@@ -40,6 +44,13 @@ class RolloutSegment:
 
     segment: Segment
     rollout: Rollout
+    reference: list[float]
+    """log p_ref of the policy's own tokens; empty where no reference was asked."""
+
+    def advantages(self, config: PolicyConfig) -> list[float]:
+        """A of each of the policy's own tokens (T,), what divergence costs taken off."""
+        costs = config.kl_costs(self.segment.own(self.segment.logprobs), self.reference)
+        return [self.rollout.advantage - cost for cost in costs]
 
 
 Passes: TypeAlias = "list[tuple[list[RolloutSegment], Gradient]]"
@@ -51,7 +62,8 @@ class Surrogate:
     """A surrogate loss."""
 
     formula: Formula
-    """(log p (T,), log q (T,), A, config) -> the loss (T,) of each own token of one sequence."""
+    """(log p (T,), log q (T,), A (T,), config) -> the loss (T,) of each own token of one
+    sequence; A may be one number for all of them."""
     clip: tuple[float, float] | None = None
     """Bounds on the ratio where a recipe gives none; None: it does not clip."""
     engine: bool = False
@@ -91,13 +103,13 @@ def ratio(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 @surrogate(engine=True)
-def importance_sampling(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+def importance_sampling(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-rho A, no clipping."""
     return -ratio(logp, logq) * A
 
 
 @surrogate(clip=(0.8, 1.2), engine=True)
-def ppo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+def ppo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-min(rho A, clip(rho) A).
 
     Schulman et al. 2017, arXiv 1707.06347, equation 7.
@@ -108,7 +120,7 @@ def ppo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
 
 
 @surrogate(clip=(0.0, 4.0), engine=True)
-def cispo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+def cispo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-clip(rho) A log p, the clipped ratio a constant weight of the token's gradient.
 
     MiniMax 2025, arXiv 2506.13585, equation 4; clipped from above alone by default.
@@ -118,7 +130,7 @@ def cispo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
 
 
 @surrogate(regularizes=True)
-def dro(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+def dro(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-(A log p - beta/2 (log rho)^2).
 
     Richemond et al. 2024, arXiv 2405.19107, for each token. The engine's own sums the second term
@@ -128,7 +140,7 @@ def dro(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
 
 
 @surrogate(clip=(1 - 3e-4, 1 + 4e-4), engine=True, by_sequence=True)
-def gspo(logp: Tensor, logq: Tensor, A: float, config: PolicyConfig) -> Tensor:
+def gspo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence.
 
     Zheng et al. 2025, arXiv 2507.18071, equations 5 and 7, clip range of section 5.1. Every token
@@ -150,7 +162,7 @@ else:
     PolicyLoss = Literal[tuple(SURROGATES)]
 
 
-class PolicyConfig(PluginConfig):
+class PolicyConfig(DivergenceConfig):
     """Options of the policy gradient."""
 
     advantage: advantages.Estimator = Field(
@@ -192,6 +204,11 @@ class PolicyConfig(PluginConfig):
         return SURROGATES[self.loss]
 
     @property
+    def loss_need(self) -> str:
+        """What an engine has to be able to do for the loss."""
+        return "custom_loss" if self.kl_in_loss else self.surrogate.need
+
+    @property
     def estimator(self) -> advantages.Formula:
         """The estimator that `advantage` names."""
         return advantages.ESTIMATORS[self.advantage]
@@ -223,23 +240,36 @@ class PolicyConfig(PluginConfig):
 def forward_backward(
     client: tinker.TrainingClient, groups: Sequence[Group], config: PolicyConfig
 ) -> Passes:
-    """Submit the pass that learns from groups, without waiting; none where nothing is learned."""
+    """Submit the pass that learns from groups, without waiting; none where nothing is learned.
+
+    Divergence costs in groups that are learned from alone: in the others the noise of two ways to
+    the same log-probability would be all the gradient there is, and Adam's step as long as ever.
+    """
     chosen = config.surrogate
-    items = [
-        RolloutSegment(segment, rollout)
-        for group in groups
-        for rollout in group.scored
-        if not rollout.masked and (rollout.advantage or chosen.regularizes)
-        for segment in rollout.segments
-    ]
+    items = [item for group in groups for item in _learned(group, config)]
     if not items:
         return []
-    if not chosen.engine:
+    if not chosen.engine or config.kl_in_loss:
         loss = _on_our_side(items, config)
         return [(items, client.forward_backward_custom([_targets(item) for item in items], loss))]
     clip = dict(zip(("clip_low_threshold", "clip_high_threshold"), config.clip, strict=True))
-    data = [_datum(item, chosen.by_sequence) for item in items]
+    data = [_datum(item, config) for item in items]
     return [(items, client.forward_backward(data, config.loss, clip if chosen.clip else None))]
+
+
+def _learned(group: Group, config: PolicyConfig) -> Iterator[RolloutSegment]:
+    """The sequences of a group that have something to teach."""
+    rollouts = [rollout for rollout in group.scored if not rollout.masked]
+    always = config.surrogate.regularizes
+    if not always and not any(rollout.advantage for rollout in group.scored):
+        return
+    for rollout in rollouts:
+        if not (always or rollout.advantage or config.kl_beta):
+            continue
+        references = rollout.reference or [[]] * len(rollout.segments)
+        for segment, reference in zip(rollout.segments, references, strict=True):
+            if any(segment.sampled):
+                yield RolloutSegment(segment, rollout, reference)
 
 
 def _targets(item: RolloutSegment) -> tinker.Datum:
@@ -258,17 +288,17 @@ def _targets(item: RolloutSegment) -> tinker.Datum:
     )
 
 
-def _datum(item: RolloutSegment, by_sequence: bool) -> tinker.Datum:
+def _datum(item: RolloutSegment, config: PolicyConfig) -> tinker.Datum:
     """The sequence as the engine takes it: N - 1 inputs, targets, log-probabilities, advantages."""
     import tinker
 
     segment, rollout = item.segment, item.rollout
-    weighted_advantage = rollout.advantage * rollout.weight
+    weighted = iter([value * rollout.weight for value in item.advantages(config)])
     columns = {
         "logprobs": segment.logprobs[1:],
-        "advantages": [weighted_advantage if own else 0.0 for own in segment.sampled[1:]],
+        "advantages": [next(weighted) if own else 0.0 for own in segment.sampled[1:]],
     }
-    if by_sequence:
+    if config.surrogate.by_sequence:
         columns["sequence_ratio_mask"] = [float(own) for own in segment.sampled[1:]]
     shape = [len(segment.tokens) - 1]
     return tinker.Datum(
@@ -286,7 +316,7 @@ def _datum(item: RolloutSegment, by_sequence: bool) -> tinker.Datum:
 def _on_our_side(
     items: Sequence[RolloutSegment], config: PolicyConfig
 ) -> Callable[[list[tinker.Datum], list[Tensor]], tuple[Tensor, dict[str, float]]]:
-    """sum_i w_i sum_t formula(log p, log q, A), over the policy's own tokens."""
+    """sum_i w_i sum_t formula(log p, log q, A) + beta k3, over the policy's own tokens."""
     formula = config.surrogate.formula
 
     def loss(data: list[tinker.Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -297,7 +327,9 @@ def _on_our_side(
             own = torch.tensor(item.segment.sampled[1:])
             q = torch.tensor(item.segment.logprobs[1:])[own]
             p = logp.flatten()[own]
-            losses = formula(p, q, item.rollout.advantage, config)
+            losses = formula(p, q, torch.tensor(item.advantages(config)), config)
+            if config.kl_in_loss:
+                losses = losses + config.kl_loss(p, torch.tensor(item.reference))
             total = total + item.rollout.weight * losses.sum()
         return total, {}
 

@@ -6,6 +6,7 @@ G rollouts of one prompt (or of episodes with one seed) are a group.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,18 +67,26 @@ class Rollout:
     conversations: Sequence[Messages]
     """What was read and written, each ending with what the policy wrote."""
     reward: float | None = None
-    """Its reward less penalties; None leaves it out of its group."""
+    """Its reward less what its length costs; None leaves it out of its group."""
     parts: dict[str, float] = field(default_factory=dict)
     """What each reward gave it, before weights."""
     penalties: dict[str, float] = field(default_factory=dict)
     """What was taken off."""
-    kl: float | None = None
-    """log p/p_ref summed over its tokens, in nats, where a reference was asked."""
+    reference: list[list[float]] = field(default_factory=list)
+    """log p_ref of the policy's own tokens of each segment, where a reference was asked."""
     advantage: float = 0.0
     weight: float = 0.0
     """What one of its tokens weighs in the loss."""
     masked: bool = False
     """Whether its tokens are kept out of the loss."""
+
+    @property
+    def kl(self) -> float | None:
+        """log q/p_ref summed over its tokens, in nats; None where no reference was asked."""
+        if not self.reference:
+            return None
+        ours = [value for segment in self.segments for value in segment.own(segment.logprobs)]
+        return math.fsum(ours) - math.fsum(value for own in self.reference for value in own)
 
     @property
     def length(self) -> int:

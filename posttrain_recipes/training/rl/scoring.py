@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from posttrain_recipes.context import RewardLike
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import RewardContext, Sample, StageContext
-from posttrain_recipes.training.rl.advantages import KL_ESTIMATORS, k1
 from posttrain_recipes.training.rl.rollout import Group, Rollout
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread, pressed
 
@@ -236,19 +235,11 @@ class RolloutScorer:
         rollouts: Sequence[Rollout],
         asked: Sequence[Sequence[tinker.APIFuture[list[float | None]]]],
     ) -> None:
-        """Take off what length and divergence cost."""
+        """Take off what length costs, and keep what the reference says."""
         config = self.config
-        estimate = KL_ESTIMATORS[config.kl_estimator]
         for rollout, futures in zip(rollouts, asked, strict=bool(asked)):
-            divergence = 0.0
-            rollout.kl = 0.0
-            for segment, future in zip(rollout.segments, futures, strict=True):
-                ours = segment.own(segment.logprobs)
-                theirs = segment.own(self.waiter(future))
-                rollout.kl += k1(ours, theirs)
-                divergence += estimate(ours, theirs)
-            if config.kl_beta:
-                rollout.penalties["kl"] = config.kl_beta * divergence
+            pairs = zip(rollout.segments, futures, strict=True)
+            rollout.reference = [segment.own(self.waiter(future)) for segment, future in pairs]
         for rollout in rollouts:
             rollout.masked = config.overlong == "mask" and rollout.sample.truncated
             cost = config.overlong_cost(rollout.longest, rollout.sample.truncated)

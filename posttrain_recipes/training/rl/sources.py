@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.options import ModelRef, PluginConfig
+from posttrain_recipes.options import Affects, ModelRef
 from posttrain_recipes.plugin import Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Sample, Task
 from posttrain_recipes.training.requests import sample
+from posttrain_recipes.training.rl.divergence import DivergenceConfig
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from posttrain_recipes.training.rl.scoring import OnError
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
     import tinker
 
 
-class CompletionConfig(PluginConfig):
+class CompletionConfig(DivergenceConfig):
     """Options of how completions are sampled and scored."""
 
-    group_size: int = Field(default=8, ge=2, le=1024)
-    """Replies to each prompt, which are compared with each other."""
+    group_size: int = Field(default=8, ge=1, le=1024)
+    """Replies to each prompt, which are compared with each other; 1 is for an advantage that
+    compares the whole batch."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest reply in tokens."""
     max_turns: int = Field(default=16, ge=1)
     """In an environment: replies in one episode; one that goes on is cut there."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of sampling; at 1 the policy that is trained is the one that samples."""
+    """Of sampling; at 1 the policy that is trained is the one that samples. At any other the ratio
+    p/q needs log q of what was sampled from, and an engine that gives log p instead is refused."""
     overlong: Literal["keep", "mask", "penalize"] = "keep"
     """A reply that is cut at max_tokens: kept as it was rewarded, masked out of the loss (its
     reward still counts in the baseline), or penalized."""
@@ -40,18 +43,13 @@ class CompletionConfig(PluginConfig):
     """For overlong: penalize, the penalty grows over this many tokens before max_tokens."""
     overlong_penalty: float = Field(default=1.0, gt=0)
     """For overlong: penalize, what is taken off the reward of a reply that is cut."""
-    kl_beta: float = Field(default=0.0, ge=0)
-    """What a nat of divergence from the reference costs, taken off the reward."""
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    """Of a reply's divergence: k1, the sum of log p/p_ref, whose gradient is that of the KL
-    divergence; k3, the sum of p_ref/p - 1 - log p_ref/p, never negative."""
     reference: ModelRef | None = None
     """The fixed reference; by default where the stage starts. If given, the divergence from it is
     measured even where kl_beta is 0."""
     on_reward_error: OnError = "drop"
     """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
     episode) out of its group, zero counts it as 0, stop ends the stage."""
-    reward_timeout: float | None = Field(default=None, gt=0)
+    reward_timeout: Annotated[float | None, Affects.COST] = Field(default=None, gt=0)
     """Seconds that a reward may take for a group of replies, and an environment to begin an episode
     or to answer a reply; by default no limit."""
 

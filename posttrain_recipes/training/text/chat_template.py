@@ -5,50 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text.turns import ReplySpan, Template, left_out
 from posttrain_recipes.training.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-Thinking = Literal["off", "on", "keep"]
-_THINKING: dict[str, dict[str, bool]] = {
-    "off": {"enable_thinking": False, "thinking": False},
-    "on": {"enable_thinking": True, "thinking": True},
-    "keep": {
-        "enable_thinking": True,
-        "thinking": True,
-        "preserve_thinking": True,
-        "clear_thinking": False,
-        "truncate_history_thinking": False,
-    },
-}
-"""What `thinking` sets in a template, by the names that model families give to it."""
 _UNREADABLE = "\ue000"
 """Put into a control token's text so that no template or tokenizer reads it as one."""
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """How a model's chat template is used."""
-
-    thinking: Thinking = "off"
-    """Whether the model is asked to reason before it replies; `keep`: and reads what it reasoned in
-    earlier turns, where the template can show that."""
-    template_kwargs: Mapping[str, Any] | None = None
-    """Further variables of the template."""
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What the template is rendered with."""
-        return {**_THINKING[self.thinking], **(self.template_kwargs or {})}
 
 
 class ChatRenderer:
@@ -66,7 +37,7 @@ class ChatRenderer:
     """
 
     def __init__(
-        self, tokenizer: Any, options: RenderOptions | None = None, ends: Sequence[int] = ()
+        self, tokenizer: Any, options: RendererConfig | None = None, ends: Sequence[int] = ()
     ) -> None:
         if not tokenizer.chat_template:
             raise PtlError(
@@ -74,7 +45,7 @@ class ChatRenderer:
                 hint="use an instruction-tuned model, or add chat_template to its tokenizer config",
             )
         self._tokenizer = tokenizer
-        self._options = options or RenderOptions()
+        self._options = options or AS_EVER
         self._reasoning_key = _reasoning_key(tokenizer.chat_template)
         added = tokenizer.added_tokens_decoder.items()
         self._added: dict[str, int] = {token.content: number for number, token in added}
@@ -387,7 +358,7 @@ def _arguments_as_text(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def load_renderer(location: str, options: RenderOptions | None = None) -> ChatRenderer:
+def load_renderer(location: str, options: RendererConfig | None = None) -> ChatRenderer:
     """The renderer of the model at `location`, a directory or a hub id.
 
     Raises:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from posttrain_recipes.conversion import as_row
-from posttrain_recipes.planning.plans import digest
+from posttrain_recipes.planning.depends import digest
 from posttrain_recipes.records import (
     Conversation,
     Labelled,
