@@ -261,7 +261,7 @@ of training (`tone_new_requests`), and those with replies of which no phrase was
 Of tone, phrases are learned. With every method the known polite ones become likelier in replies to
 other kinds of requests too (to the most, 93 to 95% of pairs, with `ipo`). To new phrases nothing
 carries over: the share falls, and most where the known phrases rose most. Of sums in other words
-about a quarter is right after RL and a sixth after SFT. So `tone` and `held_out` above tell of new
+about a quarter is right after RL and about a fifth after SFT. So `tone` and `held_out` tell of new
 contents, and are no claim that kindness or arithmetic holds in new forms.
 """
 PENDING = """
