@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from posttrain_recipes import registry
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.planning import gates
+from posttrain_recipes.planning import gates, overlap
 from posttrain_recipes.planning.gates import Gate
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
@@ -98,10 +98,15 @@ def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[s
 
 def validate(
     recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
-) -> None:
-    """Raise `RecipeError` with everything that is wrong with a recipe, or return; needs no
-    network."""
-    build(recipes.load(Path(recipe), preset=preset, overrides=overrides), registry.load())
+) -> list[str]:
+    """Raise `RecipeError` with everything that is wrong with a recipe, or return what may be.
+
+    Needs no network. Warnings are of evals that measure on prompts that are trained on, in files on
+    this machine.
+    """
+    planned = build(recipes.load(Path(recipe), preset=preset, overrides=overrides), registry.load())
+    found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
+    return [f"{one}; {one.hint}" for one in found]
 
 
 def run(

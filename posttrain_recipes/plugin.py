@@ -217,7 +217,7 @@ class DatasetConfig(PluginConfig):
     """Options that every dataset has."""
 
     test_size: int = Field(default=0, ge=0)
-    """Records held out of training for this stage's evals, chosen by the seed."""
+    """Records held out of training for this stage's evals, chosen by a hash of what they ask."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many records, the first ones."""
 

@@ -7,7 +7,9 @@ otherwise; the starter's is `posttrain_recipes/starter/data/*.jsonl`, the first 
 those files.
 
 Training files hold problems of the recipe split alone, held-out files of the held-out split alone;
-the bundled models were pretrained on neither.
+the bundled models were pretrained on neither. What `_held_out` files ask is new, the forms in which
+they ask it are those of the training files; of `_new_forms` files the forms are new as well, of
+`_new_requests` files those of the request and not of the replies.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from families import (
     draw_request,
     polite_reply,
     split_of,
+    unseen_replies,
+    unseen_request,
+    unseen_sum,
 )
 from families.sums import compute, sum_key
 
@@ -56,6 +61,9 @@ SIZES = {
     "calculations_held_out": 200,
     "programs": 320,
     "programs_held_out": 100,
+    "sums_new_forms": 200,
+    "preferences_new_requests": 160,
+    "preferences_new_forms": 160,
 }
 STARTER = {"train": ("chat", 400), "held_out": ("held_out", 64)}
 """For each of the starter's files, the recipes' file it is the beginning of, and how many lines."""
@@ -228,6 +236,38 @@ def sums(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
     return make
 
 
+def sums_new_forms(rng: random.Random) -> list[Keyed]:
+    """Held-out sums in words that are in no training file."""
+    rows: dict[str, Keyed] = {}
+    while len(rows) < SIZES["sums_new_forms"]:
+        drawn = unseen_sum(rng)
+        rows[drawn.question] = drawn.key, {"prompt": drawn.question, "answer": drawn.answer}
+    return list(rows.values())
+
+
+def preferences_new_requests(rng: random.Random) -> list[Keyed]:
+    """Pairs that prefer the polite reply: requests of other kinds, replies as in training."""
+    return _unseen_pairs("preferences_new_requests", rng, new_replies=False)
+
+
+def preferences_new_forms(rng: random.Random) -> list[Keyed]:
+    """Pairs that prefer the polite reply: requests and replies in words of no training file."""
+    return _unseen_pairs("preferences_new_forms", rng, new_replies=True)
+
+
+def _unseen_pairs(name: str, rng: random.Random, *, new_replies: bool) -> list[Keyed]:
+    rows: dict[str, Keyed] = {}
+    while len(rows) < SIZES[name]:
+        request = unseen_request(rng)
+        if new_replies:
+            chosen, rejected = unseen_replies(rng, request)
+        else:
+            chosen, rejected = polite_reply(rng, request), curt_reply(rng, request)
+        row = {"prompt": request.text, "chosen": chosen, "rejected": rejected}
+        rows.setdefault(request.text, (request.key, row))
+    return list(rows.values())
+
+
 # What a system message asks for, and what is said then: the registers but for the bare answer.
 STYLES: tuple[tuple[str, Callable[[Problem], str]], ...] = (
     ("Reply in a full sentence.", lambda p: p.sentences[0]),
@@ -333,6 +373,9 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "calculations_held_out": calculations("held_out", SIZES["calculations_held_out"]),
     "programs": programs("recipe", SIZES["programs"]),
     "programs_held_out": programs("held_out", SIZES["programs_held_out"]),
+    "sums_new_forms": sums_new_forms,
+    "preferences_new_requests": preferences_new_requests,
+    "preferences_new_forms": preferences_new_forms,
 }
 
 

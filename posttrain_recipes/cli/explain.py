@@ -84,13 +84,18 @@ def _effects() -> Sequence[str]:
     return shipped.EFFECTS.read_text(encoding="utf-8").splitlines()
 
 
-def _showed(recipe: str) -> list[str]:
-    """What `docs/effects.md` tells of a recipe: `tone after dpo 63.5% to 97.5%, 97.0%, 96.5%`."""
+def _showed(recipe: str, *, claims: bool = False) -> list[str]:
+    """What `docs/effects.md` tells of a recipe: `tone after dpo 63.5% to 97.5%, 97.0%, 96.5%`.
+
+    Args:
+        claims: leave out what was measured and is not claimed.
+    """
     found = []
     for line in _effects():
         if line.startswith(f"| `{recipe}` |"):
-            _, measured, _, before, after, *_ = (cell.strip() for cell in line[1:].split("|"))
-            found.append(f"{measured} {before} to {after}")
+            _, measured, claim, before, after, *_ = (cell.strip() for cell in line[1:].split("|"))
+            if claim != "none" or not claims:
+                found.append(f"{measured} {before} to {after}")
     return list(dict.fromkeys(found))
 
 
@@ -121,7 +126,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     recipes = list(_recipes(entry))
     if recipes:
         yield "recipe", ", ".join(_command(path) for path in recipes[:3])
-    showed = [f"{path.stem}: {one}" for path in recipes for one in _showed(path.stem)]
+    showed = [f"{path.stem}: {one}" for path in recipes for one in _showed(path.stem, claims=True)]
     if issubclass(cls, Method) and showed:
         yield "showed", "; ".join(showed[:3]) + " (docs/effects.md)"
     pages = (

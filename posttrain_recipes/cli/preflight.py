@@ -37,13 +37,15 @@ def preflight(
 ) -> None:
     """Look for what can go wrong with RECIPE before anything is spent.
 
-    Reads all data, tries rewards on answers that deserve nothing, and asks the engine whether it
-    answers, takes the key, serves the models and has the checkpoints that are named. For RL it
-    samples a few groups of replies and says whether there is anything to learn from.
+    Reads all data, compares what evals ask with what is trained on, tries rewards on answers that
+    deserve nothing, and asks the engine whether it answers, takes the key, serves the models and
+    has the checkpoints that are named. For RL it samples a few groups of replies and says whether
+    there is anything to learn from.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     where = default_home(home)
-    found = [*checks.cheap(planned, where), *checks.data(planned), *checks.rewards(planned)]
+    found = [*checks.cheap(planned, where), *checks.data(planned)]
+    found += [*checks.held_out(planned, limit=None), *checks.rewards(planned)]
     if not offline:
         if sample is None:
             sample = not planned.engine.billed

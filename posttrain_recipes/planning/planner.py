@@ -488,6 +488,6 @@ def _eval(
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
-    asked = [depends.of_plugin(plugin), data.identity(), effective(renderer)]
+    asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
     known = depends.without_environment(asked, names)
     return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer)

@@ -39,7 +39,8 @@ class Data:
 
     dataset: Dataset
     key: Key
-    split_seed: int
+    eval_seed: int
+    """What an eval on it samples with; the split goes by content alone."""
     held_out: bool = False
     """True: the test split; False: the rest (all of it where `test_size` is 0)."""
     written: str | None = None
@@ -68,7 +69,6 @@ class Data:
         found = {
             **depends.of_plugin(self.dataset),
             "made": list(self.made_by.values()),
-            "seed": self.split_seed,
             "held_out": self.held_out,
         }
         return dict(depends.without_environment(found, self.environment))

@@ -119,7 +119,7 @@ class Evaluator:
             raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
         context = EvalContext(
             name=planned.name,
-            seed=planned.data.split_seed,
+            seed=planned.data.eval_seed,
             records=records,
             renderer=renderer,
             sampler=sampler,

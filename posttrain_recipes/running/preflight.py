@@ -13,7 +13,7 @@ from pathlib import Path
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, references
-from posttrain_recipes.planning import needs
+from posttrain_recipes.planning import needs, overlap
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Reward
@@ -38,6 +38,14 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     yield _disk(home)
     yield _sdk()
     yield from _splits(plan)
+
+
+def held_out(plan: Plan, limit: int | None = overlap.RUN_BYTES) -> Iterator[PreflightFinding]:
+    """Evals that measure on what is trained on, as far as `limit` bytes of files tell (None: all
+    data are read)."""
+    for found in overlap.find(plan, limit):
+        name = f"data of {found.stage}, eval {found.eval}"
+        yield PreflightFinding(name, "warning", str(found), found.hint)
 
 
 def data(plan: Plan) -> Iterator[PreflightFinding]:

@@ -293,7 +293,8 @@ class _Run:
             UsageError: a data set is too small for its test split, say.
         """
         failed = []
-        for finding in preflight.cheap(self.plan, self.kept.home):
+        found = [*preflight.cheap(self.plan, self.kept.home), *preflight.held_out(self.plan)]
+        for finding in found:
             if finding.verdict == "warning":
                 self.reporter.warning("; ".join(filter(None, (finding.message, finding.hint))))
             elif finding.verdict == "failed":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -19,8 +20,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import families  # noqa: E402
 import make_recipe_data  # noqa: E402
+from families import unseen  # noqa: E402
 from families.sums import sum_key  # noqa: E402
 from families.tone import CURT, POLITE  # noqa: E402
+from families.words import DAYS, PLACES, THINGS  # noqa: E402
 
 TRAINING = (
     "chat",
@@ -45,6 +48,8 @@ HELD_OUT = (
     "calculations_held_out",
     "programs_held_out",
 )
+NEW_FORMS = ("sums_new_forms", "preferences_new_requests", "preferences_new_forms")
+"""Asked in forms that no training file has."""
 
 
 def read(name: str) -> list[dict]:
@@ -104,6 +109,50 @@ def test_the_held_out_prompts_are_in_no_training_file() -> None:
     assert not trained & {prompt_of(row) for name in HELD_OUT for row in read(name)}
 
 
+WORDS = re.compile(rf"\d+|\b({'|'.join((*THINGS, *PLACES, *DAYS))})\b")
+
+
+def form(text: str) -> str:
+    """A text without its numbers, things, places and days."""
+    return WORDS.sub("~", text)
+
+
+def replies(name: str) -> str:
+    return "\n".join(row[side] for row in read(name) for side in ("chosen", "rejected"))
+
+
+def test_new_forms_are_asked_in_no_form_of_training_or_pretraining(
+    stream: list[families.Document],
+) -> None:
+    known = {form(text) for doc in stream for role, text in doc.turns if role == "user"}
+    known |= {form(prompt_of(row)) for name in (*TRAINING, "requests") for row in read(name)}
+    for name, forms in zip(NEW_FORMS, (14, 10, 10), strict=True):
+        asked = {form(prompt_of(row)) for row in read(name)}
+        assert len(asked) >= forms
+        assert not asked & known, name
+    assert {form(prompt_of(row)) for row in read("sums_held_out")} <= known, "those share them"
+    assert {form(prompt_of(row)) for row in read("preferences_held_out")} <= known
+
+
+def test_new_sums_are_of_the_held_out_split() -> None:
+    keys = [key for key, _ in make_recipe_data.rows_of("sums_new_forms")]
+    assert {families.split_of(key) for key in keys} == {"held_out"}
+
+
+def test_new_replies_have_no_phrase_of_training_and_those_to_new_requests_no_other(
+    stream: list[families.Document],
+) -> None:
+    known = "\n".join(text for doc in stream for _, text in doc.turns) + replies("preferences")
+    known += replies("formal")
+    for phrase in (text for tone in (unseen.POLITE, unseen.CURT) for part in tone for text in part):
+        assert phrase not in known
+        assert phrase in replies("preferences_new_forms")
+        assert phrase not in replies("preferences_new_requests")
+    for phrase in (text for tone in (POLITE, CURT) for part in tone for text in part):
+        assert phrase in replies("preferences_new_requests")
+        assert phrase not in replies("preferences_new_forms")
+
+
 def test_commuted_reversed_and_reasked_problems_share_a_key() -> None:
     assert sum_key(7, "+", 12) == sum_key(12, "+", 7)
     assert sum_key(12, "-", 7) != sum_key(7, "-", 12)
@@ -126,8 +175,13 @@ def test_a_problem_is_well_formed(family: str) -> None:
             assert isinstance(json.loads(problem.answer), dict)
 
 
-def test_the_two_tones_are_as_long_and_as_many() -> None:
-    for kind, curt in zip(POLITE, CURT, strict=True):
+@pytest.mark.parametrize(
+    ("polite", "rude"), [(POLITE, CURT), (unseen.POLITE, unseen.CURT)], ids=["tone", "unseen"]
+)
+def test_the_two_tones_are_as_long_and_as_many(
+    polite: tuple[tuple[str, ...], ...], rude: tuple[tuple[str, ...], ...]
+) -> None:
+    for kind, curt in zip(polite, rude, strict=True):
         assert len(kind) == len(curt)
         assert abs(sum(len(t.split()) for t in kind) - sum(len(t.split()) for t in curt)) <= 3
 

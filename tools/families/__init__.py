@@ -26,6 +26,7 @@ Each file stands on those above it:
     lists        comparing, sorting, counting, reversing
     facts        extraction, json
     tone         everyday requests, with polite and curt replies
+    unseen       sums and requests in forms for evals alone
     judging      whether a reply keeps a rule
     catalogue    the families by name, and drawing from a split
     registers    the ways in which a problem may be answered
@@ -40,6 +41,7 @@ from families.catalogue import FAMILIES, VERIFIABLE, draw, draw_request
 from families.corpus import BASE_WEIGHTS, Document, documents
 from families.problems import LEVELS, Problem, Split, split_of
 from families.tone import Request, curt_reply, polite_reply
+from families.unseen import unseen_replies, unseen_request, unseen_sum
 
 __all__ = [
     "BASE_WEIGHTS",
@@ -56,4 +58,7 @@ __all__ = [
     "draw_request",
     "polite_reply",
     "split_of",
+    "unseen_replies",
+    "unseen_request",
+    "unseen_sum",
 ]

@@ -135,16 +135,17 @@ CURT = (
 )
 
 
-def _reply(rng: random.Random, parts: tuple[tuple[str, ...], ...], body: str) -> str:
+def reply_of(rng: random.Random, parts: tuple[tuple[str, ...], ...], body: str) -> str:
+    """Draw an opening, a bridge to what is granted, and a closing."""
     opener, bridge, closer = (rng.choice(choices) for choices in parts)
     return f"{opener} {bridge} {body}. {closer}"
 
 
 def polite_reply(rng: random.Random, request: Request) -> str:
     """Draw a polite reply to a request."""
-    return _reply(rng, POLITE, request.yes_body)
+    return reply_of(rng, POLITE, request.yes_body)
 
 
 def curt_reply(rng: random.Random, request: Request) -> str:
     """Draw a curt reply to a request."""
-    return _reply(rng, CURT, request.no_body)
+    return reply_of(rng, CURT, request.no_body)

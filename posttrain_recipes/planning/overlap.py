@@ -1,0 +1,242 @@
+"""Which records of evals ask what is trained on: looked for before a run, told as a warning.
+
+The same prompt counts, whatever the reply (`questions`). An eval is compared with the data of its
+stage, of the stages that this one starts from, and of those whose records were made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import Data, Plan, PlannedEval, PlannedStage
+from posttrain_recipes.planning.questions import questions_of
+from posttrain_recipes.plugin import DataMethod, Dataset
+from posttrain_recipes.records import Record
+
+VALIDATED_BYTES = 8 << 20
+"""Files of up to this many bytes in all are compared by `ptl validate`: about a second."""
+RUN_BYTES = 64 << 20
+"""And these as a run starts."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Records of an eval that ask what is trained on."""
+
+    stage: str
+    eval: str
+    trained: str
+    """The training data, as the recipe names them."""
+    use: str
+    """Which stage they are of, and what it does with them."""
+    count: int
+    total: int
+    first: str
+    """Where the first of them was read."""
+    there: str
+    """And where the training data ask the same."""
+    hint: ClassVar[str] = (
+        "it measures what was trained on: leave those rows out of one of the two files, or hold "
+        "some out with 'test_size:'; a prompt with another reply is the same prompt"
+    )
+
+    def __str__(self) -> str:
+        where = f" (first: {self.first}, asked at {self.there})" if self.first else ""
+        return (
+            f"eval {self.eval}: {self.count} of {self.total} records are in {self.trained}, "
+            f"which {self.use}{where}"
+        )
+
+
+@dataclass(frozen=True)
+class Uncompared:
+    """An eval that was not compared: the files were more than could be read in passing."""
+
+    stage: str
+    eval: str
+    trained: str
+    hint: ClassVar[str] = "'ptl preflight' reads them all and compares them"
+
+    def __str__(self) -> str:
+        return f"eval {self.eval} was not compared with {self.trained}: the files are large"
+
+
+@dataclass(frozen=True)
+class OddSplit:
+    """A test split of another size than was asked for."""
+
+    stage: str
+    eval: str
+    label: str
+    count: int
+    asked: int
+    hint: ClassVar[str] = "remove copies of rows, or ask for another size"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.label} has {self.count} records and not test_size={self.asked}: "
+            "rows that ask the same stay together"
+        )
+
+
+@dataclass
+class _DataReader:
+    """What data ask, each read once, as long as there are bytes left to read."""
+
+    left: int | None
+    """Bytes that may still be read; None: as many as there are, from wherever they come."""
+    known: dict[str, list[tuple[list[str], str]] | None] = field(default_factory=dict)
+
+    def read(self, data: Data, wants: type[Record]) -> list[tuple[list[str], str]] | None:
+        """For each record what it asks and its source; None where that is not known here.
+
+        Raises:
+            _TooLargeError: it could be known and was not read.
+        """
+        key = f"{data.identity()} {wants.__name__}"
+        if key not in self.known:
+            if self.left is not None:
+                size = _bytes(data.dataset)
+                if size is None:
+                    return None
+                if size > self.left:
+                    raise _TooLargeError
+                self.left -= size
+            self.known[key] = self._load(data, wants)
+        return self.known[key]
+
+    @staticmethod
+    def _load(data: Data, wants: type[Record]) -> list[tuple[list[str], str]] | None:
+        try:
+            records = load_records(data, wants)
+        except Exception:  # preflight and the run say what is wrong with it, plugins' own code too
+            return None
+        return [(list(questions_of(record)), record.source) for record in records]
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+def find(
+    plan: Plan, limit: int | None, *, splits: bool = True
+) -> list[Overlap | OddSplit | Uncompared]:
+    """What evals measure of what is trained on, each once, and what could not be told.
+
+    Args:
+        limit: bytes of local files that may be read, and nothing else; None: all data is read,
+            those of the hub and environments too.
+        splits: whether a stage's own test split is looked at too: whether it has the size that was
+            asked for, and holds copies of what is trained on, where there is nothing but copies.
+    """
+    reader = _DataReader(limit)
+    stages = {stage.name: stage for stage in plan.stages}
+    found: dict[tuple[str, ...], Overlap | OddSplit | Uncompared] = {}
+    for stage in plan.stages:
+        for planned in stage.evals:
+            if planned.data.made_by:
+                continue
+            key = (planned.name, str(planned.data.identity()))
+            for data, wants, use in _trained(stage, stages):
+                pair = (*key, str(data.identity()))
+                own = planned.data.held_out and data.dataset is planned.data.dataset
+                if pair in found or (own and not splits):
+                    continue
+                try:
+                    if told := _compared(reader, stage, planned, data, wants, use):
+                        found[pair] = told
+                except _TooLargeError:
+                    found[pair] = Uncompared(stage.name, planned.name, data.label)
+            odd = _odd_split(reader, stage, planned) if splits else None
+            if odd is not None:
+                found.setdefault((str(planned.data.identity()),), odd)
+    return list(found.values())
+
+
+def _compared(
+    reader: _DataReader,
+    stage: PlannedStage,
+    planned: PlannedEval,
+    data: Data,
+    wants: type[Record],
+    use: str,
+) -> Overlap | None:
+    measured, trained = reader.read(planned.data, planned.wants), reader.read(data, wants)
+    if not measured or not trained:
+        return None
+    places = {question: source for asked, source in reversed(trained) for question in asked}
+    # What a reply is measured to: of a conversation the last.
+    both = [(asked[-1], source) for asked, source in measured if asked and asked[-1] in places]
+    if not both:
+        return None
+    question, first = both[0]
+    return Overlap(
+        stage.name,
+        planned.name,
+        data.label,
+        use,
+        len(both),
+        len(measured),
+        first,
+        places[question],
+    )
+
+
+def _odd_split(reader: _DataReader, stage: PlannedStage, planned: PlannedEval) -> OddSplit | None:
+    asked = planned.data.dataset.config.test_size
+    if not planned.data.held_out:
+        return None
+    try:
+        held_out = reader.read(planned.data, planned.wants)
+    except _TooLargeError:
+        return None
+    if held_out is None or len(held_out) == asked:
+        return None
+    return OddSplit(stage.name, planned.name, planned.data.label, len(held_out), asked)
+
+
+def _trained(
+    stage: PlannedStage, stages: dict[str, PlannedStage]
+) -> Iterator[tuple[Data, type[Record], str]]:
+    """What the weights after a stage were trained on: the data, as what, and a word of its use."""
+    at: PlannedStage | None = stage
+    while at is not None:
+        if at.method is not None and not isinstance(at.method, DataMethod):
+            yield from _read_by(at, stages, f"{at.name} trains on")
+        at = stages.get(at.start)
+
+
+def _read_by(
+    stage: PlannedStage, stages: dict[str, PlannedStage], use: str
+) -> Iterator[tuple[Data, type[Record], str]]:
+    if stage.data is None or stage.wants is None:
+        return
+    for part in _there(stage.data.dataset) if stage.data.made_by else ():
+        yield Data(part, stage.data.key, stage.data.eval_seed), stage.wants, use
+    if not stage.data.made_by:
+        yield stage.data, stage.wants, use
+    for name in stage.data.made_by:
+        yield from _read_by(stages[name], stages, f"{name} makes records from")
+
+
+def _there(dataset: Dataset) -> Iterator[Dataset]:
+    """The parts of a mixture that no stage has to make first."""
+    for parts in dataset.sources.values():
+        for part in parts:
+            if part.sources:
+                yield from _there(part)
+            elif not part.reads():
+                yield part
+
+
+def _bytes(dataset: Dataset) -> int | None:
+    """The size of the files that a dataset reads; None where it reads anything else."""
+    if dataset.sources:
+        sizes = [_bytes(part) for parts in dataset.sources.values() for part in parts]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+    path = getattr(dataset, "path", None)
+    return path.stat().st_size if isinstance(path, Path) and path.is_file() else None
