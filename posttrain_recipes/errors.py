@@ -102,5 +102,5 @@ def display_path(path: Path) -> str:
     """`path` as a person would type it: relative where it lies below the current directory."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or a link in a circle
         return str(path)

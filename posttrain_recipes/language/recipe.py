@@ -160,11 +160,12 @@ def _piped(path: Path) -> str:
 
 
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
-    resolved = path.resolve()
+    place = _own_place(path)
+    resolved = place.resolve()
     if resolved in seen:
         chain = " -> ".join(display_path(p) for p in (*seen, resolved))
         raise UsageError(f"recipes extend each other in a circle: {chain}")
-    path = path if _is_pipe(path) else _own_place(path)
+    path = path if place == PIPE else place
     root = parse(_read(path), display_path(path))
     base = _pop(root, "extends")
     if base is None:

@@ -21,7 +21,7 @@ _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Group:
+class MemoryGroup:
     """A group that was made."""
 
     path: Path
@@ -40,7 +40,7 @@ class Group:
             time.sleep(0.01)
 
 
-def make(memory: int) -> Group | None:
+def make(memory: int) -> MemoryGroup | None:
     """A group of at most `memory` bytes and some for Python; None where there can be none."""
     parent = _parent()
     if parent is None:
@@ -59,7 +59,7 @@ def make(memory: int) -> Group | None:
         with contextlib.suppress(OSError):
             path.rmdir()
         return None
-    return Group(path)
+    return MemoryGroup(path)
 
 
 def _parent() -> Path | None:

@@ -68,7 +68,7 @@ class SandboxResult:
         return self.status == 0 and not self.late
 
 
-class CannotError(UsageError):
+class NoSandboxError(UsageError):
     """This machine has no sandbox."""
 
 
@@ -79,7 +79,7 @@ def why_not() -> str | None:
         return f"the sandbox is made of Linux namespaces, and this is {sys.platform}"
     try:
         outcome = execute("print('in')", SandboxLimits(seconds=20), wall())
-    except CannotError as error:
+    except NoSandboxError as error:
         return error.what
     if outcome.status == 0 and outcome.output.strip() == "in":
         return None
@@ -102,7 +102,7 @@ def wall() -> str:
         try:
             if execute("print('in')", SandboxLimits(seconds=20), found).output.strip() == "in":
                 return found
-        except CannotError:
+        except NoSandboxError:
             pass
     return "own"
 
@@ -129,7 +129,7 @@ def execute(
         without: protections that are left out, for tests of what each of them holds.
 
     Raises:
-        CannotError: the sandbox could not be made.
+        NoSandboxError: the sandbox could not be made.
     """
     group = None if "cgroup" in without else cgroup.make(limits.memory)
     reading, writing = os.pipe()
@@ -172,7 +172,7 @@ def execute(
         output.seek(max(0, output.tell() - limits.output))
         text = output.read().decode(errors="replace")
     if "cannot" in told:
-        raise CannotError(str(told["cannot"]), hint=HINT)
+        raise NoSandboxError(str(told["cannot"]), hint=HINT)
     late = bool(told.get("late", True))  # who says nothing was stopped, or took too long
     return SandboxResult(int(told.get("status", 137)), text, late)
 
