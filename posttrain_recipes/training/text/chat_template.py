@@ -21,6 +21,8 @@ from posttrain_recipes.training.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+REMEMBERED = 1 << 16
+"""Prompts that are not looked at again."""
 _OTHER_PROMPT = (
     "this model's chat template shows a reply after another beginning than a sampled one has, so "
     "that it is learned after a prompt that sampling does not use"
@@ -104,6 +106,8 @@ class ChatRenderer:
         key = tuple(messages)
         if key not in self._checked:  # a prompt is asked again and again
             self._refuse_left_out(messages, (), text)
+            if len(self._checked) >= REMEMBERED:  # episodes make new ones without end
+                self._checked.clear()
             self._checked.add(key)
         # A token is a character at least, but for the few that are more than one.
         if self.context is not None and len(text) > self.context:
