@@ -213,6 +213,9 @@ class RunRecord:
     tracking_id: str | None = None
     tracking_uri: str | None = None
     version: str = ""
+    order: int = 0
+    """The how manieth run of its directory it is, from 1: what `last` goes by, as a clock may be
+    wrong. 0 for a run that was made before there was such a number."""
     home: Path | None = field(default=None, compare=False)
     """The directory of runs that it lies in; not kept, and None for one that lies elsewhere."""
 
@@ -365,6 +368,8 @@ class Store:
                     hint="wait for it, stop it, or start another with --fresh",
                 ) from None
             record.home = self.runs_dir
+            if not record.order and not (self.path(record.id) / "run.json").is_file():
+                record.order = 1 + max((run.order for run in self.runs()), default=0)
             yield RunDirectory(self.path(record.id), record)
 
     @contextmanager
@@ -412,14 +417,14 @@ class Store:
 
 
 def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:
-    """Runs, oldest first. Those of one recipe by their number, as a clock may have been wrong;
-    those of others by when they began, as far as that goes with it."""
+    """Runs, oldest first, by their `order`. Those without one come first: of one recipe by their
+    number, of others by when they began, as far as that goes with it."""
     began: dict[str, str] = {}
     found = []
     for run in sorted(runs, key=lambda run: (run.recipe, _number(run.id))):
         began[run.recipe] = max(run.created, began.get(run.recipe, ""))
-        found.append((began[run.recipe], run.recipe, _number(run.id), run))
-    return [run for *_, run in sorted(found, key=lambda one: one[:3])]
+        found.append((run.order, began[run.recipe], run.recipe, _number(run.id), run))
+    return [run for *_, run in sorted(found, key=lambda one: one[:4])]
 
 
 def _number(run_id: str) -> int:

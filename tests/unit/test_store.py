@@ -15,7 +15,7 @@ from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
-from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store, write_atomic
+from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store, dump, write_atomic
 
 
 def record(run_id: str = "demo-1", *, created: str = "2026-01-01T00:00:00+00:00") -> RunRecord:
@@ -35,7 +35,9 @@ def record(run_id: str = "demo-1", *, created: str = "2026-01-01T00:00:00+00:00"
 
 
 def keep(kept: Store, run: RunRecord) -> None:
+    """As a version kept it whose runs have no order."""
     with kept.open(run) as directory:
+        run.order = 0
         directory.save()
 
 
@@ -346,3 +348,18 @@ def test_home_is_the_variable_or_here(tmp_path: Path, monkeypatch: pytest.Monkey
     assert store.default_home() == tmp_path / ".ptl"
     monkeypatch.setenv("PTL_HOME", str(tmp_path / "kept"))
     assert store.default_home() == tmp_path / "kept"
+
+
+def test_the_last_run_is_told_by_no_clock(tmp_path: Path) -> None:
+    """Each began, by its clock, before the one that was there; one is of a time without numbers."""
+    kept = Store(tmp_path)
+    old = record("old-1", created="2040-01-01T00:00:00+00:00")
+    for run_id, created in (("b-1", "2033"), ("a-1", "2031"), ("c-1", "2032")):
+        with kept.open(record(run_id, created=f"{created}-01-01T00:00:00+00:00")) as directory:
+            directory.save()
+    (kept.path(old.id)).mkdir(parents=True)
+    (kept.path(old.id) / "run.json").write_text(dump(old))
+    assert [run.id for run in kept.runs()] == ["old-1", "b-1", "a-1", "c-1"]
+    with kept.open(kept.find("b-1")) as directory:  # gone on with, it stays where it was
+        directory.save()
+    assert [run.id for run in kept.runs()] == ["old-1", "b-1", "a-1", "c-1"]
