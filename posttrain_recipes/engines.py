@@ -17,6 +17,7 @@ from pydantic import Field
 
 from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.options import Address
 from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, hookimpl
 from posttrain_recipes.waiting import explain, in_thread
 from posttrain_recipes.watching import Pauses, Watch
@@ -146,7 +147,7 @@ class Hosted(Engine):
             default="${env:TINKER_API_KEY}", repr=False
         )
         """The key; write it as ${env:NAME}, never in plain text."""
-        base_url: str | None = None
+        base_url: Address | None = None
         """Another address of the service; by default the SDK's own."""
 
     config: Config
@@ -173,7 +174,7 @@ class Server(Engine):
     class Config(PluginConfig):
         """Options of a compatible server."""
 
-        base_url: str
+        base_url: Address
         """Its address, as http://host:port."""
         api_key: Annotated[str, Affects.NOTHING] = Field(
             default="${env:TINKER_API_KEY}", repr=False

@@ -6,9 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
@@ -142,6 +150,20 @@ def _outcome(value: Any, dumped: Any) -> Any:
     if isinstance(value, list | tuple) and isinstance(dumped, list):
         return [_outcome(one, inner) for one, inner in zip(value, dumped, strict=False)]
     return dumped
+
+
+def _without_password(address: str) -> str:
+    """Raises `ValueError` without the address: what is wrong with it is a secret."""
+    if "@" in urlsplit(address).netloc:
+        raise ValueError(
+            "has a user or a password in it, which would stand in files and logs; give the key "
+            "by itself, as 'api_key: ${env:NAME}'"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_password)]
+"""A server's address: it is kept with runs and shown, so that no password may be in it."""
 
 
 class LoraConfig(PluginConfig):

@@ -233,3 +233,31 @@ def test_what_comes_after_a_run_names_mlflow_where_it_was_tracked(
         for i in ("x", None)
     ]
     assert shown == [True, False]
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "reward"),
+    [
+        ("{use: server, base_url: 'http://me:hunter2@host:8000'}", ""),
+        ("{use: tinker, base_url: 'https://hunter2@host'}", ""),
+        ("local", "{use: judge, endpoint: {base_url: 'https://me:hunter2@host/v1', model: m}}"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_shown(
+    folder: Path, engine: str, reward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    (folder / "p.jsonl").write_text('{"prompt": "a"}\n')
+    text = RECIPE.format(model="ptl/tiny") + f"engine: {engine}\n"
+    if reward:
+        text = text.replace("a.jsonl", "p.jsonl").replace("use: sft", "use: grpo")
+        text = text.replace("    method:", f"    reward: {reward}\n    method:")
+    (folder / "r.yaml").write_text(text)
+    done = validate("r.yaml")
+    assert done.return_value == 2, done.output
+    assert "has a user or a password in it" in done.output
+    assert "base_url" in done.output
+    assert "hunter2" not in done.output

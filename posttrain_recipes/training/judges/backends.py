@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.options import Address
 from posttrain_recipes.plugin import (
     Affects,
     ModelRef,
@@ -44,7 +45,7 @@ TRIES = 5
 class Endpoint(PluginConfig):
     """An OpenAI-compatible server of chat completions."""
 
-    base_url: str
+    base_url: Address
     """Where it is, as https://api.example.com/v1."""
     model: str
     """The name of the model there."""
