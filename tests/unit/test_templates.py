@@ -48,7 +48,8 @@ QWEN3 = (
     + "{{ c }}<|im_end|>\n"
     + TAIL
     + "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    + "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    + "{% if enable_thinking is defined and not enable_thinking %}"
+    + "<think>\n\n</think>\n\n{% endif %}"
     + "{% endif %}"
 )
 QWEN35 = QWEN3.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")
