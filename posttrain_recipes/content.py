@@ -278,11 +278,21 @@ RESULTS = (
 """The parts of this package that results are made by: a checkout of it is known by these."""
 
 
+OWN = Path(__file__).resolve().parent
+"""This package."""
+
+
+@cache
+def _own_digest() -> str:
+    """Of what this process runs: each of the package's plugins stands on all of it."""
+    files = (path for part in RESULTS for path in _files(OWN / part))
+    return _together((path, path.relative_to(OWN)) for path in files)
+
+
 def place_digest(place: Path) -> str:
     """A hash of a package (its directory) or a module (its file, and what that imports)."""
-    if place == Path(__file__).resolve().parent:
-        files = (path for part in RESULTS for path in _files(place / part))
-        return _together((path, path.relative_to(place)) for path in files)
+    if place == OWN:
+        return _own_digest()
     return code_digest(place) if place.is_file() else tree_digest(place)
 
 
@@ -307,7 +317,7 @@ def _once(module: ModuleType, place: Path) -> str:
         known = place_digest(place)
         file = getattr(module, "__file__", None)
         # What it imports beside its own package: another one of the same checkout.
-        if file and place.is_dir() and place != Path(__file__).resolve().parent:
+        if file and place.is_dir() and place != OWN:
             known += code_digest(Path(file), place.parent)
         known = hashlib.sha256(known.encode()).hexdigest()[:16]
         vars(module)[_MARK] = known

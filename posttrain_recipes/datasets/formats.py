@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from posttrain_recipes.datasets import rows
 from posttrain_recipes.datasets.faults import RowError
@@ -48,6 +49,11 @@ class Format:
     def common(self) -> bool:
         """Whether it is among those to name to a person who has none of them."""
         return self.record is not Labelled and ("chosen" not in self.fields or self.known_as == "")
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """All fields that it makes something of."""
+        return frozenset({*self.fields, *self.optional, *FRAME})
 
     @property
     def name(self) -> str:
@@ -202,7 +208,6 @@ class RowParser:
         """The record of one row; raises `RowError`."""
         row = self._renamed(row)
         form = self._form(row, line)
-        refuse_media(row)
         self._note_unused(row, form)
         record = form.make(row, f"{self.name}:{line}")
         return record if self.system is None else _with_system(record, self.system)
@@ -234,12 +239,14 @@ class RowParser:
         return form
 
     def _note_unused(self, row: Row, form: Format) -> None:
-        known = (*form.fields, *form.optional, *FRAME)
+        """Count what nothing is made of; raise `RowError` for what would mean something."""
         for name, value in row.items():
-            if name in known:
+            if name in form.known:
                 if isinstance(value, list | tuple) and name != "tools":
                     self.unused.update({f"{name}[].{key}" for key in unused(value)})
-            elif form.record is Prompt:
+                continue
+            refuse_media({name: value})
+            if form.record is Prompt:
                 self.metadata[str(name)] += 1
             elif is_given(value):
                 if advice := _ELSEWHERE.get(name):

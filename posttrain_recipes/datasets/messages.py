@@ -119,6 +119,8 @@ def message(value: Any, where: str) -> Message:
     """A message of a conversation. Raises `RowError` with all that is wrong with it."""
     if not isinstance(value, Mapping):
         raise RowError(f'{where} is {kind(value)}; a message is {{"role": ..., "content": ...}}')
+    if len(value) == 2 and (plain := _plain(value, where)) is not None:
+        return plain
     made = [value[key] for key in _CALLS if is_given(value.get(key))]
     calls = made[0] if made else None
     keys = {}
@@ -164,6 +166,17 @@ def message(value: Any, where: str) -> Message:
     if faults:
         raise RowError(*faults)
     return Message(**parts)
+
+
+def _plain(value: Row, where: str) -> Message | None:
+    """A role and its text and nothing else, as most messages are; None where it is another."""
+    for role, content in (("role", "content"), ("from", "value")):
+        name = value.get(role)
+        known = _ROLE_NAMES.get(name) if isinstance(name, str) else None
+        if known is not None and name != "function_call" and is_text(value.get(content)):
+            said = text(value[content], f"{where}.{content}", empty=known == "tool")
+            return Message(known, said)
+    return None
 
 
 def _role(name: Any, where: str, faults: list[str]) -> Role | None:
@@ -347,13 +360,15 @@ def unused(messages: Sequence[Any]) -> Iterable[str]:
     for one in messages:
         if not isinstance(one, Mapping):
             continue
+        parts = one.get("content", one.get("value"))
+        if len(one) == 2 and is_message(one) and isinstance(parts, str):
+            continue
         if not one.keys() <= UNDERSTOOD:
             yield from (str(key) for key in one.keys() - UNDERSTOOD if is_given(one[key]))
         role = one.get("role", one.get("from"))
         if is_given(one.get("name")) and not (isinstance(role, str) and role in _TOOL_ROLES):
             yield "name"
         yield from (theirs for ours, theirs in _SHAREGPT if ours in one and theirs in one)
-        parts = one.get("content", one.get("value"))
         for part in parts if isinstance(parts, list | tuple) else ():
             if isinstance(part, Mapping):
                 yield from (

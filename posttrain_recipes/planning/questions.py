@@ -41,8 +41,10 @@ def questions_of(record: Record) -> Iterator[str]:
         known = content_of(record) if prompt is None else question_of(prompt)
         yield from () if known is None else (known,)
         return
-    asked = [_question(prompt) for prompt in _prompts(record) if prompt]
-    yield from asked or [digest(as_row(record))]  # a text without a question
+    prompts = [prompt for prompt in _prompts(record) if prompt]
+    yield from map(_question, prompts)
+    if not prompts:  # a text without a question
+        yield digest(as_row(record))
 
 
 def content_of(record: Record) -> str | None:
@@ -72,7 +74,11 @@ def _question(prompt: Sequence[Message]) -> str:
     asked = [message for message in prompt if message.role != "system"] or prompt
     return digest(
         [
-            [message.role, " ".join(message.content.split()), message.as_dict().get("tool_calls")]
+            [
+                message.role,
+                " ".join(message.content.split()),
+                [call.as_dict() for call in message.tool_calls] or None,
+            ]
             for message in asked
         ]
     )
