@@ -26,7 +26,6 @@ from posttrain_recipes.plugin import (
     Preference,
     Prompt,
     Record,
-    Sample,
     StageContext,
     Workload,
 )
@@ -114,11 +113,7 @@ class BestOfN(DataMethod):
     ) -> list[_Scored]:
         """Whole replies with their rewards, the best first; those without a reward are left out."""
         samples = [
-            [
-                Sample(p.messages, a.text, p.answer, metadata=p.metadata, raw=a.raw)
-                for a in said
-                if a.usable
-            ]
+            [a.sample(p) for a in said if a.usable]
             for p, said in zip(prompts, answers, strict=True)
         ]
         totals = iter(datagen.totals(stage.rewards, [one for group in samples for one in group]))

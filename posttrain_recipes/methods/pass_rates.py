@@ -21,7 +21,6 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
-    Sample,
     StageContext,
     Workload,
 )
@@ -69,14 +68,7 @@ class PassRates(DataMethod):
         replies = datagen.rewarded_replies(stage, config, config.model, config.samples, skip)
         for number, group, answers in replies:
             samples = [
-                Sample(
-                    p.messages,
-                    said.text,
-                    p.answer,
-                    truncated=said.truncated,
-                    metadata=p.metadata,
-                    raw=said.raw,
-                )
+                said.sample(p)
                 for p, written in zip(group, answers, strict=True)
                 for said in written
             ]

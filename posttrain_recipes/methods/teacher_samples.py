@@ -22,7 +22,6 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
-    Sample,
     StageContext,
     UsageError,
     Workload,
@@ -99,12 +98,12 @@ class TeacherSamples(DataMethod):
         )
         for number, answers in replies:
             pairs = list(zip(groups[number - 1], answers, strict=True))
-            usable = [(prompt, [a.text for a in said if a.usable]) for prompt, said in pairs]
+            usable = [(prompt, [a for a in said if a.usable]) for prompt, said in pairs]
             kept = self._chosen(stage, usable) if stage.rewards else usable
             records = [
-                Conversation(messages=(*prompt.messages, Message("assistant", text)))
-                for prompt, texts in kept
-                for text in texts
+                Conversation(messages=(*prompt.messages, Message("assistant", one.text)))
+                for prompt, chosen in kept
+                for one in chosen
             ]
             every = sum(len(said) for said in answers)
             stage.sink.log(
@@ -118,21 +117,17 @@ class TeacherSamples(DataMethod):
             yield records
 
     def _chosen(
-        self, stage: StageContext, answers: Sequence[tuple[Prompt, list[str]]]
-    ) -> list[tuple[Prompt, list[str]]]:
+        self, stage: StageContext, answers: Sequence[tuple[Prompt, list[datagen.Completion]]]
+    ) -> list[tuple[Prompt, list[datagen.Completion]]]:
         """The answers that the rewards, weighted and summed, leave; one that abstains drops it."""
-        samples = [
-            Sample(prompt=p.messages, completion=text, answer=p.answer, metadata=p.metadata)
-            for p, texts in answers
-            for text in texts
-        ]
+        samples = [one.sample(prompt) for prompt, usable in answers for one in usable]
         scores = iter(datagen.totals(stage.rewards, samples))
         kept = []
-        for prompt, texts in answers:
-            scored = [(score, text) for text in texts if (score := next(scores)) is not None]
+        for prompt, usable in answers:
+            scored = [(score, one) for one in usable if (score := next(scores)) is not None]
             if self.config.min_reward is not None:
                 scored = [one for one in scored if one[0] >= self.config.min_reward]
             if self.config.best is not None:
                 scored = sorted(scored, key=lambda one: -one[0])[: self.config.best]
-            kept.append((prompt, [text for _, text in scored]))
+            kept.append((prompt, [one for _, one in scored]))
         return kept

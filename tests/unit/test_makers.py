@@ -33,6 +33,7 @@ from posttrain_recipes.plugin import (
     UsageError,
 )
 from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.rewards.regex import Regex
 from posttrain_recipes.training.judges import judge as judging
 
 END = 0
@@ -209,6 +210,18 @@ def test_rewards_choose_among_the_answers() -> None:
     assert of(best=1) == ["q0-3"]
     assert of(best=2) == ["q0-3", "q0-1"]
     assert of(min_reward=1) == ["q0-1", "q0-3"]
+
+
+def test_rewards_read_what_was_written_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Letters, "raw", lambda self, tokens: f"<{self.parse(tokens)}>")
+    reward = Regex(Regex.Config(pattern="<q0-[12]>", reads="raw"))
+    for method in (
+        TeacherSamples(TeacherSamples.Config(samples=4, min_reward=1)),
+        BestOfN(BestOfN.Config(n=4, keep=2, min_reward=1)),
+    ):
+        made = make(method, stage(Model(numbered), prompts(1), [reward]))
+        talks = [[one for one in batch if isinstance(one, Conversation)] for batch in made]
+        assert sorted(replies(talks)) == ["q0-1", "q0-2"]  # type: ignore[arg-type]
 
 
 def test_what_is_cut_off_or_empty_is_left_out() -> None:

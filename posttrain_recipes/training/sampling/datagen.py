@@ -60,6 +60,17 @@ class Completion:
         """Whether it is whole and says something."""
         return bool(self.text) and not self.truncated
 
+    def sample(self, prompt: Prompt) -> Sample:
+        """It as the reply to a prompt, for rewards."""
+        return Sample(
+            prompt.messages,
+            self.text,
+            prompt.answer,
+            truncated=self.truncated,
+            metadata=prompt.metadata,
+            raw=self.raw,
+        )
+
 
 def open_rewards(stage: StageContext) -> None:
     """Get the stage's rewards ready to score."""
