@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import huggingface_hub
 import pytest
 
-from posttrain_recipes import content, hub, registry
+from posttrain_recipes import content, registry
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import Affects, affects, effective
-from posttrain_recipes.planning import depends, planner
+from posttrain_recipes.planning import depends
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import differences, remade
@@ -33,6 +32,8 @@ from posttrain_recipes.store import Measured, Store
 from tests.conftest import PAIRS, Install, Project, Ptl, flat
 from tests.unit.test_plan import prints
 
+pytestmark = pytest.mark.usefixtures("users_cache")
+
 RL = """\
 name: demo
 model: ./model
@@ -42,15 +43,6 @@ stages:
     method: {use: grpo}
     reward: {use: function, call: "mine:score"}
 """
-
-
-@pytest.fixture(autouse=True)
-def users_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -145,26 +137,6 @@ def test_nothing_that_is_kept_leads_to_what_is_in_the_environment(
     assert (users_cache / "posttrain-recipes" / "key").stat().st_mode & 0o077 == 0
     (users_cache / "posttrain-recipes" / "key").write_text("ab" * 32)
     assert kept() != first, "with another user's key nothing of it can be told"
-
-
-def test_the_digest_of_data_that_tracking_keeps_leads_to_no_value(
-    project: Project, monkeypatch: pytest.MonkeyPatch, users_cache: Path
-) -> None:
-    at(monkeypatch, None)
-    monkeypatch.setenv("WORDS", "hush")
-    monkeypatch.setenv("PLACE", "acme/data")
-    text = HUB.replace("path: acme/data", "path: '${env:PLACE}', system: '${env:WORDS}'")
-
-    def kept() -> str:
-        data = plan_of(project, text).stages[0].data
-        assert data is not None
-        return data.digest
-
-    first = kept()
-    (users_cache / "posttrain-recipes" / "key").write_text("ab" * 32)
-    assert kept() != first
-    at(monkeypatch, "a" * 40)
-    assert "acme" not in kept()
 
 
 # --- code ----------------------------------------------------------------------------------------
@@ -333,117 +305,6 @@ def test_a_datasets_version_is_part_of_it(
     entry = registry.load().get("dataset", "jsonl")
     monkeypatch.setitem(vars(entry), "version", "9.9")
     assert prints(project.plan(text)) != before
-
-
-# --- the hub -------------------------------------------------------------------------------------
-
-HUB = """\
-name: demo
-model: acme/model
-stages:
-  - name: sft
-    dataset: {use: huggingface, path: acme/data}
-    method: {use: sft}
-"""
-
-
-class Fake:
-    """A hub whose branches are at one commit."""
-
-    def __init__(self, commit: str | None) -> None:
-        self.commit, self.asked = commit, list[str]()
-
-    def about(self, name: str, *, revision: str | None, timeout: float) -> Any:
-        self.asked.append(f"{name}@{revision}")
-        if self.commit is None:
-            raise ConnectionError("no network")
-        return types.SimpleNamespace(sha=self.commit)
-
-    dataset_info = model_info = about
-
-
-def at(monkeypatch: pytest.MonkeyPatch, commit: str | None) -> Fake:
-    fake = Fake(commit)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
-    hub._of_hub.cache_clear()
-    return fake
-
-
-def plan_of(project: Project, text: str, *, ask: bool = True) -> Plan:
-    return planner.build(project.load(text), registry.load(), ask=ask)
-
-
-def test_a_branch_of_the_hub_is_the_commit_that_it_is_now(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = at(monkeypatch, "a" * 40)
-    first = plan_of(project, HUB)
-    assert f"acme/data@{'a' * 40}" in json.dumps(first.stages[0].inputs["dataset"])
-    assert first.stages[0].inputs["model"] == f"acme/model@{'a' * 40}"
-    assert first.pins == (
-        f"acme/data: revision {'a' * 40}",
-        f"acme/model: revision {'a' * 40}",
-    )
-    assert plan_of(project, HUB).fingerprint == first.fingerprint
-    assert len(fake.asked) == 2, "once each"
-    at(monkeypatch, "b" * 40)
-    second = plan_of(project, HUB)
-    assert prints(second) != prints(first)
-    pinned = HUB.replace("path: acme/data", f"path: acme/data, revision: {'b' * 40}")
-    assert prints(plan_of(project, pinned)) == prints(second), "the same data, named otherwise"
-
-
-def test_the_commit_of_the_plan_is_what_is_read(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import datasets
-
-    at(monkeypatch, "a" * 40)
-    data = plan_of(project, HUB).stages[0].data
-    asked: list[Any] = []
-
-    def load_dataset(*_: Any, revision: str, **__: Any) -> list[dict[str, str]]:
-        asked.append(revision)
-        return [{"prompt": "hi", "completion": "hello"}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert data is not None
-    assert len(load_records(data, Conversation)) == 1
-    assert asked == ["a" * 40]
-
-
-def test_without_the_hub_its_cache_tells(
-    project: Project, monkeypatch: pytest.MonkeyPatch, users_cache: Path
-) -> None:
-    at(monkeypatch, None)
-    unknown = plan_of(project, HUB)
-    assert all("revision not known" in pin for pin in unknown.pins)
-    assert len(unknown.pins) == 2
-    for name in ("datasets--acme--data", "models--acme--model"):
-        refs = users_cache / "huggingface" / "hub" / name / "refs"
-        refs.mkdir(parents=True)
-        (refs / "main").write_text("c" * 40)
-    known = plan_of(project, HUB)
-    assert all(f"revision {'c' * 40} of the cache" in pin for pin in known.pins)
-    assert prints(known) != prints(unknown)
-
-
-def test_validate_asks_no_hub_and_plan_says_what_it_told(
-    project: Project, ptl: Ptl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = at(monkeypatch, "a" * 40)
-    project.write("hub.yaml", HUB)
-    assert ptl("validate", "hub.yaml").code == 0
-    assert fake.asked == []
-    said = ptl("plan", "hub.yaml")
-    assert f"acme/data: revision {'a' * 40}" in said.out
-    assert len(fake.asked) == 2
-
-
-def test_a_server_has_models_of_its_own(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    at(monkeypatch, "a" * 40)
-    text = HUB.replace("stages:", "engine: {use: server, base_url: 'http://x'}\nstages:", 1)
-    assert plan_of(project, text).stages[0].inputs["model"] == "acme/model"
 
 
 # --- models and loops ----------------------------------------------------------------------------
