@@ -105,6 +105,18 @@ def convert(record: Record, wanted: type[Record]) -> Record:
     )
 
 
+def conversations(record: Record) -> tuple[Messages, ...]:
+    """The conversations of a record, each as a model is shown it; none of a task."""
+    match record:
+        case Conversation() | Prompt():
+            return (record.messages,)
+        case Preference():
+            return (record.prompt + record.chosen, record.prompt + record.rejected)
+        case Labelled():
+            return (record.prompt + record.completion,)
+    return ()
+
+
 def as_row(record: Record) -> dict[str, Any]:
     """`record` as a row of a JSONL file, which the dataset `jsonl` reads back as the same record.
 

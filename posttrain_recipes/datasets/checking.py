@@ -15,18 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.conversion import REPLY
+from posttrain_recipes.conversion import REPLY, conversations
 from posttrain_recipes.datasets.faults import RowError
 from posttrain_recipes.datasets.formats import Format, RowParser, column_problems
 from posttrain_recipes.datasets.jsonl import missing_file
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
 from posttrain_recipes.errors import Fault, Location, UsageError, display_path
 from posttrain_recipes.records import (
-    Conversation,
     Labelled,
     Message,
     Messages,
-    Preference,
     Prompt,
     Record,
 )
@@ -188,22 +186,11 @@ def check_file(
     return report
 
 
-def _texts(record: Record) -> tuple[Messages, ...]:
-    """The conversations of a record, each as a model is shown it."""
-    if isinstance(record, Conversation | Prompt):
-        return (record.messages,)
-    if isinstance(record, Preference):
-        return (record.prompt + record.chosen, record.prompt + record.rejected)
-    if isinstance(record, Labelled):
-        return (record.prompt + record.completion,)
-    raise TypeError(type(record).__name__)
-
-
 def _measured(record: Record) -> tuple[Messages, ...]:
     if isinstance(record, Prompt) and record.answer is not None:
         whole = str(record.metadata.get(REPLY, record.answer))
         return ((*record.messages, Message("assistant", whole)),)
-    return _texts(record)
+    return conversations(record)
 
 
 def _length_faults(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from posttrain_recipes import content, hub
 from posttrain_recipes.datasets.formats import RowParser, column_problems
+from posttrain_recipes.datasets.misnamed import saved_to_disk
 from posttrain_recipes.datasets.numbers import without_exponent
 from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.errors import PtlError, UsageError
@@ -157,11 +158,6 @@ class HuggingFace(Dataset):
                 "a gated or private one needs HF_TOKEN"
             )
         return PtlError(what, why=why, hint=hint)
-
-
-def saved_to_disk(folder: Path) -> bool:
-    """Whether a directory is what `save_to_disk` of the library `datasets` writes."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _written(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from posttrain_recipes import content
 from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser, column_problems
-from posttrain_recipes.datasets.misnamed import compressed, misnamed
+from posttrain_recipes.datasets.misnamed import compressed, misnamed, saved_to_disk
 from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
 from posttrain_recipes.errors import MissingExtraError, PtlError, display_path
@@ -148,7 +148,7 @@ def missing_file(path: Path, given: str) -> str | None:
     if path.is_file():
         return None
     if path.is_dir():
-        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if saved_to_disk(path):
             return f"'{given}' was written by save_to_disk; load it with 'use: huggingface'"
         return f"'{given}' is a directory; name a file in it"
     folder = path.parent

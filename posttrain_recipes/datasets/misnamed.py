@@ -87,3 +87,8 @@ def _binary(head: bytes) -> bool:
     except UnicodeDecodeError:
         return b"\0" in head
     return False
+
+
+def saved_to_disk(folder: Path) -> bool:
+    """Whether a directory is what `save_to_disk` of the library `datasets` writes."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))

@@ -7,18 +7,15 @@ where the data set says `bad_rows: skip`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from posttrain_recipes.conversion import conversations
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data
 from posttrain_recipes.plugin import Plugin
 from posttrain_recipes.records import (
-    Conversation,
-    Labelled,
-    Messages,
-    Preference,
     Prompt,
     Record,
 )
@@ -76,7 +73,7 @@ def _fault(record: Record, renderer: ChatRenderer, user: Plugin, skips: bool) ->
             renderer.check(record.messages)
         elif skips:  # else the methods tell: they make the same tokens
             train_on = getattr(user.config, "train_on", "last")
-            lengths = [len(renderer.supervised(one, train_on)[0]) for one in _whole(record)]
+            lengths = [len(renderer.supervised(one, train_on)[0]) for one in conversations(record)]
             return _too_long(max(lengths, default=0), user)
     except UsageError as error:
         return error.what + (f" ({error.why})" if error.why else "")
@@ -93,13 +90,3 @@ def _too_long(tokens: int, user: Plugin) -> str | None:
         return None
     and_reply = f" and a reply of max_tokens={reply}" if reply else ""
     return f"{tokens} tokens{and_reply} are more than max_length={bound}"
-
-
-def _whole(record: Record) -> Iterator[Messages]:
-    if isinstance(record, Conversation):
-        yield record.messages
-    elif isinstance(record, Preference):
-        yield record.prompt + record.chosen
-        yield record.prompt + record.rejected
-    elif isinstance(record, Labelled):
-        yield record.prompt + record.completion

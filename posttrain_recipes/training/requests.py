@@ -1,10 +1,12 @@
-"""What every request to a sampler is made of: the prompt, the parameters, a seed."""
+"""What every request to a sampler is made of, and what becomes of its answer."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from posttrain_recipes.plugin import Prompt, Renderer, Sample
 
 if TYPE_CHECKING:
     import tinker
@@ -48,3 +50,15 @@ def sample(
     if prompt_top_k:
         more |= {"include_prompt_logprobs": True, "topk_prompt_logprobs": prompt_top_k}
     return sampler.sample(tinker.ModelInput.from_ints(list(prompt)), count, params, **more)
+
+
+def reply(prompt: Prompt, sequence: tinker.SampledSequence, renderer: Renderer) -> Sample:
+    """What was sampled, as a reply to a prompt."""
+    return Sample(
+        prompt=prompt.messages,
+        completion=renderer.parse(sequence.tokens),
+        answer=prompt.answer,
+        truncated=sequence.stop_reason == "length",
+        metadata=prompt.metadata,
+        raw=renderer.raw(sequence.tokens),
+    )

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import Affects, ModelRef
 from posttrain_recipes.plugin import Renderer, StageContext, Waiter
-from posttrain_recipes.records import Message, Prompt, Sample, Task
-from posttrain_recipes.training.requests import sample
+from posttrain_recipes.records import Message, Prompt, Task
+from posttrain_recipes.training.requests import reply, sample
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
@@ -110,14 +110,7 @@ class PromptSource:
         for sequence in self.waiter(future).sequences:
             if sequence.logprobs is None:
                 raise UsageError("the engine gave no log-probabilities with its samples")
-            completion = Sample(
-                prompt=prompt.messages,
-                completion=self.renderer.parse(sequence.tokens),
-                answer=prompt.answer,
-                truncated=sequence.stop_reason == "length",
-                metadata=prompt.metadata,
-                raw=self.renderer.raw(sequence.tokens),
-            )
+            completion = reply(prompt, sequence, self.renderer)
             segment = Segment.reply(tokens, sequence.tokens, sequence.logprobs)
             whole = (*prompt.messages, Message("assistant", completion.completion))
             rollouts.append(Rollout([segment], completion, [whole]))

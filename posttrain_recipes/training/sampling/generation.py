@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from posttrain_recipes.plugin import CountTokens, EvalContext, Record, Usage, Workload
 from posttrain_recipes.records import Prompt, Sample
-from posttrain_recipes.training.requests import sample
+from posttrain_recipes.training.requests import reply, sample
 from posttrain_recipes.training.text.examples import Example
 from posttrain_recipes.workload import mean
 
@@ -49,16 +49,7 @@ def generate(
         ]
         for prompt, future in zip(block, futures, strict=True):
             sequence = context.wait(future).sequences[0]
-            samples.append(
-                Sample(
-                    prompt=prompt.messages,
-                    completion=context.renderer.parse(sequence.tokens),
-                    answer=prompt.answer,
-                    truncated=sequence.stop_reason == "length",
-                    metadata=prompt.metadata,
-                    raw=context.renderer.raw(sequence.tokens),
-                )
-            )
+            samples.append(reply(prompt, sequence, context.renderer))
     return samples
 
 

@@ -27,9 +27,9 @@ class MemoryGroup:
     path: Path
 
     @property
-    def procs(self) -> tuple[Path, ...]:
+    def procs(self) -> Path:
         """Where a process writes its number to be of it."""
-        return (self.path / "cgroup.procs",)
+        return self.path / "cgroup.procs"
 
     def remove(self) -> None:
         """Take it away once its processes are gone, which takes the kernel a moment."""

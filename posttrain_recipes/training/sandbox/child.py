@@ -447,8 +447,8 @@ def main() -> int:
             os.write(ready, str(error).encode() or b"?")
         return 1
     try:
-        for procs in spec["cgroup"]:
-            write(procs, str(os.getpid()))
+        if spec["cgroup"]:
+            write(spec["cgroup"], str(os.getpid()))
         if not spec["bubblewrap"]:
             namespaces(spec["without"])
         reading, ready = os.pipe()

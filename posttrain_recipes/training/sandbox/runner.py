@@ -142,7 +142,7 @@ def execute(
         "files": python_files(),
         "covered": covered(),
         "bubblewrap": None if wall == "own" else wall,
-        "cgroup": [str(path) for path in group.procs] if group else [],
+        "cgroup": str(group.procs) if group else None,
         "told": writing,
         "without": sorted(without),
     }
