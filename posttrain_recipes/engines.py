@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from posttrain_recipes.engine.launch import EngineProcess
 
+GONE = "is gone"
 CONNECT_SECONDS = 30.0
 """How long an engine may take to say what it can do."""
 PROBE_S = 120.0
@@ -46,18 +47,19 @@ class Local(Engine):
         """Its checkpoints lie beside the run, so there is one per run directory."""
         return "local"
 
-    def holds(self, uri: str, data_dir: Path) -> bool | None:
-        """Whether its folder is there."""
+    def lost(self, uri: str, data_dir: Path) -> str | None:
+        """Whether its folder is there, and its files, read to the end, are what was saved."""
         from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
         if not data_dir.is_dir():
-            return False
+            return GONE
+        kept = CheckpointStore(data_dir)
         try:
-            CheckpointStore(data_dir).folder(parse_path(uri))
-        except RequestError:
-            return False
-        return True
+            kept.verify(kept.folder(parse_path(uri)))
+        except RequestError as error:
+            return GONE if error.status == 404 else f"cannot be used: {error}"
+        return None
 
     def stored(self, data_dir: Path) -> Mapping[str, int]:
         """The checkpoints in its directory."""

@@ -390,8 +390,9 @@ class Engine(Plugin):
     def identity(self) -> str:
         """What tells this engine from others: a checkpoint is alive only on its own engine."""
 
-    def holds(self, uri: str, data_dir: Path) -> bool | None:
-        """Whether the checkpoint `uri` is there; None where only a connection can tell."""
+    def lost(self, uri: str, data_dir: Path) -> str | None:
+        """Why the checkpoint `uri` cannot be used, in words that follow "its checkpoint", such as
+        "is gone"; None where it can be, or where only a connection can tell."""
         return None
 
     def stored(self, data_dir: Path) -> Mapping[str, int]:

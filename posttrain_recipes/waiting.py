@@ -48,6 +48,11 @@ class GoneError(PtlError):
     """Something that was asked for does not exist (any more), such as an expired checkpoint."""
 
 
+class RefusedError(PtlError):
+    """The engine understood what was asked and cannot do it, as with a checkpoint that is damaged
+    (422)."""
+
+
 class EngineLostError(PtlError):
     """The engine is gone, or refuses everything: no stage can go on."""
 
@@ -235,6 +240,8 @@ def explain(error: Exception) -> Exception:
         )
     if isinstance(error, tinker.NotFoundError):
         return GoneError("the engine does not have what was asked for", why=str(error))
+    if isinstance(error, tinker.UnprocessableEntityError):
+        return RefusedError("the engine could not do what was asked", why=str(error))
     if isinstance(error, tinker.TinkerError):
         return PtlError("the engine could not do what was asked", why=str(error))
     return error

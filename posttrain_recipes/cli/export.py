@@ -69,8 +69,10 @@ def _folder(path: str, home: Path) -> Path:
     from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
     from posttrain_recipes.engine.wire import RequestError
 
+    kept = CheckpointStore(home / "engine")
     try:
-        folder = CheckpointStore(home / "engine").folder(parse_path(path))
+        folder = kept.folder(parse_path(path))
+        kept.verify(folder)
     except RequestError as error:
         raise PtlError(str(error)) from None
     missing = [name for name in ADAPTER if not (folder / name).is_file()]

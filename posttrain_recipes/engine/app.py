@@ -296,6 +296,10 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
         key = request.headers.get("x-idempotency-key")
         return JSONResponse(await asyncio.to_thread(transfers.copy, asked, key))
 
+    async def weights_info(request: Request) -> Response:
+        ref = wire.parse(wire.PathRef, await body_of(request))
+        return JSONResponse(await asyncio.to_thread(queries.weights_info, state, ref))
+
     def urls(request: Request) -> dict[str, Any]:
         origin = f"{request.url.scheme}://{request.headers['host']}"
         return transfers.urls(_checkpoint_of(request), origin, signer)
@@ -307,7 +311,7 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
 
     checkpoint = "training_runs/{run}/checkpoints/{kind}/{name}"
     return [
-        post("weights_info", wire.PathRef, lambda ref: queries.weights_info(state, ref)),
+        route("weights_info", "POST", weights_info),
         get("training_runs", lambda r: queries.training_runs(state, *page(r, 20))),
         get("training_runs/{run}", lambda r: queries.training_run(state, r.path_params["run"])),
         get("training_runs/{run}/checkpoints",

@@ -15,12 +15,13 @@ from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning import depends
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
-from posttrain_recipes.plugin import DataMethod
+from posttrain_recipes.plugin import Checkpoint, DataMethod, Resume
 from posttrain_recipes.registry import suggest
 from posttrain_recipes.store import RunRecord, StageRecord
 
-Alive = Callable[[str | None], bool | None]
-"""Whether the engine has a state; None where that is not known without asking it."""
+Lost = Callable[[str], str | None]
+"""Why a checkpoint cannot be used, in words that follow "its checkpoint"; None where it can be, or
+where that is not known without asking the engine."""
 _CANDIDATES = 20
 """Earlier tries of a stage that are compared with it to say what changed."""
 _LONGEST = 40
@@ -88,14 +89,14 @@ class History:
     """The stages of earlier runs, the newest last."""
 
     stages: list[tuple[RunRecord, StageRecord]]
-    alive: Alive
+    lost: Lost
     runs_dir: Path
     """The directory that has a directory for each run."""
 
     @classmethod
-    def of(cls, runs: Sequence[RunRecord], alive: Alive, runs_dir: Path) -> History:
+    def of(cls, runs: Sequence[RunRecord], lost: Lost, runs_dir: Path) -> History:
         """The history that `runs`, oldest first, left."""
-        return cls([(run, stage) for run in runs for stage in run.stages], alive, runs_dir)
+        return cls([(run, stage) for run in runs for stage in run.stages], lost, runs_dir)
 
     def __post_init__(self) -> None:
         self._finished: dict[str, list[tuple[RunRecord, StageRecord]]] = {}
@@ -110,7 +111,13 @@ class History:
         if stage.started:
             self._named.setdefault(stage.name, []).append((run, stage))
 
-    def _lost(self, stage: StageRecord) -> bool:
+    def _unusable(self, saved: Checkpoint | Resume) -> str | None:
+        """Why one of the checkpoints of what was saved cannot be used."""
+        more = saved.samplers if isinstance(saved, Resume) else ()
+        found = (self.lost(uri) for uri in (saved.state_uri, saved.sampler_uri, *more) if uri)
+        return next(filter(None, found), None)
+
+    def _records_lost(self, stage: StageRecord) -> bool:
         """Whether records that the stage made are not there any more."""
         there = (self.runs_dir / stage.made_in / "provenance.json").is_file()
         return bool(stage.made_in) and not there
@@ -142,9 +149,9 @@ class History:
         gone = ""
         if current and own:
             saved = own.checkpoint if own.done else own.resume
-            if saved and self.alive(saved.state_uri) is False:
-                gone = f"its checkpoint at step {saved.step} of run {current.id} is gone"
-            elif own.done and self._lost(own):
+            if saved and (why := self._unusable(saved)):
+                gone = f"its checkpoint at step {saved.step} of run {current.id} {why}"
+            elif own.done and self._records_lost(own):
                 gone = f"the records that it made in run {current.id} are gone"
             elif saved and own.done:
                 return _reuse(f"finished in run {current.id}", stage, current, own)
@@ -164,12 +171,12 @@ class History:
         for run, earlier in reversed(self._finished.get(stage.fingerprint, [])):
             if earlier.checkpoint is None or earlier is own:
                 continue
-            if self._lost(earlier):
+            if self._records_lost(earlier):
                 gone = gone or f"the records that it made in run {run.id} are gone"
                 continue
-            if self.alive(earlier.checkpoint.state_uri) is not False:
+            if not (why := self._unusable(earlier.checkpoint)):
                 return _reuse(f"the same inputs as in run {run.id}", stage, run, earlier)
-            gone = gone or f"the checkpoint of run {run.id} is gone"
+            gone = gone or f"the checkpoint of run {run.id} {why}"
         return Decision("run", gone or self.changed(stage, recipe))
 
     def _unfinished(self, stage: PlannedStage, run: RunRecord, earlier: StageRecord) -> str:
@@ -345,10 +352,10 @@ def decisions(
         home: the directory that runs are kept in.
     """
 
-    def alive(uri: str | None) -> bool | None:
-        return uri is None or plan.engine.holds(uri, home / "engine")
+    def lost(uri: str) -> str | None:
+        return plan.engine.lost(uri, home / "engine")
 
-    history = History.of(runs, alive, home / "runs")
+    history = History.of(runs, lost, home / "runs")
     current = None if scope.anew else store.latest(runs, plan.fingerprint)
     reasons = scope.reasons(plan)
     asked = scope.stages(plan)

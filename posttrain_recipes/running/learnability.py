@@ -120,6 +120,6 @@ def _start(stage: PlannedStage, serving: Serving, runs: Sequence[RunRecord]) -> 
     for run in reversed(runs):
         for kept in run.stages:
             if kept.fingerprint == parent.fingerprint and kept.done and kept.checkpoint:
-                uri = kept.checkpoint.state_uri
-                return kept.checkpoint if serving.alive(uri) else None
+                uri = kept.checkpoint.sampler_uri
+                return None if uri and serving.lost(uri) else kept.checkpoint
     return None

@@ -82,7 +82,7 @@ def engine(
     try:
         with plan.engine.connect(locations(plan), home / "engine", log) as connection:
             wait = EngineWaiter(connection.alive)
-            serving = Serving(plan, connection, wait)
+            serving = Serving(plan, connection, wait, home / "engine")
             yield PreflightFinding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
             needs.check(plan, connection, wait)
             yield PreflightFinding(
@@ -201,12 +201,14 @@ def _checkpoints(plan: Plan, serving: Serving) -> Iterator[PreflightFinding]:
         },
     }
     for uri, stage in named.items():
-        alive = serving.alive(uri)
+        why = serving.lost(uri)
         yield PreflightFinding(
             f"checkpoint of {stage}",
-            "ok" if alive else "failed",
-            f"{uri} is there" if alive else f"the engine does not have {uri}",
-            None if alive else "it expired, was deleted, or is another engine's: train it again",
+            "failed" if why else "ok",
+            f"{uri} {why or 'is there'}",
+            "name another one; one that is gone expired, was deleted, or is another engine's"
+            if why
+            else None,
         )
 
 

@@ -336,12 +336,12 @@ class _Run:
             )
             needs.check(self.plan, connection, wait)
             self.plan.check_models()
-            self.serving = Serving(self.plan, connection, wait)
+            self.serving = Serving(self.plan, connection, wait, data_dir)
             # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
             for name in models:
                 self.serving.renderer(name)
             tokenizers.check(self.plan, self.serving)
-            self.history = History.of(self.kept.runs(), self.serving.alive, self.kept.runs_dir)
+            self.history = History.of(self.kept.runs(), self.serving.lost, self.kept.runs_dir)
             self.stages = StageWork(
                 self.plan,
                 self.directory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain_recipes.options import AS_EVER, RendererConfig
@@ -23,7 +24,7 @@ from posttrain_recipes.plugin import (
     checkpoint_name,
     sampling_client,
 )
-from posttrain_recipes.waiting import GoneError, in_thread, worker
+from posttrain_recipes.waiting import GoneError, RefusedError, in_thread, worker
 
 if TYPE_CHECKING:
     import tinker
@@ -43,6 +44,8 @@ class Serving:
     plan: Plan
     connection: Connection
     wait: Waiter
+    data_dir: Path
+    """Where an engine of this machine keeps checkpoints."""
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     """What each stage that is done ended in."""
     renderers: dict[tuple[str, str, str], ChatRenderer] = field(default_factory=dict)
@@ -59,15 +62,19 @@ class Serving:
             self.renderers[key] = load_renderer(location, options)
         return self.renderers[key]
 
-    def alive(self, state_uri: str | None) -> bool:
-        """Whether the engine has that state; the base model is always there."""
-        if state_uri is None:
-            return True
+    def lost(self, uri: str) -> str | None:
+        """Why a checkpoint cannot be used, in words that follow "its checkpoint"; None where
+        nothing speaks against it."""
+        if (why := self.plan.engine.lost(uri, self.data_dir)) is not None:
+            return why
         try:
-            self.wait(self.connection.rest.get_weights_info_by_tinker_path(state_uri))
+            self.wait(self.connection.rest.get_weights_info_by_tinker_path(uri))
         except GoneError:
-            return False
-        return True
+            # Not every server tells of those that are sampled from.
+            return None if "/sampler_weights/" in uri else "is gone"
+        except RefusedError as error:
+            return f"cannot be used: {error.why}"
+        return None
 
     def sampler(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
         """A client that samples from `checkpoint`."""

@@ -69,4 +69,43 @@ def test_edited_data_are_refused_and_a_run_without_its_checkpoint_is_not_finishe
     assert [stage.status for stage in again.stages] == ["reused", "finished"]
     saved = again.stages[1].checkpoint
     assert saved is not None
-    assert plan.engine.holds(saved.state_uri or "", home / "engine")
+    assert plan.engine.lost(saved.state_uri or "", home / "engine") is None
+
+
+class Heard(Reporter):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize("kind", ["weights", "sampler_weights"])
+def test_weights_that_were_damaged_are_trained_again_and_the_reason_is_told(
+    tmp_path: Path, kind: str
+) -> None:
+    recipe, home = tmp_path / "edited.yaml", tmp_path / "home"
+    recipe.write_text(RECIPE)
+    for name in ("first.jsonl", "second.jsonl"):
+        (tmp_path / name).write_text(CHAT * 4)
+    first, second = (stage.checkpoint for stage in ptl.run(recipe, home=home).record.stages)
+    assert first is not None
+    (folder,) = (home / "engine").glob(f"runs/*/{kind}/first*")
+    adapter = folder / "adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-5000:-1] = bytes(byte ^ 1 for byte in content[-5000:-1])
+    adapter.write_bytes(content)
+
+    ahead = [d for _, d in decisions(ptl.plan(recipe), Scope(), Store(home).runs(), home)]
+    assert [d.action for d in ahead] == ["run", "reuse"]
+    assert "is damaged: it does not hold the bytes that were saved" in ahead[0].why
+    heard = Heard()
+    again = ptl.run(recipe, home=home, reporter=heard).record
+    assert [stage.status for stage in again.stages] == ["finished", "finished"]
+    assert again.stages[1].checkpoint == second
+    assert any("stage 'first'" in text and "is damaged" in text for text in heard.warnings)
+    new = again.stages[0].checkpoint
+    assert new is not None
+    assert new.state_uri != first.state_uri

@@ -350,7 +350,7 @@ def test_a_judge_that_was_replaced_is_asked_again(
     folder = tmp_path / "judge"
     folder.mkdir()
     plan: Any = SimpleNamespace(path=tmp_path / "r.yaml", identities={})
-    serving = Serving(plan, None, lambda future: None)  # type: ignore[arg-type]
+    serving = Serving(plan, None, lambda future: None, Path())  # type: ignore[arg-type]
     monkeypatch.setattr(serving, "renderer", lambda model, options: None)
     monkeypatch.setattr(serving, "sampler", lambda checkpoint: None)
 

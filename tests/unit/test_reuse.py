@@ -46,7 +46,7 @@ def ran(plan: Plan, number: int = 1, **status: str) -> RunRecord:
 def decide(
     plan: Plan, *runs: RunRecord, current: RunRecord | None = None, gone: str = "nowhere"
 ) -> dict[str, Decision]:
-    history = History.of(runs, lambda uri: uri is None or gone not in uri, Path())
+    history = History.of(runs, lambda uri: "is gone" if gone in uri else None, Path())
     return {s.name: history.decide(s, current, plan.name) for s in plan.stages}
 
 
@@ -165,7 +165,7 @@ def test_a_run_is_finished_where_a_plan_says_so(project: Project) -> None:
     current = ran(plan, 1)
 
     def is_finished(gone: str) -> bool:
-        history = History.of([current], lambda uri: uri is None or gone not in uri, Path())
+        history = History.of([current], lambda uri: "is gone" if gone in uri else None, Path())
         decided = [(s, history.decide(s, current, plan.name)) for s in plan.stages]
         return finished(decided, plan.stages, current)
 

@@ -128,7 +128,7 @@ def engine(install: Install) -> None:
 
 
 def check(plan: Plan, base: str = "./other") -> None:
-    tokenizers.check(plan, Serving(plan, connection(base), lambda found: found.result()))
+    tokenizers.check(plan, Serving(plan, connection(base), lambda found: found.result(), Path()))
 
 
 @pytest.mark.usefixtures("engine")

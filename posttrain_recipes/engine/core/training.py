@@ -282,7 +282,7 @@ class Training:
         base = self.state.base_models.get(model.base_model)
         tensors = self.state.store.tensors(folder)
         snapshot = lora.make_snapshot(tensors, model.lora, base.targets)
-        optimizer = lora.read_optimizer(folder) if request.optimizer else None
+        optimizer = self.state.store.optimizer(folder) if request.optimizer else None
         if request.optimizer and optimizer is None:
             raise RequestError(422, f"{path} has no optimizer state: load the weights alone")
         _adapter(model).load(snapshot, optimizer)

@@ -169,7 +169,9 @@ class Transfers:
         copied = replace(record, path=str(target), expires_at=expires, public=False)
 
         def link(folder: Path) -> None:
-            for file in self.state.store.folder(source).iterdir():
+            kept = self.state.store.folder(source)
+            self.state.store.verify(kept)  # the copy's hashes are made anew
+            for file in kept.iterdir():
                 if file.name != checkpoints.DESCRIPTION:
                     _link(file, folder / file.name)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
@@ -282,18 +282,32 @@ class Adapter:
         return norm
 
     def snapshot(self) -> Snapshot:
-        """A copy of the weights, which further training does not change."""
+        """A copy of the weights, which further training does not change. Raises RequestError 422
+        where training has made them infinite or NaN."""
+        if not _finite(self.flat):
+            raise RequestError(
+                422,
+                "the weights hold NaN or infinity: training diverged, and nothing was saved. Go on "
+                "from the last checkpoint, with a lower learning rate",
+            )
         return Snapshot(self.config, self.flat.detach().clone(), self.layout)
 
     def load(self, snapshot: Snapshot, optimizer: Mapping[str, Any] | None) -> None:
-        """Take over a snapshot's weights, and `optimizer`'s state; None resets Adam."""
+        """Take over a snapshot's weights, and `optimizer`'s state; None resets Adam.
+
+        Raises RequestError 422, leaving the adapter as it was, if that state does not fit.
+        """
+        state = None if optimizer is None else _adam_state(optimizer, self.flat)
         self.flat.copy_(snapshot.flat)
         self.grad.zero_()
-        for name, moment in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            moment.zero_()
-            if optimizer is not None:
-                moment.copy_(torch.from_numpy(optimizer[name]))
-        self.step = int(optimizer["step"][0]) if optimizer is not None else 0
+        if state is None:
+            self.exp_avg.zero_()
+            self.exp_avg_sq.zero_()
+            self.step = 0
+        else:
+            self.exp_avg.copy_(state[0])
+            self.exp_avg_sq.copy_(state[1])
+            self.step = state[2]
 
     def save_optimizer(self, folder: Path) -> None:
         """Write Adam's moments, flat in the layout's order, and its step count."""
@@ -305,10 +319,25 @@ class Adapter:
         save_file(state, folder / "optimizer.safetensors")
 
 
-def read_optimizer(folder: Path) -> dict[str, Any] | None:
-    """Adam's state as `Adapter.save_optimizer` wrote it, or None where there is none."""
-    path = folder / "optimizer.safetensors"
-    return load_file(path) if path.exists() else None
+def _adam_state(arrays: Mapping[str, Any], like: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Moments, each in the shape of `like`, and step count, as `Adapter.save_optimizer` wrote."""
+    try:
+        first, second = (torch.from_numpy(arrays[name]) for name in ("exp_avg", "exp_avg_sq"))
+        step = int(arrays["step"][0])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RequestError(422, f"the checkpoint's optimizer state is damaged: {error}") from None
+    fits = first.shape == second.shape == like.shape
+    if not (fits and _finite(first) and _finite(second) and (second >= 0).all() and step >= 0):
+        raise RequestError(
+            422,
+            "the checkpoint's optimizer state is not this model's, or holds NaN or infinity: load "
+            "the weights alone",
+        )
+    return first, second, step
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
 
 
 def make_snapshot(
@@ -316,7 +345,7 @@ def make_snapshot(
 ) -> Snapshot:
     """A saved adapter's arrays, by PEFT's names, as a snapshot on the base model's device.
 
-    Raises RequestError 422 if they do not fit the base model.
+    Raises RequestError 422 if they do not fit the base model, or hold NaN or infinity.
     """
     layout = Layout.of(config.rank, wanted(config, targets))
     flat = torch.empty(layout.size)
@@ -325,6 +354,8 @@ def make_snapshot(
         if stored is None or stored.shape != tuple(view.shape):
             raise RequestError(422, f"the checkpoint does not fit this base model at {name}")
         view.copy_(torch.from_numpy(stored))
+    if not _finite(flat):
+        raise RequestError(422, "the checkpoint's weights hold NaN or infinity: it is not used")
     weight: Tensor = next(iter(targets.values())).module.weight  # type: ignore[assignment]
     return Snapshot(config, flat.to(weight.device), layout)
 

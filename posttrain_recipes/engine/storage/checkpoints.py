@@ -8,13 +8,15 @@
 
 `tinker://{run}/{kind}/{name}` names a checkpoint. It is written to a temporary folder, synced and
 renamed, so it is there in full or not at all, and a restarted engine serves what an earlier one
-saved. What an engine that was killed left half-written is removed when the next one starts. No
-tensor is touched here: the caller writes them into the folder it is given.
+saved. What an engine that was killed left half-written is removed when the next one starts. Its
+description holds a hash of every file: other bytes than those that were saved are never served.
+No tensor is touched here: the caller writes them into the folder it is given.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -24,15 +26,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
 from posttrain_recipes.engine.storage.files import (
+    put,
     readable,
     remove,
-    replace,
+    sha256,
     sync,
     writable,
     write_json,
@@ -44,6 +50,8 @@ log = logging.getLogger(__name__)
 EXTERNAL = "external_weights"
 KINDS = {"weights": "training", "sampler_weights": "sampler", EXTERNAL: "external"}
 DESCRIPTION = "checkpoint.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
 _RUN = re.compile(r"([A-Za-z0-9-]{1,99}):train:(\d{1,9})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
 _TTL_S = (3600, 10 * 366 * 86400)
@@ -124,11 +132,32 @@ class CheckpointRecord:
     expires_at: str | None = None
     user_metadata: dict[str, str] | None = None
     public: bool = False  # a flag for listings: whoever has the token sees all
+    files: dict[str, str] | None = None
+    """SHA-256 of each file by its name, in hexadecimal; None where an earlier version saved it."""
 
     @property
     def expired(self) -> bool:
         """Whether its time to live is over."""
         return self.expires_at is not None and self.expires_at < now()
+
+
+_RECORD = TypeAdapter(CheckpointRecord)
+_RUN_RECORD = TypeAdapter(TrainingRun)
+
+
+def _described(folder: Path) -> CheckpointRecord:
+    with readable(folder / DESCRIPTION) as file:
+        return _RECORD.validate_python(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _check(file: Path, saved: str | None, found: str) -> None:
+    if saved != found:
+        raise RequestError(
+            422,
+            f"{file} is damaged: it does not hold the bytes that were saved (sha256 "
+            f"{found[:12]}…, not {(saved or 'of none')[:12]}…). Delete the checkpoint, or put the "
+            "file back",
+        )
 
 
 def now() -> str:
@@ -152,7 +181,8 @@ class CheckpointStore:
         return self._run_folder(path.run) / path.kind / path.name
 
     def folder(self, path: CheckpointPath) -> Path:
-        """Where a checkpoint is kept. Raises RequestError 404 if it is not there (any more)."""
+        """Where a checkpoint is kept. Raises RequestError 404 if it is not there (any more), 422 if
+        its description is damaged or is that of another one."""
         folder = self._place(path)
         if not (folder / DESCRIPTION).exists() or self.read(folder).expired:
             raise RequestError(
@@ -163,10 +193,24 @@ class CheckpointStore:
         return folder
 
     def read(self, folder: Path) -> CheckpointRecord:
-        """The description in a checkpoint's folder. Raises RequestError 422 if it is damaged."""
-        with readable(folder / DESCRIPTION) as file:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            return CheckpointRecord(**{**data, "lora": AdapterConfig(**data["lora"])})
+        """The description in a checkpoint's folder. Raises RequestError 422 if it is damaged, or
+        describes a checkpoint that has its place elsewhere."""
+        record = _described(folder)
+        if self._place(parse_path(record.path)) != folder:
+            raise RequestError(
+                422,
+                f"{folder} was copied by hand from {record.path}, and is not served as another "
+                "checkpoint: move it away, and copy checkpoints by the API (copy_weights)",
+            )
+        return record
+
+    def verify(self, folder: Path) -> None:
+        """Hash the files of a checkpoint. Raises RequestError 422 unless they are, byte by byte,
+        what was saved. One that an earlier version saved has no hashes, and is not looked at."""
+        for name, saved in (self.read(folder).files or {}).items():
+            with readable(folder / name) as file:
+                found = sha256(file)
+            _check(folder / name, saved, found)
 
     def record(self, path: CheckpointPath) -> CheckpointRecord:
         """A checkpoint's description. Raises RequestError 404."""
@@ -195,23 +239,41 @@ class CheckpointStore:
                 temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
                 try:
                     write(temporary)
-                    write_json(temporary / DESCRIPTION, asdict(record))
+                    hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+                    write_json(temporary / DESCRIPTION, asdict(replace(record, files=hashes)))
                     sync(temporary)
-                    replace(temporary, target)
+                    put(temporary, target)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
 
     def tensors(self, folder: Path) -> dict[str, Any]:
         """A checkpoint's adapter: arrays by PEFT's names. Raises RequestError 422 if the file is
-        missing or damaged, or the checkpoint is one for download."""
-        from safetensors.numpy import load_file
-
+        missing or not what was saved, or the checkpoint is one for download."""
         if folder.parent.name == EXTERNAL:
             raise RequestError(
                 422, "external weights are for download: load the checkpoint they were made from"
             )
-        with readable(folder / "adapter_model.safetensors") as file:
-            arrays: dict[str, Any] = load_file(file)
+        return self._arrays(folder, ADAPTER_FILE)
+
+    def optimizer(self, folder: Path) -> dict[str, Any] | None:
+        """Adam's state of a checkpoint, or None where none was saved. Raises RequestError 422 if
+        the file is not what was saved."""
+        known = self.read(folder).files or {}
+        there = OPTIMIZER_FILE in known or (folder / OPTIMIZER_FILE).exists()
+        return self._arrays(folder, OPTIMIZER_FILE) if there else None
+
+    def _arrays(self, folder: Path, name: str) -> dict[str, Any]:
+        from safetensors.numpy import load
+
+        hashes = self.read(folder).files
+        with readable(folder / name) as file:
+            content = file.read_bytes()
+        if hashes is None:
+            log.warning("%s: saved without a hash by an earlier version, not verified", file)
+        else:
+            _check(file, hashes.get(name), hashlib.sha256(content).hexdigest())
+        with readable(file):
+            arrays: dict[str, Any] = load(content)
         return arrays
 
     def amend(self, path: CheckpointPath, **changes: Any) -> None:
@@ -267,7 +329,7 @@ class CheckpointStore:
 
     def _restore(self, aside: Path) -> None:
         try:
-            place = self._place(parse_path(self.read(aside).path))
+            place = self._place(parse_path(_described(aside).path))
         except RequestError:
             return
         if not place.exists():
@@ -286,8 +348,10 @@ class CheckpointStore:
         if not path.exists():
             raise RequestError(404, f"there is no training run {run}")
         with readable(path):
-            data = json.loads(path.read_text(encoding="utf-8"))
-            return TrainingRun(**{**data, "lora": AdapterConfig(**data["lora"])})
+            record = _RUN_RECORD.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        if record.run != run:
+            raise RequestError(422, f"{path} was copied by hand from {record.run}: move it away")
+        return record
 
     def runs(self) -> list[TrainingRun]:
         """Every run, the newest first; one whose record is damaged is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ def readable(file: Path) -> Iterator[Path]:
     damaged."""
     try:
         yield file
-    except (OSError, ValueError, KeyError, TypeError, tensor_error()) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, tensor_error()) as error:
         raise RequestError(
             422,
             f"{file} cannot be read: {reason(error)}. Delete the checkpoint, or put the file back",
@@ -55,6 +56,12 @@ def reason(error: Exception) -> str:
     return f"{error}" if str(error) else type(error).__name__
 
 
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def remove(folder: Path) -> None:
     """Delete a folder: it is gone at once, and not half-way when the process is killed."""
     doomed = Path(tempfile.mkdtemp(prefix=".del-", dir=folder.parent))
@@ -72,7 +79,7 @@ def sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def replace(new: Path, target: Path) -> None:
+def put(new: Path, target: Path) -> None:
     """Put the folder `new` in `target`'s place. A folder cannot replace another in one step, so
     the old one steps aside first."""
     if not target.exists():
