@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
@@ -12,7 +13,13 @@ from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+def _loopback(host: str) -> bool:
+    """Whether an address is reachable from this machine alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 @click.command()
@@ -32,6 +39,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     "The key clients must show; starts with tml-. [default: $PTL_ENGINE_TOKEN, or a new one]",
 )
 @click.option(
+    "--only-served/--any-model",
+    default=None,
+    help="Whether clients may name the offered models alone, or any directory and hub id too, "
+    "which is then read or downloaded. [default: --any-model on 127.0.0.1, else --only-served]",
+)
+@click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
 )
 @click.option(
@@ -47,6 +60,7 @@ def serve(
     host: str,
     port: int,
     token: str | None,
+    only_served: bool | None,
     data_dir: Path | None,
     log_level: str,
     home: Path | None,
@@ -56,7 +70,7 @@ def serve(
     /metrics is for Prometheus, /healthz for whoever watches. Ctrl-C, or SIGTERM, finishes what is
     accepted and ends.
     """
-    if host not in LOOPBACK and not token:
+    if not _loopback(host) and not token:
         raise UsageError(
             f"--host {host} is reachable from other machines",
             hint="set PTL_ENGINE_TOKEN, give --token-file, or listen on 127.0.0.1",
@@ -73,10 +87,13 @@ def serve(
     for entry in served or tuple(models.BUNDLED):
         name, _, where = entry.partition("=")
         offered[name] = where or models.resolve(name)
+    closed = not _loopback(host) if only_served is None else only_served
     directory = data_dir or (home or default_home()) / "engine"
 
     def announce(base_url: str) -> None:
         click.echo(f"serving {', '.join(offered)} at {base_url}; checkpoints in {directory}")
+        if closed:
+            click.echo("no other base model is served (--any-model serves all)")
         click.echo("in the shell of the program:")
         click.echo(f"  export TINKER_BASE_URL={base_url}")
         click.echo(f"  export TINKER_API_KEY={key}")
@@ -89,7 +106,9 @@ def serve(
     )
     logging.getLogger("posttrain_recipes").setLevel(log_level.upper())
     try:
-        run_server(offered, directory, key, host=host, port=port, on_ready=announce)
+        run_server(
+            offered, directory, key, host=host, port=port, on_ready=announce, only_served=closed
+        )
     except OSError as error:
         raise PtlError(
             f"cannot serve on {host}:{port}", why=str(error), hint="take another --port; 0 is free"

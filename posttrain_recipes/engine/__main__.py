@@ -76,6 +76,7 @@ def run_server(
     host: str = "127.0.0.1",
     port: int = 0,
     on_ready: Callable[[str], None] | None = None,
+    only_served: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is accepted, within seconds, and return.
 
@@ -86,6 +87,7 @@ def run_server(
         host: the address to listen on.
         port: the port, 0 for a free one.
         on_ready: called with the base URL once the port listens; models may still be loading.
+        only_served: refuse base models that `models` does not name.
 
     Raises:
         OSError: the address cannot be listened on, or `data_dir` cannot be made.
@@ -93,7 +95,7 @@ def run_server(
     # Threads that spin while they wait make a step tens of times slower as soon as anything else
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    service = Service(models, data_dir)
+    service = Service(models, data_dir, only_served)
     access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:

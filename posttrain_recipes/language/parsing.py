@@ -11,8 +11,10 @@ import yaml
 from posttrain_recipes.errors import Fault, Location, RecipeError
 from posttrain_recipes.language.nodes import Node
 
-MAX_NODES = 100_000
-"""A recipe larger than this is a mistake, or aliases that multiply."""
+MAX_BYTES = 1_000_000
+"""A recipe larger than this is a mistake, such as a data file in its place."""
+MAX_NODES = 50_000
+"""Keys and values of a recipe; more are a mistake too, or aliases that multiply."""
 MAX_DEPTH = 50
 """Mappings and lists inside one another."""
 MAX_DIGITS = 100
@@ -27,6 +29,7 @@ _CONSTANTS = {
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
 _TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists inside one another"
+_TOO_MANY = f"more than {MAX_NODES:,} keys and values: too large for a recipe"
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq")}
 
 
@@ -40,6 +43,8 @@ def parse(text: str, file: str) -> Node:
         tree = yaml.compose(text, Loader=_Loader)
     except RecursionError:
         raise RecipeError([Fault(Location(file), "", _TOO_DEEP)]) from None
+    except _TooMany as error:
+        raise RecipeError([Fault(_at_mark(error.mark, file), "", _TOO_MANY)]) from None
     except yaml.MarkedYAMLError as error:
         raise RecipeError([_syntax_fault(error, text, file)]) from None
     except yaml.YAMLError as error:
@@ -52,15 +57,31 @@ def parse(text: str, file: str) -> Node:
     return _Converter(file).convert(tree)
 
 
+class _TooMany(Exception):
+    """There are more nodes than a recipe may have."""
+
+    def __init__(self, mark: yaml.Mark) -> None:
+        self.mark = mark
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose plain scalars stay untyped here: `scalar` types them as YAML 1.2 does."""
+    """Safe YAML whose plain scalars stay untyped here: `scalar` types them as YAML 1.2 does. Nodes
+    are counted as they come: to read millions of them takes minutes."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise _TooMany(self.get_mark())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError, text: str, file: str) -> Fault:
     mark = error.problem_mark or error.context_mark
-    where = Location(file, mark.line + 1, mark.column + 1) if mark else Location(file)
+    where = _at_mark(mark, file) if mark else Location(file)
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
     if re.search(r"[:\[,{]\s*>=?\s*[-.\d]", line):
         return Fault(where, "", "a bound with '>' stands in quotes: \">= 0.8\"")
@@ -71,8 +92,12 @@ def _syntax_fault(error: yaml.MarkedYAMLError, text: str, file: str) -> Fault:
     return Fault(where, "", f"not YAML: {problem}{context}")
 
 
+def _at_mark(mark: yaml.Mark, file: str) -> Location:
+    return Location(file, mark.line + 1, mark.column + 1)
+
+
 def _place(node: yaml.Node, file: str) -> Location:
-    return Location(file, node.start_mark.line + 1, node.start_mark.column + 1)
+    return _at_mark(node.start_mark, file)
 
 
 class _Converter:
@@ -92,7 +117,7 @@ class _Converter:
         at = _place(node, self.file)
         self.count += 1
         if self.count > MAX_NODES:
-            raise RecipeError([Fault(at, path, f"more than {MAX_NODES} values: too large")])
+            raise RecipeError([Fault(at, path, _TOO_MANY)])
         if any(node is above for above in self.open):
             raise RecipeError([Fault(at, path, "an alias that contains itself")])
         if len(self.open) == MAX_DEPTH:

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from posttrain_recipes.errors import Fault, Location, RecipeError, UsageError, display_path
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
-from posttrain_recipes.language.parsing import parse, parse_value
+from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value
 
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -155,8 +155,27 @@ def _own_place(path: Path) -> Path:
 def _piped(path: Path) -> str:
     key: object = sys.stdin if path == PIPE else (path, path.stat().st_ino)
     if key not in _PIPED:
-        _PIPED[key] = sys.stdin.read() if path == PIPE else path.read_text(encoding="utf-8-sig")
+        if path == PIPE:
+            _PIPED[key] = _bounded(sys.stdin, path)
+        else:
+            _PIPED[key] = _text(path)
     return _PIPED[key]
+
+
+def _text(path: Path) -> str:
+    with path.open(encoding="utf-8-sig") as file:
+        return _bounded(file, path)
+
+
+def _bounded(file: IO[str], path: Path) -> str:
+    """The text of a file, which may be one without an end."""
+    text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise UsageError(
+            f"{display_path(path)} is no recipe: it has more than {MAX_BYTES / 1e6:.0f} MB",
+            hint="data files are named under 'dataset:'",
+        )
+    return text
 
 
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
@@ -180,7 +199,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
 
 def _read(path: Path) -> str:
     try:
-        return _piped(path) if _is_pipe(path) else path.read_text(encoding="utf-8-sig")
+        return _piped(path) if _is_pipe(path) else _text(path)
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {display_path(path)}", hint=_nearby(path)) from None
     except IsADirectoryError:

@@ -123,18 +123,17 @@ def _in_stages(key: Key) -> bool:
 
 
 def _owner(recipe: Recipe, key: Key) -> str:
-    value: Any = recipe.data
+    node = recipe.root
     for part in key:
-        value = value[part]
-    if isinstance(value, dict) and isinstance(value.get("use"), str):
+        node = node.child(part) or node
+    use = node.child("use")
+    if use is not None and isinstance(use.value, str):
         kind = next((p for p in reversed(key) if isinstance(p, str)), "plugin")
-        return f"option for {kind} '{value['use']}'"
+        return f"option for {kind} '{use.value}'"
     if not key:
         return "key in a recipe"
     if _in_stages(key) and isinstance(key[-1], int):
-        block = next(
-            (w for w in ("repeat", "compare") if isinstance(value, dict) and w in value), ""
-        )
+        block = next((word for word in ("repeat", "compare") if node.child(word)), "")
         return f"key beside '{block}:'" if block else "key in a stage"
     return f"key in '{key[-1]}'"
 

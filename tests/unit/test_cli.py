@@ -210,10 +210,12 @@ def test_plan_says_what_would_be_reused(ptl: Ptl, project: Project) -> None:
     project.write("mine.yaml", GOOD)
     stages = api.plan("mine.yaml").stages
     keep(project, finished(stages[0].fingerprint))
-    saved = project.path / ".ptl/engine/runs/a_train_0/weights/8"
-    saved.mkdir(parents=True)
-    record = {"path": "", "base_model": "", "lora": {"rank": 1}, "step": 8, "time": ""}
-    (saved / "checkpoint.json").write_text(json.dumps(record))
+    for kind in ("weights", "sampler_weights"):
+        saved = project.path / ".ptl/engine/runs/a_train_0" / kind / "8"
+        saved.mkdir(parents=True)
+        uri = f"tinker://a:train:0/{kind}/8"
+        record = {"path": uri, "base_model": "", "lora": {"rank": 1}, "step": 8, "time": ""}
+        (saved / "checkpoint.json").write_text(json.dumps(record))
 
     def told() -> list[tuple[str, str]]:
         said = json.loads(ptl("plan", "mine.yaml", "--json").out)
@@ -250,7 +252,7 @@ def finished(fingerprint: str = "f1") -> RunRecord:
         total_steps=8,
         records=40,
         checkpoint=Checkpoint(
-            "ptl/tiny", "tinker://a:train:0/weights/8", "tinker://a:train:0/sampler/8", 8
+            "ptl/tiny", "tinker://a:train:0/weights/8", "tinker://a:train:0/sampler_weights/8", 8
         ),
         before=[Measured("held_out", "exact_match", "e", "held", {"exact_match": before})],
         after=[Measured("held_out", "exact_match", "e", "held", {"exact_match": after})],

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
+from posttrain_recipes.cli import cli
 from posttrain_recipes.engine import app as engine_app
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.futures import Pending
@@ -21,6 +23,8 @@ from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.core.transfers import Signer
 from posttrain_recipes.engine.http import routing
 from posttrain_recipes.engine.http.auth import Access
+from posttrain_recipes.engine.storage import checkpoints
+from posttrain_recipes.engine.storage.checkpoints import CheckpointStore
 from posttrain_recipes.engine.wire import RequestError
 
 TOKEN = "tml-" + "t" * 32
@@ -194,10 +198,68 @@ def test_a_finished_session_can_be_looked_up_and_its_client_stops(client: TestCl
     assert post(client, "create_model", model).status_code == 404
 
 
+def test_where_only_what_is_served_may_be_named_nothing_else_is_read_or_fetched(
+    tmp_path: Path,
+) -> None:
+    """By no door: not as a directory that is there, as a hub id, or as what a checkpoint is of."""
+    store = CheckpointStore(tmp_path / "data")
+    path = checkpoints.CheckpointPath("a:train:0", "sampler_weights", "x")
+    made = checkpoints.CheckpointRecord(str(path), "a/b", wire.AdapterConfig(), 0, "2026")
+    store.save(path, made, lambda folder: None, overwrite=False)
+    service = Service({"served": "a/b"}, tmp_path / "data", only_served=True)
+    service.state.scheduler.submit = None  # type: ignore[method-assign, assignment]
+    here = service.create_session(wire.CreateSession())["session_id"]
+    for name in (str(tmp_path), "a/b", "b"):
+        for ask in (
+            lambda name=name: service.training.create_model(wire.CreateModel(here, 0, name)),
+            lambda name=name: service.sampling.create_sampling_session(
+                wire.CreateSampler(here, 0, base_model=name)
+            ),
+            lambda name=name: service.sampling.weights(name),
+        ):
+            with pytest.raises(RequestError, match="this engine serves served, and no other") as e:
+                ask()
+            assert e.value.status == 404
+    with pytest.raises(RequestError, match="this engine serves served, and no other"):
+        service.sampling.weights(str(path))
+    with pytest.raises(RequestError, match="this engine serves served, and no other"):
+        service.training.load_weights(
+            wire.LoadWeights(str(path), False, session_id=here, model_seq_id=0)
+        )
+    assert service.state.models == {}
+    service.sampling.weights("served")
+    Service({"served": "a/b"}, tmp_path / "data").sampling.weights("c/d")  # else any hub id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        (["--host", "0.0.0.0"], True),
+        (["--host", "10.1.2.3"], True),
+        (["--host", "0.0.0.0", "--any-model"], False),
+        (["--host", "127.0.0.2"], False),
+        (["--host", "::1"], False),
+        (["--only-served"], True),
+        ([], False),
+    ],
+)
+def test_who_may_be_reached_from_elsewhere_serves_only_what_it_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], closed: bool
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "posttrain_recipes.engine.__main__.run_server", lambda *a, **kw: asked.update(kw)
+    )
+    monkeypatch.setenv("PTL_ENGINE_TOKEN", TOKEN)
+    done = CliRunner().invoke(cli, ["serve", "--home", str(tmp_path), *arguments])
+    assert done.exit_code == 0, done.output
+    assert asked["only_served"] is closed
+
+
 def test_a_lost_session_is_reaped_while_others_work(tmp_path: Path) -> None:
     service = Service({}, tmp_path)
     kept, lost = (service.create_session(wire.CreateSession())["session_id"] for _ in range(2))
-    model = service.training._new_model(lost, 0, "b", wire.AdapterConfig(), None)
+    model = service.training._new_model(lost, 0, "a/b", wire.AdapterConfig(), None)
     service.sampling.create_sampling_session(wire.CreateSampler(lost, 0, base_model="a/b"))
     service.state.sessions[lost].last_seen -= 10_000
     service.state.scheduler._busy = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.language import recipe as recipes
@@ -102,8 +104,67 @@ def test_an_alias_repeats_a_value() -> None:
 def test_aliases_that_multiply_are_stopped() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    with pytest.raises(RecipeError, match="more than 100000 values: too large"):
+    with pytest.raises(RecipeError, match="more than 50,000 keys and values: too large"):
         parse("\n".join(lines), "f")
+
+
+class _Endless(io.StringIO):
+    """A file without an end, which says how much of it was read."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1, /) -> str:
+        assert size is not None
+        assert 0 < size < 2_000_000
+        self.taken += size
+        return "x" * size
+
+
+def test_what_is_too_large_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether many bytes or many keys: reading them all takes minutes."""
+    large = tmp_path / "large.yaml"
+    large.write_text("# " + "x" * 1_000_000)
+    with pytest.raises(UsageError, match="is no recipe: it has more than 1 MB"):
+        recipes.load(large)
+    monkeypatch.setattr("sys.stdin", _Endless())
+    with pytest.raises(UsageError, match="- is no recipe: it has more than 1 MB"):
+        recipes.load(Path("-"))
+
+    composed = 0
+
+    def counted(self: Any, *_: Any) -> Any:
+        nonlocal composed
+        composed += 1
+        return whole(self, *_)
+
+    whole = yaml.composer.Composer.compose_node
+    monkeypatch.setattr(yaml.composer.Composer, "compose_node", counted)
+    with pytest.raises(RecipeError, match=r"f:25000:\d+\n  more than 50,000 keys and values"):
+        parse("a:\n" + "".join(f" k{i}: 1\n" for i in range(100_000)), "f")
+    assert composed <= 50_000
+
+
+def test_many_faults_are_told_in_time_that_grows_as_they_do(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe is made plain a fixed number of times, however many faults there are."""
+    made = 0
+    plain = recipes.Recipe.data.fget
+    assert plain is not None
+
+    def counted(self: recipes.Recipe) -> Any:
+        nonlocal made
+        made += 1
+        return plain(self)
+
+    monkeypatch.setattr(recipes.Recipe, "data", property(counted))
+    stages = "".join("  - {name: a, zz: 1, method: {use: sft, yy: 1}}\n" for _ in range(50))
+    with pytest.raises(RecipeError) as caught:
+        project.plan(f"name: a\nmodel: ptl/nano\nstages:\n{stages}")
+    assert len(caught.value.faults) > 50
+    assert made < 20
 
 
 def test_an_alias_in_itself_is_stopped() -> None:

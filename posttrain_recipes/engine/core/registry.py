@@ -138,12 +138,21 @@ class Sampler:
 
 
 class State:
-    """All that the engine holds in memory. `models` maps served names to directories or hub ids."""
+    """All that the engine holds in memory. `models` maps served names to directories or hub ids.
+
+    With `only_served` clients may name no other base model; without, any directory of this machine
+    and any hub id.
+    """
 
     def __init__(
-        self, models: Mapping[str, str], data_dir: Path, observe: Observer | None = None
+        self,
+        models: Mapping[str, str],
+        data_dir: Path,
+        observe: Observer | None = None,
+        only_served: bool = False,
     ) -> None:
         self.names = dict(models)
+        self.only_served = only_served
         self.store = CheckpointStore(data_dir)
         self.scheduler = Scheduler(observe)
         self.offloading = Offloading(data_dir)
@@ -164,6 +173,24 @@ class State:
 
             self._base_models = ModelCache(self.names)
         return self._base_models
+
+    def check_base(self, name: str) -> None:
+        """Raise RequestError 404 for a base model that clients may not name, or that is none."""
+        if name in self.names:
+            return
+        served = ", ".join(self.names) or "none"
+        if self.only_served:
+            raise RequestError(
+                404,
+                f"this engine serves {served}, and no other base model: {name!r} has to be named "
+                "where it is started (ptl serve --model)",
+            )
+        if not Path(name).is_dir() and name.count("/") != 1:
+            raise RequestError(
+                404,
+                f"there is no base model {name!r}: this engine serves {served}; a directory "
+                "or a hub id of a causal language model works too",
+            )
 
     def session(self, session_id: str) -> Session:
         """The session, noted as alive. Raises RequestError 404."""

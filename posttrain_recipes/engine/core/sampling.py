@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.engine import wire
@@ -46,6 +45,7 @@ class Sampling:
         path = checkpoints.parse_path(text)
         folder = self.state.store.folder(path)
         record = self.state.store.read(folder)
+        self.state.check_base(record.base_model)
         key = f"{record.path}@{record.time}"
         weights = self._shared.get(key)
         if weights is None:
@@ -57,13 +57,7 @@ class Sampling:
         return weights
 
     def _from_base(self, name: str) -> SamplerWeights:
-        if name not in self.state.names and not Path(name).is_dir() and name.count("/") != 1:
-            served = ", ".join(self.state.names) or "none"
-            raise RequestError(
-                404,
-                f"there is no base model {name!r}: this engine serves {served}; a directory "
-                "or a hub id of a causal language model works too",
-            )
+        self.state.check_base(name)
         key = f"base:{self.state.names.get(name, name)}"
         weights = self._shared.get(key) or SamplerWeights(name)
         self._shared[key] = weights

@@ -47,11 +47,14 @@ class Finish:
 
 
 class Service:
-    """The engine. `models` maps served names to directories or hub ids."""
+    """The engine. `models` maps served names to directories or hub ids; with `only_served` clients
+    may name no other base model."""
 
-    def __init__(self, models: Mapping[str, str], data_dir: Path) -> None:
+    def __init__(
+        self, models: Mapping[str, str], data_dir: Path, only_served: bool = False
+    ) -> None:
         self.metrics = Metrics()
-        self.state = State(models, data_dir, self.metrics.answered)
+        self.state = State(models, data_dir, self.metrics.answered, only_served)
         self.training = Training(self.state)
         self.sampling = Sampling(self.state)
         self.transfers = Transfers(self.state)

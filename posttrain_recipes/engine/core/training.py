@@ -65,6 +65,7 @@ class Training:
                     f"{_shape(model.lora)}: another one takes the next model_seq_id",
                 )
             return model
+        self.state.check_base(base_model)
         created = checkpoints.now()
         run = TrainingRun(model_id, session_id, base_model, lora, created, user_metadata)
         model = Model(model_id, base_model, lora, run, created)
