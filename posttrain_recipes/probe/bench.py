@@ -73,10 +73,26 @@ class Bench:
     model: str
     wait_s: float = 60.0
     saved: list[str] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
+    """What the SDK was asked since the last `give_up`."""
 
     def wait(self, future: Any) -> Any:
         """The result of what an SDK returned, now or as a future."""
-        return future.result(timeout=self.wait_s) if hasattr(future, "result") else future
+        return self.wait_all(future)[0]
+
+    def wait_all(self, *futures: Any) -> list[Any]:
+        """The results of what was sent together."""
+        self.asked += (one for one in futures if hasattr(one, "result"))
+        return [
+            one.result(timeout=self.wait_s) if hasattr(one, "result") else one for one in futures
+        ]
+
+    def give_up(self) -> None:
+        """Cancel what was asked and has no answer: the SDK would poll for it for ever."""
+        asked, self.asked = self.asked, []
+        for one in asked:
+            future = one.future() if hasattr(one, "future") else one
+            future.cancel()
 
     def trainer(self, **options: Any) -> tinker.TrainingClient:
         """A client with a new adapter of rank 4."""
@@ -178,9 +194,7 @@ class Bench:
         """One pass and one step, both sent before either is waited for; the pass's result."""
         passed = client.forward_backward(data, loss, config)
         stepped = client.optim_step(self.adam(**adam))
-        result = self.wait(passed)
-        self.wait(stepped)
-        return result
+        return self.wait_all(passed, stepped)[0]
 
     def logprobs(self, client: tinker.TrainingClient, start: int = 0) -> list[float]:
         """What the client's weights give the tokens of `datum(start)`."""

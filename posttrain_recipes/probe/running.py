@@ -85,6 +85,7 @@ def probe(
         cleaning = in_thread(bench.clean_up)
         with contextlib.suppress(Exception):  # a server that cannot delete is told of above
             cleaning.result(timeout=CHECK_S / 2)
+        bench.give_up()
 
 
 def _run(check: Check, bench: Bench, limit_s: float) -> Outcome:
@@ -103,6 +104,8 @@ def _run(check: Check, bench: Bench, limit_s: float) -> Outcome:
         return outcome("no", str(error))
     except Exception as error:  # whatever the server did to the SDK: that is the finding
         return outcome("no", _words(error))
+    finally:
+        bench.give_up()
 
 
 def _words(error: Exception) -> str:

@@ -42,8 +42,7 @@ def seed(bench: Bench) -> None:
     one = bench.sample(2, seed=11)
     crowd = [bench.sampler.sample(bench.prompt(3), 1, bench.params()) for _ in range(3)]
     same, other = bench.sample(2, seed=11), bench.sample(2, seed=12)
-    for future in crowd:
-        bench.wait(future)
+    bench.wait_all(*crowd)
     expect(one == same, "one seed gave different tokens")
     expect(one != other, "two seeds gave the same tokens")
 

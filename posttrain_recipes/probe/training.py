@@ -138,8 +138,7 @@ def custom_loss(bench: Bench) -> None:
     light = types.Datum(model_input=datum.model_input, loss_fn_inputs=bare)
     passed = custom.forward_backward_custom([light], _doubled)
     stepped = custom.optim_step(bench.adam())
-    out = bench.wait(passed)
-    bench.wait(stepped)
+    out, _ = bench.wait_all(passed, stepped)
     agree(float(out.metrics["twice"]), 2.0, "its metric came back changed")
     bench.step(plain, [bench.datum(weights=[2.0] * 10)])
     agree(bench.logprobs(custom), bench.logprobs(plain), "it is not the same as weights of 2")
@@ -191,8 +190,7 @@ def order(bench: Bench) -> None:
     for i in range(6):
         futures.append(at_once.forward_backward([bench.datum(i)], "cross_entropy"))
         futures.append(at_once.optim_step(bench.adam()))
-    for future in futures:
-        bench.wait(future)
+    bench.wait_all(*futures)
     for i in range(6):
         bench.wait(one_by_one.forward_backward([bench.datum(i)], "cross_entropy"))
         bench.wait(one_by_one.optim_step(bench.adam()))
@@ -233,8 +231,8 @@ def dimuon(bench: Bench) -> None:
     for _ in range(2):
         passed = client.forward_backward([bench.datum()], "cross_entropy")
         stepped = client.optim_step(types.DimuonParams(learning_rate=1e-3))
-        results.append(sum(bench.arrays(bench.wait(passed))[0]))
-        bench.wait(stepped)
+        out, _ = bench.wait_all(passed, stepped)
+        results.append(sum(bench.arrays(out)[0]))
     expect(results[1] > results[0], "a step did not make the data likelier")
 
 

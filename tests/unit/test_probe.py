@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +73,26 @@ def test_a_server_that_hangs_is_not_waited_for(checks: dict[str, Check]) -> None
     never.set()
     assert [verdict for verdict, _ in found.values()] == ["no", "no", "untried", "untried"]
     assert found["a"][1] == "no answer within 0 s"
+
+
+def test_a_check_that_gives_up_leaves_nothing_behind_that_polls(checks: dict[str, Check]) -> None:
+    asked: dict[str, list[Future[int]]] = {"hangs": [], "fails": []}
+
+    def hangs(bench: Any) -> None:
+        asked["hangs"] += [Future(), Future()]
+        bench.wait_all(*asked["hangs"])
+
+    def fails(bench: Any) -> None:
+        asked["fails"] += [Future(), Future()]
+        asked["fails"][0].set_exception(ValueError("refused"))
+        bench.wait_all(*asked["fails"])
+
+    add(checks, "hangs", hangs)
+    add(checks, "fails", fails)
+    found = verdicts(check_s=0.02)
+    assert found["fails"] == ("no", "ValueError: refused")
+    assert [one.cancelled() for one in asked["hangs"]] == [True, True]
+    assert [one.cancelled() for one in asked["fails"]] == [False, True]
 
 
 def test_an_unknown_capability_is_an_error() -> None:
