@@ -6,7 +6,9 @@ exits with its `exit_code` (2: the recipe or its data is at fault, 1: a run fail
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,31 @@ class UsageError(PtlError):
 
 class MissingExtraError(PtlError):
     """A feature needs a package that is not installed; `hint` is the command that installs it."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write at or below `path`. Raises `PtlError` with the place, and what to do, where the system
+    does not let us: its own errors often do not say where."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> PtlError:
+    """What to tell of a file or directory that cannot be written."""
+    hint = None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = (
+            "free some space there: 'ptl gc' deletes checkpoints that no run names any more. Or "
+            "keep runs elsewhere, with --home or PTL_HOME"
+        )
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "name a place where this user may write; runs are kept in --home or PTL_HOME"
+    return PtlError(
+        f"{display_path(path)} cannot be written", why=error.strerror or str(error), hint=hint
+    )
 
 
 @dataclass(frozen=True, order=True)

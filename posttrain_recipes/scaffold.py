@@ -9,6 +9,7 @@ from string import Template
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.plugin import API_VERSION
 from posttrain_recipes.registry import KINDS
+from posttrain_recipes.store import write_atomic
 from posttrain_recipes.version import __version__
 
 _USAGE = {
@@ -79,7 +80,6 @@ def write(kind: str, name: str, directory: Path | None = None) -> list[Path]:
     written = []
     for path, text in texts.items():
         target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        write_atomic(target, text)
         written.append(target)
     return written

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -27,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.errors import PtlError, UsageError, writing
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
 from posttrain_recipes.workload import Usage
@@ -48,19 +49,24 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whatever happens.
+
+    Raises:
+        PtlError: it cannot be written, as where the disk is full.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 OWN = "own:"
@@ -367,6 +373,10 @@ class Store:
                     f"run {record.id} is being worked on by process {holder}",
                     hint="wait for it, stop it, or start another with --fresh",
                 ) from None
+            except PtlError:  # the disk is full
+                if not (self.path(record.id) / "run.json").exists():
+                    shutil.rmtree(self.path(record.id), ignore_errors=True)
+                raise
             record.home = self.runs_dir
             if not record.order and not (self.path(record.id) / "run.json").is_file():
                 record.order = 1 + max((run.order for run in self.runs()), default=0)
@@ -375,8 +385,10 @@ class Store:
     @contextmanager
     def _lock(self, run_id: str) -> Iterator[None]:
         path = self.path(run_id) / "lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+b", buffering=0)
+        with file:
             # The kernel drops the lock with the process, so a crash leaves none behind. Whoever
             # lists runs holds a shared one for an instant; a run holds its own for long.
             for attempt in range(LOCK_ATTEMPTS):
@@ -387,17 +399,19 @@ class Store:
                     if attempt == LOCK_ATTEMPTS - 1:
                         raise
                     time.sleep(0.05)
-            file.truncate(0)
-            file.write(f"{os.getpid()} since {now()}")
-            file.flush()
+            with writing(path):
+                file.truncate(0)
+                file.write(f"{os.getpid()} since {now()}".encode())
             yield
 
     @contextmanager
     def choosing(self) -> Iterator[None]:
         """Lock out other processes that are choosing a run, so that two of them do not both begin
         one."""
-        self.runs_dir.mkdir(parents=True, exist_ok=True)
-        with (self.runs_dir / ".lock").open("a") as file:
+        with writing(self.runs_dir):
+            self.runs_dir.mkdir(parents=True, exist_ok=True)
+            file = (self.runs_dir / ".lock").open("a")
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -408,12 +422,13 @@ class Store:
         taken = [int(match.group(1)) for name in names if (match := pattern.fullmatch(name))]
         number = max(taken, default=0) + 1
         while True:
+            path = self.runs_dir / f"{recipe}-{number}"
             try:
-                (self.runs_dir / f"{recipe}-{number}").mkdir(parents=True)
+                path.mkdir(parents=True)
             except FileExistsError:
                 number += 1
             else:
-                return f"{recipe}-{number}"
+                return path.name
 
 
 def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
 
 import click
 
-from posttrain_recipes.errors import PtlError, RecipeError
+from posttrain_recipes.errors import PtlError, RecipeError, unwritable
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -99,7 +101,11 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         # A full disk, a directory that cannot be written: the system's words say it best.
-        click.echo(f"error: {error}", err=True)
+        print_error(
+            unwritable(Path(error.filename), error)
+            if isinstance(error.filename, str) and error.errno in (ENOSPC, EDQUOT)
+            else PtlError(str(error))
+        )
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -13,7 +13,7 @@ import click
 
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.cli.target import SCHEME, find, require_here
-from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError, display_path
+from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError, display_path, writing
 from posttrain_recipes.store import default_home
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -48,7 +48,15 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
         raise UsageError(f"{directory} is there already", hint="name a new directory")
     adapter = _folder(found.model, home)
     directory = directory.resolve()
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _write(adapter, directory, merge, dtype)
+    base = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    what = "model" if merge else f"adapter on {base}"
+    click.echo(f"{found.said}: {what} in {display_path(directory)}")
+
+
+def _write(adapter: Path, directory: Path, merge: bool, dtype: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary:
         out = Path(temporary) / "out"
         out.mkdir()
@@ -60,9 +68,6 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
         if directory.exists():
             directory.rmdir()
         os.replace(out, directory)
-    base = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    what = "model" if merge else f"adapter on {base}"
-    click.echo(f"{found.said}: {what} in {display_path(directory)}")
 
 
 def _folder(path: str, home: Path) -> Path:
@@ -92,6 +97,7 @@ def _merge(adapter: Path, out: Path, dtype: str) -> None:
     import warnings
 
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as progress
 
@@ -110,7 +116,10 @@ def _merge(adapter: Path, out: Path, dtype: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    merged.to(getattr(torch, dtype)).save_pretrained(out)
+    try:
+        merged.to(getattr(torch, dtype)).save_pretrained(out)
+    except SafetensorError as error:  # it hides what the system said
+        raise PtlError(f"{out} cannot be written", why=str(error)) from None
     tokenizer.save_pretrained(out)
 
 

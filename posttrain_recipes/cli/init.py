@@ -11,6 +11,7 @@ import click
 
 from posttrain_recipes import shipped
 from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.store import write_atomic
 
 FILES = ("recipe.yaml", "data/train.jsonl", "data/held_out.jsonl")
 """What a starter consists of; the package carries it."""
@@ -35,8 +36,7 @@ def init(directory: Path, name: str | None) -> None:
         if path in there:  # what two recipes share
             continue
         target = directory / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+        write_atomic(target, content)
         click.echo(f"wrote {display_path(target)}")
     click.echo(f"\nnext: ptl run {display_path(directory / next(iter(files)))}")
 

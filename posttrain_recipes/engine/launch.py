@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, writing
 
 LOG_LINES = 15  # of the engine's log, shown when it fails
 
@@ -98,7 +98,8 @@ def start(
     Raises:
         PtlError: it did not start; the message ends with the log's last lines.
     """
-    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(log_path):
+        log_path.parent.mkdir(parents=True, exist_ok=True)
     token = f"tml-{secrets.token_hex(24)}"
     ready_read, ready_write = os.pipe()
     lifeline_read, lifeline_write = os.pipe()

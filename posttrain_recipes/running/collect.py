@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,31 +108,42 @@ def _training_run(uri: str) -> str:
     return uri.removeprefix("tinker://").split("/")[0]
 
 
+NEEDED = 4 << 20
+"""Bytes that have to be free for SQLite to open a database as usual."""
+
+
+def _named(store: mlstore.MlflowStore) -> set[str]:
+    found: set[str] = set()
+    page = None
+    while True:
+        models = store.client.search_logged_models([store.experiment_id], page_token=page)
+        for model in models:
+            if _is_active(store, model.source_run_id):
+                uris = (model.params or {}).get
+                found |= {uri for uri in (uris("checkpoint_uri"), uris("sampler_uri")) if uri}
+        page = models.token
+        if not page:
+            return found
+
+
 def tracked_uris(home: Path) -> set[str]:
     """What MLflow's runs name, but for those that were deleted there.
 
     Raises:
         PtlError: the store does not answer: then nothing can be deleted safely.
     """
-    if not (mlstore.configured_uri() or (home / mlstore.DATABASE).is_file()):
+    own = home / mlstore.DATABASE
+    if not (mlstore.configured_uri() or own.is_file()):
         return set()
     try:
-        store = mlstore.open_store(home)
-        found: set[str] = set()
-        page = None
-        while True:
-            models = store.client.search_logged_models([store.experiment_id], page_token=page)
-            for model in models:
-                if _is_active(store, model.source_run_id):
-                    uris = (model.params or {}).get
-                    found |= {uri for uri in (uris("checkpoint_uri"), uris("sampler_uri")) if uri}
-            page = models.token
-            if not page:
-                return found
+        if mlstore.configured_uri() or shutil.disk_usage(home).free > NEEDED:
+            return _named(mlstore.open_store(home))
+        return _named(mlstore.open_frozen(home))
     except Exception as error:
         raise PtlError(
             "MLflow does not say which checkpoints its runs name, so none is deleted",
             why=str(error).strip().split("\n")[0],
+            hint=error.hint if isinstance(error, PtlError) else None,
         ) from None
 
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from posttrain_recipes import store
 from posttrain_recipes.conversion import as_row
+from posttrain_recipes.errors import writing
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.records import RECORD_TYPES, Checkpoint, Record
 from posttrain_recipes.store import RunRecord
@@ -77,6 +78,15 @@ class Made:
 
         Returns the number of records by the name of their type.
         """
+        with writing(self.path):
+            told = self._put_together()
+        whole = {**provenance, "files": told, "made": store.now()}
+        text = json.dumps(whole, indent=1, ensure_ascii=False)
+        store.write_atomic(self.path / "provenance.json", text + "\n")
+        shutil.rmtree(self.path / "batches", ignore_errors=True)
+        return {Path(name).stem: file["records"] for name, file in told.items()}
+
+    def _put_together(self) -> dict[str, dict[str, Any]]:
         self.path.mkdir(parents=True, exist_ok=True)
         files = _Files(self.path)
         try:
@@ -84,15 +94,10 @@ class Made:
                 with path.open(encoding="utf-8") as lines:
                     for line in lines:
                         files.add(*json.loads(line))
-            told = files.close()
+            return files.close()
         except BaseException:
             files.discard()
             raise
-        whole = {**provenance, "files": told, "made": store.now()}
-        text = json.dumps(whole, indent=1, ensure_ascii=False)
-        store.write_atomic(self.path / "provenance.json", text + "\n")
-        shutil.rmtree(self.path / "batches", ignore_errors=True)
-        return {Path(name).stem: file["records"] for name, file in told.items()}
 
     def _batch(self, number: int) -> Path:
         return self.path / "batches" / f"{number:06d}.jsonl"

@@ -8,7 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+from posttrain_recipes.errors import writing
 
 RENAMED = {"groups/flat_share": "groups/zero_variance_share"}
 """Metrics of older runs, and what they are called now."""
@@ -25,23 +29,30 @@ class CurveWriter:
     """Appends a stage's metrics as they come; what is written survives the process."""
 
     def __init__(self, run: Path, stage: str) -> None:
-        path = curve_path(run, stage)
+        self.path = path = curve_path(run, stage)
+        with writing(path):
+            self._file = self._opened(path)
+
+    def _opened(self, path: Path) -> IO[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.is_file() and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        file = path.open("a", encoding="utf-8", buffering=1)
         if torn:
             # A process that was killed in the middle of a line.
-            self._file.write("\n")
+            file.write("\n")
+        return file
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of one step."""
         # JSON has no NaN; a gap in the curve says the same.
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
         """Nothing more comes."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told
+            self._file.close()
 
 
 def read(run: Path, stage: str) -> dict[str, Series]:

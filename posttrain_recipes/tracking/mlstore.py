@@ -19,8 +19,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import PtlError, UsageError, display_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,6 +80,8 @@ def make_quiet() -> None:
     """Set what mlflow reads from the environment when it is imported."""
     # It warns of each try; the tracker says once that a server does not answer.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # It logs each error of the database with its traceback, and raises it too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     # Opening a store of an older mlflow or building one announces every migration.
@@ -172,6 +175,30 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> MlflowStore:
     client = MlflowClient(uri)
     location = None if given else (home / "artifacts").resolve().as_uri()
     return MlflowStore(client, experiment_id(client, experiment, location))
+
+
+def open_frozen(home: Path) -> MlflowStore:
+    """The database below `home`, read without writing a byte, as a full disk demands.
+
+    Raises:
+        PtlError: something may be writing to it, or was when its process was killed.
+    """
+    database = (home / DATABASE).resolve()
+    log = database.with_name(f"{DATABASE}-wal")
+    if log.is_file() and log.stat().st_size:
+        raise PtlError(
+            f"{display_path(log)} holds what is not in the database yet",
+            hint="free a little space by hand, and try again",
+        )
+    make_quiet()
+    import_mlflow()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///file:{quote(str(database))}?immutable=1&uri=true")
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        raise PtlError(f"{display_path(database)} has no experiment {EXPERIMENT}")
+    return MlflowStore(client, found.experiment_id)
 
 
 def artifact_text(uri: str, run_id: str, path: str) -> str:

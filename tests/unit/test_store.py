@@ -78,7 +78,7 @@ def test_a_write_that_is_stopped_leaves_the_old_file_and_nothing_else(
         raise failure
 
     monkeypatch.setattr(store.os, step, stop)
-    with pytest.raises(type(failure)):
+    with pytest.raises(PtlError if isinstance(failure, OSError) else KeyboardInterrupt):
         write_atomic(target, "new")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["run.json"]

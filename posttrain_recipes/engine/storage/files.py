@@ -64,7 +64,11 @@ def sha256(file: Path) -> str:
 
 def remove(folder: Path) -> None:
     """Delete a folder: it is gone at once, and not half-way when the process is killed."""
-    doomed = Path(tempfile.mkdtemp(prefix=".del-", dir=folder.parent))
+    try:
+        doomed = Path(tempfile.mkdtemp(prefix=".del-", dir=folder.parent))
+    except OSError:  # the disk is full, which this is to help with
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     os.replace(folder, doomed / "checkpoint")
     shutil.rmtree(doomed, ignore_errors=True)
 
