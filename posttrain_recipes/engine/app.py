@@ -300,9 +300,10 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
         ref = wire.parse(wire.PathRef, await body_of(request))
         return JSONResponse(await asyncio.to_thread(queries.weights_info, state, ref))
 
-    def urls(request: Request) -> dict[str, Any]:
+    async def urls(request: Request) -> Response:
         origin = f"{request.url.scheme}://{request.headers['host']}"
-        return transfers.urls(_checkpoint_of(request), origin, signer)
+        path = _checkpoint_of(request)
+        return JSONResponse(await asyncio.to_thread(transfers.urls, path, origin, signer))
 
     async def file(request: Request) -> Response:
         if not signer.signed(request.url.path, request.query_params, time.time()):
@@ -321,7 +322,7 @@ def _checkpoints(service: Service, access: Access) -> list[Route]:
         route(f"{checkpoint}/ttl", "PUT", set_ttl),
         route(f"{checkpoint}/publish", "POST", publish),
         route(f"{checkpoint}/publish", "DELETE", unpublish),
-        get(f"{checkpoint}/external_weights_urls", urls),
+        route(f"{checkpoint}/external_weights_urls", "GET", urls),
         route("copy_weights", "POST", copy),
         Route(f"{SIGNED}{{run}}/{{name}}/{{file}}", guarded(file), methods=["GET"]),
     ]  # fmt: skip

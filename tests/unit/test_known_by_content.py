@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from posttrain_recipes.engine.core import queries
 from posttrain_recipes.engine.core.registry import State
-from posttrain_recipes.engine.core.transfers import CopyWeights, Transfers
+from posttrain_recipes.engine.core.transfers import CopyWeights, Signer, Transfers
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import make_snapshot
 from posttrain_recipes.engine.storage.checkpoints import (
@@ -95,6 +95,17 @@ def test_other_bytes_are_refused_wherever_they_are_read(
     why = Local(PluginConfig()).lost(str(path), tmp_path)
     assert why is not None
     assert words in why
+
+
+def test_an_export_that_was_damaged_is_not_handed_out(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    path = save(store, "one", "external_weights")
+    transfers = Transfers(State({}, tmp_path))
+    assert len(transfers.urls(path, "http://here", Signer("t"))["urls"]) == 2  # type: ignore[arg-type]
+    flip(store.folder(path) / ADAPTER_FILE)
+    with pytest.raises(RequestError, match="is damaged"):
+        transfers.urls(path, "http://here", Signer("t"))
 
 
 def test_a_description_may_change_and_the_files_not(store: CheckpointStore) -> None:

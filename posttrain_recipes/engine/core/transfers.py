@@ -125,10 +125,12 @@ class Transfers:
         self.state.store.save(path, record, write, overwrite=True)
 
     def urls(self, path: CheckpointPath, origin: str, signer: Signer) -> dict[str, object]:
-        """An address for each file of an export, below `origin` (http://host:port)."""
+        """An address for each file of an export, below `origin` (http://host:port). Raises
+        RequestError 422 where the files are not what was saved: they are read to the end."""
         if path.kind != checkpoints.EXTERNAL:
             raise RequestError(422, f"{path} is no external weights checkpoint")
         folder = self.state.store.folder(path)
+        self.state.store.verify(folder)
         expires = int(time.time()) + URL_SECONDS
         urls = {}
         for file in sorted(folder.iterdir()):
