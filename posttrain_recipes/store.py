@@ -174,6 +174,8 @@ class StageRecord:
     """What it cost; None where that is not known or nothing is billed."""
     superseded: list[str] = field(default_factory=list)
     """Saved states and samplers that no try will go on from, and that may be there still."""
+    warnings: list[str] = field(default_factory=list)
+    """What was seen wrong while it trained, and what to do; see `running/health.py`."""
     tracking_id: str | None = None
     reused_from: str | None = None
     before: list[Measured] = field(default_factory=list)

@@ -18,6 +18,7 @@ from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, StageContext, StageSink
 from posttrain_recipes.running.findings import PreflightFinding
+from posttrain_recipes.running.health import LITTLE_TO_LEARN, ZERO_VARIANCE
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.loops.rl import RolloutMethod
@@ -28,8 +29,6 @@ from posttrain_recipes.waiting import CancellableWaiter, in_thread
 
 GROUPS = 16
 """Prompts, or episodes, that are tried."""
-ZERO_VARIANCE = 0.75
-"""A larger share of zero-variance groups than this is a warning."""
 
 
 def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[PreflightFinding]:
@@ -67,8 +66,7 @@ def _verdict(name: str, groups: Sequence[Group], replies: int) -> PreflightFindi
         name,
         "warning",
         f"{told}: there is little to learn from",
-        "prompts of which the model gets some right and some wrong; sft first if it never does; "
-        "'zero_variance_groups: replace', or a larger group_size",
+        LITTLE_TO_LEARN,
     )
 
 

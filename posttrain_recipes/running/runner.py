@@ -439,13 +439,9 @@ class _Run:
 def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:
     """Have `kept` say what an earlier run trained on the same inputs."""
     kept.status, kept.reused_from = "reused", earlier.reused_from or run.id
-    kept.checkpoint, kept.start = earlier.checkpoint, earlier.start
-    kept.total_steps, kept.records, kept.tokens = (
-        earlier.total_steps,
-        earlier.records,
-        earlier.tokens,
-    )
-    kept.made, kept.made_in = dict(earlier.made), earlier.made_in
+    for name in ("checkpoint", "start", "total_steps", "records", "tokens", "made_in"):
+        setattr(kept, name, getattr(earlier, name))
+    kept.made, kept.warnings = dict(earlier.made), list(earlier.warnings)
     names = {planned.fingerprint: planned.name for planned in stage.evals}
     for results, found in ((kept.before, earlier.before), (kept.after, earlier.after)):
         results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]

@@ -17,6 +17,7 @@ from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.health import Health
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.making import Made, provenance
 from posttrain_recipes.running.reading import read_records
@@ -99,12 +100,8 @@ class StageWork:
             name=stage.name, index=stage.index, params=report.stage_params(stage), tags=tags
         ) as child:
             kept.tracking_id = child.run_id
-            steps: dict[int, dict[str, float]] = {}
-            for metric, series in curves.read(runs / kept.reused_from, stage.name).items():
-                for step, value in series:
-                    steps.setdefault(step, {})[metric] = value
-            for step in sorted(steps):
-                child.log_metrics(steps[step], step)
+            for step, metrics in curves.steps(runs / kept.reused_from, stage.name).items():
+                child.log_metrics(metrics, step)
             made = kept.checkpoint
             if made and made.state_uri and stage.method:
                 child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
@@ -214,6 +211,10 @@ class Sink:
         self.tokens = kept.tokens
         self.begun = False
         self.deleting: dict[str, Future[None]] = {}
+        self.health = Health(getattr(getattr(stage.method, "config", None), "max_tokens", None))
+        for step, metrics in curves.steps(work.directory.path, stage.name).items():
+            if step <= self.done:
+                list(self.health.step(metrics))  # told by an earlier try
         self.curves = CurveWriter(work.directory.path, stage.name)
 
     def begin(self, total_steps: int) -> None:
@@ -230,7 +231,17 @@ class Sink:
         self.curves.add(step, metrics)
         self.child.log_metrics(metrics, step)
         self.work.reporter.step(step, self.kept.total_steps, metrics)
+        for text in self.health.step(metrics):
+            self.warn(f"by step {step} {text}")
         self.work.spending.step(self.stage, self.kept)
+
+    def warn(self, text: str) -> None:
+        """Say what is wrong, now and wherever the stage is looked at later."""
+        if text not in self.kept.warnings:  # or a try that was killed after its checkpoint told it
+            self.kept.warnings.append(text)
+        self.child.warn(text)
+        self.work.directory.save()
+        self.work.reporter.warning(f"stage '{self.stage.name}': {text}")
 
     def show(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """Samples of optimizer step `step` for people to read."""

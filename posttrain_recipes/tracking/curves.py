@@ -55,8 +55,8 @@ class CurveWriter:
             self._file.close()
 
 
-def read(run: Path, stage: str) -> dict[str, Series]:
-    """A stage's metrics by name; empty where none were kept."""
+def steps(run: Path, stage: str) -> dict[int, dict[str, float]]:
+    """A stage's metrics of each step, in their order; empty where none were kept."""
     steps: dict[int, dict[str, float]] = {}
     try:
         text = curve_path(run, stage).read_text(encoding="utf-8")
@@ -65,11 +65,17 @@ def read(run: Path, stage: str) -> dict[str, Series]:
     for line in text.splitlines():
         try:
             found = json.loads(line)
-            steps[int(found.pop("step"))] = found
+            number = int(found.pop("step"))
+            steps[number] = {RENAMED.get(name, name): float(v) for name, v in found.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
+    return dict(sorted(steps.items()))
+
+
+def read(run: Path, stage: str) -> dict[str, Series]:
+    """A stage's metrics by name; empty where none were kept."""
     curves: dict[str, Series] = {}
-    for step in sorted(steps):
-        for name, value in steps[step].items():
-            curves.setdefault(RENAMED.get(name, name), []).append((step, float(value)))
+    for step, metrics in steps(run, stage).items():
+        for name, value in metrics.items():
+            curves.setdefault(name, []).append((step, value))
     return curves

@@ -115,6 +115,7 @@ class StageRun(TrackedRun):
         self._steps: set[int] = set()
         self._written = time.monotonic()
         self._results: dict[str, dict[str, Estimate]] = {}
+        self._warnings: list[str] = []
         """By eval and metric: what it was before and after."""
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
@@ -267,12 +268,19 @@ class StageRun(TrackedRun):
         self._show_results()
         self.parent.write_metrics(mirrored)
 
+    def warn(self, text: str) -> None:
+        """Put a warning at the top of the run's page."""
+        self._warnings.append(text)
+        self._show_results()
+
     def _show_results(self) -> None:
-        """Put results on the run's page, and where to read replies of before and after."""
+        """Put warnings and results on the run's page, and where to read replies of before and
+        after."""
         compare = self.url().replace(
             f"{self.run_id}?", f"{self.run_id}/traces?compareToRunUuid={self.parent.run_id}&"
         )
-        note = results_table(self._results)
+        note = "".join(f"**warning:** {text}\n\n" for text in self._warnings)
+        note += results_table(self._results)
         if any("after" in found for found in self._results.values()):
             note += f"\n[Replies before and after, side by side]({compare.lstrip('/')})\n"
         self.set_tags({NOTE: note})

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
+from posttrain_recipes.cli import cli
 from posttrain_recipes.running.events import Reporter
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
@@ -80,3 +83,46 @@ def test_a_stopped_stage_comes_to_the_same_weights(tmp_path: Path) -> None:
     assert whole.keys() == stopped.keys()
     for name, tensor in whole.items():
         assert (tensor - stopped[name]).abs().max().item() < 1e-5, name
+
+
+class Heard(Reporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_stage_that_teaches_nothing_says_so_wherever_it_is_looked_at(tmp_path: Path) -> None:
+    path, home = write(tmp_path), tmp_path / "home"
+    set_to = {
+        "name": "nothing",
+        "stages.rl.reward": "{use: length, most: 100000}",
+        "stages.rl.eval": "[]",
+        "stages.rl.method.max_steps": "11",
+        "stages.rl.method.batch_size": "2",
+        "stages.rl.method.group_size": "2",
+        "stages.rl.method.max_tokens": "2",
+    }
+    heard = Heard()
+    overrides = [f"{key}={value}" for key, value in set_to.items()]
+    record = ptl.run(path, home=home, overrides=overrides, reporter=heard).record
+    (stage,) = record.stages
+    learned = next(text for text in stage.warnings if "no group taught anything" in text)
+    assert learned.startswith("by step 10 ")
+    assert f"stage 'rl': {learned}" in heard.warnings
+    assert any("cut at max_tokens=2" in text for text in stage.warnings)
+    report = (home / "runs" / record.id / "report.html").read_text()
+    assert "no group taught anything" in report
+    done = CliRunner().invoke(cli, ["show", record.id, "--home", str(home)])
+    assert f"warning: {learned}" in done.output
+    assert stage.tracking_id
+    note = (
+        MlflowClient(record.tracking_uri)
+        .get_run(stage.tracking_id)
+        .data.tags["mlflow.note.content"]
+    )
+    assert f"**warning:** {learned}" in note
+    again = ptl.run(path, home=home, overrides=[*overrides, "name=other"]).record
+    assert again.stages[0].status == "reused"
+    assert again.stages[0].warnings == stage.warnings

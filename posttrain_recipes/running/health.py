@@ -1,0 +1,144 @@
+"""What is wrong with RL while it trains: told as it is seen, once each, with what to do.
+
+A run of RL can use its whole budget and teach nothing, or undo what the model could: its loss says
+none of that. Judged are the metrics of its rollouts, over windows of steps, as a single step is
+mostly noise.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+WINDOW = 10
+"""Steps that are judged together."""
+ZERO_VARIANCE = 0.75
+"""A larger share of zero-variance groups than this is worth a word."""
+CUT = 0.25
+"""A larger share of replies that end at max_tokens than this is worth a word."""
+FALLING = -4.0
+"""A reward falls where the slope of its line, over the last `2 * WINDOW` steps or over all so far,
+is this many of its standard errors below zero. Looked at every `WINDOW` steps: of 100 stages
+of 200 steps without a slope no more than two look so (simulated)."""
+LITTLE_TO_LEARN = (
+    "prompts of which the model gets some right and some wrong; sft first if it never does; "
+    "'zero_variance_groups: replace', or a larger group_size"
+)
+"""What to do where groups have one reward for all replies."""
+
+
+@dataclass
+class Health:
+    """The judgement of one stage. `max_tokens` is the bound of its replies."""
+
+    max_tokens: int | None = None
+    told: set[str] = field(default_factory=set)
+    series: dict[str, list[float]] = field(default_factory=dict)
+
+    def step(self, metrics: Mapping[str, float]) -> Iterator[str]:
+        """Take the metrics of one more step; what is to be told, in words, with what to do."""
+        for name in WATCHED:
+            if (value := metrics.get(name)) is not None:
+                self.series.setdefault(name, []).append(value)
+        for name, judge in JUDGES.items():
+            if name not in self.told and (text := judge(self)):
+                self.told.add(name)
+                yield text
+
+    def last(self, name: str, count: int = WINDOW) -> list[float]:
+        """The last `count` values of a metric; empty where there are not as many yet."""
+        found = self.series.get(name, [])
+        return found[-count:] if len(found) >= count else []
+
+
+def _nothing_learned(health: Health) -> str | None:
+    learned = health.last("groups/learned")
+    if not learned or any(learned):
+        return None
+    return (
+        f"no group taught anything in {WINDOW} steps: all replies of a group had one reward; "
+        f"{LITTLE_TO_LEARN}"
+    )
+
+
+def _little_learned(health: Health) -> str | None:
+    shares = health.last("groups/zero_variance_share")
+    if not shares or not any(health.last("groups/learned")):
+        return None
+    share = statistics.fmean(shares)
+    if share <= ZERO_VARIANCE:
+        return None
+    return (
+        f"{share:.0%} of the groups of the last {WINDOW} steps had one reward for all replies, and "
+        f"taught nothing; {LITTLE_TO_LEARN}"
+    )
+
+
+def _reward_falls(health: Health) -> str | None:
+    every = health.series.get("reward/mean", [])
+    if len(every) < 2 * WINDOW or len(every) % WINDOW:
+        return None
+    for rewards in (every[-2 * WINDOW :], every):
+        if slope_t(rewards) < FALLING:
+            begin, end = statistics.fmean(rewards[:5]), statistics.fmean(rewards[-5:])
+            return (
+                f"the reward falls, from {begin:.3f} to {end:.3f} in {len(rewards)} steps; a lower "
+                "learning_rate, or kl_beta above 0"
+            )
+    return None
+
+
+def _entropy_collapses(health: Health) -> str | None:
+    recent = health.last("policy/entropy", 5)
+    every = health.series.get("policy/entropy", [])
+    if len(every) < WINDOW or not recent:
+        return None
+    begin, end = statistics.fmean(every[:5]), statistics.fmean(recent)
+    if not begin > 0 or end >= begin / 2:
+        return None
+    return (
+        f"the entropy of the policy fell by half, from {begin:.3f} to {end:.3f} nats a token: it "
+        "tries less and less; a lower learning_rate, kl_beta above 0, or fewer steps"
+    )
+
+
+def _replies_are_cut(health: Health) -> str | None:
+    shares = health.last("completions/clipped_ratio", 5)
+    if not shares or statistics.fmean(shares) <= CUT:
+        return None
+    bound = f"max_tokens={health.max_tokens}" if health.max_tokens else "max_tokens"
+    return (
+        f"{statistics.fmean(shares):.0%} of the replies of the last 5 steps were cut at {bound}, "
+        "and have no end: raise it"
+    )
+
+
+JUDGES = {
+    "nothing_learned": _nothing_learned,
+    "little_learned": _little_learned,
+    "reward_falls": _reward_falls,
+    "entropy_collapses": _entropy_collapses,
+    "replies_are_cut": _replies_are_cut,
+}
+WATCHED = (
+    "groups/learned",
+    "groups/zero_variance_share",
+    "reward/mean",
+    "policy/entropy",
+    "completions/clipped_ratio",
+)
+
+
+def slope_t(values: list[float]) -> float:
+    """The slope of the least-squares line through values at equal distances, in its standard
+    errors; 0 for values that are all the same."""
+    count = len(values)
+    middle, mean = (count - 1) / 2, statistics.fmean(values)
+    spread = math.fsum((i - middle) ** 2 for i in range(count))
+    slope = math.fsum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread
+    rest = math.fsum((v - mean - slope * (i - middle)) ** 2 for i, v in enumerate(values))
+    if rest <= 1e-12 * max(1.0, mean * mean):
+        return 0.0 if abs(slope) < 1e-9 else math.copysign(math.inf, slope)
+    return slope / math.sqrt(rest / (count - 2) / spread)

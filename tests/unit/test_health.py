@@ -1,0 +1,95 @@
+"""What is told of RL while it trains, and that nothing is told of what is well."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posttrain_recipes.running.health import Health, slope_t
+
+WELL = {
+    "groups/learned": 4.0,
+    "groups/zero_variance_share": 0.3,
+    "reward/mean": 0.5,
+    "policy/entropy": 1.0,
+    "completions/clipped_ratio": 0.05,
+}
+
+
+def told(steps: list[dict[str, float]], **options: Any) -> list[tuple[int, str]]:
+    health = Health(**options)
+    return [(i, text) for i, step in enumerate(steps, 1) for text in health.step(step)]
+
+
+def test_a_stage_that_learns_is_not_spoken_of() -> None:
+    draw = random.Random(0)
+    steps = [
+        {**WELL, "reward/mean": 0.3 + 0.005 * i + draw.gauss(0, 0.1), "policy/entropy": 1 - i / 250}
+        for i in range(100)
+    ]
+    assert told(steps) == []
+    assert told([{"train/loss": 1.0}] * 50) == [], "other methods have none of these metrics"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "at"),
+    [
+        ({"groups/learned": 0.0, "groups/zero_variance_share": 1.0}, "no group taught", 10),
+        ({"groups/zero_variance_share": 0.8}, "80% of the groups of the last 10 steps", 10),
+        ({"completions/clipped_ratio": 0.78}, "78% .* were cut at max_tokens=64, .* raise it", 5),
+    ],
+)
+def test_what_is_wrong_from_the_start_is_told_once_with_what_to_do(
+    changed: dict[str, float], words: str, at: int
+) -> None:
+    found = told([{**WELL, **changed}] * 40, max_tokens=64)
+    assert [step for step, _ in found] == [at]
+    assert re.search(words, found[0][1])
+    assert ";" in found[0][1] or ":" in found[0][1]
+
+
+def test_a_reward_that_falls_is_told() -> None:
+    draw = random.Random(1)
+    steps = [{**WELL, "reward/mean": 0.5 + draw.gauss(0, 0.02)} for _ in range(20)]
+    steps += [{**WELL, "reward/mean": 0.5 - 0.02 * i + draw.gauss(0, 0.02)} for i in range(20)]
+    ((step, text),) = told(steps)
+    assert 20 < step <= 40
+    assert text.startswith("the reward falls, from 0.")
+    assert "lower learning_rate" in text
+
+
+def test_an_entropy_that_falls_by_half_is_told() -> None:
+    steps = [{**WELL, "policy/entropy": 2.0 * 0.95**i} for i in range(40)]
+    ((step, text),) = told(steps)
+    assert 14 <= step <= 20
+    assert "the entropy of the policy fell by half, from 1.8" in text
+
+
+def test_a_slow_fall_is_told_too() -> None:
+    draw = random.Random(3)
+    steps = [{**WELL, "reward/mean": 0.4 - 0.002 * i + draw.gauss(0, 0.08)} for i in range(150)]
+    ((step, text),) = told(steps)
+    assert step <= 130
+    assert f"in {step} steps" in text
+
+
+def test_noise_seldom_looks_like_a_fall() -> None:
+    draw = np.random.default_rng(0)
+    stages = [[{"reward/mean": x} for x in row] for row in draw.normal(size=(500, 200))]
+    assert sum(bool(told(stage)) for stage in stages) / 500 < 0.03
+
+
+def test_the_slope_is_that_of_a_regression() -> None:
+    from scipy import stats
+
+    draw = random.Random(2)
+    values = [0.1 * i + draw.gauss(0, 1) for i in range(20)]
+    fit = stats.linregress(range(20), values)
+    assert slope_t(values) == pytest.approx(fit.slope / fit.stderr)
+    assert slope_t([1.0] * 20) == 0.0
+    assert slope_t([1.0 - i for i in range(20)]) == -math.inf
