@@ -14,6 +14,7 @@ from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
 from posttrain_recipes.reporting import scores
 from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.health import cut
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
@@ -78,6 +79,12 @@ class Evaluator:
                     result,
                 )
             )
+            limit = getattr(planned.eval.config, "max_tokens", None)
+            if text := cut([sample.truncated for sample in result.samples], limit):
+                text = f"{planned.name} {when}: {text}"
+                kept.warnings.append(text)
+                child.warn(text)
+                self.reporter.warning(f"stage '{stage.name}', {text}")
             self.directory.save()
             self.reporter.evaluated(stage, planned, when, result)
 

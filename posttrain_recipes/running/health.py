@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 WINDOW = 10
 """Steps that are judged together."""
 ZERO_VARIANCE = 0.75
 """A larger share of zero-variance groups than this is worth a word."""
-CUT = 0.25
+CUT = 0.1
 """A larger share of replies that end at max_tokens than this is worth a word."""
 FALLING = -4.0
 """A reward falls where the slope of its line, over the last `2 * WINDOW` steps or over all so far,
@@ -108,11 +108,28 @@ def _replies_are_cut(health: Health) -> str | None:
     shares = health.last("completions/clipped_ratio", 5)
     if not shares or statistics.fmean(shares) <= CUT:
         return None
-    bound = f"max_tokens={health.max_tokens}" if health.max_tokens else "max_tokens"
-    return (
-        f"{statistics.fmean(shares):.0%} of the replies of the last 5 steps were cut at {bound}, "
-        "and have no end: raise it"
-    )
+    share = f"{statistics.fmean(shares):.0%} of the replies of the last 5 steps"
+    return f"{share} were cut at {_bound(health.max_tokens)}, and have no end: raise it"
+
+
+def _made_replies_are_cut(health: Health) -> str | None:
+    shares = health.last("data/truncated", 1)
+    if not shares or shares[0] <= CUT:
+        return None
+    share = f"{shares[0]:.0%} of the replies of a batch"
+    return f"{share} were cut at {_bound(health.max_tokens)}, and are not kept: raise it"
+
+
+def cut(truncated: Sequence[bool], max_tokens: int | None) -> str | None:
+    """What to say of replies some of which ended at `max_tokens`; None where they are few."""
+    count, every = sum(truncated), len(truncated)
+    if count <= CUT * every:
+        return None
+    return f"{count} of {every} replies were cut at {_bound(max_tokens)}, and have no end: raise it"
+
+
+def _bound(max_tokens: int | None) -> str:
+    return f"max_tokens={max_tokens}" if max_tokens else "max_tokens"
 
 
 JUDGES = {
@@ -121,6 +138,7 @@ JUDGES = {
     "reward_falls": _reward_falls,
     "entropy_collapses": _entropy_collapses,
     "replies_are_cut": _replies_are_cut,
+    "made_replies_are_cut": _made_replies_are_cut,
 }
 WATCHED = (
     "groups/learned",
@@ -128,6 +146,7 @@ WATCHED = (
     "reward/mean",
     "policy/entropy",
     "completions/clipped_ratio",
+    "data/truncated",
 )
 
 

@@ -18,7 +18,7 @@ from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, StageContext, StageSink
 from posttrain_recipes.running.findings import PreflightFinding
-from posttrain_recipes.running.health import LITTLE_TO_LEARN, ZERO_VARIANCE
+from posttrain_recipes.running.health import LITTLE_TO_LEARN, ZERO_VARIANCE, cut
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.loops.rl import RolloutMethod
@@ -47,10 +47,13 @@ def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterato
         except PtlError as error:
             yield PreflightFinding(name, "failed", error.what, error.hint)
         else:
-            yield _verdict(name, groups, whole)
+            limit = getattr(stage.method.config, "max_tokens", None)
+            yield _verdict(name, groups, whole, limit)
 
 
-def _verdict(name: str, groups: Sequence[Group], replies: int) -> PreflightFinding:
+def _verdict(
+    name: str, groups: Sequence[Group], replies: int, max_tokens: int | None
+) -> PreflightFinding:
     scored = [reward for group in groups for reward in group.rewards]
     if not scored:
         why = next((group.error for group in groups if group.error), "every reward abstained")
@@ -60,7 +63,12 @@ def _verdict(name: str, groups: Sequence[Group], replies: int) -> PreflightFindi
         f"{zero_variance} of {len(groups)} groups have one reward for all replies; the mean is "
         f"{sum(scored) / len(scored):.2f}"
     )
+    short = cut([r.sample.truncated for group in groups for r in group.rollouts], max_tokens)
+    if short:
+        told = f"{told}; {short}"
     if zero_variance <= ZERO_VARIANCE * len(groups):
+        if short:
+            return PreflightFinding(name, "warning", told, "a larger max_tokens")
         return PreflightFinding(name, "ok", told)
     return PreflightFinding(
         name,

@@ -41,6 +41,7 @@ class Bench:
     project: Project
     fails: int = 0
     asked: int = 0
+    cut: int = 0
     heard: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,13 +56,15 @@ class Bench:
     def evaluator(self) -> Evaluator:
         reporter = Reporter()
         reporter.doing = self.heard.append  # type: ignore[method-assign]
+        reporter.warning = self.heard.append  # type: ignore[method-assign]
         serving: Any = SimpleNamespace(sampler=lambda _: None, renderer=lambda *_: None, wait=None)
         return Evaluator(self.directory, serving, reporter, self.spending, Path)
 
     def measure(self, evaluator: Evaluator, stage: int, when: Any, weights: Checkpoint) -> None:
         planned, kept = self.stages[stage], self.record.stages[stage]
         setattr(kept, "start" if when == "before" else "checkpoint", weights)
-        tracked: Any = SimpleNamespace(log_eval=_ignore, log_samples=_ignore)
+        warned = self.heard.append
+        tracked: Any = SimpleNamespace(log_eval=_ignore, log_samples=_ignore, warn=warned)
         evaluator.measure(planned, kept, tracked, when, weights)
 
     def _evaluate(self, context: Any) -> EvalResult:
@@ -69,7 +72,9 @@ class Bench:
         self.spending.meter._add(self.spending.meter._target, prefill=10)
         if self.asked <= self.fails:
             raise KeyboardInterrupt
-        samples = (Sample((Message("user", "?"),), "reply"),)
+        samples = tuple(
+            Sample((Message("user", "?"),), "reply", truncated=i < self.cut) for i in range(10)
+        )
         return EvalResult({"nll": Estimate(0.5, 0.4, 0.6, 1)}, samples, {"nll": False})
 
 
@@ -110,3 +115,14 @@ def test_an_interrupted_eval_is_paid_for_and_no_part_of_what_the_eval_takes(
     assert (kept.evaluation.usage.tokens, kept.lost.usage.tokens) == (10, 10)
     assert kept.spent.usage.tokens == 10
     assert bench.spending.tokens == 20, "a budget holds for all that was sent"
+
+
+def test_replies_that_were_cut_are_told(project: Project) -> None:
+    bench = Bench(project, cut=1)
+    bench.measure(bench.evaluator(), 0, "before", Checkpoint("./model"))
+    assert bench.record.stages[0].warnings == [], "one of ten is no warning"
+    bench.cut = 5
+    bench.measure(bench.evaluator(), 0, "after", TRAINED)
+    told = "nll after: 5 of 10 replies were cut at max_tokens, and have no end: raise it"
+    assert bench.record.stages[0].warnings == [told]
+    assert bench.heard[-2:] == [told, f"stage 'sft', {told}"]
