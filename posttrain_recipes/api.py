@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,11 @@ def run(
 
 
 def runs(home: str | Path | None = None) -> list[Result]:
-    """Every run, oldest first."""
-    return [Result(record) for record in Store(default_home(home)).runs()]
+    """Every run that can be read, oldest first; the others are warned of."""
+    found, unreadable = Store(default_home(home)).listed()
+    for one in unreadable:
+        warnings.warn(f"{one}; {one.hint}", stacklevel=2)
+    return [Result(record) for record in found]
 
 
 def show(run_id: str, home: str | Path | None = None) -> Result:

@@ -49,6 +49,10 @@ class MissingExtraError(PtlError):
     """A feature needs a package that is not installed; `hint` is the command that installs it."""
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The errors of a disk, or of a user's share of it, that has no space left."""
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Write at or below `path`. Raises `PtlError` with the place, and what to do, where the system
@@ -62,7 +66,7 @@ def writing(path: Path) -> Iterator[None]:
 def unwritable(path: Path, error: OSError) -> PtlError:
     """What to tell of a file or directory that cannot be written."""
     hint = None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         hint = (
             "free some space there: 'ptl gc' deletes checkpoints that no run names any more. Or "
             "keep runs elsewhere, with --home or PTL_HOME"

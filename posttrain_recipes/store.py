@@ -28,20 +28,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.errors import PtlError, UsageError, writing
+from posttrain_recipes import runfile
+from posttrain_recipes.errors import DISK_FULL, PtlError, UsageError, unwritable, writing
+from posttrain_recipes.home import default_home as default_home
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
+from posttrain_recipes.runfile import Unreadable, UnreadableError
 from posttrain_recipes.workload import Usage
 
-FORMAT = 1
-"""Version of `run.json`."""
 LOCK_ATTEMPTS = 10
 """Tries, 50 ms apart, before a run counts as held."""
-
-
-def default_home(given: str | Path | None = None) -> Path:
-    """The directory that was given; else `$PTL_HOME`, or `.ptl` in the current directory."""
-    return Path(given or os.environ.get("PTL_HOME") or ".ptl").expanduser().resolve()
 
 
 def now() -> str:
@@ -313,27 +309,41 @@ class Store:
         self.runs_dir = home / "runs"
 
     def runs(self) -> list[RunRecord]:
-        """Every run, oldest first; one that cannot be read is left out."""
-        found = []
-        for path in self.runs_dir.glob("*/run.json"):
-            record = read(path)
-            if record is not None:
-                if record.status == "running" and not self.locked(record.id):
-                    record.status = "killed"
-                    for stage in record.stages:
-                        stage.status = "killed" if stage.status == "running" else stage.status
-                found.append(record)
-        return in_order(found)
+        """Every run that can be read, oldest first; `listed` tells of the others too."""
+        return self.listed()[0]
+
+    def listed(self) -> tuple[list[RunRecord], list[Unreadable]]:
+        """Every run that can be read, oldest first; and every one that cannot, by name."""
+        found, broken = [], []
+        for path in sorted(self.runs_dir.glob("*/run.json")):
+            try:
+                record = read_run(path)
+            except UnreadableError as error:
+                broken.append(Unreadable.of(path, error))
+                continue
+            if record.status == "running" and not self.locked(record.id):
+                record.status = "killed"
+                for stage in record.stages:
+                    stage.status = "killed" if stage.status == "running" else stage.status
+            found.append(record)
+        return in_order(found), broken
 
     def find(self, run_id: str) -> RunRecord:
         """The run of that id, else the last run of the recipe of that name.
 
         Raises:
             UsageError: there is none.
+            PtlError: it is there and cannot be read.
         """
-        runs = self.runs()
+        runs, broken = self.listed()
+        for one in broken:
+            if run_id == one.id:
+                raise one.error()
         if (record := named(runs, run_id)) is not None:
             return record
+        for one in broken:
+            if run_id == one.id.rpartition("-")[0]:
+                raise one.error()
         recent = ", ".join(record.id for record in runs[-5:])
         raise UsageError(
             f"there is no run '{run_id}' in {self.home}",
@@ -382,6 +392,12 @@ class Store:
             record.home = self.runs_dir
             if not record.order and not (self.path(record.id) / "run.json").is_file():
                 record.order = 1 + max((run.order for run in self.runs()), default=0)
+            kept = self.path(record.id) / "run.json"
+            if kept.exists():
+                try:
+                    read_run(kept)  # damaged since it was listed: that is kept
+                except UnreadableError as error:
+                    raise Unreadable.of(kept, error).error() from None
             yield RunDirectory(self.path(record.id), record)
 
     @contextmanager
@@ -410,10 +426,16 @@ class Store:
     def choosing(self) -> Iterator[None]:
         """Lock out other processes that are choosing a run, so that two of them do not both begin
         one."""
-        with writing(self.runs_dir):
+        try:
             self.runs_dir.mkdir(parents=True, exist_ok=True)
-            file = (self.runs_dir / ".lock").open("a")
-        with file:
+            lock = (self.runs_dir / ".lock").open("a")
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise unwritable(self.runs_dir, error) from None
+            why = f"{error.filename or self.runs_dir}: {error.strerror}"
+            hint = "name another directory with --home or PTL_HOME"
+            raise UsageError(f"no run can be kept in {self.home}", why=why, hint=hint) from None
+        with lock as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -451,43 +473,34 @@ def _number(run_id: str) -> int:
 
 def dump(record: RunRecord) -> str:
     """A run as `run.json` holds it."""
-    kept = {"format": FORMAT, **asdict(record)}
+    kept = {"format": runfile.FORMAT, **asdict(record)}
     del kept["home"]
     return json.dumps(kept, indent=1, ensure_ascii=False)
 
 
-def parse(data: dict[str, Any]) -> RunRecord:
-    """A run from what `dump` wrote. Raises ValueError and the like for anything else."""
-    if data.pop("format") != FORMAT:
-        raise ValueError("written by another version")
-    data["stages"] = [_stage(stage) for stage in data["stages"]]
-    return RunRecord(**data)
+def parse(data: Any) -> RunRecord:
+    """A run from what `dump` wrote, now or in an older format.
+
+    Raises:
+        UnreadableError: it is anything else.
+    """
+    record = runfile.build(RunRecord, runfile.migrated(data))
+    if not record.stages:
+        raise UnreadableError("it has no stages")
+    return record
+
+
+def read_run(path: Path) -> RunRecord:
+    """The run in a `run.json`. Raises `UnreadableError` where that cannot be read."""
+    return replace(parse(runfile.load(path)), home=path.parents[1])
 
 
 def read(path: Path) -> RunRecord | None:
-    """The run in a `run.json`; None if that cannot be read."""
+    """The run in a `run.json`; None where there is none, or where it cannot be read."""
     try:
-        return replace(parse(json.loads(path.read_text(encoding="utf-8"))), home=path.parents[1])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return read_run(path)
+    except UnreadableError:
         return None
-
-
-def _stage(data: dict[str, Any]) -> StageRecord:
-    for key, cls in (
-        ("resume", Resume),
-        ("start", Checkpoint),
-        ("checkpoint", Checkpoint),
-        ("estimate", Estimated),
-    ):
-        data[key] = cls(**data[key]) if data.get(key) else None
-    for key in ("training", "evaluation", "lost"):
-        data[key] = Spent(**data.get(key, {}))
-    for when in ("before", "after"):
-        data[when] = [
-            Measured(**{**m, "metrics": {k: Estimate(**e) for k, e in m["metrics"].items()}})
-            for m in data[when]
-        ]
-    return StageRecord(**data)
 
 
 def measured(

@@ -106,8 +106,8 @@ def pressed(error: KeyboardInterrupt) -> bool:
 
 
 class Interrupts:
-    """Collects Ctrl-C, SIGTERM and passed limits, and raises them only where work can stop without
-    loss."""
+    """Collects Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and passed limits, and raises them
+    only where work can stop without loss."""
 
     def __init__(self) -> None:
         self.signal = signal.SIGINT
@@ -130,11 +130,15 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle both signals until the context ends; only the main thread can."""
+        """Handle the signals until the context ends; only the main thread can. SIGHUP stays ignored
+        where it is: under nohup."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
@@ -142,6 +146,8 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._signals:
+            return  # the kernel and the shell each send one: nobody is impatient
         self.signal = signal.Signals(number)
         if self._signals > max(self._seen.values(), default=0):
             # Asked twice before anybody looked up: do not wait for a good moment any longer.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import sys
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 import click
 
-from posttrain_recipes.errors import PtlError, RecipeError, unwritable
+from posttrain_recipes.cli import streams
+from posttrain_recipes.errors import DISK_FULL, PtlError, RecipeError, unwritable
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -83,38 +83,43 @@ def cli() -> None:
 
 def main() -> None:
     """The console script `ptl`."""
+    streams.open_missing()
+    streams.leave(_code())
+
+
+def _code() -> int:
+    """Run the command; its exit code."""
     try:
         code = cli.main(prog_name="ptl", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        return 130
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with contextlib.suppress(OSError, ValueError):
+            error.show()
+        return error.exit_code
     except PtlError as error:
         print_error(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        # `ptl runs | head`: the reader has what it wanted.
-        sys.stderr.close()
-        sys.exit(0)
+        return 0  # `ptl runs | head`: the reader has what it wanted
     except OSError as error:
         # A full disk, a directory that cannot be written: the system's words say it best.
         print_error(
             unwritable(Path(error.filename), error)
-            if isinstance(error.filename, str) and error.errno in (ENOSPC, EDQUOT)
+            if isinstance(error.filename, str) and error.errno in DISK_FULL
             else PtlError(str(error))
         )
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1
+    return code if isinstance(code, int) else 0
 
 
 def print_error(error: PtlError) -> None:
     """The error for a person, on stderr."""
     if isinstance(error, RecipeError):
-        click.echo(str(error), err=True)
+        streams.say(str(error))
         count = len(error.faults)
-        click.echo(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.", err=True)
+        streams.say(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.")
     else:
-        click.echo(f"error: {error}", err=True)
+        streams.say(f"error: {error}")

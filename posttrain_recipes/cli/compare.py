@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import folded, home_option, json_option
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.reporting import comparisons, report
 from posttrain_recipes.store import default_home, write_atomic
@@ -42,7 +42,7 @@ def compare(
     if output is not None:
         write_atomic(output, found.html())
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=2))
+        answer(found.as_json())
         return
     if found.differing:
         click.echo(report.columns([("", *found.names), *found.differing]))

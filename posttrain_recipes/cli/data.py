@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def check(
     ok = all(report.ok for report in reports)
     if as_json:
         whole = {"ok": ok, "files": [report.as_dict() for report in reports]}
-        click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
+        answer(whole)
     if not ok:
         context.exit(2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import click
 
 from posttrain_recipes import models, probe, registry
 from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.engines import Local, Server
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Connection
@@ -35,7 +35,7 @@ def list_engines(as_json: bool) -> None:
     entries = registry.load().entries["engine"].values()
     if as_json:
         rows = [{"name": one.name, "summary": one.summary} for one in entries]
-        click.echo(json.dumps(rows, indent=2))
+        answer(rows)
         return
     formatter = click.HelpFormatter()
     formatter.write_dl([(one.name, one.summary) for one in entries])
@@ -75,7 +75,7 @@ def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_jso
             if not as_json:
                 click.echo(_line(outcome))
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        answer([asdict(one) for one in found])
     else:
         count = sum(one.verdict == "yes" for one in found)
         lacking = ", ".join(one.name for one in found if one.verdict == "no")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import click
 
 from posttrain_recipes import engines, registry
 from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import PluginConfig
 from posttrain_recipes.running import collect
 from posttrain_recipes.store import Store, default_home
@@ -33,7 +34,13 @@ def gc(keep_last: int | None, dry_run: bool, home: Path | None, as_json: bool) -
     """
     where = default_home(home)
     stored = engines.Local(PluginConfig()).stored(where / "engine")
-    runs = Store(where).runs()
+    runs, unreadable = Store(where).listed()
+    if unreadable:
+        raise PtlError(
+            "; ".join(map(str, unreadable)),
+            why="what it needs is not known, so nothing is deleted",
+            hint=unreadable[0].hint,
+        )
     tracked = collect.tracked_uris(where) if runs else set()
     garbage = collect.find(runs, stored, tracked, keep_last)
     failed: list[tuple[collect.Garbage, str]] = []
@@ -50,7 +57,7 @@ def gc(keep_last: int | None, dry_run: bool, home: Path | None, as_json: bool) -
             "failed": [{**asdict(item), "error": why} for item, why in failed],
             "dry_run": dry_run,
         }
-        click.echo(json.dumps(told, indent=2))
+        answer(told)
         return
     for item in gone:
         size = "" if item.size is None else f"{item.size / 1e6:9.1f} MB  "

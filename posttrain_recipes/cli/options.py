@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from posttrain_recipes.cli.streams import for_programs
 from posttrain_recipes.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,4 +113,11 @@ def _first_line(file: Path, option: str) -> str:
     return lines[0]
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    callback=for_programs,
+    help="Print JSON for programs.",
+)

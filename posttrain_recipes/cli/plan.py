@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from posttrain_recipes.cli.options import (
     recipe_options,
     scope_options,
 )
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.planning import costs, pricing, reuse
 from posttrain_recipes.planning.plans import BASE, Plan
 from posttrain_recipes.planning.reuse import Scope, decisions
@@ -42,7 +42,9 @@ def plan(
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     where = default_home(home)
     prices = pricing.load(where)
-    runs = Store(where).runs()
+    runs, unreadable = Store(where).listed()
+    for one in unreadable:
+        click.echo(f"warning: {one}; nothing of it is reused ({one.hint})", err=True)
     remade = reuse.remade(planned, runs)
     stages, ahead = _stages(planned, where, scope, prices, tokens, runs)
     if as_json:
@@ -58,7 +60,7 @@ def plan(
             "estimate": asdict(ahead),
             "prices": prices.note if planned.engine.billed else None,
         }
-        click.echo(json.dumps(data, indent=2))
+        answer(data)
         return
     preset_note = f", preset {planned.preset}" if planned.preset else ""
     click.echo(f"{planned.name}: {planned.model} on engine {planned.engine.name}{preset_note}")

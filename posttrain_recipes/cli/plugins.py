@@ -14,6 +14,7 @@ import click
 
 from posttrain_recipes import registry
 from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.plugin import Method, PluginConfig
@@ -38,7 +39,7 @@ def list_plugins(as_json: bool) -> None:
             "plugins": [_summary(entry) for entry in found],
             "broken": [vars(broken) for broken in found.broken],
         }
-        click.echo(json.dumps(data, indent=2))
+        answer(data)
         return
     formatter = click.HelpFormatter(width=shutil.get_terminal_size().columns)
     for kind in KINDS:
@@ -68,7 +69,7 @@ def show_plugin(name: str, as_json: bool) -> None:
     entries = find(name)
     if as_json:
         data = [{**_summary(e), "options": e.config.model_json_schema()} for e in entries]
-        click.echo(json.dumps(data, indent=2))
+        answer(data)
         return
     for entry in entries:
         click.echo(f"{entry.kind} {entry.name}  ({entry.distribution} {entry.version})")
@@ -103,7 +104,7 @@ def check_plugin(name: str, options: tuple[str, ...], read_only: bool, as_json: 
             if not as_json:
                 _tell(finding)
     if as_json:
-        click.echo(json.dumps(data, indent=2))
+        answer(data)
     sys.exit(1 if failed else 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import Store, default_home
 
@@ -51,7 +51,7 @@ def preflight(
             sample = not planned.engine.billed
         found += checks.engine(planned, where, Store(where).runs(), sample=sample)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+        answer([asdict(finding) for finding in found])
     else:
         for finding in found:
             click.echo(f"{MARKS[finding.verdict]}  {finding.check}: {finding.message}")

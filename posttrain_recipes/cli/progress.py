@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from posttrain_recipes.cli.options import folded
+from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
@@ -51,7 +52,7 @@ def _after(record: RunRecord) -> list[str]:
 class Lines(Reporter):
     """Plain lines, one for each thing that happened; stages side by side are told by their name."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO | Lasting) -> None:
         self.out = out
         self.path = Path()
         self.stages: dict[str, StageProgress] = defaultdict(StageProgress)
@@ -65,7 +66,9 @@ class Lines(Reporter):
     def line(self, text: str = "") -> None:
         """Print one line now."""
         whose = f"{worker()}: " if worker() else ""
-        print(f"{whose}{text.lstrip() if whose else text}", file=self.out, flush=True)
+        print(
+            f"{whose}{text.lstrip() if whose else text}", file=cast("IO[str]", self.out), flush=True
+        )
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -213,13 +216,11 @@ class StageProgress:
 class Live(Lines):
     """A progress bar while training, a spinner while something else is under way, and a table."""
 
-    def __init__(self) -> None:
-        import sys
-
+    def __init__(self, out: TextIO | Lasting) -> None:
         from rich.console import Console
 
-        super().__init__(sys.stdout)
-        self.console = Console(highlight=False)
+        super().__init__(out)
+        self.console = Console(highlight=False, file=cast("IO[str]", out))
         self.status: Status | None = None
         self.progress: Progress | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 
 from posttrain_recipes import api, registry
 from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.cli.streams import Lasting, answer
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, default_home
@@ -58,14 +58,14 @@ def reproduce(
             f"what {then.id} was made of has changed",
             hint="bring it back, or see what comes out all the same with --anyway",
         )
-    reporter = Lines(out)
+    reporter = Lines(Lasting(out))
     try:
         now = runner.run(plan, default_home(home), reporter, scope=Scope(fresh=True))
     except KeyboardInterrupt:
         reporter.line("stopped; 'ptl reproduce' begins anew")
         return 130
     if as_json:
-        click.echo(json.dumps(reproduction.as_json(then, now, changed), indent=2))
+        answer(reproduction.as_json(then, now, changed))
     else:
         _print(then, now)
     return 0 if all(v.reproduced for v in reproduction.verdicts(then, now)) else 1

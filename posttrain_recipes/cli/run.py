@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options, scope_options
+from posttrain_recipes.cli.streams import Lasting, answer, say
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.reporting import report
@@ -47,7 +47,8 @@ def run(
     from posttrain_recipes.store import default_home
 
     live = sys.stdout.isatty() and not as_json and jobs == 1
-    reporter = Live() if live else Lines(sys.stderr if as_json else sys.stdout)
+    out = Lasting(sys.stderr if as_json else sys.stdout)
+    reporter = Live(out) if live else Lines(out)
     try:
         record = runner.run(planned, default_home(home), reporter, scope=scope, jobs=jobs)
     except KeyboardInterrupt:
@@ -55,7 +56,9 @@ def run(
         sys.exit(130)
     finally:
         reporter.close()
+        if out.lost:
+            say(f"warning: some of the output could not be written ({out.lost}); the run went on")
     if as_json:
-        click.echo(json.dumps(report.as_json(record), indent=2))
+        answer(report.as_json(record))
     whole = record.status == "finished"
     return 1 if whole and any(not gate.passed for gate in gates.check(record)) else 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.reporting import report
+from posttrain_recipes.store import Store, default_home
 
 
 @click.command()
@@ -17,22 +17,28 @@ from posttrain_recipes.reporting import report
 @json_option
 def runs(home: Path | None, as_json: bool) -> None:
     """List runs, the newest last."""
-    found = api.runs(home)
+    records, unreadable = Store(default_home(home)).listed()
     if as_json:
-        click.echo(json.dumps([report.as_json(result.record) for result in found], indent=2))
+        broken = [
+            {"run": one.id, "status": "unreadable", "error": one.why, "next": one.hint}
+            for one in unreadable
+        ]
+        answer([*(report.as_json(record) for record in records), *broken])
         return
-    if not found:
+    if not records and not unreadable:
         click.echo("no runs yet; 'ptl run RECIPE' makes one")
         return
     table = [("run", "status", "began", "model", "stages")]
-    for result in found:
-        record = result.record
+    for record in records:
         stages = " -> ".join(
             stage.name + ("" if stage.done else f" ({stage.status})") for stage in record.stages
         )
         began = record.created[:16].replace("T", " ")
         table.append((record.id, record.status, began, record.model, stages))
+    table += [(one.id, "unreadable", "", "", "") for one in unreadable]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)]
     for row in table:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         click.echo("  ".join([*cells, row[-1]]).rstrip())
+    for one in unreadable:
+        click.echo(f"{one}; {one.hint}", err=True)

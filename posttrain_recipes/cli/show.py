@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs
 from posttrain_recipes.reporting import report
@@ -24,7 +24,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
     """Show RUN (an id of 'ptl runs', or a recipe's name for its last run)."""
     record = api.show(run, home).record
     if as_json:
-        click.echo(json.dumps(report.as_json(record), indent=2))
+        answer(report.as_json(record))
         return
     from posttrain_recipes.cli.progress import Lines
 

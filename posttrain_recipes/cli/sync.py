@@ -23,9 +23,11 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, home: Path | None) -> 
     server missed because it was down is copied by the next run or by this command. User and
     password are read from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     """
-    from posttrain_recipes.tracking import mlstore
+    from posttrain_recipes.tracking import databases, mlstore
     from posttrain_recipes.tracking.mirror import Mirror
 
+    if tracking_uri:
+        databases.check_address(tracking_uri)
     uri = tracking_uri or mlstore.server_uri()
     if not uri or not mlstore.is_remote(uri):
         raise UsageError(

@@ -30,7 +30,7 @@ def find(text: str | None, home: Path) -> ChatTarget:
     Raises:
         UsageError: there is no such thing.
     """
-    runs = Store(home).runs()
+    runs, unreadable = Store(home).listed()
     if text is None:
         made = [run for run in runs if run.engine == "local" and _trained(run)]
         return _of_run(made[-1], "") if made else ChatTarget("ptl/tiny", "ptl/tiny", "ptl/tiny")
@@ -39,6 +39,9 @@ def find(text: str | None, home: Path) -> ChatTarget:
     name, _, stage = text.partition("/")
     if (run := named(runs, name)) is not None:
         return _of_run(run, stage)
+    for one in unreadable:
+        if one.id == name:
+            raise one.error()
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
             text = str(Path(text).expanduser().resolve())

@@ -44,7 +44,7 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
     Where MLFLOW_TRACKING_URI names a server, the runs are there: its address is printed and
     nothing is started.
     """
-    home = home or default_home()
+    home = default_home(home)
     uri = mlstore.configured_uri()
     if uri and mlstore.is_remote(uri):
         _show(mlstore.redact(uri), None, open_browser)

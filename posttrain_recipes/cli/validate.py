@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import Fault, Location, PtlError, RecipeError, display_path
 
 
@@ -38,7 +38,7 @@ def validate(
             except PtlError as error:
                 if error.exit_code != 2:
                     raise
-                message = error.what + (f"; {error.hint}" if error.hint else "")
+                message = "; ".join(filter(None, (error.what, error.why, error.hint)))
                 fault = Fault(Location(display_path(path)), "", message)
                 faults.setdefault((fault.location, "", message), fault)
         results.append((path, list(faults.values()), list(warnings)))
@@ -52,7 +52,7 @@ def validate(
             }
             for path, found, warned in results
         ]
-        click.echo(json.dumps(listing, indent=2))
+        answer(listing)
     else:
         for path, found, warned in results:
             for text in warned:

@@ -10,6 +10,8 @@ import copy
 import difflib
 import os
 import re
+import select
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -148,23 +150,36 @@ def _own_place(path: Path) -> Path:
         if _is_pipe(path):
             return PIPE
         return path.resolve(strict=path.is_symlink()) if path.is_symlink() else path
-    except (OSError, RuntimeError) as error:  # a link in a circle, or to nothing
-        raise UsageError(f"cannot read {display_path(path)}", why=str(error)) from None
+    except (OSError, RuntimeError, ValueError) as error:  # a link in a circle, or to nothing
+        raise UsageError(f"cannot read {_short(path)}", why=str(error)) from None
 
 
 def _piped(path: Path) -> str:
     key: object = sys.stdin if path == PIPE else (path, path.stat().st_ino)
     if key not in _PIPED:
-        if path == PIPE:
-            _PIPED[key] = _bounded(sys.stdin, path)
-        else:
-            _PIPED[key] = _text(path)
+        _PIPED[key] = _through_stdin() if path == PIPE else _through_fifo(path)
     return _PIPED[key]
 
 
-def _text(path: Path) -> str:
-    with path.open(encoding="utf-8-sig") as file:
-        return _bounded(file, path)
+def _through_stdin() -> str:
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return _bounded(sys.stdin, PIPE)
+
+
+PIPE_S = 5.0
+"""Seconds that a named pipe is waited on for somebody to write to it."""
+
+
+def _through_fifo(path: Path) -> str:
+    """What comes through a named pipe, which may be one that nobody ever writes to."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8-sig") as stream:
+        ready = select.poll()
+        ready.register(stream, select.POLLIN)
+        if not ready.poll(1000 * PIPE_S):
+            raise OSError(f"it is a pipe, and nothing came through it for {PIPE_S:g} s")
+        os.set_blocking(stream.fileno(), True)
+        return _bounded(stream, path)
 
 
 def _bounded(file: IO[str], path: Path) -> str:
@@ -178,9 +193,28 @@ def _bounded(file: IO[str], path: Path) -> str:
     return text
 
 
+def _refuse_other_kinds(path: Path) -> None:
+    """Raise `UsageError` where `path` is no file to read: a device, say, which may have no end."""
+    mode = path.stat().st_mode
+    kinds = {"a directory": stat.S_ISDIR, "a socket": stat.S_ISSOCK}
+    kinds |= {"a device": lambda m: stat.S_ISCHR(m) or stat.S_ISBLK(m)}
+    if kind := next((name for name, test in kinds.items() if test(mode)), None):
+        raise UsageError(f"{display_path(path)} is {kind}, not a recipe", hint=_nearby(path))
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except FileNotFoundError:
+        why = "the current directory is not there any more"
+        raise UsageError(f"cannot read {display_path(path)}", why=why) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"cannot read {_short(path)}", why=_why(error)) from None
+
+
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     place = _own_place(path)
-    resolved = place.resolve()
+    resolved = _resolved(place)
     if resolved in seen:
         chain = " -> ".join(display_path(p) for p in (*seen, resolved))
         raise UsageError(f"recipes extend each other in a circle: {chain}")
@@ -191,26 +225,49 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
         return root
     if not isinstance(base.value, str):
         raise RecipeError([Fault(base.at, "extends", "extends must be the path of a recipe")])
-    parent = _own_place(path).parent / base.value
-    if not parent.is_file():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", base.value):
+        why = "extends takes a file of this machine, no address: download it and name its path"
+        raise RecipeError([Fault(base.at, "extends", why)])
+    try:
+        parent = _own_place(path).parent / base.value
+        there = parent.is_file()
+    except (OSError, ValueError) as error:
+        raise RecipeError([Fault(base.at, "extends", f"no path: {error}")]) from None
+    if not there and parent.exists():
+        why = f"{display_path(parent)} is not a file"
+        raise RecipeError([Fault(base.at, "extends", why)])
+    if not there:
         raise RecipeError([Fault(base.at, "extends", f"there is no file {display_path(parent)}")])
     return merge(_load_file(parent, (*seen, resolved)), root)
 
 
 def _read(path: Path) -> str:
     try:
-        return _piped(path) if _is_pipe(path) else _text(path)
+        if _is_pipe(path):
+            return _piped(path)
+        _refuse_other_kinds(path)
+        with path.open(encoding="utf-8-sig") as file:
+            return _bounded(file, path)
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {display_path(path)}", hint=_nearby(path)) from None
-    except IsADirectoryError:
-        raise UsageError(f"{display_path(path)} is a directory", hint=_nearby(path)) from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{display_path(path)} is not UTF-8 text", why=str(error)) from None
-    except OSError as error:
-        raise UsageError(f"cannot read {display_path(path)}", why=str(error)) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {_short(path)}", why=_why(error)) from None
+
+
+def _short(path: Path) -> str:
+    shown = display_path(path)
+    return shown if len(shown) <= 100 else f"{shown[:100]}…"
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _nearby(path: Path) -> str:
+    if not path.exists() and not path.parent.is_dir():
+        return "'ptl init' writes a recipe to start from"
     folder = path if path.is_dir() else path.parent
     there = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)

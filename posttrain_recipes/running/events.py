@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
+
+logger = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -59,3 +63,32 @@ class Reporter:
 
     def run_finished(self, record: RunRecord) -> None:
         """The run is done."""
+
+
+def patient(reporter: Reporter) -> Reporter:
+    """A reporter that passes every event on to `reporter`, and goes on where that one fails.
+
+    A pipe that nobody reads any more, a terminal that was closed, a full disk or a fault in a
+    caller's own code must not end what is being trained. The first failure of each event is logged.
+    """
+    told = Reporter()
+    for name in vars(Reporter):
+        if not name.startswith("_"):
+            setattr(told, name, _guarded(name, getattr(reporter, name)))
+    return told
+
+
+def _guarded(name: str, call: Callable[..., object]) -> Callable[..., None]:
+    failed = False
+
+    def tell(*args: Any, **more: Any) -> None:
+        nonlocal failed
+        try:
+            call(*args, **more)
+        except Exception as error:
+            if not failed:
+                failed = True
+                what = f"{type(error).__name__}: {error}"
+                logger.warning("the reporter failed at '%s' (%s); the run goes on", name, what)
+
+    return tell

@@ -25,14 +25,13 @@ from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection
-from posttrain_recipes.reporting import report
-from posttrain_recipes.reporting.page import Pages
-from posttrain_recipes.running import preflight, tokenizers
-from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running import ending, preflight, tokenizers
+from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
-from posttrain_recipes.running.stages import StageWork
+from posttrain_recipes.running.stages import StageWork, track_reused
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
+from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.tracker import Tracker
 from posttrain_recipes.version import __version__
 from posttrain_recipes.waiting import (
@@ -68,14 +67,15 @@ def run(
         PtlError: the run failed; what it had is kept and the same call goes on from there.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after what was trained has been saved.
     """
-    reporter, scope = reporter or Reporter(), scope or Scope()
+    reporter, scope = patient(reporter or Reporter()), scope or Scope()
     scope.check(plan)
+    mlstore.configured_uri()  # refuses what is no address before anything is spent
     kept = Store(home)
     prices = pricing.load(home)
     interrupts = Interrupts()
     with ExitStack() as held:
         with kept.choosing():
-            runs = kept.runs()
+            runs, unreadable = kept.listed()
             earlier = None if scope.anew else latest(runs, plan.fingerprint)
             # Decided as 'ptl plan' decides it: a run whose checkpoint is gone is not finished.
             decided = decisions(plan, scope, runs, home)
@@ -87,11 +87,12 @@ def run(
                     for name, why in scope.reasons(plan).items():
                         record.stage(name).fresh = why
                 directory.save()
+        for one in unreadable:
+            reporter.warning(f"{one}; nothing of it is reused ({one.hint})")
         if earlier is not None and done:
             # Of what it asks for, bounds and words may have changed.
             earlier.resolved = plan.resolved
-            reporter.run_started(plan, earlier, resumed=True)
-            reporter.run_finished(earlier)
+            ending.complete(plan, kept, earlier, reporter, scope)
             return earlier
         held.enter_context(interrupts.installed())
         reporter.run_started(plan, record, resumed=earlier is not None)
@@ -110,18 +111,14 @@ def run(
             ) from None
         except KeyboardInterrupt:
             _end(directory, spending, "killed", "interrupted")
-            _write_report(kept, record, reporter)
+            ending.write_report(kept, record, reporter)
             raise
         except BaseException as error:
             _end(directory, spending, "failed", str(error).split("\n")[0])
-            _write_report(kept, record, reporter)
+            ending.write_report(kept, record, reporter)
             raise
-        whole = len(scope.stages(plan)) == len(plan.stages)
-        if whole:
-            _end(directory, spending, "finished", None)
-        else:
-            _end(directory, spending, "stopped", f"--until {scope.last}")
-        _write_report(kept, record, reporter)
+        _end(directory, spending, *ending.status(plan, scope))
+        ending.write_report(kept, record, reporter)
     reporter.run_finished(record)
     return record
 
@@ -166,13 +163,8 @@ def _kept_words(record: RunRecord) -> str:
 
 
 def _end(directory: RunDirectory, spending: Spending, status: str, error: str | None) -> None:
-    record = directory.record
-    record.seconds = spending.seconds
-    for stage in record.stages:
-        if stage.status == "running":
-            stage.status = status
-    record.status, record.error, record.finished = status, error, store.now()
-    directory.save()
+    directory.record.seconds = spending.seconds
+    ending.record(directory, status, error)
 
 
 class _Run:
@@ -204,14 +196,28 @@ class _Run:
 
     def work(self) -> None:
         """Run every stage that is asked for; raises what the first one that failed raised."""
-        tracker = Tracker(self.kept.home, warn=self.reporter.warning)
-        tracker.start()
+        with Tracker(self.kept.home, warn=self.reporter.warning) as tracker:
+            tracker.start()
+            self._work(tracker)
+        if len(self.failures) > 1:
+            raise PtlError(
+                f"{len(self.failures)} stages failed: {', '.join(self.failures)}",
+                why="; ".join(f"{n}: {ending.first_line(e)}" for n, e in self.failures.items()),
+                hint="what is done is kept; the same command goes on with the rest",
+            )
+        for error in self.failures.values():
+            raise error
+
+    def _work(self, tracker: Tracker) -> None:
         for pin in self.plan.pins:
             self.reporter.doing(pin)
         self._preflight()
         self._estimate()
         self.spending.start()
-        with self._connected() as connection, tracker_run(tracker, self.plan, self.record) as run:
+        with (
+            self._connected() as connection,
+            ending.tracker_run(tracker, self.plan, self.record) as run,
+        ):
             self.directory.save()
             self.connection = connection
             if self.spending.jobs > 1:
@@ -219,18 +225,9 @@ class _Run:
             else:
                 for stage in self.scope.stages(self.plan):
                     self._stage(stage, run)
-            run.summary(report.markdown(self.record))
-            run.set_tags(report.gate_tags(self.record))
+            ending.summarize(run, self.record)
             if not self.failures:
-                self._log_report(run)
-        if len(self.failures) > 1:
-            raise PtlError(
-                f"{len(self.failures)} stages failed: {', '.join(self.failures)}",
-                why="; ".join(f"{n}: {_first_line(e)}" for n, e in self.failures.items()),
-                hint="what is done is kept; the same command goes on with the rest",
-            )
-        for error in self.failures.values():
-            raise error
+                ending.log_report(run, self.plan, self.kept, self.record, self.reporter, self.scope)
 
     def _side_by_side(self, tracked: RecipeRun) -> None:
         """Run each stage as soon as what it needs is there, `jobs` of them at a time.
@@ -271,20 +268,6 @@ class _Run:
             or (origin.loop and self.plan.origins[other.index - 1].loop == origin.loop)
             for other in before
         )
-
-    def _log_report(self, tracked: RecipeRun) -> None:
-        """The report as it will be once the run has ended, which is as soon as this is written."""
-        whole = len(self.scope.stages(self.plan)) == len(self.plan.stages)
-        ended = replace(self.record, status="finished" if whole else "stopped")
-        try:
-            pages = Pages(self.kept.home, ended)
-            tracked.write_text(pages.html(), "report.html")
-            tracked.write_text(pages.markdown(), "report.md")
-            # All that 'ptl reproduce' needs.
-            kept = replace(ended, path=str(self.plan.path.resolve()))
-            tracked.write_text(store.dump(kept), "run.json")
-        except Exception as error:
-            self.reporter.warning(f"the report could not be made: {_first_line(error)}")
 
     def _preflight(self) -> None:
         """Refuse what is known to fail, and say what may, before an engine is started.
@@ -374,7 +357,7 @@ class _Run:
             self._run_stage(stage, tracked)
         except Exception as error:
             kept = self.record.stage(stage.name)
-            kept.status, kept.error = "failed", _first_line(error)
+            kept.status, kept.error = "failed", ending.first_line(error)
             self.directory.save()
             if isinstance(error, EngineLostError) or not self.connection.alive():
                 raise
@@ -398,7 +381,7 @@ class _Run:
         start = self.serving.start(stage, kept.start)
         if kept.done and kept.checkpoint and not new_evals(stage, kept):
             self.serving.checkpoints[stage.name] = kept.checkpoint
-            self.stages.track_reused(stage, kept, tracked)
+            track_reused(self.directory, stage, kept, tracked)
             self.reporter.stage_reused(stage, kept)
             return
         self.stages.run(stage, kept, start, tracked)
@@ -446,38 +429,6 @@ def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: Stage
     for results, found in ((kept.before, earlier.before), (kept.after, earlier.after)):
         results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
         results += [m for m in found if m.fingerprint.startswith(store.OWN)]
-
-
-@contextmanager
-def tracker_run(tracker: Tracker, plan: Plan, record: RunRecord) -> Iterator[RecipeRun]:
-    """The recipe's run in MLflow: a new one, or that of an earlier try."""
-    tracker.mark_dead_runs()
-    with tracker.run(
-        recipe=plan.name,
-        run_name=record.id,
-        resolved_yaml=report.resolved_yaml(plan.resolved),
-        description_md=plan.description or None,
-        params=report.run_params(record),
-        tags=report.run_tags(record),
-        run_id=record.tracking_id,
-    ) as tracked:
-        record.tracking_id, record.tracking_uri = tracked.run_id, tracker.uri
-        yield tracked
-
-
-def _write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
-    """What was trained is safe by now: a report that cannot be made fails no run."""
-    try:
-        Pages(kept.home, record).write()
-    except Exception as error:
-        reporter.warning(f"the report could not be written: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    """What failed and why, in one line: what the record and a list of failures keep of it."""
-    why = error.why if isinstance(error, PtlError) else None
-    lines = [text.split("\n")[0] for text in (str(error), why or "") if text]
-    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
 
 
 def _death(connection: Connection) -> EngineLostError:

@@ -86,33 +86,6 @@ class StageWork:
         self.directory.save()
         self.reporter.stage_finished(stage, kept)
 
-    def track_reused(self, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun) -> None:
-        """Log a reused stage's curves and evals, from the earlier run, under this run as well."""
-        if kept.tracking_id or not kept.reused_from:
-            return
-        tags = {
-            "ptl.stage": stage.name,
-            "ptl.fingerprint": stage.fingerprint,
-            "ptl.reused_from": kept.reused_from,
-        }
-        runs = self.directory.path.parent
-        with tracked.stage(
-            name=stage.name, index=stage.index, params=report.stage_params(stage), tags=tags
-        ) as child:
-            kept.tracking_id = child.run_id
-            for step, metrics in curves.steps(runs / kept.reused_from, stage.name).items():
-                child.log_metrics(metrics, step)
-            made = kept.checkpoint
-            if made and made.state_uri and stage.method:
-                child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
-            for when, step in (("before", 0), ("after", kept.total_steps)):
-                weights = kept.start if when == "before" else made
-                for m in getattr(kept, when):
-                    found = EvalResult(m.metrics, (), m.higher_is_better)
-                    uri = weights.sampler_uri if weights else None
-                    child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
-        self.directory.save()
-
     def _train(
         self, stage: PlannedStage, kept: StageRecord, child: StageRun, start: Checkpoint
     ) -> Checkpoint:
@@ -177,6 +150,36 @@ class StageWork:
             child.log_dataset(
                 f"{kept.name}/{path.name}", str(path), digest, context="made", count=count
             )
+
+
+def track_reused(
+    directory: RunDirectory, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun
+) -> None:
+    """Log a reused stage's curves and evals, from the earlier run, under this run as well."""
+    if kept.tracking_id or not kept.reused_from:
+        return
+    tags = {
+        "ptl.stage": stage.name,
+        "ptl.fingerprint": stage.fingerprint,
+        "ptl.reused_from": kept.reused_from,
+    }
+    runs = directory.path.parent
+    with tracked.stage(
+        name=stage.name, index=stage.index, params=report.stage_params(stage), tags=tags
+    ) as child:
+        kept.tracking_id = child.run_id
+        for step, metrics in curves.steps(runs / kept.reused_from, stage.name).items():
+            child.log_metrics(metrics, step)
+        made = kept.checkpoint
+        if made and made.state_uri and stage.method:
+            child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
+        for when, step in (("before", 0), ("after", kept.total_steps)):
+            weights = kept.start if when == "before" else made
+            for m in getattr(kept, when):
+                found = EvalResult(m.metrics, (), m.higher_is_better)
+                uri = weights.sampler_uri if weights else None
+                child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
+    directory.save()
 
 
 class Sink:

@@ -14,6 +14,7 @@ import re
 import socket
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.tracking.databases import bring_forward, check_address, check_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,11 +56,19 @@ class MlflowStore:
 
     client: MlflowClient
     experiment_id: str
+    migrated: str | None = None
+    """That it was of an older MLflow, and where a copy of it is."""
 
 
 def configured_uri() -> str | None:
-    """The store that the environment names, or None."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
+    """The store that the environment names, or None.
+
+    Raises:
+        UsageError: what it names is no address.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        check_address(given)
+    return given or None
 
 
 def local_uri(home: Path) -> str:
@@ -118,6 +128,12 @@ def create_database(home: Path, experiment: str = EXPERIMENT) -> str:
     return local_uri(home)
 
 
+def _bring_forward(database: Path) -> str | None:
+    with open(database.with_name(f"{DATABASE}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return bring_forward(database)
+
+
 def _build(database: Path, artifacts: Path, experiment: str) -> None:
     drafts = f".{DATABASE}."
     draft = database.with_name(f"{drafts}{os.getpid()}")
@@ -156,16 +172,54 @@ def server_uri() -> str | None:
     return given if given and is_remote(given) else None
 
 
+_SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+
+
+class CallersSettings:
+    """What a program had set of MLflow before: its address, its experiment and the environment.
+
+    It may be within a run of its own (`mlflow.start_run()`), which lies at its address.
+    """
+
+    def __init__(self) -> None:
+        self.environment = {name: os.environ.get(name) for name in _SETTINGS}
+        self.known = "mlflow.tracking.fluent" in sys.modules
+        self.uri = self.experiment = None
+        if self.known:
+            from mlflow.tracking import fluent
+            from mlflow.tracking._tracking_service import utils
+
+            self.uri, self.experiment = utils._tracking_uri, fluent._active_experiment_id
+
+    def restore(self) -> None:
+        """Set it again."""
+        if "mlflow.tracking.fluent" in sys.modules:
+            import mlflow
+            from mlflow.tracking import fluent
+
+            mlflow.set_tracking_uri(self.uri)
+            fluent._active_experiment_id = self.experiment
+        for name, value in self.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def open_store(home: Path, experiment: str = EXPERIMENT) -> MlflowStore:
     """Open the database that the environment names, or else the one below `home`."""
     make_quiet()
     import_mlflow()
     import mlflow
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     configured = configured_uri()
     given = None if server_uri() else configured
+    if given:
+        check_database(given)
     uri = given or create_database(home, experiment)
+    migrated = None if given else _bring_forward((home / DATABASE).resolve())
     # Traces have no client of their own: they go where the process-wide setting says.
     mlflow.set_tracking_uri(uri)
     # mlflow writes that setting to the environment, where it would pass for the user's.
@@ -174,7 +228,15 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> MlflowStore:
         os.environ["MLFLOW_TRACKING_URI"] = configured
     client = MlflowClient(uri)
     location = None if given else (home / "artifacts").resolve().as_uri()
-    return MlflowStore(client, experiment_id(client, experiment, location))
+    try:
+        return MlflowStore(client, experiment_id(client, experiment, location), migrated)
+    except MlflowException as error:
+        if given and "out-of-date" in str(error):
+            raise PtlError(
+                "the database is of another MLflow: back it up, then run "
+                f"'mlflow db upgrade {redact(given)}'"
+            ) from None
+        raise
 
 
 def open_frozen(home: Path) -> MlflowStore:

@@ -43,6 +43,8 @@ class Tracker:
         self._kinds: set[str] = set()
         self._store: MlflowStore | None = None
         self._failed = False
+        self._told = False
+        self._closed = False
         self._lock = threading.Lock()
         self._opener: threading.Thread | None = None
 
@@ -70,19 +72,40 @@ class Tracker:
                     self._failed = True
                     why = _NO_FOLDER if mlstore.is_folder(self.uri) else error
                     self.report(f"open {self.uri}, so that nothing is tracked", why)
+            if self._store is not None and self._store.migrated and not self._told:
+                self._told = True
+                self._warn(self._store.migrated)
             return self._store
 
     def _prepare(self) -> None:
         # Tried again by whoever needs it: imports of several threads can get in each other's way.
         with contextlib.suppress(Exception), self._lock:
-            self._store = mlstore.open_store(self.home, self.experiment)
+            if not self._closed:
+                self._store = mlstore.open_store(self.home, self.experiment)
+            if self._closed and not self._before.known:
+                # The run failed at once, and nobody waited for this.
+                self._before.restore()
+
+    def __enter__(self) -> Tracker:
+        self._before = mlstore.CallersSettings()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give MLflow's settings, which hold for the whole process, back to the program."""
+        self._closed = True
+        # A store that is still being opened gives them back itself: nobody waits for it.
+        if self._lock.acquire(blocking=self._before.known):
+            try:
+                self._before.restore()
+            finally:
+                self._lock.release()
 
     def report(self, what: str, error: BaseException | str) -> None:
         """Remember that `what` failed, and warn the first time."""
         if what not in self._kinds:
             self._kinds.add(what)
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            short = reason if len(reason) <= 200 else f"{reason[:200]}…"
+            short = reason if len(reason) <= 600 else f"{reason[:600]}…"
             text = redact(f"MLflow: could not {what}: {short}")
             self.problems.append(text)
             self._warn(text)

@@ -1,0 +1,179 @@
+"""What a `run.json` holds, whatever version wrote it: brought forward by format, and checked.
+
+A file says its format's number. One of an older format passes through the chain `MIGRATIONS`; one
+of a newer format is refused, and so is what is damaged: it is told of, and never written over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from posttrain_recipes.errors import PtlError
+
+FORMAT = 2
+"""The format that is written."""
+MEND = "put back a copy of it, or move its directory away; nothing changes it until then"
+T = TypeVar("T")
+
+
+class UnreadableError(ValueError):
+    """A `run.json` that cannot be read: what is wrong with it, and what to do."""
+
+    def __init__(self, why: str, hint: str = MEND) -> None:
+        super().__init__(why)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run of which the record cannot be read. Its directory is kept as it is."""
+
+    id: str
+    """The name of its directory."""
+    path: Path
+    why: str
+    hint: str
+
+    def error(self) -> PtlError:
+        """What is wrong, for whoever asks for this run."""
+        return PtlError(str(self), hint=self.hint)
+
+    def __str__(self) -> str:
+        return f"run {self.id} cannot be read: {self.why}"
+
+    @classmethod
+    def of(cls, path: Path, error: UnreadableError) -> Unreadable:
+        """The run of the file at `path`, which could not be read."""
+        return cls(path.parent.name, path, str(error), error.hint)
+
+
+def _to_2(run: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 left out that a metric is better when higher."""
+    for stage in run["stages"]:
+        for measured in (*stage["before"], *stage["after"]):
+            named = measured.get("higher_is_better", {})
+            measured["higher_is_better"] = {**dict.fromkeys(measured["metrics"], True), **named}
+    return run
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
+"""By format: what makes the next one of it. All that is known of older formats is here."""
+
+
+def migrated(data: Any) -> dict[str, Any]:
+    """What a file holds, in today's format and without its number.
+
+    Raises:
+        UnreadableError: it is no run, or of a format that is not known here.
+    """
+    if not isinstance(data, dict):
+        raise UnreadableError(f"it holds a {_called(data)}, not an object")
+    if "format" not in data:
+        raise UnreadableError("it does not say its format")
+    number = data["format"]
+    if type(number) is not int or number < 1:
+        raise UnreadableError(f"its format is {_shown(number)}, which is none")
+    if number > FORMAT:
+        raise UnreadableError(
+            f"written by a newer ptl (format {number}; this one reads up to {FORMAT})",
+            "pip install -U posttrain-recipes, or go on with the version that wrote it",
+        )
+    data = {key: value for key, value in data.items() if key != "format"}
+    for step in range(number, FORMAT):
+        try:
+            data = MIGRATIONS[step](data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UnreadableError(f"no whole run of format {number} ({error!r})") from None
+    return data
+
+
+def load(path: Path) -> Any:
+    """What the file at `path` holds, as it was written.
+
+    Raises:
+        UnreadableError: it cannot be read, or is no JSON.
+    """
+    try:
+        if not path.is_file():
+            raise UnreadableError("it is no file")
+        text = path.read_bytes().decode("utf-8")
+        if not text.strip():
+            raise UnreadableError("it is empty")
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"it is cut off, or no JSON ({error})") from None
+    except UnicodeDecodeError:
+        raise UnreadableError("it is not UTF-8 text") from None
+    except RecursionError:
+        raise UnreadableError("it is nested too deep") from None
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error), "make it readable") from None
+
+
+def build(cls: type[T], data: Any, where: str = "run") -> T:
+    """A dataclass from plain data, each field of the type that it is declared with.
+
+    Raises:
+        UnreadableError: a field is missing, not known or of another type.
+    """
+    if not isinstance(data, Mapping):
+        raise UnreadableError(f"{where} is a {_called(data)}, not an object")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(fields)):
+        raise UnreadableError(f"{where} has '{unknown[0]}', which is not known here")
+    hints = typing.get_type_hints(cls)
+    given = {}
+    for name, field in fields.items():
+        if name in data:
+            given[name] = _value(hints[name], data[name], f"{where}.{name}")
+        elif (field.default, field.default_factory) == (dataclasses.MISSING,) * 2:
+            raise UnreadableError(f"{where} lacks '{name}'")
+    return cls(**given)
+
+
+def _value(declared: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(declared), typing.get_args(declared)
+    if declared is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in inner:
+            return None
+        (declared,) = [one for one in inner if one is not type(None)]
+        return _value(declared, value, where)
+    if dataclasses.is_dataclass(declared):
+        return build(typing.cast("type[Any]", declared), value, where)
+    if origin in (list, tuple) and isinstance(value, list):
+        made = [_value(inner[0], one, f"{where}[{i}]") for i, one in enumerate(value)]
+        return tuple(made) if origin is tuple else made
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(inner[1], one, f"{where}.{key}") for key, one in value.items()}
+    if declared is float and type(value) in (int, float):
+        return float(value)
+    if origin is None and type(value) is declared:
+        return value
+    raise UnreadableError(f"{where} is {_shown(value)}, which is no {_named(declared)}")
+
+
+def _named(declared: Any) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    origin = typing.get_origin(declared) or declared
+    return names.get(origin) or {list: "list", tuple: "list", dict: "object"}.get(
+        origin, str(declared)
+    )
+
+
+def _called(value: Any) -> str:
+    kinds = {list: "list", str: "text", dict: "object", type(None): "null", bool: "boolean"}
+    return kinds.get(type(value), "number")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,121 @@
+"""The end of a run: its status, its report and what MLflow has of it, whoever comes to write them.
+
+A run may be killed after its last stage and before its end is written. The next try of it has
+nothing to train, and writes what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from posttrain_recipes import store
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.planning.plans import Plan
+from posttrain_recipes.planning.reuse import Scope
+from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting.page import Pages
+from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.stages import track_reused
+from posttrain_recipes.store import RunDirectory, RunRecord, Store
+from posttrain_recipes.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from posttrain_recipes.tracking.runs import RecipeRun
+
+
+def status(plan: Plan, scope: Scope) -> tuple[str, str | None]:
+    """What a run is that did all that was asked for, and why it is not finished."""
+    if len(scope.stages(plan)) == len(plan.stages):
+        return "finished", None
+    return "stopped", f"--until {scope.last}"
+
+
+def record(directory: RunDirectory, status: str, error: str | None) -> None:
+    """Write into `run.json` that the run has ended."""
+    run = directory.record
+    for stage in run.stages:
+        if stage.status == "running":
+            stage.status = status
+    run.status, run.error, run.finished = status, error, store.now()
+    directory.save()
+
+
+def complete(plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope: Scope) -> None:
+    """Tell of a run that has all that is asked for; where its end was not written, write it."""
+    wanted, why = status(plan, scope)
+    begun = any(s.started for s in run.stages[len(scope.stages(plan)) :])
+    # A run that was killed beyond '--until STAGE' is not one that was stopped there.
+    ended = run.status in ("finished", wanted) or (wanted == "stopped" and begun)
+    reporter.run_started(plan, run, resumed=True)
+    if not ended:
+        reporter.doing("all of its stages are done; its end, which was not written, is written now")
+        with kept.open(run) as directory:
+            tracker = Tracker(kept.home, warn=reporter.warning)
+            with tracker, tracker_run(tracker, plan, run) as tracked:
+                for stage in scope.stages(plan):
+                    track_reused(directory, stage, run.stage(stage.name), tracked)
+                summarize(tracked, run)
+                log_report(tracked, plan, kept, run, reporter, scope)
+            run.seconds = max(run.seconds, sum(stage.seconds for stage in run.stages))
+            record(directory, wanted, why)
+    lacks = not all((kept.path(run.id) / f"report.{end}").is_file() for end in ("html", "md"))
+    if lacks or not ended:
+        write_report(kept, run, reporter)
+    reporter.run_finished(run)
+
+
+def summarize(tracked: RecipeRun, run: RunRecord) -> None:
+    """Results, and whether bounds hold, on the run's page in MLflow."""
+    tracked.summary(report.markdown(run))
+    tracked.set_tags(report.gate_tags(run))
+
+
+def log_report(
+    tracked: RecipeRun, plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope: Scope
+) -> None:
+    """The report as it will be once the run has ended, which is as soon as this is written."""
+    ended = replace(run, status=status(plan, scope)[0], error=status(plan, scope)[1])
+    try:
+        pages = Pages(kept.home, ended)
+        tracked.write_text(pages.html(), "report.html")
+        tracked.write_text(pages.markdown(), "report.md")
+        # All that 'ptl reproduce' needs.
+        whole = replace(ended, path=str(plan.path.resolve()))
+        tracked.write_text(store.dump(whole), "run.json")
+    except Exception as error:
+        reporter.warning(f"the report could not be made: {first_line(error)}")
+
+
+@contextmanager
+def tracker_run(tracker: Tracker, plan: Plan, record: RunRecord) -> Iterator[RecipeRun]:
+    """The recipe's run in MLflow: a new one, or that of an earlier try."""
+    tracker.mark_dead_runs()
+    with tracker.run(
+        recipe=plan.name,
+        run_name=record.id,
+        resolved_yaml=report.resolved_yaml(plan.resolved),
+        description_md=plan.description or None,
+        params=report.run_params(record),
+        tags=report.run_tags(record),
+        run_id=record.tracking_id,
+    ) as tracked:
+        record.tracking_id, record.tracking_uri = tracked.run_id, tracker.uri
+        yield tracked
+
+
+def write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
+    """What was trained is safe by now: a report that cannot be made fails no run."""
+    try:
+        Pages(kept.home, record).write()
+    except Exception as error:
+        reporter.warning(f"the report could not be written: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """What failed and why, in one line: what the record and a list of failures keep of it."""
+    why = error.why if isinstance(error, PtlError) else None
+    lines = [text.split("\n")[0] for text in (str(error), why or "") if text]
+    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
