@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
@@ -303,6 +304,7 @@ class Store:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.runs_dir = home / "runs"
+        private.tighten(home)
 
     def runs(self) -> list[RunRecord]:
         """Every run, oldest first; one that cannot be read is left out."""
@@ -359,6 +361,7 @@ class Store:
             PtlError: another process holds it.
         """
         with ExitStack() as held:
+            held.enter_context(private.files())
             try:
                 held.enter_context(self._lock(record.id))
             except BlockingIOError:
@@ -396,8 +399,10 @@ class Store:
     def choosing(self) -> Iterator[None]:
         """Lock out other processes that are choosing a run, so that two of them do not both begin
         one."""
-        self.runs_dir.mkdir(parents=True, exist_ok=True)
-        with (self.runs_dir / ".lock").open("a") as file:
+        with private.files():
+            self.runs_dir.mkdir(parents=True, exist_ok=True)
+            file = (self.runs_dir / ".lock").open("a")
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -409,7 +414,8 @@ class Store:
         number = max(taken, default=0) + 1
         while True:
             try:
-                (self.runs_dir / f"{recipe}-{number}").mkdir(parents=True)
+                with private.files():
+                    (self.runs_dir / f"{recipe}-{number}").mkdir(parents=True)
             except FileExistsError:
                 number += 1
             else:

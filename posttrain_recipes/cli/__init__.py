@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import click
 
+from posttrain_recipes.cli import terminal
 from posttrain_recipes.errors import PtlError, RecipeError
+from posttrain_recipes.shown import redact
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -38,6 +41,11 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """Imports `cli.<name>` when `<name>` is called."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As click's, with all that is printed shown as it is."""
+        with terminal.guarded():
+            return super().main(*args, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which a newcomer meets them."""
@@ -81,12 +89,17 @@ def cli() -> None:
 
 def main() -> None:
     """The console script `ptl`."""
+    with terminal.guarded():
+        _main()
+
+
+def _main() -> None:
     try:
         code = cli.main(prog_name="ptl", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        terminal.show_click(error)
         sys.exit(error.exit_code)
     except PtlError as error:
         print_error(error)
@@ -99,7 +112,7 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         # A full disk, a directory that cannot be written: the system's words say it best.
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {redact(str(error))}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -107,8 +120,8 @@ def main() -> None:
 def print_error(error: PtlError) -> None:
     """The error for a person, on stderr."""
     if isinstance(error, RecipeError):
-        click.echo(str(error), err=True)
+        click.echo(redact(str(error)), err=True)
         count = len(error.faults)
         click.echo(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.", err=True)
     else:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {redact(str(error))}", err=True)

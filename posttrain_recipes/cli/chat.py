@@ -20,6 +20,7 @@ import click
 from posttrain_recipes import models
 from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
+from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.store import default_home
@@ -204,7 +205,7 @@ class Talk:
 def _converse(talk: Talk, said: str) -> None:
     with suppress(ImportError):  # lines can be edited, and the last ones recalled
         import readline  # noqa: F401
-    click.secho(f"{said}   /help for commands, Ctrl-D to leave", dim=True)
+    styled(f"{said}   /help for commands, Ctrl-D to leave", dim=True)
     while True:
         try:
             text = input("> ").strip()
@@ -226,7 +227,7 @@ def _command(talk: Talk, text: str) -> None:
         if word == "/system":
             talk.system = rest.strip() or None
     else:
-        click.secho(HELP, dim=True)
+        styled(HELP, dim=True)
 
 
 def _reply(talk: Talk, text: str) -> None:
@@ -237,7 +238,7 @@ def _reply(talk: Talk, text: str) -> None:
         click.echo()
     except KeyboardInterrupt:
         parts.close()  # type: ignore[attr-defined]
-        click.secho(" (stopped)", dim=True)
+        styled(" (stopped)", dim=True)
     except PtlError as error:
         hint = "\n/reset forgets what was said" if "context window" in str(error) else ""
-        click.secho(f"{error}{hint}", fg="red" if "NO_COLOR" not in os.environ else None)
+        styled(f"{error}{hint}", fg="red" if "NO_COLOR" not in os.environ else None)

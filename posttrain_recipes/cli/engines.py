@@ -14,6 +14,7 @@ import click
 
 from posttrain_recipes import models, probe, registry
 from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.engines import Local, Server
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Connection
@@ -73,7 +74,7 @@ def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_jso
         for outcome in probe.probe(connection.service, connection.rest, name, names):
             found.append(outcome)
             if not as_json:
-                click.echo(_line(outcome))
+                _tell(outcome)
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:
@@ -108,9 +109,10 @@ def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connec
         yield connection, model
 
 
-def _line(outcome: probe.Outcome) -> str:
+def _tell(outcome: probe.Outcome) -> None:
     mark, color = MARKS[outcome.verdict]
     told = outcome.summary if outcome.verdict == "yes" else f"{outcome.summary}: {outcome.detail}"
     if outcome.verdict == "yes" and outcome.detail:
         told += f" ({outcome.detail})"
-    return f"{click.style(f'{mark:4}', fg=color)}{outcome.name:25} {told}"
+    styled(f"{mark:4}", "", fg=color)
+    click.echo(f"{outcome.name:25} {told}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from posttrain_recipes import private
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.cli.target import SCHEME, find, require_here
 from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError, display_path
@@ -49,7 +50,10 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
     adapter = _folder(found.model, home)
     directory = directory.resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary:
+    with (
+        private.within(home, directory),
+        tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary,
+    ):
         out = Path(temporary) / "out"
         out.mkdir()
         if merge:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes import store
+from posttrain_recipes import private, store
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
@@ -74,6 +74,8 @@ def run(
     prices = pricing.load(home)
     interrupts = Interrupts()
     with ExitStack() as held:
+        held.enter_context(private.files())
+        held.callback(private.tighten, home, again=True)
         with kept.choosing():
             runs = kept.runs()
             earlier = None if scope.anew else latest(runs, plan.fingerprint)
