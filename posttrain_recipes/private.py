@@ -16,7 +16,8 @@ from pathlib import Path
 UMASK = 0o077
 HOME = ".ptl"
 """What a home is called where nothing else is said: all that is in one of that name is ours."""
-OURS = ("runs", "engine", "artifacts", "cache", "compare.html", "preflight.log", "gc.log")
+_LOGS = ("compare.html", "preflight.log", "gc.log")
+OURS = ("runs", "engine", "artifacts", "cache", "prices.yaml", *_LOGS)
 """What else lies in a home, beside `mlflow.db` and what SQLite and its lock put next to that."""
 
 _lock = threading.Lock()
@@ -46,16 +47,26 @@ def files() -> Iterator[None]:
 
 
 @contextmanager
-def within(home: Path, path: Path) -> Iterator[None]:
-    """`files`, where `path` lies below `home`; elsewhere the user's own umask holds."""
-    if path.resolve().is_relative_to(home.resolve()):
+def home(folder: Path) -> Iterator[None]:
+    """`files` for work in a home, which is tightened once more at the end."""
+    with files():
+        try:
+            yield
+        finally:
+            tighten(folder, again=True)
+
+
+@contextmanager
+def within(folder: Path, path: Path) -> Iterator[None]:
+    """`files`, where `path` lies below `folder`; elsewhere the user's own umask holds."""
+    if path.resolve().is_relative_to(folder.resolve()):
         with files():
             yield
     else:
         yield
 
 
-def tighten(home: Path, *, again: bool = False) -> None:
+def tighten(folder: Path, *, again: bool = False) -> None:
     """Take from others what an earlier version, or another program, left them of a home.
 
     Only what is ours is touched: all of a home called `.ptl`, or in which nothing else lies; else
@@ -65,31 +76,31 @@ def tighten(home: Path, *, again: bool = False) -> None:
     Args:
         again: although this process has done it before.
     """
-    home = home.resolve()
-    if home in _tightened and not again:
+    folder = folder.resolve()
+    if folder in _tightened and not again:
         return
-    _tightened.add(home)
+    _tightened.add(folder)
     with suppress(OSError):
-        names = [entry.name for entry in os.scandir(home)]
-        if home.name == HOME or (names and all(map(_is_ours, names))):
-            _take(home)
+        names = [entry.name for entry in os.scandir(folder)]
+        if folder.name == HOME or (names and all(map(_is_ours, names))):
+            _take(folder)
             return
         database = [name for name in names if name.startswith(("mlflow.db", ".mlflow.db."))]
         for name in database:
-            _take(home / name)
+            _take(folder / name)
         if database:
-            _take(home / "artifacts")
-            for name in ("preflight.log", "gc.log", "compare.html"):
-                _restrict(home / name)
-        if (home / "cache" / "verdicts.sqlite").is_file():
-            _take(home / "cache")
-        if (home / "engine" / "runs").is_dir():
-            _take(home / "engine")
-        for run in os.scandir(home / "runs"):
-            if (home / "runs" / run.name / "run.json").is_file():
-                _take(home / "runs" / run.name)
-        if (home / "runs" / ".lock").is_file():
-            _restrict(home / "runs")
+            _take(folder / "artifacts")
+            for name in _LOGS:
+                _restrict(folder / name)
+        if (folder / "cache" / "verdicts.sqlite").is_file():
+            _take(folder / "cache")
+        if (folder / "engine" / "runs").is_dir():
+            _take(folder / "engine")
+        for run in os.scandir(folder / "runs"):
+            if (folder / "runs" / run.name / "run.json").is_file():
+                _take(folder / "runs" / run.name)
+        if (folder / "runs" / ".lock").is_file():
+            _restrict(folder / "runs")
 
 
 def _is_ours(name: str) -> bool:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import click
 
 from posttrain_recipes import models
-from posttrain_recipes.cli.options import home_option, secret_option
+from posttrain_recipes.cli.options import check_address, home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
 from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.errors import PtlError, UsageError
@@ -59,6 +59,7 @@ def chat(
     a model: bundled, a directory, or a hub id. Without one it is the last run.
     """
     home = default_home(home)
+    check_address(base_url, "--base-url")
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:

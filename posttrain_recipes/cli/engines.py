@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, probe, registry
-from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.options import check_address, json_option
 from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.engines import Local, Server
 from posttrain_recipes.errors import PtlError
@@ -66,6 +66,7 @@ def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_jso
     """
     # One check is of a call that the SDK calls deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="posttrain_recipes.probe")
+    check_address(base_url, "--base-url (or TINKER_BASE_URL)")
     names = probe.with_requirements(only) if only else None
     found: list[probe.Outcome] = []
     with _connected(base_url, model) as (connection, name):

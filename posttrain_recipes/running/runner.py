@@ -32,6 +32,7 @@ from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking.tracker import Tracker
 from posttrain_recipes.version import __version__
@@ -74,8 +75,7 @@ def run(
     prices = pricing.load(home)
     interrupts = Interrupts()
     with ExitStack() as held:
-        held.enter_context(private.files())
-        held.callback(private.tighten, home, again=True)
+        held.enter_context(private.home(home))
         with kept.choosing():
             runs = kept.runs()
             earlier = None if scope.anew else latest(runs, plan.fingerprint)
@@ -119,10 +119,8 @@ def run(
             _write_report(kept, record, reporter)
             raise
         whole = len(scope.stages(plan)) == len(plan.stages)
-        if whole:
-            _end(directory, spending, "finished", None)
-        else:
-            _end(directory, spending, "stopped", f"--until {scope.last}")
+        ended = ("finished", None) if whole else ("stopped", f"--until {scope.last}")
+        _end(directory, spending, *ended)
         _write_report(kept, record, reporter)
     reporter.run_finished(record)
     return record
@@ -173,7 +171,7 @@ def _end(directory: RunDirectory, spending: Spending, status: str, error: str | 
     for stage in record.stages:
         if stage.status == "running":
             stage.status = status
-    record.status, record.error, record.finished = status, error, store.now()
+    record.status, record.error, record.finished = status, error and redact(error), store.now()
     directory.save()
 
 
@@ -483,7 +481,7 @@ def _first_line(error: Exception) -> str:
     """What failed and why, in one line: what the record and a list of failures keep of it."""
     why = error.why if isinstance(error, PtlError) else None
     lines = [text.split("\n")[0] for text in (str(error), why or "") if text]
-    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
+    return redact(": ".join(dict.fromkeys(lines))) or type(error).__name__
 
 
 def _death(connection: Connection) -> EngineLostError:
