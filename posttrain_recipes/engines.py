@@ -252,10 +252,10 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
     except Exception as error:
         told = explain(error)
         what = told.what if isinstance(told, PtlError) else "cannot be reached"
-        why = redact(told.why or "" if isinstance(told, PtlError) else str(error)).replace(
-            key, "***"
-        )
-        raise PtlError(f"{where}: {what}", why=why, hint="check its address and key") from None
+        why = (told.why if isinstance(told, PtlError) else str(error)) or ""
+        why = redact(why.replace(key, "***"))
+        hint = "check its address and key"
+        raise PtlError(f"{where}: {what}", why=why or None, hint=hint) from None
     missing = [name for name in models if names and name not in names]
     if missing:
         raise PtlError(

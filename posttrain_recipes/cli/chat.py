@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -132,7 +133,7 @@ class ChatClient:
 
     def first_model(self) -> str:
         """The name of the first model that the server offers."""
-        with self._open("models") as answer:
+        with self._open("models") as answer, _understood(self.base_url):
             offered = [str(model["id"]) for model in json.load(answer).get("data", [])]
         if not offered:
             raise PtlError(f"{self.base_url} offers no model", hint="name one")
@@ -140,17 +141,19 @@ class ChatClient:
 
     def stream(self, body: dict[str, Any]) -> Iterator[str]:
         """The parts of a reply."""
-        with self._open("chat/completions", {**body, "stream": True}) as answer:
+        request = {**body, "stream": True}
+        with self._open("chat/completions", request) as answer, _understood(self.base_url):
             for line in answer:
                 data = line.decode("utf-8").removeprefix("data:").strip()
                 if not line.startswith(b"data:") or data == "[DONE]":
                     continue
                 event = json.loads(data)
                 if "error" in event:
-                    raise PtlError(str(event["error"].get("message", event["error"])))
+                    told = event["error"]
+                    raise PtlError(str(told.get("message", told) if hasattr(told, "get") else told))
                 for choice in event.get("choices", ()):
                     if part := choice.get("delta", {}).get("content"):
-                        yield part
+                        yield str(part)
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
@@ -160,15 +163,30 @@ class ChatClient:
             return self._opener.open(request)
         except urllib.error.HTTPError as error:
             raise PtlError(_message(error), hint=_hint(error.code)) from None
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise PtlError(f"{self.base_url} cannot be reached", why=str(reason)) from None
+
+
+@contextmanager
+def _understood(base_url: str) -> Iterator[None]:
+    """Raises PtlError for an answer that is not what OpenAI's API says, or breaks off."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, HTTPException) as error:
+        raise PtlError(
+            f"{base_url} gives an answer that is not understood",
+            why=f"{type(error).__name__} while it was read",
+            hint="is it a server of OpenAI's chat completions? its address ends in /v1",
+        ) from None
+    except OSError as error:
+        raise PtlError(f"{base_url} broke off its answer", why=str(error)) from None
 
 
 def _message(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OSError, HTTPException):
         return f"the server answers {error.code} {error.reason}"
 
 

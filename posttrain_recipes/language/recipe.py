@@ -180,8 +180,10 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
 
 _SUFFIXES = (".yaml", ".yml")
 _KEYS = frozenset(
-    ("name", "description", "model", "engine", "seed", "lora", "renderer", "stages", "matrix")
-    + ("extends", "presets", "expect", "limits")
+    (
+        *("name", "description", "model", "engine", "seed", "lora", "renderer", "stages"),
+        *("matrix", "extends", "presets", "expect", "limits"),
+    )
 )
 """What stands at the top of a recipe."""
 
