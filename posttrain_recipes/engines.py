@@ -17,8 +17,9 @@ from pydantic import Field
 
 from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.options import Address
+from posttrain_recipes.options import Address, without_password
 from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, hookimpl
+from posttrain_recipes.shown import redact
 from posttrain_recipes.waiting import explain, in_thread
 from posttrain_recipes.watching import Pauses, Watch
 
@@ -234,6 +235,7 @@ def _probed(
 
 @contextmanager
 def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> Iterator[Connection]:
+    _check_address(base_url)
     key, where = _key(api_key), base_url or "hosted Tinker"
 
     def ask() -> tuple[tinker.ServiceClient, tinker.RestClient, list[str]]:
@@ -252,8 +254,10 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
     except Exception as error:
         told = explain(error)
         what = told.what if isinstance(told, PtlError) else "cannot be reached"
-        why = told.why if isinstance(told, PtlError) else str(error)
-        raise PtlError(f"{where}: {what}", why=why, hint="check its address and key") from None
+        why = (told.why if isinstance(told, PtlError) else str(error)) or ""
+        why = redact(why.replace(key, "***"))
+        hint = "check its address and key"
+        raise PtlError(f"{where}: {what}", why=why or None, hint=hint) from None
     missing = [name for name in models if names and name not in names]
     if missing:
         raise PtlError(
@@ -304,8 +308,22 @@ def _key(api_key: str) -> str:
                 hint=f"export {name}=... (keys: https://tinker-console.thinkingmachines.ai), or "
                 "use 'engine: local', which needs none",
             )
-        return value
+        api_key = value
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise PtlError(
+            "the engine's api_key has characters that no request can carry",
+            hint="look at the variable that it is read from: is there a line too many?",
+        )
     return api_key
+
+
+def _check_address(base_url: str | None) -> None:
+    """Raise PtlError where the environment's address holds a password: it is shown when the server
+    does not answer. That of a recipe was checked with it."""
+    try:
+        without_password(base_url or os.environ.get("TINKER_BASE_URL", ""))
+    except ValueError as error:
+        raise PtlError(f"TINKER_BASE_URL {error}") from None
 
 
 def _address(base_url: str | None) -> str:

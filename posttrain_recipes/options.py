@@ -152,9 +152,14 @@ def _outcome(value: Any, dumped: Any) -> Any:
     return dumped
 
 
-def _without_password(address: str) -> str:
-    """Raises `ValueError` without the address: what is wrong with it is a secret."""
-    if "@" in urlsplit(address).netloc:
+def without_password(address: str) -> str:
+    """The address. Raises `ValueError` where it has a user or a password in it, without the
+    address: what is wrong with it is a secret."""
+    try:
+        place = urlsplit(address).netloc
+    except ValueError:
+        raise ValueError("is no address; write it as http://host:port") from None
+    if "@" in place:
         raise ValueError(
             "has a user or a password in it, which would stand in files and logs; give the key "
             "by itself, as 'api_key: ${env:NAME}'"
@@ -162,7 +167,7 @@ def _without_password(address: str) -> str:
     return address
 
 
-Address = Annotated[str, AfterValidator(_without_password)]
+Address = Annotated[str, AfterValidator(without_password)]
 """A server's address: it is kept with runs and shown, so that no password may be in it."""
 
 

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes import runfile
+from posttrain_recipes import private, runfile
+from posttrain_recipes.atomic import write_atomic as write_atomic
 from posttrain_recipes.errors import DISK_FULL, PtlError, UsageError, unwritable, writing
 from posttrain_recipes.home import default_home as default_home
 from posttrain_recipes.plugin import Resume
@@ -43,26 +43,6 @@ LOCK_ATTEMPTS = 10
 def now() -> str:
     """The time as it is stored: UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, whatever happens.
-
-    Raises:
-        PtlError: it cannot be written, as where the disk is full.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 OWN = "own:"
@@ -307,6 +287,7 @@ class Store:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.runs_dir = home / "runs"
+        private.tighten(home)
 
     def runs(self) -> list[RunRecord]:
         """Every run that can be read, oldest first; `listed` tells of the others too."""
@@ -377,6 +358,7 @@ class Store:
             PtlError: another process holds it.
         """
         with ExitStack() as held:
+            held.enter_context(private.files())
             try:
                 held.enter_context(self._lock(record.id))
             except BlockingIOError:
@@ -427,8 +409,9 @@ class Store:
         """Lock out other processes that are choosing a run, so that two of them do not both begin
         one."""
         try:
-            self.runs_dir.mkdir(parents=True, exist_ok=True)
-            lock = (self.runs_dir / ".lock").open("a")
+            with private.files():
+                self.runs_dir.mkdir(parents=True, exist_ok=True)
+                lock = (self.runs_dir / ".lock").open("a")
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise unwritable(self.runs_dir, error) from None
@@ -448,7 +431,8 @@ class Store:
         while True:
             path = self.runs_dir / f"{recipe}-{number}"
             try:
-                path.mkdir(parents=True)
+                with private.files():
+                    path.mkdir(parents=True)
             except FileExistsError:
                 number += 1
             else:

@@ -8,6 +8,8 @@ import time
 from typing import Self
 from urllib.parse import urlsplit
 
+from posttrain_recipes.shown import redact
+
 PING_S = 5.0
 """Seconds between two questions to a server whether it is there."""
 ANSWER_S = 10.0
@@ -32,7 +34,8 @@ class Watch:
     """
 
     def __init__(self, base_url: str, api_key: str) -> None:
-        self.base_url = base_url
+        self.base_url = redact(base_url)
+        self._asked = f"{base_url}/api/v1/healthz"
         self._headers = {"X-API-Key": api_key}
         self._answered = time.monotonic()
         self._why = ""
@@ -53,16 +56,19 @@ class Watch:
 
     def _ask(self) -> str:
         """Why there was no answer; empty where there was one."""
+        from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import Request, urlopen
 
-        request = Request(f"{self.base_url}/api/v1/healthz", headers=self._headers)
+        request = Request(self._asked, headers=self._headers)
         try:
             urlopen(request, timeout=ANSWER_S).close()
         except HTTPError as error:
             return f"it answers {error.code} {error.reason}" if error.code >= 500 else ""
         except OSError as error:
-            return str(getattr(error, "reason", error))
+            return redact(str(getattr(error, "reason", error)))
+        except (ValueError, HTTPException) as error:  # no address, or no answer of HTTP
+            return redact(str(error) or type(error).__name__)
         return ""
 
     @property
@@ -92,7 +98,7 @@ class Pauses(logging.Handler):
 
     def __init__(self, base_url: str) -> None:
         super().__init__(logging.INFO)
-        self.base_url = base_url
+        self.base_url = redact(base_url)
         self._host = urlsplit(base_url).netloc
         self._why = ""
         self._began = self._heard = -float("inf")

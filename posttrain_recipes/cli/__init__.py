@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 from pathlib import Path
+from typing import Any
 
 import click
 
-from posttrain_recipes.cli import streams
+from posttrain_recipes.cli import streams, terminal
 from posttrain_recipes.errors import DISK_FULL, PtlError, RecipeError, unwritable
+from posttrain_recipes.shown import redact
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -40,6 +42,11 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """Imports `cli.<name>` when `<name>` is called."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As click's, with all that is printed shown as it is."""
+        with terminal.guarded():
+            return super().main(*args, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which a newcomer meets them."""
@@ -84,7 +91,9 @@ def cli() -> None:
 def main() -> None:
     """The console script `ptl`."""
     streams.open_missing()
-    streams.leave(_code())
+    with terminal.guarded():
+        code = _code()
+    streams.leave(code)
 
 
 def _code() -> int:
@@ -95,7 +104,7 @@ def _code() -> int:
         return 130
     except click.ClickException as error:
         with contextlib.suppress(OSError, ValueError):
-            error.show()
+            terminal.show_click(error)
         return error.exit_code
     except PtlError as error:
         print_error(error)
@@ -118,8 +127,8 @@ def _code() -> int:
 def print_error(error: PtlError) -> None:
     """The error for a person, on stderr."""
     if isinstance(error, RecipeError):
-        streams.say(str(error))
+        streams.say(redact(str(error)))
         count = len(error.faults)
         streams.say(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.")
     else:
-        streams.say(f"error: {error}")
+        streams.say(f"error: {redact(str(error))}")

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +19,9 @@ from urllib.parse import urlsplit
 import click
 
 from posttrain_recipes import models
-from posttrain_recipes.cli.options import home_option, secret_option
+from posttrain_recipes.cli.options import check_address, home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
+from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.store import default_home
@@ -58,6 +60,7 @@ def chat(
     a model: bundled, a directory, or a hub id. Without one it is the last run.
     """
     home = default_home(home)
+    check_address(base_url, "--base-url")
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:
@@ -130,7 +133,7 @@ class ChatClient:
 
     def first_model(self) -> str:
         """The name of the first model that the server offers."""
-        with self._open("models") as answer:
+        with self._open("models") as answer, _understood(self.base_url):
             offered = [str(model["id"]) for model in json.load(answer).get("data", [])]
         if not offered:
             raise PtlError(f"{self.base_url} offers no model", hint="name one")
@@ -138,17 +141,19 @@ class ChatClient:
 
     def stream(self, body: dict[str, Any]) -> Iterator[str]:
         """The parts of a reply."""
-        with self._open("chat/completions", {**body, "stream": True}) as answer:
+        request = {**body, "stream": True}
+        with self._open("chat/completions", request) as answer, _understood(self.base_url):
             for line in answer:
                 data = line.decode("utf-8").removeprefix("data:").strip()
                 if not line.startswith(b"data:") or data == "[DONE]":
                     continue
                 event = json.loads(data)
                 if "error" in event:
-                    raise PtlError(str(event["error"].get("message", event["error"])))
+                    told = event["error"]
+                    raise PtlError(str(told.get("message", told) if hasattr(told, "get") else told))
                 for choice in event.get("choices", ()):
                     if part := choice.get("delta", {}).get("content"):
-                        yield part
+                        yield str(part)
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
@@ -158,15 +163,30 @@ class ChatClient:
             return self._opener.open(request)
         except urllib.error.HTTPError as error:
             raise PtlError(_message(error), hint=_hint(error.code)) from None
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise PtlError(f"{self.base_url} cannot be reached", why=str(reason)) from None
+
+
+@contextmanager
+def _understood(base_url: str) -> Iterator[None]:
+    """Raises PtlError for an answer that is not what OpenAI's API says, or breaks off."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, HTTPException) as error:
+        raise PtlError(
+            f"{base_url} gives an answer that is not understood",
+            why=f"{type(error).__name__} while it was read",
+            hint="is it a server of OpenAI's chat completions? its address ends in /v1",
+        ) from None
+    except OSError as error:
+        raise PtlError(f"{base_url} broke off its answer", why=str(error)) from None
 
 
 def _message(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OSError, HTTPException):
         return f"the server answers {error.code} {error.reason}"
 
 
@@ -204,7 +224,7 @@ class Talk:
 def _converse(talk: Talk, said: str) -> None:
     with suppress(ImportError):  # lines can be edited, and the last ones recalled
         import readline  # noqa: F401
-    click.secho(f"{said}   /help for commands, Ctrl-D to leave", dim=True)
+    styled(f"{said}   /help for commands, Ctrl-D to leave", dim=True)
     while True:
         try:
             text = input("> ").strip()
@@ -226,7 +246,7 @@ def _command(talk: Talk, text: str) -> None:
         if word == "/system":
             talk.system = rest.strip() or None
     else:
-        click.secho(HELP, dim=True)
+        styled(HELP, dim=True)
 
 
 def _reply(talk: Talk, text: str) -> None:
@@ -237,7 +257,7 @@ def _reply(talk: Talk, text: str) -> None:
         click.echo()
     except KeyboardInterrupt:
         parts.close()  # type: ignore[attr-defined]
-        click.secho(" (stopped)", dim=True)
+        styled(" (stopped)", dim=True)
     except PtlError as error:
         hint = "\n/reset forgets what was said" if "context window" in str(error) else ""
-        click.secho(f"{error}{hint}", fg="red" if "NO_COLOR" not in os.environ else None)
+        styled(f"{error}{hint}", fg="red" if "NO_COLOR" not in os.environ else None)

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, probe, registry
-from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.options import check_address, json_option
 from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.engines import Local, Server
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Connection
@@ -65,6 +66,7 @@ def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_jso
     """
     # One check is of a call that the SDK calls deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="posttrain_recipes.probe")
+    check_address(base_url, "--base-url (or TINKER_BASE_URL)")
     names = probe.with_requirements(only) if only else None
     found: list[probe.Outcome] = []
     with _connected(base_url, model) as (connection, name):
@@ -73,7 +75,7 @@ def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_jso
         for outcome in probe.probe(connection.service, connection.rest, name, names):
             found.append(outcome)
             if not as_json:
-                click.echo(_line(outcome))
+                _tell(outcome)
     if as_json:
         answer([asdict(one) for one in found])
     else:
@@ -108,9 +110,10 @@ def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connec
         yield connection, model
 
 
-def _line(outcome: probe.Outcome) -> str:
+def _tell(outcome: probe.Outcome) -> None:
     mark, color = MARKS[outcome.verdict]
     told = outcome.summary if outcome.verdict == "yes" else f"{outcome.summary}: {outcome.detail}"
     if outcome.verdict == "yes" and outcome.detail:
         told += f" ({outcome.detail})"
-    return f"{click.style(f'{mark:4}', fg=color)}{outcome.name:25} {told}"
+    styled(f"{mark:4}", "", fg=color)
+    click.echo(f"{outcome.name:25} {told}")

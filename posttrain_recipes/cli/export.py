@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from posttrain_recipes import private
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.cli.target import SCHEME, find, require_here
 from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError, display_path, writing
@@ -48,7 +49,7 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
         raise UsageError(f"{directory} is there already", hint="name a new directory")
     adapter = _folder(found.model, home)
     directory = directory.resolve()
-    with writing(directory):
+    with writing(directory), private.within(home, directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         _write(adapter, directory, merge, dtype)
     base = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]

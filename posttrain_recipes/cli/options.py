@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from posttrain_recipes.cli.streams import for_programs
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.options import without_password
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +64,18 @@ def home_option(function: F) -> F:
     )(function)
 
 
+def check_address(address: str | None, option: str) -> None:
+    """Raise UsageError, which does not repeat it, for an address with a user or password in it."""
+    try:
+        without_password(address or "")
+    except ValueError:
+        raise UsageError(
+            f"the address of {option} is none, or has a user or a password in it",
+            why="it would stand in messages and logs",
+            hint="write http://host:port, and give the key by itself",
+        ) from None
+
+
 def secret_option(name: str, variable: str, what: str) -> Callable[[F], F]:
     """`--NAME VALUE` and `--NAME-file FILE`, as the argument `name`: a secret.
 
@@ -96,6 +109,11 @@ def secret_option(name: str, variable: str, what: str) -> Callable[[F], F]:
         def with_secret(*, secret_file: Path | None, **rest: Any) -> Any:
             if secret_file is not None:
                 rest[argument] = _first_line(secret_file, f"--{name}-file")
+            if (given := rest[argument]) and not (given.isascii() and given.isprintable()):
+                raise UsageError(
+                    f"the {name} has characters that no request can carry",
+                    hint=f"look at ${variable}, or the file: is there a line too many?",
+                )
             return function(**rest)
 
         return with_secret  # type: ignore[return-value]
@@ -106,8 +124,10 @@ def secret_option(name: str, variable: str, what: str) -> Callable[[F], F]:
 def _first_line(file: Path, option: str) -> str:
     try:
         lines = file.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {option} {file}", why=str(error)) from None
+    except OSError as error:
+        raise UsageError(f"cannot read {option} {file}", why=error.strerror) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read {option} {file}", why="it is no text") from None
     if len(lines) != 1:
         raise UsageError(f"{option} {file} holds {len(lines)} words, and has to hold one")
     return lines[0]

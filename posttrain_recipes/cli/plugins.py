@@ -15,6 +15,7 @@ import click
 from posttrain_recipes import registry
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.plugin import Method, PluginConfig
@@ -125,7 +126,8 @@ def _tell(finding: Finding) -> None:
         else "  FAIL "
     )
     colour = {"  ok   ": "green", "  skip ": "yellow", "  FAIL ": "red"}[mark]
-    click.echo(click.style(mark, fg=colour) + finding.check)
+    styled(mark, "", fg=colour)
+    click.echo(finding.check)
     for line in finding.told.split("; ") if finding.told else ():
         click.echo(f"         {line}")
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
+from posttrain_recipes.cli import terminal
 from posttrain_recipes.cli.options import folded
 from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.errors import display_path
@@ -25,6 +26,7 @@ from posttrain_recipes.waiting import worker
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
+    from rich.text import Text
 
 LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
@@ -155,12 +157,9 @@ class Lines(Reporter):
             before, after = (report.show(e, row.percent) for e in (row.before, row.after))
             change = report.show_change(row)
             table.append((row.stage, row.label, str(row.count), before, after, change, row.verdict))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         self.line()
-        for cells in table:
-            left = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
-            right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-            self.line("  ".join([*left, *right]).rstrip())
+        for text in report.columns(table, right=(2, 3, 4, 5, 6)).split("\n"):
+            self.line(text)
         for note in report.notes(rows):
             self.line(folded(note))
 
@@ -178,6 +177,13 @@ class Lines(Reporter):
         )
         self.line(f"\nstopped; {what or 'nothing of the current stage was trained yet'}")
         self.line(f"go on with: ptl run {display_path(path)}")
+
+
+def _text(*parts: str | tuple[str, str]) -> Text:
+    """Text in styles; what stands in it is no markup."""
+    from rich.text import Text
+
+    return Text.assemble(*parts)
 
 
 def _told(metrics: Mapping[str, float]) -> str:
@@ -216,16 +222,14 @@ class StageProgress:
 class Live(Lines):
     """A progress bar while training, a spinner while something else is under way, and a table."""
 
-    def __init__(self, out: TextIO | Lasting) -> None:
-        from rich.console import Console
-
+    def __init__(self, out: Lasting) -> None:
         super().__init__(out)
-        self.console = Console(highlight=False, file=cast("IO[str]", out))
+        self.console = terminal.console(out)
         self.status: Status | None = None
         self.progress: Progress | None = None
 
     def line(self, text: str = "") -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         if self.status is not None:
@@ -241,7 +245,8 @@ class Live(Lines):
         if self.status is None:
             self.status = self.console.status("", spinner="dots")
             self.status.start()
-        self.status.update(f"[dim]{what}[/dim]")
+            terminal.guard()  # rich has put streams of its own in place
+        self.status.update(_text((what, "dim")))
 
     def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
         self.path = plan.path
@@ -249,16 +254,14 @@ class Live(Lines):
             super().run_started(plan, record, resumed)
             return
         verb = "goes on" if resumed else "begins"
-        self.console.print(f"[bold]{record.id}[/bold] {verb} [dim]{_headline(plan)}[/dim]")
+        self.console.print(_text((record.id, "bold"), f" {verb} ", (_headline(plan), "dim")))
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         self.close()
         self.stages[worker()] = StageProgress()
         how = stage.method.name if stage.method else "evaluation"
-        self.console.print(
-            f"\n[bold]{stage.index}/{count} {stage.name}[/bold] "
-            f"[dim]({how} from {stage.start})[/dim]"
-        )
+        head = f"\n{stage.index}/{count} {stage.name} "
+        self.console.print(_text((head, "bold"), (f"({how} from {stage.start})", "dim")))
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
@@ -268,9 +271,9 @@ class Live(Lines):
         self.progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[told]}"),
-            TextColumn("[dim]{task.fields[rate]} tok/s[/dim]"),
-            TextColumn("[dim]{task.fields[left]} left[/dim]"),
+            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[rate]} tok/s", style="dim", markup=False),
+            TextColumn("{task.fields[left]} left", style="dim", markup=False),
             console=self.console,
             expand=True,
         )
@@ -278,6 +281,7 @@ class Live(Lines):
             "", total=total, completed=done, told="", rate="-", left="?"
         )
         self.progress.start()
+        terminal.guard()
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         training = self.now
@@ -294,7 +298,7 @@ class Live(Lines):
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         self.close()
-        self.console.print(f"  [dim]done in {duration(record.seconds)}[/dim]")
+        self.console.print(_text((f"  done in {duration(record.seconds)}", "dim")))
 
     def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
         self.close()
@@ -302,7 +306,7 @@ class Live(Lines):
 
     def warning(self, text: str) -> None:
         self.console.print("warning: ", style="yellow", end="")
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def run_finished(self, record: RunRecord) -> None:
         self.close()

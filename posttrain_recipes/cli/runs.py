@@ -36,9 +36,6 @@ def runs(home: Path | None, as_json: bool) -> None:
         began = record.created[:16].replace("T", " ")
         table.append((record.id, record.status, began, record.model, stages))
     table += [(one.id, "unreadable", "", "", "") for one in unreadable]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)]
-    for row in table:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+    click.echo(report.columns(table))
     for one in unreadable:
         click.echo(f"{one}; {one.hint}", err=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import models
+from posttrain_recipes import models, private
 from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
@@ -96,9 +96,13 @@ def serve(
             click.echo("no other base model is served (--any-model serves all)")
         click.echo("in the shell of the program:")
         click.echo(f"  export TINKER_BASE_URL={base_url}")
-        click.echo(f"  export TINKER_API_KEY={key}")
-        click.echo(f"  export OPENAI_BASE_URL={base_url}/v1 OPENAI_API_KEY={key}")
+        click.echo(f"  export OPENAI_BASE_URL={base_url}/v1")
+        if token:  # it may be logged or looked at where its owner did not mean it to be
+            click.echo("  and TINKER_API_KEY and OPENAI_API_KEY: the token that it was given")
+        else:
+            click.echo(f"  export TINKER_API_KEY={key} OPENAI_API_KEY={key}")
 
+    private.tighten(default_home(home))
     import logging
 
     logging.basicConfig(

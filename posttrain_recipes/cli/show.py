@@ -12,6 +12,7 @@ from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs
 from posttrain_recipes.reporting import report
+from posttrain_recipes.shown import line, plain
 from posttrain_recipes.store import RunRecord, StageRecord, Store, default_home, load_samples
 
 
@@ -49,7 +50,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
         if stage.checkpoint and stage.checkpoint.state_uri:
             lines.append(f"{'':12}{stage.checkpoint.state_uri}")
             lines.append(f"{'':12}{stage.checkpoint.sampler_uri}")
-    click.echo("\n".join(lines))
+    click.echo("\n".join(map(line, lines)))
     _print_samples(record, Store(default_home(home)).path(record.id), samples)
     import sys
 
@@ -86,5 +87,5 @@ def _print_samples(record: RunRecord, path: Path, count: int) -> None:
 
 
 def _one_line(text: str, width: int = 100) -> str:
-    flat = " ".join(text.split())
+    flat = plain(" ".join(text.split()))
     return flat if len(flat) <= width else flat[: width - 3] + "..."

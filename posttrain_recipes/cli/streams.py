@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import click
@@ -40,6 +40,7 @@ class Lasting(io.TextIOBase):
         self._stream = stream
         self.lost: str | None = None
         """Why something could not be written."""
+        self._owner: Lasting | None = None
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -63,11 +64,18 @@ class Lasting(io.TextIOBase):
         """The number of the stream."""
         return self._stream.fileno()
 
+    def over(self, change: Callable[[TextIO], TextIO]) -> Lasting:
+        """The same, with another stream in place of its own; what is lost there is lost here."""
+        other = Lasting(change(self._stream))
+        other._owner = self
+        return other
+
     def _try(self, call: Any) -> None:
         try:
             call()
         except (OSError, ValueError) as error:
-            self.lost = self.lost or getattr(error, "strerror", None) or str(error)
+            owner = self._owner or self
+            owner.lost = owner.lost or getattr(error, "strerror", None) or str(error)
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ import click
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
 
 
@@ -52,7 +53,7 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, home: Path | None) -> 
     except Exception as error:
         raise PtlError(
             f"MLflow at {mirror.shown} could not be brought up to date",
-            why=mlstore.redact(str(error).split("\n")[0]),
+            why=redact(str(error).split("\n")[0]),
             hint="what was copied is remembered; the same command goes on from there",
         ) from None
     if not chosen:

@@ -18,8 +18,10 @@ from typing import IO
 
 import click
 
+from posttrain_recipes import private
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
 from posttrain_recipes.tracking import mlstore
 
@@ -47,7 +49,7 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
     home = default_home(home)
     uri = mlstore.configured_uri()
     if uri and mlstore.is_remote(uri):
-        _show(mlstore.redact(uri), None, open_browser)
+        _show(redact(uri), None, open_browser)
         return
     experiment = None
     if uri is None:
@@ -118,6 +120,7 @@ def _server(uri: str, host: str, port: int, artifacts: str) -> Iterator[str]:
             env=environment,
             stdout=log,
             stderr=log,
+            umask=private.UMASK,
             # Ctrl-C reaches this process alone, which then ends the whole group.
             start_new_session=True,
         )
@@ -143,7 +146,7 @@ def _wait(server: subprocess.Popen[bytes], page: str, log: IO[str]) -> None:
         except OSError:
             time.sleep(0.2)
     log.seek(0)
-    lines = [line for line in mlstore.redact(log.read()).splitlines() if line.strip()]
+    lines = [line for line in redact(log.read()).splitlines() if line.strip()]
     raise PtlError(
         "MLflow's server does not answer.",
         why="\n       ".join(lines[-5:]) or None,

@@ -22,9 +22,11 @@ from types import FrameType
 
 import uvicorn
 
+from posttrain_recipes import private
 from posttrain_recipes.engine.app import build
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
+from posttrain_recipes.shown import PlainFormatter
 
 TOKEN_VARIABLE = "PTL_ENGINE_TOKEN"
 PARENT_CHECK_S = 2.0
@@ -95,6 +97,19 @@ def run_server(
     # Threads that spin while they wait make a step tens of times slower as soon as anything else
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with private.files():  # checkpoints and what they are named are their user's alone
+        _serve(models, data_dir, token, host, port, on_ready, only_served)
+
+
+def _serve(
+    models: Mapping[str, str],
+    data_dir: Path,
+    token: str,
+    host: str,
+    port: int,
+    on_ready: Callable[[str], None] | None,
+    only_served: bool,
+) -> None:
     service = Service(models, data_dir, only_served)
     access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -103,6 +118,7 @@ def run_server(
         url = f"http://{shown}:{listener.getsockname()[1]}"
         config = uvicorn.Config(
             build(service, access),
+            log_config=None,  # as all else that is logged
             log_level="warning",
             access_log=False,
             ws="none",
@@ -158,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     # Whoever reads the end of a run's log wants what went wrong.
     logging.getLogger("posttrain_recipes.engine.requests").setLevel(logging.WARNING)
     if args.lifeline_fd is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError, writing
 
 LOG_LINES = 15  # of the engine's log, shown when it fails
@@ -98,7 +99,7 @@ def start(
     Raises:
         PtlError: it did not start; the message ends with the log's last lines.
     """
-    with writing(log_path):
+    with writing(log_path), private.files():
         log_path.parent.mkdir(parents=True, exist_ok=True)
     token = f"tml-{secrets.token_hex(24)}"
     ready_read, ready_write = os.pipe()
@@ -145,7 +146,7 @@ def _spawn(
     command: list[str], log_path: Path, environment: Mapping[str, str], ready: int, lifeline: int
 ) -> subprocess.Popen[bytes]:
     """The process. It tells where it listens by `ready`, and ends with the end of `lifeline`."""
-    with log_path.open("ab") as log:
+    with private.files(), log_path.open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

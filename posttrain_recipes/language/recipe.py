@@ -219,7 +219,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
         chain = " -> ".join(display_path(p) for p in (*seen, resolved))
         raise UsageError(f"recipes extend each other in a circle: {chain}")
     path = path if place == PIPE else place
-    root = parse(_read(path), display_path(path))
+    root = _parsed(path)
     base = _pop(root, "extends")
     if base is None:
         return root
@@ -241,6 +241,41 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     return merge(_load_file(parent, (*seen, resolved)), root)
 
 
+_SUFFIXES = (".yaml", ".yml")
+_KEYS = frozenset(
+    (
+        *("name", "description", "model", "engine", "seed", "lora", "renderer", "stages"),
+        *("matrix", "extends", "presets", "expect", "limits"),
+    )
+)
+"""What stands at the top of a recipe."""
+
+
+def _parsed(path: Path) -> Node:
+    """A file as nodes. Of one that is no recipe by its name, nor by what it holds, nothing is said
+    but that: it may be a file of passwords that `extends:` leads to.
+
+    Raises:
+        RecipeError: it cannot be read, or is no recipe.
+    """
+    text, file = _read(path), display_path(path)
+    if path.suffix.lower() in _SUFFIXES or _is_pipe(path):
+        return parse(text, file)
+    try:
+        root = parse(text, file)
+    except RecipeError as error:
+        first = error.faults[0].location
+        where = Location(file, first.line or 1)
+    else:
+        other = [node.key_at or node.at for key, node in root.value.items() if key not in _KEYS]
+        if root.value and not other:
+            return root
+        where = Location(file, min(other).line if other else 1)
+    raise RecipeError(
+        [Fault(where, "", "this is no recipe; a recipe is YAML, and its name ends in .yaml")]
+    )
+
+
 def _read(path: Path) -> str:
     try:
         if _is_pipe(path):
@@ -251,7 +286,8 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {display_path(path)}", hint=_nearby(path)) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{display_path(path)} is not UTF-8 text", why=str(error)) from None
+        why = f"the byte at position {error.start} is none of UTF-8"
+        raise UsageError(f"{display_path(path)} is not UTF-8 text", why=why) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {_short(path)}", why=_why(error)) from None
 

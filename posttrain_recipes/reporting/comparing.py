@@ -15,6 +15,7 @@ from posttrain_recipes.records import PerRecord
 from posttrain_recipes.reporting import comparisons, plots, report
 from posttrain_recipes.reporting.comparisons import ArmGroup, Table
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
+from posttrain_recipes.shown import plain
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 from posttrain_recipes.tracking import curves
 
@@ -95,7 +96,7 @@ class Comparison:
 
     def html(self) -> str:
         """The page."""
-        return (
+        return plain(
             templates()
             .get_template("compare.html")
             .render(

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain_recipes import store
+from posttrain_recipes import shown, store
 from posttrain_recipes.language.expansion import origins
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.pricing import duration, show_usd
@@ -19,6 +19,7 @@ from posttrain_recipes.records import PerRecord, Sample
 from posttrain_recipes.reporting import comparisons, plots, report, scores
 from posttrain_recipes.reporting.comparisons import Table
 from posttrain_recipes.reporting.report import TableRow
+from posttrain_recipes.shown import plain
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.mirror import remote_id
@@ -122,11 +123,11 @@ class Pages:
 
     def html(self) -> str:
         """The page."""
-        return templates().get_template("report.html").render(**self._content())
+        return plain(templates().get_template("report.html").render(**self._content()))
 
     def markdown(self) -> str:
         """The same in Markdown, without drawings."""
-        return templates().get_template("report.md").render(**self._content())
+        return plain(templates().get_template("report.md").render(**self._content()))
 
     def samples(self, stage: StageRecord, name: str, when: str = "after") -> Sequence[Sample]:
         """What an eval saw before or after a stage, wherever that was measured."""
@@ -193,16 +194,16 @@ class Pages:
 
     def _stage(self, stage: StageRecord, known: Mapping[str, Any]) -> dict[str, Any]:
         series = self.curves(stage)
-        shown = [name for name in MAIN_CURVES if name in series]
-        shown += [n for n in series if n.startswith(("reward/", "eval/")) and n not in shown]
-        rest = [name for name in series if name not in shown]
+        first = [name for name in MAIN_CURVES if name in series]
+        first += [n for n in series if n.startswith(("reward/", "eval/")) and n not in first]
+        rest = [name for name in series if name not in first]
         origin = known.get(stage.name)
         return {
             "record": stage,
             "label": origin.label if origin else "",
             "took": costs.took(stage),
             "options": _options(stage),
-            "curves": list(_drawings({name: series[name] for name in shown})),
+            "curves": list(_drawings({name: series[name] for name in first})),
             "more_curves": [(name, plots.curves({name: series[name]})) for name in rest],
             "exchanges": list(self._exchanges(stage)),
         }
@@ -294,7 +295,10 @@ def templates() -> Environment:
         change=report.show_change,
         duration=duration,
         cut=_cut,
-        cell=_cell,
+        cell=shown.cell,
+        words=shown.markdown,
+        code=shown.code,
+        fenced=lambda text: shown.line(text).replace("`", "'"),
         row_spread=_row_spread,
         table_spread=_table_spread,
         p_value=report.show_p,
@@ -306,14 +310,6 @@ def templates() -> Environment:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_REPLY else text[:LONGEST_REPLY] + " …"
-
-
-def _cell(text: str, width: int = 300) -> str:
-    """Text for a cell of a Markdown table: it can neither end the cell nor become markup."""
-    text = text if len(text) <= width else text[:width] + "…"
-    for plain, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
-        text = text.replace(plain, escaped)
-    return text.replace("\n", "<br>")
 
 
 def _row_spread(row: TableRow) -> Any:

@@ -13,6 +13,8 @@ from posttrain_recipes.planning import gates
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.reporting import scores, statistics
 from posttrain_recipes.reporting.statistics import Compared, Paired
+from posttrain_recipes.shown import cell, code, line
+from posttrain_recipes.shown import markdown as words
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
 SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success")
@@ -126,6 +128,7 @@ def plain(value: Any) -> str:
 
 def columns(table: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows of text under one another; the columns `right` are aligned to the right."""
+    table = [[line(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
@@ -247,21 +250,21 @@ def markdown(record: RunRecord) -> str:
     table = rows(record)
     for row in table:
         lines.append(
-            f"| {row.stage} | {row.label} | {row.count} | {show(row.before, row.percent)} "
-            f"| {show(row.after, row.percent)} | {show_change(row)} | {show_p(row.p)} "
-            f"| {row.verdict} |"
+            f"| {cell(row.stage)} | {cell(row.label)} | {row.count} "
+            f"| {show(row.before, row.percent)} | {show(row.after, row.percent)} "
+            f"| {show_change(row)} | {show_p(row.p)} | {row.verdict} |"
         )
     if len(lines) == 2:
         lines = ["This recipe has no evals."]
     for gate in gates.check(record):
-        lines += ["", f"{'Passed' if gate.passed else '**Failed**'}: {gate}."]
+        lines += ["", f"{'Passed' if gate.passed else '**Failed**'}: {words(str(gate))}."]
     lines += [
         "",
-        *(["\n".join(notes(table)), ""] if table else []),
-        f"Recipe `{record.recipe}`, model `{record.model}`, engine `{record.engine}`, "
-        f"seed {record.seed}" + (f", preset `{record.preset}`" if record.preset else "") + ".",
-        f"Again: `ptl run {record.path}"
-        + (f" --preset {record.preset}`" if record.preset else "`"),
+        *(["\n".join(map(words, notes(table))), ""] if table else []),
+        f"Recipe {code(record.recipe)}, model {code(record.model)}, engine {code(record.engine)}, "
+        f"seed {record.seed}" + (f", preset {code(record.preset)}" if record.preset else "") + ".",
+        "Again: "
+        + code(f"ptl run {record.path}" + (f" --preset {record.preset}" if record.preset else "")),
     ]
     return "\n".join(lines)
 

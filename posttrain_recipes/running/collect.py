@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import Engine
 from posttrain_recipes.registry import Registry
@@ -192,7 +193,7 @@ def _delete(
     yield from (item for item in garbage if item not in left)
     if not left:
         return
-    with engine.connect({}, data_dir, home / "gc.log") as connection:
+    with private.files(), engine.connect({}, data_dir, home / "gc.log") as connection:
         wait = EngineWaiter(connection.alive)
         for item in left:
             try:

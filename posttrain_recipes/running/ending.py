@@ -19,6 +19,7 @@ from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.page import Pages
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.stages import track_reused
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, Store
 from posttrain_recipes.tracking.tracker import Tracker
 
@@ -118,4 +119,4 @@ def first_line(error: Exception) -> str:
     """What failed and why, in one line: what the record and a list of failures keep of it."""
     why = error.why if isinstance(error, PtlError) else None
     lines = [text.split("\n")[0] for text in (str(error), why or "") if text]
-    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
+    return redact(": ".join(dict.fromkeys(lines))) or type(error).__name__

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import needs, overlap
@@ -80,7 +81,10 @@ def engine(
     name = f"engine {plan.engine.name}"
     log = home / "preflight.log"
     try:
-        with plan.engine.connect(locations(plan), home / "engine", log) as connection:
+        with (
+            private.files(),
+            plan.engine.connect(locations(plan), home / "engine", log) as connection,
+        ):
             wait = EngineWaiter(connection.alive)
             serving = Serving(plan, connection, wait, home / "engine")
             yield PreflightFinding(name, "ok", f"answers, and serves {', '.join(plan.models)}")

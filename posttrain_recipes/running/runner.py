@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes import store
+from posttrain_recipes import private, store
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
@@ -30,6 +30,7 @@ from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork, track_reused
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.tracker import Tracker
@@ -74,6 +75,7 @@ def run(
     prices = pricing.load(home)
     interrupts = Interrupts()
     with ExitStack() as held:
+        held.enter_context(private.home(home))
         with kept.choosing():
             runs, unreadable = kept.listed()
             earlier = None if scope.anew else latest(runs, plan.fingerprint)
@@ -164,7 +166,7 @@ def _kept_words(record: RunRecord) -> str:
 
 def _end(directory: RunDirectory, spending: Spending, status: str, error: str | None) -> None:
     directory.record.seconds = spending.seconds
-    ending.record(directory, status, error)
+    ending.record(directory, status, error and redact(error))
 
 
 class _Run:

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain_recipes import private
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import write_atomic
 from posttrain_recipes.tracking import mlstore
-from posttrain_recipes.tracking.mlstore import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,8 +127,10 @@ class Mirror:
         Raises what mlflow raises; what was copied until then is remembered.
         """
         folder = self.home / "runs" / parent.data.tags.get("ptl.run", parent.info.run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "mirror.lock").open("w") as lock:
+        with private.files():
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / "mirror.lock").open("w")
+        with file as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain_recipes.records import Estimate, Messages, Sample
+from posttrain_recipes.shown import cell, redact
 from posttrain_recipes.tracking import mlstore
-from posttrain_recipes.tracking.mlstore import MlflowStore, redact
+from posttrain_recipes.tracking.mlstore import MlflowStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -327,7 +328,7 @@ def results_table(results: Mapping[str, Mapping[str, Estimate]]) -> str:
     rows = ["| eval | before | after |", "| --- | --- | --- |"]
     for name, found in results.items():
         cells = [_estimate(found[when]) if when in found else "" for when in ("before", "after")]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append(f"| {cell(name)} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -342,7 +343,7 @@ def samples_table(samples: Iterable[Sample]) -> str:
     samples = list(samples)
     scores = sorted({score for sample in samples for score in sample.scores})
     expected = any(sample.answer is not None for sample in samples)
-    head = ["Prompt", "Reply", *(["Expected"] if expected else []), *scores]
+    head = ["Prompt", "Reply", *(["Expected"] if expected else []), *map(cell, scores)]
     rows = [head, ["---"] * len(head)]
     for sample in samples:
         cut = " *(cut at the token limit)*" if sample.truncated else ""
@@ -361,10 +362,7 @@ def last_words(messages: Messages) -> str:
 
 
 def _cell(text: str) -> str:
-    text = text if len(text) <= 600 else text[:600] + "…"
-    for plain, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", "<br>")):
-        text = text.replace(plain, escaped)
-    return text
+    return cell(text, 600)
 
 
 def write_trace(

@@ -10,7 +10,6 @@ import getpass
 import importlib
 import logging
 import os
-import re
 import socket
 import sqlite3
 import subprocess
@@ -22,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.shown import redact
 from posttrain_recipes.tracking.databases import bring_forward, check_address, check_database
 
 if TYPE_CHECKING:
@@ -117,15 +118,21 @@ def create_database(home: Path, experiment: str = EXPERIMENT) -> str:
     Processes that build the schema in one file at the same time leave it broken for good, so it is
     built under a lock, in a file of its own, and put in place when it is complete.
     """
-    home.mkdir(parents=True, exist_ok=True)
     database = (home / DATABASE).resolve()
     if database.exists():
         return local_uri(home)
+    with private.files():
+        _create(database, experiment)
+    return local_uri(home)
+
+
+def _create(database: Path, experiment: str) -> None:
+    home = database.parent
+    home.mkdir(parents=True, exist_ok=True)
     with open(database.with_name(f"{DATABASE}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not database.exists():
             _build(database, (home / "artifacts").resolve(), experiment)
-    return local_uri(home)
 
 
 def _bring_forward(database: Path) -> str | None:
@@ -377,19 +384,3 @@ def end_dead_runs(store: MlflowStore) -> list[str]:
         for run in group:
             store.client.set_terminated(run.info.run_id, "KILLED", ended)
     return [run.info.run_id for group in dead.values() for run in group]
-
-
-# --- what may be written -------------------------------------------------------------------------
-
-_SECRET_NAME = re.compile(
-    r"(^|_|API)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
-)
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+@")
-
-
-def redact(text: str) -> str:
-    """`text` without passwords in URIs and without what the environment keeps secret."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return _USER_INFO.sub("***@", text)

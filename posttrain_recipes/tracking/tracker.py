@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from posttrain_recipes.shown import redact
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.mirror import COPIED, WANTED, Copying, Mirror
-from posttrain_recipes.tracking.mlstore import MlflowStore, redact
+from posttrain_recipes.tracking.mlstore import MlflowStore
 from posttrain_recipes.tracking.runs import RecipeRun, closing
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,110 @@
+"""What ptl prints, on its way out: everything goes through `plain`, but for styles of our own.
+
+The streams themselves are guarded, so that this holds for whatever prints: a command, a warning, a
+log, a plugin. Only `styled` and the console of `progress` write past the guard, each after `plain`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+
+import click
+
+from posttrain_recipes.cli.streams import Lasting
+from posttrain_recipes.shown import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Guarded:
+    """A text stream that shows what it is given without control characters.
+
+    What the stream cannot encode is escaped too: a reply ends no command on a terminal that is not
+    UTF-8. There is no `buffer`, through which bytes would pass by.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `plain(text)`; returns the length of `text`."""
+        shown = plain(text)
+        try:
+            self.stream.write(shown)
+        except UnicodeEncodeError:
+            encoding = self.stream.encoding or "ascii"
+            self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write each of them."""
+        for text in lines:
+            self.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("buffer", "raw", "detach", "reconfigure"):
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+def _guarded(stream: TextIO) -> TextIO:
+    # None, where a program without a terminal starts us.
+    return (
+        stream if stream is None or isinstance(stream, Guarded) else cast(TextIO, Guarded(stream))
+    )
+
+
+def guard() -> None:
+    """Guard stdout and stderr, which something may just have replaced."""
+    sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Guard stdout and stderr for as long as the context lasts."""
+    before = sys.stdout, sys.stderr
+    guard()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, OSError):  # closed, or its reader is gone
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _unguarded(stream: TextIO) -> TextIO:
+    return stream.stream if isinstance(stream, Guarded) else stream
+
+
+def styled(text: str, end: str = "\n", **style: Any) -> None:
+    """Print on stdout in a style of ours, `fg="red"` or `dim=True`; `text` may be anybody's."""
+    click.echo(click.style(plain(text), **style) + end, file=_unguarded(sys.stdout), nl=False)
+
+
+def console(out: Lasting) -> Console:
+    """A console of rich on `out`, whose styles are ours and whose text is plain."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                text, style, control = segment
+                yield segment if control else Segment(plain(text), style)
+
+    file = cast("IO[str]", out.over(_unguarded))
+    return Plain(file=file, highlight=False, markup=False, emoji=False)
+
+
+def show_click(error: click.ClickException) -> None:
+    """What is wrong with the command line, which may hold anything, on stderr."""
+    told = io.StringIO()
+    error.show(told)
+    click.echo(told.getvalue(), err=True, nl=False)

@@ -1,0 +1,109 @@
+"""What is shown of text that others wrote: data, models, servers, recipes, the environment.
+
+All that ptl prints, logs, and writes into reports goes through `plain`: a reply that moves the
+cursor, sets a terminal's title or turns the direction of what follows is shown as what it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+
+_HIDDEN = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control: ESC, CR, BEL, and C1, which some terminals obey
+    "\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e"  # format characters
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # zero width, directions
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0001\U000e0020-\U000e007f"  # tags, which spell text that nobody sees
+    "\u2028\u2029"  # ends of lines to some programs, and not to others
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\uffa0\U000e0100-\U000e01ef"  # blank
+    "\ud800-\udfff"  # halves of characters, which no file or terminal takes
+    "]"
+)
+
+
+def plain(text: str) -> str:
+    r"""`text` with all that is not seen as an escape: ESC as `\u001b`. Newline and tab stay.
+
+    These are control and format characters (Unicode's Cc, Cf, Zl, Zp), those that are blank, and
+    lone surrogates. The escapes are those of JSON, so that JSON stays JSON and means the same.
+    """
+    return _HIDDEN.sub(_escape, text)
+
+
+def line(text: str) -> str:
+    r"""`plain` on one line: newline as `\n`, tab as `\t`. For a cell of a table, or a name."""
+    return plain(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats the lines of a log without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and a traceback where there is one."""
+        return plain(super().format(record))
+
+
+# --- Markdown ------------------------------------------------------------------------------------
+
+_MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", **{mark: f"\\{mark}" for mark in "\\`|[]"}})
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?\s*%?(\s*±\s*[\d.]+%?)?", re.I)
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a cell begins with that a spreadsheet computes; full-width forms too."""
+
+
+def markdown(text: str) -> str:
+    """Text of others in a line of Markdown: neither markup, nor HTML, nor the end of the line."""
+    return plain(text).translate(_MARKUP).replace("\t", " ").replace("\n", "<br>")
+
+
+def cell(text: str, width: int = 300) -> str:
+    """`markdown` for a cell of a table: it cannot end the cell either, and is no formula to the
+    spreadsheet that the table is pasted into. Numbers stay numbers."""
+    text = text if len(text) <= width else text[:width] + "…"
+    shown = markdown(text.strip())
+    return f"'{shown}" if shown.startswith(_FORMULA) and not is_number(text) else shown
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a number as people write it: `-0.5`, `1e-4`, `+34.4 ±5.1`; a dash is none."""
+    return text.strip() == "-" or _NUMBER.fullmatch(text.strip()) is not None
+
+
+def code(text: str) -> str:
+    """Text of others as code in a line of Markdown."""
+    return f"`{line(text).replace('`', chr(39))}`"
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+_SECRET_NAME = re.compile(
+    r"(^|_|API|PG)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
+_PASSWORD = re.compile(r"(?i)\b(?!https?:)([a-z][a-z0-9+.-]*://)[^/:@\s]*:[^@\s]*@")
+"""In addresses of databases, whose passwords may have a slash in them."""
+_QUERY = re.compile(
+    r"(?i)([?&][\w.-]*(?:api[_-]?key|token|secret|password|passwd|pwd|signature)=)[^&\s]+"
+)
+
+
+def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """`text` without users and passwords in addresses, and without what the environment keeps
+    secret (variables whose name says that they hold a key, a token or a password)."""
+    for name, value in environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    text = _USER_INFO.sub("***@", _PASSWORD.sub(r"\1***@", text))
+    return _QUERY.sub(r"\1***", text)
