@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
@@ -109,7 +110,7 @@ class Lines(Reporter):
         if now - training.last >= LINE_SECONDS or number == total:
             training.last = now
             self.line(
-                f"  step {number}/{total}  {_told(metrics)}  "
+                f"  step {number}/{total}  {training.told(metrics)}  "
                 f"{training.tokens:,.0f} tokens/s  {training.left(number, total)} left"
             )
 
@@ -186,11 +187,8 @@ def _text(*parts: str | tuple[str, str]) -> Text:
     return Text.assemble(*parts)
 
 
-def _told(metrics: Mapping[str, float]) -> str:
-    """The number of a step that people look at first."""
-    if "train/loss" in metrics:
-        return f"loss {metrics['train/loss']:z.4f}"
-    return f"{metrics.get('data/kept', 0):,.0f} records"
+SLOPE_STEPS = 20
+"""Of RL, steps that the slope of the reward is taken over."""
 
 
 class StageProgress:
@@ -205,11 +203,40 @@ class StageProgress:
         """When a step was told of."""
         self.tokens = 0.0
         """Tokens a second."""
+        self.rewards: deque[float] = deque(maxlen=SLOPE_STEPS)
+        """The mean rewards of the last steps of RL."""
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         now = metrics.get("train/tokens_per_second", 0.0)
         self.tokens = now if not self.tokens else 0.9 * self.tokens + 0.1 * now
+        if "reward/mean" in metrics:
+            self.rewards.append(metrics["reward/mean"])
+
+    def told(self, metrics: Mapping[str, float]) -> str:
+        """The numbers of a step that people look at first."""
+        if "reward/mean" in metrics:
+            return "  ".join(self._rollouts(metrics))
+        if "train/loss" in metrics:
+            return f"loss {metrics['train/loss']:z.4f}"
+        return f"{metrics.get('data/kept', 0):,.0f} records"
+
+    def _rollouts(self, metrics: Mapping[str, float]) -> Iterator[str]:
+        """Of RL, whose loss is 0 by its making: what the replies got, how many groups taught
+        nothing, how many were cut at max_tokens, how far the policy went, how long they are."""
+        reward = f"reward {metrics['reward/mean']:z.3f}"
+        if len(self.rewards) >= 3:
+            slope = statistics.linear_regression(range(len(self.rewards)), self.rewards).slope
+            reward += f" ({slope:+z.3f}/step)"
+        yield reward
+        if (share := metrics.get("groups/zero_variance_share")) is not None:
+            yield f"zero-var {share:.0%}"
+        if (share := metrics.get("completions/clipped_ratio")) is not None:
+            yield f"cut {share:.0%}"
+        if (kl := metrics.get("policy/kl_reference")) is not None:
+            yield f"kl {kl:z.3f}"
+        if (length := metrics.get("completions/mean_length")) is not None:
+            yield f"len {length:.0f}"
 
     def left(self, number: int, total: int) -> str:
         """Time until the last step, as a person says it."""
@@ -291,7 +318,7 @@ class Live(Lines):
                 self.task,
                 completed=number,
                 total=total,
-                told=_told(metrics),
+                told=training.told(metrics),
                 rate=f"{training.tokens:,.0f}",
                 left=training.left(number, total),
             )

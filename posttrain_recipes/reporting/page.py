@@ -34,8 +34,10 @@ LONGEST_REPLY = 1200
 ENVIRONMENT = "environment.json"
 PACKAGES = ("posttrain-recipes", "tinker", "torch", "transformers", "mlflow", "numpy")
 MAIN_CURVES = (
-    "train/loss",
     "reward/mean",
+    "groups/zero_variance_share",
+    "completions/clipped_ratio",
+    "train/loss",
     "rewards/margins",
     "rewards/accuracies",
     "kl",
