@@ -9,6 +9,7 @@ import pytest
 
 from posttrain_recipes.conversion import as_row
 from posttrain_recipes.datasets.collected import Collected
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import (
     Conversation,
     Labelled,
@@ -102,7 +103,7 @@ def test_an_end_that_was_cut_short_is_done_over(
 
     with monkeypatch.context() as patch:
         patch.setattr("posttrain_recipes.running.making.os.fsync", fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(PtlError, match="cannot be written"):
             made.finish({})
     assert not made.complete
     assert [p.name for p in tmp_path.iterdir()] == ["batches"]
