@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 
 import click
 
@@ -83,7 +84,13 @@ def cli() -> None:
 def main() -> None:
     """The console script `ptl`."""
     streams.open_missing()
-    streams.leave(_code())
+    try:
+        code = _code()
+    except SystemExit as left:
+        # Of a pipe that nobody reads any more click makes a failure of the command.
+        read = isinstance(sys.stdout, click.utils.PacifyFlushWrapper)
+        code = 0 if read else left.code if isinstance(left.code, int) else int(bool(left.code))
+    streams.leave(code)
 
 
 def _code() -> int:
