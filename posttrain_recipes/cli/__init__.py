@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,12 @@ def main() -> None:
     """The console script `ptl`."""
     streams.open_missing()
     with terminal.guarded():
-        code = _code()
+        try:
+            code = _code()
+        except SystemExit as left:
+            # Of a pipe that nobody reads any more click makes a failure of the command.
+            read = isinstance(sys.stdout, click.utils.PacifyFlushWrapper)
+            code = 0 if read else left.code if isinstance(left.code, int) else int(bool(left.code))
     streams.leave(code)
 
 

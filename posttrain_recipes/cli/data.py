@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
 
@@ -63,7 +64,7 @@ def _columns(
     show_default=True,
     help="As 'renderer: {thinking: ...}' of the recipe; for --model.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+@json_option
 @click.option(
     "--limit-faults",
     type=click.IntRange(min=0),

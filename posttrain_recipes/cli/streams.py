@@ -124,11 +124,10 @@ def alone(context: click.Context) -> Iterator[None]:
     """Keep standard output for the answer: whatever else is printed meanwhile, by a plugin as it is
     imported or by a program that it runs, goes to stderr."""
     out, kept = sys.stdout, None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        if out.fileno() == 1:
-            out.flush()
-            kept = os.dup(1)
-            os.dup2(2, 1)
+    with contextlib.suppress(OSError, ValueError):
+        out.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

@@ -13,6 +13,7 @@ import pytest
 import posttrain_recipes as ptl
 from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.stages import Sink
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 from posttrain_recipes.waiting import worker
 from tests import forks
@@ -131,15 +132,19 @@ def test_a_signal_stops_all_of_them_and_all_go_on(
     assert_same_result(home, record, one_by_one)
 
 
-def test_one_that_fails_takes_along_only_those_that_need_it(recipe: Path) -> None:
-    class Failing(Heard):
-        def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
-            if worker() == "mild":
-                raise RuntimeError("out of luck")
+def test_one_that_fails_takes_along_only_those_that_need_it(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(sink: Sink, metrics: Mapping[str, float], step: int) -> None:
+        if worker() == "mild":
+            raise RuntimeError("out of luck")
+        log(sink, metrics, step)
 
+    log = Sink.log
+    monkeypatch.setattr(Sink, "log", failing)
     home = recipe.parent / "failing"
     with pytest.raises(RuntimeError, match="out of luck"):
-        ptl.run(recipe, home=home, jobs=2, reporter=Failing())
+        ptl.run(recipe, home=home, jobs=2, reporter=Heard())
     found = {stage.name: stage.status for stage in Store(home).runs()[-1].stages}
     assert found == {
         "sft": "finished",

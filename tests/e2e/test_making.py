@@ -38,7 +38,7 @@ class Crash(Reporter):
 
     def made(self, stage: PlannedStage, batch: int) -> None:
         if batch == 3:
-            raise RuntimeError("crash")
+            raise SystemExit("crash")
 
 
 def lines(home: Path, run: str) -> list[str]:
@@ -48,7 +48,7 @@ def lines(home: Path, run: str) -> list[str]:
 def test_what_was_made_is_kept_told_of_and_reused(tmp_path: Path) -> None:
     recipe, home = tmp_path / "maker.yaml", tmp_path / "home"
     recipe.write_text(RECIPE)
-    with pytest.raises(RuntimeError, match="crash"):
+    with pytest.raises(SystemExit, match="crash"):
         ptl.run(recipe, home=home, reporter=Crash())
     batches = home / "runs/maker-1/made/samples/batches"
     kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.jsonl")}
@@ -114,13 +114,13 @@ class Killed(Reporter):
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         if done == 3:
-            raise RuntimeError("crash")
+            raise SystemExit("crash")
 
 
 def test_good_rollouts_are_kept_and_trained_on(tmp_path: Path) -> None:
     recipe, home = tmp_path / "good.yaml", tmp_path / "home"
     recipe.write_text(GOOD_ROLLOUTS)
-    with pytest.raises(RuntimeError, match="crash"):
+    with pytest.raises(SystemExit, match="crash"):
         ptl.run(recipe, home=home, reporter=Killed())
     made = home / "runs/good-1/made/rl"
     assert [path.name for path in (made / "batches").glob("*")] == ["000002.jsonl"]
@@ -149,7 +149,7 @@ class KilledInEval(Reporter):
         self, stage: PlannedStage, planned: PlannedEval, when: str, result: EvalResult
     ) -> None:
         if self.fails and when == "after":
-            raise RuntimeError("crash")
+            raise SystemExit("crash")
 
     def made(self, stage: PlannedStage, batch: int) -> None:
         self.batches.append(batch)
@@ -176,7 +176,7 @@ def test_what_was_made_is_not_made_again_where_an_eval_after_it_was_killed(
 ) -> None:
     recipe, home = tmp_path / "recipe.yaml", tmp_path / "home"
     recipe.write_text(MADE_AND_MEASURED[stage])
-    with pytest.raises(RuntimeError, match="crash"):
+    with pytest.raises(SystemExit, match="crash"):
         ptl.run(recipe, home=home, until=stage, reporter=KilledInEval())
     (run,) = Store(home).runs()
     provenance = home / "runs" / run.id / "made" / stage / "provenance.json"

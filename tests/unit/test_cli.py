@@ -408,4 +408,7 @@ def test_whatever_it_is_told_to_do_it_answers_in_words(
 def test_a_directory_of_runs_that_are_none_is_read(ptl: Ptl, project: Project) -> None:
     project.write(".ptl/runs/demo-1/run.json", "garbage")
     project.write(".ptl/runs/demo-2", "a file")
-    assert ptl("runs").out == "no runs yet; 'ptl run RECIPE' makes one\n"
+    said = ptl("runs")
+    assert "demo-1  unreadable" in said.out
+    assert "demo-1 cannot be read: it is cut off, or no JSON" in said.err
+    assert "demo-2" not in said.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.running.runner import _first_line
+from posttrain_recipes.running.ending import first_line
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from posttrain_recipes.running.runner import _first_line
     ],
 )  # fmt: skip
 def test_a_line_tells_what_and_why(error: Exception, kept: str) -> None:
-    assert _first_line(error) == kept
+    assert first_line(error) == kept
