@@ -239,8 +239,8 @@ FIELDS = {
     "server": "engine: {use: server, base_url: URL}",
     "tinker": "engine: {use: tinker, base_url: URL}",
     **{
-        use: "stages: [{name: a, dataset: {use: jsonl, path: questions.jsonl}, method: {use: grpo}, "
-        f"rewards: [{{use: {use}, endpoint: {{base_url: URL, model: m}}}}]}}]"
+        use: "stages: [{name: a, dataset: {use: jsonl, path: questions.jsonl}, "
+        f"method: {{use: grpo}}, reward: {{use: {use}, endpoint: {{base_url: URL, model: m}}}}}}]"
         for use in ("judge", "rubric")
     },
 }

@@ -78,7 +78,7 @@ def test_json_means_the_same() -> None:
         ("  =1", "'=1"),
         ("＝1", "'＝1"),
         *[(number, number) for number in ("-0.5", "+3", "1e-4", "-1,000.5", "-3.1 ±2.0", "-")],
-        ("a|b\nc`d<e>&[f]", "a\\|b<br>c\\`d&lt;e>&amp;\\[f\\]"),
+        ("a|b\nc`d<e>&[f]", "a\\|b<br>c\\`d&lt;e>&amp;\\[f]"),
         ("\\|", "\\\\\\|"),
     ],
 )
