@@ -101,6 +101,7 @@ def tighten(folder: Path, *, again: bool = False) -> None:
                 _take(folder / "runs" / run.name)
         if (folder / "runs" / ".lock").is_file():
             _restrict(folder / "runs")
+            _restrict(folder / "runs" / ".lock")
 
 
 def _is_ours(name: str) -> bool:

@@ -60,8 +60,8 @@ class Watch:
         from urllib.error import HTTPError
         from urllib.request import Request, urlopen
 
-        request = Request(self._asked, headers=self._headers)
         try:
+            request = Request(self._asked, headers=self._headers)
             urlopen(request, timeout=ANSWER_S).close()
         except HTTPError as error:
             return f"it answers {error.code} {error.reason}" if error.code >= 500 else ""

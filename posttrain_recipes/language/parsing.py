@@ -28,6 +28,7 @@ _CONSTANTS = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists inside one another"
 _TOO_MANY = f"more than {MAX_NODES:,} keys and values: too large for a recipe"
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq")}
@@ -136,7 +137,20 @@ class _Converter:
         if isinstance(node, yaml.SequenceNode):
             return [self._node(n, None, f"{path}[{i}]") for i, n in enumerate(node.value)]
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        return scalar(node.value) if plain else node.value
+        return scalar(node.value) if plain else self._text(node.value, at, path)
+
+    def _text(self, text: str, at: Location, path: str) -> str:
+        r"""A quoted text, in which `"\ud83d\ude00"` is one character, as in JSON. NUL and halves of
+        characters are in no file's name and no message that is sent: they are faults."""
+        if not _NO_TEXT.search(text):
+            return text
+        try:
+            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            whole = ""
+        if not whole or "\0" in whole:
+            self.faults.append(Fault(at, path, "a NUL, or half of a character: that is no text"))
+        return whole
 
     def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
         found: dict[str, Node] = {}
@@ -145,7 +159,7 @@ class _Converter:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.faults.append(Fault(at, path, "a key must be a plain word"))
                 continue
-            key = key_node.value
+            key = self._text(key_node.value, at, path)
             inner = f"{path}.{key}" if path else key
             if key == "<<":
                 self.faults.append(Fault(at, path, "merge keys are not read; use 'extends:'"))
