@@ -88,7 +88,7 @@ def main() -> None:
         code = _code()
     except SystemExit as left:
         # Of a pipe that nobody reads any more click makes a failure of the command.
-        read = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        read = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
         code = 0 if read else left.code if isinstance(left.code, int) else int(bool(left.code))
     streams.leave(code)
 
