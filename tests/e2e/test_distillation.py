@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
-from posttrain_recipes.errors import PtlError, RecipeError
+from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.records import Checkpoint
@@ -105,10 +105,9 @@ def test_a_crash_in_any_of_the_methods_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "pupils.yaml"
     path.write_text(RECIPE)
     crashed = tmp_path / "crashed"
-    # What does not need a stage that failed goes on without it.
-    for stages in (("soft", "on_policy"), ("prompted",), ("sdft",)):
-        with pytest.raises((RuntimeError, PtlError), match="crash|stages failed"):
-            ptl.run(path, home=crashed, reporter=Crash(*stages))
+    for stage in ("soft", "on_policy", "prompted", "sdft"):
+        with pytest.raises(SystemExit, match="crash"):
+            ptl.run(path, home=crashed, reporter=Crash(stage))
     ours = ptl.run(path, home=crashed).record
     theirs = ptl.run(path, home=tmp_path / "whole").record
     for mine, other in zip(ours.stages, theirs.stages, strict=True):

@@ -281,7 +281,7 @@ def test_the_callers_settings_of_mlflow_are_given_back(
     mine = f"sqlite:///{tmp_path}/mine.db"
     mlflow.set_tracking_uri(mine)
     try:
-        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        os.environ.pop("MLFLOW_TRACKING_URI")  # mlflow wrote it there
         with Tracker(tmp_path / "home") as tracker:
             assert tracker.store() is not None
             assert mlflow.get_tracking_uri() != mine
@@ -291,7 +291,10 @@ def test_the_callers_settings_of_mlflow_are_given_back(
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
-def test_a_database_of_a_newer_mlflow_is_told_of_and_left(tmp_path: Path) -> None:
+def test_a_database_of_a_newer_mlflow_is_told_of_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     mlstore.make_quiet()
     mlstore.create_database(tmp_path)
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
