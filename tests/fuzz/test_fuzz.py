@@ -77,7 +77,7 @@ def kept(kind: str) -> list[Path]:
 
 texts = st.sampled_from(
     ["", "a", "chat.jsonl", "./model", "base", "sft", "a\0b", "\ud800", "x" * 300, "../..",
-     "~nobody/x",     "${env:HOME}", "${env:", "tinker://a/weights/b", "\x1b[31m", "1e400", ">= 0.5",
+     "~nobody/x", "${env:HOME}", "${env:", "tinker://a/weights/b", "\x1b[31m", "1e400", ">= 0.5",
      "/dev/null", "."]
 )  # fmt: skip
 scalars = (
@@ -249,7 +249,7 @@ def test_rows_once_at_fault(project: Project, file: Path) -> None:
 
 ROUTES = ("create_session", "create_model", "forward_backward", "optim_step", "save_weights",
           "load_weights", "create_sampling_session", "asample", "retrieve_future",
-          "retrieve_futures",          "weights_info", "create_custom_loss", "sessions/search")  # fmt: skip
+          "retrieve_futures", "weights_info", "create_custom_loss", "sessions/search")  # fmt: skip
 WORDS = ("session_id", "model_id", "seq_id", "model_seq_id", "base_model", "lora_config", "path",
          "prompt", "sampling_params", "num_samples", "adam_params", "request_id")  # fmt: skip
 bodies = st.tuples(
