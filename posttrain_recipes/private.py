@@ -34,8 +34,9 @@ def files() -> Iterator[None]:
     """
     global _holders, _before
     with _lock:
+        before = os.umask(UMASK)
         if _holders == 0:
-            _before = os.umask(UMASK)
+            _before = before
         _holders += 1
     try:
         yield

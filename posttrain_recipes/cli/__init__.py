@@ -92,22 +92,13 @@ def cli() -> None:
 def main() -> None:
     """The console script `ptl`."""
     streams.open_missing()
-<<<<<<< HEAD
     with terminal.guarded():
         try:
             code = _code()
         except SystemExit as left:
             # Of a pipe that nobody reads any more click makes a failure of the command.
-            read = isinstance(sys.stdout, click.utils.PacifyFlushWrapper)
+            read = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
             code = 0 if read else left.code if isinstance(left.code, int) else int(bool(left.code))
-=======
-    try:
-        code = _code()
-    except SystemExit as left:
-        # Of a pipe that nobody reads any more click makes a failure of the command.
-        read = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
-        code = 0 if read else left.code if isinstance(left.code, int) else int(bool(left.code))
->>>>>>> w14a
     streams.leave(code)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FILE = re.compile(r"`((?:unit|e2e|contract|conformance)/[\w/]+\.py)`")
+FILE = re.compile(r"`((?:unit|e2e|contract|conformance|fuzz)/[\w/]+\.py)`")
 NAME = re.compile(r"`([a-z][a-z0-9_ ']+[a-z0-9])(?:_\.\.\.)?`")
 
 

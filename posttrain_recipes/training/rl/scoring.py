@@ -7,6 +7,7 @@ cannot be compared with one that has it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -270,9 +271,14 @@ def finite(value: Any, source: str) -> float | None:
     """
     if value is None:
         return None
-    if not hasattr(value, "__float__") or not abs(float(value)) < 1e30:
-        raise ValueError(f"{source} returned {value!r}, which is not a finite number")
-    return float(value)
+    try:
+        number = float(value) if hasattr(value, "__float__") else math.nan
+    except Exception:  # an integer that no float holds, an array of several, a type of its own
+        number = math.nan
+    if not abs(number) < 1e30:
+        told = "a huge integer" if isinstance(value, int) else repr(value)
+        raise ValueError(f"{source} returned {told}, which is not a finite number")
+    return number
 
 
 def within(seconds: float | None, function: Callable[[], T]) -> T:
