@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def main() -> None:
             code = _code()
         except SystemExit as left:
             # Of a pipe that nobody reads any more click makes a failure of the command.
-            read = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
+            read = isinstance(left.__context__, BrokenPipeError)
             code = 0 if read else left.code if isinstance(left.code, int) else int(bool(left.code))
     streams.leave(code)
 

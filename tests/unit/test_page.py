@@ -119,7 +119,7 @@ def test_what_a_model_wrote_stays_text(home: Path, run: RunRecord) -> None:
     replies = [line for line in lines if "alert(1)" in line]
     assert replies
     assert all("<script" not in line and line.count(" | ") == 2 for line in replies)
-    assert all("\\[a\\](http" in line for line in replies)
+    assert all("\\[a](http" in line for line in replies)
 
 
 def test_the_page_tells_all_of_a_run(home: Path, run: RunRecord) -> None:
