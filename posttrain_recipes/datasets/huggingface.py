@@ -53,8 +53,11 @@ class HuggingFace(Dataset):
 
     @property
     def _local(self) -> Path | None:
-        path = self.base_dir / Path(self.config.path).expanduser()
-        return path.resolve() if path.exists() else None
+        try:
+            path = self.base_dir / Path(self.config.path).expanduser()
+            return path.resolve() if path.exists() else None
+        except (OSError, RuntimeError, ValueError):  # too long, ~nobody, NUL
+            return None
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What can be told without the network."""

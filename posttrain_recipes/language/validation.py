@@ -140,8 +140,10 @@ def _owner(recipe: Recipe, key: Key) -> str:
 
 def _missing(key: Key, name: str, registry: Registry) -> str:
     if name == "use":
-        kind = next((p for p in reversed(key) if isinstance(p, str)), "")
-        return f"needs 'use:', which names the {kind}; {suggest('', registry.names(kind))}"
+        # A data set among those of another one stands under a word of that one's own.
+        kind = next((p for p in reversed(key) if p in registry.entries), "")
+        there = f"; {suggest('', registry.names(kind))}" if kind else ""
+        return f"needs 'use:', which names the {kind or 'plugin'}{there}"
     if not key:
         return f"a recipe needs '{name}:'"
     if _in_stages(key) and isinstance(key[-1], int):

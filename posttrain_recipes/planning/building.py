@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +15,8 @@ from posttrain_recipes import hub, models
 from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
-from posttrain_recipes.language.recipe import Recipe, expand_environment
-from posttrain_recipes.options import DatasetRef, ModelRef, RewardRef, references
+from posttrain_recipes.language.recipe import Recipe, environment_names, expand_environment
+from posttrain_recipes.options import DatasetRef, ModelRef, RewardRef, is_key, references
 from posttrain_recipes.planning.plans import (
     BASE,
     PlannedEval,
@@ -153,9 +155,16 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
     }
     made.rewards = {path: found for path, found in inner.items() if found}
     if kind != "dataset":  # which may still lack its sources
+        _problems(builder, made, key)
+    return made
+
+
+def _problems(builder: Builder, made: Plugin, key: Key) -> None:
+    try:
         for option, message in made.problems():
             builder.fault((*key, option), message)
-    return made
+    except OSError as error:  # of a path that no system takes
+        builder.fault(key, f"cannot be looked at: {error.strerror or error}")
 
 
 def engine(builder: Builder, spec: Any) -> Engine | None:
@@ -178,8 +187,7 @@ def dataset(builder: Builder, spec: Any, key: Key) -> Dataset | None:
         if part is not None:
             sources.setdefault(str(path[0]), []).append(part)
     made.sources = sources
-    for option, message in made.problems():
-        builder.fault((*key, option), message)
+    _problems(builder, made, key)
     for name in made.reads():
         _check_reads(builder, name, (*key, "stage"))
     return made if len(builder.faults) == before else None
@@ -288,3 +296,21 @@ def _check_reads(builder: Builder, name: str, key: Key) -> None:
                 else "; a stage such as teacher_samples does"
             ),
         )
+
+
+def check_secrets(builder: Builder, value: Any, key: Key) -> None:
+    """Note every key that stands in a recipe in plain text."""
+    items: Iterator[tuple[str | int, Any]] = iter(())
+    if isinstance(value, dict):
+        items = iter(value.items())
+    elif isinstance(value, list):
+        items = iter(enumerate(value))
+    for part, inner in items:
+        secret = isinstance(part, str) and is_key(part) and isinstance(inner, str)
+        if secret and not environment_names(inner):
+            name = re.sub(r"\W", "_", str(part)).upper()
+            builder.fault(
+                (*key, part),
+                f"looks like a secret in plain text; write ${{env:{name}}} and export {name}",
+            )
+        check_secrets(builder, inner, (*key, part))

@@ -7,8 +7,7 @@ after each to find the next.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
-from posttrain_recipes.options import AS_EVER, RESERVED, ModelRef, effective, is_key, references
+from posttrain_recipes.options import AS_EVER, RESERVED, ModelRef, effective, references
 from posttrain_recipes.planning import building, depends, gates
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
@@ -55,19 +54,33 @@ def build(recipe: Recipe, registry: Registry, *, ask: bool = False) -> Plan:
         RecipeError: everything that is wrong with the recipe, its cross-references and the
             presence and form of its data.
     """
-    written = recipe
+    wrong = validation.structural_faults(recipe, registry)
+    try:
+        return _build(recipe, registry, wrong, ask)
+    except (TypeError, AttributeError, LookupError, ValueError):
+        if not wrong:
+            raise
+        # What reads it expects the form that the schema asks for.
+        raise RecipeError(_unique(wrong)) from None
+    except OSError as error:  # of a path that no system takes, as one that is too long
+        path = str(error.filename or "a path")
+        shown = path if len(path) <= 100 else f"{path[:100]}…"
+        told = f"{shown} cannot be looked at: {error.strerror or error}"
+        raise RecipeError(_unique([*wrong, recipe.fault((), told)])) from None
+
+
+def _build(written: Recipe, registry: Registry, wrong: Sequence[Fault], ask: bool) -> Plan:
     recipe, origins, faults = expansion.expand(written)
-    builder = Builder(recipe, registry, validation.structural_faults(written, registry), ask=ask)
-    builder.faults += faults
+    builder = Builder(recipe, registry, [*wrong, *faults], ask=ask)
     if recipe is not written:
         # Once more with the values of the matrix where they will stand.
         builder.faults += validation.structural_faults(recipe, registry)
     builder.origins = origins
     data = recipe.data
-    _check_secrets(builder, data, ())
-    if isinstance(data.get("model"), str):
-        builder.model = data["model"]
-        building.check_model(builder, builder.model, ("model",))
+    building.check_secrets(builder, data, ())
+    if isinstance(model := data.get("model"), str):
+        builder.model = model
+        building.check_model(builder, model, ("model",))
     engine = builder.engine = building.engine(builder, data.get("engine", "local"))
     stages = _stages(builder, data)
     if not builder.faults:
@@ -98,23 +111,6 @@ def build(recipe: Recipe, registry: Registry, *, ask: bool = False) -> Plan:
 
 def _unique(faults: list[Fault]) -> list[Fault]:
     return list({(f.location, f.key, f.message): f for f in faults}.values())
-
-
-def _check_secrets(builder: Builder, value: Any, key: Key) -> None:
-    items: Iterator[tuple[str | int, Any]] = iter(())
-    if isinstance(value, dict):
-        items = iter(value.items())
-    elif isinstance(value, list):
-        items = iter(enumerate(value))
-    for part, inner in items:
-        secret = isinstance(part, str) and is_key(part) and isinstance(inner, str)
-        if secret and not environment_names(inner):
-            name = re.sub(r"\W", "_", str(part)).upper()
-            builder.fault(
-                (*key, part),
-                f"looks like a secret in plain text; write ${{env:{name}}} and export {name}",
-            )
-        _check_secrets(builder, inner, (*key, part))
 
 
 # --- stages --------------------------------------------------------------------------------------
