@@ -64,18 +64,11 @@ def _verdict(
         f"{sum(scored) / len(scored):.2f}"
     )
     short = cut([r.sample.truncated for group in groups for r in group.rollouts], max_tokens)
-    if short:
-        told = f"{told}; {short}"
-    if zero_variance <= ZERO_VARIANCE * len(groups):
-        if short:
-            return PreflightFinding(name, "warning", told, "a larger max_tokens")
-        return PreflightFinding(name, "ok", told)
-    return PreflightFinding(
-        name,
-        "warning",
-        f"{told}: there is little to learn from",
-        LITTLE_TO_LEARN,
-    )
+    also = f"; {short}" if short else ""
+    if zero_variance > ZERO_VARIANCE * len(groups):
+        little = f"{told}: there is little to learn from{also}"
+        return PreflightFinding(name, "warning", little, LITTLE_TO_LEARN)
+    return PreflightFinding(name, "ok", told + also)
 
 
 def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[list[Group], int]:

@@ -116,8 +116,8 @@ def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
 # --- methods and evals: on the engine ------------------------------------------------------------
 
 
-class _Crash(Exception):
-    """Stands for a machine that dies."""
+class _Crash(BaseException):
+    """Stands for a machine that dies: a reporter that merely fails ends no run."""
 
 
 @dataclass
