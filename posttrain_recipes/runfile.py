@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from posttrain_recipes.errors import PtlError
 
 FORMAT = 2
 """The format that is written."""
 MEND = "put back a copy of it, or move its directory away; nothing changes it until then"
+COPIED = "move its directory away; a copy of all of .ptl can be read, with --home"
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError)
+"""What reading a file of another form raises."""
 T = TypeVar("T")
 
 
@@ -92,6 +96,28 @@ def migrated(data: Any) -> dict[str, Any]:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UnreadableError(f"no whole run of format {number} ({error!r})") from None
     return data
+
+
+def damaged(path: Path, error: Exception) -> str:
+    """What is said of a file beside a run that is left out because it cannot be read."""
+    return f"{path} is left out: it is damaged ({error})"
+
+
+def records(runs_dir: Path) -> list[Path]:
+    """Every `run.json`, also one that cannot be looked at: a link in a circle, a directory without
+    permission."""
+    try:
+        folders = sorted(Path(e.path) for e in os.scandir(runs_dir) if e.is_dir())
+    except OSError:
+        return []
+    return [folder / "run.json" for folder in folders if _has_record(folder)]
+
+
+def _has_record(folder: Path) -> bool:
+    try:
+        return "run.json" in os.listdir(folder)
+    except OSError:
+        return True
 
 
 def load(path: Path) -> Any:
@@ -177,3 +203,31 @@ def _called(value: Any) -> str:
 def _shown(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+class Numbered(Protocol):
+    """What a run's place among others depends on."""
+
+    id: str
+    recipe: str
+    created: str
+    order: int
+
+
+R = TypeVar("R", bound=Numbered)
+
+
+def in_order(runs: Iterable[R]) -> list[R]:
+    """Runs, oldest first, by their `order`. Those without one come first: of one recipe by their
+    number, of others by when they began, as far as that goes with it."""
+    began: dict[str, str] = {}
+    found = []
+    for run in sorted(runs, key=lambda run: (run.recipe, _number(run.id))):
+        began[run.recipe] = max(run.created, began.get(run.recipe, ""))
+        found.append((run.order, began[run.recipe], run.recipe, _number(run.id), run))
+    return [run for *_, run in sorted(found, key=lambda one: one[:4])]
+
+
+def _number(run_id: str) -> int:
+    tail = run_id.rsplit("-", 1)[-1]
+    return int(tail) if tail.isdigit() else 0

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,9 +34,10 @@ from posttrain_recipes.errors import DISK_FULL, PtlError, UsageError, unwritable
 from posttrain_recipes.home import default_home as default_home
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
-from posttrain_recipes.runfile import Unreadable, UnreadableError
+from posttrain_recipes.runfile import Unreadable, UnreadableError, in_order
 from posttrain_recipes.workload import Usage
 
+log = logging.getLogger(__name__)
 LOCK_ATTEMPTS = 10
 """Tries, 50 ms apart, before a run counts as held."""
 
@@ -252,19 +254,22 @@ def made_path(run: Path, stage: str) -> Path:
 
 
 def load_samples(run: Path, stage: str, name: str, when: str) -> list[Sample]:
-    """The samples of an eval; none where it keeps none."""
+    """The samples of an eval; none where it keeps none, or, with a warning, where the file is
+    damaged."""
     path = samples_path(run, stage, name, when)
     if not path.is_file():
         path = run / "samples" / f"{stage}-{name}-{when}.jsonl"  # of runs before that
     if not path.is_file():
         return []
-    samples = []
-    # Not splitlines(): a reply may hold U+2028, which JSON leaves as it is.
-    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
-        data = json.loads(line)
-        data["prompt"] = tuple(map(message_from, data["prompt"]))
-        samples.append(Sample(**data))
-    return samples
+    try:
+        # Not splitlines(): a reply may hold U+2028, which JSON leaves as it is.
+        lines = map(json.loads, filter(None, path.read_text(encoding="utf-8").split("\n")))
+        return [
+            Sample(**{**data, "prompt": tuple(map(message_from, data["prompt"]))}) for data in lines
+        ]
+    except (OSError, *runfile.DAMAGED) as error:
+        log.warning("%s", runfile.damaged(path, error))
+        return []
 
 
 def named(runs: Sequence[RunRecord], name: str) -> RunRecord | None:
@@ -296,7 +301,7 @@ class Store:
     def listed(self) -> tuple[list[RunRecord], list[Unreadable]]:
         """Every run that can be read, oldest first; and every one that cannot, by name."""
         found, broken = [], []
-        for path in sorted(self.runs_dir.glob("*/run.json")):
+        for path in runfile.records(self.runs_dir):
             try:
                 record = read_run(path)
             except UnreadableError as error:
@@ -340,10 +345,10 @@ class Store:
         try:
             with (self.path(run_id) / "lock").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError:  # it is not there, or is no file: then nobody holds it
+            return False
         return False
 
     def latest(self, fingerprint: str) -> RunRecord | None:
@@ -362,9 +367,9 @@ class Store:
             try:
                 held.enter_context(self._lock(record.id))
             except BlockingIOError:
-                holder = (self.path(record.id) / "lock").read_text().strip() or "that just began"
+                holder = (self.path(record.id) / "lock").read_text(errors="replace").strip()
                 raise PtlError(
-                    f"run {record.id} is being worked on by process {holder}",
+                    f"run {record.id} is being worked on by process {holder or 'that just began'}",
                     hint="wait for it, stop it, or start another with --fresh",
                 ) from None
             except PtlError:  # the disk is full
@@ -439,22 +444,6 @@ class Store:
                 return path.name
 
 
-def in_order(runs: Iterable[RunRecord]) -> list[RunRecord]:
-    """Runs, oldest first, by their `order`. Those without one come first: of one recipe by their
-    number, of others by when they began, as far as that goes with it."""
-    began: dict[str, str] = {}
-    found = []
-    for run in sorted(runs, key=lambda run: (run.recipe, _number(run.id))):
-        began[run.recipe] = max(run.created, began.get(run.recipe, ""))
-        found.append((run.order, began[run.recipe], run.recipe, _number(run.id), run))
-    return [run for *_, run in sorted(found, key=lambda one: one[:4])]
-
-
-def _number(run_id: str) -> int:
-    tail = run_id.rsplit("-", 1)[-1]
-    return int(tail) if tail.isdigit() else 0
-
-
 def dump(record: RunRecord) -> str:
     """A run as `run.json` holds it."""
     kept = {"format": runfile.FORMAT, **asdict(record)}
@@ -476,7 +465,10 @@ def parse(data: Any) -> RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """The run in a `run.json`. Raises `UnreadableError` where that cannot be read."""
-    return replace(parse(runfile.load(path)), home=path.parents[1])
+    record = replace(parse(runfile.load(path)), home=path.parents[1])
+    if record.id != path.parent.name:
+        raise UnreadableError(f"it is the record of another run, {record.id}", runfile.COPIED)
+    return record
 
 
 def read(path: Path) -> RunRecord | None:

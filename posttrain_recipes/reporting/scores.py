@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from posttrain_recipes import store
+from posttrain_recipes import runfile, store
 from posttrain_recipes.records import Estimate, EvalResult, PerRecord, Sample
 from posttrain_recipes.store import Measured, RunDirectory, RunRecord, StageRecord
+
+log = logging.getLogger(__name__)
 
 
 def path(run: Path, stage: str, name: str, when: str) -> Path:
@@ -57,11 +60,15 @@ def load(
     for run, stage_name, name in places(record, stage, measured):
         file = path(run, stage_name, name, when)
         if file.is_file():
-            data = json.loads(file.read_text(encoding="utf-8"))
-            return {
-                metric: PerRecord(tuple(one["values"]), tuple(one["weights"]), one["abstained"])
-                for metric, one in data.items()
-            }
+            try:
+                data = json.loads(file.read_text(encoding="utf-8"))
+                return {
+                    metric: PerRecord(tuple(one["values"]), tuple(one["weights"]), one["abstained"])
+                    for metric, one in data.items()
+                }
+            except (OSError, *runfile.DAMAGED) as error:
+                log.warning("%s", runfile.damaged(file, error))
+                return {}
         samples = store.load_samples(run, stage_name, name, when)
         if samples:  # of a run that kept no scores
             return of_samples(samples, measured.metrics)

@@ -139,7 +139,7 @@ def tracked_uris(home: Path) -> set[str]:
     try:
         if mlstore.configured_uri() or shutil.disk_usage(home).free > NEEDED:
             return _named(mlstore.open_store(home))
-        return _named(mlstore.open_frozen(home))
+        return mlstore.frozen_uris(home)
     except Exception as error:
         raise PtlError(
             "MLflow does not say which checkpoints its runs name, so none is deleted",

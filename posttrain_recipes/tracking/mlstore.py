@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -246,8 +247,9 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> MlflowStore:
         raise
 
 
-def open_frozen(home: Path) -> MlflowStore:
-    """The database below `home`, read without writing a byte, as a full disk demands.
+def frozen_uris(home: Path) -> set[str]:
+    """What the runs in the database below `home` name, those that were deleted there too, read
+    without writing a byte: MLflow itself needs space to open it.
 
     Raises:
         PtlError: something may be writing to it, or was when its process was killed.
@@ -259,15 +261,13 @@ def open_frozen(home: Path) -> MlflowStore:
             f"{display_path(log)} holds what is not in the database yet",
             hint="free a little space by hand, and try again",
         )
-    make_quiet()
-    import_mlflow()
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///file:{quote(str(database))}?immutable=1&uri=true")
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        raise PtlError(f"{display_path(database)} has no experiment {EXPERIMENT}")
-    return MlflowStore(client, found.experiment_id)
+    address = f"file:{quote(str(database))}?immutable=1"
+    with closing(sqlite3.connect(address, uri=True)) as connection:
+        found = connection.execute(
+            "SELECT param_value FROM logged_model_params "
+            "WHERE param_key IN ('checkpoint_uri', 'sampler_uri')"
+        )
+        return {uri for (uri,) in found}
 
 
 def artifact_text(uri: str, run_id: str, path: str) -> str:

@@ -130,9 +130,11 @@ def test_gc_reads_what_is_tracked_without_writing(
     before = (tmp_path / mlstore.DATABASE).read_bytes()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     monkeypatch.setattr(mlstore, "open_store", full)
+    monkeypatch.chdir(tmp_path)
+    there = sorted(path.name for path in tmp_path.iterdir())
     assert collect.tracked_uris(tmp_path) == named
     assert (tmp_path / mlstore.DATABASE).read_bytes() == before
-    assert not log.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
     log.write_text("pages that are not in the database yet")
     with pytest.raises(PtlError, match="none is deleted") as caught:
         collect.tracked_uris(tmp_path)

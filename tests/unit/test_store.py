@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -363,3 +364,35 @@ def test_the_last_run_is_told_by_no_clock(tmp_path: Path) -> None:
     with kept.open(kept.find("b-1")) as directory:  # gone on with, it stays where it was
         directory.save()
     assert [run.id for run in kept.runs()] == ["old-1", "b-1", "a-1", "c-1"]
+
+
+def test_a_run_that_cannot_be_looked_at_hides_no_other(tmp_path: Path) -> None:
+    """A link in a circle, a copy of another run, a lock that is none."""
+    kept = Store(tmp_path)
+    for run_id, status in (("demo-1", "finished"), ("demo-4", "running")):
+        run = record(run_id)
+        run.status = status
+        keep(kept, run)
+    circle = kept.path("demo-2")
+    circle.mkdir()
+    (circle / "run.json").symlink_to("run.json")
+    shutil.copytree(kept.path("demo-1"), kept.path("demo-3"))
+    (kept.path("demo-4") / "lock").unlink(missing_ok=True)
+    (kept.path("demo-4") / "lock").mkdir()
+    (kept.path("demo-5")).mkdir()  # without a record: no run
+    found, broken = kept.listed()
+    assert [run.id for run in found] == ["demo-1", "demo-4"]
+    assert found[1].status == "killed"
+    assert [one.id for one in broken] == ["demo-2", "demo-3"]
+    assert "the record of another run, demo-1" in broken[1].why
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"prompt": 1}', '{"x": 1}', "\udcff"])
+def test_samples_that_are_damaged_are_left_out_with_a_word(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = store.samples_path(tmp_path, "sft", "held", "after")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert store.load_samples(tmp_path, "sft", "held", "after") == []
+    assert f"{path} is left out: it is damaged" in caplog.text
