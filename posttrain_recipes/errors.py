@@ -105,7 +105,8 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        head = f"{self.location}  {self.key}".rstrip()
+        # A key may be any text: told on one line.
+        head = f"{self.location}  {self.key}".rstrip().replace("\n", "\\n")
         return f"{head}\n  {self.message}"
 
     def as_dict(self) -> dict[str, object]:

@@ -155,15 +155,16 @@ def _outcome(value: Any, dumped: Any) -> Any:
 def without_password(address: str) -> str:
     """The address. Raises `ValueError` where it has a user or a password in it, without the
     address: what is wrong with it is a secret."""
-    try:
-        place = urlsplit(address).netloc
-    except ValueError:
-        raise ValueError("is no address; write it as http://host:port") from None
-    if "@" in place:
+    # Wherever it stands: a password may have a slash or a question mark in it.
+    if "@" in address:
         raise ValueError(
             "has a user or a password in it, which would stand in files and logs; give the key "
             "by itself, as 'api_key: ${env:NAME}'"
         )
+    try:
+        urlsplit(address)
+    except ValueError:
+        raise ValueError("is no address; write it as http://host:port") from None
     return address
 
 

@@ -91,8 +91,12 @@ def code(text: str) -> str:
 _SECRET_NAME = re.compile(
     r"(^|_|API|PG)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
 )
-_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
-_PASSWORD = re.compile(r"(?i)\b(?!https?:)([a-z][a-z0-9+.-]*://)[^/:@\s]*:[^@\s]*@")
+_USER_INFO = re.compile(
+    r"(?<=://)[^/?#\s]*@"
+    r"|(?i:(?<=http://)|(?<=https://))[^/?#\s:@]+:(?!\d{1,5}(?:[/?#]|$))[^\s'\"]*@"
+)
+"""The second is of a password with a slash or a question mark in it, where a port would stand."""
+_PASSWORD = re.compile(r"(?i)\b(?!https?:|tinker:)([a-z][a-z0-9+.-]*://)[^/:@\s]*:[^@\s]*@")
 """In addresses of databases, whose passwords may have a slash in them."""
 _QUERY = re.compile(
     r"(?i)([?&][\w.-]*(?:api[_-]?key|token|secret|password|passwd|pwd|signature)=)[^&\s]+"

@@ -310,6 +310,9 @@ def test_a_key_that_no_request_can_carry_is_not_repeated(
     [
         ("http://u:p@h/x", "http://***@h/x"),
         ("https://token@h", "https://***@h"),
+        ("http://u:pa/ss@h/x", "http://***@h/x"),
+        ("HTTPS://u:p?w@h and more", "HTTPS://***@h and more"),
+        ("tinker://a:train:0/weights/x@1", "tinker://a:train:0/weights/x@1"),
         ("http://u:p@ss@h:1/x?a=b@c", "http://***@h:1/x?a=b@c"),
         ("at postgresql+psycopg://u:p/w@h/db and", "at postgresql+psycopg://***@h/db and"),
         ("http://h:80/x@y mail a@b", "http://h:80/x@y mail a@b"),
