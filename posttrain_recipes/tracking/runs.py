@@ -115,8 +115,8 @@ class StageRun(TrackedRun):
         self._steps: set[int] = set()
         self._written = time.monotonic()
         self._results: dict[str, dict[str, Estimate]] = {}
-        self._warnings: list[str] = []
         """By eval and metric: what it was before and after."""
+        self._warnings: list[str] = []
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
         labels = {
