@@ -110,8 +110,19 @@ class StageSink(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics of optimizer step `step` (counted from 1)."""
 
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after step `step`, whatever the method itself asks for: it
+        is to be evaluated, or the last one is long ago."""
+
     def checkpoint(self, resume: Resume) -> None:
         """A checkpoint that is saved on the engine; from now on a resumed stage starts here."""
+
+    def review(self) -> bool:
+        """Run the evals that are due on the last checkpoint. True where the stage ends with it.
+
+        To be called when no step is under way: before the first, and after each checkpoint that
+        was due.
+        """
 
     def begin(self, total_steps: int) -> None:
         """How many optimizer steps (for a stage that makes data: batches) the stage will take.

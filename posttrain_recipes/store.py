@@ -62,6 +62,8 @@ class Measured:
     metrics: dict[str, Estimate]
     higher_is_better: dict[str, bool | None] = field(default_factory=dict)
     """By metric. Older runs name only those that are not better when higher."""
+    step: int | None = None
+    """Of an eval during a stage: the steps that were done."""
 
     @property
     def main(self) -> str | None:
@@ -154,6 +156,14 @@ class StageRecord:
     """Saved states and samplers that no try will go on from, and that may be there still."""
     warnings: list[str] = field(default_factory=list)
     """What was seen wrong while it trained, and what to do; see `running/health.py`."""
+    notes: list[str] = field(default_factory=list)
+    """What else has to be known of it: which checkpoint it leaves, and why it ended early."""
+    during: list[Measured] = field(default_factory=list)
+    """What evals found while it trained, each with its step."""
+    best: Resume | None = None
+    """The best checkpoint so far, where that is what the stage leaves."""
+    ended: bool = False
+    """Whether evals ended it before its last step."""
     tracking_id: str | None = None
     reused_from: str | None = None
     before: list[Measured] = field(default_factory=list)

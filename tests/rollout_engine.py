@@ -70,6 +70,10 @@ class Engine:
     losses: list[tuple[str, Any]] = field(default_factory=list)
     log: list[tuple[dict[str, float], int]] = field(default_factory=list)
     kept: list[Resume] = field(default_factory=list)
+    due_at: tuple[int, ...] = ()
+    """Steps after which an eval is due."""
+    ends_at: int | None = None
+    """The step whose checkpoint ends the stage."""
     shown: list[tuple[int, list[Sample]]] = field(default_factory=list)
     left: list[Any] = field(default_factory=list)
     """What was collected for later stages, with `None` at each checkpoint."""
@@ -199,6 +203,8 @@ def run(
         log=lambda metrics, step: engine.log.append((dict(metrics), step)),
         checkpoint=lambda resume: (engine.kept.append(resume), engine.left.append(None)),
         collect=engine.left.extend,
+        due=lambda step: step in engine.due_at,
+        review=lambda: bool(engine.kept) and engine.kept[-1].step == engine.ends_at,
         show=lambda name, samples, step: engine.shown.append((step, list(samples))),
     )
     stage = StageContext(

@@ -80,6 +80,9 @@ def plan(
             click.echo(f"   reward  {name}")
         for name in stage["evals"]:
             click.echo(f"   eval    {name}")
+        for name in ("keep", "stop"):
+            if stage[name]:
+                click.echo(f"   {name}    {stage[name]}")
         if stage["measures"]:
             click.echo(f"   new     {', '.join(stage['measures'])}: to be measured")
         if stage["ahead"]:
@@ -120,8 +123,13 @@ def _stages(
                     e.name
                     + (f" ({e.eval.name})" if e.name != e.eval.name else "")
                     + f" on {e.data.label}"
+                    + (f", every {e.every} steps too" if e.every else "")
                     for e in stage.evals
                 ],
+                "keep": f"the best checkpoint by {stage.keep}" if stage.keep else None,
+                "stop": f"after {stage.stop.patience} evals without gain of {stage.stop.yardstick}"
+                if stage.stop
+                else None,
                 "measures": list(decision.evals),
                 "fingerprint": stage.fingerprint,
                 "estimate": asdict(estimate) if estimate else None,

@@ -140,6 +140,9 @@ class Lines(Reporter):
         word = "left out" if record.status == "left_out" else "skipped"
         self.line(f"[{stage.index}] {stage.name} {word}: {record.error}")
 
+    def note(self, text: str) -> None:
+        self.line(f"  {text}")
+
     def warning(self, text: str) -> None:
         self.line(f"warning: {text}")
 

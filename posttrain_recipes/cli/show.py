@@ -42,6 +42,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
         if stage.error:
             lines.append(f"{'':12}{stage.error}")
         lines += [f"{'':12}warning: {text}" for text in stage.warnings]
+        lines += [f"{'':12}{text}" for text in stage.notes]
         for name, count in stage.made.items():
             path = display_path(runs / stage.made_in / f"{name}.jsonl")
             lines.append(f"{'':12}made {count} {name} records: {path}")

@@ -22,6 +22,8 @@ BOUND = {
     "examples": [">= 0.8", "<= 5%"],
 }
 NAME = {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_-]*$", "maxLength": 64}
+WITHOUT_GAIN = r"^\s*[1-9][0-9]{0,5} evals? without gain\s*$"
+"""What `stop: {after: ...}` says."""
 EXTRA_OPTIONS: dict[str, dict[str, Any]] = {
     "eval": {
         "name": {
@@ -32,6 +34,11 @@ EXTRA_OPTIONS: dict[str, dict[str, Any]] = {
         "dataset": {
             "$ref": "#/$defs/dataset",
             "description": "What to evaluate on; by default the stage's own test split.",
+        },
+        "every": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "Run it during training too, each time so many steps are done.",
         },
     },
     "reward": {
@@ -192,6 +199,40 @@ def _stage() -> dict[str, Any]:
                 "minLength": 1,
                 "description": "Another base model than the recipe's; only where the stage starts "
                 "from base, as a teacher's does.",
+            },
+            "keep": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["best"],
+                "description": "Which checkpoint the stage leaves; by default its last.",
+                "properties": {
+                    "best": {
+                        "type": "string",
+                        "minLength": 1,
+                        "description": "The best by this eval (EVAL or EVAL/METRIC), which has an "
+                        "'every:'.",
+                    }
+                },
+            },
+            "stop": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["after"],
+                "description": "Ends the stage before its last step.",
+                "properties": {
+                    "after": {
+                        "type": "string",
+                        "pattern": WITHOUT_GAIN,
+                        "description": "How many evals in a row may find nothing better than was "
+                        "found before, as '3 evals without gain'.",
+                    },
+                    "by": {
+                        "type": "string",
+                        "minLength": 1,
+                        "description": "The eval (EVAL or EVAL/METRIC); by default that of 'keep', "
+                        "or the only one with an 'every:'.",
+                    },
+                },
             },
             "expect": _expect("of the stage"),
             "seed": {"type": "integer", "minimum": 0, "description": "Overrides the recipe's."},

@@ -11,7 +11,7 @@ from posttrain_recipes.conversion import convert
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.data import load_records
-from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
+from posttrain_recipes.planning.plans import Data, Plan, PlannedEval, PlannedStage, model_location
 from posttrain_recipes.planning.pricing import Prices, duration, show_usd
 from posttrain_recipes.planning.reuse import Decision
 from posttrain_recipes.plugin import DataMethod
@@ -58,11 +58,12 @@ class Estimator:
             training, exact = Workload(Usage()), True
         resume = decision.stage.resume if decision.stage else None
         done = decision.done or (resume.step if resume else 0)
+        steps = training.steps if training else None
         if training and decision.action == "resume" and training.steps and done:
             left = max(0, training.steps - done)
             usage = _scaled(training.usage, left / training.steps)
             training = replace(training, usage=usage, steps=left)
-        evals, evals_exact = self._evals(stage)
+        evals, evals_exact = self._evals(stage, done, steps)
         unknown = [name for name, part in (("training", training), ("evals", evals)) if not part]
         unknown += ["rewards"] * any(reward.asks_model for reward, _ in stage.rewards)
         whole = (training or Workload(Usage())) + (evals or Workload(Usage()))
@@ -106,7 +107,10 @@ class Estimator:
         trains = stage.method is not None and not isinstance(stage.method, DataMethod)
         return start, stage.fingerprint if trains else start
 
-    def _evals(self, stage: PlannedStage) -> tuple[Workload | None, bool]:
+    def _evals(
+        self, stage: PlannedStage, done: int, steps: int | None
+    ) -> tuple[Workload | None, bool]:
+        """What the evals of a stage take that has done some of its steps, if those are known."""
         start, end = self._weights(stage)
         total: Workload | None = Workload(Usage())
         exact = True
@@ -124,6 +128,11 @@ class Estimator:
                     continue
                 self._measured.add((planned.fingerprint, weights))
                 total = total + work if total and work else None
+            if planned.every and (times := _times(stage, planned, done, steps)) != 0:
+                during = _repeated(work, times) if work and times else None
+                total = total + during if total and during else None
+        if total and (stage.keep or stage.stop):
+            total = replace(total, at_most=True)
         return total, exact
 
     def _counter(self, model: str) -> CountTokens | None:
@@ -189,6 +198,21 @@ class Estimator:
 
 
 _COUNTERS: dict[str, CountTokens | None] = {}
+
+
+def _times(stage: PlannedStage, planned: PlannedEval, done: int, steps: int | None) -> int | None:
+    """How often an eval is run in the middle of a stage that has `done` steps already; None where
+    it is not known how many steps there are."""
+    if steps is None:
+        return None
+    if steps <= done or planned.every is None:
+        return 0
+    decides = stage.keep is not None and stage.keep.eval == planned.name
+    return (steps - 1) // planned.every - done // planned.every + decides
+
+
+def _repeated(work: Workload, times: int) -> Workload:
+    return replace(work, usage=_scaled(work.usage, times), steps=work.steps * times)
 
 
 def _scaled(usage: Usage, factor: float) -> Usage:

@@ -19,7 +19,7 @@ from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
 from posttrain_recipes.options import AS_EVER, RESERVED, ModelRef, effective, references
-from posttrain_recipes.planning import building, depends, gates
+from posttrain_recipes.planning import building, depends, ends, gates
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
 from posttrain_recipes.planning.plans import (
@@ -178,6 +178,7 @@ def _stage(
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
     scored = _rewards(builder, spec, key, method, wants)
     evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
+    keep, stop = ends.ends(builder, spec, key, evals, method)
     if lora is None or renderer is None or builder.faults:
         return None
     known = Dependencies.of(
@@ -193,6 +194,7 @@ def _stage(
             "reward": [
                 {**depends.of_plugin(reward), "weight": weight} for reward, weight in scored
             ],
+            **ends.depends_on(evals, keep, stop),
         },
         environment_names(json.dumps(spec, default=str)),
     )
@@ -217,6 +219,8 @@ def _stage(
         rewards=tuple(scored),
         evals=evals,
         renderer=renderer,
+        keep=keep,
+        stop=stop,
         fingerprint=known.fingerprint,
         inputs=known.inputs,
         needs=frozenset(name for name in needs if name in builder.above),
@@ -458,7 +462,9 @@ def _eval(
     has_dataset: bool,
     renderer: RendererConfig,
 ) -> PlannedEval | None:
-    plugin: Eval | None = building.plugin(builder, "eval", spec, key, core=("name", "dataset"))
+    plugin: Eval | None = building.plugin(
+        builder, "eval", spec, key, core=("name", "dataset", "every")
+    )
     if plugin is None:
         return None
     name = spec.get("name", plugin.name)
@@ -486,4 +492,5 @@ def _eval(
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
     known = depends.without_environment(asked, names)
-    return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer)
+    every = _first_int(spec.get("every"), 0) or None
+    return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer, every)

@@ -85,6 +85,28 @@ def _label(dataset: Dataset) -> str:
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """The metric by which checkpoints of a stage are compared while it trains."""
+
+    eval: str
+    """The eval's name."""
+    metric: str | None = None
+    """None: the eval's main metric."""
+
+    def __str__(self) -> str:
+        return f"{self.eval}/{self.metric}" if self.metric else self.eval
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The end of a stage before its last step."""
+
+    yardstick: Yardstick
+    patience: int
+    """Evals in a row without a gain that end it."""
+
+
+@dataclass(frozen=True)
 class PlannedEval:
     """An eval with its name and its data."""
 
@@ -96,6 +118,8 @@ class PlannedEval:
     """Equal for two evals that would find the same on the same weights."""
     renderer: RendererConfig = AS_EVER
     """How the model is asked."""
+    every: int | None = None
+    """Steps of training between two times that it is run; None: before and after alone."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +147,9 @@ class PlannedStage:
     """What the fingerprint is a hash of, as plain values: two of them tell what changed."""
     renderer: RendererConfig = AS_EVER
     """How its conversations are rendered."""
+    keep: Yardstick | None = None
+    """What tells the best of its checkpoints, which is its result; None: that is the last."""
+    stop: Stop | None = None
     needs: frozenset[str] = frozenset()
     """Earlier stages whose weights or records it uses, the one it starts from among them."""
     planned: tuple[tuple[str, Plugin, tuple[str | None, ...]], ...] = ()

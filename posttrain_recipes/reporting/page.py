@@ -195,8 +195,9 @@ class Pages:
         return {**found, "cost": show_usd(sum(billed))} if billed else found
 
     def _stage(self, stage: StageRecord, known: Mapping[str, Any]) -> dict[str, Any]:
-        series = self.curves(stage)
-        first = [name for name in MAIN_CURVES if name in series]
+        measured = measured_during(stage)
+        series = {**measured, **self.curves(stage)}
+        first = [*measured, *(name for name in MAIN_CURVES if name in series)]
         first += [n for n in series if n.startswith(("reward/", "eval/")) and n not in first]
         rest = [name for name in series if name not in first]
         origin = known.get(stage.name)
@@ -230,6 +231,23 @@ class Pages:
             # Of those that changed, both directions: a page that shows gains alone misleads.
             pairs.sort(key=lambda pair: order[pair.change])
             yield measured.name, len(pairs), _mixed(pairs)
+
+
+def measured_during(stage: StageRecord) -> dict[str, curves.Series]:
+    """What evals in the middle of a stage found, by metric, from its start to its last step."""
+    found: dict[str, dict[int, float]] = {}
+    names = {one.fingerprint for one in stage.during}
+    at_end = stage.checkpoint is not None and stage.checkpoint.step == stage.total_steps
+    ends = [(one, stage.total_steps) for one in stage.after] if at_end else []
+    for one, step in (
+        *((one, 0) for one in stage.before),
+        *((one, one.step or 0) for one in stage.during),
+        *ends,
+    ):
+        for metric, estimate in one.metrics.items() if one.fingerprint in names else ():
+            label = report.metric_label(one.name, one.eval, metric)
+            found.setdefault(f"eval/{label}", {})[step] = estimate.value
+    return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def _drawings(series: Mapping[str, curves.Series]) -> Iterator[tuple[str, list[str], str]]:

@@ -93,7 +93,7 @@ def _abandoned(runs: Sequence[RunRecord], keep_last: int | None) -> set[str]:
 
 
 def _names(stage: StageRecord) -> set[str]:
-    saved = (stage.checkpoint, stage.start, stage.resume)
+    saved = (stage.checkpoint, stage.start, stage.resume, stage.best)
     uris = [uri for made in saved if made for uri in (made.state_uri, made.sampler_uri)]
     return {uri for uri in uris if uri} | ({*_resumed_from(stage)} if not stage.done else set())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,14 +52,7 @@ class Evaluator:
         for planned in stage.evals:
             if any(m.fingerprint == planned.fingerprint for m in done):
                 continue
-            what = f"{planned.name} {when} {stage.name}"
-            before = replace(kept.lost)
-            # What comes to no end is made again by the next try: it is not an eval's cost.
-            with self.spending.into(stage, kept, kept.lost):
-                result = self._result(planned, checkpoint, what)
-            kept.evaluation += kept.lost - before
-            kept.lost = before
-            scores.keep(self.directory, stage.name, planned.name, when, result)
+            result = self._of(stage, kept, child, planned, when, checkpoint)
             child.log_eval(
                 planned.name,
                 when,
@@ -70,23 +63,55 @@ class Evaluator:
                 checkpoint_uri=checkpoint.sampler_uri,
             )
             child.log_samples(planned.name, when, result.samples, step)
-            done.append(
-                store.measured(
-                    planned.name,
-                    planned.eval.name,
-                    planned.fingerprint,
-                    planned.data.label,
-                    result,
-                )
-            )
-            limit = getattr(planned.eval.config, "max_tokens", None)
-            if text := cut([sample.truncated for sample in result.samples], limit):
-                text = f"{planned.name} {when}: {text}"
-                kept.warnings.append(text)
-                child.warn(text)
-                self.reporter.warning(f"stage '{stage.name}', {text}")
+            done.append(_measured(planned, result))
             self.directory.save()
             self.reporter.evaluated(stage, planned, when, result)
+
+    def during(
+        self,
+        stage: PlannedStage,
+        kept: StageRecord,
+        child: StageRun,
+        planned: PlannedEval,
+        checkpoint: Checkpoint,
+    ) -> None:
+        """Run an eval of the stage on a checkpoint in the middle of its training."""
+        when = step_name(checkpoint.step)
+        result = self._of(stage, kept, child, planned, when, checkpoint)
+        for found in kept.before:
+            if found.fingerprint == planned.fingerprint:
+                child.log_during(planned.name, EvalResult(found.metrics), 0)
+        child.log_during(planned.name, result, checkpoint.step)
+        child.log_samples(planned.name, when, result.samples, checkpoint.step)
+        kept.during.append(replace(_measured(planned, result), step=checkpoint.step))
+        self.directory.save()
+        self.reporter.evaluated(stage, planned, f"step {checkpoint.step}", result)
+
+    def _of(
+        self,
+        stage: PlannedStage,
+        kept: StageRecord,
+        child: StageRun,
+        planned: PlannedEval,
+        when: str,
+        checkpoint: Checkpoint,
+    ) -> EvalResult:
+        """What an eval finds, kept beside the run, with a warning where replies were cut."""
+        before = replace(kept.lost)
+        # What comes to no end is made again by the next try: it is not an eval's cost.
+        with self.spending.into(stage, kept, kept.lost):
+            place = when if when in ("before", "after") else f"at step {checkpoint.step} of"
+            result = self._result(planned, checkpoint, f"{planned.name} {place} {stage.name}")
+        kept.evaluation += kept.lost - before
+        kept.lost = before
+        scores.keep(self.directory, stage.name, planned.name, when, result)
+        limit = getattr(planned.eval.config, "max_tokens", None)
+        if text := cut([sample.truncated for sample in result.samples], limit):
+            text = f"{planned.name} {when}: {text}"
+            kept.warnings.append(text)
+            child.warn(text)
+            self.reporter.warning(f"stage '{stage.name}', {text}")
+        return result
 
     def _result(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
         key = (planned.fingerprint, _weights(checkpoint))
@@ -101,10 +126,10 @@ class Evaluator:
         earlier try or, where that stage is reused, in an earlier run."""
         record, runs = self.directory.record, self.directory.path.parent
         for kept in record.stages:
-            for when, weights in (("before", kept.start), ("after", kept.checkpoint)):
-                if weights is None or _weights(weights) != _weights(checkpoint):
+            for when, uri, measured in _places(kept):
+                if uri != _weights(checkpoint):
                     continue
-                for found in getattr(kept, when):
+                for found in measured:
                     if found.fingerprint != planned.fingerprint:
                         continue
                     by_record = scores.load(record, kept, found, when)
@@ -134,6 +159,28 @@ class Evaluator:
             resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model, planned.renderer),
         )
         return planned.eval.evaluate(context)
+
+
+def step_name(step: int) -> str:
+    """What an eval in the middle of a stage is called beside `before` and `after`."""
+    return f"step-{step}"
+
+
+def _measured(planned: PlannedEval, result: EvalResult) -> Measured:
+    return store.measured(
+        planned.name, planned.eval.name, planned.fingerprint, planned.data.label, result
+    )
+
+
+def _places(kept: StageRecord) -> Iterator[tuple[str, str, Sequence[Measured]]]:
+    """Where a stage was measured: when, on what weights, and what was found."""
+    for when, weights in (("before", kept.start), ("after", kept.checkpoint)):
+        if weights is not None:
+            yield when, _weights(weights), getattr(kept, when)
+    for saved in (kept.best, kept.resume):
+        if saved is not None:
+            found = [one for one in kept.during if one.step == saved.step]
+            yield step_name(saved.step), saved.sampler_uri, found
 
 
 def _weights(checkpoint: Checkpoint) -> str:

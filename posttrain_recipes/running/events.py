@@ -47,7 +47,7 @@ class Reporter:
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
-        """An eval is done; `when` is before or after."""
+        """An eval is done; `when` is before, after or, in the middle of training, `step 20`."""
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         """A stage is done."""
@@ -57,6 +57,9 @@ class Reporter:
 
     def stage_skipped(self, stage: PlannedStage, record: StageRecord) -> None:
         """A stage is not run, because one that it needs did not finish."""
+
+    def note(self, text: str) -> None:
+        """Something of the present stage that should be known, and is not wrong."""
 
     def warning(self, text: str) -> None:
         """Something that does not stop the run and should be known."""

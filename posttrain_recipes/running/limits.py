@@ -81,6 +81,8 @@ class Spending:
                 yield
         finally:
             kept.usd = self.usd(stage, kept)
+            # What comes next is no part of a step, nor is what was counted here.
+            self._last[stage.name] = time.monotonic(), kept.paid.usage.tokens
 
     def step(self, stage: PlannedStage, kept: StageRecord) -> None:
         """A step is done: ask for a stop where the next ones could pass a bound."""

@@ -32,9 +32,10 @@ class Meter:
         """Count tokens and time into `spent` until the context ends.
 
         Stages that run side by side count each into its own; a thread that a plugin started by
-        itself counts for whoever was told last.
+        itself counts for whoever was told last. Within another one it takes its time off that.
         """
         before, self._last = self._last, spent
+        around = self._here.get(None)
         token = self._here.set(spent)
         began = time.monotonic()
         try:
@@ -42,7 +43,10 @@ class Meter:
         finally:
             self._here.reset(token)
             self._last = before
-            spent.seconds += time.monotonic() - began
+            took = time.monotonic() - began
+            spent.seconds += took
+            if around is not None:  # an eval in the middle of training: counted once
+                around.seconds -= took
 
     @property
     def _target(self) -> Spent:

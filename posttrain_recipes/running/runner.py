@@ -427,8 +427,13 @@ def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: Stage
     for name in ("checkpoint", "start", "total_steps", "records", "tokens", "made_in"):
         setattr(kept, name, getattr(earlier, name))
     kept.made, kept.warnings = dict(earlier.made), list(earlier.warnings)
+    kept.notes, kept.ended = list(earlier.notes), earlier.ended
     names = {planned.fingerprint: planned.name for planned in stage.evals}
-    for results, found in ((kept.before, earlier.before), (kept.after, earlier.after)):
+    for results, found in (
+        (kept.before, earlier.before),
+        (kept.during, earlier.during),
+        (kept.after, earlier.after),
+    ):
         results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
         results += [m for m in found if m.fingerprint.startswith(store.OWN)]
 

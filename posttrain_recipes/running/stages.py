@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
-from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, DataMethod, Record, Resume, Sample, StageContext
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
+from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.health import Health
@@ -74,6 +75,10 @@ class StageWork:
         ) as child:
             kept.tracking_id = child.run_id
             self.directory.save()
+            for text in kept.warnings:  # of an earlier try
+                child.warn(text)
+            for text in kept.notes:
+                child.note(text)
             self.evaluator.measure(stage, kept, child, "before", start)
             if not trained:
                 kept.checkpoint = self._train(stage, kept, child, start)
@@ -81,6 +86,10 @@ class StageWork:
             self.evaluator.measure(stage, kept, child, "after", kept.checkpoint)
             child.log_metrics(report.spent(kept), kept.total_steps)
         kept.seconds += time.monotonic() - began
+        if kept.best is not None and kept.resume is not None and kept.resume != kept.best:
+            # Only now: until here a next try had gone on from the last step.
+            kept.superseded += [kept.resume.state_uri, kept.resume.sampler_uri]
+            kept.resume = kept.best
         kept.status = "reused" if trained else "finished"
         kept.finished = store.now()
         self.directory.save()
@@ -130,6 +139,7 @@ class StageWork:
                         made.write(number, batch)
                         self.reporter.made(stage, number)
                 checkpoint = stage.method.train(context)
+                checkpoint = sink.end(checkpoint)
             if stage.method.collects():
                 source = provenance(self.plan, self.directory.record, stage, start)
                 # Batches are gone once they were put together: an earlier try's end stands.
@@ -179,6 +189,10 @@ def track_reused(
                 found = EvalResult(m.metrics, (), m.higher_is_better)
                 uri = weights.sampler_uri if weights else None
                 child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
+        for m in kept.during:
+            child.log_during(m.name, EvalResult(m.metrics), m.step or 0)
+        for text in kept.notes:
+            child.note(text)
     directory.save()
 
 
@@ -219,6 +233,11 @@ class Sink:
             if step <= self.done:
                 list(self.health.step(metrics))  # told by an earlier try
         self.curves = CurveWriter(work.directory.path, stage.name)
+        self.during = During(stage, kept, self._measure)
+
+    def _measure(self, planned: PlannedEval, checkpoint: Checkpoint) -> None:
+        self.child.flush()
+        self.work.evaluator.during(self.stage, self.kept, self.child, planned, checkpoint)
 
     def begin(self, total_steps: int) -> None:
         """How many optimizer steps the stage will take, as far as is known by now."""
@@ -237,6 +256,39 @@ class Sink:
         for text in self.health.step(metrics):
             self.warn(f"by step {step} {text}")
         self.work.spending.step(self.stage, self.kept)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after step `step`, as an eval is due there."""
+        return self.during.due(step)
+
+    def review(self) -> bool:
+        """Run the evals that are due on the last checkpoint. True where the stage ends with it."""
+        told = len(self.kept.notes)
+        ends = self.during.review(self.kept.resume)
+        self._note(told)
+        return ends
+
+    def end(self, last: Checkpoint) -> Checkpoint:
+        """What the stage leaves, once it has trained."""
+        if not isinstance(self.stage.method, DataMethod):
+            self.review()
+        told = len(self.kept.notes)
+        made = self.during.result(last)
+        self._note(told)
+        every = [planned.every for planned in self.during.evals if planned.every]
+        if every and min(every) < self.kept.total_steps and not self.kept.during:
+            name = self.stage.method.name if self.stage.method else ""
+            self.warn(f"method '{name}' stops for no evals while it trains: none was run there")
+        if made.state_uri is not None and (self.stage.keep or self.kept.ended):
+            self.child.log_checkpoint(made.state_uri, made.sampler_uri, made.step)
+        return made
+
+    def _note(self, told: int) -> None:
+        """Say what was noted since `told` notes."""
+        self.work.directory.save()
+        for text in self.kept.notes[told:]:
+            self.child.note(text)
+            self.work.reporter.note(text)
 
     def warn(self, text: str) -> None:
         """Say what is wrong, now and wherever the stage is looked at later."""
@@ -281,12 +333,12 @@ class Sink:
             self.made.write(resume.step, self.collected)
             self.collected = []
         # Tracking first: a run that is killed in between logs no step twice and misses none.
-        if resume.step >= self.kept.total_steps:
+        if resume.step >= self.kept.total_steps and not self.stage.keep:
             # Earlier ones are deleted when the next is there: MLflow names what stays.
             self.child.log_checkpoint(resume.state_uri, resume.sampler_uri, resume.step)
         self.child.flush()
         before, self.kept.resume, self.kept.tokens = self.kept.resume, resume, self.tokens
-        if before is not None and before.state_uri != resume.state_uri:
+        if before not in (None, self.kept.best) and before.state_uri != resume.state_uri:
             self.kept.superseded += [before.state_uri, before.sampler_uri]
         self.work.directory.save()
         self.work.reporter.saved(resume)

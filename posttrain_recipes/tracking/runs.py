@@ -116,7 +116,7 @@ class StageRun(TrackedRun):
         self._written = time.monotonic()
         self._results: dict[str, dict[str, Estimate]] = {}
         """By eval and metric: what it was before and after."""
-        self._warnings: list[str] = []
+        self._notes: list[str] = []
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
         labels = {
@@ -268,9 +268,25 @@ class StageRun(TrackedRun):
         self._show_results()
         self.parent.write_metrics(mirrored)
 
+    def log_during(self, name: str, result: EvalResult, step: int) -> None:
+        """What an eval found in the middle of the stage: a curve beside those of its training."""
+        if not self.run_id:
+            return
+        metrics: list[Metric] = []
+        for metric, estimate in result.metrics.items():
+            full = f"during/{metric_name(f'{name}/{metric}')}"
+            if self.is_new(full, step):
+                metrics += self.metric(full, estimate.value, step)
+        self.flush()
+        self.write_metrics(metrics)
+
     def warn(self, text: str) -> None:
         """Put a warning at the top of the run's page."""
-        self._warnings.append(text)
+        self.note(f"**warning:** {text}")
+
+    def note(self, text: str) -> None:
+        """Put a sentence at the top of the run's page."""
+        self._notes.append(text)
         self._show_results()
 
     def _show_results(self) -> None:
@@ -279,7 +295,7 @@ class StageRun(TrackedRun):
         compare = self.url().replace(
             f"{self.run_id}?", f"{self.run_id}/traces?compareToRunUuid={self.parent.run_id}&"
         )
-        note = "".join(f"**warning:** {text}\n\n" for text in self._warnings)
+        note = "".join(f"{text}\n\n" for text in self._notes)
         note += results_table(self._results)
         if any("after" in found for found in self._results.values()):
             note += f"\n[Replies before and after, side by side]({compare.lstrip('/')})\n"
@@ -301,6 +317,8 @@ class StageRun(TrackedRun):
         if not self.run_id or not samples:
             return
         self.write_text(samples_table(samples), f"samples/{metric_name(name)}-{when}.md")
+        if when not in ("before", "after"):
+            return  # traces are to compare these two
         if self._pending:
             # mlflow itself keeps quiet about traces that it drops.
             self.tracker.report("log traces", "the store does not answer")

@@ -38,20 +38,24 @@ STAGES = {
     "sft": """
     dataset: {use: jsonl, path: chat.jsonl, test_size: 4}
     method: {use: sft, learning_rate: 1e-2, batch_size: 4, epochs: 2, max_steps: 7, save_every: 2}
-    eval: [{use: nll}]""",
+    eval: [{use: nll, every: 3}]""",
     "dpo": """
     dataset: {use: jsonl, path: pairs.jsonl}
     method: {use: dpo, learning_rate: 5e-3, batch_size: 4, max_steps: 5, save_every: 2}
+    keep: {best: tone}
     eval:
-      - {use: preference_accuracy, name: tone, dataset: {use: jsonl, path: pairs.jsonl, limit: 4}}
+      - {use: preference_accuracy, name: tone, every: 2,
+         dataset: {use: jsonl, path: pairs.jsonl, limit: 4}}
       - nll""",
     "grpo": """
     dataset: {use: jsonl, path: sums.jsonl}
     method: {use: grpo, learning_rate: 5e-3, batch_size: 3, group_size: 4, max_tokens: 4,
-             max_steps: 4, save_every: 1}
+             max_steps: 5, save_every: 1}
     reward: {use: length, unit: characters, least: 4, slack: 4}
     eval:
-      - {use: exact_match, name: sums, max_tokens: 4, dataset: {use: jsonl, path: sums.jsonl}}""",
+      - {use: exact_match, name: sums, every: 1, max_tokens: 4,
+         dataset: {use: jsonl, path: sums.jsonl, limit: 4}}
+    stop: {after: 3 evals without gain}""",
 }
 """Every method that has to resume exactly, in the order in which one recipe runs them."""
 
@@ -146,14 +150,16 @@ def assert_same(lab: Lab, record: RunRecord) -> None:
         assert (mine.total_steps, mine.tokens) == (theirs.total_steps, theirs.tokens)
         assert mine.checkpoint is not None
         assert theirs.checkpoint is not None
-        assert mine.checkpoint.step == theirs.total_steps
+        assert mine.checkpoint.step == theirs.checkpoint.step
+        assert (mine.notes, mine.ended) == (theirs.notes, theirs.ended)
         ours = adapter(lab, mine.checkpoint.sampler_uri or "")
         other = adapter(lab, theirs.checkpoint.sampler_uri or "")
         assert ours.keys() == other.keys()
         for name, tensor in ours.items():
             assert (tensor - other[name]).abs().max().item() < 1e-5, name
-        for when in ("before", "after"):
+        for when in ("before", "during", "after"):
             for a, b in zip(getattr(mine, when), getattr(theirs, when), strict=True):
+                assert a.step == b.step
                 for metric, estimate in a.metrics.items():
                     assert estimate.value == pytest.approx(b.metrics[metric].value, abs=1e-4)
         history, undisturbed = (
@@ -171,6 +177,17 @@ def test_each_stage_trains_something_that_could_come_out_otherwise(lab: Lab) -> 
     for before, after in itertools.pairwise(weights):
         moved = max((after[name] - before[name]).abs().max().item() for name in before)
         assert moved > 1e-3
+
+
+def test_evals_decide_what_a_stage_leaves_and_when_it_ends(lab: Lab) -> None:
+    sft, dpo, grpo = lab.expected.stages
+    assert [m.step for m in sft.during] == [3, 6]
+    assert [m.step for m in dpo.during if m.name == "tone"] == [2, 4, 5]
+    assert dpo.checkpoint
+    assert dpo.checkpoint.step < dpo.total_steps == 5
+    assert grpo.ended
+    assert grpo.total_steps == 3
+    assert grpo.notes == ["ended at step 3 of 5: 3 evals without gain of sums"]
 
 
 @pytest.mark.usefixtures("quick_engines")

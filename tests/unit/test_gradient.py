@@ -48,6 +48,12 @@ class Engine:
     kept: list[Resume] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
     created: list[tuple[str, Any]] = field(default_factory=list)
+    due_at: tuple[int, ...] = ()
+    """Steps after which an eval is due."""
+    ends_at: int | None = None
+    """The step whose checkpoint ends the stage."""
+    reviews: list[tuple[int, int]] = field(default_factory=list)
+    """Of each review: the step of the last checkpoint, and how many batches were submitted."""
     first: int = 1
     """The number of the first step that this engine sees."""
 
@@ -116,6 +122,13 @@ class Engine:
     def checkpoint(self, resume: Resume) -> None:
         self.kept.append(resume)
 
+    def due(self, step: int) -> bool:
+        return step in self.due_at
+
+    def review(self) -> bool:
+        self.reviews.append((self.kept[-1].step if self.kept else 0, len(self.batches)))
+        return bool(self.kept) and self.kept[-1].step == self.ends_at
+
     # the waiter
 
     def wait(self, future: Future[Any]) -> Any:
@@ -151,7 +164,11 @@ def run(
         renderer=None,  # type: ignore[arg-type]
         service=engine,  # type: ignore[arg-type]
         sink=SimpleNamespace(  # type: ignore[arg-type]
-            begin=engine.begin, log=engine.sink_log, checkpoint=engine.checkpoint
+            begin=engine.begin,
+            log=engine.sink_log,
+            checkpoint=engine.checkpoint,
+            due=engine.due,
+            review=engine.review,
         ),
         wait=wait or engine.wait,
         resume=resume,
@@ -491,3 +508,29 @@ def test_a_second_interrupt_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(engine, wait=wait)
     assert engine.kept == []
+
+
+# --- evals in between ----------------------------------------------------------------------------
+
+
+def test_nothing_is_under_way_while_a_checkpoint_is_evaluated() -> None:
+    engine = Engine(due_at=(2, 4))
+    assert run(engine, save_every=0).step == 5
+    assert [kept.step for kept in engine.kept] == [2, 4, 5]
+    # Of each review: the last checkpoint, and how many batches had been submitted by then.
+    assert engine.reviews == [(0, 0), (2, 2), (4, 4)]
+    plain = Engine()
+    run(plain, save_every=0)
+    assert engine.batches == plain.batches
+    assert engine.adam == plain.adam
+    assert engine.metrics.keys() == plain.metrics.keys()
+
+
+def test_a_stage_ends_with_the_checkpoint_that_evals_end_it_with() -> None:
+    engine = Engine(due_at=(2, 4), ends_at=4)
+    assert run(engine, save_every=0).step == 4
+    assert len(engine.batches) == len(engine.adam) == 4
+    assert list(engine.metrics) == [1, 2, 3, 4]
+    again = Engine(kept=list(engine.kept), ends_at=4)
+    assert run(again, resume=engine.kept[-1]).step == 4
+    assert again.batches == []

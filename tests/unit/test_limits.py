@@ -89,6 +89,15 @@ def test_everything_that_is_sent_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     assert tinker.SamplingClient.sample is before
 
 
+def test_an_eval_in_the_middle_of_training_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 13.0, 20.0])
+    monkeypatch.setattr("posttrain_recipes.running.metering.time.monotonic", lambda: next(clock))
+    meter, training, evals = Meter(), Spent(), Spent()
+    with meter.into(training), meter.into(evals):
+        pass
+    assert (training.seconds, evals.seconds) == (17.0, 3.0)
+
+
 def test_a_reply_that_failed_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     failed: Future[Any] = Future()
     failed.set_exception(RuntimeError())

@@ -354,3 +354,19 @@ def test_a_batch_is_finished_when_the_budget_ends_within_it() -> None:
     engine = Engine()
     assert run(engine, epochs=2, updates_per_batch=2, token_budget=1).step == 2
     assert engine.total == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"max_staleness": 2}, {"updates_per_batch": 2}])
+def test_evals_in_between_change_nothing_and_may_end_the_stage(options: dict[str, Any]) -> None:
+    plain, between, ended = Engine(), Engine(due_at=(2, 4)), Engine(due_at=(2, 4), ends_at=4)
+    many = {"epochs": 2, "batch_size": 4, "save_every": 0, **options}
+    run(plain, **many)
+    run(between, **many)
+    assert trained(between) == trained(plain)
+    assert [kept.step for kept in between.kept[:2]] == [2, 4]
+    assert run(ended, **many).step == 4
+    assert len(ended.log) == 4
+    assert trained(ended) == trained(plain)[: len(trained(ended))]
+    again = Engine(kept=list(ended.kept), ends_at=4)
+    assert run(again, resume=ended.kept[-1], **many).step == 4
+    assert trained(again) == []

@@ -160,6 +160,8 @@ class Step:
     optim: tinker.APIFuture[tinker.OptimStepResponse] | None = None
     learning_rate: float = 0.0
     saved: Saved | None = None
+    due: bool = False
+    """Whether its checkpoint is to be evaluated before the next batch is sampled."""
 
     def groups(self) -> Iterator[list[Group]]:
         """The groups of the step in their order, some at a time, as soon as those are scored."""
@@ -233,12 +235,18 @@ class RolloutLoop:
         Raises:
             PtlError: the engine failed or is gone, or rollouts failed more often than is allowed.
         """
+        if self.stage.sink.review():  # an earlier try was ended by its evals
+            return
         self._known_snapshots(self.done)
         batch = self.done
         while batch < self.batches:
             self._launch(batch)
             yield from self._steps(batch)
             batch += 1
+            if self.pending and self.pending[-1].due:
+                self._drain()
+                if self.stage.sink.review():
+                    return
             self._snapshot(batch)
             self._launch(batch)
             self._drain()
@@ -401,8 +409,11 @@ class RolloutLoop:
         self.submitted += 1
         step.number = self.submitted
         self._count(step)
-        due = self.submitted % self.config.updates_per_batch == 0 and self._due()
-        step.saved = self._save(self.submitted) if due else None
+        if self.submitted % self.config.updates_per_batch == 0:
+            step.due = self.stage.sink.due(self.submitted)
+            steps = range(self.submitted - self.config.updates_per_batch, self.submitted)
+            if step.due or any(self.config.saves(number + 1, self.total) for number in steps):
+                step.saved = self._save(self.submitted)
         self.pending.append(step)
 
     def _count(self, step: Step) -> None:
@@ -418,11 +429,6 @@ class RolloutLoop:
         if self.config.token_budget:
             steps = self.config.expected(self.submitted, self.total, self.tokens)
             self.stage.sink.begin(steps)
-
-    def _due(self) -> bool:
-        """Whether a checkpoint is due at this end of a batch."""
-        steps = range(self.submitted - self.config.updates_per_batch + 1, self.submitted + 1)
-        return any(self.config.saves(step, self.total) for step in steps)
 
     def _save(self, step: int) -> Saved:
         return optimizer.save(self.stage, self.client, step, self.tokens)
@@ -452,8 +458,7 @@ class RolloutLoop:
         ]
         updated = stage.wait(step.optim) if step.optim else None
         saved = self._saved(step.saved) if step.saved else None
-        now = time.monotonic()
-        items = [item for part, _ in step.passes for item in part]
+        now, items = time.monotonic(), [item for part, _ in step.passes for item in part]
         tokens = sum(len(item.segment.tokens) for item in items)
         metrics = {
             **batch_metrics(step.learned),

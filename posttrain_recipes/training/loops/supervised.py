@@ -151,6 +151,8 @@ def train(
     if config.exhausted(used):
         total = done
     stage.sink.begin(total)
+    if stage.sink.review():  # an earlier try was ended by its evals
+        total = done
     client = stage.training_client()
     pending: deque[_Step[Example]] = deque()
     clock = time.monotonic()
@@ -194,8 +196,14 @@ def train(
             if config.token_budget:
                 total = number if config.exhausted(used) else total
                 stage.sink.begin(config.expected(number, total, used))
-            saved = save(stage, client, number, used) if config.saves(number, total) else None
+            due = stage.sink.due(number)
+            saves = due or config.saves(number, total)
+            saved = save(stage, client, number, used) if saves else None
             pending.append(_Step(number, batch, gradient, updated, rate, usage, used, saved))
+            if due:
+                drain(leave=0)
+                if stage.sink.review():
+                    break
             if number < total:
                 objective.prepare(order.batch(number))
             drain(leave=1)

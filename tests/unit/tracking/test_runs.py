@@ -91,6 +91,23 @@ def test_metrics_do_not_wait_for_a_slow_step(
     assert history(client, stage.run_id, "train/loss") == [(1, 2.0)]
 
 
+def test_evals_in_the_middle_are_a_curve_of_their_own(
+    opened: tuple[RecipeRun, StageRun], client: Any
+) -> None:
+    parent, stage = opened
+    stage.log_eval("qa", "before", result(0.2), 0)
+    for step, value in ((0, 0.2), (10, 0.7), (10, 0.7), (20, 0.1)):  # 10 by two tries
+        stage.log_during("qa", result(value), step)
+    stage.log_eval("qa", "after", result(0.7), 20)
+    stage.note("leaves step 10")
+    stage.flush()
+    assert history(client, stage.run_id, "during/qa/accuracy") == [(0, 0.2), (10, 0.7), (20, 0.1)]
+    # What stands at the end is the result of what is left, not that of the last step.
+    assert history(client, stage.run_id, "eval/qa/accuracy") == [(0, 0.2), (20, 0.7)]
+    note = client.get_run(stage.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("leaves step 10\n\n")
+
+
 def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> None:
     def interrupted() -> None:
         with recipe_run(tracker) as run, run.stage(name="sft", index=1, params={"a": 1}) as stage:
