@@ -8,7 +8,7 @@ from typing import Any
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.gates import Subject
-from posttrain_recipes.planning.plans import Yardstick, PlannedEval, Stop
+from posttrain_recipes.planning.plans import PlannedEval, Stop, Yardstick
 from posttrain_recipes.plugin import DataMethod, Method
 from posttrain_recipes.registry import suggest
 

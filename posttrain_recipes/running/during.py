@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.planning.plans import Yardstick, PlannedEval, PlannedStage
+from posttrain_recipes.planning.plans import PlannedEval, PlannedStage, Yardstick
 from posttrain_recipes.plugin import Checkpoint, Resume
 from posttrain_recipes.reporting import report
 from posttrain_recipes.store import Measured, StageRecord
