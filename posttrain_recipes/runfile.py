@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from posttrain_recipes.errors import PtlError
 
-FORMAT = 2
+FORMAT = 3
 """The format that is written."""
 MEND = "put back a copy of it, or move its directory away; nothing changes it until then"
 COPIED = "move its directory away; a copy of all of .ptl can be read, with --home"
@@ -67,7 +67,12 @@ def _to_2(run: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
+def _to_3(run: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 knew nothing of what is measured in the middle of a stage."""
+    return run
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
 """By format: what makes the next one of it. All that is known of older formats is here."""
 
 

@@ -97,8 +97,8 @@ def run(
             ending.complete(plan, kept, earlier, reporter, scope)
             return earlier
         held.enter_context(interrupts.installed())
-        reporter.run_started(plan, record, resumed=earlier is not None)
         record.status, record.error = "running", None
+        reporter.run_started(plan, record, resumed=earlier is not None)
         directory.save()
         spending = Spending(plan, record, prices, interrupts, jobs)
         try:

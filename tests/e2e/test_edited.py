@@ -9,10 +9,10 @@ import pytest
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.planning.plans import PlannedStage
+from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.running.events import Reporter
-from posttrain_recipes.store import StageRecord, Store
+from posttrain_recipes.store import RunRecord, StageRecord, Store
 from tests.conftest import CHAT
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
@@ -77,6 +77,10 @@ class Heard(Reporter):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.said = ""
+
+    def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
+        self.said = record.status
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -106,6 +110,7 @@ def test_weights_that_were_damaged_are_trained_again_and_the_reason_is_told(
     assert [stage.status for stage in again.stages] == ["finished", "finished"]
     assert again.stages[1].checkpoint == second
     assert any("stage 'first'" in text and "is damaged" in text for text in heard.warnings)
+    assert heard.said == "running"  # not "already finished", which it was
     new = again.stages[0].checkpoint
     assert new is not None
     assert new.state_uri != first.state_uri

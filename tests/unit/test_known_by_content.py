@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,41 @@ BAD: dict[str, Any] = {
     "a LoRA of words": {"lora": {"rank": "big"}},
     "a list for the expiry": {"expires_at": [1]},
     "a list of files": {"files": ["adapter"]},
+    "a hash that is none": {"files": {ADAPTER_FILE: None}},
     "numbers for metadata": {"user_metadata": 3},
 }
+
+
+@pytest.mark.parametrize("known", [{}, {OPTIMIZER_FILE: "its own"}])
+def test_a_file_that_the_description_has_no_hash_of_was_not_saved(
+    store: CheckpointStore, tmp_path: Path, known: dict[str, str]
+) -> None:
+    path = save(store, "one")
+    file = store.folder(path) / DESCRIPTION
+    record = json.loads(file.read_text())
+    kept = {name: record["files"][name] for name in known}
+    file.write_text(json.dumps({**record, "files": kept}))
+    why = Local(PluginConfig()).lost(str(path), tmp_path)
+    assert why is not None
+    assert f"{ADAPTER_FILE} is damaged" in why
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_on(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    for name in (DESCRIPTION, ADAPTER_FILE):
+        path = save(store, name[:5])
+        file = store.folder(path) / name
+        file.unlink()
+        os.mkfifo(file)
+        why = Local(PluginConfig()).lost(str(path), tmp_path)
+        assert why is not None
+        assert "it is no file" in why
+    os.mkfifo(tmp_path / "runs" / "0f-1_train_1" / "pipe")
+    run = store.root / "0f-1_train_1" / "run.json"
+    run.unlink()
+    os.mkfifo(run)
+    assert [one.run for one in store.runs()] == [RUN]
 
 
 @pytest.mark.parametrize("harm", BAD)

@@ -20,6 +20,8 @@ def readable(file: Path) -> Iterator[Path]:
     """Read a file of a checkpoint. Raises RequestError 422 with its path if it is not there or
     damaged."""
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited on for ever
+            raise ValueError("it is no file")
         yield file
     except (OSError, ValueError, KeyError, TypeError, RecursionError, tensor_error()) as error:
         raise RequestError(
