@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain_recipes import models
-from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
 
@@ -92,12 +92,15 @@ def _base_of(path: str, home: Path) -> str:
         return ""
     try:
         return CheckpointStore(home / "engine").record(parse_path(path)).base_model
-    except RequestError:
-        return ""
+    except RequestError as error:
+        if error.status == 404:
+            return ""
+        raise PtlError(f"the checkpoint {path} cannot be used", why=str(error)) from None
 
 
 def require_here(target: ChatTarget, home: Path) -> None:
-    """Raise UsageError unless the target's checkpoint lies in `home`."""
+    """Raise UsageError unless the target's checkpoint lies in `home`, PtlError where its
+    description is damaged."""
     if target.model.startswith(SCHEME) and not _base_of(target.model, home):
         raise UsageError(
             f"the checkpoint {target.model} is not in {display_path(home / 'engine')}",

@@ -53,6 +53,37 @@ def service(engine: EngineProcess) -> Iterator[tinker.ServiceClient]:
         yield service
 
 
+def test_a_step_whose_gradient_is_not_whole_is_not_taken(service: tinker.ServiceClient) -> None:
+    client = service.create_lora_training_client(BASE, rank=2, seed=3)
+    client = client.result(WAIT_S) if hasattr(client, "result") else client
+    good = datum(8, 1)
+    bad = datum(8, 1, target_tokens=[*ids(7, 1), 10**6], weights=[1.0] * 8)
+
+    def step(one: types.Datum) -> tuple[Any, Any]:
+        return client.forward_backward([one], "cross_entropy"), client.optim_step(ADAM)
+
+    def loss() -> float:
+        return float(client.forward([good], "cross_entropy").result(WAIT_S).metrics["loss:sum"])
+
+    for answer in step(good):
+        answer.result(WAIT_S)
+    before = loss()
+    # Something long first: all of them are accepted before the first is run.
+    long = client.forward([datum(100, seed) for seed in range(80)], "cross_entropy")
+    steps = [step(bad), step(good)]
+    long.result(WAIT_S)
+    with pytest.raises(Exception, match="1000000"):
+        steps[0][0].result(WAIT_S)
+    for _, update in steps:
+        with pytest.raises(Exception, match="the step was not taken"):
+            update.result(WAIT_S)
+    assert loss() == before
+    client.save_state("whole").result(WAIT_S)
+    for answer in step(good):
+        answer.result(WAIT_S)
+    assert loss() < before
+
+
 def ids(length: int, seed: int) -> list[int]:
     numbers: list[int] = np.random.default_rng(seed).integers(0, 256, length).tolist()
     return numbers

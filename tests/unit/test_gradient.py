@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import LoraConfig, Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.training.loops import optimizer
+from posttrain_recipes.training.loops.optimizer import OptimizerConfig
 from posttrain_recipes.training.loops.supervised import (
     GradientConfig,
     Order,
@@ -482,6 +484,74 @@ def test_what_was_paid_for_is_saved_before_an_interrupt_goes_on(at: str) -> None
     run(whole)
     run(rest, resume=engine.kept[-1])
     assert engine.batches + rest.batches == whole.batches
+
+
+@dataclass
+class Failing:
+    """Waits as the engine does, and answers some requests with an error."""
+
+    engine: Engine
+    fails: tuple[str, ...]
+
+    def __call__(self, future: Future[Any]) -> Any:
+        if isinstance(future, Answer) and future.what in self.fails:
+            raise PtlError("the engine ran out of memory")
+        return self.engine.wait(future)
+
+
+def test_a_pass_that_fails_loses_no_step_before_it() -> None:
+    engine = Engine()
+    # As the embedded engine has it: neither step is taken whose gradient is not whole, nor one
+    # that was submitted before the failure was known.
+    wait = Failing(engine, ("forward 4", "optim 4", "optim 5"))
+    with pytest.raises(PtlError, match="out of memory"):
+        run(engine, wait=wait, save_every=2)
+    assert [kept.step for kept in engine.kept] == [2, 3]
+    assert sorted(engine.metrics) == [1, 2, 3]
+    whole, rest = Engine(), Engine()
+    run(whole)
+    run(rest, resume=engine.kept[-1])
+    assert engine.batches[:3] + rest.batches == whole.batches
+
+
+@pytest.mark.parametrize("fails", [("forward 4",), ("forward 4", "optim 4")])
+def test_where_a_later_step_was_taken_the_weights_are_of_no_step_and_not_saved(
+    fails: tuple[str, ...],
+) -> None:
+    engine = Engine()
+    with pytest.raises(PtlError):
+        run(engine, wait=Failing(engine, fails), save_every=2)
+    assert [kept.step for kept in engine.kept] == [2]
+
+
+def test_what_fails_beside_the_engine_loses_nothing() -> None:
+    engine, submitted = Engine(), []
+
+    def submit(client: Any, batch: Sequence[int]) -> Answer:
+        if len(submitted) == 3:
+            raise PtlError("the reference does not answer")
+        submitted.append(batch)
+        return Answer("forward", SimpleNamespace(metrics={}))
+
+    engine.submit = submit  # type: ignore[method-assign]
+    with pytest.raises(PtlError, match="reference"):
+        run(engine, save_every=0)
+    assert [kept.step for kept in engine.kept] == [3]
+
+
+def test_a_checkpoint_is_due_when_the_last_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(optimizer.time, "monotonic", lambda: now)
+    saves = optimizer.Saves(OptimizerConfig(save_every=4, save_minutes=10), now)
+    found = []
+    for step in range(1, 11):
+        now += 240.0
+        if saves.due(step, 10, asked=step == 5):
+            found.append(step)
+    assert found == [3, 4, 5, 8, 10]  # 12 minutes, by steps, asked for, 12 minutes, the last
+    never = optimizer.Saves(OptimizerConfig(save_every=0, save_minutes=0), now)
+    now += 1e9
+    assert not never.due(1, 10)
 
 
 def test_an_interrupt_before_the_first_step_saves_nothing() -> None:

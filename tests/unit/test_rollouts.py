@@ -356,6 +356,27 @@ def test_a_batch_is_finished_when_the_budget_ends_within_it() -> None:
     assert engine.total == 2
 
 
+@pytest.mark.parametrize("options", [{}, {"max_staleness": 1}])
+def test_a_batch_that_fails_loses_no_batch_before_it(options: dict[str, Any]) -> None:
+    options = {"epochs": 2, "save_every": 0, **options}
+    whole, first = Engine(), Engine()
+    run(whole, **options)
+
+    def wait(future: Future[Any]) -> Any:
+        if len(first.log) >= 3 and isinstance(future.result(ROOM), list):  # groups of a 4th batch
+            raise PtlError("a tool is gone")
+        return future.result(ROOM)
+
+    with pytest.raises(PtlError, match="tool"):
+        run(first, wait=wait, **options)
+    assert [kept.step for kept in first.kept] == [3]
+    second = Engine(run="b")
+    assert run(second, resume=first.kept[-1], **options).step == whole.total
+    begun = [data for data in trained(second) if data]
+    assert begun == [data for data in trained(whole) if data][-len(begun) :]
+    assert [step for _, step in second.log] == list(range(4, whole.total + 1))
+
+
 @pytest.mark.parametrize("options", [{}, {"max_staleness": 2}, {"updates_per_batch": 2}])
 def test_evals_in_between_change_nothing_and_may_end_the_stage(options: dict[str, Any]) -> None:
     plain, between, ended = Engine(), Engine(due_at=(2, 4)), Engine(due_at=(2, 4), ends_at=4)

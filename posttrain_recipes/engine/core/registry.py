@@ -57,6 +57,9 @@ class Model:
     last_request: str
     adapter: Adapter | None = None
     arch: str | None = None
+    failed: int = 0
+    """The last operation that was accepted when a forward and backward pass failed: of a step that
+    was to follow it, no gradient is whole."""
 
 
 @dataclass(eq=False)

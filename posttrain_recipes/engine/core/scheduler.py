@@ -177,6 +177,11 @@ class Scheduler:
             line.next_seq += 1
         return job.pending
 
+    def accepted(self, model_id: str) -> int:
+        """The highest seq_id of a model's operations that were accepted."""
+        line = self._lines.get(model_id, _Line())
+        return max([line.next_seq - 1, *list(line.early)])
+
     def skip(self, model_id: str, seq_id: int) -> None:
         """A model's `seq_id`-th operation was refused: those after it do not wait for it."""
         line = self._lines.setdefault(model_id, _Line())

@@ -113,21 +113,27 @@ class Training:
         return scheduler.submit(key, lambda: answer)
 
     def forward_backward(self, request: wire.ForwardBackward) -> Pending:
-        """Queue a forward and backward pass; gradients accumulate until `optim_step`."""
+        """Queue a forward and backward pass; gradients accumulate until `optim_step`. Where it
+        fails they are dropped, and no step is taken that was asked for before it failed."""
         model = self.state.model(request.model_id)
 
         def work() -> wire.ForwardBackwardResult:
             from posttrain_recipes.engine.train.forward_backward import forward_backward
 
-            return forward_backward(
-                self.state.base_models.get(model.base_model),
-                _adapter(model),
-                request.data,
-                request.loss_fn,
-                request.config,
-                request.forward_only,
-                self.state.custom_losses(model.id),
-            )
+            try:
+                return forward_backward(
+                    self.state.base_models.get(model.base_model),
+                    _adapter(model),
+                    request.data,
+                    request.loss_fn,
+                    request.config,
+                    request.forward_only,
+                    self.state.custom_losses(model.id),
+                )
+            except Exception:
+                if not request.forward_only:
+                    model.failed = self.state.scheduler.accepted(model.id)
+                raise
 
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
 
@@ -145,14 +151,23 @@ class Training:
         return self.state.scheduler.submit(("loss", loss_id), lambda: answer)
 
     def optim_step(self, request: wire.OptimStep) -> Pending:
-        """Queue an AdamW step on the accumulated gradients."""
+        """Queue an AdamW step on the accumulated gradients. Refused with 422 where a pass before it
+        failed and the client had not heard of that yet: the weights stay as they were."""
         model = self.state.model(request.model_id)
         _check_optimizer(request.optimizer_params)
         params = request.adam_params or wire.AdamParams()
         _check_adam(params)
 
         def work() -> dict[str, Any]:
-            norm = _adapter(model).adam_step(params)
+            adapter = _adapter(model)
+            if request.seq_id <= model.failed:
+                adapter.grad.zero_()
+                raise RequestError(
+                    422,
+                    "the step was not taken: a forward_backward before it failed, so its gradient "
+                    "is not whole; the weights are as they were",
+                )
+            norm = adapter.adam_step(params)
             return {"metrics": {"grad_norm:mean": norm}, "type": "optim_step"}
 
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -39,7 +40,10 @@ class OptimizerConfig(PluginConfig):
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of Adam's second moment."""
     save_every: Annotated[int, Affects.NOTHING] = Field(default=50, ge=0)
-    """Steps between checkpoints that an interrupted run goes on from; 0 saves only the last."""
+    """Steps between checkpoints that an interrupted run goes on from; 0 saves only the last, and
+    what `save_minutes` asks for."""
+    save_minutes: Annotated[float, Affects.NOTHING] = Field(default=10.0, ge=0)
+    """Minutes after which one is saved however few steps that were; 0 goes by steps alone."""
     token_budget: int | None = Field(default=None, ge=1)
     """Stop after the step with which the tokens that were trained on, and those that were written
     to be trained on, come to this. What a reference, teacher or judge only reads is not counted."""
@@ -103,6 +107,35 @@ def norms(updated: tinker.OptimStepResponse | None) -> dict[str, float]:
     """The norm of the gradient of a step, where the engine tells it."""
     known = (updated.metrics or {}) if updated is not None else {}
     return {"train/grad_norm": known["grad_norm:mean"]} if "grad_norm:mean" in known else {}
+
+
+@dataclass
+class Saves:
+    """When the checkpoints of a stage are due."""
+
+    config: OptimizerConfig
+    last: float = field(default_factory=time.monotonic)
+    """When one was due, or the stage began."""
+
+    def due(self, step: int, total: int, asked: bool = False) -> bool:
+        """Whether one is due after step `step` (from 1) of `total`, or is `asked` for."""
+        now, bound = time.monotonic(), 60 * self.config.save_minutes
+        late = bool(bound) and now - self.last >= bound
+        if not (asked or late or self.config.saves(step, total)):
+            return False
+        self.last = now
+        return True
+
+
+def unchanged(stage: StageContext, update: tinker.APIFuture[Any] | None) -> bool:
+    """Whether an optimizer step was not taken, as one is not that follows a failed pass."""
+    if update is None:
+        return True
+    try:
+        stage.wait(update)
+    except Exception:
+        return True
+    return False
 
 
 @dataclass

@@ -18,8 +18,9 @@ import random
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
@@ -31,12 +32,13 @@ from posttrain_recipes.options import Affects, Renamed
 from posttrain_recipes.plugin import Method, Resume, StageContext, Usage, checkpoint_name
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
-from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved
+from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
+from posttrain_recipes.training.loops.steps import Snapshot, Step
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
 from posttrain_recipes.training.rl.advantages import BATCH_WIDE, varies
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown
-from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.training.rl.sources import CompletionConfig
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
@@ -143,47 +145,6 @@ class RolloutMethod(Method):
 
 
 @dataclass
-class Step:
-    """One optimizer step: the groups that it learns from, and what was submitted of them."""
-
-    size: int
-    """Groups that the loss is a mean over."""
-    batch: list[list[float]]
-    """The rewards of every group of its batch, where the advantage looks at all of them."""
-    _arrivals: Iterable[list[Group]]
-    _take: Callable[[Step], None]
-    number: int = 0
-    learned: list[Group] = field(default_factory=list)
-    """The groups that have come."""
-    passes: Passes = field(default_factory=list)
-    """Forward and backward passes that were submitted."""
-    optim: tinker.APIFuture[tinker.OptimStepResponse] | None = None
-    learning_rate: float = 0.0
-    saved: Saved | None = None
-    due: bool = False
-    """Whether its checkpoint is to be evaluated before the next batch is sampled."""
-
-    def groups(self) -> Iterator[list[Group]]:
-        """The groups of the step in their order, some at a time, as soon as those are scored."""
-        for groups in self._arrivals:
-            self.learned += groups
-            yield groups
-
-    def update(self) -> None:
-        """Submit Adam's step on the gradients of `passes`, without waiting for it."""
-        self._take(self)
-
-
-@dataclass
-class _Snapshot:
-    """The policy after so many batches, to sample from."""
-
-    client: Future[tinker.SamplingClient]
-    path: Future[str] | None = None
-    """Where it is kept, where a resumed stage may need it."""
-
-
-@dataclass
 class RolloutLoop:
     """Goes through the optimizer steps of a stage, from the first or from where it was resumed.
 
@@ -199,7 +160,7 @@ class RolloutLoop:
     """What those threads wait with; it is cancelled at the end."""
     collect: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: ()
     """What the groups of a step leave for later stages."""
-    snapshots: dict[int, _Snapshot] = field(default_factory=dict)
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
     """By number of batches trained: those that are still to be sampled from."""
     running: dict[int, list[Future[list[Group]]]] = field(default_factory=dict)
     pending: deque[Step] = field(default_factory=deque)
@@ -224,6 +185,8 @@ class RolloutLoop:
             self.batches, self.total = self.done, self.done * config.updates_per_batch
         self.submitted = self.done * config.updates_per_batch
         self.launched = self.done
+        self.finished = self.submitted, self.tokens
+        self.saves = Saves(config)
         stage.sink.begin(self.total)
         self.client = stage.training_client()
         self.clock = time.monotonic()
@@ -264,6 +227,8 @@ class RolloutLoop:
                 self._drain()
                 if last is not None:
                     self._keep(self._saved(last))
+            elif kind is not None and issubclass(kind, Exception):
+                self._keep_whole()
         finally:
             self.waiter.cancel()
 
@@ -273,6 +238,19 @@ class RolloutLoop:
         assert self.last is not None
         state, sampler = self.last.state_uri, self.last.sampler_uri
         return Checkpoint(self.stage.base_model, state, sampler, self.last.step)
+
+    def _keep_whole(self) -> None:
+        """Save the batches before what failed, where nothing after them changed the weights: an
+        engine that lives has them still."""
+        with suppress(Exception):  # what failed fails again, at once
+            self._drain()
+        number, tokens = self.finished
+        whole = not number % self.config.updates_per_batch
+        if not whole or number == (self.last.step if self.last else 0):
+            return
+        if all(unchanged(self.stage, step.optim) for step in self.pending):
+            with suppress(PtlError):
+                self._keep(self._saved(optimizer.save(self.stage, self.client, number, tokens)))
 
     # --- weights to sample from ------------------------------------------------------------------
 
@@ -287,7 +265,7 @@ class RolloutLoop:
             client.set_result(self.stage.sampling_client(where))
             path: Future[str] = Future()
             path.set_result(uri or "")
-            self.snapshots[done - back] = _Snapshot(client, path)
+            self.snapshots[done - back] = Snapshot(client, path)
 
     def _snapshot(self, trained: int) -> None:
         """Have the policy as it is after `trained` batches ready for sampling, without waiting."""
@@ -298,12 +276,12 @@ class RolloutLoop:
         client, service = self.client, self.stage.service
         if not self.config.max_staleness:
             snapshot = client.save_weights_and_get_sampling_client()
-            self.snapshots[trained] = _Snapshot(in_thread(snapshot.result))
+            self.snapshots[trained] = Snapshot(in_thread(snapshot.result))
             return
         name = f"{checkpoint_name(self.stage.name)}-rollouts-{trained:06d}"
         saved = client.save_weights_for_sampler(name, ttl_seconds=KEEP_SAMPLERS_S)
         path = in_thread(lambda: saved.result().path)
-        self.snapshots[trained] = _Snapshot(
+        self.snapshots[trained] = Snapshot(
             in_thread(lambda: service.create_sampling_client(model_path=path.result()).result()),
             path,
         )
@@ -409,10 +387,11 @@ class RolloutLoop:
         self.submitted += 1
         step.number = self.submitted
         self._count(step)
+        step.budgeted = self.tokens
         if self.submitted % self.config.updates_per_batch == 0:
             step.due = self.stage.sink.due(self.submitted)
             steps = range(self.submitted - self.config.updates_per_batch, self.submitted)
-            if step.due or any(self.config.saves(number + 1, self.total) for number in steps):
+            if any(self.saves.due(n + 1, self.total, step.due) for n in steps):
                 step.saved = self._save(self.submitted)
         self.pending.append(step)
 
@@ -473,9 +452,11 @@ class RolloutLoop:
             metrics["rollouts/staleness"] = float(min(batch, self.config.max_staleness))
         metrics.update(optimizer.norms(updated))
         self.clock = now
-        stage.sink.log(metrics, step.number)
-        if left := self.collect(step.learned):
-            stage.sink.collect(left)
+        if step.number > self.finished[0]:
+            stage.sink.log(metrics, step.number)
+            self.finished = step.number, step.budgeted
+            if left := self.collect(step.learned):
+                stage.sink.collect(left)
         if self._shows(step.number):
             stage.sink.show("rollouts", shown(step.learned), step.number)
         if saved is not None:

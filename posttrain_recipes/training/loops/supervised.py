@@ -13,20 +13,23 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import StageContext, Usage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.training.loops.optimizer import (
     OptimizerConfig,
     Saved,
+    Saves,
     learning_rate,
     norms,
     save,
+    unchanged,
     update,
 )
 
@@ -124,8 +127,8 @@ class _Step(Generic[Example]):
     update: tinker.APIFuture[tinker.OptimStepResponse]
     rate: float
     usage: Usage
-    tokens: int
-    """Of the budget, up to here."""
+    budgeted: int
+    """Tokens of the budget, up to here."""
     saved: Saved | None
 
 
@@ -155,10 +158,11 @@ def train(
         total = done
     client = stage.training_client()
     pending: deque[_Step[Example]] = deque()
-    clock = time.monotonic()
+    finished = done, used
+    clock, saves = time.monotonic(), Saves(config)
 
     def finish(step: _Step[Example]) -> None:
-        nonlocal last, clock
+        nonlocal last, clock, finished
         # All waiting first: an interrupt in between must not have half of the step logged.
         output, updated = stage.wait(step.gradient), stage.wait(step.update)
         saved = step.saved.result(stage) if step.saved else None
@@ -172,7 +176,9 @@ def train(
             **norms(updated),
         }
         clock = now
-        stage.sink.log(metrics, step.number)
+        if step.number > finished[0]:
+            stage.sink.log(metrics, step.number)
+            finished = step.number, step.budgeted
         if saved is not None:
             last = saved
             stage.sink.checkpoint(saved)
@@ -181,6 +187,18 @@ def train(
         while len(pending) > leave:
             finish(pending[0])
             pending.popleft()
+
+    def keep_whole() -> None:
+        """Save the steps before the one that failed, where nothing after them changed the weights:
+        an engine that lives has them still."""
+        with suppress(Exception):  # what failed fails again, at once
+            drain(leave=0)
+        number, tokens = finished
+        if number == (last.step if last else 0):
+            return
+        if all(unchanged(stage, step.update) for step in pending):
+            with suppress(PtlError):
+                stage.sink.checkpoint(save(stage, client, number, tokens).result(stage))
 
     if done < total:
         objective.prepare(order.batch(done))
@@ -197,8 +215,7 @@ def train(
                 total = number if config.exhausted(used) else total
                 stage.sink.begin(config.expected(number, total, used))
             due = stage.sink.due(number)
-            saves = due or config.saves(number, total)
-            saved = save(stage, client, number, used) if saves else None
+            saved = save(stage, client, number, used) if saves.due(number, total, due) else None
             pending.append(_Step(number, batch, gradient, updated, rate, usage, used, saved))
             if due:
                 drain(leave=0)
@@ -212,8 +229,11 @@ def train(
         # What was paid for is kept: `wait` alone raises this, so every step that was submitted is
         # in `pending` and in the state that is saved here.
         if pending and pending[-1].saved is None:
-            pending[-1].saved = save(stage, client, pending[-1].number, pending[-1].tokens)
+            pending[-1].saved = save(stage, client, pending[-1].number, pending[-1].budgeted)
         drain(leave=0)
+        raise
+    except Exception:
+        keep_whole()
         raise
     assert last is not None
     return Checkpoint(stage.base_model, last.state_uri, last.sampler_uri, last.step)

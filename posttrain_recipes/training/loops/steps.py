@@ -1,0 +1,58 @@
+"""An optimizer step of the rollout loop, and the weights that its replies are sampled from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from posttrain_recipes.training.loops.optimizer import Saved
+from posttrain_recipes.training.rl.policy_loss import Passes
+from posttrain_recipes.training.rl.rollout import Group
+
+if TYPE_CHECKING:
+    import tinker
+
+
+@dataclass
+class Step:
+    """One optimizer step: the groups that it learns from, and what was submitted of them."""
+
+    size: int
+    """Groups that the loss is a mean over."""
+    batch: list[list[float]]
+    """The rewards of every group of its batch, where the advantage looks at all of them."""
+    _arrivals: Iterable[list[Group]]
+    _take: Callable[[Step], None]
+    number: int = 0
+    learned: list[Group] = field(default_factory=list)
+    """The groups that have come."""
+    passes: Passes = field(default_factory=list)
+    """Forward and backward passes that were submitted."""
+    optim: tinker.APIFuture[tinker.OptimStepResponse] | None = None
+    learning_rate: float = 0.0
+    budgeted: int = 0
+    """Tokens of the budget, up to here."""
+    saved: Saved | None = None
+    due: bool = False
+    """Whether its checkpoint is to be evaluated before the next batch is sampled."""
+
+    def groups(self) -> Iterator[list[Group]]:
+        """The groups of the step in their order, some at a time, as soon as those are scored."""
+        for groups in self._arrivals:
+            self.learned += groups
+            yield groups
+
+    def update(self) -> None:
+        """Submit Adam's step on the gradients of `passes`, without waiting for it."""
+        self._take(self)
+
+
+@dataclass
+class Snapshot:
+    """The policy after so many batches, to sample from."""
+
+    client: Future[tinker.SamplingClient]
+    path: Future[str] | None = None
+    """Where it is kept, where a resumed stage may need it."""
