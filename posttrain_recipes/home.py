@@ -20,6 +20,10 @@ def default_home(given: str | Path | None = None) -> Path:
     shown = text.encode(errors="backslashreplace").decode()
     shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
     hint = "name another directory with --home or PTL_HOME"
+    if "://" in text or not text.strip():
+        kind = "an address" if text.strip() else "empty"
+        what = f"{named} is {kind}, and runs are kept in a directory"
+        raise UsageError(what, hint=f"{hint}; MLFLOW_TRACKING_URI names a server that shows them")
     try:
         home = Path(text).expanduser().resolve()
         home.stat()

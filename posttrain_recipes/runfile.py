@@ -11,7 +11,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,6 +22,8 @@ FORMAT = 3
 """The format that is written."""
 MEND = "put back a copy of it, or move its directory away; nothing changes it until then"
 COPIED = "move its directory away; a copy of all of .ptl can be read, with --home"
+RUN_STATES = ("running", "finished", "failed", "killed", "stopped")
+STAGE_STATES = ("waiting", *RUN_STATES, "reused", "skipped", "left_out")
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError)
 """What reading a file of another form raises."""
 T = TypeVar("T")
@@ -138,10 +140,12 @@ def load(path: Path) -> Any:
         if not text.strip():
             raise UnreadableError("it is empty")
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UnreadableError(f"it is cut off, or no JSON ({error})") from None
+    except UnreadableError:
+        raise
     except UnicodeDecodeError:
         raise UnreadableError("it is not UTF-8 text") from None
+    except ValueError as error:  # also of a number with thousands of digits
+        raise UnreadableError(f"it is cut off, or no JSON ({error})") from None
     except RecursionError:
         raise UnreadableError("it is nested too deep") from None
     except OSError as error:
@@ -167,6 +171,95 @@ def build(cls: type[T], data: Any, where: str = "run") -> T:
         elif (field.default, field.default_factory) == (dataclasses.MISSING,) * 2:
             raise UnreadableError(f"{where} lacks '{name}'")
     return cls(**given)
+
+
+def _recipe(data: Any, where: str) -> None:
+    """Hold a resolved recipe, or a block of stages in one, to its outer form: what stands in a
+    plugin's own options is the plugin's to read."""
+    _form(data, _BLOCK, where)
+    for name in ("stages", "compare"):
+        for index, stage in enumerate(data.get(name, ())):
+            _recipe(stage, f"{where}.{name}[{index}]")
+            if not stage.keys() & {"name", "repeat", "compare"}:
+                raise UnreadableError(f"{where}.{name}[{index}] lacks 'name'")
+    for index, item in enumerate(data.get("eval", ())):
+        if not isinstance(item, str):
+            _form(item, _PLUGIN, f"{where}.eval[{index}]")
+
+
+def _form(data: Any, forms: Mapping[str, tuple[type, ...]], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise UnreadableError(f"{where} is {_shown(data)}, which is no object")
+    for name, types_ in forms.items():
+        # A truth is a number to Python, and none here.
+        if name in data and (type(data[name]) not in types_):
+            raise UnreadableError(
+                f"{where}.{name} is {_shown(data[name])}, which is no {_named(types_[0])}"
+            )
+        if types_ == _NAMED and name in data:
+            _form(data[name], _PLUGIN, f"{where}.{name}")
+
+
+_NAMED = (dict,)
+_PLUGIN: Mapping[str, tuple[type, ...]] = {"use": (str,), "name": (str,)}
+_BLOCK: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "description", "model", "init_from"), (str,)),
+    **dict.fromkeys(("stages", "compare", "eval", "seeds"), (list,)),
+    **dict.fromkeys(("matrix", "expect", "until", "limits", "budget", "lora"), (dict, type(None))),
+    **dict.fromkeys(("method", "dataset"), _NAMED),
+    "reward": (dict, list),
+    "engine": (str, dict),
+    "seed": (int,),
+    "repeat": (int,),
+}
+"""Of the keys of a recipe and of its blocks: what may stand there."""
+_INPUTS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("method", "dataset", "lora", "renderer"), (dict,)),
+    "reward": (list,),
+}
+_PLUGINS = ("method", "dataset")
+_DEPENDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("config", "models"), (dict,)),
+    "use": (str,),
+}
+
+
+def check(run: Any) -> None:
+    """Hold a `RunRecord` to what its parts mean, beyond their types: names that are files' names,
+    states that there are, a recipe and inputs of a form that can be read.
+
+    Raises:
+        UnreadableError: one is something else.
+    """
+    if not run.stages:
+        raise UnreadableError("it has no stages")
+    _one_of(run.status, RUN_STATES, "run.status")
+    _name(run.recipe, "run.recipe")
+    _recipe(run.resolved, "run.resolved")
+    for index, stage in enumerate(run.stages):
+        where = f"run.stages[{index}]"
+        _one_of(stage.status, STAGE_STATES, f"{where}.status")
+        _name(stage.name, f"{where}.name")
+        _form(stage.inputs, _INPUTS, f"{where}.inputs")
+        for name, made in stage.inputs.items():
+            for plugin in made if name == "reward" else [made] if name in _PLUGINS else []:
+                _form(plugin, _DEPENDS, f"{where}.inputs.{name}")
+        if ".." in Path(stage.made_in).parts or Path(stage.made_in).is_absolute():
+            raise UnreadableError(f"{where}.made_in is {_shown(stage.made_in)}, outside the runs")
+        for when in ("before", "during", "after"):
+            for place, measured in enumerate(getattr(stage, when)):
+                _name(measured.name, f"{where}.{when}[{place}].name")
+
+
+def _one_of(value: str, known: Sequence[str], where: str) -> None:
+    if value not in known:
+        raise UnreadableError(f"{where} is {_shown(value)}; there is: {', '.join(known)}")
+
+
+def _name(value: str, where: str) -> None:
+    """Names are those of files too: none leads elsewhere."""
+    if not value or ".." in Path(value).parts or Path(value).is_absolute():
+        raise UnreadableError(f"{where} is {_shown(value)}, which is no name")
 
 
 def _value(declared: Any, value: Any, where: str) -> Any:

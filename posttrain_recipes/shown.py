@@ -98,8 +98,13 @@ _USER_INFO = re.compile(
 """The second is of a password with a slash or a question mark in it, where a port would stand."""
 _PASSWORD = re.compile(r"(?i)\b(?!https?:|tinker:)([a-z][a-z0-9+.-]*://)[^/:@\s]*:[^@\s]*@")
 """In addresses of databases, whose passwords may have a slash in them."""
+_NO_ADDRESS = re.compile(
+    r"(?i)(?<![\w@/\\])((?:https?:[\\/]*)?)[\w.%+-]+:[^\s/\\:@'\"]+@"
+    r"(?=[\w\[][\w.:\[\]-]*(?:[/\\\s'\",;)]|$))"
+)
+"""`user:password@host` without a scheme, or with one whose slashes are too many or too few."""
 _QUERY = re.compile(
-    r"(?i)([?&][\w.-]*(?:api[_-]?key|token|secret|password|passwd|pwd|signature)=)[^&\s]+"
+    r"(?i)([?&#][\w.-]*(?:api[_-]?key|token|secret|password|passwd|pwd|signature)=)[^&\s]+"
 )
 
 
@@ -110,4 +115,5 @@ def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
         if len(value) >= 8 and _SECRET_NAME.search(name):
             text = text.replace(value, "***")
     text = _USER_INFO.sub("***@", _PASSWORD.sub(r"\1***@", text))
+    text = _NO_ADDRESS.sub(r"\1***@", text)
     return _QUERY.sub(r"\1***", text)

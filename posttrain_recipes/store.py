@@ -468,8 +468,7 @@ def parse(data: Any) -> RunRecord:
         UnreadableError: it is anything else.
     """
     record = runfile.build(RunRecord, runfile.migrated(data))
-    if not record.stages:
-        raise UnreadableError("it has no stages")
+    runfile.check(record)
     return record
 
 

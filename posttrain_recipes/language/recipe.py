@@ -23,6 +23,7 @@ import yaml
 from posttrain_recipes.errors import Fault, Location, RecipeError, UsageError, display_path
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
 from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value
+from posttrain_recipes.options import is_key
 
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -167,6 +168,8 @@ def _through_stdin() -> str:
     return _bounded(sys.stdin, PIPE)
 
 
+MAX_CHAIN = 20
+"""Recipes of which each extends the next."""
 PIPE_S = 5.0
 """Seconds that a named pipe is waited on for somebody to write to it."""
 
@@ -218,6 +221,8 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     if resolved in seen:
         chain = " -> ".join(display_path(p) for p in (*seen, resolved))
         raise UsageError(f"recipes extend each other in a circle: {chain}")
+    if len(seen) >= MAX_CHAIN:
+        raise UsageError(f"recipes extend each other in a chain of more than {MAX_CHAIN}")
     path = path if place == PIPE else place
     root = _parsed(path)
     base = _pop(root, "extends")
@@ -325,17 +330,23 @@ def _override(text: str, root: Node) -> Node:
     path, separator, value = text.partition("=")
     if not separator or not path.strip():
         raise UsageError(
-            f"--set {text!r} cannot be read",
+            f"--set {_said(text)!r} cannot be read",
             hint="write --set stages.sft.method.learning_rate=1e-4",
         )
-    place = Location(f"--set {text}")
+    place = Location(f"--set {_said(text)}")
     try:
         node = parse_value(value, place)
     except (yaml.YAMLError, RecipeError, RecursionError) as error:
-        raise UsageError(f"--set {text!r}: the value is not YAML", why=str(error)) from None
+        raise UsageError(f"--set {_said(text)!r}: the value is not YAML", why=str(error)) from None
     for part in reversed(path.strip().split(".")):
         node = Node({part: replace(node, key_at=place)}, place)
     return node
+
+
+def _said(override: str) -> str:
+    """An override as messages have it: a key's value is not repeated."""
+    path, equals, _ = override.partition("=")
+    return f"{path}{equals}***" if is_key(path.strip().split(".")[-1]) else override
 
 
 def environment_names(value: str) -> list[str]:

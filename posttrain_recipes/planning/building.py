@@ -29,6 +29,7 @@ from posttrain_recipes.planning.plans import (
 from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Plugin
 from posttrain_recipes.registry import Registry, suggest
+from posttrain_recipes.shown import redact
 from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
 from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
 
@@ -299,7 +300,14 @@ def _check_reads(builder: Builder, name: str, key: Key) -> None:
 
 
 def check_secrets(builder: Builder, value: Any, key: Key) -> None:
-    """Note every key that stands in a recipe in plain text."""
+    """Note every key, and every address with a password, that stands in a recipe in plain text."""
+    told = isinstance(value, str) and "@" in value and not environment_names(value)
+    if told and redact(value, {}) != value:
+        builder.fault(
+            key,
+            "has an address with a user or a password in it, which would stand in files and logs; "
+            "leave it out, or write ${env:NAME}",
+        )
     items: Iterator[tuple[str | int, Any]] = iter(())
     if isinstance(value, dict):
         items = iter(value.items())

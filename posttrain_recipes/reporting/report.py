@@ -291,7 +291,7 @@ def known(value: Any) -> Any:
         return {key: known(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [known(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def spent(stage: StageRecord) -> dict[str, float]:

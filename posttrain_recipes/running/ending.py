@@ -34,13 +34,17 @@ def status(plan: Plan, scope: Scope) -> tuple[str, str | None]:
     return "stopped", f"--until {scope.last}"
 
 
-def record(directory: RunDirectory, status: str, error: str | None) -> None:
-    """Write into `run.json` that the run has ended."""
+def record(
+    kept: Store, directory: RunDirectory, status: str, error: str | None, reporter: Reporter
+) -> None:
+    """Write the report of a run that has ended, and then into `run.json` that it has: where that
+    is there, the report is that of the end."""
     run = directory.record
     for stage in run.stages:
         if stage.status == "running":
             stage.status = status
     run.status, run.error, run.finished = status, error, store.now()
+    write_report(kept, run, reporter)
     directory.save()
 
 
@@ -61,9 +65,8 @@ def complete(plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope:
                 summarize(tracked, run)
                 log_report(tracked, plan, kept, run, reporter, scope)
             run.seconds = max(run.seconds, sum(stage.seconds for stage in run.stages))
-            record(directory, wanted, why)
-    lacks = not all((kept.path(run.id) / f"report.{end}").is_file() for end in ("html", "md"))
-    if lacks or not ended:
+            record(kept, directory, wanted, why, reporter)
+    if not all((kept.path(run.id) / f"report.{end}").is_file() for end in ("html", "md")):
         write_report(kept, run, reporter)
     reporter.run_finished(run)
 

@@ -101,26 +101,28 @@ def run(
         reporter.run_started(plan, record, resumed=earlier is not None)
         directory.save()
         spending = Spending(plan, record, prices, interrupts, jobs)
+
+        def end(status: str, error: str | None) -> None:
+            record.seconds = spending.seconds
+            ending.record(kept, directory, status, error and redact(error), reporter)
+
         try:
             with spending.meter.installed():
                 _Run(plan, kept, directory, reporter, interrupts, scope, spending).work()
         except StopAsked as stop:
-            _end(directory, spending, "stopped", str(stop))
+            end("stopped", str(stop))
             raise PtlError(
                 f"stopped: {stop}",
                 why=_kept_words(record),
                 hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
             ) from None
         except KeyboardInterrupt:
-            _end(directory, spending, "killed", "interrupted")
-            ending.write_report(kept, record, reporter)
+            end("killed", "interrupted")
             raise
         except BaseException as error:
-            _end(directory, spending, "failed", str(error).split("\n")[0])
-            ending.write_report(kept, record, reporter)
+            end("failed", str(error).split("\n")[0])
             raise
-        _end(directory, spending, *ending.status(plan, scope))
-        ending.write_report(kept, record, reporter)
+        end(*ending.status(plan, scope))
     reporter.run_finished(record)
     return record
 
@@ -162,11 +164,6 @@ def _kept_words(record: RunRecord) -> str:
         if stage.resume and not stage.done
     ]
     return "; ".join(parts) or "nothing was trained yet"
-
-
-def _end(directory: RunDirectory, spending: Spending, status: str, error: str | None) -> None:
-    directory.record.seconds = spending.seconds
-    ending.record(directory, status, error and redact(error))
 
 
 class _Run:

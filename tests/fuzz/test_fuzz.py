@@ -6,6 +6,7 @@ more (`pytest -m nightly tests/fuzz`), other ones each night.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
@@ -21,20 +22,24 @@ from hypothesis import strategies as st
 from tinker.proto import tinker_public_pb2 as pb
 
 from posttrain_recipes import registry
+from posttrain_recipes.cli.progress import Lines
 from posttrain_recipes.datasets.checking import check_file
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.planning import planner
+from posttrain_recipes.planning import planner, reuse
+from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.plugin import Message, Sample
-from posttrain_recipes.reporting import report
-from posttrain_recipes.running import preflight
+from posttrain_recipes.reporting import comparisons, report
+from posttrain_recipes.reporting.page import Pages
+from posttrain_recipes.running import collect, preflight
 from posttrain_recipes.shown import plain
+from posttrain_recipes.store import Store
 from posttrain_recipes.training.rl.scoring import WrongScores, scores_of
 from tests.conftest import ROOT, Project
 from tests.live_engine import Live, message, started
 
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS = 20
+SECONDS = 60
 """What takes longer hangs."""
 MANY = [pytest.param(4000, marks=pytest.mark.nightly, id="many")]
 
@@ -371,3 +376,77 @@ def test_rewards_once_at_fault(file: Path) -> None:
     """A Python expression each, in which `np` is numpy."""
     with within():
         check_reward(eval(file.read_text(), {"np": np, "math": math}))
+
+
+# --- what is kept of a run -----------------------------------------------------------------------
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in plain data, as the keys that lead to it."""
+    yield at
+    inner = dict(enumerate(value)) if isinstance(value, list) else value
+    for key, one in inner.items() if isinstance(inner, dict) else ():
+        yield from places(one, (*at, key))
+
+
+RUN_RECIPE = """\
+name: during
+model: ./model
+stages:
+  - name: sft
+    dataset: {use: jsonl, path: chat.jsonl, test_size: 1}
+    method: {use: sft}
+    eval: [{use: nll}]
+"""
+WHOLE = json.loads((CORPUS / "runs/whole.json").read_text(encoding="utf-8"))
+PLACES = sorted(places(WHOLE), key=repr)
+
+
+@st.composite
+def damaged_run(draw: st.DrawFn) -> Any:
+    """A run with something else in one to three of its places, or nothing there."""
+    run = json.loads(json.dumps(WHOLE))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.sampled_from(PLACES[1:]))
+        holder = run
+        try:
+            for key in at[:-1]:
+                holder = holder[key]
+            if draw(st.integers(0, 4)) == 0:
+                del holder[at[-1]]
+            else:
+                holder[at[-1]] = draw(anything)
+        except (LookupError, TypeError):
+            continue  # it is in what was damaged before
+    return run
+
+
+@pytest.mark.parametrize("count", [150, *MANY])
+def test_a_damaged_record_is_unreadable_or_shown(project: Project, count: int) -> None:
+    plan = project.plan(RUN_RECIPE)
+
+    def check(run: Any) -> None:
+        folder = project.path / "home/runs/during-1"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(run)
+        (folder / "run.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        kept = Store(project.path / "home")
+        runs, broken = kept.listed()
+        assert len(runs) + len(broken) == 1
+        for one in broken:
+            assert one.why
+            assert one.hint
+        for record in runs:
+            json.loads(
+                json.dumps(report.as_json(record), default=str),
+                parse_constant=lambda name: pytest.fail(name),
+            )
+            report.markdown(record)
+            Pages(kept.home, record).html()
+            comparisons.groups(record)
+            Lines(io.StringIO()).table(record)
+            collect.find(runs, {}, set())
+        list(reuse.decisions(plan, Scope(), runs, kept.home))
+        reuse.remade(plan, runs)
+
+    tried(damaged_run(), count, check)

@@ -136,6 +136,14 @@ def test_a_home_that_will_not_do_is_refused_at_once(project: Project, home: str)
     assert not [path for path in project.path.iterdir() if path.name.startswith("a")]
 
 
+@pytest.mark.parametrize("home", ["http://host:1/x", "https://u:hunter2@h", "sqlite:///x.db", " "])
+def test_an_address_is_no_home(project: Project, home: str) -> None:
+    with pytest.raises(UsageError, match="and runs are kept in a directory") as caught:
+        default_home(home)
+    assert "hunter2" not in str(caught.value)
+    assert not (project.path / home.split(":", 1)[0]).exists()
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -302,3 +310,26 @@ def test_a_database_of_a_newer_mlflow_is_told_of_and_left(
     said: list[str] = []
     assert Tracker(tmp_path, warn=said.append).store() is None
     assert "pip install -U mlflow" in said[0]
+
+
+def test_a_record_says_finished_only_once_the_report_does(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, the next try would take an older report for that of the end."""
+    plan = project.plan(RECIPE)
+    kept = Store(project.path / "home")
+    seen: list[tuple[str, str]] = []
+    with kept.open(new_record(plan, "demo-1")) as directory:
+        directory.save()
+        place = kept.path("demo-1")
+        write = store.write_atomic
+
+        def wrote(path: Path, text: str) -> None:
+            write(path, text)
+            if path.name in ("report.html", "report.md", "run.json"):
+                seen.append((path.name, json.loads((place / "run.json").read_text())["status"]))
+
+        monkeypatch.setattr(store, "write_atomic", wrote)
+        ending.record(kept, directory, "finished", None, Reporter())
+    assert seen == [("report.html", "running"), ("report.md", "running"), ("run.json", "finished")]
+    assert "finished" in (place / "report.html").read_text()

@@ -319,6 +319,15 @@ def test_a_key_that_no_request_can_carry_is_not_repeated(
         ("sqlite:////a/b:c@d.db", "sqlite:////a/b:c@d.db"),
         ("https://h/x?sig=1&access_token=abc&b=2", "https://h/x?sig=1&access_token=***&b=2"),
         ("hf_abcdefgh said", "*** said"),
+        ("no recipe https:/u:pw@h/r.yaml", "no recipe https:/***@h/r.yaml"),
+        ("http:u:pw@h", "http:***@h"),
+        ("http:///u:pw@h", "http:///***@h"),
+        ("http:\\\\u:pw@h", "http:\\\\***@h"),
+        ("--host u:pw@h", "--host ***@h"),
+        ("http://h/#token=abc", "http://h/#token=***"),
+        ("mine.yaml:14:17 stage sft@beta=0.1", "mine.yaml:14:17 stage sft@beta=0.1"),
+        ("a:sft@beta=0.1", "a:sft@beta=0.1"),
+        ("me@example.org", "me@example.org"),
     ],
 )
 def test_what_is_left_out_of_messages(text: str, expected: str) -> None:

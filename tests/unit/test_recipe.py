@@ -348,6 +348,13 @@ def test_a_chain_of_recipes_the_last_wins(project: Project) -> None:
     }
 
 
+def test_a_long_chain_of_recipes_is_told_as_that(project: Project) -> None:
+    for number in range(100):
+        project.write(f"{number}.yaml", f"extends: {number + 1}.yaml\n")
+    with pytest.raises(UsageError, match="a chain of more than 20"):
+        recipes.load(Path("0.yaml"))
+
+
 def test_recipes_that_extend_each_other_are_told_the_circle(project: Project) -> None:
     project.write("b.yaml", "extends: a.yaml\n")
     with pytest.raises(UsageError, match=r"circle: a\.yaml -> b\.yaml -> a\.yaml$"):

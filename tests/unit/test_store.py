@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
+from posttrain_recipes.reporting import report
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store, dump, write_atomic
 
 
@@ -269,6 +271,44 @@ def test_a_run_that_cannot_be_read_is_left_out(tmp_path: Path, text: str) -> Non
     (kept.path("demo-2")).mkdir()
     (kept.path("demo-2") / "run.json").write_text(text)
     assert [run.id for run in kept.runs()] == ["demo-1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"seed": 3', '"seed": ' + "9" * 5000, "no JSON"),
+        ('"status": "running"', '"status": "banana"', "run.status is"),
+        ('"status": "waiting"', '"status": ""', "run.stages[0].status is"),
+        ('"name": "sft"', '"name": "../../x"', "run.stages[0].name is"),
+        ('"name": "sft"', '"name": ""', "run.stages[0].name is"),
+        ('"made_in": ""', '"made_in": "../../etc"', "outside the runs"),
+        ('"rate": 0.0001', '"stages": 5', "run.resolved.stages is 5, which is no list"),
+        ('"rate": 0.0001', '"stages": [3]', "run.resolved.stages[0] is 3"),
+        ('"rate": 0.0001', '"stages": [{"seed": 1}]', "run.resolved.stages[0] lacks 'name'"),
+        ('"inputs": {}', '"inputs": {"method": 3}', "run.stages[0].inputs.method is 3"),
+        ('"inputs": {}', '"inputs": {"reward": [{"config": 3}]}', "inputs.reward.config is 3"),
+    ],
+)
+def test_a_record_with_nonsense_in_it_is_unreadable_and_hides_no_other(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    kept = Store(tmp_path)
+    keep(kept, record("demo-1"))
+    keep(kept, record("demo-2"))
+    file = kept.path("demo-2") / "run.json"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    runs, [broken] = kept.listed()
+    assert [run.id for run in runs] == ["demo-1"]
+    assert told in broken.why
+
+
+def test_json_of_a_run_has_no_number_that_json_has_not() -> None:
+    run = record()
+    run.seconds = float("inf")
+    shown = json.dumps(report.as_json(run))
+    assert json.loads(shown, parse_constant=pytest.fail)["seconds"] is None
 
 
 def test_a_run_that_is_no_text_is_left_out(tmp_path: Path) -> None:

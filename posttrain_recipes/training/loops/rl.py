@@ -33,7 +33,7 @@ from posttrain_recipes.plugin import Method, Resume, StageContext, Usage, checkp
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
-from posttrain_recipes.training.loops.steps import Snapshot, Step
+from posttrain_recipes.training.loops.steps import PolicySnapshot, Step
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
 from posttrain_recipes.training.rl.advantages import BATCH_WIDE, varies
@@ -160,7 +160,7 @@ class RolloutLoop:
     """What those threads wait with; it is cancelled at the end."""
     collect: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: ()
     """What the groups of a step leave for later stages."""
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    snapshots: dict[int, PolicySnapshot] = field(default_factory=dict)
     """By number of batches trained: those that are still to be sampled from."""
     running: dict[int, list[Future[list[Group]]]] = field(default_factory=dict)
     pending: deque[Step] = field(default_factory=deque)
@@ -265,7 +265,7 @@ class RolloutLoop:
             client.set_result(self.stage.sampling_client(where))
             path: Future[str] = Future()
             path.set_result(uri or "")
-            self.snapshots[done - back] = Snapshot(client, path)
+            self.snapshots[done - back] = PolicySnapshot(client, path)
 
     def _snapshot(self, trained: int) -> None:
         """Have the policy as it is after `trained` batches ready for sampling, without waiting."""
@@ -276,12 +276,12 @@ class RolloutLoop:
         client, service = self.client, self.stage.service
         if not self.config.max_staleness:
             snapshot = client.save_weights_and_get_sampling_client()
-            self.snapshots[trained] = Snapshot(in_thread(snapshot.result))
+            self.snapshots[trained] = PolicySnapshot(in_thread(snapshot.result))
             return
         name = f"{checkpoint_name(self.stage.name)}-rollouts-{trained:06d}"
         saved = client.save_weights_for_sampler(name, ttl_seconds=KEEP_SAMPLERS_S)
         path = in_thread(lambda: saved.result().path)
-        self.snapshots[trained] = Snapshot(
+        self.snapshots[trained] = PolicySnapshot(
             in_thread(lambda: service.create_sampling_client(model_path=path.result()).result()),
             path,
         )

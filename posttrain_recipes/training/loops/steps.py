@@ -50,7 +50,7 @@ class Step:
 
 
 @dataclass
-class Snapshot:
+class PolicySnapshot:
     """The policy after so many batches, to sample from."""
 
     client: Future[tinker.SamplingClient]
