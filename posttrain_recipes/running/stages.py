@@ -15,6 +15,7 @@ from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, DataMethod, Record, Resume, Sample, StageContext
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
+from posttrain_recipes.running import rendered
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.health import Health
@@ -103,6 +104,9 @@ class StageWork:
             "train",
             count=len(records),
         )
+        if records:
+            renderers = rendered.renderers_of(self.plan, stage, self.serving.renderer)
+            child.write_text(rendered.page(stage.method, records[0], renderers), "rendered.html")
         made = Made(store.made_path(self.directory.path, stage.name))
         sink = Sink(self, stage, kept, child, made)
         context = StageContext(
