@@ -124,6 +124,8 @@ class AIPreferences(DataMethod):
                 {
                     "data/kept": len(records),
                     "data/unusable": asked - len(pairs),
+                    "data/truncated": datagen.cut_share([r for said in answers for r in said]),
+                    **({"judge/truncated": judge.cut_share()} if config.score == "text" else {}),
                     "judge/ties": len(known) - len(records),
                     "judge/missing": len(margins) - len(known),
                     "judge/margin": sum(map(abs, known)) / max(1, len(known)),

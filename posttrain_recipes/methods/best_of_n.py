@@ -108,7 +108,7 @@ class BestOfN(DataMethod):
                     "data/kept": len(conversations),
                     "data/kept_share": len(conversations) / len(written),
                     "data/pairs": len(pairs),
-                    "data/truncated": sum(reply.truncated for reply in written) / len(written),
+                    "data/truncated": datagen.cut_share(written),
                 },
                 number,
             )

@@ -95,6 +95,7 @@ class PassRates(DataMethod):
             stage.sink.log(
                 {
                     "data/kept": len(rated),
+                    "data/truncated": datagen.cut_share([r for said in answers for r in said]),
                     "data/pass_rate": sum(passed) / max(1, len(passed)),
                     "data/never": sum(rate <= 0 for rate in passed) / max(1, len(passed)),
                     "data/always": sum(rate >= 1 for rate in passed) / max(1, len(passed)),

@@ -116,12 +116,12 @@ class TeacherSamples(DataMethod):
                 for prompt, chosen in kept
                 for one in chosen
             ]
-            every = sum(len(said) for said in answers)
+            every = [reply for said in answers for reply in said]
             stage.sink.log(
                 {
                     "data/kept": len(records),
-                    "data/truncated": sum(a.truncated for said in answers for a in said) / every,
-                    "data/kept_share": len(records) / every,
+                    "data/truncated": datagen.cut_share(every),
+                    "data/kept_share": len(records) / len(every),
                 },
                 number,
             )
