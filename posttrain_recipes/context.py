@@ -220,6 +220,10 @@ def sampling_client(
     return wait(in_thread(lambda: service.create_sampling_client(**where).result()))
 
 
+def untold(done: int, total: int, what: str) -> None:
+    """Progress that nobody hears of. See `EvalContext.progress`."""
+
+
 @dataclass(frozen=True)
 class EvalContext:
     """Everything an eval is handed: records and a client that samples from the weights."""
@@ -232,6 +236,9 @@ class EvalContext:
     wait: Waiter
     resolve: Callable[[ModelRef], ServedModel] = _resolves_nothing
     """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
+    progress: Callable[[int, int, str], None] = untold
+    """Says how far it is, as often as it likes: `progress(done, total, "replies")`. Without it
+    people are told how many requests were answered."""
 
 
 @dataclass(frozen=True)

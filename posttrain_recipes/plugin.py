@@ -78,6 +78,7 @@ from posttrain_recipes.records import (
     Preference,
     Prompt,
     Record,
+    Rendered,
     Sample,
     Task,
     Turn,
@@ -115,6 +116,7 @@ __all__ = [
     "Prompt",
     "PtlError",
     "Record",
+    "Rendered",
     "Renderer",
     "RendererConfig",
     "Resume",
@@ -316,6 +318,21 @@ class Method(Plugin):
     def collects(self) -> tuple[type[Record], ...]:
         """Record types that it does leave for later stages, with the options that it has."""
         return self.makes
+
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered] | None:
+        """What models read of a record, for `ptl data show`, which shows it to people.
+
+        None: what is usual for records of its type. That is the conversation, with what
+        `config.train_on` says learned; the prompt; both sides of a preference; a labelled reply.
+
+        Args:
+            renderers: the renderer of the weights that an option refers to; of None, the stage's.
+
+        Raises `UsageError` where the record cannot be used.
+        """
+        return None
 
     def workload(
         self, sample: Sequence[Record], count: int, tokens: CountTokens

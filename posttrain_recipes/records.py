@@ -232,6 +232,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """What a model reads of a record, in its tokens."""
+
+    tokens: Sequence[int]
+    """Token ids (N,)."""
+    weights: Sequence[float] = ()
+    """What each of them weighs in the loss (N,); empty: a prompt, to which a reply is sampled."""
+    messages: Messages = ()
+    """What was rendered: what else the text has in it, the chat template added."""
+    what: str = ""
+    """Which part of the record it is, or who reads it: `chosen`, `the teacher reads`."""
+    note: str = ""
+    """What else is to be known of it, as that it was cut."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a model wrote, for a person to read or a reward to score."""
 

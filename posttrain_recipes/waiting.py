@@ -179,6 +179,7 @@ class EngineWaiter:
         explain_death: the error to raise then.
         trouble: why the engine cannot be reached just now, if that is so.
         tell: called with a message when trouble begins, and when it ends.
+        tick: called every `TICK` seconds while an answer is waited for.
     """
 
     def __init__(
@@ -188,7 +189,9 @@ class EngineWaiter:
         explain_death: Callable[[], PtlError] | None = None,
         trouble: Callable[[], str | None] = lambda: None,
         tell: Callable[[str], None] = lambda text: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
+        self._tick = tick
         self._trouble = trouble
         self._tell = tell
         self._troubled = False
@@ -207,6 +210,7 @@ class EngineWaiter:
         inner: Future[T] = future.future() if hasattr(future, "future") else future
         while True:
             self._interrupts.check()
+            self._tick()
             try:
                 return inner.result(timeout=TICK)
             except TimeoutError:

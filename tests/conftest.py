@@ -118,9 +118,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """
     points: list[_Point] = []
 
-    def entry_points(*, group: str) -> list[_Point]:
-        assert group == "posttrain_recipes"
-        return points
+    real = importlib.metadata.entry_points
+
+    def entry_points(**asked: Any) -> Any:
+        # Other libraries, as torch when it is imported, have plugins of their own.
+        return points if asked == {"group": "posttrain_recipes"} else real(**asked)
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 

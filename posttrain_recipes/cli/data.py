@@ -1,4 +1,4 @@
-"""`ptl data`: looks at data files before anything is trained on them."""
+"""`ptl data`: looks at data before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from posttrain_recipes.cli.data_show import show
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Look at data files."""
+    """Look at data: files as they are, records as the model will read them."""
+
+
+data.add_command(show)
 
 
 def _columns(

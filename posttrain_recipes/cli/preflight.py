@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
-from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.cli.streams import Lasting, answer
 from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import Store, default_home
 
@@ -43,13 +44,21 @@ def preflight(
     there is anything to learn from.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
+    from posttrain_recipes.cli.progress import Lines, Live
+
     where = default_home(home)
     found = [*checks.cheap(planned, where), *checks.data(planned)]
     found += [*checks.held_out(planned, limit=None), *checks.rewards(planned)]
     if not offline:
         if sample is None:
             sample = not planned.engine.billed
-        found += checks.engine(planned, where, Store(where).runs(), sample=sample)
+        # Findings are the answer; what is under way is told beside it.
+        reporter = (Live if sys.stderr.isatty() else Lines)(Lasting(sys.stderr))
+        try:
+            runs = Store(where).runs()
+            found += checks.engine(planned, where, runs, sample=sample, reporter=reporter)
+        finally:
+            reporter.close()
     if as_json:
         answer([asdict(finding) for finding in found])
     else:

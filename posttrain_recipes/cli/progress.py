@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
@@ -20,7 +20,7 @@ from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.comparisons import groups
-from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.events import Reporter, SamplingProgress
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 from posttrain_recipes.waiting import worker
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
+QUIET_SECONDS = 15.0
+"""In a pipe, what is under way is told of after so long a silence."""
 
 
 def _headline(plan: Plan) -> str:
@@ -55,8 +57,11 @@ def _after(record: RunRecord) -> list[str]:
 class Lines(Reporter):
     """Plain lines, one for each thing that happened; stages side by side are told by their name."""
 
-    def __init__(self, out: TextIO | Lasting) -> None:
+    def __init__(self, out: TextIO | Lasting, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = out
+        self.clock = clock
+        self.told: dict[str, float] = defaultdict(clock)
+        """When each worker printed a line the last time."""
         self.path = Path()
         self.stages: dict[str, StageProgress] = defaultdict(StageProgress)
         """By worker."""
@@ -68,6 +73,7 @@ class Lines(Reporter):
 
     def line(self, text: str = "") -> None:
         """Print one line now."""
+        self.told[worker()] = self.clock()
         whose = f"{worker()}: " if worker() else ""
         print(
             f"{whose}{text.lstrip() if whose else text}", file=cast("IO[str]", self.out), flush=True
@@ -90,6 +96,10 @@ class Lines(Reporter):
 
     def doing(self, what: str) -> None:
         self.line(f"  {what}")
+
+    def sampling(self, progress: SamplingProgress) -> None:
+        if self.clock() - self.told[worker()] >= QUIET_SECONDS:
+            self.line(f"  {progress.what}: {how_far(progress)}")
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         self.stages[worker()] = StageProgress()
@@ -190,6 +200,25 @@ def _text(*parts: str | tuple[str, str]) -> Text:
     return Text.assemble(*parts)
 
 
+def how_far(progress: SamplingProgress) -> str:
+    """`64 of 200 replies, 1,234 tokens/s, 25 s left`."""
+    parts = []
+    if progress.total:
+        parts.append(f"{progress.done:,} of {progress.total:,} {progress.unit}")
+    if progress.answered > progress.done or not progress.total:
+        asked = f" of {progress.asked:,}" if progress.asked > progress.answered else ""
+        parts.append(f"{progress.answered:,}{asked} requests answered")
+    tokens, verb = (progress.written, "") if progress.written else (progress.read, " read")
+    if tokens and progress.seconds:
+        parts.append(f"{tokens / progress.seconds:,.0f} tokens/s{verb}")
+    if 0 < progress.done < progress.total:
+        left = progress.seconds / progress.done * (progress.total - progress.done)
+        parts.append(f"{duration(left)} left")
+    else:
+        parts.append(duration(progress.seconds))
+    return ", ".join(parts)
+
+
 SLOPE_STEPS = 20
 """Of RL, steps that the slope of the reward is taken over."""
 
@@ -202,6 +231,8 @@ class StageProgress:
         self.done = done
         self.kept = done
         """Steps that a next run need not do again."""
+        self.stepped = False
+        """Whether a step was done."""
         self.last = 0.0
         """When a step was told of."""
         self.tokens = 0.0
@@ -211,6 +242,7 @@ class StageProgress:
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
+        self.stepped = True
         now = metrics.get("train/tokens_per_second", 0.0)
         self.tokens = now if not self.tokens else 0.9 * self.tokens + 0.1 * now
         if "reward/mean" in metrics:
@@ -277,6 +309,18 @@ class Live(Lines):
             self.status.start()
             terminal.guard()  # rich has put streams of its own in place
         self.status.update(_text((what, "dim")))
+
+    def sampling(self, progress: SamplingProgress) -> None:
+        if self.progress is not None:
+            if progress.answered and not self.now.stepped:
+                told = f"{progress.answered:,} of {progress.asked:,} requests"
+                rate = f"{progress.written / max(progress.seconds, 1e-9):,.0f}"
+                self.progress.update(self.task, told=told, rate=rate)
+            return
+        told = how_far(progress)
+        room = self.console.width - len(told) - 5  # the spinner, a colon and spaces
+        what = progress.what if len(progress.what) <= room else f"{progress.what[: room - 1]}…"
+        self.doing(f"{what}: {told}")
 
     def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
         self.path = plan.path

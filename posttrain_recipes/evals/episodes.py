@@ -64,6 +64,10 @@ class Episodes(Eval):
         )
         plays: list[Play] = []
         for begin in range(0, len(tasks), AT_ONCE):
+
+            def over(count: int, before: int = begin) -> None:
+                context.progress(before + count, len(tasks), "episodes")
+
             plays += play(
                 tasks[begin : begin + AT_ONCE],
                 context.seed + begin,
@@ -71,6 +75,7 @@ class Episodes(Eval):
                 context.renderer,
                 context.wait,
                 limits,
+                over,
             )
             if failed := [one for one in plays if one.error]:
                 raise failed[0].failure("mend the environment: an eval leaves no episode out")

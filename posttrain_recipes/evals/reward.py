@@ -55,6 +55,7 @@ class RewardAccuracy(Eval):
             context.renderer,
             context.wait,
             [(*pair.prompt, *reply) for pair in pairs for reply in (pair.chosen, pair.rejected)],
+            context.progress,
         )
         margins = [c - r for c, r in zip(rewards[::2], rewards[1::2], strict=True)]
         wins = tuple(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)

@@ -65,7 +65,14 @@ class WinRate(Eval):
         served = context.resolve(self.config.against)
         # Another stream of random numbers: equal weights must not write equal replies.
         theirs = replace(
-            context, sampler=served.sampler, renderer=served.renderer, seed=context.seed + 10**6
+            context,
+            sampler=served.sampler,
+            renderer=served.renderer,
+            seed=context.seed + 10**6,
+            progress=lambda done, total, what: context.progress(total + done, 2 * total, what),
+        )
+        mine = replace(
+            context, progress=lambda done, total, what: context.progress(done, 2 * total, what)
         )
         reward, options = self.rewards["reward"], self.config
         ours, others = (
@@ -76,7 +83,7 @@ class WinRate(Eval):
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
             )
-            for side in (context, theirs)
+            for side in (mine, theirs)
         )
         wins = tuple(
             None if a is None or b is None else 1.0 if a > b else 0.5 if a == b else 0.0

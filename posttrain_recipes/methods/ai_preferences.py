@@ -13,7 +13,7 @@ No human label is read: of a prompt's record only its messages are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, cast
 
 from pydantic import Field, field_validator
@@ -26,10 +26,13 @@ from posttrain_recipes.plugin import (
     Preference,
     Prompt,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
 )
 from posttrain_recipes.training.judges import judge as judging
 from posttrain_recipes.training.sampling import datagen
+from posttrain_recipes.training.text import rendered
 
 
 class AIPreferences(DataMethod):
@@ -76,6 +79,12 @@ class AIPreferences(DataMethod):
 
     config: Config
 
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The prompt, as whoever replies to it reads it."""
+        return [rendered.prompt(cast(Prompt, record).messages, renderers(self.config.policy))]
+
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Preference]]:
         """A batch of prompts at a time."""
         config = self.config
@@ -115,6 +124,8 @@ class AIPreferences(DataMethod):
                 {
                     "data/kept": len(records),
                     "data/unusable": asked - len(pairs),
+                    "data/truncated": datagen.cut_share([r for said in answers for r in said]),
+                    **({"judge/truncated": judge.cut_share()} if config.score == "text" else {}),
                     "judge/ties": len(known) - len(records),
                     "judge/missing": len(margins) - len(known),
                     "judge/margin": sum(map(abs, known)) / max(1, len(known)),

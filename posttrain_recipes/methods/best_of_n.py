@@ -10,7 +10,7 @@ same text is kept once, and a prompt whose replies are all worth the same makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -26,11 +26,14 @@ from posttrain_recipes.plugin import (
     Preference,
     Prompt,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
     Workload,
 )
 from posttrain_recipes.training.loops import token_counts
 from posttrain_recipes.training.sampling import datagen
+from posttrain_recipes.training.text import rendered
 
 
 class BestOfN(DataMethod):
@@ -75,6 +78,12 @@ class BestOfN(DataMethod):
         lengths = [tokens(cast(Prompt, record).messages) for record in sample]
         return token_counts.made(self.config, lengths, count, self.config.n)
 
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The prompt, as whoever replies to it reads it."""
+        return [rendered.prompt(cast(Prompt, record).messages, renderers(self.config.model))]
+
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Record]]:
         """A batch of prompts at a time."""
         config = self.config
@@ -99,7 +108,7 @@ class BestOfN(DataMethod):
                     "data/kept": len(conversations),
                     "data/kept_share": len(conversations) / len(written),
                     "data/pairs": len(pairs),
-                    "data/truncated": sum(reply.truncated for reply in written) / len(written),
+                    "data/truncated": datagen.cut_share(written),
                 },
                 number,
             )

@@ -97,13 +97,17 @@ class Constitutional(DataMethod):
                 for answer in written
                 if answer.usable
             ]
+            critiques: list[datagen.Completion] = []
+            revisions: list[datagen.Completion] = []
             for turn in range(config.rounds):
-                self._revise(stage, critic, drafts, f"{stage.seed}:{number}:{turn}")
+                said = self._revise(stage, critic, drafts, f"{stage.seed}:{number}:{turn}")
+                critiques += said[0]
+                revisions += said[1]
             whole = [draft for draft in drafts if draft.revision]
             records: list[Record] = []
             for draft in whole:
-                said = Message("assistant", draft.revision)
-                records.append(Conversation(messages=(*draft.prompt, said)))
+                revised = Message("assistant", draft.revision)
+                records.append(Conversation(messages=(*draft.prompt, revised)))
                 if draft.revision != draft.answer:
                     records.append(preference(draft.prompt, draft.revision, draft.answer))
             changed = sum(draft.revision != draft.answer for draft in whole)
@@ -112,6 +116,9 @@ class Constitutional(DataMethod):
                     "data/kept": len(records),
                     "data/revised": changed / max(1, len(whole)),
                     "data/unusable": len(groups[number - 1]) * config.samples - len(whole),
+                    "data/truncated": datagen.cut_share([a for said in answers for a in said]),
+                    "critic/truncated_critiques": datagen.cut_share(critiques),
+                    "critic/truncated_revisions": datagen.cut_share(revisions),
                 },
                 number,
             )
@@ -119,8 +126,8 @@ class Constitutional(DataMethod):
 
     def _revise(
         self, stage: StageContext, critic: ServedModel, drafts: Sequence[_Draft], seed: str
-    ) -> None:
-        """One round: a critique of every draft's last version, and a new one.
+    ) -> tuple[list[datagen.Completion], list[datagen.Completion]]:
+        """One round: a critique of every draft's last version, and a new one; returns both.
 
         A draft whose critique or revision is empty or cut off keeps the version that it had.
         """
@@ -137,18 +144,19 @@ class Constitutional(DataMethod):
         ]
         critiques = self._said(stage, critic, asked, f"{seed}:critique")
         told: list[Messages] = [
-            (*ask, Message("assistant", critique or "-"), Message("user", config.revise))
+            (*ask, Message("assistant", _whole(critique) or "-"), Message("user", config.revise))
             for ask, critique in zip(asked, critiques, strict=True)
         ]
         revisions = self._said(stage, critic, told, f"{seed}:revision")
         for draft, critique, revision in zip(drafts, critiques, revisions, strict=True):
-            if critique and revision:
-                draft.revision = revision
+            if critique.usable and revision.usable:
+                draft.revision = revision.text
+        return critiques, revisions
 
     def _said(
         self, stage: StageContext, critic: ServedModel, asked: Sequence[Messages], seed: str
-    ) -> list[str]:
-        """A whole reply to each; empty where there was none."""
+    ) -> list[datagen.Completion]:
+        """A reply to each."""
         config = self.config
         futures = datagen.ask(
             critic,
@@ -158,8 +166,12 @@ class Constitutional(DataMethod):
             temperature=config.temperature,
             seed=seed,
         )
-        replies = datagen.written(futures, critic.renderer, stage.wait)
-        return [reply.text if reply.usable else "" for (reply,) in replies]
+        return [reply for (reply,) in datagen.written(futures, critic.renderer, stage.wait)]
+
+
+def _whole(reply: datagen.Completion) -> str:
+    """A reply that is whole; empty where it was cut."""
+    return reply.text if reply.usable else ""
 
 
 @dataclass

@@ -9,7 +9,7 @@ ends; the share of prompts at each end is logged. Nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -21,11 +21,14 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
     Workload,
 )
 from posttrain_recipes.training.loops import token_counts
 from posttrain_recipes.training.sampling import datagen
+from posttrain_recipes.training.text import rendered
 
 FIELD = "pass_rate"
 """The field of the prompts that the rate is kept in."""
@@ -62,6 +65,12 @@ class PassRates(DataMethod):
         lengths = [tokens(cast(Prompt, record).messages) for record in sample]
         return token_counts.made(self.config, lengths, count, self.config.samples)
 
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The prompt, as whoever replies to it reads it."""
+        return [rendered.prompt(cast(Prompt, record).messages, renderers(self.config.model))]
+
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Prompt]]:
         """A batch of prompts at a time."""
         config = self.config
@@ -86,6 +95,7 @@ class PassRates(DataMethod):
             stage.sink.log(
                 {
                     "data/kept": len(rated),
+                    "data/truncated": datagen.cut_share([r for said in answers for r in said]),
                     "data/pass_rate": sum(passed) / max(1, len(passed)),
                     "data/never": sum(rate <= 0 for rate in passed) / max(1, len(passed)),
                     "data/always": sum(rate >= 1 for rate in passed) / max(1, len(passed)),

@@ -16,7 +16,7 @@ the batch, so that a resumed stage sees the same answers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
@@ -29,6 +29,8 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
     Usage,
     Workload,
@@ -38,6 +40,7 @@ from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import StudentPrompt, prompt_tokens
 from posttrain_recipes.training.loops import supervised, token_counts
 from posttrain_recipes.training.requests import derive_seed, sample
+from posttrain_recipes.training.text import rendered
 
 if TYPE_CHECKING:
     import tinker
@@ -85,6 +88,18 @@ class PromptDistill(Method):
             max_tokens=self.config.max_tokens,
             asked=[tokens(instructed(messages, self.config.system)) for messages in asked],
         )
+
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The prompt as the student reads it, and as the teacher does, with the instructions."""
+        messages, renderer = cast(Prompt, record).messages, renderers(None)
+        return [
+            rendered.prompt(messages, renderer, "the student reads"),
+            rendered.prompt(
+                instructed(messages, self.config.system), renderer, "the teacher reads"
+            ),
+        ]
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on answers to the stage's prompts."""

@@ -14,7 +14,7 @@ both tokens: the last position has two targets. The second term keeps the sum of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -26,8 +26,11 @@ from posttrain_recipes.plugin import (
     CountTokens,
     Message,
     Method,
+    ModelRef,
     Preference,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
     Usage,
     Workload,
@@ -84,6 +87,24 @@ class RewardModel(Method):
             for reply in (p.chosen, p.rejected)
         ]
         return token_counts.verdicts(self.config, lengths, count)
+
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The question about each side, after which the verdict is said."""
+        pair, renderer = cast(Preference, record), renderers(None)
+        note = (
+            f"the reward is log p({verdicts.YES}) - log p({verdicts.NO}) of the token that follows"
+        )
+        return [
+            Rendered(
+                judgement((*pair.prompt, *reply), renderer).prompt,
+                messages=verdicts.question((*pair.prompt, *reply)),
+                what=which,
+                note=note,
+            )
+            for which, reply in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        ]
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""

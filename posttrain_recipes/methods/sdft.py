@@ -18,7 +18,7 @@ a resume. Departs from the paper: no moving average of the student as the teache
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field, field_validator
@@ -29,7 +29,10 @@ from posttrain_recipes.plugin import (
     CountTokens,
     Message,
     Method,
+    ModelRef,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
     UsageError,
     Workload,
@@ -43,6 +46,7 @@ from posttrain_recipes.training.distill.on_policy import (
     prompt_tokens,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
+from posttrain_recipes.training.text import rendered
 
 if TYPE_CHECKING:
     import tinker
@@ -102,6 +106,16 @@ class SDFT(Method):
             group_size=self.config.group_size,
             read=[[tokens(self._shown(record)) for record in records]],
         )
+
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The prompt as the student reads it, and as the teacher does, with the demonstration."""
+        example, renderer = cast(Conversation, record), renderers(None)
+        return [
+            rendered.prompt(example.messages[:-1], renderer, "the student reads"),
+            rendered.prompt(self._shown(example), renderer, "the teacher reads"),
+        ]
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the prompts of the stage's conversations, with their last replies shown."""

@@ -8,7 +8,7 @@ only the good ones are kept. Nothing is trained: the stage leaves Conversation r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, cast
 
 from pydantic import Field, model_validator
@@ -22,12 +22,15 @@ from posttrain_recipes.plugin import (
     ModelRef,
     Prompt,
     Record,
+    Rendered,
+    Renderer,
     StageContext,
     UsageError,
     Workload,
 )
 from posttrain_recipes.training.loops import token_counts
 from posttrain_recipes.training.sampling import datagen
+from posttrain_recipes.training.text import rendered
 
 
 class TeacherSamples(DataMethod):
@@ -77,6 +80,14 @@ class TeacherSamples(DataMethod):
         lengths = [tokens(instructed(m, system) if system else m) for m in asked]
         return token_counts.made(self.config, lengths, count, self.config.samples)
 
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered]:
+        """The prompt as the teacher reads it, with its instructions."""
+        config, messages = self.config, cast(Prompt, record).messages
+        asked = instructed(messages, config.system) if config.system else messages
+        return [rendered.prompt(asked, renderers(config.teacher), "the teacher reads")]
+
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Conversation]]:
         """A batch of prompts at a time."""
         config = self.config
@@ -105,12 +116,12 @@ class TeacherSamples(DataMethod):
                 for prompt, chosen in kept
                 for one in chosen
             ]
-            every = sum(len(said) for said in answers)
+            every = [reply for said in answers for reply in said]
             stage.sink.log(
                 {
                     "data/kept": len(records),
-                    "data/truncated": sum(a.truncated for said in answers for a in said) / every,
-                    "data/kept_share": len(records) / every,
+                    "data/truncated": datagen.cut_share(every),
+                    "data/kept_share": len(records) / len(every),
                 },
                 number,
             )

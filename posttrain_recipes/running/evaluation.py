@@ -13,6 +13,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
 from posttrain_recipes.reporting import scores
+from posttrain_recipes.running import activity
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.health import cut
 from posttrain_recipes.running.limits import Spending
@@ -158,7 +159,8 @@ class Evaluator:
             wait=self.serving.wait,
             resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model, planned.renderer),
         )
-        return planned.eval.evaluate(context)
+        with activity.watched(f"evaluating {what}", self.reporter.sampling) as watch:
+            return planned.eval.evaluate(replace(context, progress=watch.progress))
 
 
 def step_name(step: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
@@ -12,6 +13,28 @@ from posttrain_recipes.records import EvalResult
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SamplingProgress:
+    """How far something is that asks the engine for much, such as an eval."""
+
+    what: str
+    """As `evaluating exact_match before sft`."""
+    done: int
+    total: int
+    """`done` of `total` are there; 0 where it does not say how many there will be."""
+    unit: str
+    """What is counted: `replies`."""
+    asked: int
+    """Requests that were sent."""
+    answered: int
+    read: int
+    """Tokens of the prompts of those that were answered."""
+    written: int
+    """Tokens of the replies."""
+    seconds: float
+    """Since it began."""
 
 
 class Reporter:
@@ -25,6 +48,9 @@ class Reporter:
 
     def doing(self, what: str) -> None:
         """Something without steps is under way: `starting the engine`."""
+
+    def sampling(self, progress: SamplingProgress) -> None:
+        """How far something is that asks for much; several times a second while it lasts."""
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         """One of `count` stages began."""

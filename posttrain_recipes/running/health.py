@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 WINDOW = 10
 """Steps that are judged together."""
@@ -36,9 +37,15 @@ class Health:
     max_tokens: int | None = None
     told: set[str] = field(default_factory=set)
     series: dict[str, list[float]] = field(default_factory=dict)
+    ended: bool = False
+    """Whether no step follows: a short stage is judged by the steps that it has."""
 
-    def step(self, metrics: Mapping[str, float]) -> Iterator[str]:
-        """Take the metrics of one more step; what is to be told, in words, with what to do."""
+    def step(self, metrics: Mapping[str, float], *, last: bool = False) -> Iterator[str]:
+        """Take the metrics of one more step; what is to be told, in words, with what to do.
+
+        `last`: no step follows.
+        """
+        self.ended = last
         for name in WATCHED:
             if (value := metrics.get(name)) is not None:
                 self.series.setdefault(name, []).append(value)
@@ -105,19 +112,21 @@ def _entropy_collapses(health: Health) -> str | None:
 
 
 def _replies_are_cut(health: Health) -> str | None:
-    shares = health.last("completions/clipped_ratio", 5)
+    every = health.series.get("completions/clipped_ratio", [])
+    shares = every[-5:] if len(every) >= 5 or health.ended else []
     if not shares or statistics.fmean(shares) <= CUT:
         return None
-    share = f"{statistics.fmean(shares):.0%} of the replies of the last 5 steps"
+    steps = f"the last {len(shares)} steps" if len(shares) > 1 else "the only step"
+    share = f"{statistics.fmean(shares):.0%} of the replies of {steps}"
     return f"{share} were cut at {_bound(health.max_tokens)}, and have no end: raise it"
 
 
-def _made_replies_are_cut(health: Health) -> str | None:
-    shares = health.last("data/truncated", 1)
+def _made_are_cut(what: str, metric: str, health: Health) -> str | None:
+    shares = health.last(metric, 1)
     if not shares or shares[0] <= CUT:
         return None
-    share = f"{shares[0]:.0%} of the replies of a batch"
-    return f"{share} were cut at {_bound(health.max_tokens)}, and are not kept: raise it"
+    share = f"{shares[0]:.0%} of the {what} of a batch"
+    return f"{share} were cut at {_bound(health.max_tokens)}, and have no end: raise it"
 
 
 def cut(truncated: Sequence[bool], max_tokens: int | None) -> str | None:
@@ -132,13 +141,20 @@ def _bound(max_tokens: int | None) -> str:
     return f"max_tokens={max_tokens}" if max_tokens else "max_tokens"
 
 
-JUDGES = {
+MADE = {
+    "data/truncated": "replies",
+    "critic/truncated_critiques": "critiques",
+    "critic/truncated_revisions": "revisions",
+    "judge/truncated": "judge's answers",
+}
+"""What models write while records are made, by the metric of the share that is cut."""
+JUDGES: Mapping[str, Callable[[Health], str | None]] = {
     "nothing_learned": _nothing_learned,
     "little_learned": _little_learned,
     "reward_falls": _reward_falls,
     "entropy_collapses": _entropy_collapses,
     "replies_are_cut": _replies_are_cut,
-    "made_replies_are_cut": _made_replies_are_cut,
+    **{metric: partial(_made_are_cut, what, metric) for metric, what in MADE.items()},
 }
 WATCHED = (
     "groups/learned",
@@ -146,7 +162,7 @@ WATCHED = (
     "reward/mean",
     "policy/entropy",
     "completions/clipped_ratio",
-    "data/truncated",
+    *MADE,
 )
 
 

@@ -8,7 +8,7 @@ code.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import cast
@@ -17,8 +17,11 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, StageContext, StageSink
+from posttrain_recipes.running import activity
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.health import LITTLE_TO_LEARN, ZERO_VARIANCE, cut
+from posttrain_recipes.running.metering import Meter
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.loops.rl import RolloutMethod
@@ -31,7 +34,9 @@ GROUPS = 16
 """Prompts, or episodes, that are tried."""
 
 
-def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterator[PreflightFinding]:
+def findings(
+    plan: Plan, serving: Serving, runs: Sequence[RunRecord], reporter: Reporter
+) -> Iterator[PreflightFinding]:
     """A finding for each stage that learns from groups of its policy's replies."""
     for stage in plan.stages:
         if not isinstance(stage.method, RolloutMethod) or stage.data is None:
@@ -43,7 +48,10 @@ def findings(plan: Plan, serving: Serving, runs: Sequence[RunRecord]) -> Iterato
             yield PreflightFinding(name, "ok", f"{what}, which is not trained yet: not tried")
             continue
         try:
-            groups, whole = _sample(stage, start, serving)
+            what = f"sampling groups for {stage.name}"
+            reporter.doing(what)
+            with Meter().installed(), activity.watched(what, reporter.sampling) as watch:
+                groups, whole = _sample(stage, start, serving, watch.progress)
         except PtlError as error:
             yield PreflightFinding(name, "failed", error.what, error.hint)
         else:
@@ -71,7 +79,12 @@ def _verdict(
     return PreflightFinding(name, "ok", told + also)
 
 
-def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[list[Group], int]:
+def _sample(
+    stage: PlannedStage,
+    start: Checkpoint,
+    serving: Serving,
+    progress: Callable[[int, int, str], None],
+) -> tuple[list[Group], int]:
     """Groups of the start policy's replies, and how many replies they have."""
     assert isinstance(stage.method, RolloutMethod)
     assert stage.data is not None
@@ -104,7 +117,10 @@ def _sample(stage: PlannedStage, start: Checkpoint, serving: Serving) -> tuple[l
         futures: list[Future[list[Group]]] = [
             in_thread(partial(rollout, prompt)) for prompt in chosen
         ]
-        rolled: list[list[Group]] = [serving.wait(future) for future in futures]
+        rolled: list[list[Group]] = []
+        for future in futures:
+            rolled.append(serving.wait(future))
+            progress(sum(one.done() for one in futures), count, "groups")
     finally:
         waiter.cancel()
     groups = [group for part in rolled for group in part]

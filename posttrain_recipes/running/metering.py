@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from posttrain_recipes.running import activity
 from posttrain_recipes.store import Spent
 
 if TYPE_CHECKING:
@@ -92,17 +93,34 @@ class Meter:
 
     def _scored(self, future: Any, prompt: tinker.ModelInput, *_: Any, **__: Any) -> None:
         self._add(self._target, prefill=prompt.length)
+        _when_done(future, lambda done: prompt.length, lambda done: 0)
 
     def _sampled(self, future: Any, prompt: tinker.ModelInput, *_: Any, **__: Any) -> None:
         target = self._target
         self._add(target, prefill=prompt.length)
 
-        def written(done: Any) -> None:
-            if not done.cancelled() and done.exception() is None:
-                count = sum(len(sequence.tokens) for sequence in done.result().sequences)
-                self._add(target, sample=count)
+        def written(done: Any) -> int:
+            count = sum(len(sequence.tokens) for sequence in done.result().sequences)
+            self._add(target, sample=count)
+            return count
 
-        future.future().add_done_callback(written)
+        _when_done(future, lambda done: prompt.length, written)
+
+
+def _when_done(future: Any, read: Callable[[Any], int], written: Callable[[Any], int]) -> None:
+    """Count the tokens of a request once it is answered, also for what is under way here."""
+    here = activity.current()
+    if here is not None:
+        here.asked()
+
+    def answered(done: Any) -> None:
+        if not done.cancelled() and done.exception() is None:
+            tokens = read(done), written(done)
+            if here is not None:
+                here.answered(*tokens)
+
+    inner = future.future() if hasattr(future, "future") else future
+    inner.add_done_callback(answered)
 
 
 def _tokens(data: Sequence[tinker.Datum]) -> int:

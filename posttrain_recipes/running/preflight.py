@@ -19,7 +19,8 @@ from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
-from posttrain_recipes.running import tokenizers
+from posttrain_recipes.running import activity, tokenizers
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.store import RunRecord
@@ -71,13 +72,20 @@ def data(plan: Plan) -> Iterator[PreflightFinding]:
 
 
 def engine(
-    plan: Plan, home: Path, runs: Sequence[RunRecord] = (), *, sample: bool = False
+    plan: Plan,
+    home: Path,
+    runs: Sequence[RunRecord] = (),
+    *,
+    sample: bool = False,
+    reporter: Reporter | None = None,
 ) -> Iterator[PreflightFinding]:
     """The engine: reachable, its key valid, the models served, the named checkpoints alive.
 
     With `sample` also whether RL has anything to learn from; `runs` are earlier ones, whose
-    weights it may start from.
+    weights it may start from. `reporter` hears what is under way.
     """
+    reporter = reporter or Reporter()
+    reporter.doing(f"starting the engine ({plan.engine.name})")
     name = f"engine {plan.engine.name}"
     log = home / "preflight.log"
     try:
@@ -85,7 +93,7 @@ def engine(
             private.files(),
             plan.engine.connect(locations(plan), home / "engine", log) as connection,
         ):
-            wait = EngineWaiter(connection.alive)
+            wait = EngineWaiter(connection.alive, tick=activity.tick)
             serving = Serving(plan, connection, wait, home / "engine")
             yield PreflightFinding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
             needs.check(plan, connection, wait)
@@ -99,7 +107,7 @@ def engine(
             if sample:
                 from posttrain_recipes.running import learnability
 
-                yield from learnability.findings(plan, serving, runs)
+                yield from learnability.findings(plan, serving, runs, reporter)
     except PtlError as error:
         why = f": {error.why}" if error.why else ""
         yield PreflightFinding(name, "failed", error.what + why, error.hint)

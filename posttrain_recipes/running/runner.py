@@ -25,7 +25,7 @@ from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection
-from posttrain_recipes.running import ending, preflight, tokenizers
+from posttrain_recipes.running import activity, ending, preflight, tokenizers
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
@@ -315,6 +315,7 @@ class _Run:
                 lambda: _death(connection),
                 connection.trouble,
                 self.reporter.warning,
+                activity.tick,
             )
             needs.check(self.plan, connection, wait)
             self.plan.check_models()

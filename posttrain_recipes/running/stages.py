@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
-from posttrain_recipes.plugin import Checkpoint, DataMethod, Record, Resume, Sample, StageContext
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    DataMethod,
+    Method,
+    Record,
+    Resume,
+    Sample,
+    StageContext,
+)
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
+from posttrain_recipes.running import activity, rendered
 from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
@@ -112,6 +121,9 @@ class StageWork:
             "train",
             count=len(records),
         )
+        if records:
+            renderers = rendered.renderers_of(self.plan, stage, self.serving.renderer)
+            child.write_text(rendered.page(stage.method, records[0], renderers), "rendered.html")
         made = Made(store.made_path(self.directory.path, stage.name))
         sink = Sink(self, stage, kept, child, made)
         context = StageContext(
@@ -132,7 +144,10 @@ class StageWork:
         )
         self.spending.check(f"training {stage.name}")
         try:
-            with self.spending.into(stage, kept, kept.training):
+            with (
+                self.spending.into(stage, kept, kept.training),
+                activity.watched(f"{_verb(stage.method)} {stage.name}", self.reporter.sampling),
+            ):
                 if isinstance(stage.method, DataMethod) and sink.left is None:
                     batches = stage.method.make(context, sink.done)
                     for number, batch in enumerate(batches, sink.done + 1):
@@ -160,6 +175,10 @@ class StageWork:
             child.log_dataset(
                 f"{kept.name}/{path.name}", str(path), digest, context="made", count=count
             )
+
+
+def _verb(method: Method) -> str:
+    return "making records of" if isinstance(method, DataMethod) else "training"
 
 
 def track_reused(
@@ -253,7 +272,7 @@ class Sink:
         self.curves.add(step, metrics)
         self.child.log_metrics(metrics, step)
         self.work.reporter.step(step, self.kept.total_steps, metrics)
-        for text in self.health.step(metrics):
+        for text in self.health.step(metrics, last=step >= self.kept.total_steps):
             self.warn(f"by step {step} {text}")
         self.work.spending.step(self.stage, self.kept)
 

@@ -94,6 +94,8 @@ def test_a_comparison_runs_is_told_and_is_reproduced(
     assert tracked.data.tags["ptl.gates"] == "failed"
     kept = {artifact.path for artifact in client.list_artifacts(record.tracking_id or "")}
     assert kept >= {"report.html", "report.md", "run.json", "recipe.yaml"}
+    shown = client.download_artifacts(record.stages[0].tracking_id or "", "rendered.html")
+    assert "learned (marked)" in Path(shown).read_text()
 
     # A later run that reuses a stage shows what it found below itself too.
     again = ["losses.yaml", "--home", "home", "--until", "sft-1"]

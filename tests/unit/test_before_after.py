@@ -16,6 +16,7 @@ import pytest
 
 from posttrain_recipes import store
 from posttrain_recipes.cli.progress import Lines
+from posttrain_recipes.context import untold
 from posttrain_recipes.evals.nll import NLL
 from posttrain_recipes.evals.preference import PreferenceAccuracy
 from posttrain_recipes.plugin import Conversation, Eval, EvalContext, Message, Preference
@@ -318,7 +319,13 @@ class Letters:
 
 def evaluate(made: Eval, records: Sequence[Any]) -> EvalResult:
     context: Any = SimpleNamespace(
-        records=records, renderer=Scored(), sampler=Letters(), wait=wait, seed=0, name="e"
+        records=records,
+        renderer=Scored(),
+        sampler=Letters(),
+        wait=wait,
+        seed=0,
+        name="e",
+        progress=untold,
     )
     assert set(vars(context)) <= set(EvalContext.__dataclass_fields__)
     return made.evaluate(context)

@@ -54,6 +54,36 @@ def test_what_is_wrong_from_the_start_is_told_once_with_what_to_do(
     assert ";" in found[0][1] or ":" in found[0][1]
 
 
+@pytest.mark.parametrize(
+    ("metric", "what"),
+    [
+        ("data/truncated", "replies"),
+        ("critic/truncated_critiques", "critiques"),
+        ("critic/truncated_revisions", "revisions"),
+        ("judge/truncated", "judge's answers"),
+    ],
+)
+def test_what_is_cut_while_records_are_made_is_told_of_whoever_wrote_it(
+    metric: str, what: str
+) -> None:
+    assert told([{metric: 0.05}] * 9) == []
+    words = f"25% of the {what} of a batch were cut at max_tokens=64, and have no end: raise it"
+    assert told([{metric: 0.0}, {metric: 0.25}, {metric: 0.5}], max_tokens=64) == [(2, words)]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_cut_replies_of_a_short_stage_are_told_at_its_end(steps: int) -> None:
+    health = Health(max_tokens=16)
+    found = []
+    for number in range(1, steps + 1):
+        found += health.step({**WELL, "completions/clipped_ratio": 0.5}, last=number == steps)
+        assert bool(found) == (number == steps)
+    (text,) = found
+    words = "the only step" if steps == 1 else f"the last {steps} steps"
+    assert text.startswith(f"50% of the replies of {words} were cut at max_tokens=16")
+    assert list(health.step({**WELL, "completions/clipped_ratio": 0.5}, last=True)) == []
+
+
 def test_a_reward_that_falls_is_told() -> None:
     draw = random.Random(1)
     steps = [{**WELL, "reward/mean": 0.5 + draw.gauss(0, 0.02)} for _ in range(20)]

@@ -447,3 +447,50 @@ def test_a_transcript_says_who_spoke_where_there_is_more_than_one_turn() -> None
     user = Message("user", "hi")
     assert judging.transcript([user]) == "hi"
     assert judging.transcript([Message("system", "be kind"), user]) == "system: be kind\nuser: hi"
+
+
+# --- what is cut is told, whoever wrote it -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        TeacherSamples(TeacherSamples.Config(samples=2)),
+        PassRates(PassRates.Config(samples=2)),
+        BestOfN(BestOfN.Config(n=2)),
+        AIPreferences(AIPreferences.Config()),
+        Constitutional(Constitutional.Config(samples=2)),
+    ],
+    ids=lambda method: str(method.name),
+)
+def test_every_maker_tells_what_share_of_its_replies_was_cut(method: DataMethod) -> None:
+    model = Model(lambda text, number: f"{text}-{number}" + "~" * (number % 2))
+    rewards = [Last(Last.Config())] if method.takes_reward else []
+    context = stage(model, prompts(2), rewards)
+    make(method, context)
+    assert cast(Any, context.sink).logged[1]["data/truncated"] == 0.5
+
+
+def test_what_a_critic_and_a_judge_write_is_told_by_itself() -> None:
+    critic = Model(lambda text, number: "shorter~" if "|" in text else "it is long")
+    method = Constitutional(
+        Constitutional.Config(critic=ModelRef(stage="critic"), critique="R {prompt} {reply}")
+    )
+    context = stage(Model(lambda text, number: "long"), prompts(2), others={"critic": critic})
+    make(method, context)
+    logged = cast(Any, context.sink).logged[1]
+    told = {name: value for name, value in logged.items() if "truncated" in name}
+    assert told == {
+        "data/truncated": 0.0,
+        "critic/truncated_critiques": 0.0,
+        "critic/truncated_revisions": 1.0,
+    }
+    judge = Model(lambda text, number: "well, let me th~")
+    judged = AIPreferences(
+        AIPreferences.Config(judge=ModelRef(stage="judge"), score="text", retries=0)
+    )
+    context = stage(Model(numbered), prompts(2), others={"judge": judge})
+    make(judged, context)
+    logged = cast(Any, context.sink).logged[1]
+    assert (logged["data/truncated"], logged["judge/truncated"]) == (0.0, 1.0)
+    assert logged["judge/missing"] == 2

@@ -239,6 +239,27 @@ def data_check(ptl: Ptl, project: Project) -> Iterator[Said]:
     yield said
 
 
+def data_show(ptl: Ptl, project: Project) -> Iterator[Said]:
+    hostile = HOSTILE.encode("utf-8", "ignore").decode()
+    row = {"prompt": hostile, "completion": hostile}
+    project.write("rows.jsonl", json.dumps(row) + "\n")
+    stage = {
+        "name": "s",
+        "method": {"use": "sft"},
+        "dataset": {"use": "jsonl", "path": "rows.jsonl"},
+    }
+    project.write("rows.yaml", json.dumps({"name": "r", "model": "ptl/tiny", "stages": [stage]}))
+    yield ptl("data", "show", "rows.yaml", "--stage", NAME)
+    said = ptl("data", "show", "rows.yaml", "--json")
+    assert said.code == 0, said.err
+    view = json.loads(said.out)["stages"][0]["records"][0]["views"][0]
+    assert hostile in "".join(piece["text"] for piece in view["pieces"])
+    yield said
+    said = ptl("data", "show", "rows.yaml")
+    assert said.code == 0
+    yield said
+
+
 def talk(ptl: Ptl, project: Project) -> Iterator[Said]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat.ChatClient, "first_model", lambda self: HOSTILE)
@@ -287,6 +308,7 @@ CASES: dict[str, Case] = {
     "explain": words(("explain", "loud"), ("explain", NAME)),
     "schema": words(("schema", "-o", f"missing.txt/{NAME}"), ("schema",)),
     "data check": data_check,
+    "data show": data_show,
     "engines list": words(("engines", "list"), ("engines", NAME)),
     "engines check": words(
         ("engines", "check", "--only", NAME), ("engines", "check", "--base-url", f"http://{NAME}@x")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.context import untold
 from posttrain_recipes.evals.reward import RewardAccuracy
 from posttrain_recipes.models import resolve
 from posttrain_recipes.records import Message, Preference
@@ -87,7 +88,7 @@ def test_a_pair_is_won_by_the_reply_with_the_higher_reward(
     rewards = {"good": 2.0, "bad": -1.0, "so": 0.5}
 
     def score(*arguments: Any) -> list[float]:
-        return [rewards[conversation[-1].content] for conversation in arguments[-1]]
+        return [rewards[conversation[-1].content] for conversation in arguments[3]]
 
     monkeypatch.setattr(verdicts, "score", score)
     pairs = [("good", "bad"), ("so", "good"), ("so", "so"), ("so", "bad")]
@@ -99,7 +100,9 @@ def test_a_pair_is_won_by_the_reply_with_the_higher_reward(
         )
         for chosen, rejected in pairs
     ]
-    context = SimpleNamespace(records=records, renderer=renderer, sampler=None, wait=None)
-    found = RewardAccuracy(RewardAccuracy.Config()).evaluate(context)  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(
+        records=records, renderer=renderer, sampler=None, wait=None, progress=untold
+    )
+    found = RewardAccuracy(RewardAccuracy.Config()).evaluate(context)
     assert found.metrics["reward_accuracy"].value == 2.5 / 4
     assert found.metrics["margin"].value == (3.0 - 1.5 + 0.0 + 1.5) / 4

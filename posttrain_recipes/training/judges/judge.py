@@ -55,6 +55,13 @@ class ModelJudge:
         self.wait = wait
         self.max_tokens = max_tokens
         self.seed = seed
+        self._cut: list[bool] = []
+        """Of the texts since `cut_share` was asked: which were cut at `max_tokens`."""
+
+    def cut_share(self) -> float:
+        """The share of its texts since this was last asked that were cut at `max_tokens`."""
+        cut, self._cut = self._cut, []
+        return sum(cut) / max(1, len(cut))
 
     def texts(self, questions: Sequence[Messages], attempt: int) -> list[str | None]:
         """Greedy the first time, drawn at temperature 1 after that."""
@@ -71,7 +78,9 @@ class ModelJudge:
             )
             for place, question in enumerate(questions)
         ]
-        return [renderer.parse(self.wait(future).sequences[0].tokens) for future in futures]
+        written = [self.wait(future).sequences[0] for future in futures]
+        self._cut += [one.stop_reason == "length" for one in written]
+        return [renderer.parse(one.tokens) for one in written]
 
     def log_odds(
         self, questions: Sequence[Messages], first: str, second: str

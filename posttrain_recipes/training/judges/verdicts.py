@@ -12,10 +12,11 @@ comes from one prefill. The method `reward_model` trains it, the reward `reward_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from posttrain_recipes.context import untold
 from posttrain_recipes.plugin import Renderer, Waiter
 from posttrain_recipes.records import Message
 from posttrain_recipes.training.requests import sample
@@ -66,13 +67,14 @@ def score(
     renderer: Renderer,
     wait: Waiter,
     conversations: Sequence[Sequence[Message]],
+    progress: Callable[[int, int, str], None] = untold,
 ) -> list[float]:
     """The reward of each conversation's last message, in nats, by the weights behind `sampler`.
 
     For a `Sample` the conversation is `(*sample.prompt, Message("assistant", sample.completion))`.
     """
     asked = [question(conversation) for conversation in conversations]
-    return log_odds(sampler, renderer, wait, asked, YES, NO)
+    return log_odds(sampler, renderer, wait, asked, YES, NO, progress)
 
 
 def log_odds(
@@ -82,6 +84,7 @@ def log_odds(
     questions: Sequence[Sequence[Message]],
     first: str,
     second: str,
+    progress: Callable[[int, int, str], None] = untold,
 ) -> list[float]:
     """log p(first) - log p(second) as the answer to each question, in nats.
 
@@ -103,6 +106,7 @@ def log_odds(
                 for token in (one.yes, one.no)
             )
             found.append(yes - no)
+            progress(len(found), len(questions), "verdicts")
     return found
 
 

@@ -270,11 +270,15 @@ def play(
     renderer: Renderer,
     wait: Waiter,
     limits: EpisodeLimits,
+    over: Callable[[int], None] = lambda count: None,
 ) -> list[Play]:
     """Play an episode of each task, all at once, one turn after another.
 
     Episodes in which the same is to be said next are one request. What comes back depends on
     the arguments alone. An episode whose environment failed says so, in its `error`.
+
+    Args:
+        over: told after each turn how many of them are over.
     """
     room = threading.Semaphore(AT_ONCE)
     blank = [Play(task, renderer, limits) for task in tasks]
@@ -307,6 +311,7 @@ def play(
                 acting[index] = _done(one, say, room)
         for index, acted in acting.items():
             plays[index] = wait(acted)
+        over(sum(one.turn is None for one in plays))
         number += 1
     return plays
 

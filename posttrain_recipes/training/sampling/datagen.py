@@ -91,6 +91,11 @@ def totals(
     return found
 
 
+def cut_share(replies: Sequence[Completion]) -> float:
+    """The share of replies that were cut at `max_tokens`; 0 where there are none."""
+    return sum(reply.truncated for reply in replies) / max(1, len(replies))
+
+
 def batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """`items` in their order, `size` at a time."""
     return [items[begin : begin + size] for begin in range(0, len(items), size)]

@@ -50,6 +50,7 @@ def generate(
         for prompt, future in zip(block, futures, strict=True):
             sequence = context.wait(future).sequences[0]
             samples.append(reply(prompt, sequence, context.renderer))
+            context.progress(len(samples), len(prompts), "replies")
     return samples
 
 
@@ -67,4 +68,5 @@ def log_likelihoods(context: EvalContext, examples: Sequence[Example]) -> list[f
             logprobs = context.wait(future)
             pairs = zip(example.weights[1:], logprobs[1:], strict=True)
             sums.append(sum(weight * (logprob or 0.0) for weight, logprob in pairs))
+            context.progress(len(sums), len(examples), "texts")
     return sums

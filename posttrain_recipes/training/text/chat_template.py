@@ -16,7 +16,7 @@ from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text import model_files
 from posttrain_recipes.training.text.left_out import left_out, marked
 from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
-from posttrain_recipes.training.text.turns import ReplySpan, Template, chosen, shared
+from posttrain_recipes.training.text.turns import ReplySpan, Template, chosen, common, shared
 from posttrain_recipes.training.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,12 @@ class ChatRenderer:
         return self._ends
 
     @property
+    def special(self) -> dict[int, str]:
+        """Tokens that stand for no text of their own, such as those that begin and end a turn, by
+        id, with their names."""
+        return {number: name for name, number in self._added.items()}
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """What its tokenizer makes of text."""
         return Vocabulary.of(self._tokenizer)
@@ -143,6 +149,40 @@ class ChatRenderer:
         self._refuse_left_out(messages, learned, text)
         turns = [self._turn(messages, index, text) for index in learned]
         return self._weighted(text, turns, closes=spoken[-1] == learned[-1])
+
+    def added(self, messages: Sequence[Message], train_on: str = "last") -> list[tuple[str, str]]:
+        """What the template writes around the parts of a conversation: (where, text), in order.
+
+        A prompt ends where the assistant begins to write, a conversation with its last reply, as
+        `prompt` and `supervised` do. The parts have marks in their places, so that nothing of them
+        is taken for the template's.
+
+        Raises:
+            UsageError: the template refuses marks: it looks into what is said.
+        """
+        spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        asks = messages[-1].role != "assistant"
+        learned = [] if asks else chosen(messages, spoken, train_on)
+        shape, parts = marked(messages, learned, self._options.thinking == "keep")
+        text = self._text(shape, generation=asks)
+        end = None if asks else self._last_end(text, 0)
+        if end is not None:
+            text = text[: end.end()]
+        found: list[tuple[str, str]] = []
+        places = sorted((text.index(mark), mark) for mark in parts if mark in text)
+        at = 0
+        for place, mark in places:
+            found.append((f"before {parts[mark].removeprefix('a part of ')}", text[at:place]))
+            at = place + len(mark)
+        rest = text[at:]
+        if asks:
+            asked = self._text(shape, generation=False)
+            begins = common(asked, text) - at
+            found.append(("after the last message", rest[: max(0, begins)]))
+            found.append(("where the assistant begins", rest[max(0, begins) :]))
+        elif end is not None:  # else nothing of it is learned
+            found.append(("after the last reply", rest))
+        return [(where, written) for where, written in found if written]
 
     def length(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, or of a conversation through what the assistant said last."""

@@ -92,10 +92,10 @@ class Template:
         if not before:
             return len(head), True
         asked = self.render(before, False)
-        known = _common(asked, prompt)
+        known = common(asked, prompt)
         opening = prompt[known:]
         at = head.rfind(opening) if opening else -1
-        if at >= 0 and at >= _common(asked, head):
+        if at >= 0 and at >= common(asked, head):
             return at + len(opening), True
         return len(head), False
 
@@ -109,7 +109,7 @@ class Template:
         return head, tail
 
 
-def _common(one: str, other: str) -> int:
+def common(one: str, other: str) -> int:
     """The length of the longest beginning that two texts share."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
