@@ -10,6 +10,7 @@ lies in `prices.yaml` of the directory that runs are kept in, or where `PTL_PRIC
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +109,9 @@ def show_usd(amount: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `3 min 05 s`, `2 h 10 min`."""
+    """`48 s`, `3 min 05 s`, `2 h 10 min`; `?` where it is no number."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

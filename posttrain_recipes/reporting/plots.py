@@ -24,7 +24,11 @@ SMOOTH_FROM = 40
 
 def curves(series: Mapping[str, Series]) -> str:
     """A chart of one or more curves over steps; empty where there is no point."""
-    drawn = {name: _thin(points) for name, points in series.items() if points}
+    finite = {
+        name: [(step, value) for step, value in points if math.isfinite(value)]
+        for name, points in series.items()
+    }
+    drawn = {name: _thin(points) for name, points in finite.items() if points}
     if not drawn:
         return ""
     steps = [step for points in drawn.values() for step, _ in points]

@@ -282,3 +282,11 @@ def test_long_curves_are_thinned_and_smoothed() -> None:
     assert len(drawn) < 12_000
     assert plots.curves({"loss": []}) == ""
     assert 'cy="nan"' not in plots.intervals([Estimate(math.nan, 0, 0, 0), None], 0, 1)
+
+
+def test_a_curve_has_a_gap_where_its_value_is_no_number() -> None:
+    inf = float("inf")
+    whole = plots.curves({"a": [(1, 1.0), (2, 2.0)]})
+    assert plots.curves({"a": [(1, 1.0), (3, inf), (4, -inf), (2, 2.0)]}) == whole
+    assert plots.curves({"a": [(1, inf)]}) == ""
+    assert duration(inf) == "?"
