@@ -218,6 +218,9 @@ def far(done: int = 64, total: int = 200, answered: int = 64, **more: Any) -> Sa
 
 def test_how_far_it_is_in_words() -> None:
     assert how_far(far()) == "64 of 200 replies, 1,234 tokens/s, 21 s left"
+    assert how_far(far(answered=90)) == how_far(far()), "they come in another order"
+    waiting_yet = SamplingProgress("evaluating x", 0, 0, "", 256, 0, 0, 0, 2.0)
+    assert how_far(waiting_yet) == "0 of 256 requests answered, 2 s"
     judged = "200 of 200 replies, 260 requests answered, 1,234 tokens/s, 10 s"
     assert how_far(far(done=200, answered=260)) == judged
 
