@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ def _of_hub(kind: Kind, name: str, wanted: str | None) -> str | None:
     except Exception:  # the network, the hub, a name that is not there: whoever loads it tells
         return None
     return found if found and COMMIT.fullmatch(found) else None
+
+
+@cache
+def fetch_tokenizer(name: str) -> None:
+    """Bring a model's tokenizer here, where the hub answers."""
+    if not _of_hub("model", name, None):
+        return
+    from huggingface_hub import snapshot_download
+
+    with contextlib.suppress(Exception):  # whoever loads it tells
+        files = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+        snapshot_download(name, allow_patterns=files)
 
 
 def _of_cache(kind: Kind, name: str, wanted: str | None) -> str | None:

@@ -54,6 +54,17 @@ class Affects(StrEnum):
     """Neither: how often something is shown or saved, and keys."""
 
 
+class FromData(StrEnum):
+    """Marks an option that the planner takes from the stage's data where the recipe names none; its
+    default holds where those do not tell.
+
+    `max_tokens: Annotated[int, FromData.REPLY_TOKENS] = 256`
+    """
+
+    REPLY_TOKENS = "reply tokens"
+    """Tokens that a reply may have: as many as 95% of the answers, and a quarter more."""
+
+
 _KEY = re.compile(r"(api[_-]?key|secret|password|passwd|credential)|(^|[_-])token$", re.I)
 
 

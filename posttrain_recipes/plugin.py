@@ -58,6 +58,7 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import (
     Affects,
     DatasetRef,
+    FromData,
     LoraConfig,
     ModelRef,
     NoEffect,
@@ -103,6 +104,7 @@ __all__ = [
     "Eval",
     "EvalContext",
     "EvalResult",
+    "FromData",
     "Labelled",
     "LoraConfig",
     "Message",

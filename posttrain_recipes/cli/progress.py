@@ -205,7 +205,9 @@ def how_far(progress: SamplingProgress) -> str:
     parts = []
     if progress.total:
         parts.append(f"{progress.done:,} of {progress.total:,} {progress.unit}")
-    if progress.answered > progress.done or not progress.total:
+    # Beside n of N only once those are there, and a judge is asked of them.
+    judged = progress.done >= progress.total and progress.answered > progress.done
+    if judged or not progress.total:
         asked = f" of {progress.asked:,}" if progress.asked > progress.answered else ""
         parts.append(f"{progress.answered:,}{asked} requests answered")
     tokens, verb = (progress.written, "") if progress.written else (progress.read, " read")

@@ -13,6 +13,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    FromData,
     PerRecord,
     PluginConfig,
     Record,
@@ -41,8 +42,9 @@ class Episodes(Eval):
 
         max_turns: int = Field(default=16, ge=1)
         """Replies in one episode; one that goes on is cut there."""
-        max_tokens: int = Field(default=64, ge=1)
-        """Longest reply in tokens."""
+        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+        """Longest reply in tokens.
+        By default it follows from the answers in the data; 256 where those do not tell."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
         retries: Annotated[int, Affects.COST] = Field(default=2, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    FromData,
     PluginConfig,
     Prompt,
     Record,
@@ -34,8 +35,9 @@ class ExactMatch(Eval):
     class Config(PluginConfig):
         """Options of the eval."""
 
-        max_tokens: int = Field(default=64, ge=1)
-        """Longest reply in tokens; a reply that is cut there is wrong unless it matches."""
+        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+        """Longest reply in tokens; a reply that is cut there is wrong unless it matches.
+        By default it follows from the answers in the data; 256 where those do not tell."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
         extract: answer_extraction.Extract = "whole"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    FromData,
     PerRecord,
     PluginConfig,
     Prompt,
@@ -40,8 +41,9 @@ class MeanReward(Eval):
 
         reward: RewardRef
         """The reward, with its own options."""
-        max_tokens: int = Field(default=64, ge=1)
-        """Longest reply in tokens."""
+        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+        """Longest reply in tokens.
+        By default it follows from the answers in the data; 256 where those do not tell."""
         temperature: float = Field(default=1.0, ge=0)
         """0 takes the likeliest token each time."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
+    FromData,
     ModelRef,
     PerRecord,
     PluginConfig,
@@ -43,8 +44,9 @@ class WinRate(Eval):
         """The other weights, such as {stage: sft}."""
         reward: RewardRef
         """What decides, with its own options: a rule, a judge, a reward model."""
-        max_tokens: int = Field(default=64, ge=1)
-        """Longest reply in tokens."""
+        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+        """Longest reply in tokens.
+        By default it follows from the answers in the data; 256 where those do not tell."""
         temperature: float = Field(default=1.0, ge=0)
         """0 takes the likeliest token each time."""
 

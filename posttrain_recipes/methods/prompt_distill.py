@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
     Checkpoint,
     CountTokens,
+    FromData,
     Message,
     Method,
     ModelRef,
@@ -71,8 +72,9 @@ class PromptDistill(Method):
         top_k: int = Field(default=20, ge=0, le=100)
         """How many of the teacher's likeliest tokens are learned at each position; 0 learns the
         answer itself."""
-        max_tokens: int = Field(default=64, ge=1)
-        """Longest answer in tokens; one that is cut there is learned as far as it goes."""
+        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+        """Longest answer in tokens; one that is cut there is learned as far as it goes.
+        By default it follows from the answers in the data; 256 where those do not tell."""
         temperature: float = Field(default=1.0, ge=0)
         """Of the teacher's answers; 0 takes the likeliest token each time."""
 

@@ -57,6 +57,8 @@ class Builder:
     """Whether the hub may be asked what a branch stands for now."""
     pins: dict[str, None] = field(default_factory=dict)
     """What was looked up, in words, in order."""
+    answers: dict[str, tuple[int | None, str]] = field(default_factory=dict)
+    """By data: what `planning.auto` found of its answers."""
     same_tokenizer: list[SameTokenizer] = field(default_factory=list)
     """What has to have the tokenizer of a stage's model, and may not: a run looks again."""
 

@@ -19,7 +19,7 @@ from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
 from posttrain_recipes.options import AS_EVER, RESERVED, ModelRef, effective, references
-from posttrain_recipes.planning import building, depends, ends, gates
+from posttrain_recipes.planning import auto, building, depends, ends, gates
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
 from posttrain_recipes.planning.plans import (
@@ -176,6 +176,7 @@ def _stage(
     wants = None
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
+        auto.resolve(builder, method, stage_data, wants)
     scored = _rewards(builder, spec, key, method, wants)
     evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
     keep, stop = ends.ends(builder, spec, key, evals, method)
@@ -489,6 +490,7 @@ def _eval(
         )
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
+    auto.resolve(builder, plugin, data, wants)
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
     known = depends.without_environment(asked, names)

@@ -350,4 +350,7 @@ def stage_params(stage: Any) -> dict[str, Any]:
         # What came from the environment is told by its name, never by its value.
         params.update({k: v for k, v in stage.written.items() if "${env:" in str(v)})
     params.update({f"lora_{key}": value for key, value in stage.lora.model_dump().items()})
+    for planned in stage.evals:  # whose length may follow from the data, where no recipe tells it
+        if (tokens := getattr(planned.eval.config, "max_tokens", None)) is not None:
+            params[f"{planned.name}.max_tokens"] = tokens
     return params

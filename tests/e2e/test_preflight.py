@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import posttrain_recipes as ptl
-from posttrain_recipes.running import learnability, preflight
+from posttrain_recipes.running import activity, learnability, preflight
+from posttrain_recipes.running.events import Reporter, SamplingProgress
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.store import Store
 
@@ -39,10 +40,30 @@ stages:
 """
 
 
+class Heard(Reporter):
+    """Keeps what is told while groups are sampled."""
+
+    def __init__(self) -> None:
+        self.told: list[SamplingProgress] = []
+
+    def sampling(self, progress: SamplingProgress) -> None:
+        self.told.append(progress)
+
+
+@pytest.fixture(autouse=True)
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "SECONDS", 0.0)
+
+
 def found(recipe: Path, home: Path) -> dict[str, PreflightFinding]:
     plan = ptl.plan(recipe)
     runs = Store(home).runs()
-    every = list(preflight.engine(plan, home, runs, sample=True))
+    heard = Heard()
+    every = list(preflight.engine(plan, home, runs, sample=True, reporter=heard))
+    groups = [told for told in heard.told if told.unit == "groups"]
+    assert {told.what for told in groups} >= {"sampling groups for varied"}
+    assert all(0 < told.done <= told.total == learnability.GROUPS for told in groups)
+    assert any(told.answered and told.written for told in heard.told)
     assert {f.verdict for f in every} <= {"ok", "warning"}, every
     return {f.check: f for f in every if f.check.startswith("learning of ")}
 

@@ -193,7 +193,8 @@ def test_whoever_waits_gives_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
         if len(ticks) == 3:
             future.set_result(4)
 
-    assert EngineWaiter(tick=tick)(future) == 4
+    looks = iter([True] * 50)  # without a tick it would wait for ever
+    assert EngineWaiter(lambda: next(looks, False), tick=tick)(future) == 4
     assert len(ticks) == 3
 
 
@@ -217,6 +218,9 @@ def far(done: int = 64, total: int = 200, answered: int = 64, **more: Any) -> Sa
 
 def test_how_far_it_is_in_words() -> None:
     assert how_far(far()) == "64 of 200 replies, 1,234 tokens/s, 21 s left"
+    assert how_far(far(answered=90)) == how_far(far()), "they come in another order"
+    waiting_yet = SamplingProgress("evaluating x", 0, 0, "", 256, 0, 0, 0, 2.0)
+    assert how_far(waiting_yet) == "0 of 256 requests answered, 2 s"
     judged = "200 of 200 replies, 260 requests answered, 1,234 tokens/s, 10 s"
     assert how_far(far(done=200, answered=260)) == judged
 

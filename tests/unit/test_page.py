@@ -13,6 +13,7 @@ from scipy import stats
 
 from posttrain_recipes import store
 from posttrain_recipes.planning.plans import Plan
+from posttrain_recipes.planning.pricing import duration
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
 from posttrain_recipes.reporting import comparisons, plots, statistics
 from posttrain_recipes.reporting.comparing import Comparison

@@ -36,6 +36,7 @@ CODE = {
             ("ptl", "--version"),
             ("ptl", "validate", RECIPE),
             ("ptl", "plan", RECIPE),
+            ("ptl", "plan", "posttrain_recipes/starter/recipe.yaml"),
             ("ptl", "plugins", "list"),
             ("ptl", "explain", "dpo"),
             ("ptl", "schema"),

@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.plugin import Message, Renderer, StageContext, Usage
+from posttrain_recipes.plugin import FromData, Message, Renderer, StageContext, Usage
 from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops.supervised import GradientConfig
 from posttrain_recipes.training.requests import derive_seed, sample
@@ -33,8 +33,9 @@ class OnPolicyConfig(GradientConfig):
     """Prompts in one optimizer step."""
     group_size: int = Field(default=1, ge=1)
     """Replies that the student writes to each prompt."""
-    max_tokens: int = Field(default=64, ge=1)
-    """Longest reply in tokens; a reply that is cut there is learned from as far as it goes."""
+    max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+    """Longest reply in tokens; a reply that is cut there is learned from as far as it goes.
+    By default it follows from the answers in the data; 256 where those do not tell."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.options import Affects, ModelRef
+from posttrain_recipes.options import Affects, FromData, ModelRef
 from posttrain_recipes.plugin import Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Task
 from posttrain_recipes.training.requests import reply, sample
@@ -29,8 +29,9 @@ class CompletionConfig(DivergenceConfig):
     group_size: int = Field(default=8, ge=1, le=1024)
     """Replies to each prompt, which are compared with each other; 1 is for an advantage that
     compares the whole batch."""
-    max_tokens: int = Field(default=64, ge=1)
-    """Longest reply in tokens."""
+    max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+    """Longest reply in tokens.
+    By default it follows from the answers in the data; 256 where those do not tell."""
     max_turns: int = Field(default=16, ge=1)
     """In an environment: replies in one episode; one that goes on is cut there."""
     temperature: float = Field(default=1.0, gt=0)

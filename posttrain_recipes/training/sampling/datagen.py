@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.context import RewardLike
 from posttrain_recipes.plugin import (
+    FromData,
     Message,
     ModelRef,
     PluginConfig,
@@ -40,8 +41,9 @@ class MakingConfig(PluginConfig):
 
     batch_size: int = Field(default=64, ge=1)
     """Prompts in a batch, the unit in which an interrupted stage goes on."""
-    max_tokens: int = Field(default=64, ge=1)
-    """Longest reply in tokens; one that is cut there is left out, and counted."""
+    max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+    """Longest reply in tokens; one that is cut there is left out, and counted.
+    By default it follows from the answers in the data; 256 where those do not tell."""
     temperature: float = Field(default=1.0, ge=0)
     """Of the replies; 0 takes the likeliest token each time."""
 
