@@ -18,7 +18,7 @@ from pydantic import Field
 from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import Address, without_password
-from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, hookimpl
+from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, Usage, hookimpl
 from posttrain_recipes.shown import redact
 from posttrain_recipes.waiting import explain, in_thread
 from posttrain_recipes.watching import Pauses, Watch
@@ -77,6 +77,15 @@ class Local(Engine):
         with contextlib.suppress(RequestError):
             CheckpointStore(data_dir).delete(parse_path(uri))
         return True
+
+    def seconds(self, folder: Path, usage: Usage) -> float | None:
+        """By how fast this machine multiplies what the model does."""
+        from posttrain_recipes.engine import calibrate
+
+        speed = calibrate.speed(folder)
+        if speed is None:
+            return None
+        return sum(speed[name] * getattr(usage, name) for name in speed)
 
     @contextmanager
     def connect(

@@ -6,7 +6,6 @@ Each serves all the adapters trained on it. Everything runs on the scheduler's o
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from posttrain_recipes.engine.cores import cores
 from posttrain_recipes.engine.model import kv_cache
 from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.derived import Derived
@@ -88,7 +88,7 @@ class BaseModel:
         self.rearranges = self.caches and kv_cache.rearranges(self.model.config)
         self.decoder = Decoder.of(self.model)
         self.kind = "cuda" if device.type == "cuda" else "cpu"
-        self.threads = 1 if self.kind == "cuda" else _cores()
+        self.threads = 1 if self.kind == "cuda" else cores()
         self._pool: ThreadPoolExecutor | None = None
         self._tokenizer: Any = None
         self._merged: list[Snapshot] = []
@@ -260,7 +260,7 @@ class ModelCache:
     def __init__(self, models: Mapping[str, str]) -> None:
         self.models = dict(models)
         self.device = pick_device()
-        torch.set_num_threads(_cores())
+        torch.set_num_threads(cores())
         self._loaded: dict[str, BaseModel] = {}
 
     def get(self, name: str) -> BaseModel:
@@ -269,10 +269,3 @@ class ModelCache:
         if path not in self._loaded:
             self._loaded[path] = BaseModel(name, path, self.device)
         return self._loaded[path]
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
