@@ -80,7 +80,7 @@ def speed(folder: Path) -> dict[str, float] | None:
         except (OSError, subprocess.TimeoutExpired):
             return None
         found = _parsed(done.stdout)
-        if found is not None:
+        if found is not None and content.cache_dir().is_dir():  # looking makes no directory
             content.write_quietly(path, json.dumps(found))
     return found
 

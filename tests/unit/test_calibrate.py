@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes import content
 from posttrain_recipes.engine import calibrate
 from posttrain_recipes.engines import Local
 from posttrain_recipes.models import BUNDLED
@@ -75,6 +76,10 @@ def test_it_is_measured_once_for_a_shape_and_kept(
         return subprocess.CompletedProcess(command, 0, json.dumps(SPEED), "")
 
     monkeypatch.setattr(calibrate.subprocess, "run", run)
+    assert real_speed(config(tmp_path)) == SPEED
+    assert not (tmp_path / "cache").exists(), "a plan that is only looked at makes no directory"
+    content.make_cache_dir()
+    asked.clear()
     for _ in range(2):
         assert real_speed(config(tmp_path)) == SPEED
     assert len(asked) == 1
