@@ -12,7 +12,6 @@ import click
 
 from posttrain_recipes.cli import streams, terminal
 from posttrain_recipes.errors import DISK_FULL, PtlError, RecipeError, unwritable
-from posttrain_recipes.shown import redact
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -137,8 +136,8 @@ def _code() -> int:
 def print_error(error: PtlError) -> None:
     """The error for a person, on stderr."""
     if isinstance(error, RecipeError):
-        streams.say(redact(str(error)))
+        streams.say(str(error))
         count = len(error.faults)
         streams.say(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.")
     else:
-        streams.say(f"error: {redact(str(error))}")
+        streams.say(f"error: {error}")

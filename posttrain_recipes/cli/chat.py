@@ -21,9 +21,10 @@ import click
 from posttrain_recipes import models
 from posttrain_recipes.cli.options import check_address, home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
-from posttrain_recipes.cli.terminal import styled
+from posttrain_recipes.cli.terminal import exact, styled
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import AS_EVER
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -81,7 +82,7 @@ def chat(
             talk.model = said = talk.server.first_model()
         if prompt is not None:
             for part in talk.say(prompt):
-                click.echo(part, nl=False)
+                exact(part)
             click.echo()
         else:
             _converse(talk, said)
@@ -253,11 +254,11 @@ def _reply(talk: Talk, text: str) -> None:
     parts = talk.say(text)
     try:
         for part in parts:
-            click.echo(part, nl=False)
+            exact(part)
         click.echo()
     except KeyboardInterrupt:
         parts.close()  # type: ignore[attr-defined]
         styled(" (stopped)", dim=True)
     except PtlError as error:
         hint = "\n/reset forgets what was said" if "context window" in str(error) else ""
-        styled(f"{error}{hint}", fg="red" if "NO_COLOR" not in os.environ else None)
+        styled(redact(f"{error}{hint}"), fg="red" if "NO_COLOR" not in os.environ else None)

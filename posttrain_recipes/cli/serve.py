@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, private
-from posttrain_recipes.cli.options import home_option, secret_option
+from posttrain_recipes.cli.options import check_host, check_model, home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
 
@@ -70,6 +70,7 @@ def serve(
     /metrics is for Prometheus, /healthz for whoever watches. Ctrl-C, or SIGTERM, finishes what is
     accepted and ends.
     """
+    check_host(host)
     if not _loopback(host) and not token:
         raise UsageError(
             f"--host {host} is reachable from other machines",
@@ -86,6 +87,7 @@ def serve(
     offered: dict[str, str] = {}
     for entry in served or tuple(models.BUNDLED):
         name, _, where = entry.partition("=")
+        check_model(where or name, "--model")
         offered[name] = where or models.resolve(name)
     closed = not _loopback(host) if only_served is None else only_served
     directory = data_dir or (home or default_home()) / "engine"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain_recipes import models
+from posttrain_recipes.cli.options import check_model
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
@@ -36,6 +37,7 @@ def find(text: str | None, home: Path) -> ChatTarget:
         return _of_run(made[-1], "") if made else ChatTarget("ptl/tiny", "ptl/tiny", "ptl/tiny")
     if text.startswith(SCHEME):
         return ChatTarget(text, _base_of(text, home), text)
+    check_model(text, "the target")
     name, _, stage = text.partition("/")
     if (run := named(runs, name)) is not None:
         return _of_run(run, stage)

@@ -19,7 +19,7 @@ from typing import IO
 import click
 
 from posttrain_recipes import private
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.options import check_host, home_option
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
@@ -47,6 +47,7 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
     nothing is started.
     """
     home = default_home(home)
+    check_host(host)
     uri = mlstore.configured_uri()
     if uri and mlstore.is_remote(uri):
         _show(redact(uri), None, open_browser)

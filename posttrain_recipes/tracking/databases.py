@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.shown import redact
 
 LONGEST = 500
 """Characters of an address; SQLite opens no path of more than 512 bytes."""
@@ -33,8 +34,7 @@ def check_address(uri: str) -> None:
     """
 
     def refuse(why: str) -> None:
-        short = uri.encode(errors="backslashreplace").decode()
-        short = re.sub(r"(?<=://)[^/@\s]*@", "***@", short)
+        short = redact(uri).encode(errors="backslashreplace").decode()
         short = short if len(short) <= 80 else f"{short[:80]}…"
         raise UsageError(f"{short!r} is no address of MLflow: {why}", hint=HINT)
 
@@ -45,8 +45,12 @@ def check_address(uri: str) -> None:
     try:
         parts = urlsplit(uri)
         parts.port  # noqa: B018  raises where it is no number
-    except ValueError as error:
-        refuse(str(error))
+    except ValueError:  # its text holds a part of the address, maybe of a password
+        refuse(
+            "its host and port cannot be read; in a password '/' is written %2F, '@' %40, ':' %3A"
+            if "@" in uri
+            else "its host and port cannot be read"
+        )
     scheme = parts.scheme.split("+")[0]
     if "://" in uri and scheme not in _SCHEMES:
         refuse(f"there is no store of the kind '{scheme}'")
@@ -55,6 +59,8 @@ def check_address(uri: str) -> None:
             refuse("it names no host")
         if parts.query or parts.fragment or "%2f" in uri.lower().rpartition("@")[2]:
             refuse("a server's address has no '?', '#' or '%2F'")
+    if scheme in PORTS and "@" in parts.path:
+        refuse("a '/' in a password is written %2F")
     if scheme == "sqlite":
         path, _, options = uri.partition("?")
         if "%" in path or "#" in uri or (options and not re.fullmatch(r"(\w+=[\w.]+&?)+", options)):
