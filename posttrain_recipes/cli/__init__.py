@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ from typing import Any
 import click
 
 from posttrain_recipes.cli import streams, terminal
-from posttrain_recipes.errors import DISK_FULL, PtlError, RecipeError, unwritable
+from posttrain_recipes.errors import (
+    DISK_FULL,
+    READ_ONLY,
+    PtlError,
+    RecipeError,
+    display_path,
+    unwritable,
+)
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -124,11 +132,15 @@ def _code() -> int:
         return 0  # `ptl runs | head`: the reader has what it wanted
     except OSError as error:
         # A full disk, a directory that cannot be written: the system's words say it best.
-        print_error(
-            unwritable(Path(error.filename), error)
-            if isinstance(error.filename, str) and error.errno in DISK_FULL
-            else PtlError(str(error))
-        )
+        named = isinstance(error.filename, str)
+        if named and error.errno in (*DISK_FULL, errno.EROFS):
+            print_error(unwritable(Path(error.filename), error))
+        elif named and error.errno in READ_ONLY:
+            what = f"{display_path(Path(error.filename))} cannot be used"
+            hint = "look whom it belongs to, and what this user may do there"
+            print_error(PtlError(what, why=error.strerror, hint=hint))
+        else:
+            print_error(PtlError(str(error)))
         return 1
     return code if isinstance(code, int) else 0
 

@@ -105,11 +105,15 @@ def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
     from posttrain_recipes.engine import launch
 
     with ExitStack() as stack:
-        # Where nothing was ever run, talking to a model leaves nothing behind.
-        kept = home / "engine"
-        data = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # Where nothing was ever run, talking to a model leaves nothing behind; where nothing can be
+        # written, it reads.
+        data = log = home / "engine"
+        if not os.access(data, os.W_OK):
+            log = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not data.is_dir():
+            data = log
         engine = launch.start(
-            {target.base: models.resolve(target.base)}, data, data / "chat.log"
+            {target.base: models.resolve(target.base)}, data, log / "chat.log"
         )  # fmt: skip
         stack.enter_context(engine)
         yield engine.base_url, engine.api_key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, private
+from posttrain_recipes.atomic import require_writable
 from posttrain_recipes.cli.options import check_host, check_model, home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
@@ -105,6 +107,8 @@ def serve(
             click.echo(f"  export TINKER_API_KEY={key} OPENAI_API_KEY={key}")
 
     private.tighten(default_home(home))
+    with private.files():
+        require_writable(directory)
     import logging
 
     logging.basicConfig(
@@ -115,7 +119,10 @@ def serve(
         run_server(
             offered, directory, key, host=host, port=port, on_ready=announce, only_served=closed
         )
-    except OSError as error:
+    except OSError as error:  # of the address: that of the directory was looked at
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
         raise PtlError(
-            f"cannot serve on {host}:{port}", why=str(error), hint="take another --port; 0 is free"
+            f"cannot serve on {host}:{port}",
+            why=error.strerror or str(error),
+            hint="take another --port; 0 is free" if taken else "give another --host",
         ) from None
