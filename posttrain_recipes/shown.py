@@ -77,6 +77,12 @@ def cell(text: str, width: int = 300) -> str:
     return f"'{shown}" if shown.startswith(_FORMULA) and not is_number(text) else shown
 
 
+def field(text: str) -> str:
+    """Text of others in a field of CSV or TSV: on one line, and no formula to a spreadsheet."""
+    shown = line(text.strip())
+    return f"'{shown}" if shown.startswith(_FORMULA) and not is_number(text) else shown
+
+
 def is_number(text: str) -> bool:
     """Whether it is a number as people write it: `-0.5`, `1e-4`, `+34.4 ±5.1`; a dash is none."""
     return text.strip() == "-" or _NUMBER.fullmatch(text.strip()) is not None

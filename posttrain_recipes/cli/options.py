@@ -6,7 +6,7 @@ import functools
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,16 @@ def home_option(function: F) -> F:
         type=click.Path(path_type=Path, file_okay=False),
         help="Where runs are kept. [default: $PTL_HOME or ./.ptl]",
     )(function)
+
+
+def check_ending(output: Path, endings: Sequence[str], hint: str | None = None) -> None:
+    """Raise UsageError for a file that would not be what its name says."""
+    if output.suffix.lower() not in endings:
+        raise UsageError(
+            f"{output} cannot be written as what its name ends in",
+            why=f"there is {', '.join(endings)}",
+            hint=hint,
+        )
 
 
 def check_model(model: str, option: str) -> None:
