@@ -57,7 +57,7 @@ class Local(Engine):
             return GONE
         kept = CheckpointStore(data_dir)
         try:
-            kept.verify(kept.folder(parse_path(uri)))
+            kept.verify(kept.find(parse_path(uri)))
         except RequestError as error:
             return GONE if error.status == 404 else f"cannot be used: {error}"
         return None
@@ -70,12 +70,15 @@ class Local(Engine):
         return {record.path: size for record, size in found}
 
     def discard(self, uri: str, data_dir: Path) -> bool:
-        """Delete its folder."""
+        """Delete its folder. Raises PtlError where the system does not let us."""
         from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
-        with contextlib.suppress(RequestError):
+        try:
             CheckpointStore(data_dir).delete(parse_path(uri))
+        except RequestError as error:
+            if error.status != 404:
+                raise PtlError(str(error)) from None
         return True
 
     def seconds(self, folder: Path, usage: Usage) -> float | None:
@@ -100,6 +103,7 @@ class Local(Engine):
                     rest,
                     lambda: engine.is_alive,
                     log_path=engine.log_path,
+                    log_start=engine.log_start,
                     missing=_embedded_lacks,
                 )
 

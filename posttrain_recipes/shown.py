@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 
 _HIDDEN = re.compile(
     "["
@@ -48,11 +49,11 @@ def _escape(found: re.Match[str]) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats the lines of a log without control characters."""
+    """Formats the lines of a log without control characters and secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and a traceback where there is one."""
-        return plain(super().format(record))
+        return plain(redact(super().format(record)))
 
 
 # --- Markdown ------------------------------------------------------------------------------------
@@ -76,6 +77,12 @@ def cell(text: str, width: int = 300) -> str:
     return f"'{shown}" if shown.startswith(_FORMULA) and not is_number(text) else shown
 
 
+def field(text: str) -> str:
+    """Text of others in a field of CSV or TSV: on one line, and no formula to a spreadsheet."""
+    shown = line(text.strip())
+    return f"'{shown}" if shown.startswith(_FORMULA) and not is_number(text) else shown
+
+
 def is_number(text: str) -> bool:
     """Whether it is a number as people write it: `-0.5`, `1e-4`, `+34.4 ±5.1`; a dash is none."""
     return text.strip() == "-" or _NUMBER.fullmatch(text.strip()) is not None
@@ -89,8 +96,11 @@ def code(text: str) -> str:
 # --- secrets -------------------------------------------------------------------------------------
 
 _SECRET_NAME = re.compile(
-    r"(^|_|API|PG)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
+    r"(?i)(?!(OLD)?PWD$)"  # the shell's directories
+    r"(.*_|.*API|PG|DB|)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CREDENTIALS?)(_|$)"
 )
+_SHORTEST = 6
+"""Characters of a secret that is left out; shorter ones would take ordinary words along."""
 _USER_INFO = re.compile(
     r"(?<=://)[^/?#\s]*@"
     r"|(?i:(?<=http://)|(?<=https://))[^/?#\s:@]+:(?!\d{1,5}(?:[/?#]|$))[^\s'\"]*@"
@@ -111,9 +121,23 @@ _QUERY = re.compile(
 def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
     """`text` without users and passwords in addresses, and without what the environment keeps
     secret (variables whose name says that they hold a key, a token or a password)."""
-    for name, value in environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
+    secrets = [
+        value for name, value in environ.items() if len(value) >= _SHORTEST and _is_secret(name)
+    ]
+    for value in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        text = text.replace(value, "***")
     text = _USER_INFO.sub("***@", _PASSWORD.sub(r"\1***@", text))
     text = _NO_ADDRESS.sub(r"\1***@", text)
     return _QUERY.sub(r"\1***", text)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text that should name a model, a file or a host is an address. It may have a
+    password in it, so it is to be refused without being repeated."""
+    scheme, colon, rest = text.partition(":")
+    return bool(colon) and (rest.startswith("//") or scheme.lower() in ("http", "https"))
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.match(name) is not None

@@ -77,14 +77,35 @@ def _folder(path: str, home: Path) -> Path:
 
     kept = CheckpointStore(home / "engine")
     try:
-        folder = kept.folder(parse_path(path))
-        kept.verify(folder)
+        found = kept.find(parse_path(path))
+        kept.verify(found)
+        folder = found.folder
+        _check_finite(folder / ADAPTER[1])
     except RequestError as error:
         raise PtlError(str(error)) from None
     missing = [name for name in ADAPTER if not (folder / name).is_file()]
     if missing:
         raise PtlError(f"the checkpoint is damaged: {folder} lacks {', '.join(missing)}")
     return folder
+
+
+def _check_finite(file: Path) -> None:
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        return  # which is told of
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PtlError(f"{display_path(file)} cannot be read", why=str(error)) from None
+    if bad := sorted(name for name, values in tensors.items() if not np.isfinite(values).all()):
+        raise PtlError(
+            f"{display_path(file)} holds NaN or infinity, and is not exported",
+            why=f"in {bad[0]}" + (f" and {len(bad) - 1} more" if bad[1:] else ""),
+            hint="name an earlier checkpoint, or train again with a lower learning rate",
+        )
 
 
 def _merge(adapter: Path, out: Path, dtype: str) -> None:

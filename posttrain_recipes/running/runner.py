@@ -445,7 +445,8 @@ def _death(connection: Connection) -> EngineLostError:
         return EngineLostError("the engine was lost", why=trouble, hint=goes_on)
     tail = ""
     if log.is_file():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        own = log.read_bytes()[connection.log_start :].decode(errors="replace")
+        tail = "\n".join(own.splitlines()[-5:])
     return EngineLostError(
         "the engine ended while the run needed it",
         why=tail or None,

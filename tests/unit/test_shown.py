@@ -341,7 +341,7 @@ def test_every_command_shows_what_it_is_given_as_it_is(
         assert_plain(one.out, one.err)
     told = "".join(one.out + one.err for one in said)
     escaped = any(mark in told for mark in ("\\u001b", "\\x1b", "***"))
-    assert escaped or name in ("engines list", "gc"), told
+    assert escaped or name in ("engines list", "gc", "serve"), told
     assert "[red]x[bold]y" in told or "\\u001b" not in told
 
 

@@ -29,6 +29,7 @@ from posttrain_recipes.engine.model.lora import (
     hook,
 )
 from posttrain_recipes.engine.wire import AdapterConfig, RequestError
+from posttrain_recipes.shown import is_address
 
 # A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
 # this many of what the backward pass needs of its layers.
@@ -49,7 +50,8 @@ def pick_device() -> torch.device:
 class BaseModel:
     """A causal language model, frozen, with hooks for adapters.
 
-    Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id).
+    Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id), or it is
+    an address, which is not repeated.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class BaseModel:
     ) -> None:
         from transformers import AutoModelForCausalLM
 
+        if is_address(path):
+            raise RequestError(404, "an address names no base model: name a directory or hub id")
         self.name, self.path, self.device = name, path, device
         self.local = Path(path).is_dir()
         if dtype is None:
