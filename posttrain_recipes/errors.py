@@ -45,6 +45,10 @@ class UsageError(PtlError):
     exit_code = 2
 
 
+class TooLongError(UsageError):
+    """A record of more tokens than a method or the model takes."""
+
+
 class MissingExtraError(PtlError):
     """A feature needs a package that is not installed; `hint` is the command that installs it."""
 

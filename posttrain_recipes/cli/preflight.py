@@ -38,10 +38,11 @@ def preflight(
 ) -> None:
     """Look for what can go wrong with RECIPE before anything is spent.
 
-    Reads all data, compares what evals ask with what is trained on, tries rewards on answers that
-    deserve nothing, and asks the engine whether it answers, takes the key, serves the models and
-    has the checkpoints that are named. For RL it samples a few groups of replies and says whether
-    there is anything to learn from.
+    Reads and tokenizes all data, compares what evals ask with what is trained on, tries rewards on
+    answers that deserve nothing, and asks the engine whether it answers, takes the key, serves the
+    models and has the checkpoints that are named. A tokenizer that loses text, records that are
+    too long and weights that read the data no better than a guess are told. For RL it samples a
+    few groups of replies and says whether there is anything to learn from.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     from posttrain_recipes.cli.progress import Lines, Live
@@ -49,7 +50,9 @@ def preflight(
     where = default_home(home)
     found = [*checks.cheap(planned, where), *checks.data(planned)]
     found += [*checks.held_out(planned, limit=None), *checks.rewards(planned)]
-    if not offline:
+    if offline:
+        found += checks.offline(planned)
+    else:
         if sample is None:
             sample = not planned.engine.billed
         # Findings are the answer; what is under way is told beside it.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import TooLongError
 from posttrain_recipes.plugin import (
     Checkpoint,
     CountTokens,
@@ -98,7 +98,7 @@ class RewardModel(Method):
         )
         return [
             Rendered(
-                judgement((*pair.prompt, *reply), renderer).prompt,
+                self._judged(pair, reply, which, renderer).prompt,
                 messages=verdicts.question((*pair.prompt, *reply)),
                 what=which,
                 note=note,
@@ -106,21 +106,25 @@ class RewardModel(Method):
             for which, reply in (("chosen", pair.chosen), ("rejected", pair.rejected))
         ]
 
+    def _judged(
+        self, record: Preference, reply: Sequence[Message], which: str, renderer: Renderer
+    ) -> Judgement:
+        made = judgement((*record.prompt, *reply), renderer)
+        if len(made.prompt) > self.config.max_length:
+            raise TooLongError(
+                f"{record.source} ({which}): {len(made.prompt)} tokens with the question are "
+                f"more than max_length={self.config.max_length}",
+                hint="raise 'max_length', or remove the record",
+            )
+        return made
+
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""
-
-        def judged(record: Preference, reply: Sequence[Message], which: str) -> Judgement:
-            made = judgement((*record.prompt, *reply), stage.renderer)
-            if len(made.prompt) > self.config.max_length:
-                raise UsageError(
-                    f"{record.source} ({which}): {len(made.prompt)} tokens with the question are "
-                    f"more than max_length={self.config.max_length}",
-                    hint="raise 'max_length', or remove the record",
-                )
-            return made
-
         pairs = [
-            Judged(judged(r, r.chosen, "chosen"), judged(r, r.rejected, "rejected"))
+            Judged(
+                self._judged(r, r.chosen, "chosen", stage.renderer),
+                self._judged(r, r.rejected, "rejected", stage.renderer),
+            )
             for r in cast(Sequence[Preference], stage.train)
         ]
         return supervised.train(stage, self.config, pairs, BradleyTerry(self.config))

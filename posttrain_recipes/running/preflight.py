@@ -15,18 +15,21 @@ from pathlib import Path
 
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.options import ModelRef, references
+from posttrain_recipes.options import ModelRef, RendererConfig, references
 from posttrain_recipes.planning import needs, overlap
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
+from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
-from posttrain_recipes.running import activity, tokenizers
+from posttrain_recipes.running import activity, firstlook, tokenizers
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
+from posttrain_recipes.running.texts import Texts
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.rl.scoring import scores_of
+from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
 from posttrain_recipes.waiting import EngineWaiter
 
 FREE_BYTES = 1 << 30
@@ -102,10 +105,12 @@ def engine(
             yield PreflightFinding(
                 name, "ok", f"can do all that is needed: {', '.join(needs.of(plan))}"
             )
-            for model in plan.models:
-                yield _tokenizer(serving, model)
+            texts = Texts(plan, serving.renderer)
+            yield from texts.of(plan.stages)
             yield from _checkpoints(plan, serving)
             tokenizers.check(plan, serving)
+            reporter.doing("reading a few records with each base model")
+            yield from firstlook.findings(plan, serving, texts.first)
             if sample:
                 from posttrain_recipes.running import learnability
 
@@ -116,6 +121,26 @@ def engine(
     finally:
         with suppress(OSError):  # a home that cannot be written was told of
             log.unlink()
+
+
+def offline(plan: Plan) -> Iterator[PreflightFinding]:
+    """What models make of text, where their tokenizers are on this machine; `engine` looks at all
+    of them."""
+    here = {model: model_location(model, plan.path.parent) for model in plan.models}
+    missing = [model for model, place in here.items() if tokenizer_file(place) is None]
+    if missing:
+        what = f"not looked at: the tokenizer of {', '.join(missing)} is not on this machine"
+        yield PreflightFinding("texts", "warning", what, "leave out --offline")
+        return
+    loaded: dict[str, ChatRenderer] = {}
+
+    def load(model: str, options: RendererConfig) -> ChatRenderer:
+        key = f"{model} {options}"
+        if key not in loaded:
+            loaded[key] = load_renderer(model_location(model, plan.path.parent), options)
+        return loaded[key]
+
+    yield from Texts(plan, load).of(plan.stages)
 
 
 def rewards(plan: Plan) -> Iterator[PreflightFinding]:
@@ -195,15 +220,6 @@ def _sources(plan: Plan) -> Iterator[tuple[str, Data, type[Record]]]:
 
 
 # --- the engine ----------------------------------------------------------------------------------
-
-
-def _tokenizer(serving: Serving, model: str) -> PreflightFinding:
-    try:
-        serving.renderer(model)
-    except PtlError as error:
-        return PreflightFinding(f"tokenizer of {model}", "failed", error.what, error.hint)
-    place = model_location(model, serving.plan.path.parent)
-    return PreflightFinding(f"tokenizer of {model}", "ok", f"has a chat template ({place})")
 
 
 def _checkpoints(plan: Plan, serving: Serving) -> Iterator[PreflightFinding]:

@@ -83,7 +83,7 @@ def _fault(record: Record, renderer: ChatRenderer, user: Plugin, skips: bool) ->
 def _too_long(tokens: int, user: Plugin) -> str | None:
     """What is wrong where the tokens, and a reply to them, are more than the user takes."""
     bound = getattr(user.config, "max_length", None)
-    if bound is None or getattr(user.config, "truncate", False):
+    if bound is None or getattr(user.config, "truncate", True):  # evals always cut
         return None
     reply = getattr(user.config, "max_tokens", 0)
     if tokens + reply <= bound:

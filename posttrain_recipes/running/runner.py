@@ -25,7 +25,7 @@ from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection
-from posttrain_recipes.running import activity, ending, preflight, tokenizers
+from posttrain_recipes.running import activity, ending, preflight, texts, tokenizers
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
@@ -325,6 +325,8 @@ class _Run:
             for name in models:
                 self.serving.renderer(name)
             tokenizers.check(self.plan, self.serving)
+            ahead = [s for s in self.scope.stages(self.plan) if not self.record.stage(s.name).done]
+            seen = texts.check(self.plan, ahead, self.serving.renderer, self.reporter.warning)
             self.history = History.of(self.kept.runs(), self.serving.lost, self.kept.runs_dir)
             self.stages = StageWork(
                 self.plan,
@@ -333,6 +335,7 @@ class _Run:
                 self.reporter,
                 self.spending,
                 self._made,
+                seen.first,
             )
             yield connection
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +23,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
-from posttrain_recipes.running import activity, rendered
+from posttrain_recipes.running import activity, firstlook, rendered
 from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
@@ -32,7 +32,7 @@ from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.making import Made, provenance
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
-from posttrain_recipes.store import RunDirectory, StageRecord
+from posttrain_recipes.store import RunDirectory, Spent, StageRecord
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.curves import CurveWriter
 
@@ -57,6 +57,8 @@ class StageWork:
     spending: Spending
     made: Callable[[str], Path]
     """Where the records that a stage made lie."""
+    first: dict[str, list[list[int]]] = field(default_factory=dict)
+    """By base model, records as token ids: those that no stage has looked at yet."""
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(
@@ -88,9 +90,12 @@ class StageWork:
                 child.warn(text)
             for text in kept.notes:
                 child.note(text)
+            records = [] if trained else self._read(stage)
+            if not trained:
+                self._look(stage)
             self.evaluator.measure(stage, kept, child, "before", start)
             if not trained:
-                kept.checkpoint = self._train(stage, kept, child, start)
+                kept.checkpoint = self._train(stage, kept, child, start, records)
             assert kept.checkpoint is not None
             self.evaluator.measure(stage, kept, child, "after", kept.checkpoint)
             child.log_metrics(report.spent(kept), kept.total_steps)
@@ -104,15 +109,37 @@ class StageWork:
         self.directory.save()
         self.reporter.stage_finished(stage, kept)
 
-    def _train(
-        self, stage: PlannedStage, kept: StageRecord, child: StageRun, start: Checkpoint
-    ) -> Checkpoint:
+    def _read(self, stage: PlannedStage) -> list[Record]:
+        """What the stage trains on: read before its evals, which take longer than to find what is
+        wrong with a record."""
         if stage.method is None or stage.data is None:
-            return start
+            return []
         assert stage.wants is not None
         self.reporter.doing(f"reading {stage.data.label}")
         renderer = self.serving.renderer(stage.model, stage.renderer)
-        records = read_records(stage.data, stage.wants, renderer, self.made, stage.method)
+        return read_records(stage.data, stage.wants, renderer, self.made, stage.method)
+
+    def _look(self, stage: PlannedStage) -> None:
+        """Say where the base model reads the data no better than a guess: once a model."""
+        sequences = self.first.pop(stage.model, None)
+        if sequences is None:
+            return
+        with self.spending.meter.into(Spent()):  # nothing is billed, and it is no part of a stage
+            found = firstlook.look(self.plan, self.serving, stage.model, sequences)
+        if found is not None and found.verdict == "warning":
+            self.reporter.warning("; ".join(filter(None, (found.message, found.hint))))
+
+    def _train(
+        self,
+        stage: PlannedStage,
+        kept: StageRecord,
+        child: StageRun,
+        start: Checkpoint,
+        records: list[Record],
+    ) -> Checkpoint:
+        if stage.method is None or stage.data is None:
+            return start
+        renderer = self.serving.renderer(stage.model, stage.renderer)
         kept.records = len(records)
         child.log_dataset(
             Path(stage.data.label).name,

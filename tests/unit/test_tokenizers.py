@@ -187,5 +187,6 @@ class TestRecipes:
         save(tokenizer(), project.path / "model")
         save(tokenizer((*WORDS, "more")), project.path / "other")
         plan = project.plan(RECIPE.replace("TEACHER", f"{{checkpoint: '{CHECKPOINT}'}}"))
-        told = [f for f in preflight.engine(plan, project.path) if f.verdict == "failed"]
+        failed = [f for f in preflight.engine(plan, project.path) if f.verdict == "failed"]
+        told = [f for f in failed if not f.check.startswith(("tokenizer of", "text of"))]
         assert ["another tokenizer" in finding.message for finding in told] == [True]

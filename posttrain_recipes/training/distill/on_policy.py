@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import TooLongError
 from posttrain_recipes.plugin import FromData, Message, Renderer, StageContext, Usage
 from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops.supervised import GradientConfig
@@ -149,11 +149,11 @@ def prompt_tokens(
     """A prompt (P,) that leaves room for a reply.
 
     Raises:
-        UsageError: it does not; the message names `source`.
+        TooLongError: it does not; the message names `source`.
     """
     tokens = renderer.prompt(messages)
     if len(tokens) + room.max_tokens > room.max_length:
-        raise UsageError(
+        raise TooLongError(
             f"{source or 'a record'}: {len(tokens)} tokens and a reply of "
             f"max_tokens={room.max_tokens} are more than max_length={room.max_length}",
             hint="raise 'max_length', lower 'max_tokens', or remove the record",

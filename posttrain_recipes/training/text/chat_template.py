@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -10,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.errors import PtlError, TooLongError, UsageError
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text import model_files
+from posttrain_recipes.training.text.dialects import arguments_as_text, reasoning_key
 from posttrain_recipes.training.text.left_out import left_out, marked
 from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
 from posttrain_recipes.training.text.turns import ReplySpan, Template, chosen, common, shared
@@ -62,7 +62,7 @@ class ChatRenderer:
         self._limits = limits
         self._options = options or AS_EVER
         self._variables = self._options.variables
-        self._reasoning_key = _reasoning_key(tokenizer.chat_template)
+        self._reasoning_key = reasoning_key(tokenizer.chat_template)
         added = tokenizer.added_tokens_decoder.items()
         self._added: dict[str, int] = {token.content: number for number, token in added}
         self._told: set[str] = set()
@@ -79,6 +79,17 @@ class ChatRenderer:
         """Token ids that end a reply: what the template writes after one, the tokenizer's end of a
         sequence, and what the model's generation config names."""
         return self._ends
+
+    @property
+    def eos(self) -> int | None:
+        """The tokenizer's end of a sequence."""
+        end: int | None = self._tokenizer.eos_token_id
+        return end
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What is odd about the template, as far as conversations showed it: logged once each."""
+        return frozenset(self._told)
 
     @property
     def special(self) -> dict[int, str]:
@@ -106,6 +117,16 @@ class ChatRenderer:
         """The longest sequence that the model reads, in tokens; None where that is not known."""
         return self._limits.context
 
+    @property
+    def rows(self) -> int | None:
+        """Rows of the model's embedding; None where its config does not say."""
+        return self._limits.vocabulary
+
+    @cached_property
+    def frame(self) -> int:
+        """Characters that the template writes around a conversation, such as a system prompt."""
+        return len(self._text((Message("user", "a"), Message("assistant", "b")), False))
+
     def check(self, messages: Sequence[Message]) -> str:
         """A prompt as text. Raises `UsageError` as `prompt` does, which makes tokens of it."""
         text = self._text(messages, generation=True)
@@ -122,7 +143,7 @@ class ChatRenderer:
 
     def _refuse_long(self, tokens: Sequence[int]) -> None:
         if self.context is not None and len(tokens) >= self.context:
-            raise UsageError(
+            raise TooLongError(
                 f"{len(tokens)} tokens leave no room for a reply in the model's context of "
                 f"{self.context}"
             )
@@ -201,6 +222,10 @@ class ChatRenderer:
         """The reply as it was written, special tokens and white space included, up to its end."""
         return self.decode(self._open(tokens))
 
+    def again(self, text: str) -> str:
+        """A text after it was tokens: the same, unless the tokenizer loses a part of it."""
+        return self.decode(self._tokens(text))
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids (N,) as text, special tokens included."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
@@ -224,7 +249,7 @@ class ChatRenderer:
                 if not any(message.tool_calls for message in messages):
                     raise
                 # Some templates write a call's arguments as they are, and want their text.
-                return self._rendered(_arguments_as_text(turns), tools, generation)
+                return self._rendered(arguments_as_text(turns), tools, generation)
         except Exception as error:  # a template is a program of the model's author
             raise UsageError(
                 "the model's chat template refuses this conversation", why=str(error)
@@ -432,31 +457,6 @@ def _any_of(texts: Any) -> re.Pattern[str]:
     """Matches any of `texts`, the longest first; nothing, where there is none."""
     known = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, known)) or r"(?!)")
-
-
-def _reasoning_key(template: Any) -> str:
-    """What a template calls what was thought."""
-    source = template if isinstance(template, str) else json.dumps(template)
-    named = (
-        ("reasoning_content", r"reasoning_content"),
-        ("thinking", r"\.thinking\b|[\"']thinking[\"']"),
-        ("reasoning", r"\.reasoning\b|[\"']reasoning[\"']"),
-    )
-    return next((key for key, said in named if re.search(said, source)), "reasoning_content")
-
-
-def _arguments_as_text(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def as_text(call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
-        text = json.dumps(function["arguments"], ensure_ascii=False)
-        return {**call, "function": {**function, "arguments": text}}
-
-    return [
-        {**turn, "tool_calls": [as_text(call) for call in turn["tool_calls"]]}
-        if "tool_calls" in turn
-        else turn
-        for turn in turns
-    ]
 
 
 # --- where a model lies ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import TooLongError, UsageError
 from posttrain_recipes.plugin import Renderer
 from posttrain_recipes.records import Message
 
@@ -61,14 +61,14 @@ def tokenize(
         raise UsageError(f"{where}: {error.what}", why=error.why, hint=error.hint) from None
     if len(tokens) > max_length:
         if not truncate:
-            raise UsageError(
+            raise TooLongError(
                 f"{where}: {len(tokens)} tokens are more than max_length={max_length}",
                 hint="raise 'max_length', set 'truncate: true', or remove the record",
             )
         tokens, weights = tokens[:max_length], weights[:max_length]
     context = getattr(renderer, "context", None)
     if context is not None and len(tokens) > context:
-        raise UsageError(
+        raise TooLongError(
             f"{where}: {len(tokens)} tokens are more than the model's context of {context}",
             hint=f"set 'max_length: {context}' and 'truncate: true', or remove the record",
         )

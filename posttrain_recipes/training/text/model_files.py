@@ -37,9 +37,20 @@ def limits(location: str) -> ModelLimits:
     return ModelLimits(config.get("vocab_size"), config.get("max_position_embeddings"))
 
 
+def ends_by_file(location: str) -> dict[str, list[int]]:
+    """Token ids that end a sequence, by the file that names them; empty where it names none."""
+    config = _read(location, "config.json")
+    text = config.get("text_config") or {}
+    named = config.get("eos_token_id", text.get("eos_token_id"))
+    return {"config.json": _ids(named), "generation_config.json": ends(location)}
+
+
 def ends(location: str) -> list[int]:
     """Token ids that end a reply by its generation config; none where it has none."""
-    found = _read(location, "generation_config.json").get("eos_token_id")
+    return _ids(_read(location, "generation_config.json").get("eos_token_id"))
+
+
+def _ids(found: Any) -> list[int]:
     return [found] if isinstance(found, int) else list(found or ())
 
 

@@ -35,7 +35,8 @@ def learned(
     options: dict[str, Any] = {"train_on": getattr(config, "train_on", "last")}
     whole = len(renderer.supervised(messages, options["train_on"])[0])
     if (bound := getattr(config, "max_length", None)) is not None:
-        options["truncate"] = getattr(config, "truncate", False)
+        # Evals have no such option: they cut what is longer.
+        options["truncate"] = getattr(config, "truncate", True)
     example = tokenize(messages, renderer, max_length=bound or whole, **options)
     cut = whole - len(example.tokens)
     note = f"its last {cut:,} tokens are cut off, at max_length={bound}" if cut else ""

@@ -1,0 +1,338 @@
+"""Checks of what models make of text, before a run spends anything.
+
+A tokenizer that loses text, files that differ on where a reply ends, replies that never learn to
+end, and records that are too long. `ptl preflight` tokenizes all records; as a run starts, those
+that may be too long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from posttrain_recipes.conversion import conversations
+from posttrain_recipes.errors import PtlError, TooLongError, UsageError
+from posttrain_recipes.options import AS_EVER, RendererConfig
+from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
+from posttrain_recipes.plugin import Method, Plugin, Record, Rendered, Task
+from posttrain_recipes.running.findings import PreflightFinding
+from posttrain_recipes.running.rendered import Renderers, renderers_of
+from posttrain_recipes.training.text import model_files, soundness
+from posttrain_recipes.training.text.chat_template import ChatRenderer
+from posttrain_recipes.training.text.examples import NothingToLearn
+from posttrain_recipes.training.text.rendered import of_record
+
+FIRST = 16
+"""Records whose text is looked at."""
+MOST = 20_000
+"""Records of one data set that are tokenized; of more, those with the most characters."""
+_FRAME = 64
+"""Tokens that a chat template may add to a message; a record that may be too long is tokenized."""
+
+Load = Callable[[str, RendererConfig], ChatRenderer]
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Records, and who has a model read them."""
+
+    name: str
+    stage: PlannedStage
+    user: Plugin
+    data: Data
+    wants: type[Record]
+    renderer: RendererConfig
+
+
+@dataclass
+class Texts:
+    """The checks of one plan.
+
+    Args:
+        load: (base model, options) -> its renderer. Raises `PtlError`.
+        whole: tokenize all records and tell of each kind of fault; else only of those that are too
+            long: what else is wrong with them is told when they are read.
+    """
+
+    plan: Plan
+    load: Load
+    whole: bool = True
+    first: dict[str, list[list[int]]] = field(default_factory=dict)
+    """By base model, the first records that it learns from or is asked, as token ids."""
+
+    def of(self, stages: Sequence[PlannedStage]) -> Iterator[PreflightFinding]:
+        """What is found about the plan's models, and about the data of these stages."""
+        for model in self.plan.models if stages else ():
+            yield from self._model(model)
+        seen: set[str] = set()
+        for stage in stages:
+            for use in _uses(stage):
+                key = f"{use.data.identity()} {use.wants.__name__} {stage.model} {use.renderer}"
+                key += f" {use.user.name} {use.user.config}"
+                if use.data.made_by or issubclass(use.wants, Task) or key in seen:
+                    continue  # a stage that made records, or an episode, tells its own
+                seen.add(key)
+                yield from self._data(use)
+
+    # --- the tokenizer ---------------------------------------------------------------------------
+
+    def _model(self, model: str) -> Iterator[PreflightFinding]:
+        name, location = f"tokenizer of {model}", model_location(model, self.plan.path.parent)
+        try:
+            renderer = self.load(model, self._options(model))
+        except PtlError as error:
+            yield PreflightFinding(name, "failed", error.what, error.hint)
+            return
+        lost = list(soundness.keeps(renderer.again, renderer.special.values()))
+        needed = [one for one in lost if one.needed]
+        told = "; ".join(one.what for one in needed or lost)
+        if needed:
+            yield PreflightFinding(
+                name, "failed", f"the tokenizer of {location} does not keep {told}", _BROKEN
+            )
+        elif lost:
+            yield PreflightFinding(
+                name,
+                "warning",
+                f"the tokenizer of {location} does not keep {told}",
+                "what data has of that, the model neither reads nor learns",
+            )
+        else:
+            yield PreflightFinding(name, "ok", "keeps text: spaces, line breaks, digits, accents")
+        yield self._ends(model, location, renderer)
+
+    def _ends(self, model: str, location: str, renderer: ChatRenderer) -> PreflightFinding:
+        name = f"end of a reply of {model}"
+        rows = renderer.rows
+        if renderer.eos is not None and rows is not None and renderer.eos >= rows:
+            return PreflightFinding(
+                name,
+                "failed",
+                f"the tokenizer's eos_token {renderer.decode([renderer.eos])!r} is token "
+                f"{renderer.eos}, and the model's embedding ends at {rows - 1} ({location})",
+                "name a token that the model has as 'eos_token' of tokenizer_config.json",
+            )
+        if not renderer.stop:
+            return PreflightFinding(
+                name,
+                "warning",
+                f"no token ends a reply: neither the chat template nor the files of {location} "
+                "name one, so that each goes on up to 'max_tokens'",
+                "name one as 'eos_token' of tokenizer_config.json",
+            )
+        differ = soundness.ends_differ(
+            renderer.eos, model_files.ends_by_file(location), lambda token: renderer.decode([token])
+        )
+        if differ:
+            return PreflightFinding(
+                name,
+                "warning",
+                f"the files of {location} differ on the token that ends a sequence: {differ}",
+                f"replies end at any of {_names(renderer)}; have the files name the same",
+            )
+        return PreflightFinding(name, "ok", f"replies end at {_names(renderer)}")
+
+    def _options(self, model: str) -> RendererConfig:
+        """The options of the first stage that has a model render anything."""
+        return next((s.renderer for s in self.plan.stages if s.model == model), AS_EVER)
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def _data(self, use: _Use) -> Iterator[PreflightFinding]:
+        try:
+            renderers = renderers_of(self.plan, use.stage, self.load)
+            renderer = renderers(None)
+            records = load_records(use.data, use.wants)
+        except PtlError:
+            return  # told as the tokenizer's or the data's
+        head = records[:FIRST]
+        yield from _text(use, renderer, head)
+        rendered: list[Rendered] = []
+        for record in head:
+            try:
+                rendered += _rendered(use.user, record, renderers)
+            except UsageError:
+                continue  # told below, or when the records are read
+        if rendered:
+            sequences = self.first.setdefault(use.stage.model, [])
+            sequences += [list(one.tokens) for one in rendered[: FIRST - len(sequences)]]
+        yield from _ended(use, renderer, rendered)
+        for text in sorted(renderer.told) if self.whole else ():  # a run logs them
+            yield PreflightFinding(
+                f"end of replies of {use.name}",
+                "warning",
+                f"{use.stage.model}: {text}",
+                "look at what is learned with 'ptl data show'",
+            )
+        yield from self._lengths(use, renderer, renderers, records)
+
+    def _lengths(
+        self, use: _Use, renderer: ChatRenderer, renderers: Renderers, records: list[Record]
+    ) -> Iterator[PreflightFinding]:
+        name, count = f"length of {use.name}", f"{len(records):,} records"
+        if len(records) > MOST:
+            longest = sorted(range(len(records)), key=lambda i: -_bytes(records[i]))[:MOST]
+            records = [records[i] for i in sorted(longest)]
+            count = f"the {MOST:,} longest of {count}"
+        bound, longest_tokens, left_out = _bound(use, renderer), 0, 0
+        for record in records:
+            if not self.whole and bound is not None and _short(record, bound):
+                continue
+            try:
+                made = _rendered(use.user, record, renderers)
+            except NothingToLearn:
+                left_out += 1  # where the user truncates; told when it does
+                continue
+            except UsageError as error:
+                if not (self.whole or isinstance(error, TooLongError)):
+                    continue
+                if getattr(use.data.dataset.config, "bad_rows", "stop") == "skip":
+                    left_out += 1
+                    continue
+                yield _fault(name, record, error)
+                return
+            except Exception:  # a plugin's own code, which is only looked at here
+                continue
+            longest_tokens = max(longest_tokens, *(len(one.tokens) for one in made), 0)
+        if left_out:
+            text = f"{left_out:,} of {count} cannot be used, and are left out"
+            yield PreflightFinding(name, "warning", text, "'ptl data show' shows what is read")
+        elif self.whole:
+            context = "" if renderer.context is None else f"; the model reads {renderer.context:,}"
+            text = f"{count}, the longest of {longest_tokens:,} tokens{context}"
+            yield PreflightFinding(name, "ok", text)
+
+
+_BROKEN = (
+    "its tokenizer.json is not what the model was trained with, or was converted wrongly: copy the "
+    "tokenizer's files from the original model again"
+)
+
+
+def _uses(stage: PlannedStage) -> Iterator[_Use]:
+    if stage.method is not None and stage.data is not None and stage.wants is not None:
+        yield _Use(stage.name, stage, stage.method, stage.data, stage.wants, stage.renderer)
+    for one in stage.evals:
+        name = f"{stage.name}, eval {one.name}"
+        yield _Use(name, stage, one.eval, one.data, one.wants, one.renderer)
+
+
+def _rendered(user: Plugin, record: Record, renderers: Renderers) -> Sequence[Rendered]:
+    """What models read of a record, by the code that trains on it."""
+    hook = getattr(user, "rendered", None)
+    made = hook(record, renderers) if hook else None
+    return of_record(record, renderers(None), user.config) if made is None else made
+
+
+def _text(use: _Use, renderer: ChatRenderer, head: Sequence[Record]) -> Iterator[PreflightFinding]:
+    """Records whose text the tokenizer does not keep: the first, and how many."""
+    name, faults = f"text of {use.name}", []
+    for record in head:
+        said = "\n".join(m.content for messages in conversations(record) for m in messages)
+        lost = soundness.keeps_text(renderer.again, renderer.special.values(), said)
+        if lost is not None:
+            faults.append((lost, record.source or use.data.label))
+    if faults:
+        lost, source = min(faults, key=lambda fault: not fault[0].needed)
+        yield PreflightFinding(
+            name,
+            "failed" if lost.needed else "warning",
+            f"{source}: the tokenizer of {use.stage.model} loses a part of this text: {lost.what} "
+            f"({len(faults)} of the first {len(head)} records)",
+            _BROKEN if lost.needed else "the model neither reads nor learns what is lost",
+        )
+
+
+def _ended(
+    use: _Use, renderer: ChatRenderer, rendered: Sequence[Rendered]
+) -> Iterator[PreflightFinding]:
+    """Replies whose last learned token stops no sampling."""
+    if not isinstance(use.user, Method):
+        return
+    name = f"end of replies of {use.name}"
+    for one in rendered:
+        last = max((i for i, weight in enumerate(one.weights) if weight), default=None)
+        if last is None or one.note:  # a prompt, or cut: it has no end
+            continue
+        if (token := one.tokens[last]) not in renderer.stop:
+            yield PreflightFinding(
+                name,
+                "warning",
+                f"the last token of a reply that is learned is {renderer.decode([token])!r}, which"
+                f" does not end a reply when {use.stage.model} is sampled: it never learns "
+                "to stop",
+                "have the chat template write the end-of-sequence token after a reply, or name the "
+                "token that it writes in generation_config.json",
+            )
+            return
+
+
+def _fault(name: str, record: Record, error: UsageError) -> PreflightFinding:
+    source = record.source or "a record"
+    what = error.what.removeprefix("a record: ")
+    what = what if what.startswith(source) else f"{source}: {what}"
+    return PreflightFinding(name, "failed", what, error.hint)
+
+
+def _bound(use: _Use, renderer: ChatRenderer) -> int | None:
+    """Tokens that a record may have; None where only its own code tells."""
+    if getattr(type(use.user), "rendered", Method.rendered) is not Method.rendered:
+        return None
+    config = use.user.config
+    own = getattr(config, "max_length", None)
+    if own is not None and getattr(config, "truncate", True):
+        own = None
+    room = getattr(config, "max_tokens", 0) or 0
+    bounds = [bound for bound in (own, renderer.context) if bound is not None]
+    if not bounds:
+        return 1 << 62
+    return min(bounds) - room - renderer.frame - _FRAME
+
+
+def _short(record: Record, bound: int) -> bool:
+    """Whether a record has no more tokens than `bound`, by its bytes: no token is less than one."""
+    return _bytes(record) <= bound and not any(
+        message.tools or message.tool_calls
+        for messages in conversations(record)
+        for message in messages
+    )
+
+
+def _bytes(record: Record) -> int:
+    """Of the longest conversation of a record, with what a template may add to each message."""
+    return max(
+        (
+            sum(
+                len((m.content + m.reasoning).encode("utf-8", "replace")) + _FRAME for m in messages
+            )
+            for messages in conversations(record)
+        ),
+        default=0,
+    )
+
+
+def _names(renderer: ChatRenderer) -> str:
+    return ", ".join(repr(renderer.decode([token])) for token in renderer.stop)
+
+
+def check(
+    plan: Plan, stages: Sequence[PlannedStage], load: Load, warn: Callable[[str], None]
+) -> Texts:
+    """Look at these stages as a run starts; what was seen of their records.
+
+    Raises:
+        UsageError: a tokenizer that loses text, or a record that is too long.
+    """
+    texts = Texts(plan, load, whole=False)
+    failed = []
+    for finding in texts.of(stages):
+        if finding.verdict == "failed":
+            failed.append(finding)
+        elif finding.verdict == "warning":
+            warn("; ".join(filter(None, (f"{finding.check}: {finding.message}", finding.hint))))
+    if failed:
+        raise UsageError(
+            "\n".join(dict.fromkeys(finding.message for finding in failed)), hint=failed[0].hint
+        )
+    return texts
