@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posttrain_recipes.engine.cores import cores
+from posttrain_recipes.engine.cores import cores as _cores
 from posttrain_recipes.engine.model import kv_cache
 from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.derived import Derived
@@ -92,7 +92,7 @@ class BaseModel:
         self.rearranges = self.caches and kv_cache.rearranges(self.model.config)
         self.decoder = Decoder.of(self.model)
         self.kind = "cuda" if device.type == "cuda" else "cpu"
-        self.threads = 1 if self.kind == "cuda" else cores()
+        self.threads = 1 if self.kind == "cuda" else _cores()
         self._pool: ThreadPoolExecutor | None = None
         self._tokenizer: Any = None
         self._merged: list[Snapshot] = []
@@ -264,7 +264,7 @@ class ModelCache:
     def __init__(self, models: Mapping[str, str]) -> None:
         self.models = dict(models)
         self.device = pick_device()
-        torch.set_num_threads(cores())
+        torch.set_num_threads(_cores())
         self._loaded: dict[str, BaseModel] = {}
 
     def get(self, name: str) -> BaseModel:
