@@ -21,9 +21,20 @@ _HIDDEN = re.compile(
     "\U000e0001\U000e0020-\U000e007f"  # tags, which spell text that nobody sees
     "\u2028\u2029"  # ends of lines to some programs, and not to others
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\uffa0\U000e0100-\U000e01ef"  # blank
+    "\u2800\U00016fe4\U0001d159"  # blank too, though letters, signs and marks by their category
+    "\ufe00-\ufe0f"  # select a form of the character before: see `_selects`
     "\ud800-\udfff"  # halves of characters, which no file or terminal takes
     "]"
 )
+
+_EMOJI = re.compile(
+    "[\xa9\xae\u203c\u2049\u2122\u2139\u2194-\u21aa\u231a-\u23ff\u24c2\u25aa-\u25fe\u2600-\u27bf"
+    "\u2934\u2935\u2b05-\u2b55\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
+)
+_FORMS = re.compile(
+    "[\u2200-\u22ff\u2a00-\u2aff\u3001\u3002\u3400-\u9fff\uf900-\ufaff\uff01-\uff1f]"
+)
+"""Mathematical signs, and characters of East Asia, of which there are several forms."""
 
 
 def plain(text: str) -> str:
@@ -42,10 +53,22 @@ def line(text: str) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
+    if 0xFE00 <= code <= 0xFE0F and _selects(found.string, found.start()):
+        return found[0]
     if code < 0x10000:
         return f"\\u{code:04x}"
     code -= 0x10000
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def _selects(text: str, at: int) -> bool:
+    """Whether the variation selector there follows what has the form that it selects; elsewhere it
+    is seen by nobody, and may spell text."""
+    before = text[at - 1] if at else ""
+    if text[at] in "\ufe0e\ufe0f":
+        keycap = before.isascii() and before in "0123456789#*" and text[at + 1 : at + 2] == "\u20e3"
+        return bool(_EMOJI.match(before)) or (bool(before) and keycap)
+    return text[at] in "\ufe00\ufe01\ufe02" and bool(_FORMS.match(before))
 
 
 class PlainFormatter(logging.Formatter):
