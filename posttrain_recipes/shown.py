@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
+from typing import Any
 
 _HIDDEN = re.compile(
     "["
@@ -125,14 +126,16 @@ _SECRET_NAME = re.compile(
 _SHORTEST = 6
 """Characters of a secret that is left out; shorter ones would take ordinary words along."""
 _USER_INFO = re.compile(
-    r"(?<=://)[^/?#\s]*@"
-    r"|(?i:(?<=http://)|(?<=https://))[^/?#\s:@]+:(?!\d{1,5}(?:[/?#]|$))[^\s'\"]*@"
+    r"(?<=://)[^/?#\s]{0,2000}@"
+    r"|(?i:(?<=http://)|(?<=https://))[^/?#\s:@]{1,2000}:(?!\d{1,5}(?:[/?#]|$))[^\s'\"]{0,2000}@"
 )
 """The second is of a password with a slash or a question mark in it, where a port would stand."""
-_PASSWORD = re.compile(r"(?i)\b(?!https?:|tinker:)([a-z][a-z0-9+.-]*://)[^/:@\s]*:[^@\s]*@")
+_PASSWORD = re.compile(
+    r"(?i)(?<![a-z0-9+.-])(?!https?:|tinker:)([a-z][a-z0-9+.-]*://)[^/:@\s]{0,2000}:[^@\s]{0,2000}@"
+)
 """In addresses of databases, whose passwords may have a slash in them."""
 _NO_ADDRESS = re.compile(
-    r"(?i)(?<![\w@/\\])((?:https?:[\\/]*)?)[\w.%+-]+:[^\s/\\:@'\"]+@"
+    r"(?i)(?<![\w@/\\.%+-])((?:https?:[\\/]*)?)[\w.%+-]+:[^\s/\\:@'\"]+@"
     r"(?=[\w\[][\w.:\[\]-]*(?:[/\\\s'\",;)]|$))"
 )
 """`user:password@host` without a scheme, or with one whose slashes are too many or too few."""
@@ -144,13 +147,35 @@ _QUERY = re.compile(
 def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
     """`text` without users and passwords in addresses, and without what the environment keeps
     secret (variables whose name says that they hold a key, a token or a password)."""
-    secrets = [
-        value for name, value in environ.items() if len(value) >= _SHORTEST and _is_secret(name)
-    ]
-    for value in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+    return _without(text, _secrets(environ))
+
+
+def redact_all(data: Any, exact: Collection[str] = ()) -> Any:
+    """Data as JSON has them, with every text redacted but those below the keys `exact`."""
+    secrets = _secrets(os.environ)
+
+    def redacted(data: Any) -> Any:
+        if isinstance(data, str):
+            return _without(data, secrets)
+        if isinstance(data, Mapping):
+            return {k: v if k in exact else redacted(v) for k, v in data.items()}
+        return [redacted(part) for part in data] if isinstance(data, list | tuple) else data
+
+    return redacted(data)
+
+
+def _secrets(environ: Mapping[str, str]) -> list[str]:
+    """What is secret in an environment; the longest first, since one may be a part of another."""
+    found = {v for name, v in environ.items() if len(v) >= _SHORTEST and _is_secret(name)}
+    return sorted(found, key=len, reverse=True)
+
+
+def _without(text: str, secrets: Collection[str]) -> str:
+    for value in secrets:
         text = text.replace(value, "***")
-    text = _USER_INFO.sub("***@", _PASSWORD.sub(r"\1***@", text))
-    text = _NO_ADDRESS.sub(r"\1***@", text)
+    if "@" in text:
+        text = _USER_INFO.sub("***@", _PASSWORD.sub(r"\1***@", text))
+        text = _NO_ADDRESS.sub(r"\1***@", text)
     return _QUERY.sub(r"\1***", text)
 
 
