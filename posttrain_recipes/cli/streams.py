@@ -10,12 +10,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TextIO
 
 import click
 
-from posttrain_recipes.shown import redact
+from posttrain_recipes.shown import redact_all
 
 
 def open_missing() -> None:
@@ -120,16 +120,8 @@ def answer(data: Any, exact: Collection[str] = ()) -> None:
     Its texts are without secrets, as all that is printed, but for those below the keys `exact`.
     """
     click.get_current_context().find_root().meta[_ANSWER] = json.dumps(
-        _redacted(data, exact), indent=2, ensure_ascii=False
+        redact_all(data, exact), indent=2, ensure_ascii=False
     )
-
-
-def _redacted(data: Any, exact: Collection[str]) -> Any:
-    if isinstance(data, str):
-        return redact(data)
-    if isinstance(data, Mapping):
-        return {k: v if k in exact else _redacted(v, exact) for k, v in data.items()}
-    return [_redacted(part, exact) for part in data] if isinstance(data, list | tuple) else data
 
 
 @contextlib.contextmanager

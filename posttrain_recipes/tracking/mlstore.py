@@ -300,7 +300,9 @@ def frozen_uris(home: Path) -> set[str]:
     if log.is_file() and log.stat().st_size:
         raise PtlError(
             f"{display_path(log)} holds what is not in the database yet",
-            hint="free a little space by hand, and try again",
+            hint="free a little space by hand, and try again"
+            if os.access(database, os.W_OK)
+            else "let this user write there, and try again",
         )
     address = f"file:{quote(str(database))}?immutable=1"
     with closing(sqlite3.connect(address, uri=True)) as connection:

@@ -164,3 +164,10 @@ def test_an_address_of_tracking_that_cannot_be_read_is_not_told_in_part(
 def test_a_log_is_without_secrets() -> None:
     record = logging.LogRecord("x", logging.INFO, "f", 1, "at %s", (DATA,), None)
     assert shown.PlainFormatter("%(message)s").format(record) == "at https://***@h/x.jsonl"
+
+
+@pytest.mark.parametrize("part", ["a-", "a.", "http://", "u:p@h ", "?token"])
+def test_a_long_text_is_looked_through_to_its_end(part: str) -> None:
+    """A pattern that began anew at each character would take hours."""
+    text = "@" + part * (300_000 // len(part))
+    assert len(shown.redact(text, {})) <= len(text)

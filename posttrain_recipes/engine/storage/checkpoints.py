@@ -326,7 +326,9 @@ class CheckpointStore:
                     remove(folder)
             except OSError as error:
                 raise RequestError(
-                    507, f"{path} was not deleted: {folder}: {reason(error)}"
+                    507,
+                    f"{path} was not deleted: {folder}: {reason(error)}. "
+                    "Let this user write there, and try again",
                 ) from error
 
     def _expired(self, folder: Path) -> bool:
