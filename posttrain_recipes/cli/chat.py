@@ -107,9 +107,16 @@ def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
         # Where nothing was ever run, talking to a model leaves nothing behind.
         kept = home / "engine"
         data = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        template = None
+        if target.renderer.chat_template is not None:  # the stage was trained with it
+            template = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "chat.jinja"
+            template.write_text(target.renderer.chat_template, encoding="utf-8")
         engine = launch.start(
-            {target.base: models.resolve(target.base)}, data, data / "chat.log"
-        )  # fmt: skip
+            {target.base: models.resolve(target.base)},
+            data,
+            data / "chat.log",
+            chat_template=template,
+        )
         stack.enter_context(engine)
         yield engine.base_url, engine.api_key
 
