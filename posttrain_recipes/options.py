@@ -15,6 +15,8 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -221,6 +223,15 @@ class RendererConfig(PluginConfig):
     show that. Records whose reasoning the template leaves out are refused."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables of the template, as {reasoning_effort: low}."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """In place of the model's own: a Jinja file, relative to the recipe, or one of chatml, llama3,
+    zephyr and alpaca. Known by what it says: a stage is trained again when the file changes."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What was trained before there was this option is known as it was.
+        found: dict[str, Any] = dump(self)
+        return found if self.chat_template is not None else _without(found, "chat_template")
 
     @model_validator(mode="after")
     def _variables_are_its_own(self) -> RendererConfig:
@@ -232,6 +243,25 @@ class RendererConfig(PluginConfig):
     def variables(self) -> dict[str, Any]:
         """What the template is rendered with."""
         return {**_THINKING[self.thinking], **self.template_kwargs}
+
+
+def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+def asked(own: RendererConfig | None, stage: RendererConfig, *, same: bool) -> RendererConfig:
+    """How a model that an option names is asked: as it says, else as its stage's model is.
+
+    Args:
+        own: the `renderer` of the reference.
+        stage: the stage's.
+        same: whether it has the stage's base model: only then the stage's chat template is its own.
+    """
+    found = own or stage
+    template = found.chat_template if own else None
+    if template is None and same:
+        template = stage.chat_template
+    return found.model_copy(update={"chat_template": template})
 
 
 AS_EVER = RendererConfig()
@@ -264,7 +294,8 @@ class ModelRef(PluginConfig):
     checkpoint: str | None = None
     """Saved sampler weights: tinker://RUN/sampler_weights/NAME."""
     renderer: RendererConfig | None = None
-    """How it is asked, as {thinking: on}; by default as the stage's own model."""
+    """How it is asked, as {thinking: on}; by default as the stage's own model. The stage's
+    chat_template is meant for models of the same base alone."""
 
     @model_validator(mode="after")
     def _is_one(self) -> ModelRef:

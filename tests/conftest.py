@@ -86,6 +86,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made.write("questions.jsonl", QUESTIONS * 4)
     made.write("model/config.json", '{"model_type": "none"}')
     made.write("model/tokenizer.json", "{}")
+    made.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}")
     monkeypatch.chdir(tmp_path)
     return made
 

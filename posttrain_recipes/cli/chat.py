@@ -112,9 +112,16 @@ def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
             log = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not data.is_dir():
             data = log
+        template = None
+        if target.renderer.chat_template is not None:  # the stage was trained with it
+            template = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "chat.jinja"
+            template.write_text(target.renderer.chat_template, encoding="utf-8")
         engine = launch.start(
-            {target.base: models.resolve(target.base)}, data, log / "chat.log"
-        )  # fmt: skip
+            {target.base: models.resolve(target.base)},
+            data,
+            log / "chat.log",
+            chat_template=template,
+        )
         stack.enter_context(engine)
         yield engine.base_url, engine.api_key
 

@@ -50,13 +50,15 @@ def export(target: str, directory: Path, merge: bool, dtype: str | None, home: P
     directory = directory.resolve()
     with writing(directory), private.within(home, directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _write(adapter, directory, merge, dtype)
+        _write(adapter, directory, merge, dtype, found.renderer.chat_template)
     base = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]
     what = "model" if merge else f"adapter on {base}"
     click.echo(f"{found.said}: {what} in {display_path(directory)}")
 
 
-def _write(adapter: Path, directory: Path, merge: bool, dtype: str | None) -> None:
+def _write(
+    adapter: Path, directory: Path, merge: bool, dtype: str | None, template: str | None
+) -> None:
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary:
         out = Path(temporary) / "out"
         out.mkdir()
@@ -65,6 +67,8 @@ def _write(adapter: Path, directory: Path, merge: bool, dtype: str | None) -> No
         else:
             for name in ADAPTER:
                 shutil.copyfile(adapter / name, out / name)
+        if template is not None:  # it was trained with another one than its base has
+            (out / "chat_template.jinja").write_text(template, encoding="utf-8")
         if directory.exists():
             directory.rmdir()
         os.replace(out, directory)

@@ -51,7 +51,7 @@ def preflight(
     found = [*checks.cheap(planned, where), *checks.data(planned)]
     found += [*checks.held_out(planned, limit=None), *checks.rewards(planned)]
     if offline:
-        found += checks.offline(planned)
+        found += checks.offline()
     else:
         if sample is None:
             sample = not planned.engine.billed

@@ -47,6 +47,11 @@ def _loopback(host: str) -> bool:
     "which is then read or downloaded. [default: --any-model on 127.0.0.1, else --only-served]",
 )
 @click.option(
+    "--chat-template",
+    metavar="FILE|NAME",
+    help="In place of the models' own, as 'renderer: {chat_template: ...}' of a recipe.",
+)
+@click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
 )
 @click.option(
@@ -63,6 +68,7 @@ def serve(
     port: int,
     token: str | None,
     only_served: bool | None,
+    chat_template: str | None,
     data_dir: Path | None,
     log_level: str,
     home: Path | None,
@@ -83,6 +89,14 @@ def serve(
             "the token must start with 'tml-' and have 16 characters or more",
             why="the SDK refuses to send any other key, and a short one can be guessed",
         )
+    template = None
+    if chat_template is not None:
+        from posttrain_recipes.planning.renderers import TemplateError, read
+
+        try:
+            template = read(chat_template, Path())
+        except TemplateError as error:
+            raise UsageError(f"--chat-template: {error}") from None
     from posttrain_recipes.engine.__main__ import run_server
 
     key = token or f"tml-{secrets.token_urlsafe(24)}"
@@ -117,7 +131,14 @@ def serve(
     logging.getLogger("posttrain_recipes").setLevel(log_level.upper())
     try:
         run_server(
-            offered, directory, key, host=host, port=port, on_ready=announce, only_served=closed
+            offered,
+            directory,
+            key,
+            host=host,
+            port=port,
+            on_ready=announce,
+            only_served=closed,
+            chat_template=template,
         )
     except OSError as error:  # of the address: that of the directory was looked at
         taken = error.errno in (errno.EADDRINUSE, errno.EACCES)

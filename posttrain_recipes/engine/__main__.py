@@ -80,6 +80,7 @@ def run_server(
     port: int = 0,
     on_ready: Callable[[str], None] | None = None,
     only_served: bool = False,
+    chat_template: str | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is accepted, within seconds, and return.
 
@@ -91,6 +92,7 @@ def run_server(
         port: the port, 0 for a free one.
         on_ready: called with the base URL once the port listens; models may still be loading.
         only_served: refuse base models that `models` does not name.
+        chat_template: used in place of the models' own, as text.
 
     Raises:
         OSError: the address cannot be listened on, or `data_dir` cannot be made.
@@ -99,19 +101,17 @@ def run_server(
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with private.files():  # checkpoints and what they are named are their user's alone
-        _serve(models, data_dir, token, host, port, on_ready, only_served)
+        service = Service(models, data_dir, only_served, chat_template)
+        _serve(service, token, host, port, on_ready)
 
 
 def _serve(
-    models: Mapping[str, str],
-    data_dir: Path,
+    service: Service,
     token: str,
     host: str,
     port: int,
     on_ready: Callable[[str], None] | None,
-    only_served: bool,
 ) -> None:
-    service = Service(models, data_dir, only_served)
     access = Access(token, frozenset({host}), any_address=host in WILDCARDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
@@ -173,6 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--chat-template", type=Path, help="a Jinja file for all models")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help=argparse.SUPPRESS)
@@ -198,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             with os.fdopen(args.ready_fd, "w") as pipe:
                 pipe.write(url)
 
+    template: Path | None = args.chat_template
     try:
         run_server(
             _models(args.model),
@@ -206,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
             host=args.host,
             port=args.port,
             on_ready=ready,
+            chat_template=None if template is None else template.read_text(encoding="utf-8"),
         )
     except PtlError as error:
         print(plain(redact(str(error))), file=sys.stderr)

@@ -87,6 +87,7 @@ def start(
     host: str = "127.0.0.1",
     port: int = 0,
     timeout_s: float = 60.0,
+    chat_template: Path | None = None,
 ) -> EngineProcess:
     """Start an engine serving `models` (name -> directory or hub id).
 
@@ -97,6 +98,7 @@ def start(
         host: the address to listen on.
         port: the port, 0 for a free one.
         timeout_s: how long to wait for the port.
+        chat_template: a Jinja file that stands in for the models' own.
 
     Raises:
         PtlError: it did not start; the message ends with the log's last lines.
@@ -115,6 +117,8 @@ def start(
         "--ready-fd", str(ready_write), "--lifeline-fd", str(lifeline_read),
         "--parent-pid", str(os.getpid()),
     ]  # fmt: skip
+    if chat_template is not None:
+        command += ["--chat-template", str(chat_template)]
     for name, path in models.items():
         command += ["--model", f"{name}={path}"]
     try:

@@ -133,9 +133,9 @@ def _counter(builder: Builder) -> CountTokens | None:
     if tokens.tokenizer_file(location) is None and builder.ask:
         # A run needs it anyhow; and the next plan, made when it is there, has to come to the same.
         hub.fetch_tokenizer(location)
-    return _counts(location)
+    return _counts(location, builder.renderer.chat_template)
 
 
 @cache
-def _counts(location: str) -> CountTokens | None:
-    return tokens.counter(location)
+def _counts(location: str, template: str | None) -> CountTokens | None:
+    return tokens.counter(location, template)

@@ -16,7 +16,17 @@ from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names, expand_environment
-from posttrain_recipes.options import DatasetRef, ModelRef, RewardRef, is_key, references
+from posttrain_recipes.options import (
+    AS_EVER,
+    DatasetRef,
+    ModelRef,
+    RendererConfig,
+    RewardRef,
+    effective,
+    is_key,
+    references,
+)
+from posttrain_recipes.planning import renderers
 from posttrain_recipes.planning.plans import (
     BASE,
     PlannedEval,
@@ -49,6 +59,8 @@ class Builder:
     """Stages above the present one; None where one has faults of its own."""
     model: str = ""
     """The base model of the present stage."""
+    renderer: RendererConfig = AS_EVER
+    """How it is asked."""
     models: dict[str, None] = field(default_factory=dict)
     """Every base model that the plan needs, in order."""
     index: int = 0
@@ -143,6 +155,7 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
                 message = problem["msg"].removeprefix("Value error, ")
                 builder.fault((*key, *problem["loc"]), message)
         return None
+    config = renderers.in_options(builder, config, key)
     made = entry.cls(config, builder.recipe.base_dir)
     made.origin = entry.origin
     for path, ref in references(config, ModelRef):
@@ -223,8 +236,10 @@ def check_model(builder: Builder, model: str, key: Key) -> None:
 def _meant(builder: Builder, ref: ModelRef) -> Any:
     """What tells the weights behind a reference from others."""
     if ref.stage and (stage := builder.above.get(ref.stage)):
-        return builder.stage_identity(stage)
-    return ref.checkpoint or builder.model_identity(ref.model or builder.model)
+        found = builder.stage_identity(stage)
+    else:
+        found = ref.checkpoint or builder.model_identity(ref.model or builder.model)
+    return found if ref.renderer is None else [found, effective(ref.renderer)]
 
 
 def _check_model_ref(
@@ -239,6 +254,8 @@ def _check_model_ref(
     elif ref.model:
         check_model(builder, ref.model, (*where, "model"))
         model = ref.model
+    if not ref.checkpoint and model in builder.models:
+        renderers.check_reference(builder, ref, model, where)
     if path[0] not in made.same_tokenizer or model == builder.model:
         return
     if not ref.checkpoint and model not in builder.models:

@@ -91,7 +91,7 @@ class Estimator:
         if found is None:
             return None, False
         count, sample, exact = found
-        counter = self._counter(stage.model)
+        counter = self._counter(stage)
         work = stage.method.workload(sample, count, counter or tokens.roughly)
         return work, exact and counter is not None and not (work and work.about)
 
@@ -115,7 +115,7 @@ class Estimator:
         start, end = self._weights(stage)
         total: Workload | None = Workload(Usage())
         exact = True
-        counter = self._counter(stage.model)
+        counter = self._counter(stage)
         for planned in stage.evals:
             found = self._sample(planned.data, planned.wants)
             work = None
@@ -136,11 +136,12 @@ class Estimator:
             total = replace(total, at_most=True)
         return total, exact
 
-    def _counter(self, model: str) -> CountTokens | None:
-        location = model_location(model, self.plan.path.parent)
-        if location not in _COUNTERS:
-            _COUNTERS[location] = tokens.counter(location)
-        return _COUNTERS[location]
+    def _counter(self, stage: PlannedStage) -> CountTokens | None:
+        location = model_location(stage.model, self.plan.path.parent)
+        key = location, stage.renderer.chat_template
+        if key not in _COUNTERS:
+            _COUNTERS[key] = tokens.counter(*key)
+        return _COUNTERS[key]
 
     def _sample(self, data: Data, wants: type[Record]) -> tuple[int, list[Record], bool] | None:
         """How many records there are, some of them, and whether those are all."""
@@ -203,7 +204,7 @@ class Estimator:
         return {"seconds": found, "calibrated": calibrated}
 
 
-_COUNTERS: dict[str, CountTokens | None] = {}
+_COUNTERS: dict[tuple[str, str | None], CountTokens | None] = {}
 
 
 def _times(stage: PlannedStage, planned: PlannedEval, done: int, steps: int | None) -> int | None:

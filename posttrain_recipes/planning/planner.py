@@ -18,8 +18,8 @@ from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
-from posttrain_recipes.options import AS_EVER, RESERVED, ModelRef, effective, references
-from posttrain_recipes.planning import auto, building, depends, ends, gates
+from posttrain_recipes.options import AS_EVER, ModelRef, effective, references
+from posttrain_recipes.planning import auto, building, depends, ends, gates, renderers
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
 from posttrain_recipes.planning.plans import (
@@ -161,7 +161,11 @@ def _stage(
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
-    renderer = _renderer(builder, data, spec, key)
+    renderer = renderers.of_stage(builder, data, spec, key)
+    builder.renderer = renderer or AS_EVER
+    if renderer is not None and builder.model in builder.models:  # else it has faults of its own
+        at: Key = (*key, "model") if "model" in spec else ("model",)
+        renderers.check(builder, builder.model, renderer, at)
     method: Method | None = building.plugin(builder, "method", spec.get("method"), (*key, "method"))
     dataset = (
         building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
@@ -322,23 +326,6 @@ def _lora(
             "an adapter keeps its shape: remove this, or say 'init_from: base'",
         )
     return lora or (parent.lora if parent else default)
-
-
-def _renderer(
-    builder: Builder, data: dict[str, Any], spec: dict[str, Any], key: Key
-) -> RendererConfig | None:
-    """The stage's, over the recipe's; None where one has a fault, which the schema tells."""
-    for where, given in (((), data.get("renderer")), (key, spec.get("renderer"))):
-        variables = given.get("template_kwargs") if isinstance(given, dict) else None
-        for name in RESERVED & (variables.keys() if isinstance(variables, dict) else set()):
-            at = (*where, "renderer", "template_kwargs", name)
-            builder.fault(at, f"'{name}' is what the template is given, not an option of it")
-    try:
-        return RendererConfig.model_validate(
-            {**(data.get("renderer") or {}), **(spec.get("renderer") or {})}
-        )
-    except (ValidationError, TypeError):
-        return None
 
 
 def _handed_over(

@@ -15,7 +15,7 @@ from posttrain_recipes import content, models
 from posttrain_recipes.errors import Location
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
-from posttrain_recipes.options import AS_EVER
+from posttrain_recipes.options import AS_EVER, ModelRef, references
 from posttrain_recipes.planning import depends
 from posttrain_recipes.plugin import (
     Dataset,
@@ -218,6 +218,21 @@ class Plan:
     """What tells the base models from others, as it was when they were planned."""
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
+
+    def template_of(self, model: str) -> RendererConfig:
+        """The chat template that a base model is first used with: options with nothing else."""
+        for stage in self.stages:
+            if stage.model == model:
+                return RendererConfig(chat_template=stage.renderer.chat_template)
+        for stage in self.stages:
+            plugins: list[Any] = [stage.method, *(e.eval for e in stage.evals)]
+            plugins += [reward for reward, _ in stage.rewards]
+            plugins += [inner for one in plugins if one for inner in one.rewards.values()]
+            for plugin in plugins:
+                for _, ref in references(plugin.config, ModelRef) if plugin else ():
+                    if ref.model == model and ref.renderer is not None:
+                        return RendererConfig(chat_template=ref.renderer.chat_template)
+        return AS_EVER
 
     def check_models(self) -> None:
         """Refuse models whose files were edited before the engine read them.

@@ -31,13 +31,16 @@ def roughly(messages: Sequence[Message]) -> int:
     return sum(len(message.content) // CHARACTERS + FRAME for message in messages)
 
 
-def counter(location: str) -> CountTokens | None:
-    """Counts tokens by the tokenizer at `location`; None where it is not on this machine."""
+def counter(location: str, template: str | None = None) -> CountTokens | None:
+    """Counts tokens by the tokenizer at `location`; None where it is not on this machine.
+
+    `template` is a chat template in place of its own.
+    """
     path = tokenizer_file(location)
     if path is None:
         return None
     try:
-        renderer = ChatRenderer(_Tokenizer(path.parent))
+        renderer = ChatRenderer(_Tokenizer(path.parent, template))
     except Exception:  # a tokenizer or a template in a form that is not known here
         return None
 
@@ -69,7 +72,7 @@ def folder(location: str) -> Path | None:
 class _Tokenizer:
     """As much of a tokenizer of `transformers` as `ChatRenderer` asks for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: str | None) -> None:
         from tokenizers import Tokenizer
 
         self.name_or_path = str(folder)
@@ -82,8 +85,8 @@ class _Tokenizer:
         }
         beside = folder / "chat_template.jinja"
         written = beside.read_text(encoding="utf-8") if beside.is_file() else None
-        self.chat_template = written or config.get("chat_template")
-        self._template = _environment().from_string(self.chat_template or "")
+        self.chat_template = template or written or config.get("chat_template")
+        self._template = template_environment().from_string(self.chat_template or "")
         self.eos_token_id: int | None = self._tokenizer.token_to_id(
             self._special.get("eos_token", "")
         )
@@ -107,16 +110,29 @@ class _Tokenizer:
         return ids
 
 
-def _environment() -> Any:
-    from jinja2.ext import loopcontrols
+def template_environment() -> Any:
+    """Jinja as `transformers` sets it up, so that templates mean the same here."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> None:
         raise ValueError(message)
 
-    # As transformers sets it up, so that templates mean the same here.
+    class Generation(Extension):
+        """`{% generation %}`: marks what the assistant says, and changes nothing of it."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> list[nodes.Node]:
+            next(parser.stream)
+            body: list[nodes.Node] = parser.parse_statements(
+                ("name:endgeneration",), drop_needle=True
+            )
+            return body
+
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     made.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
     made.globals["raise_exception"] = raise_exception

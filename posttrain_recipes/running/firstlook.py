@@ -18,7 +18,7 @@ from posttrain_recipes.plugin import Checkpoint
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving
 
-NEAR = 0.85
+NEAR = 0.95
 """An nll of more than this share of ln(V) is told."""
 RECORDS = 8
 """Records that are read."""

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.options import ModelRef, RendererConfig, references
+from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import needs, overlap
 from posttrain_recipes.planning.data import load_records
-from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
-from posttrain_recipes.planning.tokens import tokenizer_file
+from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
 from posttrain_recipes.running import activity, firstlook, tokenizers
@@ -29,7 +28,6 @@ from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.texts import Texts
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.rl.scoring import scores_of
-from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
 from posttrain_recipes.waiting import EngineWaiter
 
 FREE_BYTES = 1 << 30
@@ -123,24 +121,10 @@ def engine(
             log.unlink()
 
 
-def offline(plan: Plan) -> Iterator[PreflightFinding]:
-    """What models make of text, where their tokenizers are on this machine; `engine` looks at all
-    of them."""
-    here = {model: model_location(model, plan.path.parent) for model in plan.models}
-    missing = [model for model, place in here.items() if tokenizer_file(place) is None]
-    if missing:
-        what = f"not looked at: the tokenizer of {', '.join(missing)} is not on this machine"
-        yield PreflightFinding("texts", "warning", what, "leave out --offline")
-        return
-    loaded: dict[str, ChatRenderer] = {}
-
-    def load(model: str, options: RendererConfig) -> ChatRenderer:
-        key = f"{model} {options}"
-        if key not in loaded:
-            loaded[key] = load_renderer(model_location(model, plan.path.parent), options)
-        return loaded[key]
-
-    yield from Texts(plan, load).of(plan.stages)
+def offline() -> Iterator[PreflightFinding]:
+    """What is not looked at without an engine."""
+    what = "not looked at with --offline: what tokenizers keep, how long records are in tokens"
+    yield PreflightFinding("texts", "ok", what)
 
 
 def rewards(plan: Plan) -> Iterator[PreflightFinding]:

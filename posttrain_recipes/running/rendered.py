@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.options import ModelRef, RendererConfig
+from posttrain_recipes.options import ModelRef, RendererConfig, asked
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Message, Plugin, Record, Rendered, Renderer, Task
 from posttrain_recipes.records import ROLES
@@ -192,7 +192,7 @@ def renderers_of(
             return load(stage.model, stage.renderer)
         # Which model a checkpoint is of, only an engine knows: the stage's own, most likely.
         model = ref.model or models.get(ref.stage or BASE, stage.model)
-        return load(model, ref.renderer or stage.renderer)
+        return load(model, asked(ref.renderer, stage.renderer, same=model == stage.model))
 
     return of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes.options import AS_EVER, RendererConfig
+from posttrain_recipes.options import RendererConfig, asked
 from posttrain_recipes.planning.plans import (
     BASE,
     Plan,
@@ -55,7 +55,7 @@ class Serving:
         """The renderer of a base model. Raises `PtlError` where its tokenizer cannot be loaded."""
         from posttrain_recipes.training.text.chat_template import load_renderer
 
-        options = options or AS_EVER
+        options = options or self.plan.template_of(model)
         key = worker(), model, options.model_dump_json()
         if key not in self.renderers:
             location = model_location(model, self.plan.path.parent)
@@ -105,13 +105,13 @@ class Serving:
             checkpoint = self.checkpoints[ref.stage]
         else:
             checkpoint = Checkpoint(ref.model or model)
-        asked = ref.renderer or options
-        renderer = self.renderer(checkpoint.base_model, asked)
         base = checkpoint.base_model
+        how = asked(ref.renderer, options, same=base == model)
+        renderer = self.renderer(base, how)
         weights = checkpoint.sampler_uri or (
             self.plan.identities.get(base) or model_identity(base, self.plan.path.parent)
         )
-        identity = f"{weights} {asked.model_dump_json()}"
+        identity = f"{weights} {how.model_dump_json()}"
         return ServedModel(checkpoint, renderer, self.sampler(checkpoint), identity)
 
     def base_of(self, uri: str) -> str:

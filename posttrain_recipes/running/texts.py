@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from posttrain_recipes.conversion import conversations
 from posttrain_recipes.errors import PtlError, TooLongError, UsageError
-from posttrain_recipes.options import AS_EVER, RendererConfig
+from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Method, Plugin, Record, Rendered, Task
@@ -80,7 +80,7 @@ class Texts:
     def _model(self, model: str) -> Iterator[PreflightFinding]:
         name, location = f"tokenizer of {model}", model_location(model, self.plan.path.parent)
         try:
-            renderer = self.load(model, self._options(model))
+            renderer = self.load(model, self.plan.template_of(model))
         except PtlError as error:
             yield PreflightFinding(name, "failed", error.what, error.hint)
             return
@@ -132,10 +132,6 @@ class Texts:
                 f"replies end at any of {_names(renderer)}; have the files name the same",
             )
         return PreflightFinding(name, "ok", f"replies end at {_names(renderer)}")
-
-    def _options(self, model: str) -> RendererConfig:
-        """The options of the first stage that has a model render anything."""
-        return next((s.renderer for s in self.plan.stages if s.model == model), AS_EVER)
 
     # --- data ------------------------------------------------------------------------------------
 

@@ -112,7 +112,8 @@ def test_what_has_changed_is_told(project: Project, home: Path) -> None:
 
 def test_data_may_have_moved(project: Project, home: Path) -> None:
     record = run(project, home, RECIPE, 4)
-    for name in ("pairs.jsonl", "questions.jsonl", "model/config.json", "model/tokenizer.json"):
+    models = ("model/config.json", "model/tokenizer.json", "model/chat_template.jinja")
+    for name in ("pairs.jsonl", "questions.jsonl", *models):
         project.write(f"moved/{name}", (project.path / name).read_text())
     planned = reproduction.plan_again(record, registry.load(), project.path / "moved")
     assert list(reproduction.changes(record, planned)) == []

@@ -16,7 +16,7 @@ from posttrain_recipes.errors import UsageError
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.planning.plans import Plan, model_location
-from posttrain_recipes.running import preflight, texts
+from posttrain_recipes.running import texts
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.texts import Texts
 from posttrain_recipes.training.text import soundness
@@ -297,12 +297,8 @@ def test_the_bundled_models_have_one_tokenizer() -> None:
         assert len({(folder / name).read_text() for folder in BUNDLED.values()}) == 1, name
 
 
-def test_preflight_says_it_without_an_engine(project: Project, ptl: Ptl) -> None:
-    copied(project, tokenizer=spaces_are_unknown)
-    project.write("mine.yaml", RECIPE.replace("MODEL", "./broken"))
+def test_what_is_not_looked_at_offline_is_said(project: Project, ptl: Ptl) -> None:
+    project.write("mine.yaml", RECIPE.replace("MODEL", "ptl/nano"))
     said = ptl("preflight", "mine.yaml", "--offline")
-    assert said.code == 1
-    assert "FAILED   tokenizer of ./broken: " in said.out
-    plan = project.plan(RECIPE.replace("MODEL", "organisation/model"))
-    [finding] = preflight.offline(plan)
-    assert "the tokenizer of organisation/model is not on this machine" in finding.message
+    assert said.code == 0
+    assert "not looked at with --offline: what tokenizers keep, how long records are" in said.out

@@ -48,11 +48,16 @@ class Finish:
 
 class Service:
     """The engine. `models` maps served names to directories or hub ids; with `only_served` clients
-    may name no other base model."""
+    may name no other base model. `chat_template` stands in for those of the models."""
 
     def __init__(
-        self, models: Mapping[str, str], data_dir: Path, only_served: bool = False
+        self,
+        models: Mapping[str, str],
+        data_dir: Path,
+        only_served: bool = False,
+        chat_template: str | None = None,
     ) -> None:
+        self.chat_template = chat_template
         self.metrics = Metrics()
         self.state = State(models, data_dir, self.metrics.answered, only_served)
         self.training = Training(self.state)

@@ -24,10 +24,12 @@ _MARK = "\ue001\ue002\ue001"
 class ThreadSafeTokenizer:
     """A base model's tokenizer behind a lock. Made on the worker thread, used on any.
 
+    `template` is a chat template in place of its own.
+
     Raises RequestError 422 if the model has no tokenizer that loads.
     """
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, template: str | None = None) -> None:
         try:
             # Its own copy: the tokenizers' Rust code refuses two threads at once, and the worker
             # looks for stop strings with the other.
@@ -36,6 +38,7 @@ class ThreadSafeTokenizer:
             raise RequestError(
                 422, f"{base.name} has no tokenizer that loads: {error}"
             ) from error  # fmt: skip
+        self._tokenizer.chat_template = template or self._tokenizer.chat_template
         self.name, self.context = base.name, base.context
         self.eos = frozenset(base.eos_ids() | self._template_end())
         self._lock = threading.Lock()

@@ -101,7 +101,9 @@ class _OpenAIRoutes:
 
     async def _load(self, base: str) -> ThreadSafeTokenizer:
         pending = self.state.scheduler.submit_local(
-            work=lambda: ThreadSafeTokenizer(self.state.base_models.get(base))
+            work=lambda: ThreadSafeTokenizer(
+                self.state.base_models.get(base), self.service.chat_template
+            )
         )
         await pending.done.wait()
         tokenizer: ThreadSafeTokenizer = _result(pending)

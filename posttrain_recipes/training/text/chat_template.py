@@ -56,7 +56,8 @@ class ChatRenderer:
         if not tokenizer.chat_template:
             raise PtlError(
                 f"the tokenizer of {tokenizer.name_or_path} has no chat template",
-                hint="use an instruction-tuned model, or add chat_template to its tokenizer config",
+                hint="name one: 'renderer: {chat_template: chatml}'; or use an instruction-tuned "
+                "model",
             )
         self._tokenizer = tokenizer
         self._limits = limits
@@ -481,6 +482,8 @@ def load_renderer(location: str, options: RendererConfig | None = None) -> ChatR
             why=str(error).strip().split("\n")[0],
             hint="check the model's name and the network, or use a local directory",
         ) from None
+    if options is not None and options.chat_template is not None:
+        tokenizer.chat_template = options.chat_template
     return ChatRenderer(
         tokenizer, options, model_files.ends(location), model_files.limits(location)
     )
