@@ -153,7 +153,7 @@ def test_what_writes_says_where_it_cannot_and_what_to_do(
 def test_chat_keeps_its_log_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Path, Path]] = []
 
-    def start(_: object, data: Path, log: Path) -> Any:
+    def start(_: object, data: Path, log: Path, **__: object) -> Any:
         seen.append((data, log))
         raise InterruptedError
 
@@ -230,7 +230,7 @@ def test_weights_that_are_no_numbers_are_not_exported(
 def test_what_is_not_verified_is_said(
     ptl: Ptl, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*_: object) -> Any:
+    def start(*_: object, **__: object) -> Any:
         raise PtlError("no engine here")
 
     monkeypatch.setattr(launch, "start", start)
