@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -122,7 +123,7 @@ def _token_counter(model: str, thinking: str) -> TokenCounter:
 
     check_model(model, "--model")
     if is_path(model):
-        folder = Path(model).expanduser()
+        folder = Path(os.path.expanduser(model))
         if not folder.is_dir():
             raise UsageError(f"there is no model directory {model}")
         model = str(folder.resolve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ def find(text: str | None, home: Path) -> ChatTarget:
             raise one.error()
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
-            text = str(Path(text).expanduser().resolve())
+            text = str(Path(os.path.expanduser(text)).resolve())
             if not Path(text).is_dir():
                 raise UsageError(f"there is no directory {text}")
         return ChatTarget(text, text, text)

@@ -64,7 +64,7 @@ def folder(location: str) -> Path | None:
     if path.is_dir():
         return path
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or f"{home}/hub"))
     snapshots = (cache / f"models--{location.replace('/', '--')}" / "snapshots").glob("*")
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
