@@ -90,6 +90,7 @@ class Local(Engine):
                     service,
                     rest,
                     lambda: engine.is_alive,
+                    lambda: engine.killed,
                     log_path=engine.log_path,
                     missing=_embedded_lacks,
                 )
