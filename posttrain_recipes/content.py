@@ -6,6 +6,7 @@ Code is read and never run: which modules a file imports is told by its syntax t
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.machinery
 import importlib.metadata
@@ -32,6 +33,12 @@ def cache_dir() -> Path:
     """The user's directory for what can be made again: `$XDG_CACHE_HOME`, else `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "posttrain-recipes"
+
+
+def make_cache_dir() -> None:
+    """Make it, where that can be done: nothing depends on it."""
+    with contextlib.suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
 
 
 def write_quietly(path: Path, text: str, mode: int = 0o644) -> None:

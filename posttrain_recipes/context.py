@@ -267,6 +267,8 @@ class Connection:
     """Why the engine does not answer just now; None while it does."""
     log_path: Path | None = None
     """The engine's own log, where it has one."""
+    log_start: int = 0
+    """Bytes of it that earlier engines wrote."""
     missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
     """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
     showed. May take a minute."""

@@ -18,7 +18,7 @@ from pydantic import Field
 from posttrain_recipes import probe
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import Address, without_password
-from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, hookimpl
+from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, Usage, hookimpl
 from posttrain_recipes.shown import redact
 from posttrain_recipes.waiting import explain, in_thread
 from posttrain_recipes.watching import Pauses, Watch
@@ -57,7 +57,7 @@ class Local(Engine):
             return GONE
         kept = CheckpointStore(data_dir)
         try:
-            kept.verify(kept.folder(parse_path(uri)))
+            kept.verify(kept.find(parse_path(uri)))
         except RequestError as error:
             return GONE if error.status == 404 else f"cannot be used: {error}"
         return None
@@ -70,13 +70,25 @@ class Local(Engine):
         return {record.path: size for record, size in found}
 
     def discard(self, uri: str, data_dir: Path) -> bool:
-        """Delete its folder."""
+        """Delete its folder. Raises PtlError where the system does not let us."""
         from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
         from posttrain_recipes.engine.wire import RequestError
 
-        with contextlib.suppress(RequestError):
+        try:
             CheckpointStore(data_dir).delete(parse_path(uri))
+        except RequestError as error:
+            if error.status != 404:
+                raise PtlError(str(error)) from None
         return True
+
+    def seconds(self, folder: Path, usage: Usage) -> float | None:
+        """By how fast this machine multiplies what the model does."""
+        from posttrain_recipes.engine import calibrate
+
+        speed = calibrate.speed(folder)
+        if speed is None:
+            return None
+        return sum(speed[name] * getattr(usage, name) for name in speed)
 
     @contextmanager
     def connect(
@@ -92,6 +104,7 @@ class Local(Engine):
                     lambda: engine.is_alive,
                     lambda: engine.killed,
                     log_path=engine.log_path,
+                    log_start=engine.log_start,
                     missing=_embedded_lacks,
                 )
 

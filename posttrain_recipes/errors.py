@@ -56,6 +56,9 @@ class MissingExtraError(PtlError):
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """The errors of a disk, or of a user's share of it, that has no space left."""
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""The errors of a place that this user may not write."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -75,7 +78,7 @@ def unwritable(path: Path, error: OSError) -> PtlError:
             "free some space there: 'ptl gc' deletes checkpoints that no run names any more. Or "
             "keep runs elsewhere, with --home or PTL_HOME"
         )
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif error.errno in READ_ONLY:
         hint = "name a place where this user may write; runs are kept in --home or PTL_HOME"
     return PtlError(
         f"{display_path(path)} cannot be written", why=error.strerror or str(error), hint=hint

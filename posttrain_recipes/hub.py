@@ -86,6 +86,6 @@ def _of_cache(kind: Kind, name: str, wanted: str | None) -> str | None:
 def _cache_dir() -> Path:
     """Where `huggingface_hub` keeps what it downloads, by the same variables as it."""
     if given := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(given).expanduser()
+        return Path(os.path.expanduser(given))
     home = os.environ.get("HF_HOME") or content.cache_dir().parent / "huggingface"
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"

@@ -422,6 +422,11 @@ class Engine(Plugin):
         """Delete a checkpoint; False where only a connection can."""
         return False
 
+    def seconds(self, folder: Path, usage: Usage) -> float | None:
+        """How long so many tokens of the model in `folder` take, before any were computed; None
+        where only a run tells. May take some seconds at first."""
+        return None
+
     @abstractmethod
     def connect(
         self, models: Mapping[str, str], data_dir: Path, log_path: Path

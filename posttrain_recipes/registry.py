@@ -6,11 +6,12 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, NoReturn
@@ -30,6 +31,7 @@ from posttrain_recipes.plugin import (
     PluginConfig,
     Reward,
 )
+from posttrain_recipes.shown import plain
 
 GROUP = "posttrain_recipes"
 """The entry-point group and the name of the pluggy project."""
@@ -271,9 +273,46 @@ def _in_time() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _to_stderr() -> AbstractContextManager[object]:
-    """What a plugin prints when it is imported is no part of a command's answer (`--json`)."""
-    return redirect_stdout(sys.stderr)
+HEARD = 2000
+"""Characters that are shown of what a plugin writes when it is imported."""
+
+
+@contextmanager
+def _heard(distribution: str) -> Iterator[None]:
+    """What a stranger's plugin writes as it is imported, past Python's streams too, is caught, and
+    told by its name, without control characters: it is no part of a command's answer (`--json`),
+    and commands no terminal."""
+    if distribution == OWN:
+        yield
+        return
+    import tempfile
+
+    with tempfile.TemporaryFile() as heard:
+        try:
+            with ExitStack() as back:
+                _flush()
+                for number in (1, 2):
+                    with suppress(OSError):  # it is closed
+                        kept = os.dup(number)
+                        back.callback(os.close, kept)
+                        back.callback(os.dup2, kept, number)
+                        os.dup2(heard.fileno(), number)
+                back.callback(_flush)
+                with redirect_stdout(sys.stderr):
+                    yield
+        finally:
+            heard.seek(0)
+            if text := heard.read().decode(errors="replace").strip():
+                more = f"… ({len(text):,} characters)" if len(text) > HEARD else ""
+                shown = text[:HEARD].replace("\n", "\n  ") + more
+                told = f"plugin {distribution} wrote as it was imported:\n  {shown}"
+                print(plain(told), file=sys.stderr)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, gone, or none at all
+            stream.flush()
 
 
 @cache
@@ -296,7 +335,7 @@ def load() -> Registry:
         distribution = point.dist.name if point.dist else "unknown"
         plugin_name = f"{distribution}:{point.name}"
         try:
-            with _in_time(), _to_stderr():
+            with _heard(distribution), _in_time():
                 module = point.load()
             stated = _api_version(module)
             manager.register(module, name=plugin_name)
@@ -319,7 +358,7 @@ def _collect(
         for impl in getattr(manager.hook, f"ptl_{kind}s").get_hookimpls():
             origin = origins[impl.plugin]
             try:
-                with _in_time(), _to_stderr():
+                with _heard(origin.distribution), _in_time():
                     given = _given(kind, impl.function(), origin)
             except (Exception, SystemExit) as error:  # one bad plugin must not stop the program
                 registry.broken.append(Broken(f"ptl_{kind}s", origin.distribution, _reason(error)))

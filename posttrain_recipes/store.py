@@ -109,6 +109,8 @@ class Estimated:
     """Whether the tokens are a bound."""
     usd: float | None = None
     seconds: float | None = None
+    calibrated: bool = False
+    """Whether the seconds are by the machine's speed alone: nothing like it was run before."""
     unknown: list[str] = field(default_factory=list)
     """Parts of it that nothing is known of: training, evals."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from posttrain_recipes import cli, registry
+from posttrain_recipes.engine import calibrate
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.planning import planner as planning
@@ -192,3 +193,12 @@ def users_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+real_speed = calibrate.speed
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of a test takes no seconds to find out how fast this machine is."""
+    monkeypatch.setattr(calibrate, "speed", lambda folder: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -11,8 +12,14 @@ from typing import Any
 import click
 
 from posttrain_recipes.cli import streams, terminal
-from posttrain_recipes.errors import DISK_FULL, PtlError, RecipeError, unwritable
-from posttrain_recipes.shown import redact
+from posttrain_recipes.errors import (
+    DISK_FULL,
+    READ_ONLY,
+    PtlError,
+    RecipeError,
+    display_path,
+    unwritable,
+)
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -125,11 +132,15 @@ def _code() -> int:
         return 0  # `ptl runs | head`: the reader has what it wanted
     except OSError as error:
         # A full disk, a directory that cannot be written: the system's words say it best.
-        print_error(
-            unwritable(Path(error.filename), error)
-            if isinstance(error.filename, str) and error.errno in DISK_FULL
-            else PtlError(str(error))
-        )
+        named = isinstance(error.filename, str)
+        if named and error.errno in (*DISK_FULL, errno.EROFS):
+            print_error(unwritable(Path(error.filename), error))
+        elif named and error.errno in READ_ONLY:
+            what = f"{display_path(Path(error.filename))} cannot be used"
+            hint = "look whom it belongs to, and what this user may do there"
+            print_error(PtlError(what, why=error.strerror, hint=hint))
+        else:
+            print_error(PtlError(str(error)))
         return 1
     return code if isinstance(code, int) else 0
 
@@ -137,8 +148,8 @@ def _code() -> int:
 def print_error(error: PtlError) -> None:
     """The error for a person, on stderr."""
     if isinstance(error, RecipeError):
-        streams.say(redact(str(error)))
+        streams.say(str(error))
         count = len(error.faults)
         streams.say(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.")
     else:
-        streams.say(f"error: {redact(str(error))}")
+        streams.say(f"error: {error}")

@@ -21,9 +21,10 @@ import click
 from posttrain_recipes import models
 from posttrain_recipes.cli.options import check_address, home_option, secret_option
 from posttrain_recipes.cli.target import ChatTarget, find, require_here
-from posttrain_recipes.cli.terminal import styled
+from posttrain_recipes.cli.terminal import exact, styled
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import AS_EVER
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -81,7 +82,7 @@ def chat(
             talk.model = said = talk.server.first_model()
         if prompt is not None:
             for part in talk.say(prompt):
-                click.echo(part, nl=False)
+                exact(part)
             click.echo()
         else:
             _converse(talk, said)
@@ -104,9 +105,13 @@ def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
     from posttrain_recipes.engine import launch
 
     with ExitStack() as stack:
-        # Where nothing was ever run, talking to a model leaves nothing behind.
-        kept = home / "engine"
-        data = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # Where nothing was ever run, talking to a model leaves nothing behind; where nothing can be
+        # written, it reads.
+        data = log = home / "engine"
+        if not os.access(data, os.W_OK):
+            log = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not data.is_dir():
+            data = log
         template = None
         if target.renderer.chat_template is not None:  # the stage was trained with it
             template = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "chat.jinja"
@@ -114,7 +119,7 @@ def _engine(target: ChatTarget, home: Path) -> Iterator[tuple[str, str]]:
         engine = launch.start(
             {target.base: models.resolve(target.base)},
             data,
-            data / "chat.log",
+            log / "chat.log",
             chat_template=template,
         )
         stack.enter_context(engine)
@@ -260,11 +265,11 @@ def _reply(talk: Talk, text: str) -> None:
     parts = talk.say(text)
     try:
         for part in parts:
-            click.echo(part, nl=False)
+            exact(part)
         click.echo()
     except KeyboardInterrupt:
         parts.close()  # type: ignore[attr-defined]
         styled(" (stopped)", dim=True)
     except PtlError as error:
         hint = "\n/reset forgets what was said" if "context window" in str(error) else ""
-        styled(f"{error}{hint}", fg="red" if "NO_COLOR" not in os.environ else None)
+        styled(redact(f"{error}{hint}"), fg="red" if "NO_COLOR" not in os.environ else None)

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes.cli.options import folded, home_option, json_option
+from posttrain_recipes.cli.options import check_ending, folded, home_option, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.reporting import comparisons, report
-from posttrain_recipes.store import default_home, write_atomic
+from posttrain_recipes.store import default_home
 
 
 @click.command()
@@ -20,7 +20,8 @@ from posttrain_recipes.store import default_home, write_atomic
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write it as an HTML page, with the curves over one another.",
+    help="Also write it to this file, as what its name ends in: .html, with the curves over one "
+    "another; .md; .csv, .tsv: the results; .json.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open that page in a browser.")
 @home_option
@@ -33,14 +34,18 @@ def compare(
     Results on the same records are tested in pairs. One run with branches or a matrix is compared
     with itself.
     """
-    from posttrain_recipes.reporting.comparing import Comparison
+    from posttrain_recipes.reporting import comparing
 
+    if output is not None:
+        check_ending(output, comparing.ENDINGS)
     folder = default_home(home)
-    found = Comparison(folder, [api.show(run, home).record for run in dict.fromkeys(runs)])
+    found = comparing.Comparison(
+        folder, [api.show(run, home).record for run in dict.fromkeys(runs)]
+    )
     if open_browser and output is None:
         output = folder / "compare.html"
     if output is not None:
-        write_atomic(output, found.html())
+        comparing.write(found, output)
     if as_json:
         answer(found.as_json())
         return
@@ -50,28 +55,16 @@ def compare(
         if title:
             click.echo(f"\n{title}" if found.differing else title)
         for table in tables:
-            percent = table.metric in report.SHARES
             name = report.metric_label(table.eval, table.eval, table.metric)
-            shown = [("  way", "seeds", "value", f"against {table.cells[0].arm}", "p", "")]
-            for cell in table.cells:
-                tested = cell.against
-                star = " *" if cell.arm == table.best and len(table.cells) > 1 else ""
-                shown.append(
-                    (
-                        f"  {cell.arm}{star}",
-                        str(cell.seeds),
-                        report.show(cell.estimate, percent),
-                        report.show_paired(tested, percent),
-                        report.show_p(cell.adjusted) if tested else "",
-                        tested.test if tested else "",
-                    )
-                )
+            rows = [(f"  {way}", *rest) for way, *rest in comparisons.shown(table)]
             click.echo(f"\n{name} ({table.direction})")
-            click.echo(report.columns(shown, right=(1, 2, 3, 4)))
+            click.echo(report.columns(rows, right=(1, 2, 3, 4)))
         click.echo()
         for note in comparisons.notes(tables):
             click.echo(folded(note))
     if output is not None:
         click.echo(display_path(output))
+        if found.differing and output.suffix.lower() in (".csv", ".tsv"):
+            click.echo("options that differ are not in it; they are in .html, .md and .json")
         if open_browser:
             click.launch(output.resolve().as_uri())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from posttrain_recipes.cli.data_show import show
-from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.options import check_model, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
 
@@ -120,8 +121,9 @@ def _token_counter(model: str, thinking: str) -> TokenCounter:
     from posttrain_recipes.options import RendererConfig
     from posttrain_recipes.training.text.chat_template import load_renderer
 
+    check_model(model, "--model")
     if is_path(model):
-        folder = Path(model).expanduser()
+        folder = Path(os.path.expanduser(model))
         if not folder.is_dir():
             raise UsageError(f"there is no model directory {model}")
         model = str(folder.resolve())

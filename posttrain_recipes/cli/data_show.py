@@ -67,7 +67,9 @@ def show(
     looker = Looker(planned, store.runs(), store.runs_dir)
     found = [shown for stage in stages for shown in looker.stage(stage, count)]
     if as_json:
-        answer({"recipe": planned.name, "stages": [_as_dict(one) for one in found]})
+        answer(
+            {"recipe": planned.name, "stages": [_as_dict(one) for one in found]}, exact=("text",)
+        )
         return
     marks = None if _coloured() else _marks(found)
     known: dict[object, str] = {}

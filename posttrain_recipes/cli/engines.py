@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, probe, registry
-from posttrain_recipes.cli.options import check_address, json_option
+from posttrain_recipes.cli.options import check_address, check_model, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.engines import Local, Server
@@ -91,6 +91,7 @@ def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connec
     """A connection, and a model to try things on."""
     if base_url is None:
         name = model or SMALL
+        check_model(name, "--model")
         engine = Local(Local.Config())
         with tempfile.TemporaryDirectory(prefix="ptl-check-") as folder:
             home = Path(folder)

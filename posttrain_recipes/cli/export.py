@@ -27,12 +27,11 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of a merged model's weights; 16 bits take half the space and round the adapter.",
+    help="Of a merged model's weights; by default that of its base. 16 bits take half the space of "
+    "float32 and round the adapter.",
 )
 @home_option
-def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | None) -> None:
+def export(target: str, directory: Path, merge: bool, dtype: str | None, home: Path | None) -> None:
     """Write a checkpoint to DIRECTORY: a PEFT adapter, or with --merge a Hugging Face model.
 
     TARGET is a run (sft_then_dpo-1), one of its stages (sft_then_dpo-1/sft), or a tinker:// path.
@@ -57,7 +56,9 @@ def export(target: str, directory: Path, merge: bool, dtype: str, home: Path | N
     click.echo(f"{found.said}: {what} in {display_path(directory)}")
 
 
-def _write(adapter: Path, directory: Path, merge: bool, dtype: str, template: str | None) -> None:
+def _write(
+    adapter: Path, directory: Path, merge: bool, dtype: str | None, template: str | None
+) -> None:
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary:
         out = Path(temporary) / "out"
         out.mkdir()
@@ -79,8 +80,10 @@ def _folder(path: str, home: Path) -> Path:
 
     kept = CheckpointStore(home / "engine")
     try:
-        folder = kept.folder(parse_path(path))
-        kept.verify(folder)
+        found = kept.find(parse_path(path))
+        kept.verify(found)
+        folder = found.folder
+        _check_finite(folder / ADAPTER[1])
     except RequestError as error:
         raise PtlError(str(error)) from None
     missing = [name for name in ADAPTER if not (folder / name).is_file()]
@@ -89,7 +92,26 @@ def _folder(path: str, home: Path) -> Path:
     return folder
 
 
-def _merge(adapter: Path, out: Path, dtype: str) -> None:
+def _check_finite(file: Path) -> None:
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        return  # which is told of
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PtlError(f"{display_path(file)} cannot be read", why=str(error)) from None
+    if bad := sorted(name for name, values in tensors.items() if not np.isfinite(values).all()):
+        raise PtlError(
+            f"{display_path(file)} holds NaN or infinity, and is not exported",
+            why=f"in {bad[0]}" + (f" and {len(bad) - 1} more" if bad[1:] else ""),
+            hint="name an earlier checkpoint, or train again with a lower learning rate",
+        )
+
+
+def _merge(adapter: Path, out: Path, dtype: str | None) -> None:
     """Write base and adapter, added up in float32, as one model that transformers loads."""
     try:
         from peft import PeftModel
@@ -101,7 +123,7 @@ def _merge(adapter: Path, out: Path, dtype: str) -> None:
 
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as progress
 
     progress.disable_progress_bar()
@@ -113,17 +135,27 @@ def _merge(adapter: Path, out: Path, dtype: str) -> None:
             base, dtype=torch.float32, local_files_only=local
         )
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=local)
+        own = AutoConfig.from_pretrained(base, local_files_only=local).get_text_config().dtype
     except (OSError, ValueError) as error:
         raise PtlError(f"the base model {base} does not load", why=str(error)) from None
-    _untie(model)
+    if _on_head(adapter):
+        _untie(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     try:
-        merged.to(getattr(torch, dtype)).save_pretrained(out)
+        merged.to(getattr(torch, dtype) if dtype else own or torch.float32).save_pretrained(out)
     except SafetensorError as error:  # it hides what the system said
         raise PtlError(f"{out} cannot be written", why=str(error)) from None
     tokenizer.save_pretrained(out)
+
+
+def _on_head(adapter: Path) -> bool:
+    """Whether the adapter changes the output layer; else that stays tied where the base ties it."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / ADAPTER[1], "np") as file:
+        return any("lm_head" in name for name in file.keys())  # noqa: SIM118
 
 
 def _untie(model: Any) -> None:

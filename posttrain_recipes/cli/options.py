@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from posttrain_recipes import models
 from posttrain_recipes.cli.streams import for_programs
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import without_password
+from posttrain_recipes.shown import is_address
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,6 +65,30 @@ def home_option(function: F) -> F:
         type=click.Path(path_type=Path, file_okay=False),
         help="Where runs are kept. [default: $PTL_HOME or ./.ptl]",
     )(function)
+
+
+def check_ending(output: Path, endings: Sequence[str], hint: str | None = None) -> None:
+    """Raise UsageError for a file that would not be what its name says."""
+    if output.suffix.lower() not in endings:
+        raise UsageError(
+            f"{output} cannot be written as what its name ends in",
+            why=f"there is {', '.join(endings)}",
+            hint=hint,
+        )
+
+
+def check_model(model: str, option: str) -> None:
+    """Raise UsageError, which does not repeat it, where an address is named as a model."""
+    if is_address(model):
+        raise UsageError(f"{option} is an address", hint=models.WHAT)
+
+
+def check_host(host: str) -> None:
+    """Raise UsageError, which does not repeat it, for what is neither a name nor an IP address."""
+    if not re.fullmatch(r"[\w.-]*|[0-9A-Fa-f:.]+(%[\w.-]+)?", host):
+        raise UsageError(
+            "--host is no host", hint="give a name or an IP address alone: 127.0.0.1, ::1, 0.0.0.0"
+        )
 
 
 def check_address(address: str | None, option: str) -> None:

@@ -230,6 +230,8 @@ class StageProgress:
 
     def __init__(self, done: int = 0) -> None:
         self.began = time.monotonic()
+        self.first = 0.0
+        """When its first step here was done."""
         self.done = done
         self.kept = done
         """Steps that a next run need not do again."""
@@ -244,6 +246,7 @@ class StageProgress:
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
+        self.first = self.first or time.monotonic()
         self.stepped = True
         now = metrics.get("train/tokens_per_second", 0.0)
         self.tokens = now if not self.tokens else 0.9 * self.tokens + 0.1 * now
@@ -277,10 +280,12 @@ class StageProgress:
 
     def left(self, number: int, total: int) -> str:
         """Time until the last step, as a person says it."""
-        steps = number - self.done
+        steps, now = number - self.done, time.monotonic()
         if steps <= 0:
             return "?"
-        return duration((time.monotonic() - self.began) / steps * (total - number))
+        # The first one starts up what the others find running.
+        took = (now - self.first) / (steps - 1) if steps > 1 and self.first else now - self.began
+        return duration(took * (total - number))
 
 
 class Live(Lines):

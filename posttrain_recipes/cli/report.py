@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.options import check_ending, home_option
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.store import default_home, write_atomic
 
@@ -18,7 +18,7 @@ from posttrain_recipes.store import default_home, write_atomic
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where to write the page: HTML, or Markdown for a name that ends in .md.",
+    help="Where to write the page: HTML (.html), or Markdown (.md).",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
 @home_option
@@ -30,11 +30,13 @@ def report(run: str, output: Path | None, open_browser: bool, home: Path | None)
     """
     from posttrain_recipes.reporting.page import Pages
 
+    if output is not None:
+        check_ending(output, (".html", ".htm", ".md"), "'ptl show RUN --json' prints JSON")
     pages = Pages(default_home(home), api.show(run, home).record)
     if output is None:
         output, _ = pages.write()
     else:
-        write_atomic(output, pages.markdown() if output.suffix == ".md" else pages.html())
+        write_atomic(output, pages.markdown() if output.suffix.lower() == ".md" else pages.html())
     click.echo(display_path(output))
     if open_browser:
         click.launch(output.resolve().as_uri())

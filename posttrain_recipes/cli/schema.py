@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import registry
+from posttrain_recipes.cli.terminal import exact
 from posttrain_recipes.language import schema as schemas
 from posttrain_recipes.store import write_atomic
 
@@ -21,7 +22,7 @@ def schema(output: Path | None) -> None:
     """
     text = schemas.dump(schemas.recipe_schema(registry.load()))
     if output is None:
-        click.echo(text, nl=False)
+        exact(text)
     else:
         write_atomic(output, text)
         click.echo(f"wrote {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, private
-from posttrain_recipes.cli.options import home_option, secret_option
+from posttrain_recipes.atomic import require_writable
+from posttrain_recipes.cli.options import check_host, check_model, home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
 
@@ -76,6 +78,7 @@ def serve(
     /metrics is for Prometheus, /healthz for whoever watches. Ctrl-C, or SIGTERM, finishes what is
     accepted and ends.
     """
+    check_host(host)
     if not _loopback(host) and not token:
         raise UsageError(
             f"--host {host} is reachable from other machines",
@@ -100,6 +103,7 @@ def serve(
     offered: dict[str, str] = {}
     for entry in served or tuple(models.BUNDLED):
         name, _, where = entry.partition("=")
+        check_model(where or name, "--model")
         offered[name] = where or models.resolve(name)
     closed = not _loopback(host) if only_served is None else only_served
     directory = data_dir or (home or default_home()) / "engine"
@@ -117,6 +121,8 @@ def serve(
             click.echo(f"  export TINKER_API_KEY={key} OPENAI_API_KEY={key}")
 
     private.tighten(default_home(home))
+    with private.files():
+        require_writable(directory)
     import logging
 
     logging.basicConfig(
@@ -134,7 +140,10 @@ def serve(
             only_served=closed,
             chat_template=template,
         )
-    except OSError as error:
+    except OSError as error:  # of the address: that of the directory was looked at
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
         raise PtlError(
-            f"cannot serve on {host}:{port}", why=str(error), hint="take another --port; 0 is free"
+            f"cannot serve on {host}:{port}",
+            why=error.strerror or str(error),
+            hint="take another --port; 0 is free" if taken else "give another --host",
         ) from None

@@ -10,10 +10,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TextIO
 
 import click
+
+from posttrain_recipes.shown import redact_all
 
 
 def open_missing() -> None:
@@ -112,10 +114,13 @@ def _discard(stream: TextIO) -> None:
 _ANSWER = f"{__name__}.answer"
 
 
-def answer(data: Any) -> None:
-    """The command's answer as JSON: printed at its end, and alone."""
+def answer(data: Any, exact: Collection[str] = ()) -> None:
+    """The command's answer as JSON: printed at its end, and alone.
+
+    Its texts are without secrets, as all that is printed, but for those below the keys `exact`.
+    """
     click.get_current_context().find_root().meta[_ANSWER] = json.dumps(
-        data, indent=2, ensure_ascii=False
+        redact_all(data, exact), indent=2, ensure_ascii=False
     )
 
 
@@ -136,7 +141,9 @@ def alone(context: click.Context) -> Iterator[None]:
             os.dup2(kept, 1)
             os.close(kept)
         if (text := context.find_root().meta.pop(_ANSWER, None)) is not None:
-            click.echo(text, file=out)
+            from posttrain_recipes.cli import terminal
+
+            terminal.exact(f"{text}\n", out)
 
 
 def for_programs(context: click.Context, parameter: click.Parameter, value: bool) -> bool:

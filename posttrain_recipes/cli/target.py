@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from posttrain_recipes import models
+from posttrain_recipes.cli.options import check_model
+from posttrain_recipes.cli.streams import say
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
+
+if TYPE_CHECKING:
+    from posttrain_recipes.engine.storage.checkpoints import CheckpointRecord
 
 SCHEME = "tinker://"
 
@@ -35,7 +42,9 @@ def find(text: str | None, home: Path) -> ChatTarget:
         made = [run for run in runs if run.engine == "local" and _trained(run)]
         return _of_run(made[-1], "") if made else ChatTarget("ptl/tiny", "ptl/tiny", "ptl/tiny")
     if text.startswith(SCHEME):
-        return ChatTarget(text, _base_of(text, home), text)
+        record = _record(text, home)
+        return ChatTarget(text, record.base_model if record else "", text)
+    check_model(text, "the target")
     name, _, stage = text.partition("/")
     if (run := named(runs, name)) is not None:
         return _of_run(run, stage)
@@ -44,7 +53,7 @@ def find(text: str | None, home: Path) -> ChatTarget:
             raise one.error()
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
-            text = str(Path(text).expanduser().resolve())
+            text = str(Path(os.path.expanduser(text)).resolve())
             if not Path(text).is_dir():
                 raise UsageError(f"there is no directory {text}")
         return ChatTarget(text, text, text)
@@ -83,26 +92,35 @@ def _of_run(run: RunRecord, name: str) -> ChatTarget:
     return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, said, renderer)
 
 
-def _base_of(path: str, home: Path) -> str:
-    """The base model of a checkpoint of the engine in `home`; empty if it is not there."""
+def _record(path: str, home: Path) -> CheckpointRecord | None:
+    """The description of a checkpoint of the engine in `home`; None if it is not there."""
     from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
     from posttrain_recipes.engine.wire import RequestError
 
     if not (home / "engine" / "runs").is_dir():
-        return ""
+        return None
     try:
-        return CheckpointStore(home / "engine").record(parse_path(path)).base_model
+        return CheckpointStore(home / "engine").record(parse_path(path))
     except RequestError as error:
         if error.status == 404:
-            return ""
+            return None
         raise PtlError(f"the checkpoint {path} cannot be used", why=str(error)) from None
 
 
 def require_here(target: ChatTarget, home: Path) -> None:
-    """Raise UsageError unless the target's checkpoint lies in `home`, PtlError where its
-    description is damaged."""
-    if target.model.startswith(SCHEME) and not _base_of(target.model, home):
+    """See that the target's checkpoint lies in `home`, and say so where it cannot be verified.
+
+    Raises:
+        UsageError: it does not.
+        PtlError: its description is damaged.
+    """
+    if not target.model.startswith(SCHEME):
+        return
+    record = _record(target.model, home)
+    if record is None:
         raise UsageError(
             f"the checkpoint {target.model} is not in {display_path(home / 'engine')}",
             hint="name the --home it was trained in, or the --base-url of the engine that has it",
         )
+    if record.files is None:
+        say(f"warning: {target.said} is not verified: an earlier version saved it without hashes")

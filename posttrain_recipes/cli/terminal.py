@@ -1,7 +1,7 @@
-"""What ptl prints, on its way out: everything goes through `plain`, but for styles of our own.
+"""What ptl prints, on its way out: everything goes through `plain` and `redact`.
 
 The streams themselves are guarded, so that this holds for whatever prints: a command, a warning, a
-log, a plugin. Only `styled` and the console of `progress` write past the guard, each after `plain`.
+log, a plugin. Past the guard go, each after `plain`: styles of our own, and what has to be exact.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from posttrain_recipes.cli.streams import Lasting
-from posttrain_recipes.shown import plain
+from posttrain_recipes.shown import plain, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 class Guarded:
-    """A text stream that shows what it is given without control characters.
+    """A text stream that shows what it is given without control characters and secrets.
 
     What the stream cannot encode is escaped too: a reply ends no command on a terminal that is not
     UTF-8. There is no `buffer`, through which bytes would pass by.
@@ -32,14 +32,18 @@ class Guarded:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write `plain(text)`; returns the length of `text`."""
+        """Write `plain(redact(text))`; returns the length of `text`."""
+        self.write_exact(redact(text))
+        return len(text)
+
+    def write_exact(self, text: str) -> None:
+        """Write `plain(text)`: JSON, a reply or a record, in which nothing may be left out."""
         shown = plain(text)
         try:
             self.stream.write(shown)
         except UnicodeEncodeError:
             encoding = self.stream.encoding or "ascii"
             self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
 
     def writelines(self, lines: list[str]) -> None:
         """Write each of them."""
@@ -81,6 +85,16 @@ def _unguarded(stream: TextIO) -> TextIO:
     return stream.stream if isinstance(stream, Guarded) else stream
 
 
+def exact(text: str, file: TextIO | None = None) -> None:
+    """Print on stdout, or `file`, what has to be told as it is, such as JSON or a model's reply."""
+    out = file or sys.stdout
+    if isinstance(out, Guarded):
+        out.write_exact(text)
+    else:
+        out.write(plain(text))
+    out.flush()
+
+
 def styled(text: str, end: str = "\n", **style: Any) -> None:
     """Print on stdout in a style of ours, `fg="red"` or `dim=True`; `text` may be anybody's."""
     click.echo(click.style(plain(text), **style) + end, file=_unguarded(sys.stdout), nl=False)
@@ -92,6 +106,9 @@ def console(out: Lasting) -> Console:
     from rich.segment import Segment
 
     class Plain(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*map(_without_secrets, objects), **options)
+
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
         ) -> Iterator[Segment]:
@@ -101,6 +118,13 @@ def console(out: Lasting) -> Console:
 
     file = cast("IO[str]", out.over(_unguarded))
     return Plain(file=file, highlight=False, markup=False, emoji=False)
+
+
+def _without_secrets(told: Any) -> Any:
+    if isinstance(told, str):
+        return redact(told)
+    text = getattr(told, "plain", None)  # rich's Text, which keeps its style where it can
+    return redact(text) if isinstance(text, str) and redact(text) != text else told
 
 
 def show_click(error: click.ClickException) -> None:

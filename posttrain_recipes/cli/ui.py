@@ -19,7 +19,7 @@ from typing import IO
 import click
 
 from posttrain_recipes import private
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.options import check_host, home_option
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
@@ -47,6 +47,7 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
     nothing is started.
     """
     home = default_home(home)
+    check_host(host)
     uri = mlstore.configured_uri()
     if uri and mlstore.is_remote(uri):
         _show(redact(uri), None, open_browser)
@@ -60,6 +61,8 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
             )
         uri, experiment = mlstore.local_uri(home), _experiment(home / mlstore.DATABASE)
     port = _usable_port(host, port)
+    if note := mlstore.prepare_to_serve(home):
+        click.echo(note, err=True)
     with _server(uri, host, port, (home / "artifacts").resolve().as_uri()) as page:
         _show(page, experiment, open_browser)
         click.echo("Ctrl-C ends it.", err=True)
@@ -150,7 +153,7 @@ def _wait(server: subprocess.Popen[bytes], page: str, log: IO[str]) -> None:
     raise PtlError(
         "MLflow's server does not answer.",
         why="\n       ".join(lines[-5:]) or None,
-        hint="If it says that the schema is out of date: mlflow db upgrade sqlite:///<file>.",
+        hint="'ptl report RUN --open' shows a run without a server.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +55,7 @@ class HuggingFace(Dataset):
     @property
     def _local(self) -> Path | None:
         try:
-            path = self.base_dir / Path(self.config.path).expanduser()
+            path = self.base_dir / Path(os.path.expanduser(self.config.path))
             return path.resolve() if path.exists() else None
         except (OSError, RuntimeError, ValueError):  # too long, ~nobody, NUL
             return None

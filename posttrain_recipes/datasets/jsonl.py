@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from posttrain_recipes.datasets.options import RowsConfig, records
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
 from posttrain_recipes.errors import MissingExtraError, PtlError, display_path
 from posttrain_recipes.plugin import Dataset, Record
+from posttrain_recipes.shown import is_address
 
 
 class Jsonl(Dataset):
@@ -46,11 +49,15 @@ class Jsonl(Dataset):
     @property
     def path(self) -> Path:
         """Where the file lies."""
-        return (self.base_dir / Path(self.config.path).expanduser()).resolve()
+        return Path(os.path.realpath(self._named))  # no error for a link in a circle
+
+    @property
+    def _named(self) -> Path:
+        return self.base_dir / os.path.expanduser(self.config.path)
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What the first row and the file's name tell; `ptl data check` reads all of it."""
-        if missing := missing_file(self.path, self.config.path):
+        if missing := missing_file(self._named, self.config.path):
             return [("path", missing)]
         if self.config.format is None and file_format(self.path) is None:
             if said := misnamed(self.path, None):
@@ -144,13 +151,18 @@ def check_command(
 
 
 def missing_file(path: Path, given: str) -> str | None:
-    """What to say where `path` is no file, with the nearest name beside it; None: it is one."""
-    if path.is_file():
-        return None
-    if path.is_dir():
-        if saved_to_disk(path):
-            return f"'{given}' was written by save_to_disk; load it with 'use: huggingface'"
-        return f"'{given}' is a directory; name a file in it"
+    """What to say where `path` is no file, and what it is, or the nearest name; None: it is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            return f"'{given}' is a link to {path.readlink()}, which is not there"
+    except (OSError, ValueError) as error:  # not ours to see, a link in a circle, no path at all
+        return f"'{given}' cannot be read: {getattr(error, 'strerror', None) or error}"
+    else:
+        return _no_file(path, given, mode)
+    if is_address(given):
+        return f"'{given}' is an address; download it, or load it with 'use: huggingface'"
     folder = path.parent
     if not folder.is_dir():
         return f"there is no file '{given}', nor its directory {display_path(folder)}"
@@ -162,6 +174,26 @@ def missing_file(path: Path, given: str) -> str | None:
         return f"there is no file '{given}'; did you mean '{Path(given).with_name(near[0])}'?"
     beside = f"; there is: {', '.join(names[:8])}" if names else ""
     return f"there is no file '{given}'{beside}"
+
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _no_file(path: Path, given: str, mode: int) -> str | None:
+    """What to say of what is there and no file."""
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        if saved_to_disk(path):
+            return f"'{given}' was written by save_to_disk; load it with 'use: huggingface'"
+        return f"'{given}' is a directory; name a file in it"
+    kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+    return f"'{given}' is {kind}, and records are read more than once: save them to a file first"
 
 
 def line_count(path: Path) -> int:

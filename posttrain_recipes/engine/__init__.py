@@ -6,6 +6,7 @@ and torch, transformers and the web server are imported there alone.
 
     launch       start and stop an engine as a child process
     __main__     the child: command line, sockets, signals
+    calibrate    how fast this machine is, measured before anything runs
     app          the ASGI application: routes of Tinker's protocol, and OpenAI's
 
 Each package imports only those listed after it:
@@ -18,4 +19,5 @@ Each package imports only those listed after it:
     model/       the base model, LoRA adapters, decoder and kernels   generate/ down to here)
     storage/     checkpoints on disk, written atomically
     wire/        the protocol's messages: bytes <-> dataclasses
+    cores        how many cores there are
 """

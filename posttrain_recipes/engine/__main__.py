@@ -26,7 +26,8 @@ from posttrain_recipes import private
 from posttrain_recipes.engine.app import build
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
-from posttrain_recipes.shown import PlainFormatter
+from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.shown import PlainFormatter, is_address, plain, redact
 
 TOKEN_VARIABLE = "PTL_ENGINE_TOKEN"
 PARENT_CHECK_S = 2.0
@@ -159,6 +160,8 @@ def _models(pairs: list[str]) -> dict[str, str]:
         name, equals, path = pair.partition("=")
         if not equals:
             name = path = pair
+        if is_address(path):
+            raise UsageError("--model is an address", hint="a model is a directory or a hub id")
         models[name] = str(Path(path).resolve()) if Path(path).is_dir() else path
     return models
 
@@ -207,8 +210,12 @@ def main(argv: list[str] | None = None) -> int:
             on_ready=ready,
             chat_template=None if template is None else template.read_text(encoding="utf-8"),
         )
+    except PtlError as error:
+        print(plain(redact(str(error))), file=sys.stderr)
+        return error.exit_code
     except OSError as error:
-        print(f"cannot serve on {args.host}:{args.port}: {error}", file=sys.stderr)
+        told = f"cannot serve on {args.host}:{args.port}: {error}"
+        print(plain(redact(told)), file=sys.stderr)
         return 1
     return 0
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from posttrain_recipes import private
+from posttrain_recipes.atomic import require_directory
 from posttrain_recipes.errors import PtlError, writing
 
 KILLED = (
@@ -39,6 +40,7 @@ class EngineProcess:
     log_path: Path
     process: subprocess.Popen[bytes]
     lifeline: int  # the engine ends when this descriptor closes
+    log_start: int = 0  # bytes that earlier engines wrote into that log
     stopped: bool = False  # by `stop`
 
     @property
@@ -61,8 +63,8 @@ class EngineProcess:
         return KILLED if self.poll() == -signal.SIGKILL and not self.stopped else None
 
     def log_tail(self, lines: int = LOG_LINES) -> str:
-        """The last lines of the engine's log."""
-        return _tail(self.log_path, lines)
+        """The last lines of the log that are this engine's."""
+        return _tail(self.log_path, lines, self.log_start)
 
     def stop(self, grace_s: float = 20.0) -> None:
         """End the engine: politely, so that it finishes a save, then not. Safe to call again."""
@@ -114,8 +116,11 @@ def start(
     Raises:
         PtlError: it did not start; the message ends with the log's last lines.
     """
+    require_directory(data_dir)
     with writing(log_path), private.files():
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path.touch()
+        earlier = log_path.stat().st_size
     token = f"tml-{secrets.token_hex(24)}"
     ready_read, ready_write = os.pipe()
     lifeline_read, lifeline_write = os.pipe()
@@ -137,7 +142,7 @@ def start(
         raise
     os.close(ready_write)
     os.close(lifeline_read)
-    engine = EngineProcess("", token, log_path, process, lifeline_write)
+    engine = EngineProcess("", token, log_path, process, lifeline_write, earlier)
     try:
         engine.base_url = _wait_for_url(ready_read, timeout_s)
     except BaseException:
@@ -207,9 +212,11 @@ def _wait_for_url(descriptor: int, timeout_s: float) -> str:
     return ""
 
 
-def _tail(path: Path, lines: int) -> str:
+def _tail(path: Path, lines: int, start: int) -> str:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with path.open("rb") as log:
+            log.seek(start)
+            text = log.read().decode("utf-8", errors="replace")
     except OSError as error:
         return f"(cannot be read: {error})"
     return "\n".join(text.splitlines()[-lines:])

@@ -23,6 +23,24 @@ MISPLACED = {
     "limits": "stands at the top of a recipe",
 }
 """Words of the language with the place where they mean something."""
+WIRE = "is nothing that Tinker's protocol carries: an adapter has a rank and the layers it is on"
+LORA = {
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), "is called 'rank' here"),
+    **dict.fromkeys(
+        ("alpha", "lora_alpha", "use_rslora", "rslora"),
+        f"{WIRE}. alpha is 32 on every engine; to scale what is learned, change learning_rate",
+    ),
+    **dict.fromkeys(
+        ("dropout", "lora_dropout"),
+        f"{WIRE}. Against overfitting: fewer epochs, or 'keep: {{best: EVAL}}'",
+    ),
+    **dict.fromkeys(("dora", "use_dora", "pissa", "init_lora_weights", "bias", "lora_plus"), WIRE),
+    **dict.fromkeys(
+        ("target_modules", "modules_to_save", "layers", "lora_target", "lora_target_modules"),
+        f"{WIRE}: train_attn, train_mlp and train_unembed choose them",
+    ),
+}
+"""What other libraries let one say of an adapter, and what to do here."""
 
 
 # --- a recipe against the schema -----------------------------------------------------------------
@@ -111,6 +129,8 @@ def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
     if name in MISPLACED and name not in known:
         return f"'{name}' {MISPLACED[name]}"
+    if key[-1:] == ("lora",) and name in LORA:
+        return f"'{name}' {LORA[name]}"
     owner = _owner(recipe, key)
     return f"unknown {owner}; {suggest(name, known)}"
 

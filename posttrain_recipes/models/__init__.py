@@ -23,6 +23,10 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~"))
 
 
+WHAT = "a model is a bundled one, a directory (./NAME) or a hub id (ORGANISATION/NAME)"
+"""What to tell where something else is named."""
+
+
 def resolve(name: str) -> str:
     """Return the directory of a bundled model, and any other name as it is."""
     path = BUNDLED.get(name)

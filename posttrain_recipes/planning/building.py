@@ -39,7 +39,7 @@ from posttrain_recipes.planning.plans import (
 from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Plugin
 from posttrain_recipes.registry import Registry, suggest
-from posttrain_recipes.shown import redact
+from posttrain_recipes.shown import is_address, redact
 from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
 from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
 
@@ -217,7 +217,9 @@ def reads(made: Dataset) -> list[str]:
 
 def check_model(builder: Builder, model: str, key: Key) -> None:
     """Note a model that is known not to be there, or keep it among those that are needed."""
-    if model.startswith("ptl/") and model not in models.BUNDLED:
+    if is_address(model):
+        builder.fault(key, f"is an address, and {models.WHAT}")
+    elif model.startswith("ptl/") and model not in models.BUNDLED:
         near = suggest(model, list(models.BUNDLED))
         builder.fault(key, f"unknown bundled model '{model}'; {near}")
     elif (

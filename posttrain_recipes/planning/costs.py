@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from posttrain_recipes.conversion import convert
 from posttrain_recipes.errors import PtlError
@@ -78,7 +79,7 @@ class Estimator:
             exact=exact and evals_exact,
             at_most=whole.at_most,
             usd=price.usd(whole.usage) if self.plan.engine.billed else None,
-            seconds=self._seconds(stage, training, evals),
+            **self._seconds(stage, training, evals),
         )
 
     # --- work ------------------------------------------------------------------------------------
@@ -171,8 +172,9 @@ class Estimator:
 
     # --- time ------------------------------------------------------------------------------------
 
-    def _seconds(self, stage: PlannedStage, training: Workload, evals: Workload) -> float | None:
-        """The estimated seconds, from earlier runs of the same model, method and engine.
+    def _seconds(self, stage: PlannedStage, training: Workload, evals: Workload) -> dict[str, Any]:
+        """The estimated seconds, from earlier runs of the same model, method and engine; what was
+        never run is told by the machine's speed, where the engine knows that.
 
         A bound on tokens is not what is expected: it counts as the share that was used of the
         bounds of those runs.
@@ -184,7 +186,8 @@ class Estimator:
             for kept in run.stages
             if run.engine == self.plan.engine.name and kept.model == stage.model
         ]
-        found = 0.0
+        found, calibrated = 0.0, False
+        folder = tokens.folder(model_location(stage.model, self.plan.path.parent))
         alike = [kept for kept in same if kept.method == method]
         for work, spent in (
             (training, [kept.training for kept in alike]),
@@ -192,10 +195,13 @@ class Estimator:
         ):
             if work.usage.tokens:
                 rate = _rate(spent)
-                if rate is None:
-                    return None
-                found += rate * work.usage.tokens * (_share(alike) if work.at_most else 1.0)
-        return found
+                ahead = rate * work.usage.tokens if rate is not None else None
+                if ahead is None and folder is not None:
+                    ahead, calibrated = self.plan.engine.seconds(folder, work.usage), True
+                if ahead is None:
+                    return {"seconds": None}
+                found += ahead * (_share(alike) if work.at_most else 1.0)
+        return {"seconds": found, "calibrated": calibrated}
 
 
 _COUNTERS: dict[tuple[str, str | None], CountTokens | None] = {}
@@ -255,6 +261,7 @@ def total(estimates: Sequence[Estimated]) -> Estimated:
         at_most=any(e.at_most for e in estimates),
         usd=add("usd"),
         seconds=add("seconds"),
+        calibrated=any(e.calibrated for e in estimates),
         unknown=sorted({part for e in estimates for part in e.unknown}),
     )
 
@@ -271,7 +278,9 @@ def describe(estimate: Estimated, billed: bool) -> str:
         return ", ".join(parts)
     parts.append(f"{_hedged(estimate)} tokens")
     if estimate.seconds is not None:
-        parts.append(f"about {duration(estimate.seconds)}")
+        most = "at most " if estimate.calibrated and estimate.at_most else ""
+        how = " by this machine's speed" if estimate.calibrated else ""
+        parts.append(f"{most}about {duration(estimate.seconds)}{how}")
     if billed and estimate.usd is None:
         parts.append("price unknown")
     elif billed:

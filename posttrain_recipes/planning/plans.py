@@ -6,6 +6,7 @@ recipe again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,7 +252,7 @@ class Plan:
 
 def local_model(name: str, base_dir: Path) -> Path:
     """The directory of a model that is given as a path."""
-    return (base_dir / Path(name).expanduser()).resolve()
+    return (base_dir / Path(os.path.expanduser(name))).resolve()
 
 
 def model_location(model: str, base_dir: Path) -> str:

@@ -76,7 +76,7 @@ def load(home: Path) -> Prices:
         UsageError: the user's table cannot be read.
     """
     given = os.environ.get(VARIABLE)
-    mine = Path(given).expanduser() if given else home / NAME
+    mine = Path(os.path.expanduser(given)) if given else home / NAME
     shipped = _read(_SHIPPED)
     if not given and not mine.is_file():
         return Prices(shipped.models, f"prices of {shipped.date}, {shipped.source}")

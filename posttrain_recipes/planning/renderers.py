@@ -7,6 +7,7 @@ template says, and a run has it when the file is gone.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,7 +87,7 @@ def read(given: str, base_dir: Path) -> str:
     Raises:
         TemplateError: there is no such template, or it is none.
     """
-    place = NAMED.get(given) or base_dir / Path(given).expanduser()
+    place = NAMED.get(given) or base_dir / Path(os.path.expanduser(given))
     named = given.replace("-", "").replace("_", "").isalnum()
     if given not in NAMED and named and not place.exists():
         near = suggest(given, list(NAMED))

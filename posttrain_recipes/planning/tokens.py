@@ -53,18 +53,18 @@ def counter(location: str, template: str | None = None) -> CountTokens | None:
 
 def tokenizer_file(location: str) -> Path | None:
     """The `tokenizer.json` of the model at `location`; None where it is not on this machine."""
-    folder = _folder(location)
-    path = folder / "tokenizer.json" if folder else None
+    there = folder(location)
+    path = there / "tokenizer.json" if there else None
     return path if path and path.is_file() else None
 
 
-def _folder(location: str) -> Path | None:
+def folder(location: str) -> Path | None:
     """The directory of a local model, or of one of the hub that was downloaded before."""
     path = Path(location)
     if path.is_dir():
         return path
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or f"{home}/hub"))
     snapshots = (cache / f"models--{location.replace('/', '--')}" / "snapshots").glob("*")
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +17,12 @@ from posttrain_recipes.language.nodes import Node
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.records import PerRecord
 from posttrain_recipes.reporting import comparisons, plots, report
-from posttrain_recipes.reporting.comparisons import ArmGroup, Table
+from posttrain_recipes.reporting.comparisons import ArmGroup, Cell, Table
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
-from posttrain_recipes.shown import plain
-from posttrain_recipes.store import Measured, RunRecord, StageRecord
+from posttrain_recipes.shown import cell as cell_of
+from posttrain_recipes.shown import field, plain
+from posttrain_recipes.shown import markdown as words
+from posttrain_recipes.store import Measured, RunRecord, StageRecord, write_atomic
 from posttrain_recipes.tracking import curves
 
 
@@ -121,6 +127,84 @@ class Comparison:
                 for table in tables
             ],
         }
+
+
+ENDINGS = (".html", ".htm", ".md", ".csv", ".tsv", ".json")
+"""What the names of files may end in that a comparison is written to."""
+
+_COLUMNS = (
+    *("comparison", "eval", "metric", "direction", "way", "best", "seeds", "count"),
+    *("value", "low", "high", "against", "difference", "difference_low", "difference_high"),
+    *("p", "adjusted_p", "test", "why_no_test"),
+)
+
+
+def write(found: Comparison, path: Path) -> None:
+    """Write a comparison as what `path`, which ends in one of `ENDINGS`, is by its name.
+
+    Raises:
+        PtlError: it cannot be written.
+    """
+    texts: dict[str, Callable[[], str]] = {
+        ".md": lambda: _markdown(found),
+        ".csv": lambda: _separated(found, ","),
+        ".tsv": lambda: _separated(found, "\t"),
+        ".json": lambda: json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n",
+    }
+    write_atomic(path, texts.get(path.suffix.lower(), found.html)())
+
+
+def _separated(found: Comparison, delimiter: str) -> str:
+    """The results, one way and metric a line."""
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for title, tables in found.sections:
+        for table in tables:
+            for cell in table.cells:
+                writer.writerow([_field(value) for value in _line(title, table, cell)])
+    return out.getvalue()
+
+
+def _line(title: str, table: Table, cell: Cell) -> list[Any]:
+    value, tested = cell.estimate, cell.against
+    return [
+        *(title, table.eval, table.metric, table.direction),
+        *(cell.arm, "yes" if cell.arm == table.best else "", cell.seeds, value.count),
+        *(value.value, value.low, value.high),
+        *(
+            (table.cells[0].arm, tested.difference, tested.low, tested.high, tested.p)
+            if tested
+            else ("", "", "", "", "")
+        ),
+        *(cell.adjusted, tested.test if tested else "", cell.why),
+    ]
+
+
+def _field(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else ""
+    return field(str(value))
+
+
+def _markdown(found: Comparison) -> str:
+    """Options that differ, and a table for each metric."""
+    lines = [f"# {', '.join(map(words, found.names))}"]
+    if found.differing:
+        lines += ["", *_rows([("option", *found.names), *found.differing])]
+    for title, tables in found.sections:
+        lines += ["", f"## {words(title) or 'Results'}"]
+        for table in tables:
+            name = report.metric_label(table.eval, table.eval, table.metric)
+            lines += ["", f"{words(name)} ({table.direction})", ""]
+            lines += _rows(comparisons.shown(table))
+        lines += ["", *(f"{words(note)}  " for note in comparisons.notes(tables))]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(table: Sequence[Sequence[str]]) -> list[str]:
+    head, *rest = ["| " + " | ".join(map(cell_of, row)) + " |" for row in table]
+    return [head, "|" + "---|" * len(table[0]), *rest]
 
 
 def _flat(resolved: Mapping[str, Any]) -> Any:

@@ -133,6 +133,28 @@ def adjusted(found: Iterable[Table]) -> list[Table]:
     ]
 
 
+def shown(table: Table) -> list[tuple[str, ...]]:
+    """A table as people read it: a line for each arm, below a head; `*` marks the best."""
+    percent = table.metric in report.SHARES
+    rows: list[tuple[str, ...]] = [
+        ("way", "seeds", "value", f"against {table.cells[0].arm}", "p", "")
+    ]
+    for cell in table.cells:
+        tested = cell.against
+        star = " *" if cell.arm == table.best and len(table.cells) > 1 else ""
+        rows.append(
+            (
+                f"{cell.arm}{star}",
+                str(cell.seeds),
+                report.show(cell.estimate, percent),
+                report.show_paired(tested, percent),
+                report.show_p(cell.adjusted) if tested else "",
+                tested.test if tested else "",
+            )
+        )
+    return rows
+
+
 def notes(found: Sequence[Table]) -> list[str]:
     """What has to be known to read the tables: sentences for below them."""
     cells = [cell for table in found for cell in table.cells]

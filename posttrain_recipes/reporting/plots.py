@@ -107,13 +107,20 @@ def scale(estimates: Sequence[Estimate | None], *, share: bool) -> tuple[float, 
     found = [v for e in estimates if e for v in (e.value, e.low, e.high) if math.isfinite(v)]
     if not found:
         return 0.0, 1.0
-    margin = 0.05 * (max(found) - min(found)) or 1.0
-    return min(found) - margin, max(found) + margin
+    low, high = _drawable(min(found)), _drawable(max(found))
+    margin = 0.05 * (high - low) or max(1.0, 1e-9 * abs(high))
+    return low - margin, high + margin
+
+
+def _drawable(value: float) -> float:
+    """The value, or the nearest whose difference to any other is still a number."""
+    return max(-1e300, min(1e300, value))
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `count` of them."""
-    if not high > low:
+    low, high = _drawable(low), _drawable(high)
+    if not high - low > 1e-300:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +62,7 @@ class JsonSchema(Reward):
     @property
     def _path(self) -> Path | None:
         path = self.config.path
-        return None if path is None else self.base_dir / Path(path).expanduser()
+        return None if path is None else self.base_dir / Path(os.path.expanduser(path))
 
     @cached_property
     def _schema(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def tracked_uris(home: Path) -> set[str]:
     if not (mlstore.configured_uri() or own.is_file()):
         return set()
     try:
-        if mlstore.configured_uri() or shutil.disk_usage(home).free > NEEDED:
+        space = os.access(own, os.W_OK) and shutil.disk_usage(home).free > NEEDED
+        if mlstore.configured_uri() or space:
             return _named(mlstore.open_store(home))
         return mlstore.frozen_uris(home)
     except Exception as error:
@@ -189,8 +191,17 @@ def _delete(
     failed: Callable[[Garbage, str], None],
 ) -> Iterator[Garbage]:
     data_dir = home / "engine"
-    left = [item for item in garbage if not engine.discard(item.uri, data_dir)]
-    yield from (item for item in garbage if item not in left)
+    left = []
+    for item in garbage:
+        try:
+            gone = engine.discard(item.uri, data_dir)
+        except PtlError as error:
+            failed(item, error.what)
+            continue
+        if gone:
+            yield item
+        else:
+            left.append(item)
     if not left:
         return
     with private.files(), engine.connect({}, data_dir, home / "gc.log") as connection:

@@ -24,5 +24,6 @@ def explain(connection: Connection) -> EngineLostError:
         return EngineLostError(what, why=trouble, hint=f"{LESS_MEMORY}; {goes_on}")
     tail = ""
     if log.is_file():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        own = log.read_bytes()[connection.log_start :].decode(errors="replace")
+        tail = "\n".join(own.splitlines()[-5:])
     return EngineLostError(what, why=tail or None, hint=f"its log is {log}; {goes_on}")

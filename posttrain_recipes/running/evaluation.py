@@ -106,6 +106,8 @@ class Evaluator:
         kept.evaluation += kept.lost - before
         kept.lost = before
         scores.keep(self.directory, stage.name, planned.name, when, result)
+        if stage.method is None and when == "after":
+            return result  # the same as before, which was told
         limit = getattr(planned.eval.config, "max_tokens", None)
         if text := cut([sample.truncated for sample in result.samples], limit):
             text = f"{planned.name} {when}: {text}"

@@ -23,11 +23,29 @@ FALLING = -4.0
 """A reward falls where the slope of its line, over the last `2 * WINDOW` steps or over all so far,
 is this many of its standard errors below zero. Looked at every `WINDOW` steps: of 100 stages
 of 200 steps without a slope no more than two look so (simulated)."""
+OVERVIEW = {
+    "reward/mean": "reward",
+    "groups/zero_variance_share": "share of zero-variance groups",
+    "completions/clipped_ratio": "share of replies cut at max_tokens",
+    "policy/kl_reference": "KL to the reference",
+    "completions/mean_length": "tokens of a reply",
+    "train/tokens_per_second": "tokens per second",
+}
+"""What tells at a glance how a step of RL went. MLflow sorts its sections by name and capitals go
+first: these stand above all others."""
 LITTLE_TO_LEARN = (
     "prompts of which the model gets some right and some wrong; sft first if it never does; "
     "'zero_variance_groups: replace', or a larger group_size"
 )
 """What to do where groups have one reward for all replies."""
+
+
+def overview(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of a step of RL under the names that MLflow shows first; nothing of other steps, whose
+    loss says how they went."""
+    if "reward/mean" not in metrics:
+        return {}
+    return {f"Overview/{name}": metrics[key] for key, name in OVERVIEW.items() if key in metrics}
 
 
 @dataclass

@@ -6,8 +6,10 @@ of the data.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -133,7 +135,8 @@ def engine(
         why = f": {error.why}" if error.why else ""
         yield PreflightFinding(name, "failed", error.what + why, error.hint)
     finally:
-        log.unlink(missing_ok=True)
+        with suppress(OSError):  # a home that cannot be written was told of
+            log.unlink()
 
 
 def offline() -> Iterator[PreflightFinding]:
@@ -168,6 +171,9 @@ def _disk(home: Path) -> PreflightFinding:
     place = home
     while not place.exists():
         place = place.parent
+    if not os.access(place, os.W_OK):
+        hint = "name a place where this user may write, with --home or PTL_HOME"
+        return PreflightFinding("disk", "failed", f"no run can be kept in {home}", hint)
     free = shutil.disk_usage(place).free
     text = f"{free / 1e9:,.1f} GB free for {home}"
     if free < FREE_BYTES:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes import private, store
+from posttrain_recipes import content, private, store
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
@@ -292,6 +292,7 @@ class _Run:
 
     def _estimate(self) -> None:
         """Say what is ahead, before any of it is spent."""
+        content.make_cache_dir()  # where what is measured of this machine is kept
         runs = self.kept.runs()
         decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
         estimator = Estimator(self.plan, self.spending.prices, runs)

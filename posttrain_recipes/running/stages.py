@@ -27,7 +27,7 @@ from posttrain_recipes.running import activity, firstlook, rendered
 from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
-from posttrain_recipes.running.health import Health
+from posttrain_recipes.running.health import Health, overview
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.making import Made, provenance
 from posttrain_recipes.running.reading import read_records
@@ -225,7 +225,7 @@ def track_reused(
     ) as child:
         kept.tracking_id = child.run_id
         for step, metrics in curves.steps(runs / kept.reused_from, stage.name).items():
-            child.log_metrics(metrics, step)
+            child.log_metrics({**metrics, **overview(metrics)}, step)
         made = kept.checkpoint
         if made and made.state_uri and stage.method:
             child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
@@ -297,7 +297,7 @@ class Sink:
         """Metrics of optimizer step `step` (counted from 1)."""
         self.tokens += int(metrics.get("train/tokens", 0))
         self.curves.add(step, metrics)
-        self.child.log_metrics(metrics, step)
+        self.child.log_metrics({**metrics, **overview(metrics)}, step)
         self.work.reporter.step(step, self.kept.total_steps, metrics)
         for text in self.health.step(metrics, last=step >= self.kept.total_steps):
             self.warn(f"by step {step} {text}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.shown import redact
 
 LONGEST = 500
 """Characters of an address; SQLite opens no path of more than 512 bytes."""
@@ -33,8 +34,7 @@ def check_address(uri: str) -> None:
     """
 
     def refuse(why: str) -> None:
-        short = uri.encode(errors="backslashreplace").decode()
-        short = re.sub(r"(?<=://)[^/@\s]*@", "***@", short)
+        short = redact(uri).encode(errors="backslashreplace").decode()
         short = short if len(short) <= 80 else f"{short[:80]}…"
         raise UsageError(f"{short!r} is no address of MLflow: {why}", hint=HINT)
 
@@ -45,8 +45,12 @@ def check_address(uri: str) -> None:
     try:
         parts = urlsplit(uri)
         parts.port  # noqa: B018  raises where it is no number
-    except ValueError as error:
-        refuse(str(error))
+    except ValueError:  # its text holds a part of the address, maybe of a password
+        refuse(
+            "its host and port cannot be read; in a password '/' is written %2F, '@' %40, ':' %3A"
+            if "@" in uri
+            else "its host and port cannot be read"
+        )
     scheme = parts.scheme.split("+")[0]
     if "://" in uri and scheme not in _SCHEMES:
         refuse(f"there is no store of the kind '{scheme}'")
@@ -55,8 +59,15 @@ def check_address(uri: str) -> None:
             refuse("it names no host")
         if parts.query or parts.fragment or "%2f" in uri.lower().rpartition("@")[2]:
             refuse("a server's address has no '?', '#' or '%2F'")
+    if scheme in PORTS and "@" in parts.path:
+        refuse("a '/' in a password is written %2F")
     if scheme == "sqlite":
         path, _, options = uri.partition("?")
+        place = path.partition(":///")[2]
+        if place in ("", ":memory:") or "mode=memory" in options or place.endswith(":memory:"):
+            refuse("a database in memory, or without a file, is gone at once: name a file")
+        if Path(place).is_dir():
+            refuse("it is a directory, and SQLite's database is a file in one")
         if "%" in path or "#" in uri or (options and not re.fullmatch(r"(\w+=[\w.]+&?)+", options)):
             refuse("'%', '?' and '#' are read as escapes and options, not as parts of a path")
 
@@ -68,8 +79,8 @@ def check_database(uri: str) -> None:
         PtlError: it cannot be.
     """
     scheme = uri.split(":")[0].split("+")[0]
-    if scheme == "sqlite" and not uri.startswith("sqlite:///file:") and uri != "sqlite://":
-        path = Path(uri.partition("?")[0].removeprefix("sqlite:///"))
+    if scheme == "sqlite" and ":///file:" not in uri:
+        path = Path(uri.partition("?")[0].partition(":///")[2])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(path)) as connection:
@@ -86,6 +97,55 @@ def check_database(uri: str) -> None:
                 raise PtlError(f"{address[0]}:{address[1]} does not answer: {error}") from None
 
 
+def has_tables(uri: str) -> bool:
+    """Whether something is in a database; MLflow makes what it needs in an empty one."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        return bool(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+OLDER, CURRENT = "older", "current"
+
+
+def age(url: str, where: str) -> str:
+    """Whether MLflow's database at `url`, which the installed MLflow is imported to read, is of it
+    (`CURRENT`) or an `OLDER` one.
+
+    Args:
+        where: what to call it, without a password.
+
+    Raises:
+        PtlError: a newer MLflow made it, or it is no database of MLflow.
+    """
+    import mlflow
+    import sqlalchemy
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+
+    script = ScriptDirectory.from_config(utils._get_alembic_config(url.replace("%", "%%")))
+    engine = sqlalchemy.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            found = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+            version = found.scalar()
+    except sqlalchemy.exc.DatabaseError as error:
+        raise PtlError(f"{where} is no database of MLflow ({error.orig})") from None
+    finally:
+        engine.dispose()
+    if version == script.get_current_head():
+        return CURRENT
+    if version not in {one.revision for one in script.walk_revisions()}:
+        raise PtlError(
+            f"{where} was made by another MLflow than {mlflow.__version__}, a newer one it "
+            "seems: pip install -U mlflow"
+        )
+    return OLDER
+
+
 def bring_forward(database: Path) -> str | None:
     """Migrate our own database to the installed MLflow, which has to be imported; what was done.
 
@@ -95,23 +155,11 @@ def bring_forward(database: Path) -> str | None:
         PtlError: a newer MLflow made it, or the migration failed: it is as it was.
     """
     import mlflow
-    from alembic.script import ScriptDirectory
     from mlflow.store.db import utils
 
-    with closing(sqlite3.connect(database)) as connection:
-        try:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.Error as error:
-            raise PtlError(f"{database} is no database of MLflow ({error})") from None
     url = f"sqlite:///{database}"
-    script = ScriptDirectory.from_config(utils._get_alembic_config(url))
-    if row and row[0] == script.get_current_head():
+    if age(url, str(database)) == CURRENT:
         return None
-    if not row or row[0] not in {one.revision for one in script.walk_revisions()}:
-        raise PtlError(
-            f"{database} was made by another MLflow than {mlflow.__version__}, a newer one it "
-            "seems: pip install -U mlflow"
-        )
     backup = database.with_name(f"{database.name}.before-{mlflow.__version__}")
     with (
         closing(sqlite3.connect(database)) as old,

@@ -25,7 +25,14 @@ from urllib.parse import quote
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.shown import redact
-from posttrain_recipes.tracking.databases import bring_forward, check_address, check_database
+from posttrain_recipes.tracking.databases import (
+    CURRENT,
+    age,
+    bring_forward,
+    check_address,
+    check_database,
+    has_tables,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,17 +241,51 @@ def open_store(home: Path, experiment: str = EXPERIMENT) -> MlflowStore:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if configured:
         os.environ["MLFLOW_TRACKING_URI"] = configured
-    client = MlflowClient(uri)
     location = None if given else (home / "artifacts").resolve().as_uri()
     try:
+        client = MlflowClient(uri)
         return MlflowStore(client, experiment_id(client, experiment, location), migrated)
     except MlflowException as error:
         if given and "out-of-date" in str(error):
-            raise PtlError(
-                "the database is of another MLflow: back it up, then run "
-                f"'mlflow db upgrade {redact(given)}'"
-            ) from None
+            require_current(given)
         raise
+
+
+def require_current(uri: str) -> None:
+    """See that a database that the environment names, which is not ours to change, is of the
+    installed MLflow. Raises PtlError."""
+    if age(uri, redact(uri)) != CURRENT:
+        raise PtlError(
+            f"{redact(uri)} is of an older MLflow: back it up, then run "
+            f"'mlflow db upgrade {redact(uri)}'"
+        )
+
+
+def prepare_to_serve(home: Path) -> str | None:
+    """Have a database ready for a server of the installed MLflow, which it writes to: the one that
+    the environment names, or else the one below `home`, which is migrated; what was done.
+
+    Raises:
+        PtlError: it cannot be opened or written, or is of another MLflow.
+    """
+    make_quiet()
+    if given := configured_uri():
+        check_database(given)
+        if given.startswith("sqlite") and has_tables(given):
+            import_mlflow()
+            require_current(given)
+        return None
+    database = (home / DATABASE).resolve()
+    if not (os.access(database, os.W_OK) and os.access(database.parent, os.W_OK)):
+        raise PtlError(
+            f"{display_path(database)} cannot be written",
+            why="MLflow writes to the database that it shows",
+            hint="copy the home to where this user may write, and name the copy with --home; "
+            "'ptl report RUN -o FILE' needs no server",
+        )
+    import_mlflow()
+    with private.files():
+        return _bring_forward(database)
 
 
 def frozen_uris(home: Path) -> set[str]:
@@ -259,7 +300,9 @@ def frozen_uris(home: Path) -> set[str]:
     if log.is_file() and log.stat().st_size:
         raise PtlError(
             f"{display_path(log)} holds what is not in the database yet",
-            hint="free a little space by hand, and try again",
+            hint="free a little space by hand, and try again"
+            if os.access(database, os.W_OK)
+            else "let this user write there, and try again",
         )
     address = f"file:{quote(str(database))}?immutable=1"
     with closing(sqlite3.connect(address, uri=True)) as connection:

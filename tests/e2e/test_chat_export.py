@@ -10,11 +10,12 @@ import pytest
 import tinker
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from tinker import types
 
 from posttrain_recipes import models
 from posttrain_recipes.cli.chat import chat
-from posttrain_recipes.cli.export import export
+from posttrain_recipes.cli.export import _merge, export
 from posttrain_recipes.engine import launch
 
 NANO = "ptl/nano"
@@ -61,6 +62,27 @@ def logprobs(model: Callable[..., object]) -> np.ndarray:
     return found.numpy()
 
 
+@pytest.mark.parametrize("on_head", [True, False])
+def test_a_merged_model_is_tied_and_of_the_dtype_of_its_base(tmp_path: Path, on_head: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base = models.resolve(NANO)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    layers = ["q_proj", *(["lm_head"] if on_head else [])]
+    made = get_peft_model(model, LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+    made.peft_config["default"].base_model_name_or_path = str(base)
+    made.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    for name, dtype in (("own", None), ("full", "float32")):
+        _merge(tmp_path / "adapter", tmp_path / name, dtype)
+        config = AutoConfig.from_pretrained(tmp_path / name)
+        assert config.tie_word_embeddings is not on_head
+        kept = load_file(tmp_path / name / "model.safetensors")
+        assert ("lm_head.weight" in kept) is on_head
+        want = torch.float32 if dtype else AutoConfig.from_pretrained(base).dtype
+        assert {one.dtype for one in kept.values()} == {want}
+
+
 def test_chat_starts_an_engine_on_the_runs_home(home: Path, trained: tuple[str, object]) -> None:
     words = [trained[0], "-p", "Well?", "--temperature", "0", "--home", str(home)]
     result = CliRunner().invoke(chat, words)
@@ -76,7 +98,7 @@ def test_an_exported_adapter_and_a_merged_model_give_the_engines_logits(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path, want = trained
     for name, more in {
-        "adapter": [], "merged": ["--merge"], "half": ["--merge", "--dtype", "bfloat16"]
+        "adapter": [], "merged": ["--merge", "--dtype", "float32"], "half": ["--merge"]
     }.items():  # fmt: skip
         out = str(tmp_path / name)
         result = CliRunner().invoke(export, [path, out, *more, "--home", str(home)])

@@ -155,10 +155,10 @@ def test_a_damaged_checkpoint_is_told_with_its_path_and_can_be_deleted(
     for path in (good, bad):
         store.save(path, record(path), write, overwrite=False)
     with pytest.raises(RequestError, match="adapter_model.safetensors cannot be read"):
-        store.tensors(store.folder(good))  # "x" is no safetensors
+        store.load(store.find(good))  # "x" is no safetensors
     (store.folder(good) / "adapter_model.safetensors").unlink()
     with pytest.raises(RequestError, match="No such file") as caught:
-        store.tensors(store.folder(good))
+        store.load(store.find(good))
     assert caught.value.status == 422
     for text in ("{", "[]", '{"path": 1}', ""):
         (store.root / "0f-1_train_0/weights/bad/checkpoint.json").write_text(text)

@@ -85,11 +85,22 @@ def test_killing_the_parent_ends_the_engine(tmp_path: Path, how: str) -> None:
 
 
 def test_a_failure_to_start_shows_the_log(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file where the folder should be")
+    (tmp_path / "engine.log").write_text("listening on http://earlier\n")
     with pytest.raises(PtlError, match="did not start") as caught:
-        launch.start({}, tmp_path / "data", tmp_path / "engine.log")
+        launch.start({"x": "http://a/b"}, tmp_path / "data", tmp_path / "engine.log")
     assert str(tmp_path / "engine.log") in str(caught.value)
-    assert "cannot serve" in str(caught.value)
+    assert "--model is an address" in str(caught.value)
+    assert "earlier" not in str(caught.value), "which is another engine's"
+
+
+@pytest.mark.parametrize("where", ["data", "data/engine"])
+def test_a_file_in_the_place_of_the_data_directory_is_told_by_its_name(
+    tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(PtlError, match="data is a file, where a directory has to be") as caught:
+        launch.start({}, tmp_path / where, tmp_path / "engine.log")
+    assert "move that file away" in str(caught.value)
 
 
 def test_without_a_token_it_does_not_serve(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posttrain_recipes.running.health import Health, slope_t
+from posttrain_recipes.running.health import Health, overview, slope_t
 
 WELL = {
     "groups/learned": 4.0,
@@ -124,3 +124,15 @@ def test_the_slope_is_that_of_a_regression() -> None:
     assert slope_t(values) == pytest.approx(fit.slope / fit.stderr)
     assert slope_t([1.0] * 20) == 0.0
     assert slope_t([1.0 - i for i in range(20)]) == -math.inf
+
+
+def test_what_matters_of_a_step_of_rl_is_what_mlflow_shows_first() -> None:
+    found = overview(
+        {"reward/mean": 0.5, "completions/clipped_ratio": 0.25, "train/loss": 0.0, "reward/std": 1}
+    )
+    assert found == {
+        "Overview/reward": 0.5,
+        "Overview/share of replies cut at max_tokens": 0.25,
+    }
+    assert min([*found, "completions/x", "during/x", "advantage/x"]) in found
+    assert overview({"train/loss": 1.0, "completions/mean_length": 3.0}) == {}

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from posttrain_recipes.engine.core import queries
 from posttrain_recipes.engine.core.registry import State
+from posttrain_recipes.engine.core.sampling import Sampling
 from posttrain_recipes.engine.core.transfers import CopyWeights, Signer, Transfers
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import make_snapshot
@@ -33,6 +34,7 @@ from posttrain_recipes.engines import Local
 from posttrain_recipes.plugin import PluginConfig
 from tests.engine_model import build
 
+CONFIG_FILE = "adapter_config.json"
 RUN = "0f-1:train:0"
 OTHER = "0f-1:train:1"
 LORA = AdapterConfig(rank=2, seed=1)
@@ -44,6 +46,7 @@ def save(store: CheckpointStore, name: str, kind: str = "weights") -> Checkpoint
     def write(folder: Path) -> None:
         save_file({"a": np.arange(1000, dtype=np.float32)}, folder / ADAPTER_FILE)
         save_file({"step": np.array([1])}, folder / OPTIMIZER_FILE)
+        (folder / CONFIG_FILE).write_text('{"r": 2}')
 
     store.save(path, CheckpointRecord(str(path), "ptl/test", LORA, 1, now()), write, False)
     return path
@@ -63,17 +66,19 @@ def flip(file: Path, where: int = -1) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", [ADAPTER_FILE, OPTIMIZER_FILE])
+@pytest.mark.parametrize("name", [ADAPTER_FILE, OPTIMIZER_FILE, CONFIG_FILE])
 @pytest.mark.parametrize("harm", ["a bit", "cut", "longer", "gone"])
 def test_other_bytes_are_refused_wherever_they_are_read(
     store: CheckpointStore, tmp_path: Path, name: str, harm: str
 ) -> None:
     path = save(store, "one")
-    folder = store.folder(path)
-    store.verify(folder)
-    assert store.tensors(folder)["a"].shape == (1000,)
-    assert store.optimizer(folder) is not None
-    file = folder / name
+    kept = store.find(path)
+    store.verify(kept)
+    tensors, optimizer = store.load(kept, optimizer=True)
+    assert tensors["a"].shape == (1000,)
+    assert optimizer is not None
+    assert store.load(kept)[1] is None
+    file = kept.folder / name
     if harm == "a bit":
         flip(file)
     elif harm == "gone":
@@ -83,12 +88,16 @@ def test_other_bytes_are_refused_wherever_they_are_read(
         file.write_bytes(content + b" " if harm == "longer" else content[:-1])
     words = "No such file" if harm == "gone" else "is damaged"
     with pytest.raises(RequestError, match=words) as caught:
-        store.verify(folder)
+        store.verify(kept)
     assert caught.value.status == 422
     assert str(file) in str(caught.value)
-    with pytest.raises(RequestError, match=words):
-        (store.tensors if name == ADAPTER_FILE else store.optimizer)(folder)
+    for optimizer_too in (False, True):
+        with pytest.raises(RequestError, match=words):
+            store.load(kept, optimizer_too)
     state = State({}, tmp_path)
+    sampler = Sampling(state)
+    with pytest.raises(RequestError, match=words):
+        sampler._from_path(str(path))
     with pytest.raises(RequestError, match=words):
         queries.weights_info(state, PathRef(str(path)))
     with pytest.raises(RequestError, match=words):  # or the copy would be given hashes of its own
@@ -103,7 +112,7 @@ def test_an_export_that_was_damaged_is_not_handed_out(
 ) -> None:
     path = save(store, "one", "external_weights")
     transfers = Transfers(State({}, tmp_path))
-    assert len(transfers.urls(path, "http://here", Signer("t"))["urls"]) == 2  # type: ignore[arg-type]
+    assert len(transfers.urls(path, "http://here", Signer("t"))["urls"]) == 3  # type: ignore[arg-type]
     flip(store.folder(path) / ADAPTER_FILE)
     with pytest.raises(RequestError, match="is damaged"):
         transfers.urls(path, "http://here", Signer("t"))
@@ -116,7 +125,7 @@ def test_a_description_may_change_and_the_files_not(store: CheckpointStore) -> N
     flip(store.folder(path) / ADAPTER_FILE)
     store.amend(path, public=False)
     with pytest.raises(RequestError, match="is damaged"):
-        store.verify(store.folder(path))
+        store.verify(store.find(path))
 
 
 def test_a_folder_copied_by_hand_is_not_served(store: CheckpointStore, tmp_path: Path) -> None:
@@ -158,9 +167,9 @@ BAD: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("known", [{}, {OPTIMIZER_FILE: "its own"}])
+@pytest.mark.parametrize("known", [(CONFIG_FILE,), (CONFIG_FILE, OPTIMIZER_FILE)])
 def test_a_file_that_the_description_has_no_hash_of_was_not_saved(
-    store: CheckpointStore, tmp_path: Path, known: dict[str, str]
+    store: CheckpointStore, tmp_path: Path, known: tuple[str, ...]
 ) -> None:
     path = save(store, "one")
     file = store.folder(path) / DESCRIPTION
@@ -227,7 +236,7 @@ def test_what_an_earlier_version_saved_is_still_read(store: CheckpointStore, cap
     known = json.loads((folder / DESCRIPTION).read_text())
     del known["files"]
     (folder / DESCRIPTION).write_text(json.dumps(known))
-    assert len(store.tensors(folder)) == 1
+    assert len(store.load(store.find(path))[0]) == 1
     assert "not verified" in caplog.text
 
 

@@ -189,6 +189,6 @@ def test_an_engine_that_we_stopped_or_that_failed_does_not(tmp_path: Path) -> No
     assert failed.killed is None
     log = tmp_path / "engine.log"
     log.write_text("one\nValueError: two\n")
-    told = death.explain(SimpleNamespace(log_path=log, trouble=lambda: failed.killed))  # type: ignore[arg-type]
+    told = death.explain(SimpleNamespace(log_path=log, log_start=0, trouble=lambda: failed.killed))  # type: ignore[arg-type]
     assert told.why == "one\nValueError: two"
     assert "lora.rank" not in (told.hint or "")

@@ -17,7 +17,7 @@ import pytest
 
 from posttrain_recipes import runfile, store
 from posttrain_recipes.cli.streams import Lasting
-from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.running import ending
 from posttrain_recipes.running.events import Reporter, patient
@@ -333,3 +333,21 @@ def test_a_record_says_finished_only_once_the_report_does(
         ending.record(kept, directory, "finished", None, Reporter())
     assert seen == [("report.html", "running"), ("report.md", "running"), ("run.json", "finished")]
     assert "finished" in (place / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model: ./model", "model: ~nouser/x"),
+        ("path: chat.jsonl", "path: ~nouser/x.jsonl"),
+        ("use: jsonl, path: chat.jsonl", "use: huggingface, path: ~nouser/x"),
+        ("method:", "renderer: {chat_template: ~nouser/x.jinja}\n    method:"),
+    ],
+)
+def test_the_home_of_nobody_is_told_as_a_place_that_is_not_there(
+    project: Project, old: str, new: str
+) -> None:
+    assert old in RECIPE
+    with pytest.raises(RecipeError) as caught:
+        project.plan(RECIPE.replace(old, new, 1))
+    assert "~nouser" in str(caught.value) or "there is no" in str(caught.value)

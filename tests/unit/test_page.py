@@ -276,6 +276,16 @@ def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
     assert plots.nice_ticks(low, high) == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize("low", [-1.7e308, 0.0, 1.7e308])
+@pytest.mark.parametrize("high", [1.7e308, 5e-324])
+def test_a_drawing_holds_every_number(low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    assert all(map(math.isfinite, plots.nice_ticks(low, high)))
+    ends = plots.scale([Estimate(low, low, high, 3)], share=False)
+    assert math.isfinite(ends[1] - ends[0])
+    assert ends[1] > ends[0]
+
+
 def test_long_curves_are_thinned_and_smoothed() -> None:
     points = [(step, math.sin(step / 50)) for step in range(10_000)]
     drawn = plots.curves({"loss": points})

@@ -395,3 +395,24 @@ def test_a_models_path_starts_from_the_recipe(
     before = prints(project.plan(RECIPE))
     monkeypatch.chdir(elsewhere)
     assert prints(api.plan(Path("../mine.yaml"))) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("alpha: 16", "'alpha' is nothing that Tinker's protocol carries"),
+        ("lora_alpha: 16", "change learning_rate"),
+        ("dropout: 0.1", "Against overfitting"),
+        ("use_dora: true", "a rank and the layers it is on"),
+        ("target_modules: [q_proj]", "train_attn, train_mlp and train_unembed choose them"),
+        ("r: 8", "'r' is called 'rank' here"),
+    ],
+)
+def test_what_an_adapter_cannot_have_is_refused_with_the_reason(
+    project: Project, given: str, told: str
+) -> None:
+    for text in (
+        RECIPE.replace("seed: 0\n", f"seed: 0\nlora: {{{given}}}\n"),
+        RECIPE.replace("    dataset:", f"    lora: {{{given}}}\n    dataset:", 1),
+    ):
+        assert any(told in fault for fault in faults(project, text)), faults(project, text)

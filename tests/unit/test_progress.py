@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
+from posttrain_recipes.cli import progress
 from posttrain_recipes.cli.progress import Lines, StageProgress
 
 ROLLOUTS = {
@@ -39,3 +42,17 @@ def test_a_line_of_rl_fits_a_terminal() -> None:
     (line,) = out.getvalue().splitlines()
     assert line.startswith("  step 1200/1200  reward 0.400  zero-var 35%")
     assert len(line) <= 100
+
+
+@pytest.mark.parametrize("done", [0, 40])
+def test_the_time_left_is_near_after_three_steps_though_the_first_was_slow(
+    monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    told = StageProgress(done)
+    total = done + 103
+    for step in range(3):
+        now += 90.0 if step == 0 else 10.0
+        told.add({})
+    assert told.left(done + 3, total) == "16 min 40 s"  # 100 steps of 10 s, not of 37 s

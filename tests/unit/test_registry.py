@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ from posttrain_recipes.cli.plugins import plugins
 from posttrain_recipes.errors import MissingExtraError, PtlError, RecipeError, UsageError
 from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.plugin import Conversation, Eval, Method, PluginConfig, Reward, hookimpl
-from tests.conftest import Install, Project
+from tests.conftest import Install, Project, Ptl
 
 
 class Brevity(Reward):
@@ -319,6 +322,34 @@ def test_what_a_plugin_prints_is_no_part_of_an_answer(install: Install) -> None:
 
 
 # --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_plugin_writes_past_python_is_told_and_commands_no_terminal(
+    ptl: Ptl, install: Install, number: int, fails: bool
+) -> None:
+    def noisy() -> Any:
+        print("first")
+        os.write(number, b"\x1b]0;title\x07from below\n\xff" + b"x" * 5000)
+        subprocess.run(["echo", "a child"], check=True)
+        if fails:
+            raise ImportError("no")
+        return types.ModuleType("noisy")
+
+    install("noisy", "1", noisy)
+    said = ptl("plugins", "list")
+    assert said.code == 0
+    assert "\x1b" not in said.out + said.err
+    assert "from below" not in said.out
+    assert "first" in said.err
+    lines = said.err.splitlines()
+    below = lines[lines.index("plugin noisy wrote as it was imported:") + 1]
+    assert below == "  \\u001b]0;title\\u0007from below"
+    assert "characters)" in said.err
+    assert "x" * 2001 not in said.err
+    assert ("ImportError: no" in said.out + said.err) == fails
+    assert ptl("--version").out.startswith("ptl")
 
 
 def test_two_of_one_name_are_an_error_that_lists_both(install: Install) -> None:

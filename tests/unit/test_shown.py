@@ -63,6 +63,26 @@ def test_every_character_that_is_not_seen_is_escaped() -> None:
     assert shown.line("a\nb\tc\x1b") == "a\\nb\\tc\\u001b"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *[(f"a{blank}b", f"a\\u{ord(blank):04x}b") for blank in "\u2800\u3164\u115f\u1160\uffa0"],
+        *[(f"a{chr(code)}b", f"a\\u{code:04x}b") for code in range(0xFE00, 0xFE10)],
+        ("\ufe0f", "\\ufe0f"),
+        ("1\ufe0f", "1\\ufe0f"),
+        ("1\ufe0f\u20e3 #\ufe0f\u20e3", "1\ufe0f\u20e3 #\ufe0f\u20e3"),
+        ("❤\ufe0f ☎\ufe0e 🕵🏽\ufe0f ©\ufe0f", "❤\ufe0f ☎\ufe0e 🕵🏽\ufe0f ©\ufe0f"),
+        ("❤\ufe0f\ufe0f\ufe0e", "❤\ufe0f\\ufe0f\\ufe0e"),
+        ("❤\ufe01", "❤\\ufe01"),
+        ("∩\ufe00 葛\ufe00", "∩\ufe00 葛\ufe00"),
+        ("∩\ufe0f \ufe0f\u20e3", "∩\\ufe0f \\ufe0f\u20e3"),
+    ],
+)
+def test_what_is_blank_or_selects_nothing_is_escaped(text: str, expected: str) -> None:
+    assert shown.plain(text) == expected
+    assert shown.plain(expected) == expected
+
+
 def test_json_means_the_same() -> None:
     text = json.dumps({"a": HOSTILE, HOSTILE: [1, "\\", '"\n']}, ensure_ascii=False)
     assert_plain(shown.plain(text))
@@ -341,7 +361,7 @@ def test_every_command_shows_what_it_is_given_as_it_is(
         assert_plain(one.out, one.err)
     told = "".join(one.out + one.err for one in said)
     escaped = any(mark in told for mark in ("\\u001b", "\\x1b", "***"))
-    assert escaped or name in ("engines list", "gc"), told
+    assert escaped or name in ("engines list", "gc", "serve"), told
     assert "[red]x[bold]y" in told or "\\u001b" not in told
 
 

@@ -180,9 +180,9 @@ def checkpoints(state: State, run: str | None, limit: int | None, offset: int) -
 def weights_info(state: State, request: wire.PathRef) -> dict[str, Any]:
     """What a checkpoint holds. Raises RequestError 404, or 422 where its files are not what was
     saved: they are read to the end, which may take a second."""
-    folder = state.store.folder(parse_path(request.tinker_path))
-    state.store.verify(folder)
-    record = state.store.read(folder)
+    kept = state.store.find(parse_path(request.tinker_path))
+    state.store.verify(kept)
+    record = kept.record
     return {
         "base_model": record.base_model,
         "optimizer_config": OPTIMIZER,

@@ -43,16 +43,15 @@ class Sampling:
 
     def _from_path(self, text: str) -> SamplerWeights:
         path = checkpoints.parse_path(text)
-        folder = self.state.store.folder(path)
-        record = self.state.store.read(folder)
+        kept = self.state.store.find(path)
+        record = kept.record
         self.state.check_base(record.base_model)
         key = f"{record.path}@{record.time}"
         weights = self._shared.get(key)
         if weights is None:
             # Read now: the sampler stays with these weights whatever becomes of the checkpoint.
-            weights = SamplerWeights(
-                record.base_model, record.lora, self.state.store.tensors(folder)
-            )
+            tensors, _ = self.state.store.load(kept)
+            weights = SamplerWeights(record.base_model, record.lora, tensors)
             self._shared[key] = weights
         return weights
 

@@ -287,8 +287,8 @@ class Training:
     ) -> dict[str, Any]:
         from posttrain_recipes.engine.model import lora
 
-        folder = self.state.store.folder(path)
-        record = self.state.store.read(folder)
+        kept = self.state.store.find(path)
+        record = kept.record
         if _shape(record.lora) != _shape(model.lora):
             raise RequestError(
                 422,
@@ -296,9 +296,8 @@ class Training:
                 f"{_shape(model.lora)}: create the model from the checkpoint instead",
             )
         base = self.state.base_models.get(model.base_model)
-        tensors = self.state.store.tensors(folder)
+        tensors, optimizer = self.state.store.load(kept, request.optimizer)
         snapshot = lora.make_snapshot(tensors, model.lora, base.targets)
-        optimizer = self.state.store.optimizer(folder) if request.optimizer else None
         if request.optimizer and optimizer is None:
             raise RequestError(422, f"{path} has no optimizer state: load the weights alone")
         _adapter(model).load(snapshot, optimizer)

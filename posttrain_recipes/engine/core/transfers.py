@@ -129,11 +129,11 @@ class Transfers:
         RequestError 422 where the files are not what was saved: they are read to the end."""
         if path.kind != checkpoints.EXTERNAL:
             raise RequestError(422, f"{path} is no external weights checkpoint")
-        folder = self.state.store.folder(path)
-        self.state.store.verify(folder)
+        kept = self.state.store.find(path)
+        self.state.store.verify(kept)
         expires = int(time.time()) + URL_SECONDS
         urls = {}
-        for file in sorted(folder.iterdir()):
+        for file in sorted(kept.folder.iterdir()):
             if file.name != checkpoints.DESCRIPTION and not file.name.startswith("."):
                 where = f"{SIGNED}{path.run}/{path.name}/{file.name}"
                 signature = signer.sign(where, expires)
@@ -171,9 +171,9 @@ class Transfers:
         copied = replace(record, path=str(target), expires_at=expires, public=False)
 
         def link(folder: Path) -> None:
-            kept = self.state.store.folder(source)
+            kept = self.state.store.find(source)
             self.state.store.verify(kept)  # the copy's hashes are made anew
-            for file in kept.iterdir():
+            for file in kept.folder.iterdir():
                 if file.name != checkpoints.DESCRIPTION:
                     _link(file, folder / file.name)
 

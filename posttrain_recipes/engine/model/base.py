@@ -6,7 +6,6 @@ Each serves all the adapters trained on it. Everything runs on the scheduler's o
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from posttrain_recipes.engine.cores import cores as _cores
 from posttrain_recipes.engine.model import kv_cache
 from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.derived import Derived
@@ -29,6 +29,7 @@ from posttrain_recipes.engine.model.lora import (
     hook,
 )
 from posttrain_recipes.engine.wire import AdapterConfig, RequestError
+from posttrain_recipes.shown import is_address
 
 # A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
 # this many of what the backward pass needs of its layers.
@@ -49,7 +50,8 @@ def pick_device() -> torch.device:
 class BaseModel:
     """A causal language model, frozen, with hooks for adapters.
 
-    Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id).
+    Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id), or it is
+    an address, which is not repeated.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class BaseModel:
     ) -> None:
         from transformers import AutoModelForCausalLM
 
+        if is_address(path):
+            raise RequestError(404, "an address names no base model: name a directory or hub id")
         self.name, self.path, self.device = name, path, device
         self.local = Path(path).is_dir()
         if dtype is None:
@@ -269,10 +273,3 @@ class ModelCache:
         if path not in self._loaded:
             self._loaded[path] = BaseModel(name, path, self.device)
         return self._loaded[path]
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1

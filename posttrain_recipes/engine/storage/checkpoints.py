@@ -24,12 +24,12 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -37,6 +37,7 @@ from pydantic.dataclasses import dataclass
 from posttrain_recipes.engine.storage.files import (
     put,
     readable,
+    reason,
     remove,
     sha256,
     sync,
@@ -44,6 +45,7 @@ from posttrain_recipes.engine.storage.files import (
     write_json,
 )
 from posttrain_recipes.engine.wire import AdapterConfig, RequestError
+from posttrain_recipes.errors import DISK_FULL, READ_ONLY
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +143,13 @@ class CheckpointRecord:
         return self.expires_at is not None and self.expires_at < now()
 
 
+class Kept(NamedTuple):
+    """A checkpoint that is there: its folder, and the description in it."""
+
+    folder: Path
+    record: CheckpointRecord
+
+
 _RECORD = TypeAdapter(CheckpointRecord)
 _RUN_RECORD = TypeAdapter(TrainingRun)
 
@@ -160,17 +169,36 @@ def _check(file: Path, saved: str | None, found: str) -> None:
         )
 
 
+def _arrays(kept: Kept, name: str) -> dict[str, Any]:
+    from safetensors.numpy import load
+
+    with readable(kept.folder / name) as file:
+        content = file.read_bytes()
+    if kept.record.files is not None:
+        _check(file, kept.record.files.get(name), hashlib.sha256(content).hexdigest())
+    with readable(file):
+        arrays: dict[str, Any] = load(content)
+    return arrays
+
+
 def now() -> str:
     """The time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat()
 
 
 class CheckpointStore:
-    """The folder of runs and checkpoints. Methods may be called from any thread."""
+    """The folder of runs and checkpoints. Methods may be called from any thread.
+
+    Where the folder cannot be written, what is in it can be read.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root / "runs"
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
         self._lock = threading.Lock()
         self._clean()
 
@@ -180,17 +208,26 @@ class CheckpointStore:
     def _place(self, path: CheckpointPath) -> Path:
         return self._run_folder(path.run) / path.kind / path.name
 
-    def folder(self, path: CheckpointPath) -> Path:
-        """Where a checkpoint is kept. Raises RequestError 404 if it is not there (any more), 422 if
-        its description is damaged or is that of another one."""
+    def find(self, path: CheckpointPath) -> Kept:
+        """A checkpoint. Raises RequestError 404 if it is not there (any more), 422 if its
+        description is damaged or is that of another one."""
         folder = self._place(path)
-        if not (folder / DESCRIPTION).exists() or self.read(folder).expired:
+        record = self.read(folder) if (folder / DESCRIPTION).exists() else None
+        if record is None or record.expired:
             raise RequestError(
                 404,
                 f"there is no checkpoint {path}: it was never saved, was "
                 "deleted or has expired, or the engine runs with another --data-dir",
             )
-        return folder
+        return Kept(folder, record)
+
+    def folder(self, path: CheckpointPath) -> Path:
+        """Where a checkpoint is kept; raises as `find`."""
+        return self.find(path).folder
+
+    def record(self, path: CheckpointPath) -> CheckpointRecord:
+        """A checkpoint's description; raises as `find`."""
+        return self.find(path).record
 
     def read(self, folder: Path) -> CheckpointRecord:
         """The description in a checkpoint's folder. Raises RequestError 422 if it is damaged, or
@@ -204,21 +241,18 @@ class CheckpointStore:
             )
         return record
 
-    def verify(self, folder: Path) -> None:
-        """Hash the files of a checkpoint. Raises RequestError 422 unless they are, byte by byte,
-        what was saved. One that an earlier version saved has no hashes, and is not looked at."""
-        saved = self.read(folder).files
+    def verify(self, kept: Kept, but: Collection[str] = ()) -> None:
+        """Hash the files of a checkpoint, all but those that the caller hashes. Raises RequestError
+        422 unless they are, byte by byte, what was saved. One that an earlier version saved has no
+        hashes, and is not looked at."""
+        folder, saved = kept.folder, kept.record.files
         if saved is None:
             return
         there = {file.name for end in ("json", "safetensors") for file in folder.glob(f"*.{end}")}
-        for name in sorted(saved.keys() | (there - {DESCRIPTION})):
+        for name in sorted((saved.keys() | (there - {DESCRIPTION})) - set(but)):
             with readable(folder / name) as file:
                 found = sha256(file)
             _check(folder / name, saved.get(name), found)
-
-    def record(self, path: CheckpointPath) -> CheckpointRecord:
-        """A checkpoint's description. Raises RequestError 404."""
-        return self.read(self.folder(path))
 
     def save(
         self,
@@ -233,68 +267,69 @@ class CheckpointStore:
         cannot be written.
         """
         target = self._place(path)
-        with self._lock, self._writing():
+        with self._lock, writable(target, str(path)), self._writing():
             if (target / DESCRIPTION).exists() and not (overwrite or self._expired(target)):
                 raise RequestError(
                     409, f"{path} exists: choose another name, or pass overwrite=True"
                 )
-            with writable(target, str(path)):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
-                try:
-                    write(temporary)
-                    hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-                    write_json(temporary / DESCRIPTION, asdict(replace(record, files=hashes)))
-                    sync(temporary)
-                    put(temporary, target)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+            try:
+                write(temporary)
+                hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+                write_json(temporary / DESCRIPTION, asdict(replace(record, files=hashes)))
+                sync(temporary)
+                put(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
-    def tensors(self, folder: Path) -> dict[str, Any]:
-        """A checkpoint's adapter: arrays by PEFT's names. Raises RequestError 422 if the file is
-        missing or not what was saved, or the checkpoint is one for download."""
-        if folder.parent.name == EXTERNAL:
+    def load(
+        self, kept: Kept, optimizer: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """A checkpoint's adapter, as arrays by PEFT's names, and Adam's state: None where that is
+        not asked for or none was saved.
+
+        Raises RequestError 422 if any file of it, loaded or not, is missing or not what was saved,
+        or the checkpoint is one for download.
+        """
+        if kept.folder.parent.name == EXTERNAL:
             raise RequestError(
                 422, "external weights are for download: load the checkpoint they were made from"
             )
-        return self._arrays(folder, ADAPTER_FILE)
-
-    def optimizer(self, folder: Path) -> dict[str, Any] | None:
-        """Adam's state of a checkpoint, or None where none was saved. Raises RequestError 422 if
-        the file is not what was saved."""
-        known = self.read(folder).files or {}
-        there = OPTIMIZER_FILE in known or (folder / OPTIMIZER_FILE).exists()
-        return self._arrays(folder, OPTIMIZER_FILE) if there else None
-
-    def _arrays(self, folder: Path, name: str) -> dict[str, Any]:
-        from safetensors.numpy import load
-
-        hashes = self.read(folder).files
-        with readable(folder / name) as file:
-            content = file.read_bytes()
-        if hashes is None:
-            log.warning("%s: saved without a hash by an earlier version, not verified", file)
-        else:
-            _check(file, hashes.get(name), hashlib.sha256(content).hexdigest())
-        with readable(file):
-            arrays: dict[str, Any] = load(content)
-        return arrays
+        there = (
+            OPTIMIZER_FILE in (kept.record.files or {}) or (kept.folder / OPTIMIZER_FILE).exists()
+        )
+        names = [ADAPTER_FILE, *([OPTIMIZER_FILE] if optimizer and there else [])]
+        if kept.record.files is None:
+            log.warning("%s: saved without hashes by an earlier version, not verified", kept.folder)
+        self.verify(kept, but=names)
+        adapter, *state = [_arrays(kept, name) for name in names]
+        return adapter, state[0] if state else None
 
     def amend(self, path: CheckpointPath, **changes: Any) -> None:
         """Change fields of a checkpoint's description, atomically."""
         with self._lock:
-            folder = self.folder(path)
-            data = {**asdict(self.read(folder)), **changes}
+            folder, record = self.find(path)
+            data = {**asdict(record), **changes}
             with writable(folder, str(path)):
                 write_json(folder / DESCRIPTION, data)
 
     def delete(self, path: CheckpointPath) -> None:
-        """Delete a checkpoint, damaged or not. Raises RequestError 404."""
-        with self._lock, self._writing():
-            folder = self._place(path)
+        """Delete a checkpoint, damaged or not. Raises RequestError 404, or 507 where the system
+        does not let us."""
+        folder = self._place(path)
+        with self._lock:
             if not (folder / DESCRIPTION).exists() or self._expired(folder):
                 self.folder(path)
-            remove(folder)
+            try:
+                with self._writing():
+                    remove(folder)
+            except OSError as error:
+                raise RequestError(
+                    507,
+                    f"{path} was not deleted: {folder}: {reason(error)}. "
+                    "Let this user write there, and try again",
+                ) from error
 
     def _expired(self, folder: Path) -> bool:
         try:
@@ -303,12 +338,16 @@ class CheckpointStore:
             return False
 
     def sweep(self) -> None:
-        """Delete what has expired."""
-        with self._lock, self._writing():
-            for folder in list(self._folders(self.root.iterdir())):
-                if self._expired(folder):
-                    remove(folder)
+        """Delete what has expired, where the folder can be written."""
+        with self._lock:
+            expired = [folder for folder in self._folders() if self._expired(folder)]
+            for folder in expired:
+                try:
+                    with self._writing():
+                        remove(folder)
                     log.info("deleted %s: it has expired", folder)
+                except OSError as error:
+                    log.warning("%s has expired and was not deleted: %s", folder, reason(error))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -320,7 +359,13 @@ class CheckpointStore:
     def _clean(self) -> None:
         """Remove what engines that were killed left half-written, unless another engine is at
         work on this folder now. A checkpoint that had stepped aside for a new one comes back."""
-        with (self.root / ".writing").open("a") as file:
+        try:
+            lock = (self.root / ".writing").open("a")
+        except OSError as error:
+            if error.errno not in READ_ONLY + DISK_FULL:
+                raise
+            return  # what cannot be written is not cleaned either
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -371,9 +416,8 @@ class CheckpointStore:
 
     def checkpoints(self, run: str | None = None) -> list[tuple[CheckpointRecord, int]]:
         """Descriptions of a run's checkpoints, or all, with their bytes; the newest first."""
-        roots = [self._run_folder(run)] if run else self.root.iterdir()
         found = []
-        for folder in self._folders(roots):
+        for folder in self._folders([self._run_folder(run)] if run else None):
             try:
                 record = self.read(folder)
                 size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
@@ -386,8 +430,8 @@ class CheckpointStore:
                 found.append((record, size))
         return sorted(found, key=lambda item: (item[0].time, item[0].path), reverse=True)
 
-    def _folders(self, roots: Iterable[Path]) -> Iterator[Path]:
-        for root in roots:
+    def _folders(self, roots: Iterable[Path] | None = None) -> Iterator[Path]:
+        for root in self.root.glob("*") if roots is None else roots:
             for kind in KINDS:
                 for path in (root / kind).glob(f"[!.]*/{DESCRIPTION}"):
                     yield path.parent

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.engine.wire import RequestError
+from posttrain_recipes.errors import READ_ONLY
 
 
 @contextmanager
@@ -65,11 +66,14 @@ def sha256(file: Path) -> str:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder: it is gone at once, and not half-way when the process is killed."""
+    """Delete a folder: it is gone at once, and not half-way when the process is killed. Raises
+    OSError where the system does not let us."""
     try:
         doomed = Path(tempfile.mkdtemp(prefix=".del-", dir=folder.parent))
-    except OSError:  # the disk is full, which this is to help with
-        shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # the disk is full, which this is to help with
         return
     os.replace(folder, doomed / "checkpoint")
     shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,179 @@
+"""How fast this machine computes what a model of some shape asks for, measured in a second or two.
+
+    python -m posttrain_recipes.engine.calibrate '{"hidden": 576, ...}'
+
+Prints seconds a token as JSON. Measured are the products of one layer and of the output embedding,
+which are nearly all of a model's work, on numbers drawn at random: no weights are read. What else a
+layer does is taken in as a factor (`OVER`), found by comparing with what real models took
+(`benchmarks/plan_time.py`). It is kept in the user's cache, by shape and machine: a plan has a time
+before anything was run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain_recipes import content
+from posttrain_recipes.engine.cores import cores
+
+if TYPE_CHECKING:
+    import torch
+
+LONG, SHORT = 512, 32
+"""Tokens that go through a layer at once: in training and reading, and in writing, where they are
+of as many replies."""
+COLUMNS = 8192
+"""Of a larger vocabulary so many columns are measured."""
+OVER = {"train": 1.8, "prefill": 1.8, "sample": 2.5}
+"""Seconds for each second of products."""
+REPEATS = 5
+WAIT_S = 60.0
+"""A machine that takes longer for this tells nothing."""
+SHAPE = {
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "vocab": "vocab_size",
+}
+"""What is read of a `config.json`."""
+
+
+def shape(folder: Path) -> dict[str, int] | None:
+    """The shape of a model by its `config.json`; None where that says it otherwise."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = {**config, **(config.get("text_config") or {})}
+        found = {name: config[key] for name, key in SHAPE.items()}
+        found["kv_heads"] = config.get("num_key_value_heads") or found["heads"]
+        found["head_dim"] = config.get("head_dim") or found["hidden"] // found["heads"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError):
+        return None
+    whole = all(type(size) is int and 0 < size < 1 << 24 for size in found.values())
+    # Of a mixture of experts a token passes some; that is not in these products.
+    return found if whole and not any("experts" in key for key in config) else None
+
+
+def speed(folder: Path) -> dict[str, float] | None:
+    """Seconds a token of a model's training, reading and writing on this machine; measured where it
+    was not before. None where that cannot be told."""
+    known = shape(folder)
+    if known is None:
+        return None
+    machine = [platform.node(), platform.machine(), cores(), _torch(), OVER, known]
+    key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
+    path = content.cache_dir() / "speed" / f"{key}.json"
+    found = _read(path)
+    if found is None:
+        command = [sys.executable, "-m", __spec__.name, json.dumps(known)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        found = _parsed(done.stdout)
+        if found is not None and content.cache_dir().is_dir():  # looking makes no directory
+            content.write_quietly(path, json.dumps(found))
+    return found
+
+
+def _torch() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+
+
+def _parsed(text: str) -> dict[str, float] | None:
+    try:
+        found = json.loads(text)
+        return {name: float(found[name]) for name in OVER}
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def measure(shape: Mapping[str, int]) -> dict[str, float]:
+    """Seconds a token in training, reading and writing.
+
+    Args:
+        shape: hidden, intermediate, layers, heads, kv_heads, head_dim, vocab.
+    """
+    import torch
+
+    from posttrain_recipes.engine.model.base import pick_device
+
+    device = pick_device()
+    on_card = device.type == "cuda"
+    dtype = torch.bfloat16 if on_card else torch.float32
+    # The engine has each core take passes of its own: what one can do, so many times.
+    torch.set_num_threads(1)
+    share = 1 if on_card else cores()
+    long = _forward(shape, LONG, device, dtype) / LONG / share
+    short = _forward(shape, SHORT, device, dtype) / SHORT / share
+    # Frozen weights: backward multiplies once more for what goes down, and not for their gradients.
+    return {
+        "train": OVER["train"] * 2 * long,
+        "prefill": OVER["prefill"] * long,
+        "sample": OVER["sample"] * short,
+    }
+
+
+def _forward(
+    shape: Mapping[str, int], tokens: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Seconds of the products of a whole forward pass."""
+    hidden, inner = shape["hidden"], shape["intermediate"]
+    queries, keys = (shape[name] * shape["head_dim"] for name in ("heads", "kv_heads"))
+    columns = min(shape["vocab"], COLUMNS)
+    counts: dict[tuple[int, int], float] = {}
+    for rows, columns_, count in (
+        (hidden, queries, shape["layers"]),
+        (hidden, keys, 2 * shape["layers"]),
+        (queries, hidden, shape["layers"]),
+        (hidden, inner, 2 * shape["layers"]),
+        (inner, hidden, shape["layers"]),
+        (hidden, columns, shape["vocab"] / columns),
+    ):
+        counts[rows, columns_] = counts.get((rows, columns_), 0.0) + count
+    return sum(
+        count * _product(tokens, rows, columns_, device, dtype)
+        for (rows, columns_), count in counts.items()
+    )
+
+
+def _product(
+    tokens: int, rows: int, columns: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Seconds of one product: the shortest of a few, as other work can only lengthen it."""
+    import torch
+
+    x = torch.randn(tokens, rows, device=device, dtype=dtype)
+    w = torch.randn(columns, rows, device=device, dtype=dtype)
+    wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    took = []
+    for _ in range(REPEATS + 1):  # the first one warms up
+        wait()
+        began = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        wait()
+        took.append(time.perf_counter() - began)
+    return min(took[1:])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))
