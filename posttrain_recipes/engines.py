@@ -102,6 +102,7 @@ class Local(Engine):
                     service,
                     rest,
                     lambda: engine.is_alive,
+                    lambda: engine.killed,
                     log_path=engine.log_path,
                     log_start=engine.log_start,
                     missing=_embedded_lacks,

@@ -17,7 +17,7 @@ from posttrain_recipes.cli.options import (
     scope_options,
 )
 from posttrain_recipes.cli.streams import answer
-from posttrain_recipes.planning import costs, pricing, reuse
+from posttrain_recipes.planning import costs, memory, pricing, reuse
 from posttrain_recipes.planning.plans import BASE, Plan
 from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.store import Estimated, RunRecord, Store, default_home
@@ -85,6 +85,8 @@ def plan(
                 click.echo(f"   {name}    {stage[name]}")
         if stage["measures"]:
             click.echo(f"   new     {', '.join(stage['measures'])}: to be measured")
+        if stage["memory"]:
+            click.echo(f"   memory  {stage['memory']}")
         if stage["ahead"]:
             click.echo(f"   ahead   {stage['ahead']}")
     if any(stage["ahead"] for stage in stages):
@@ -132,6 +134,9 @@ def _stages(
                 else None,
                 "measures": list(decision.evals),
                 "fingerprint": stage.fingerprint,
+                "memory": str(taken)
+                if decision.action != "reuse" and (taken := memory.of_stage(planned, stage))
+                else None,
                 "estimate": asdict(estimate) if estimate else None,
                 "ahead": costs.describe(estimate, planned.engine.billed) if estimate else None,
             }

@@ -49,7 +49,8 @@ def preflight(
 
     where = default_home(home)
     found = [*checks.cheap(planned, where), *checks.data(planned)]
-    found += [*checks.held_out(planned, limit=None), *checks.rewards(planned)]
+    found += [*checks.room(planned), *checks.held_out(planned, limit=None)]
+    found += [*checks.rewards(planned)]
     if offline:
         found += checks.offline()
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,11 @@ from posttrain_recipes import private
 from posttrain_recipes.atomic import require_directory
 from posttrain_recipes.errors import PtlError, writing
 
+KILLED = (
+    "it was killed by signal 9, and not by this program: as a rule the system does that where "
+    "memory runs out (dmesg says so)"
+)
+"""What is said of an engine that the system ended."""
 LOG_LINES = 15  # of the engine's log, shown when it fails
 
 
@@ -35,6 +41,7 @@ class EngineProcess:
     process: subprocess.Popen[bytes]
     lifeline: int  # the engine ends when this descriptor closes
     log_start: int = 0  # bytes that earlier engines wrote into that log
+    stopped: bool = False  # by `stop`
 
     @property
     def pid(self) -> int:
@@ -50,6 +57,11 @@ class EngineProcess:
         """Whether the engine runs."""
         return self.poll() is None
 
+    @property
+    def killed(self) -> str | None:
+        """In words, that it was ended by a SIGKILL which this process did not send."""
+        return KILLED if self.poll() == -signal.SIGKILL and not self.stopped else None
+
     def log_tail(self, lines: int = LOG_LINES) -> str:
         """The last lines of the log that are this engine's."""
         return _tail(self.log_path, lines, self.log_start)
@@ -57,6 +69,7 @@ class EngineProcess:
     def stop(self, grace_s: float = 20.0) -> None:
         """End the engine: politely, so that it finishes a save, then not. Safe to call again."""
         if self.is_alive:
+            self.stopped = True
             self.process.terminate()
             try:
                 self.process.wait(grace_s)
@@ -139,9 +152,12 @@ def start(
     finally:
         os.close(ready_read)
     if not engine.base_url:
+        killed = engine.killed
         engine.process.kill()
         status = engine.process.wait()
         engine.stop()
+        if killed:
+            raise PtlError("the engine did not start", why=killed, hint="free some memory")
         raise PtlError(
             f"the engine did not start (exit status {status})",
             why=f"its log, {log_path}, ends:\n{engine.log_tail()}",

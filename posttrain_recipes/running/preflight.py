@@ -16,12 +16,12 @@ from pathlib import Path
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, references
-from posttrain_recipes.planning import needs, overlap
+from posttrain_recipes.planning import memory, needs, overlap
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
-from posttrain_recipes.running import activity, firstlook, tokenizers
+from posttrain_recipes.running import activity, death, firstlook, tokenizers
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
@@ -43,6 +43,20 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     yield _disk(home)
     yield _sdk()
     yield from _splits(plan)
+
+
+def room(plan: Plan) -> Iterator[PreflightFinding]:
+    """Stages that may take more memory than there is, where the engine is of this machine."""
+    there = memory.available()
+    for stage in plan.stages:
+        taken = memory.of_stage(plan, stage)
+        if taken is None or there is None:
+            continue
+        text = f"{taken}; {there / 2**30:.1f} GiB are free"
+        if taken.bytes > there:
+            yield PreflightFinding(f"memory of {stage.name}", "warning", text, taken.hint)
+        else:
+            yield PreflightFinding(f"memory of {stage.name}", "ok", text)
 
 
 def held_out(plan: Plan, limit: int | None = overlap.RUN_BYTES) -> Iterator[PreflightFinding]:
@@ -96,7 +110,11 @@ def engine(
             private.files(),
             plan.engine.connect(locations(plan), home / "engine", log) as connection,
         ):
-            wait = EngineWaiter(connection.alive, tick=activity.tick)
+            wait = EngineWaiter(
+                connection.alive,
+                explain_death=lambda: death.explain(connection),
+                tick=activity.tick,
+            )
             serving = Serving(plan, connection, wait, home / "engine")
             yield PreflightFinding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
             needs.check(plan, connection, wait)

@@ -25,7 +25,7 @@ from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection
-from posttrain_recipes.running import activity, ending, preflight, texts, tokenizers
+from posttrain_recipes.running import activity, death, ending, preflight, texts, tokenizers
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
@@ -276,6 +276,9 @@ class _Run:
         """
         failed = []
         found = [*preflight.cheap(self.plan, self.kept.home), *preflight.held_out(self.plan)]
+        found += [
+            replace(one, message=f"{one.check}: {one.message}") for one in preflight.room(self.plan)
+        ]
         for finding in found:
             if finding.verdict == "warning":
                 self.reporter.warning("; ".join(filter(None, (finding.message, finding.hint))))
@@ -313,7 +316,7 @@ class _Run:
             wait = EngineWaiter(
                 connection.alive,
                 self.interrupts,
-                lambda: _death(connection),
+                lambda: death.explain(connection),
                 connection.trouble,
                 self.reporter.warning,
                 activity.tick,
@@ -438,20 +441,3 @@ def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: Stage
     ):
         results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
         results += [m for m in found if m.fingerprint.startswith(store.OWN)]
-
-
-def _death(connection: Connection) -> EngineLostError:
-    goes_on = "'ptl run' of the same recipe goes on from what was saved"
-    log = connection.log_path
-    if log is None:
-        trouble = connection.trouble() or "it does not answer any more"
-        return EngineLostError("the engine was lost", why=trouble, hint=goes_on)
-    tail = ""
-    if log.is_file():
-        own = log.read_bytes()[connection.log_start :].decode(errors="replace")
-        tail = "\n".join(own.splitlines()[-5:])
-    return EngineLostError(
-        "the engine ended while the run needed it",
-        why=tail or None,
-        hint=f"its log is {log}; {goes_on}",
-    )

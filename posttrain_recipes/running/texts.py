@@ -61,6 +61,9 @@ class Texts:
     first: dict[str, list[list[int]]] = field(default_factory=dict)
     """By base model, the first records that it learns from or is asked, as token ids."""
 
+    broken: set[str] = field(default_factory=set)
+    """Base models whose tokenizer loses text that is needed."""
+
     def of(self, stages: Sequence[PlannedStage]) -> Iterator[PreflightFinding]:
         """What is found about the plan's models, and about the data of these stages."""
         for model in self.plan.models if stages else ():
@@ -70,6 +73,8 @@ class Texts:
             for use in _uses(stage):
                 key = f"{use.data.identity()} {use.wants.__name__} {stage.model} {use.renderer}"
                 key += f" {use.user.name} {use.user.config}"
+                if stage.model in self.broken:
+                    continue  # what it makes of data tells no more
                 if use.data.made_by or issubclass(use.wants, Task) or key in seen:
                     continue  # a stage that made records, or an episode, tells its own
                 seen.add(key)
@@ -86,8 +91,12 @@ class Texts:
             return
         lost = list(soundness.keeps(renderer.again, renderer.special.values()))
         needed = [one for one in lost if one.needed]
-        told = "; ".join(one.what for one in needed or lost)
+        told = "; ".join(one.what for one in lost)
         if needed:
+            told = needed[0].what  # what is said of the others would be the same
+            if others := [one.what.partition(":")[0] for one in needed[1:]]:
+                told += f" (nor {', '.join(others)})"
+            self.broken.add(model)
             yield PreflightFinding(
                 name, "failed", f"the tokenizer of {location} does not keep {told}", _BROKEN
             )

@@ -333,6 +333,20 @@ def test_a_record_that_is_too_long_is_named(recipe: Path, tmp_path: Path) -> Non
         ptl.run(recipe, home=tmp_path / "home", overrides=["stages.sft.method.max_length=4"])
     (record,) = Store(tmp_path / "home").runs()
     assert record.status == "failed"
+    assert not any(stage.started for stage in record.stages), "found out before it costs"
+
+
+@pytest.mark.usefixtures("quick_engines")
+def test_a_record_that_cannot_be_learned_fails_its_stage(recipe: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    data = tmp_path / "weightless.jsonl"
+    data.write_text(json.dumps({"messages": turns}) + "\n")
+    changed = [f"stages.sft.dataset.path={data}", "stages.sft.dataset.test_size=0"]
+    changed += ["stages.sft.eval=[]"]
+    with pytest.raises(PtlError, match=r"weightless\.jsonl:1: its messages are all of weight 0"):
+        ptl.run(recipe, home=tmp_path / "home", overrides=changed, until="sft")
+    (record,) = Store(tmp_path / "home").runs()
+    assert record.status == "failed"
     assert mlflow_status(tmp_path / "home", record.tracking_id or "") == "FAILED"
 
 

@@ -123,6 +123,7 @@ def test_a_tokenizer_that_loses_text_is_named(project: Project, name: str) -> No
 
 def test_a_run_is_refused_with_a_tokenizer_that_loses_spaces(project: Project) -> None:
     folder = copied(project, tokenizer=spaces_are_unknown)
+    project.write("chat.jsonl", chat("a {b}: {c} {", "d e"))  # no form of a format
     plan = project.plan(RECIPE.replace("MODEL", "./broken"))
     warned: list[str] = []
     with pytest.raises(UsageError, match="does not keep spaces: .*<|endoftext|>") as caught:
@@ -133,7 +134,7 @@ def test_a_run_is_refused_with_a_tokenizer_that_loses_spaces(project: Project) -
 
 def test_text_of_the_data_that_is_lost_is_told_with_its_line(project: Project) -> None:
     copied(project, tokenizer=replaced("[你好]", ""))
-    project.write("chat.jsonl", chat("1+1?", "2") + chat("你好 is a greeting", "yes"))
+    project.write("chat.jsonl", chat("1+1?", "2") + chat("你好 is a {greeting}", "yes"))
     [first, *_] = told(found(project))
     assert (first.check, first.verdict) == ("text of sft", "warning")
     assert first.message.startswith("chat.jsonl:2: the tokenizer of ./broken loses a part of this")

@@ -58,19 +58,18 @@ def keeps_text(again: Callable[[str], str], special: Collection[str], text: str)
     Other forms of one character and other amounts of white space in a row are no loss.
     """
     text = text[:SEEN]
-    told = f"{_short(text)!r} becomes {{!r}}"
     ascii_only = "".join(letter for letter in text if letter.isascii())
     read = again(ascii_only)
     names = [name for name in special if name not in text]
     if _plain(ascii_only, ()) != _plain(read, names):
-        return Lost(told.format(_short(read)), True)
+        return Lost(f"{_short(ascii_only)!r} becomes {_short(read)!r}", True)
     read = again(text)
     dense, kept = ("".join(_normal(one).split()) for one in (text, read))
     if dense.casefold() == kept.casefold():
         return None
     gone = sorted(set(dense) - set(kept))
     named = f"{', '.join(map(repr, gone[:5]))} lost; " if gone else ""
-    return Lost(named + told.format(_short(read)), False)
+    return Lost(f"{named}{_short(text)!r} becomes {_short(read)!r}", False)
 
 
 def _same(text: str, read: str) -> bool:
