@@ -458,9 +458,8 @@ class Store:
 
 def dump(record: RunRecord) -> str:
     """A run as `run.json` holds it."""
-    kept = {"format": runfile.FORMAT, **asdict(record)}
-    del kept["home"]
-    return json.dumps(kept, indent=1, ensure_ascii=False)
+    kept = {"format": runfile.FORMAT, **asdict(replace(record, home=None))}
+    return json.dumps({k: v for k, v in kept.items() if k != "home"}, indent=1, ensure_ascii=False)
 
 
 def parse(data: Any) -> RunRecord:
