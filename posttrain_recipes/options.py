@@ -22,6 +22,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
+from posttrain_recipes.shown import redact
+
 T = TypeVar("T")
 
 REFERS_TO = "ptl:refers-to"
@@ -173,6 +175,11 @@ def without_password(address: str) -> str:
         raise ValueError(
             "has a user or a password in it, which would stand in files and logs; give the key "
             "by itself, as 'api_key: ${env:NAME}'"
+        )
+    if redact(address, {}) != address:
+        raise ValueError(
+            "has a key in it, which would stand in files and logs; give it by itself, as "
+            "'api_key: ${env:NAME}'"
         )
     try:
         urlsplit(address)

@@ -173,6 +173,8 @@ def _missing(key: Key, name: str, registry: Registry) -> str:
     return f"needs the option '{name}'"
 
 
+FORMS = {"keep": "{best: EVAL}", "stop": "{after: 3 evals without gain}"}
+"""Mappings that name no plugin."""
 TYPE_WORDS = {
     "string": "text",
     "number": "a number",
@@ -199,7 +201,7 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         if "boolean" in names and str(value).lower() in ("yes", "no", "on", "off"):
             hint = "; write true or false"
         elif "object" in names and isinstance(value, str) and key:
-            hint = f"; write {{use: {value}}}"
+            hint = f"; write {FORMS.get(str(key[-1]), f'{{use: {value}}}')}"
         elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
             hint = f'; write ">= {shown}"'
         elif value is None:

@@ -322,11 +322,12 @@ def _check_reads(builder: Builder, name: str, key: Key) -> None:
 
 def check_secrets(builder: Builder, value: Any, key: Key) -> None:
     """Note every key, and every address with a password, that stands in a recipe in plain text."""
-    told = isinstance(value, str) and "@" in value and not environment_names(value)
+    told = isinstance(value, str) and {"@", "="} & set(value) and not environment_names(value)
     if told and redact(value, {}) != value:
         builder.fault(
             key,
-            "has an address with a user or a password in it, which would stand in files and logs; "
+            "has an address with a user, a password or a key in it, which would stand in files "
+            "and logs; "
             "leave it out, or write ${env:NAME}",
         )
     items: Iterator[tuple[str | int, Any]] = iter(())

@@ -74,7 +74,7 @@ def _yardstick(
     if subject.metric and known and subject.metric not in known:
         near = suggest(subject.metric, sorted(known))
         builder.fault(key, f"eval '{planned.name}' has no metric '{subject.metric}'; {near}")
-    elif planned.every is None:
+    elif planned.every is None and not builder.faults:  # or it has one that is no number
         builder.fault(key, f"eval '{planned.name}' is not run during training; give it an 'every:'")
     return Yardstick(planned.name, subject.metric)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from posttrain_recipes.planning.building import Builder
 
 T = TypeVar("T")
+LONGEST = 1_000_000
+"""Characters of a template; the longest of known models have some thousands."""
 
 NONE = (
     "'{}' has no chat template (a base model?); name one: "
@@ -93,7 +95,15 @@ def read(given: str, base_dir: Path) -> str:
         near = suggest(given, list(NAMED))
         raise TemplateError(f"unknown chat template '{given}'; {near}; or name a file")
     try:
-        text = place.read_text(encoding="utf-8")
+        if place.exists() and not place.is_file():
+            # A pipe or a device may have no end.
+            raise TemplateError(f"{place} cannot be read: it is no file")
+        with place.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise TemplateError(f"{place} is no chat template: it has over {LONGEST:,} characters")
+    except TemplateError:
+        raise
     except FileNotFoundError:
         raise TemplateError(f"there is no file {place}") from None
     except (OSError, ValueError) as error:

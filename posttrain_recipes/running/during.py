@@ -26,6 +26,16 @@ class During:
     kept: StageRecord
     measure: Measure
 
+    def check(self) -> None:
+        """Refuse, before anything is trained, a metric by which checkpoints cannot be compared.
+
+        Raises:
+            PtlError: the eval before the stage did not find it, or neither way is the better one.
+        """
+        for yardstick in (self.stage.keep, self.stage.stop.yardstick if self.stage.stop else None):
+            if yardstick is not None:
+                list(self._every(yardstick))
+
     @property
     def evals(self) -> list[PlannedEval]:
         """Those that are run while it trains."""

@@ -169,6 +169,7 @@ class StageWork:
             resolve=lambda ref: self.serving.resolve(ref, stage.model, stage.renderer),
             cache=self.directory.path.parents[1] / "cache",
         )
+        sink.during.check()
         self.spending.check(f"training {stage.name}")
         try:
             with (
@@ -320,6 +321,11 @@ class Sink:
             self.review()
         told = len(self.kept.notes)
         made = self.during.result(last)
+        for planned in self.during.evals:
+            if planned.every and planned.every >= self.kept.total_steps and not self.kept.ended:
+                text = f"{planned.name} was not run in between: every {planned.every} steps, and "
+                text += f"there were {self.kept.total_steps}"
+                self.kept.notes += [text] if text not in self.kept.notes else []
         self._note(told)
         every = [planned.every for planned in self.during.evals if planned.every]
         if every and min(every) < self.kept.total_steps and not self.kept.during:

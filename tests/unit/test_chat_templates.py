@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from posttrain_recipes.cli.target import find
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.options import ModelRef, RendererConfig, asked, effective, references
-from posttrain_recipes.planning import tokens
+from posttrain_recipes.planning import renderers, tokens
 from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.plugin import Checkpoint, Message
 from posttrain_recipes.running.rendered import Looker, renderers_of
@@ -306,3 +307,16 @@ def test_what_is_shown_and_chatted_with_has_the_template_of_the_stage(
         directory.save()
     found = find("demo-1", project.path / "home")
     assert found.renderer.chat_template == NAMED["alpaca"].read_text()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "long"])
+def test_what_has_no_end_is_no_template(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "x.jinja"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.write_text("a" * (renderers.LONGEST + 1))
+    with pytest.raises(renderers.TemplateError, match=r"(is no file|is no chat template)"):
+        renderers.read("x.jinja", tmp_path)

@@ -165,6 +165,12 @@ def test_a_metric_that_has_no_better_is_none_to_choose_by(project: Project) -> N
     trained.kept.during = [found]
     with pytest.raises(PtlError, match="cannot be compared by nll/nll"):
         trained.during.review(Resume(2, "state2", "sampler2"))
+    # Before anything is trained, by what was found before the stage.
+    trained.kept.during = []
+    trained.during.check()
+    trained.kept.before[0].higher_is_better = {"nll": None}
+    with pytest.raises(PtlError, match="cannot be compared by nll/nll"):
+        trained.during.check()
 
 
 def test_a_page_draws_what_was_found_from_the_start_to_the_end(project: Project) -> None:
@@ -216,6 +222,19 @@ def test_what_cannot_decide_is_a_fault_of_the_recipe(
     project: Project, old: str, new: str, expected: str
 ) -> None:
     assert any(expected in fault for fault in faults(project, old, new)), faults(project, old, new)
+
+
+@pytest.mark.parametrize("every", ["0", "two", "2.5"])
+def test_what_is_no_number_is_one_fault(project: Project, every: str) -> None:
+    found = faults(project, "every: 2", f"every: {every}")
+    assert len(found) == 1
+    assert found[0].startswith("stages.sft.eval[0].every")
+
+
+def test_a_form_is_told_that_fits_the_word(project: Project) -> None:
+    assert any("write {best: EVAL}" in f for f in faults(project, "{best: nll}", "best"))
+    [told] = faults(project, "{after: 2 evals without gain}", "3 evals")
+    assert "write {after: 3 evals without gain}" in told
 
 
 def test_two_evals_leave_open_which_one_ends_the_stage(project: Project) -> None:

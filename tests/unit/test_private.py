@@ -18,6 +18,7 @@ from posttrain_recipes.engine import __main__ as engine_main
 from posttrain_recipes.engine import launch
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.language import recipe
+from posttrain_recipes.options import without_password
 from posttrain_recipes.plugin import Message, Sample
 from posttrain_recipes.store import Store
 from posttrain_recipes.tracking import mlstore
@@ -341,3 +342,26 @@ def test_errors_of_every_command_are_without_what_the_environment_keeps_secret(
     said = ptl("show", f"x{SECRET}")
     assert said.code == 2
     assert SECRET not in said.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see https://user:hunter2@h/doc",
+        "https://h/x?token=hunter2",
+        "http://h/#api_key=hunter2",
+        "postgresql://u:hunter2@h/db",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_wherever_it_stands(
+    project: Project, text: str
+) -> None:
+    recipe = f"name: demo\ndescription: '{text}'\nmodel: ./model\nstages:\n  - name: sft\n"
+    recipe += "    dataset: {use: jsonl, path: chat.jsonl}\n    method: {use: sft}\n"
+    with pytest.raises(RecipeError) as caught:
+        project.plan(recipe)
+    assert "hunter2" not in str(caught.value)
+    assert "in it, which would stand in files" in str(caught.value)
+    if text.startswith("http"):
+        with pytest.raises(ValueError, match="in it, which would stand in files"):
+            without_password(text.removeprefix("see "))
