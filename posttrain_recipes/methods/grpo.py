@@ -35,6 +35,7 @@ from posttrain_recipes.plugin import (
     Workload,
 )
 from posttrain_recipes.training.loops import rl, token_counts
+from posttrain_recipes.training.loops.rollout_method import RolloutMethod
 from posttrain_recipes.training.rl import collect as collecting
 from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     import tinker
 
 
-class GRPO(rl.RolloutMethod):
+class GRPO(RolloutMethod):
     """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
 
     When: a rule, a program or another model can tell good replies from bad ones, and the model
@@ -60,7 +61,7 @@ class GRPO(rl.RolloutMethod):
     loss = "-mean(min(rho A, clip(rho) A)), log rho = log p - log q, A = (r - mean r) / std r"
     paper = "Shao et al. 2024, DeepSeekMath, arXiv 2402.03300"
 
-    class Config(rl.RolloutMethod.Config):
+    class Config(RolloutMethod.Config):
         """Options of group relative policy optimization."""
 
         collect: collecting.CollectConfig | None = None

@@ -26,6 +26,7 @@ from posttrain_recipes.plugin import (
     UsageError,
 )
 from posttrain_recipes.training.loops import rl
+from posttrain_recipes.training.loops.rollout_method import RolloutMethod
 from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import tinker
 
 
-class SelfPlay(rl.RolloutMethod):
+class SelfPlay(RolloutMethod):
     """Self-play: one policy takes both seats of a game and learns from who wins.
 
     When: there is a game, a debate or a negotiation with opposing rewards and no good opponent to
@@ -51,7 +52,7 @@ class SelfPlay(rl.RolloutMethod):
     loss = "-mean(min(rho A, clip(rho) A)) over all seats, log rho = log p - log q, A by seat"
     paper = "Liu et al. 2025, SPIRAL: self-play on zero-sum games, arXiv 2506.24119"
 
-    class Config(rl.RolloutMethod.Config):
+    class Config(RolloutMethod.Config):
         """Options of self-play."""
 
         advantage: advantages.Estimator = Field(

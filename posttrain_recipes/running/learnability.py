@@ -24,7 +24,7 @@ from posttrain_recipes.running.health import LITTLE_TO_LEARN, ZERO_VARIANCE, cut
 from posttrain_recipes.running.metering import Meter
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
-from posttrain_recipes.training.loops.rl import RolloutMethod
+from posttrain_recipes.training.loops.rollout_method import RolloutMethod
 from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.training.rl.scoring import RolloutScorer

@@ -16,31 +16,28 @@ from __future__ import annotations
 import math
 import random
 import time
-from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.options import Affects, Renamed
-from posttrain_recipes.plugin import Method, Resume, StageContext, Usage, checkpoint_name
+from posttrain_recipes.plugin import Resume, StageContext, Usage, checkpoint_name
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
-from posttrain_recipes.training.loops.steps import PolicySnapshot, Step
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
-from posttrain_recipes.training.rl.advantages import BATCH_WIDE, varies
+from posttrain_recipes.training.rl.advantages import varies
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift
+from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
 from posttrain_recipes.training.rl.rollout import Group, Source
-from posttrain_recipes.training.rl.sources import CompletionConfig
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
 
 if TYPE_CHECKING:
@@ -103,45 +100,47 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
         return min(whole, self.max_steps // self.updates_per_batch) if self.max_steps else whole
 
 
-class RolloutMethod(Method):
-    """A method that learns from groups of what its policy does."""
+@dataclass
+class Step:
+    """One optimizer step: the groups that it learns from, and what was submitted of them."""
 
-    takes_reward: ClassVar[bool] = True
-    same_tokenizer: ClassVar[tuple[str, ...]] = ("reference",)
+    size: int
+    """Groups that the loss is a mean over."""
+    batch: list[list[float]]
+    """The rewards of every group of its batch, where the advantage looks at all of them."""
+    _arrivals: Iterable[list[Group]]
+    _take: Callable[[Step], None]
+    number: int = 0
+    learned: list[Group] = field(default_factory=list)
+    """The groups that have come."""
+    passes: Passes = field(default_factory=list)
+    """Forward and backward passes that were submitted."""
+    optim: tinker.APIFuture[tinker.OptimStepResponse] | None = None
+    learning_rate: float = 0.0
+    budgeted: int = 0
+    """Tokens of the budget, up to here."""
+    saved: Saved | None = None
+    due: bool = False
+    """Whether its checkpoint is to be evaluated before the next batch is sampled."""
 
-    class Config(CompletionConfig, RolloutConfig):
-        """Options of what is sampled, how it is scored and how it is learned from."""
+    def groups(self) -> Iterator[list[Group]]:
+        """The groups of the step in their order, some at a time, as soon as those are scored."""
+        for groups in self._arrivals:
+            self.learned += groups
+            yield groups
 
-        @model_validator(mode="after")
-        def _compares(self) -> RolloutMethod.Config:
-            if self.group_size == 1 and not self.compares_batch:
-                raise ValueError(
-                    "group_size 1 leaves nothing to compare a reply with; raise it, or take "
-                    f"advantage: {', '.join(sorted(BATCH_WIDE))}, which compares the batch"
-                )
-            if self.group_size == 1 and self.zero_variance_groups == "replace":
-                raise ValueError("zero_variance_groups: replace needs a group_size of 2 or more")
-            return self
+    def update(self) -> None:
+        """Submit Adam's step on the gradients of `passes`, without waiting for it."""
+        self._take(self)
 
-    config: Config
 
-    @property
-    def needs(self) -> Sequence[str]:
-        """Its loss, groups of samples, log-probabilities where a reference reads them, and those of
-        the distribution that is sampled from where that is not the policy's own."""
-        config = self.config
-        reference = config.reference is not None or config.kl_beta > 0
-        return (
-            config.loss_need,
-            "sample:group",
-            "sample:trained",
-            *(("prompt_logprobs",) if reference else ()),
-            *(("sample:tempered_logprobs",) if config.temperature != 1 else ()),
-        )
+@dataclass
+class PolicySnapshot:
+    """The policy after so many batches, to sample from."""
 
-    @abstractmethod
-    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
-        """Where the groups of a stage come from; its threads wait with `waiter`."""
+    client: Future[tinker.SamplingClient]
+    path: Future[str] | None = None
+    """Where it is kept, where a resumed stage may need it."""
 
 
 @dataclass

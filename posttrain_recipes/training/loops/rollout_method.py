@@ -1,0 +1,57 @@
+"""What methods that learn from rollouts share: their options, and what they need of a server."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from posttrain_recipes.plugin import Method, StageContext
+from posttrain_recipes.training.loops.rl import RolloutConfig
+from posttrain_recipes.training.rl.advantages import BATCH_WIDE
+from posttrain_recipes.training.rl.rollout import Source
+from posttrain_recipes.training.rl.sources import CompletionConfig
+from posttrain_recipes.waiting import CancellableWaiter
+
+
+class RolloutMethod(Method):
+    """A method that learns from groups of what its policy does."""
+
+    takes_reward: ClassVar[bool] = True
+    same_tokenizer: ClassVar[tuple[str, ...]] = ("reference",)
+
+    class Config(CompletionConfig, RolloutConfig):
+        """Options of what is sampled, how it is scored and how it is learned from."""
+
+        @model_validator(mode="after")
+        def _compares(self) -> RolloutMethod.Config:
+            if self.group_size == 1 and not self.compares_batch:
+                raise ValueError(
+                    "group_size 1 leaves nothing to compare a reply with; raise it, or take "
+                    f"advantage: {', '.join(sorted(BATCH_WIDE))}, which compares the batch"
+                )
+            if self.group_size == 1 and self.zero_variance_groups == "replace":
+                raise ValueError("zero_variance_groups: replace needs a group_size of 2 or more")
+            return self
+
+    config: Config
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Its loss, groups of samples, log-probabilities where a reference reads them, and those of
+        the distribution that is sampled from where that is not the policy's own."""
+        config = self.config
+        reference = config.reference is not None or config.kl_beta > 0
+        return (
+            config.loss_need,
+            "sample:group",
+            "sample:trained",
+            *(("prompt_logprobs",) if reference else ()),
+            *(("sample:tempered_logprobs",) if config.temperature != 1 else ()),
+        )
+
+    @abstractmethod
+    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
+        """Where the groups of a stage come from; its threads wait with `waiter`."""
