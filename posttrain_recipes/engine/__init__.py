@@ -19,5 +19,4 @@ Each package imports only those listed after it:
     model/       the base model, LoRA adapters, decoder and kernels   generate/ down to here)
     storage/     checkpoints on disk, written atomically
     wire/        the protocol's messages: bytes <-> dataclasses
-    cores        how many cores there are
 """

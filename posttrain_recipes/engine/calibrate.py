@@ -18,12 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import content
-from posttrain_recipes.engine.cores import cores
+from posttrain_recipes.cores import cores
 
 if TYPE_CHECKING:
     import torch
@@ -74,15 +75,21 @@ def speed(folder: Path) -> dict[str, float] | None:
     path = content.cache_dir() / "speed" / f"{key}.json"
     found = _read(path)
     if found is None:
-        command = [sys.executable, "-m", __spec__.name, json.dumps(known)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        found = _parsed(done.stdout)
+        found = _measured(key, json.dumps(known))
         if found is not None and content.cache_dir().is_dir():  # looking makes no directory
             content.write_quietly(path, json.dumps(found))
     return found
+
+
+@cache
+def _measured(key: str, known: str) -> dict[str, float] | None:
+    """What a process of its own measures: once, for all stages of a plan that keeps nothing."""
+    command = [sys.executable, "-m", __spec__.name, known]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return _parsed(done.stdout)
 
 
 def _torch() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.conversion import conversations, convert
+from posttrain_recipes.cores import cores
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.plans import Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import DataMethod
@@ -115,11 +115,6 @@ class Shape:
         gives, and the MLP's."""
         q, kv = self.heads * self.width, self.groups * self.width
         return self.layers * (4 * self.hidden + 2 * (q + 2 * kv) + 2 * q + 4 * self.feed_forward)
-
-
-def cores() -> int:
-    """Threads that an engine on this machine computes with."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def training(shape: Shape, rank: int, sequences: int, longest: int, threads: int) -> int:

@@ -18,6 +18,12 @@ from posttrain_recipes.planning.reuse import Decision
 from posttrain_recipes.plugin import PluginConfig, Usage
 from tests.conftest import Project, real_speed
 
+
+@pytest.fixture(autouse=True)
+def measured_anew() -> None:
+    calibrate._measured.cache_clear()
+
+
 SPEED = {"train": 0.5, "prefill": 0.25, "sample": 2.0}
 LLAMA = {
     "hidden_size": 64,
@@ -76,9 +82,12 @@ def test_it_is_measured_once_for_a_shape_and_kept(
         return subprocess.CompletedProcess(command, 0, json.dumps(SPEED), "")
 
     monkeypatch.setattr(calibrate.subprocess, "run", run)
-    assert real_speed(config(tmp_path)) == SPEED
+    for _ in range(2):  # as for the stages of a plan
+        assert real_speed(config(tmp_path)) == SPEED
+    assert len(asked) == 1
     assert not (tmp_path / "cache").exists(), "a plan that is only looked at makes no directory"
     content.make_cache_dir()
+    calibrate._measured.cache_clear()
     asked.clear()
     for _ in range(2):
         assert real_speed(config(tmp_path)) == SPEED

@@ -1,4 +1,4 @@
-"""The cores that the engine may use."""
+"""The cores that computing may use."""
 
 from __future__ import annotations
 
