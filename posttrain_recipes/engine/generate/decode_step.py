@@ -85,7 +85,7 @@ def step(
             k[rows, :, layout.write_at] = qk[:, heads:]
             v[rows, :, layout.write_at] = values(qkv, width, kv_heads)
         k, v = k[:, :, : layout.width], v[:, :, : layout.width]
-        query = (qk[:, :heads] * scale).view(x.shape[0], kv_heads, -1, width)
+        query = (qk[:, :heads].to(k.dtype) * scale).view(x.shape[0], kv_heads, -1, width)
         scores = query @ k.transpose(-1, -2)  # (R, G, N / G, L)
         if unwritten is not None:
             scores.masked_fill_(unwritten, float("-inf"))
@@ -99,7 +99,7 @@ def step(
             probs = softmax(scores)
             attn_out = probs[..., longest:] @ v
             add_prefix_values(probs, layout, layer_shared, attn_out)
-        x = after_attention(x, attn_out.view(x.shape[0], -1), layer)
+        x = after_attention(x, attn_out.view(x.shape[0], -1).to(x.dtype), layer)
     return product(norm(x, last, layers[0].eps)[0], head).float()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.decoder import DecoderWeights
 from posttrain_recipes.engine.model.kernels import product
-from posttrain_recipes.engine.model.packing import Packing
+from posttrain_recipes.engine.model.packing import Packing, attention_dtype
 
 SHARED_SEQUENCES = 4  # sequences that share a prefix's keys and values, at least
 SHARED_TOKENS = 32  # of a prefix that is shared, at least
@@ -129,10 +129,14 @@ class PrefixCache:
         hidden, cache = decoder.prefill(self.weights, ids, packing, before)
         logits = product(hidden, self.weights.head).float()
         out = []
+
+        def kept(x: Tensor) -> Tensor:
+            return x.to(attention_dtype(x)).contiguous()
+
         for index, tokens in enumerate(prompts):
             span = slice(int(packing.starts[index]), int(packing.starts[index + 1]))
             keys, values = (
-                [pair[side][span].transpose(0, 1).contiguous() for pair in cache] for side in (0, 1)
+                [kept(pair[side][span].transpose(0, 1)) for pair in cache] for side in (0, 1)
             )
             out.append(PrefilledPrompt(prefix, PrefixKV(tokens, keys, values), logits[index]))
         return out

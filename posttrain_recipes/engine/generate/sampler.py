@@ -37,6 +37,7 @@ from posttrain_recipes.engine.wire import (
 )
 
 MAX_TOPK = 100
+BLOCK = 128  # tokens of the vocabulary whose probabilities are summed first
 MAX_TARGETS = 4096  # ids scored at a position
 _ALTERNATIVES = 1 << 32  # takes the place of a sample's index in the random generator's seed
 
@@ -258,29 +259,71 @@ def pick(
     tokens and their log-probabilities, in nats, under the unmodified distribution.
     """
     device, vocab = logits.device, logits.shape[-1]
+    limited = any(0 < k < vocab for k in top_ks) or any(p < 1 for p in top_ps)
+    if set(temperatures) == {1.0} and not limited:
+        return _pick_plain(logits, draws)
     logprobs_all = torch.log_softmax(logits, dim=-1)
     if not any(temperatures):
         chosen = logprobs_all.argmax(dim=-1, keepdim=True)
     else:
         temperature = torch.tensor(temperatures, device=device, dtype=logits.dtype)[:, None]
-        if set(temperatures) == {1.0}:
-            probs = logprobs_all.exp()
-        else:
-            probs = torch.softmax(logprobs_all / temperature.clamp_min(1e-6), dim=-1)
-        if any(0 < k < vocab for k in top_ks) or any(p < 1 for p in top_ps):
+        probs = torch.softmax(logprobs_all / temperature.clamp_min(1e-6), dim=-1)
+        if limited:
             probs = probs * _allowed(probs, top_ks, top_ps)
-        mass = probs.cumsum(dim=-1)
-        total = mass[:, -1:]
-        at = torch.tensor(draws, device=device, dtype=logits.dtype)[:, None] * total
-        # Rounding up to the total would select a token after the last one with any probability.
-        at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
-        chosen = torch.searchsorted(mass, at, right=True).clamp_max_(vocab - 1)
+        chosen = _invert(probs, torch.tensor(draws, device=device, dtype=logits.dtype)[:, None])
         if 0.0 in temperatures:
             chosen = torch.where(
                 temperature == 0, logprobs_all.argmax(dim=-1, keepdim=True), chosen
             )
     logprobs = logprobs_all.gather(-1, chosen)[:, 0]
     return chosen[:, 0].tolist(), logprobs.tolist()
+
+
+def _pick_plain(logits: Tensor, draws: Sequence[float]) -> tuple[list[int], list[float]]:
+    """`pick` at temperature 1 without limits. It passes over the vocabulary three times, where
+    log-softmax, exp and cumsum do seven times, and makes one tensor of that size instead of three:
+    in small models that is a fifth of a token's time."""
+    most = logits.amax(dim=-1, keepdim=True)
+    mass = (logits - most).exp_()
+    at = torch.tensor(draws, device=logits.device, dtype=logits.dtype)[:, None]
+    blocks = _block_masses(mass)
+    chosen = _invert(mass, at, blocks)
+    logprobs = logits.gather(-1, chosen) - most - blocks.sum(dim=-1, keepdim=True).log()
+    return chosen[:, 0].tolist(), logprobs[:, 0].tolist()
+
+
+def _block_masses(mass: Tensor) -> Tensor:
+    """The sums (R, blocks) of `mass` (R, V) over `BLOCK` tokens each, the last over what is
+    left."""
+    vocab = mass.shape[-1]
+    whole = vocab - vocab % BLOCK
+    sums = mass[:, :whole].view(mass.shape[0], whole // BLOCK, BLOCK).sum(dim=-1)
+    return torch.cat([sums, mass[:, whole:].sum(dim=-1, keepdim=True)], dim=-1)
+
+
+def _invert(mass: Tensor, draws: Tensor, blocks: Tensor | None = None) -> Tensor:
+    """The token (R, 1) at which the cumulated `mass` (R, V) passes the share `draws` (R, 1) of all.
+
+    It is looked for in the blocks first, and then in one of them. A token without mass is never
+    found.
+    """
+    vocab = mass.shape[-1]
+    sums = _block_masses(mass) if blocks is None else blocks
+    upto = sums.cumsum(dim=-1)
+    at = _below(draws * upto[:, -1:], upto[:, -1:])
+    block = torch.searchsorted(upto, at, right=True).clamp_max_(sums.shape[-1] - 1)
+    columns = block * BLOCK + torch.arange(BLOCK, device=mass.device)
+    inside = mass.gather(-1, columns.clamp_max(vocab - 1)).masked_fill_(columns >= vocab, 0.0)
+    passed = inside.cumsum(dim=-1)
+    before = upto.gather(-1, block) - sums.gather(-1, block)
+    rest = _below((at - before).clamp_min_(0.0), passed[:, -1:])
+    return block * BLOCK + torch.searchsorted(passed, rest, right=True).clamp_max_(BLOCK - 1)
+
+
+def _below(at: Tensor, total: Tensor) -> Tensor:
+    """`at`, but less than the total: rounding up to it would select a token after the last one that
+    has any mass."""
+    return torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
 
 
 def _allowed(probs: Tensor, top_ks: Sequence[int], top_ps: Sequence[float]) -> Tensor:

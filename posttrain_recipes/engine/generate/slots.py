@@ -31,6 +31,7 @@ from posttrain_recipes.engine.generate.sequences import SequenceState, sample_to
 from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.decoder import DecoderWeights
+from posttrain_recipes.engine.model.packing import attention_dtype
 
 _step = kernels.compiled(decode_step.step)
 STRIDE = 8  # tokens that a slot generates before sequences may join or be answered
@@ -159,10 +160,10 @@ class Slot:
         held, longest = len(self.sequences), int(self.own_lengths.max(initial=0))
         room = max(room, self.keys[0].shape[2] if self.keys else 0)
         shape = (count, self.decoder.groups, room, self.decoder.width)
-        layers = range(len(self.decoder.layers))
+        layers, like = range(len(self.decoder.layers)), self.decoder.embedding
         for buffers in (self.keys, self.values):
             # Zeros: cells not yet written are masked in attention, but 0 * NaN would be NaN.
-            new = [self.decoder.embedding.new_zeros(shape) for _ in layers]
+            new = [like.new_zeros(shape, dtype=attention_dtype(like)) for _ in layers]
             for layer, old in enumerate(buffers):
                 new[layer][:held, :, :longest] = old[:, :, :longest]
             buffers[:] = new

@@ -71,8 +71,8 @@ class Decoder:
         body, config = model.model, model.config
         names = {id(module): name for name, module in model.named_modules()}
 
-        def block(*modules: nn.Linear) -> Block:
-            return Block.of({names[id(module)]: module for module in modules})
+        def block(*modules: nn.Linear, tied: bool = False) -> Block:
+            return Block.of({names[id(module)]: module for module in modules}, tied)
 
         first = body.layers[0].self_attn
         self.width: int = first.head_dim
@@ -97,7 +97,7 @@ class Decoder:
             )
         self.norm: Tensor = body.norm.weight.data
         self.eps = float(body.norm.variance_epsilon)
-        self.head = block(model.lm_head)
+        self.head = block(model.lm_head, tied=model.lm_head.weight is body.embed_tokens.weight)
         self._rotary = body.rotary_emb
         self._angles: tuple[Tensor, Tensor] | None = None
         self.context = int(config.max_position_embeddings)

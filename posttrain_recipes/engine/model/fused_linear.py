@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from posttrain_recipes.engine.model import precision
 from posttrain_recipes.engine.model.kernels import FusedLora, Product
 from posttrain_recipes.engine.model.lora import LoraFactors
 
@@ -22,27 +23,31 @@ class Block:
     sizes: tuple[int, ...]
     weight: Tensor  # (sum of sizes, in)
     bias: Tensor | None
+    onednn: bool  # whether its products go to oneDNN
 
     @classmethod
-    def of(cls, modules: Mapping[str, nn.Linear]) -> Block:
-        """Stack the layers' weights. The layers then hold views of the stacked tensor."""
-        weight = torch.cat([m.weight.data for m in modules.values()])
+    def of(cls, modules: Mapping[str, nn.Linear], tied: bool = False) -> Block:
+        """Stack the layers' weights. The layers then hold views of the stacked tensor. A `tied`
+        weight, which is the embedding too, stays as it is."""
+        parts = [module.weight.data for module in modules.values()]
         sizes = tuple(m.out_features for m in modules.values())
-        if len(modules) == 1:
-            weight = next(iter(modules.values())).weight.data
-        else:
-            for module, part in zip(modules.values(), weight.split(sizes), strict=True):
-                module.weight.data = part
+        onednn = parts[0].device.type == "cpu" and precision.onednn_leads()
+        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if onednn and not tied:
+            # It multiplies few rows up to 1.4 times as fast by a weight that lies in columns.
+            weight = weight.t().contiguous().t()
+        for module, part in zip(modules.values(), weight.split(sizes), strict=True):
+            module.weight.data = part
         biases = [m.bias.data for m in modules.values() if m.bias is not None]
         bias = torch.cat(biases) if len(biases) == len(modules) else None
-        return cls(tuple(modules), sizes, weight, bias)
+        return cls(tuple(modules), sizes, weight, bias, onednn)
 
     def product(self, adapters: Mapping[str, LoraFactors] | None, merge: bool) -> Product:
         """The block's weights for a pass: W beside the factors A and B, or, with `merge`, a copy of
         W to which scale B A has been added."""
         found = [adapters[name] for name in self.names if name in adapters] if adapters else []
         if not found or adapters is None:
-            return Product(self.weight, self.bias, None)
+            return Product(self.weight, self.bias, None, self.onednn)
         dtype, scale = self.weight.dtype, found[0].scale
         weight = self.weight.clone() if merge else self.weight
         rows, row = [], 0
@@ -55,7 +60,7 @@ class Block:
             row += size
         a = torch.cat([item.a.detach() for item in found]).to(dtype)  # (ranks, in)
         b = [item.b.detach().to(dtype) for item in found]
-        return Product(weight, self.bias, FusedLora(a, b, rows, scale, merge))
+        return Product(weight, self.bias, FusedLora(a, b, rows, scale, merge), self.onednn)
 
     def grads(self, grads: Grads) -> list[Tensor]:
         """The gradient tensors of this block's adapters, A then B for each, for `kernels`."""

@@ -18,6 +18,12 @@ from torch.nn import functional as F
 WASTE = 1.5  # a bucket's longest sequence is at most this many times its shortest
 
 
+def attention_dtype(like: Tensor) -> torch.dtype:
+    """What attention is computed in, and its keys and values are kept in: float32 on a CPU, whose
+    small products of bfloat16 are slower than those, and the tensor's own elsewhere."""
+    return torch.float32 if like.device.type == "cpu" else like.dtype
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Sequences of similar length, padded to one (rows, longest) batch for attention."""
@@ -44,7 +50,7 @@ class Bucket:
 
     def put(self, y: Tensor, out: Tensor) -> None:
         """Write y (rows, heads, longest, D) back into the packed `out` (T, heads, D)."""
-        flat = y.transpose(1, 2).reshape(-1, *out.shape[1:])
+        flat = y.transpose(1, 2).reshape(-1, *out.shape[1:]).to(out.dtype)
         if self.real is None or self.tokens is None:
             out[self.start : self.start + self.count] = flat
         else:
@@ -102,7 +108,7 @@ class Packing:
         """
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for bucket in self._buckets:
-            parts = [bucket.side_by_side(x) for x in (q, k, v)]
+            parts = [bucket.side_by_side(x).to(attention_dtype(x)) for x in (q, k, v)]
             if keep is None:
                 bucket.put(_attention(parts if start is None else _after(start, parts), scale), out)
                 continue
@@ -121,7 +127,8 @@ class Packing:
         d_qk = first.new_empty(self.total, heads + groups, d_out.shape[2])
         d_values = first.new_empty(self.total, groups, d_out.shape[2])
         for bucket, (parts, out) in zip(self._buckets, kept, strict=True):
-            found = torch.autograd.grad(out, parts, bucket.side_by_side(d_out, blank=True))
+            d_part = bucket.side_by_side(d_out, blank=True).to(out.dtype)
+            found = torch.autograd.grad(out, parts, d_part)
             for grad, target in zip(
                 found, (d_qk[:, :heads], d_qk[:, heads:], d_values), strict=True
             ):
