@@ -47,7 +47,7 @@ STAGES: Mapping[str, dict[str, Any]] = {
     # Formal replies before friendly ones, which the model itself finds likelier.
     "dpo": {
         "dataset": jsonl("formal"),
-        "method": {"use": "dpo", "batch_size": 4, "max_steps": 32, "warmup_steps": 4},
+        "method": {"use": "dpo", "batch_size": 4, "max_steps": 24, "warmup_steps": 3},
         "eval": [
             {
                 "use": "preference_accuracy",
@@ -63,8 +63,8 @@ STAGES: Mapping[str, dict[str, Any]] = {
             "use": "grpo",
             "batch_size": 4,
             "group_size": 8,
-            "max_tokens": 12,
-            "max_steps": 30,
+            "max_tokens": 16,
+            "max_steps": 24,
         },
         "reward": {"use": "numeric"},
         "eval": [
@@ -72,7 +72,7 @@ STAGES: Mapping[str, dict[str, Any]] = {
                 "use": "exact_match",
                 "name": "held_out",
                 "extract": "number",
-                "max_tokens": 12,
+                "max_tokens": 16,
                 "dataset": jsonl("sums_held_out"),
             }
         ],
