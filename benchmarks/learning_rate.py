@@ -4,9 +4,9 @@
 
 Trains with a ninth, a third, one, three and nine times the rate that `auto` comes to, by a small
 recipe of the method's own on the shipped data, and prints the held-out metric at each with its 95%
-interval and the paired test against `auto`. `auto` holds where its value lies within the interval of
-the best of the five. A run that was stopped is gone on with, and one that is there already is not
-run again. `MODEL_DIR` is a directory with a model, as `python tools/small_model.py DIR` makes one.
+interval and the paired test against `auto`. `auto` holds where its value lies within the interval
+of the best of the five. A run that was stopped is gone on with, and one that is there already is
+not run again. `python tools/small_model.py DIR` makes a model for it.
 Exits with 1 where `auto` does not hold.
 """
 
@@ -34,6 +34,7 @@ METRICS = {"sft": "nll", "dpo": "preference_accuracy", "grpo": "exact_match"}
 
 
 def jsonl(name: str, **options: Any) -> dict[str, Any]:
+    """A shipped data set."""
     return {"use": "jsonl", "path": str(DATA / f"{name}.jsonl"), **options}
 
 
@@ -127,6 +128,7 @@ def _told(pages: Pages, method: str) -> bool:
 
 
 def main() -> int:
+    """Run what is not there yet, and tell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--method", choices=sorted(STAGES), required=True)

@@ -70,11 +70,12 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
     hidden = _hidden(builder)
     if hidden is None and name not in kept:
         if model in builder.models:  # else it has a fault of its own
+            large = f"{automatic(LARGE, family, rank):g}"
             builder.fault(
                 key,
-                f"'auto' follows from the model's hidden size, and {_why(builder)}; write a number, "
-                f"as '{name}: {automatic(LARGE, family, rank):g}', which auto is for {family} at a "
-                f"hidden size of {LARGE} (8B)",
+                f"'auto' follows from the model's hidden size, and {_why(builder)}; write a "
+                f"number, as '{name}: {large}', which auto is for {family} at a hidden size of "
+                f"{LARGE} (8B)",
             )
         return automatic(HIDDEN, family, rank)
     rate = kept.get(name) or automatic(hidden or HIDDEN, family, rank)
