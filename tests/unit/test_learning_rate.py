@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.reporting import report, reproduction
 from posttrain_recipes.reporting.comparing import Comparison
 from posttrain_recipes.running.runner import new_record
+from posttrain_recipes.testing import flipping
+from posttrain_recipes.testing.findings import placeholder
 from posttrain_recipes.training import supervised
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig
 from tests.conftest import Project, Ptl
@@ -403,3 +406,14 @@ def test_a_comparison_of_runs_says_which_number_was_auto(project: Project) -> No
     rows = Comparison(project.path, [one, other]).differing
     assert ("stages.sft.method.learning_rate", "0.0014 (auto)", "0.01") in rows
     assert not Comparison(project.path, [one, same]).differing
+
+
+def test_a_check_of_plugins_has_a_number_for_auto_and_changes_it() -> None:
+    found: dict[str, Any] = {"__name__": "stranger"}
+    exec(compile(PLUGIN, "stranger.py", "exec"), found)
+    for name in ("Own", "Plain"):
+        entry = SimpleNamespace(cls=found[name], config=found[name].Config, kind="method")
+        given = placeholder({}, entry)  # type: ignore[arg-type]
+        made = entry.config.model_validate(given)
+        assert isinstance(made.learning_rate, float)
+        assert "learning_rate" in [option for option, _, _ in flipping.flips(made)]
