@@ -125,10 +125,12 @@ def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[
         for inner in (same_type or meant)[0]:
             yield from _explain(recipe, inner, registry)
         return
-    options = [o.get("const", o.get("type", "value")) for o in error.validator_value]
-    words = " or ".join(TYPE_WORDS.get(name, str(name)) for name in options)
+    named = [str(option["const"]) for option in error.validator_value if "const" in option]
+    types = [str(o.get("type", "value")) for o in error.validator_value if "const" not in o]
+    words = " or ".join(TYPE_WORDS.get(name, name) for name in types)
+    tail = f"; or write {' or '.join(named)}" if named else ""
     key = tuple(error.absolute_path)
-    yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}")
+    yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}{tail}")
 
 
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
