@@ -65,13 +65,36 @@ def _of_hub(kind: Kind, name: str, wanted: str | None) -> str | None:
 @cache
 def fetch_tokenizer(name: str) -> None:
     """Bring a model's tokenizer here, where the hub answers."""
+    _fetch(name, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@cache
+def fetch_config(name: str) -> None:
+    """Bring a model's `config.json` here, where the hub answers."""
+    _fetch(name, "config.json")
+
+
+def _fetch(name: str, *files: str) -> None:
     if not _of_hub("model", name, None):
         return
     from huggingface_hub import snapshot_download
 
     with contextlib.suppress(Exception):  # whoever loads it tells
-        files = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-        snapshot_download(name, allow_patterns=files)
+        snapshot_download(name, allow_patterns=list(files))
+
+
+def cached(kind: Kind, name: str, file: str) -> Path | None:
+    """A file of a name on the hub that was downloaded before: that of its branch `main`, else the
+    newest; None where there is none."""
+    folder = _cache_dir() / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    main = folder / (_of_cache(kind, name, None) or "") / file
+    if main.is_file():
+        return main
+    try:
+        found = [path for path in folder.glob(f"*/{file}") if path.is_file()]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    except (OSError, ValueError):
+        return None
 
 
 def _of_cache(kind: Kind, name: str, wanted: str | None) -> str | None:

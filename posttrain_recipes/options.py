@@ -69,6 +69,22 @@ class FromData(StrEnum):
     """Tokens that a reply may have: as many as 95% of the answers, and a quarter more."""
 
 
+class FromModel(StrEnum):
+    """Marks an option that is `auto` or a number: the planner puts a number in the place of `auto`
+    before the options are made, so that a method sees a number alone.
+
+    `learning_rate: LearningRate = "auto"`
+    """
+
+    LEARNING_RATE = "learning rate"
+    """By hidden size, rank and the method's `family`: `posttrain_recipes.learning_rate`."""
+
+
+AUTO: Literal["auto"] = "auto"
+LearningRate = Annotated[Annotated[float, Field(gt=0)] | Literal["auto"], FromModel.LEARNING_RATE]
+"""A peak learning rate: a number, or `auto` for what the planner finds."""
+
+
 _KEY = re.compile(r"(api[_-]?key|secret|password|passwd|credential)|(^|[_-])token$", re.I)
 
 

@@ -55,10 +55,14 @@ from posttrain_recipes.context import (
     sampling_client,
 )
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.learning_rate import Family
 from posttrain_recipes.options import (
+    AUTO,
     Affects,
     DatasetRef,
     FromData,
+    FromModel,
+    LearningRate,
     LoraConfig,
     ModelRef,
     NoEffect,
@@ -88,6 +92,7 @@ from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
     "API_VERSION",
+    "AUTO",
     "OLDEST_API_VERSION",
     "Affects",
     "Checkpoint",
@@ -104,8 +109,11 @@ __all__ = [
     "Eval",
     "EvalContext",
     "EvalResult",
+    "Family",
     "FromData",
+    "FromModel",
     "Labelled",
+    "LearningRate",
     "LoraConfig",
     "Message",
     "Method",
@@ -314,6 +322,8 @@ class Method(Plugin):
     paper: ClassVar[str] = ""
     """Where it comes from, as `Rafailov et al. 2023, arXiv 2305.18290`."""
 
+    family: ClassVar[Family] = Family.IMITATION
+    """What it learns from, which tells the number of `learning_rate: auto`."""
     starts_over: ClassVar[bool] = False
     """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
 

@@ -168,8 +168,17 @@ class StageRecord:
     """Whether evals ended it before its last step."""
     tracking_id: str | None = None
     reused_from: str | None = None
+    auto: dict[str, str] = field(default_factory=dict)
+    """Options of the method that the recipe has as `auto`, with what their numbers, which are in
+    `inputs`, follow from."""
     before: list[Measured] = field(default_factory=list)
     after: list[Measured] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Options that the recipe has as `auto`, and the numbers that they were."""
+        config = self.inputs.get("method", {}).get("config", {})
+        return {name: config[name] for name in self.auto if name in config}
 
     @property
     def spent(self) -> Spent:

@@ -84,7 +84,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made.write("chat.jsonl", CHAT * 4)
     made.write("pairs.jsonl", PAIRS * 4)
     made.write("questions.jsonl", QUESTIONS * 4)
-    made.write("model/config.json", '{"model_type": "none"}')
+    made.write("model/config.json", '{"model_type": "none", "hidden_size": 64}')
     made.write("model/tokenizer.json", "{}")
     made.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}")
     monkeypatch.chdir(tmp_path)

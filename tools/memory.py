@@ -17,6 +17,7 @@ import numpy as np
 
 from posttrain_recipes import models
 from posttrain_recipes.planning import memory
+from posttrain_recipes.shape import Shape
 
 
 def measured(folder: str, batch: int, tokens: int, rank: int) -> int:
@@ -53,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = models.resolve(args.model)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    shape = memory.Shape.of(config)
+    shape = Shape.of(config)
     assert shape is not None
     estimate = memory.training(shape, args.rank, args.batch, args.tokens, memory.cores())
     found = measured(folder, args.batch, args.tokens, args.rank)

@@ -16,10 +16,14 @@ import click
 from posttrain_recipes import registry, shipped
 from posttrain_recipes.cli.plugins import option_lines
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.learning_rate import HIDDEN, automatic
+from posttrain_recipes.options import LoraConfig
+from posttrain_recipes.planning import rates
 from posttrain_recipes.plugin import Eval, Method
 from posttrain_recipes.registry import Entry
 
 _WIDEST = 100
+RANK = LoraConfig().rank
 
 
 @click.command()
@@ -123,6 +127,13 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
             yield "loss", cls.loss
         if cls.paper:
             yield "paper", cls.paper
+        for name in rates.options(entry.config):
+            small, large = (automatic(h, cls.family, RANK) for h in (HIDDEN, rates.LARGE))
+            yield (
+                "auto",
+                f"{name}, of the family {cls.family}: {small:g} at a hidden size of {HIDDEN}, "
+                f"{large:g} at {rates.LARGE} (8B)",
+            )
     recipes = list(_recipes(entry))
     if recipes:
         yield "recipe", ", ".join(_command(path) for path in recipes[:3])

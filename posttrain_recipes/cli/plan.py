@@ -17,7 +17,7 @@ from posttrain_recipes.cli.options import (
     scope_options,
 )
 from posttrain_recipes.cli.streams import answer
-from posttrain_recipes.planning import costs, memory, pricing, reuse
+from posttrain_recipes.planning import costs, memory, pricing, rates, reuse
 from posttrain_recipes.planning.plans import BASE, Plan
 from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.store import Estimated, RunRecord, Store, default_home
@@ -75,6 +75,8 @@ def plan(
         click.echo(f"   from    {stage['from']}")
         if stage["method"]:
             click.echo(f"   method  {stage['method']}")
+            for name, found in stage["auto"].items():
+                click.echo(f"           {name} {found['value']:g} (auto: {found['by']})")
             click.echo(f"   data    {stage['data']} as {stage['records']} records")
         for name in stage["rewards"]:
             click.echo(f"   reward  {name}")
@@ -118,6 +120,10 @@ def _stages(
                 "why": decision.why,
                 "from": f"{stage.start} ({stage.model})" if stage.start == BASE else stage.start,
                 "method": stage.method.name if stage.method else None,
+                "auto": {
+                    name: {"value": rates.number(stage.inputs, name), "by": why}
+                    for name, why in stage.auto.items()
+                },
                 "data": stage.data.label if stage.data else None,
                 "records": stage.wants.__name__ if stage.wants else None,
                 "rewards": [f"{reward.name} x {weight:g}" for reward, weight in stage.rewards],

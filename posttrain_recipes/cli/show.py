@@ -39,6 +39,8 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
         lines.append(f"  {stage.name:9} {stage.status}")
         if stage.method and stage.records:
             lines[-1] += f", {_steps(stage)} on {stage.records} records"
+        for name, rate in stage.numbers.items():
+            lines.append(f"{'':12}{name} {rate:g} (auto: {stage.auto[name]})")
         if stage.error:
             lines.append(f"{'':12}{stage.error}")
         lines += [f"{'':12}warning: {text}" for text in stage.warnings]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import content
 from posttrain_recipes.cores import cores
+from posttrain_recipes.shape import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -39,29 +40,23 @@ OVER = {"train": 1.8, "prefill": 1.8, "sample": 2.5}
 REPEATS = 5
 WAIT_S = 60.0
 """A machine that takes longer for this tells nothing."""
-SHAPE = {
-    "hidden": "hidden_size",
-    "intermediate": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "vocab": "vocab_size",
-}
-"""What is read of a `config.json`."""
 
 
 def shape(folder: Path) -> dict[str, int] | None:
-    """The shape of a model by its `config.json`; None where that says it otherwise."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = {**config, **(config.get("text_config") or {})}
-        found = {name: config[key] for name, key in SHAPE.items()}
-        found["kv_heads"] = config.get("num_key_value_heads") or found["heads"]
-        found["head_dim"] = config.get("head_dim") or found["hidden"] // found["heads"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError):
+    """The sizes that are measured, of the model in `folder`; None where its config does not tell,
+    and for a mixture of experts: a token passes some of them, which is not in these products."""
+    found = Shape.read(folder)
+    if found is None or found.experts:
         return None
-    whole = all(type(size) is int and 0 < size < 1 << 24 for size in found.values())
-    # Of a mixture of experts a token passes some; that is not in these products.
-    return found if whole and not any("experts" in key for key in config) else None
+    return {
+        "hidden": found.hidden,
+        "intermediate": found.feed_forward,
+        "layers": found.layers,
+        "heads": found.heads,
+        "vocab": found.vocabulary,
+        "kv_heads": found.groups,
+        "head_dim": found.width,
+    }
 
 
 def speed(folder: Path) -> dict[str, float] | None:

@@ -115,15 +115,22 @@ def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[
         for index, errors in branches.items()
         if error.validator_value[index].get("type") != "null"
     ]
-    same_type = [e for e in meant if not any(i.validator == "type" and not i.path for i in e)]
+    same_type = [
+        errors
+        for errors in meant
+        if len(meant) == 1
+        or not any(i.validator in ("type", "const") and not i.path for i in errors)
+    ]
     if same_type or len(meant) == 1:
         for inner in (same_type or meant)[0]:
             yield from _explain(recipe, inner, registry)
         return
-    types = [str(option.get("type", "value")) for option in error.validator_value]
+    named = [str(option["const"]) for option in error.validator_value if "const" in option]
+    types = [str(o.get("type", "value")) for o in error.validator_value if "const" not in o]
     words = " or ".join(TYPE_WORDS.get(name, name) for name in types)
+    tail = f"; or write {' or '.join(named)}" if named else ""
     key = tuple(error.absolute_path)
-    yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}")
+    yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}{tail}")
 
 
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:

@@ -22,6 +22,7 @@ from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import (
     Checkpoint,
     CountTokens,
+    Family,
     Labelled,
     Method,
     Record,
@@ -47,6 +48,7 @@ class KTO(Method):
     name = "kto"
     takes: ClassVar[tuple[type[Record], ...]] = (Labelled,)
     needs = ("custom_loss", "prompt_logprobs")
+    family = Family.PREFERENCE
     loss = (
         "w * (1 - sigmoid(beta * (r - z))) if desirable, w * (1 - sigmoid(beta * (z - r))) if not; "
         "r = log p/p_ref, z = KL(p, p_ref)"

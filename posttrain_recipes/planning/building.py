@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from posttrain_recipes.options import (
     is_key,
     references,
 )
-from posttrain_recipes.planning import renderers
+from posttrain_recipes.planning import rates, renderers
 from posttrain_recipes.planning.plans import (
     BASE,
     PlannedEval,
@@ -59,8 +59,14 @@ class Builder:
     """Stages above the present one; None where one has faults of its own."""
     model: str = ""
     """The base model of the present stage."""
+    rank: int = 0
+    """Of its adapter."""
     renderer: RendererConfig = AS_EVER
     """How it is asked."""
+    auto: dict[str, str] = field(default_factory=dict)
+    """Options of its method that are `auto`, with what their numbers follow from."""
+    kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By stage: the numbers that its options had in the run that is planned again."""
     models: dict[str, None] = field(default_factory=dict)
     """Every base model that the plan needs, in order."""
     index: int = 0
@@ -143,6 +149,8 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
     try:
         # An engine reads its key when it connects: a recipe can be checked without one.
         known = options if kind == "engine" else expand_environment(options)
+        if kind == "method":
+            known = rates.filled(builder, entry.cls, entry.config, known, key)
         config = entry.config.model_validate(known)
     except UsageError as error:
         builder.fault(key, f"{error.what}; {error.hint}")

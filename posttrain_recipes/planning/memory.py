@@ -9,13 +9,11 @@ So a batch of more costs time and no memory, and the longest sequence decides.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from posttrain_recipes.conversion import conversations, convert
 from posttrain_recipes.cores import cores
@@ -23,6 +21,7 @@ from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.plans import Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.records import Preference
+from posttrain_recipes.shape import Shape
 
 FLOAT = 4
 """Bytes of a number."""
@@ -46,75 +45,6 @@ SAMPLED = 250
 """Records whose length is looked at, the first ones."""
 COPIES = 6
 """Of an adapter: weights, gradients, two moments, a snapshot to sample from and one being saved."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder, as its config has them."""
-
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    groups: int
-    """Key and value heads."""
-    width: int
-    """Of a head."""
-    vocabulary: int
-    tied: bool
-    """Whether one matrix is embedding and output layer."""
-    context: int | None = None
-    """Tokens of a sequence."""
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape | None:
-        """From a `config.json`; None where it lacks what is needed."""
-        config = {**config, **(config.get("text_config") or {})}
-        try:
-            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-            return cls(
-                int(config["num_hidden_layers"]),
-                hidden,
-                int(config["intermediate_size"]),
-                heads,
-                int(config.get("num_key_value_heads") or heads),
-                int(config.get("head_dim") or hidden // heads),
-                int(config["vocab_size"]),
-                bool(config.get("tie_word_embeddings", True)),
-                config.get("max_position_embeddings"),
-            )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            return None
-
-    @property
-    def _projections(self) -> list[tuple[int, int]]:
-        """(in, out) of a layer's linear layers: q, k, v, out, gate, up, down."""
-        q, kv = self.heads * self.width, self.groups * self.width
-        h, f = self.hidden, self.feed_forward
-        return [(h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)]
-
-    @property
-    def layer_parameters(self) -> int:
-        """Of all layers."""
-        return self.layers * sum(a * b for a, b in self._projections)
-
-    @property
-    def parameters(self) -> int:
-        """Of the model."""
-        matrices = 1 if self.tied else 2
-        return self.layer_parameters + matrices * self.vocabulary * self.hidden
-
-    def adapter(self, rank: int) -> int:
-        """Parameters of an adapter on attention and MLP."""
-        return self.layers * rank * sum(a + b for a, b in self._projections)
-
-    @property
-    def activations(self) -> int:
-        """Numbers that a backward pass needs of one token: of each layer its inputs and norms,
-        queries, keys and values as they are computed and as attention reads them, what attention
-        gives, and the MLP's."""
-        q, kv = self.heads * self.width, self.groups * self.width
-        return self.layers * (4 * self.hidden + 2 * (q + 2 * kv) + 2 * q + 4 * self.feed_forward)
 
 
 def training(shape: Shape, rank: int, sequences: int, longest: int, threads: int) -> int:
@@ -175,7 +105,7 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     method = stage.method
     if plan.engine.name != "local" or method is None or isinstance(method, DataMethod):
         return None
-    shape = _shape(model_location(stage.model, plan.path.parent))
+    shape = Shape.read(Path(model_location(stage.model, plan.path.parent)))
     if shape is None or GPU.exists():
         return None
     config = method.config
@@ -235,14 +165,6 @@ def _left(root: Path, name: str) -> Iterator[int]:
                 yield limit - taken
         if folder == root:
             return
-
-
-def _shape(location: str) -> Shape | None:
-    try:
-        config = json.loads((Path(location) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return Shape.of(config) if isinstance(config, dict) else None
 
 
 def _longest(plan: Plan, stage: PlannedStage) -> int | None:

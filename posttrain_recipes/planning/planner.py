@@ -7,7 +7,7 @@ after each to find the next.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
 from posttrain_recipes.options import AS_EVER, ModelRef, effective, references
-from posttrain_recipes.planning import auto, building, depends, ends, gates, renderers
+from posttrain_recipes.planning import auto, building, depends, ends, gates, rates, renderers
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
 from posttrain_recipes.planning.plans import (
@@ -44,11 +44,18 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.registry import Registry, suggest
 
 
-def build(recipe: Recipe, registry: Registry, *, ask: bool = False) -> Plan:
+def build(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    ask: bool = False,
+    kept: Mapping[str, Mapping[str, float]] | None = None,
+) -> Plan:
     """The plan of a recipe.
 
     Args:
         ask: ask the hub which commits its branches are now; otherwise the local cache tells.
+        kept: by stage, the numbers that options which are `auto` had in a run of this recipe.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, its cross-references and the
@@ -56,7 +63,7 @@ def build(recipe: Recipe, registry: Registry, *, ask: bool = False) -> Plan:
     """
     wrong = validation.structural_faults(recipe, registry)
     try:
-        return _build(recipe, registry, wrong, ask)
+        return _build(recipe, registry, wrong, ask, kept or {})
     except (TypeError, AttributeError, LookupError, ValueError):
         if not wrong:
             raise
@@ -69,9 +76,15 @@ def build(recipe: Recipe, registry: Registry, *, ask: bool = False) -> Plan:
         raise RecipeError(_unique([*wrong, recipe.fault((), told)])) from None
 
 
-def _build(written: Recipe, registry: Registry, wrong: Sequence[Fault], ask: bool) -> Plan:
+def _build(
+    written: Recipe,
+    registry: Registry,
+    wrong: Sequence[Fault],
+    ask: bool,
+    kept: Mapping[str, Mapping[str, float]],
+) -> Plan:
     recipe, origins, faults = expansion.expand(written)
-    builder = Builder(recipe, registry, [*wrong, *faults], ask=ask)
+    builder = Builder(recipe, registry, [*wrong, *faults], ask=ask, kept=kept)
     if recipe is not written:
         # Once more with the values of the matrix where they will stand.
         builder.faults += validation.structural_faults(recipe, registry)
@@ -94,7 +107,7 @@ def _build(written: Recipe, registry: Registry, wrong: Sequence[Fault], ask: boo
         models=tuple(builder.models),
         engine=engine,
         stages=tuple(stages),
-        resolved=written.data,
+        resolved=rates.resolved(written, origins, stages),
         limits=Limits(**data.get("limits", {})),
         origins=origins,
         pins=tuple(builder.pins),
@@ -161,6 +174,7 @@ def _stage(
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
+    builder.rank, builder.auto = (lora or LoraConfig()).rank, {}
     renderer = renderers.of_stage(builder, data, spec, key)
     builder.renderer = renderer or AS_EVER
     if renderer is not None and builder.model in builder.models:  # else it has faults of its own
@@ -231,6 +245,7 @@ def _stage(
         needs=frozenset(name for name in needs if name in builder.above),
         planned=tuple((f"what {what} is made of", one, depends.held(one)) for what, one in called),
         written=spec.get("method", {}),
+        auto=builder.auto,
     )
 
 

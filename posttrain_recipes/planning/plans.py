@@ -158,6 +158,8 @@ class PlannedStage:
     planned."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """The method's options as the recipe has them, `${env:NAME}` not expanded."""
+    auto: Mapping[str, str] = field(default_factory=dict)
+    """Options of the method that are `auto` in the recipe, with what their numbers follow from."""
 
     def check_held(self) -> None:
         """Refuse what was edited since it was planned; datasets are looked at as they are read.
@@ -205,7 +207,8 @@ class Plan:
     engine: Engine
     stages: tuple[PlannedStage, ...]
     resolved: dict[str, Any]
-    """The resolved recipe; environment variables and secrets are not expanded in it."""
+    """The resolved recipe, with numbers for `auto`; environment variables and secrets are not
+    expanded in it."""
     path: Path
     preset: str | None
     fingerprint: str

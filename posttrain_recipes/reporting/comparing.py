@@ -37,14 +37,18 @@ class Comparison:
     @cached_property
     def differing(self) -> list[tuple[str, ...]]:
         """Options that are not the same in all runs: `(path, value in each run)`."""
-        leaves = [dict(_leaves(_flat(record.resolved))) for record in self.records]
+        leaves = [{**dict(_leaves(_flat(r.resolved))), **_numbers(r)} for r in self.records]
         leaves = [
             {"preset": record.preset or "-", "version": record.version, **found}
             for record, found in zip(self.records, leaves, strict=True)
         ]
         paths = dict.fromkeys(path for found in leaves for path in found)
         rows = [(path, *(found.get(path, "-") for found in leaves)) for path in paths]
-        return [row for row in rows if len(set(row[1:])) > 1 and row[0] != "description"]
+        rows = [row for row in rows if len(set(row[1:])) > 1 and row[0] != "description"]
+        auto = [_auto(record) for record in self.records]
+        return [
+            (path, *(a.get(path, v) for a, v in zip(auto, row, strict=True))) for path, *row in rows
+        ]
 
     @cached_property
     def sections(self) -> list[tuple[str, list[Table]]]:
@@ -209,6 +213,20 @@ def _rows(table: Sequence[Sequence[str]]) -> list[str]:
 
 def _flat(resolved: Mapping[str, Any]) -> Any:
     return expand(Recipe(Node.of(resolved), Path()))[0].data
+
+
+def _numbers(record: RunRecord) -> dict[str, str]:
+    """What `auto` was, by the path of the option."""
+    return {
+        f"stages.{stage.name}.method.{name}": report.plain(rate)
+        for stage in record.stages
+        for name, rate in stage.numbers.items()
+    }
+
+
+def _auto(record: RunRecord) -> dict[str, str]:
+    """The same, with the word beside the number."""
+    return {path: f"{shown} (auto)" for path, shown in _numbers(record).items()}
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -349,6 +349,7 @@ def stage_params(stage: Any) -> dict[str, Any]:
         params.update(stage.method.config.model_dump(mode="json"))
         # What came from the environment is told by its name, never by its value.
         params.update({k: v for k, v in stage.written.items() if "${env:" in str(v)})
+        params.update({f"{name}_from": f"auto: {why}" for name, why in stage.auto.items()})
     params.update({f"lora_{key}": value for key, value in stage.lora.model_dump().items()})
     for planned in stage.evals:  # whose length may follow from the data, where no recipe tells it
         if (tokens := getattr(planned.eval.config, "max_tokens", None)) is not None:

@@ -86,7 +86,9 @@ def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = No
     """
     folder = base_dir or Path(record.path).parent
     root = parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
-    return build(Recipe(root, folder / Path(record.path).name, record.preset), registry, ask=True)
+    kept = {stage.name: stage.numbers for stage in record.stages}
+    recipe = Recipe(root, folder / Path(record.path).name, record.preset)
+    return build(recipe, registry, ask=True, kept=kept)
 
 
 def changes(record: RunRecord, plan: Plan) -> Iterator[str]:

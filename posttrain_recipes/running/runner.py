@@ -94,6 +94,8 @@ def run(
         if earlier is not None and done:
             # Of what it asks for, bounds and words may have changed.
             earlier.resolved = plan.resolved
+            for stage in plan.stages:
+                earlier.stage(stage.name).auto = dict(stage.auto)
             ending.complete(plan, kept, earlier, reporter, scope)
             return earlier
         held.enter_context(interrupts.installed())
@@ -146,6 +148,7 @@ def new_record(plan: Plan, run_id: str) -> RunRecord:
                 s.fingerprint,
                 s.method.name if s.method else None,
                 inputs=dict(s.inputs),
+                auto=dict(s.auto),
                 model=s.model,
             )
             for s in plan.stages
@@ -413,6 +416,7 @@ class _Run:
             kept.method,
             kept.inputs,
             kept.fresh,
+            auto=kept.auto,
             model=kept.model,
             training=kept.training,
             evaluation=kept.evaluation,

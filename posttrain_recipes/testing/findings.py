@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain_recipes.learning_rate import BASE
+from posttrain_recipes.options import AUTO
+from posttrain_recipes.planning import rates
 from posttrain_recipes.registry import Entry
 
 Complaints = Callable[[Entry, Mapping[str, Any]], Iterable[str]]
@@ -40,7 +43,8 @@ class Skip(Exception):
 
 
 def placeholder(options: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
-    """`options`, with a stand-in for each one that is required and not given.
+    """`options`, with a stand-in for each one that is required and not given, and a number in the
+    place of `auto`, as a plan has it.
 
     Raises:
         Skip: none of the stand-ins is a valid value.
@@ -51,6 +55,9 @@ def placeholder(options: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
         if field.is_required() and name not in options
     ]
     made = dict(options)
+    for name in rates.options(entry.config):
+        if made.get(name, entry.config.model_fields[name].default) == AUTO:
+            made[name] = BASE
     for name in missing:
         for value in _STAND_INS:
             try:

@@ -41,7 +41,8 @@ def _others(value: Any, annotation: Any) -> Iterable[Any]:
     small ones first, which make most happen."""
     if isinstance(value, ModelRef | RewardRef | DatasetRef):
         return ()
-    if words := tuple(_words(annotation)):
+    words = tuple(_words(annotation))
+    if words and (value in words or not isinstance(value, int | float)):
         return words
     if isinstance(value, bool):
         return (not value,)

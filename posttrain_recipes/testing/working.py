@@ -19,7 +19,7 @@ from posttrain_recipes.registry import Entry
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.testing import flipping, records
 from posttrain_recipes.testing.environments import environment_checks
-from posttrain_recipes.testing.findings import Complaints, Finding, Skip, run_check
+from posttrain_recipes.testing.findings import Complaints, Finding, Skip, placeholder, run_check
 
 MODEL = "ptl/nano"
 ADAPTER = "adapter_model.safetensors"
@@ -260,7 +260,7 @@ def _changes_no_weight(
 ) -> Iterable[str]:
     """Options that are marked as changing no result, and do: all at once, then each by itself."""
     quick = {k: v for k, v in QUICK.items() if k in entry.config.model_fields}
-    idle = flipping.idle(entry.config.model_validate({**quick, **options}))
+    idle = flipping.idle(entry.config.model_validate(placeholder({**quick, **options}, entry)))
 
     # On a busy machine requests join other batches, and sums have other last bits: of either side
     # there are a few outcomes then. An option that changes the weights has none in common.

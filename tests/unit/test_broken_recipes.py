@@ -81,7 +81,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "wrong type": (
         GOOD.replace("1e-3", "fast"),
-        ["mine.yaml:6:39  stages.sft.method.learning_rate", 'must be a number, not "fast"'],
+        [
+            "mine.yaml:6:39  stages.sft.method.learning_rate",
+            'must be a number, not "fast"; or write auto',
+        ],
     ),
     "yes for true": (
         GOOD.replace("learning_rate: 1e-3", "truncate: yes"),

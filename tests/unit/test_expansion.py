@@ -242,7 +242,7 @@ def test_paired_values_go_together(project: Project) -> None:
 
 
 def test_a_grid_over_models_and_evals_and_data(project: Project) -> None:
-    project.write("other/config.json", '{"model_type": "other"}')
+    project.write("other/config.json", '{"model_type": "other", "hidden_size": 64}')
     project.write("other/tokenizer.json", "{}")
     project.write("other/chat_template.jinja", "{{ messages }}")
     plan = project.plan(TWO + "matrix: {model: [./model, ./other]}\n")

@@ -27,7 +27,7 @@ model: acme/model
 stages:
   - name: sft
     dataset: {use: huggingface, path: acme/data}
-    method: {use: sft}
+    method: {use: sft, learning_rate: 1e-3}
 """
 
 

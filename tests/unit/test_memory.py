@@ -16,8 +16,8 @@ from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.launch import EngineProcess
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.planning import memory
-from posttrain_recipes.planning.memory import Shape
 from posttrain_recipes.running import death, preflight
+from posttrain_recipes.shape import Shape
 from tests.conftest import Project, Ptl
 
 SMOL = {

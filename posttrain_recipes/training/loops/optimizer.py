@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import (
+    AUTO,
     Affects,
+    LearningRate,
     PluginConfig,
     Resume,
     StageContext,
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
 class OptimizerConfig(PluginConfig):
     """Options of every method that takes optimizer steps."""
 
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of Adam. LoRA wants about ten times that of full fine-tuning."""
+    learning_rate: LearningRate = AUTO
+    """Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
+    the model's hidden size and the method's family. LoRA wants about ten times that of full
+    fine-tuning."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls to zero after the warm-up; constant keeps it."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -47,6 +52,21 @@ class OptimizerConfig(PluginConfig):
     token_budget: int | None = Field(default=None, ge=1)
     """Stop after the step with which the tokens that were trained on, and those that were written
     to be trained on, come to this. What a reference, teacher or judge only reads is not counted."""
+
+    @property
+    def peak(self) -> float:
+        """The learning rate as a number.
+
+        Raises:
+            UsageError: it is `auto`, which only a plan makes a number of.
+        """
+        if self.learning_rate == AUTO:
+            raise UsageError(
+                "learning_rate is 'auto' where a number is needed",
+                why="a plan puts the number in, by the model that a stage trains",
+                hint="options that are made by hand name one: learning_rate=5e-4",
+            )
+        return self.learning_rate
 
     def saves(self, step: int, total: int) -> bool:
         """Whether a checkpoint is due after step `step` (from 1) of `total`."""
@@ -75,7 +95,7 @@ def learning_rate(config: OptimizerConfig, step: int, total: int, tokens: int = 
     whatever is nearer to its end, the steps or the tokens.
     """
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return config.peak * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     progress = max(progress, tokens / (config.token_budget or math.inf))
     factor = {
@@ -83,7 +103,7 @@ def learning_rate(config: OptimizerConfig, step: int, total: int, tokens: int = 
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
-    return config.learning_rate * factor
+    return config.peak * factor
 
 
 def update(

@@ -55,8 +55,6 @@ KEEP_SAMPLERS_S = 7 * 24 * 3600
 class RolloutConfig(PolicyConfig, OptimizerConfig):
     """Options of every method that learns from what the policy does."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of Adam. LoRA wants about ten times that of full fine-tuning."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate falls to zero after the warm-up; constant keeps it."""
     batch_size: int = Field(default=16, ge=1)

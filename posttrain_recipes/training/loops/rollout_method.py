@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from posttrain_recipes.plugin import Method, StageContext
+from posttrain_recipes.plugin import Family, Method, StageContext
 from posttrain_recipes.training.loops.rl import RolloutConfig
 from posttrain_recipes.training.rl.advantages import BATCH_WIDE
 from posttrain_recipes.training.rl.rollout import Source
@@ -21,6 +21,7 @@ class RolloutMethod(Method):
 
     takes_reward: ClassVar[bool] = True
     same_tokenizer: ClassVar[tuple[str, ...]] = ("reference",)
+    family: ClassVar[Family] = Family.RL
 
     class Config(CompletionConfig, RolloutConfig):
         """Options of what is sampled, how it is scored and how it is learned from."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from posttrain_recipes.plugin import (
     Checkpoint,
     CountTokens,
+    Family,
     Method,
     Preference,
     Record,
@@ -36,6 +37,7 @@ class PairMethod(Method):
 
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
     needs: ClassVar[tuple[str, ...]] = ("custom_loss",)
+    family: ClassVar[Family] = Family.PREFERENCE
     reference: ClassVar[bool] = False
     """Whether the loss reads log p under the weights that the stage starts from."""
 
