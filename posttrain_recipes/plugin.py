@@ -413,6 +413,30 @@ class Engine(Plugin):
     """Whether its tokens cost what the table of prices says."""
     loads: ClassVar[bool] = False
     """Whether it loads models from where `models` of `connect` says; others serve their own."""
+    precision: str = ""
+    """The numbers that it computes in, where a recipe or `settle` says so and results depend on it;
+    empty for those of the service, and for float32 on this machine."""
+
+    @property
+    def basis(self) -> str:
+        """What results depend on of it."""
+        return f"{self.identity} {self.precision}".strip()
+
+    def settled(self) -> Mapping[str, Any]:
+        """Options that `settle` decided, as a recipe would have them: they are kept with a run."""
+        return {}
+
+    def settle(self, folder: Path | None, measure: bool) -> str | None:
+        """Decide what its options leave open, before anything is planned.
+
+        Args:
+            folder: the directory of the recipe's model; None where it is not on this machine.
+            measure: whether there is time for a second or two of it.
+
+        Returns:
+            What was decided and why, for the plan; None where there is nothing to say.
+        """
+        return None
 
     @property
     @abstractmethod

@@ -11,7 +11,6 @@ from posttrain_recipes import engines, registry
 from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.options import PluginConfig
 from posttrain_recipes.running import collect
 from posttrain_recipes.store import Store, default_home
 
@@ -33,7 +32,7 @@ def gc(keep_last: int | None, dry_run: bool, home: Path | None, as_json: bool) -
     what a run of MLflow names is never deleted.
     """
     where = default_home(home)
-    stored = engines.Local(PluginConfig()).stored(where / "engine")
+    stored = engines.Local(engines.Local.Config()).stored(where / "engine")
     runs, unreadable = Store(where).listed()
     if unreadable:
         raise PtlError(

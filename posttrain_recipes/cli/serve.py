@@ -6,6 +6,7 @@ import errno
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -52,6 +53,14 @@ def _loopback(host: str) -> bool:
     help="In place of the models' own, as 'renderer: {chat_template: ...}' of a recipe.",
 )
 @click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="The numbers that models are held and multiplied in; auto as 'engine: {dtype: auto}' of a "
+    "recipe, by the first model offered.",
+)
+@click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
 )
 @click.option(
@@ -69,6 +78,7 @@ def serve(
     token: str | None,
     only_served: bool | None,
     chat_template: str | None,
+    dtype: Literal["auto", "float32", "bfloat16"],
     data_dir: Path | None,
     log_level: str,
     home: Path | None,
@@ -98,6 +108,7 @@ def serve(
         except TemplateError as error:
             raise UsageError(f"--chat-template: {error}") from None
     from posttrain_recipes.engine.__main__ import run_server
+    from posttrain_recipes.engines import Local
 
     key = token or f"tml-{secrets.token_urlsafe(24)}"
     offered: dict[str, str] = {}
@@ -105,11 +116,16 @@ def serve(
         name, _, where = entry.partition("=")
         check_model(where or name, "--model")
         offered[name] = where or models.resolve(name)
+    engine = Local(Local.Config(dtype=dtype))
+    first = Path(next(iter(offered.values())))
+    told = engine.settle(first if first.is_dir() else None, measure=True)
     closed = not _loopback(host) if only_served is None else only_served
     directory = data_dir or (home or default_home()) / "engine"
 
     def announce(base_url: str) -> None:
         click.echo(f"serving {', '.join(offered)} at {base_url}; checkpoints in {directory}")
+        if told:
+            click.echo(told.removeprefix("engine: "))
         if closed:
             click.echo("no other base model is served (--any-model serves all)")
         click.echo("in the shell of the program:")
@@ -139,6 +155,7 @@ def serve(
             on_ready=announce,
             only_served=closed,
             chat_template=template,
+            dtype=engine.dtype,
         )
     except OSError as error:  # of the address: that of the directory was looked at
         taken = error.errno in (errno.EADDRINUSE, errno.EACCES)

@@ -81,6 +81,7 @@ def run_server(
     on_ready: Callable[[str], None] | None = None,
     only_served: bool = False,
     chat_template: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is accepted, within seconds, and return.
 
@@ -93,6 +94,7 @@ def run_server(
         on_ready: called with the base URL once the port listens; models may still be loading.
         only_served: refuse base models that `models` does not name.
         chat_template: used in place of the models' own, as text.
+        dtype: what base models are held in; by default float32 on a CPU, bfloat16 on a GPU.
 
     Raises:
         OSError: the address cannot be listened on, or `data_dir` cannot be made.
@@ -101,7 +103,7 @@ def run_server(
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with private.files():  # checkpoints and what they are named are their user's alone
-        service = Service(models, data_dir, only_served, chat_template)
+        service = Service(models, data_dir, only_served, chat_template, dtype)
         _serve(service, token, host, port, on_ready)
 
 
@@ -173,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--chat-template", type=Path, help="a Jinja file for all models")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
@@ -209,6 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             port=args.port,
             on_ready=ready,
             chat_template=None if template is None else template.read_text(encoding="utf-8"),
+            dtype=args.dtype,
         )
     except PtlError as error:
         print(plain(redact(str(error))), file=sys.stderr)

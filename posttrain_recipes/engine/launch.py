@@ -101,6 +101,7 @@ def start(
     port: int = 0,
     timeout_s: float = 60.0,
     chat_template: Path | None = None,
+    dtype: str = "",
 ) -> EngineProcess:
     """Start an engine serving `models` (name -> directory or hub id).
 
@@ -112,6 +113,7 @@ def start(
         port: the port, 0 for a free one.
         timeout_s: how long to wait for the port.
         chat_template: a Jinja file that stands in for the models' own.
+        dtype: what base models are held in; by default float32 on a CPU, bfloat16 on a GPU.
 
     Raises:
         PtlError: it did not start; the message ends with the log's last lines.
@@ -130,6 +132,8 @@ def start(
         "--ready-fd", str(ready_write), "--lifeline-fd", str(lifeline_read),
         "--parent-pid", str(os.getpid()),
     ]  # fmt: skip
+    if dtype:
+        command += ["--dtype", dtype]
     if chat_template is not None:
         command += ["--chat-template", str(chat_template)]
     for name, path in models.items():

@@ -8,15 +8,14 @@ So a batch of more costs time and no memory, and the longest sequence decides.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from posttrain_recipes import machine
 from posttrain_recipes.conversion import conversations, convert
-from posttrain_recipes.cores import cores
+from posttrain_recipes.machine import cores
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.plans import Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import DataMethod
@@ -39,8 +38,6 @@ MERGED = 1 << 27
 """Models of up to so many parameters are held twice: with the adapter added in (MERGE_LIMIT)."""
 MIN_SHARE = 64
 """Tokens that a core gets at least."""
-GPU = Path("/dev/nvidiactl")
-"""There where the engine would compute on a GPU, whose memory this says nothing of."""
 SAMPLED = 250
 """Records whose length is looked at, the first ones."""
 COPIES = 6
@@ -106,7 +103,7 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     if plan.engine.name != "local" or method is None or isinstance(method, DataMethod):
         return None
     shape = Shape.read(Path(model_location(stage.model, plan.path.parent)))
-    if shape is None or GPU.exists():
+    if shape is None or machine.GPU.exists():
         return None
     config = method.config
     sampled = _longest(plan, stage)
@@ -131,40 +128,6 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     else:
         hint = f"lower 'lora.rank': the adapter and its optimizer take {adapter / 2**30:.1f} GiB"
     return StageMemory(peak, sequences, longest, f"{hint}; or a smaller model")
-
-
-def available() -> int | None:
-    """Bytes that processes of this machine, and of this container, may still take; None where the
-    system does not tell."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        told = next(line for line in lines if line.startswith("MemAvailable"))
-        found.append(int(told.split()[1]) << 10)
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, kinds, name = line.split(":", 2)
-            if kinds in ("", "memory"):
-                found += _left(Path("/sys/fs/cgroup") / kinds, name.strip("/"))
-    return min(found, default=None)
-
-
-def _left(root: Path, name: str) -> Iterator[int]:
-    """What is left of the limits of a cgroup and of those that it is in; v2, or v1 `memory`."""
-    place = root / name
-    for folder in (place, *place.parents):
-        for most, now in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            with contextlib.suppress(OSError, ValueError):  # "max" is no number
-                limit = int((folder / most).read_text(encoding="ascii"))
-                taken = int((folder / now).read_text(encoding="ascii"))
-                stat = (folder / "memory.stat").read_text(encoding="ascii").split()
-                taken -= int(stat[stat.index("inactive_file") + 1])  # given back when it is wanted
-                yield limit - taken
-        if folder == root:
-            return
 
 
 def _longest(plan: Plan, stage: PlannedStage) -> int | None:

@@ -95,6 +95,7 @@ def _build(
         builder.model = model
         building.check_model(builder, model, ("model",))
     engine = builder.engine = building.engine(builder, data.get("engine", "local"))
+    rates.settle(builder)
     stages = _stages(builder, data)
     if not builder.faults:
         builder.faults += gates.faults(recipe, origins, stages)
@@ -107,7 +108,7 @@ def _build(
         models=tuple(builder.models),
         engine=engine,
         stages=tuple(stages),
-        resolved=rates.resolved(written, origins, stages),
+        resolved=rates.resolved(written, engine, origins, stages),
         limits=Limits(**data.get("limits", {})),
         origins=origins,
         pins=tuple(builder.pins),
@@ -204,7 +205,7 @@ def _stage(
         {
             "start": builder.stage_identity(parent) if parent else start,
             "model": "" if parent else builder.model_identity(builder.model),
-            "engine": builder.engine.identity if builder.engine else "",
+            "engine": builder.engine.basis if builder.engine else "",
             "seed": seed,
             "lora": effective(lora),
             "renderer": effective(renderer),
@@ -495,6 +496,8 @@ def _eval(
     auto.resolve(builder, plugin, data, wants)
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
+    if builder.engine is not None and builder.engine.precision:
+        asked.append(builder.engine.precision)
     known = depends.without_environment(asked, names)
     every = _first_int(spec.get("every"), 0) or None
     return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer, every)

@@ -18,7 +18,7 @@ from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.learning_rate import HIDDEN, automatic
 from posttrain_recipes.options import AUTO, FromModel, PluginConfig
 from posttrain_recipes.planning.plans import PlannedStage, model_location
-from posttrain_recipes.plugin import Method, Plugin
+from posttrain_recipes.plugin import Engine, Method, Plugin
 
 if TYPE_CHECKING:
     from posttrain_recipes.planning.building import Builder
@@ -86,6 +86,18 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
     return rate
 
 
+def settle(builder: Builder) -> None:
+    """Have the engine decide what its options leave to the recipe's model, and note it."""
+    engine = builder.engine
+    if engine is None or not engine.loads or builder.model not in builder.models:
+        return
+    location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
+    if builder.ask and _folder(location) is None:
+        hub.fetch_config(location)
+    if told := engine.settle(_folder(location), builder.ask):
+        builder.pins[told] = None
+
+
 def _hidden(builder: Builder) -> int | None:
     """The hidden size of the present stage's model, by its config, or as it is known."""
     location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
@@ -113,13 +125,18 @@ def _why(builder: Builder) -> str:
     return f"no config.json of {builder.model} is on this machine{asked}"
 
 
-def resolved(written: Recipe, origins: Sequence[Origin], stages: Sequence[PlannedStage]) -> Any:
-    """The recipe with the numbers that its stages have in place of `auto`.
+def resolved(
+    written: Recipe, engine: Engine, origins: Sequence[Origin], stages: Sequence[PlannedStage]
+) -> Any:
+    """The recipe with what its stages and its engine have in place of `auto`.
 
     A stage that comes to several, as one under a matrix may, stays as it is written: each of its
     variants has its own number beside its name.
     """
     data = written.data
+    if settled := engine.settled():
+        spec = data.get("engine", engine.name)
+        data["engine"] = {**({"use": spec} if isinstance(spec, str) else spec), **settled}
     made: dict[Key, list[PlannedStage]] = {}
     for origin, stage in zip(origins, stages, strict=True):
         made.setdefault(origin.key, []).append(stage)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.machine import available_memory
 from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import memory, needs, overlap
 from posttrain_recipes.planning.data import load_records
@@ -47,7 +48,7 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
 
 def room(plan: Plan) -> Iterator[PreflightFinding]:
     """Stages that may take more memory than there is, where the engine is of this machine."""
-    there = memory.available()
+    there = available_memory()
     for stage in plan.stages:
         taken = memory.of_stage(plan, stage)
         if taken is None or there is None:

@@ -24,7 +24,7 @@ from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
-from posttrain_recipes.plugin import Connection
+from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import activity, death, ending, preflight, texts, tokenizers
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
@@ -311,7 +311,7 @@ class _Run:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        self.reporter.doing(f"starting the engine ({self.plan.engine.name})")
+        self.reporter.doing(f"starting the engine ({_described(self.plan.engine)})")
         log_path = self.directory.path / "engine.log"
         data_dir = self.kept.home / "engine"
         models = locations(self.plan)
@@ -428,6 +428,10 @@ class _Run:
         self.record.stages[stage.index - 1] = fresh
         self.directory.save()
         return fresh
+
+
+def _described(engine: Engine) -> str:
+    return f"{engine.name}, {engine.precision}" if engine.precision else engine.name
 
 
 def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:

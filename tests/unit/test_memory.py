@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes import machine
 from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.launch import EngineProcess
 from posttrain_recipes.models import BUNDLED
@@ -101,7 +102,7 @@ def test_a_config_that_does_not_tell_is_not_guessed_at() -> None:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "GPU", Path("/nowhere"))
+    monkeypatch.setattr(machine, "GPU", Path("/nowhere"))
     monkeypatch.setattr(memory, "cores", lambda: 2)
 
 
@@ -110,7 +111,7 @@ def test_preflight_says_what_to_change(project: Project, monkeypatch: pytest.Mon
     words = "word " * 400
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": words}]
     project.write("chat.jsonl", json.dumps({"messages": turns}) + "\n")
-    monkeypatch.setattr(memory, "available", lambda: 100 << 20)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100 << 20)
     [finding] = preflight.room(project.plan(RECIPE))
     assert (finding.check, finding.verdict) == ("memory of sft", "warning")
     assert "32 sequences of up to 128 tokens, on the CPU); 0.1 GiB are free" in finding.message
@@ -121,7 +122,7 @@ def test_preflight_says_what_to_change(project: Project, monkeypatch: pytest.Mon
     wide = ["lora.rank=512", "stages.sft.method.batch_size=1"]
     [finding] = preflight.room(project.plan(RECIPE, overrides=wide))
     assert (finding.hint or "").startswith("lower 'lora.rank'")
-    monkeypatch.setattr(memory, "available", lambda: 64 << 30)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 64 << 30)
     assert [f.verdict for f in preflight.room(project.plan(RECIPE))] == ["ok"]
 
 
@@ -155,7 +156,7 @@ def test_the_tightest_limit_of_a_container_counts(tmp_path: Path) -> None:
     group("pod", "1000", 600, 100)
     group("pod/mine", "5000", 600, 100)
     assert sorted(memory._left(tmp_path, "pod/mine")) == [500, 4500]
-    assert memory.available() is None or memory.available() != 0
+    assert machine.available_memory() is None or machine.available_memory() != 0
 
 
 # --- when it ran out -----------------------------------------------------------------------------

@@ -153,7 +153,9 @@ class State:
         data_dir: Path,
         observe: Observer | None = None,
         only_served: bool = False,
+        dtype: str | None = None,
     ) -> None:
+        self.dtype = dtype
         self.names = dict(models)
         self.only_served = only_served
         self.store = CheckpointStore(data_dir)
@@ -174,7 +176,7 @@ class State:
             import_transformers()
             from posttrain_recipes.engine.model.base import ModelCache
 
-            self._base_models = ModelCache(self.names)
+            self._base_models = ModelCache(self.names, self.dtype)
         return self._base_models
 
     def check_base(self, name: str) -> None:

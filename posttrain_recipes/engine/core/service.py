@@ -48,7 +48,8 @@ class Finish:
 
 class Service:
     """The engine. `models` maps served names to directories or hub ids; with `only_served` clients
-    may name no other base model. `chat_template` stands in for those of the models."""
+    may name no other base model. `chat_template` stands in for those of the models,
+    `dtype` for the numbers that they would be held in."""
 
     def __init__(
         self,
@@ -56,10 +57,11 @@ class Service:
         data_dir: Path,
         only_served: bool = False,
         chat_template: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         self.chat_template = chat_template
         self.metrics = Metrics()
-        self.state = State(models, data_dir, self.metrics.answered, only_served)
+        self.state = State(models, data_dir, self.metrics.answered, only_served, dtype)
         self.training = Training(self.state)
         self.sampling = Sampling(self.state)
         self.transfers = Transfers(self.state)

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posttrain_recipes.cores import cores as _cores
 from posttrain_recipes.engine.model import kv_cache
 from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.derived import Derived
@@ -29,12 +28,16 @@ from posttrain_recipes.engine.model.lora import (
     hook,
 )
 from posttrain_recipes.engine.wire import AdapterConfig, RequestError
+from posttrain_recipes.machine import available_memory
+from posttrain_recipes.machine import cores as _cores
 from posttrain_recipes.shown import is_address
 
 # A pass holds a few (tokens, vocabulary) float32 tensors: this many elements at most in each, and
 # this many of what the backward pass needs of its layers.
 LOGITS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 29}
 ACTIVATIONS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 33}
+MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 0.6}  # of the free memory, for activations
+FREE = 1 << 33  # bytes that are taken to be free where the system does not tell
 MIN_PASS = 512  # tokens that a pass may have whatever the budget: more are no faster on a CPU
 MERGE_LIMIT = 1 << 27  # adapters are merged up to this many base parameters: half a gigabyte
 T = TypeVar("T")
@@ -158,6 +161,17 @@ class BaseModel:
                 422, f"{what}: {length} tokens exceed the model's context window: {self.context}"
             )
 
+    def activation_budget(self, passes: int) -> int:
+        """Bytes that each of so many passes at the same time may keep for its backward pass: a
+        share of the memory that nobody uses now."""
+        free: int | None
+        if self.kind == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        else:
+            free = available_memory()
+        return int(MEMORY_SHARE[self.kind] * (FREE if free is None else free)) // passes
+
     # Work over the cores ----------------------------------------------------------------------
 
     @property
@@ -259,10 +273,11 @@ def new_adapter(base: BaseModel, config: AdapterConfig) -> Adapter:
 
 class ModelCache:
     """The base models, each loaded when it is first used. `models` maps the names served to
-    directories or hub ids."""
+    directories or hub ids; `dtype` is that of `BaseModel`, by name."""
 
-    def __init__(self, models: Mapping[str, str]) -> None:
+    def __init__(self, models: Mapping[str, str], dtype: str | None = None) -> None:
         self.models = dict(models)
+        self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
         self.device = pick_device()
         torch.set_num_threads(_cores())
         self._loaded: dict[str, BaseModel] = {}
@@ -271,5 +286,5 @@ class ModelCache:
         """The base model called `name`, loaded if it is not yet. Raises RequestError 404."""
         path = self.models.get(name, name)
         if path not in self._loaded:
-            self._loaded[path] = BaseModel(name, path, self.device)
+            self._loaded[path] = BaseModel(name, path, self.device, self.dtype)
         return self._loaded[path]

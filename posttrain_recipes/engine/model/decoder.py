@@ -26,7 +26,7 @@ from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.fused_linear import Block, Grads
 from posttrain_recipes.engine.model.kernels import Product
 from posttrain_recipes.engine.model.lora import LoraFactors
-from posttrain_recipes.engine.model.packing import Packing
+from posttrain_recipes.engine.model.packing import Packing, attention_dtype
 
 _before = kernels.compiled(kernels.before_attention)
 _before_backward = kernels.compiled(kernels.before_attention_backward)
@@ -188,6 +188,7 @@ class Decoder:
         ids: Tensor,
         packing: Packing,
         keep: list[Any] | None = None,
+        recomputed: int = 0,
     ) -> Tensor:
         """The last hidden states (T, H), normalized, of packed tokens (T,).
 
@@ -196,22 +197,33 @@ class Decoder:
             ids: token ids, end to end.
             packing: where each sequence begins, and its positions.
             keep: a list to fill with the activations that `backward` needs.
+            recomputed: of so many layers, the first ones, `backward` computes the activations
+                again, arXiv 1604.06174: only the layer's input is kept.
         """
         cos, sin = self.rotation(packing)
         x = F.embedding(ids, self.embedding)
-        for layer in weights.layers:
+        for index, layer in enumerate(weights.layers):
+            if keep is not None and index >= recomputed:
+                x, saved = self._keeping(x, layer, cos, sin, packing)
+                keep.append(saved)
+                continue
+            if keep is not None:
+                keep.append(x)
             before = _before(x, layer, cos, sin, self.groups)
-            attended: list[Any] | None = None if keep is None else []
-            attn_out = self._attend(before, packing, attended)
-            if keep is None:
-                x = _after(x, attn_out, layer)
-            else:
-                x, kept = _after_kept(x, attn_out, layer, before)
-                keep.append((kept, attended))
+            x = _after(x, self._attend(before, packing, None), layer)
         last, r = _norm(x, self.norm, self.eps)
         if keep is not None:
             keep.append((x, r))
         return last
+
+    def _keeping(
+        self, x: Tensor, layer: kernels.Layer, cos: Tensor, sin: Tensor, packing: Packing
+    ) -> tuple[Tensor, tuple[kernels.SavedActivations, list[Any]]]:
+        """A layer's output, and what its backward pass needs."""
+        before = _before(x, layer, cos, sin, self.groups)
+        attended: list[Any] = []
+        y, kept = _after_kept(x, self._attend(before, packing, attended), layer, before)
+        return y, (kept, attended)
 
     @torch.no_grad()
     def prefill(
@@ -248,6 +260,26 @@ class Decoder:
             x = _after(x, attn_out, layer)
         return _norm(x, self.norm, self.eps)[0], cache
 
+    def kept_per_token(self) -> int:
+        """Bytes that the backward pass of one layer needs of a token."""
+        heads, groups, width = self.heads, self.groups, self.width
+        mlp = self.layers[0].down.weight.shape[1]
+        qkv = (heads + 2 * groups) * width
+        wide = torch.finfo(attention_dtype(self.embedding)).bits // 8
+        own = 4 * self.hidden + qkv + heads * width + 4 * mlp
+        return own * self.embedding.itemsize + (qkv + heads * width) * wide
+
+    def recomputed(self, tokens: int, budget: int) -> int:
+        """How many layers are recomputed so that what is kept of a pass over so many tokens stays
+        within `budget` bytes, as far as that can be."""
+        full, least = self.kept_per_token(), self.hidden * self.embedding.itemsize
+        layers = len(self.layers)
+        if tokens * full * layers <= budget:
+            return 0
+        # One layer's activations are there while it is recomputed.
+        left = budget - tokens * (full + least * layers)
+        return layers - max(0, min(layers - 1, left // (tokens * (full - least))))
+
     def rotation(self, packing: Packing, start: int = 0) -> tuple[Tensor, Tensor]:
         """cos and sin (T, 1, D) of every token's position, `start` tokens coming before each."""
         cos, sin = self.angles(start + packing.longest)
@@ -276,7 +308,10 @@ class Decoder:
         last, r = kept.pop()
         dx = _norm_backward(last, self.norm, r, dy)
         for blocks, layer in zip(reversed(self.layers), reversed(weights.layers), strict=True):
-            saved, attended = kept.pop()
+            last = kept.pop()
+            if isinstance(last, Tensor):  # the layer's input alone
+                _, last = self._keeping(last, layer, cos, sin, packing)
+            saved, attended = last
             block_grads = [block.grads(grads) for block in blocks.linear]
             dx, d_attn_out = _after_backward(dx, layer, saved, block_grads)
             d_qk, d_values = packing.attend_backward(

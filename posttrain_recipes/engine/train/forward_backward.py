@@ -175,11 +175,12 @@ def _packed(
     views = [] if forward_only else [adapter.layout.views(adapter.grad)]
     extra = [torch.zeros_like(adapter.grad) for _ in shares[1:]] if views else []
     views += [adapter.layout.views(grad) for grad in extra]
+    budget = base.activation_budget(len(shares))
 
     def run(which: int) -> list[tuple[list[int], PassResult]]:
         grads = views[which] if views else None
         return [
-            (chosen, _pass(base, weights, [items[i] for i in chosen], loss_function, grads))
+            (chosen, _pass(base, weights, [items[i] for i in chosen], loss_function, grads, budget))
             for chosen in shares[which]
         ]
 
@@ -196,13 +197,15 @@ def _pass(
     batch: Sequence[Datum],
     loss_function: LossFunction,
     grads: Grads | None,
+    budget: int,
 ) -> PassResult:
     decoder: Decoder | None = base.decoder
     assert decoder is not None
     packing = Packing([datum.tokens.size for datum in batch], base.device)
     ids = torch.from_numpy(np.concatenate([datum.tokens for datum in batch])).to(base.device)
     kept: list[Any] | None = None if grads is None else []
-    hidden = decoder.forward(weights, ids, packing, kept)
+    again = decoder.recomputed(packing.total, budget)
+    hidden = decoder.forward(weights, ids, packing, kept, again)
     targets = torch.from_numpy(_targets(batch)).to(base.device)
     head = Head(weights.head, hidden, targets, base.rows_of_logits)
     logp = head.forward(keep=grads is not None)
