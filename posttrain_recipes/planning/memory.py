@@ -17,8 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes import ggufs
 from posttrain_recipes.conversion import conversations, convert
 from posttrain_recipes.cores import cores
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.plans import Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import DataMethod
@@ -239,8 +241,11 @@ def _left(root: Path, name: str) -> Iterator[int]:
 
 def _shape(location: str) -> Shape | None:
     try:
-        config = json.loads((Path(location) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if ggufs.is_gguf(location):
+            config = ggufs.shape(location)
+        else:
+            config = json.loads((Path(location) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, PtlError):
         return None
     return Shape.of(config) if isinstance(config, dict) else None
 
