@@ -23,7 +23,7 @@ from posttrain_recipes.store import default_home
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """What is written."""
 
     merge: bool = False
@@ -87,7 +87,7 @@ def export(
     TARGET is a run (sft_then_dpo-1), one of its stages (sft_then_dpo-1/sft), or a tinker:// path.
     With --push, DIRECTORY may be left out.
     """
-    form = _Form(merge, gguf, dtype)
+    form = Form(merge, gguf, dtype)
     if directory is None and push is None:
         raise UsageError("there is no DIRECTORY to write to", hint="name a new one, or give --push")
     if hidden and push is None:
@@ -110,9 +110,9 @@ def export(
         for note in notes:
             click.echo(f"note: {note}")
         if push is not None:
-            click.echo(_push(found, place, form, push, hidden))
-    if form == _Form():
-        click.echo(_vllm(found, push if directory is None else str(directory)))
+            click.echo(_push(found, place, form, push, hidden, kept=directory is not None))
+    if form == Form():
+        click.echo(_vllm(found, push or "" if directory is None else str(directory)))
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def _place(directory: Path | None) -> Iterator[Path]:
         yield Path(temporary).resolve() / "model"
 
 
-def write(found: Found, directory: Path, form: _Form, home: Path) -> list[str]:
+def write(found: Found, directory: Path, form: Form, home: Path) -> list[str]:
     """Write a checkpoint to a new directory, which is there whole or not at all.
 
     Returns:
@@ -142,7 +142,7 @@ def write(found: Found, directory: Path, form: _Form, home: Path) -> list[str]:
     return notes
 
 
-def _write(found: Found, out: Path, form: _Form) -> list[str]:
+def _write(found: Found, out: Path, form: Form) -> list[str]:
     if form.gguf:
         from posttrain_recipes.export import gguf
 
@@ -159,20 +159,22 @@ def _write(found: Found, out: Path, form: _Form) -> list[str]:
     return []
 
 
-def _push(found: Found, place: Path, form: _Form, name: str, hidden: bool) -> str:
+def _push(found: Found, place: Path, form: Form, name: str, hidden: bool, *, kept: bool) -> str:
     from posttrain_recipes.export import card, hub
 
     kind = "gguf" if form.gguf else "model" if form.merge else "adapter"
-    written = card.write(found.run, found.stage, found.base, kind, found.target.model)
+    license = card.license_of(found.base) or hub.license_of(found.base)
+    made = card.write(found.run, found.stage, found.base, kind, found.target.model, license)  # type: ignore[arg-type]
     with writing(place):
-        (place / "README.md").write_text(written, encoding="utf-8")
-    return f"{found.target.said}: {form.said} at {hub.push(place, name, hidden)}"
+        (place / "README.md").write_text(made, encoding="utf-8")
+    return f"{found.target.said}: {form.said} at {hub.push(place, name, hidden, kept=kept)}"
 
 
-def _vllm(found: Found, where: str | None) -> str:
+def _vllm(found: Found, where: str) -> str:
     refused = vllm.faults(found.adapter)
     if refused:
         told = "; ".join(refused)
         return f"vLLM does not serve this adapter as it is: {told}. It serves what --merge writes"
     name = (found.run.id if found.run else "adapter").replace("/", "-")
-    return f"with vLLM: {vllm.command(found.adapter, found.base, name, where or '.')}"
+    template = found.target.renderer.chat_template is not None
+    return f"with vLLM: {vllm.command(found.adapter, found.base, name, where, template)}"

@@ -179,7 +179,7 @@ def write(
             )
     for stop in stops:
         quoted = f'"""{stop}"""' if '"' in stop or "\n" in stop else f'"{stop}"'
-        if '"""' in stop:
+        if not _fits(stop):
             told.append(f"a reply also stops at {stop!r}, which a Modelfile cannot say")
         else:
             lines.append(f"PARAMETER stop {quoted}")

@@ -66,11 +66,22 @@ def _faults(config: dict[str, Any], names: list[str]) -> Iterator[str]:
         )
 
 
-def command(adapter: Path, base: str, name: str, directory: str) -> str:
-    """The command that serves `base` and, as the model `name`, the adapter in `directory`."""
-    config = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))
+def command(adapter: Path, base: str, name: str, directory: str, template: bool = False) -> str:
+    """The command that serves `base` and, as the model `name`, the adapter in `directory`.
+
+    Args:
+        template: whether a chat_template.jinja lies there, which vLLM does not look for.
+    """
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{name}={directory}"]
-    return shlex.join([*words, *rank_option(int(config["r"]))])
+    words += rank_option(rank(adapter))
+    if template:
+        words += ["--chat-template", f"{directory}/chat_template.jinja"]
+    return shlex.join(words)
+
+
+def rank(adapter: Path) -> int:
+    """Of an adapter."""
+    return int(json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))["r"])
 
 
 def rank_option(rank: int) -> list[str]:
