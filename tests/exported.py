@@ -120,12 +120,12 @@ def checkpoint(home: Path, base: str, made: Any, **lora: Any) -> str:
 
 def run(home: Path, base: str, **changes: Any) -> RunRecord:
     """A run whose stage made that checkpoint, kept in `home`."""
-    estimate = Estimate(0.5, 0.4, 0.6, 40)
+    worse, better = Estimate(0.1, 0.0, 0.2, 40), Estimate(0.5, 0.4, 0.6, 40)
     stage = StageRecord(
         "sft", "f" * 16, "sft", status="finished", total_steps=3, records=8, model=base,
         checkpoint=Checkpoint(base, None, str(PATH), 3),
-        before=[Measured("right", "exact_match", "e", "d", {"exact_match": Estimate(0.1, 0, 0.2, 40)})],
-        after=[Measured("right", "exact_match", "e", "d", {"exact_match": estimate})],
+        before=[Measured("right", "exact_match", "e", "d", {"exact_match": worse})],
+        after=[Measured("right", "exact_match", "e", "d", {"exact_match": better})],
     )  # fmt: skip
     resolved = {
         "name": "demo", "model": base,

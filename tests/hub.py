@@ -104,12 +104,21 @@ def serving() -> Iterator[Hub]:
                 elif told["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.large[value["oid"]]
             handler.answer(
-                {"commitUrl": f"{hub.address}/x/commit/1", "commitOid": "1" * 40, "pullRequestUrl": None}
+                {
+                    "commitUrl": f"{hub.address}/ada/demo/commit/{'1' * 40}",
+                    "commitOid": "1" * 40,
+                    "pullRequestUrl": None,
+                }
             )
         elif path == "/api/validate-yaml":
             handler.answer({"errors": [], "warnings": []})
-        elif path.startswith("/api/models/") and (name := path.removeprefix("/api/models/")) in hub.licenses:
-            handler.answer({"id": name, "cardData": {"license": hub.licenses[name]}, "siblings": []})
+        elif (
+            path.startswith("/api/models/")
+            and (name := path.removeprefix("/api/models/")) in hub.licenses
+        ):
+            handler.answer(
+                {"id": name, "cardData": {"license": hub.licenses[name]}, "siblings": []}
+            )
         else:
             handler.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
 

@@ -147,8 +147,9 @@ def _told(name: str, directory: Path | None = None) -> Iterator[None]:
             "nothing is pushed: HF_HUB_OFFLINE is set", hint=f"unset it for --push{kept}"
         ) from None
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise PtlError(  # the last two are of what moves large files
-            "the Hugging Face hub is not reached",
+        reached = isinstance(error, RuntimeError | ValueError)  # what moves large files raises them
+        raise PtlError(
+            "the push did not succeed" if reached else "the Hugging Face hub is not reached",
             why=redact(plain(str(error).strip())).splitlines()[0][:300]
             if str(error).strip()
             else None,

@@ -16,7 +16,7 @@ KEY = "VLLM_API_KEY"
 GPU = "L40S"
 
 _APP = Template('''\
-"""Serve $label with vLLM on Modal, as an OpenAI-compatible API behind a key.
+"""Serve $label with vLLM on Modal: the API of OpenAI, behind a key.
 
     pip install modal && modal setup
     modal secret create $label $key="$$(openssl rand -hex 24)"
@@ -139,8 +139,8 @@ class Served:
 
 
 def label(name: str) -> str:
-    """A run's name as Modal takes it, at most 60 characters: letters, digits, '-', '_' and '.'."""
-    made = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip("-._")
+    """A run's name as Modal takes it, at most 36 characters: letters, digits, '-', '_' and '.'."""
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:36].strip("-._")
     return made or "model"
 
 
@@ -207,7 +207,7 @@ def _word(option: str) -> str:
 def quoted(text: str) -> str:
     """A text as a Python literal, in double quotes where that is as readable."""
     literal = ascii(text)
-    if literal.startswith("'") and '"' not in literal and "\\'" not in literal:
+    if literal.startswith("'") and '"' not in text:
         return f'"{literal[1:-1]}"'
     return literal
 

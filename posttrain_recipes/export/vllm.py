@@ -61,8 +61,8 @@ def _faults(config: dict[str, Any], names: list[str]) -> Iterator[str]:
             return
     if on_head := sorted({part for name in names for part in name.split(".") if part in ON_HEAD}):
         yield (
-            f"it is trained on the output layer too ({', '.join(on_head)}, by 'unembed: true'), "
-            "which vLLM knows for a few architectures alone"
+            f"it is trained on the output layer too ({', '.join(on_head)}, by 'train_unembed: "
+            "true'), which vLLM knows for a few architectures alone"
         )
 
 

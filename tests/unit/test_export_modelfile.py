@@ -62,11 +62,16 @@ def go(template: str, turns: Sequence[Turn]) -> str:
     )
     assert loop
     forms = dict(
-        re.findall(r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if|\Z)', loop[1], re.S)
+        re.findall(
+            r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if|\Z)', loop[1], re.S
+        )
     )
     for role, said in messages:
-        text += forms[role].replace("{{ .Content }}", "\0").replace('{{ "{{" }}', "{{").replace(
-            "\0", said
+        text += (
+            forms[role]
+            .replace("{{ .Content }}", "\0")
+            .replace('{{ "{{" }}', "{{")
+            .replace("\0", said)
         )
     return (text if not first else text.replace('{{ "{{" }}', "{{")) + loop[2].replace(
         '{{ "{{" }}', "{{"
@@ -90,7 +95,7 @@ def test_what_is_translated_gives_the_same_text(name: str) -> None:
     text, told = modelfile.write("model.gguf", own, ["<|im_end|>"], bos=bos)
     (template,) = re.findall(r'TEMPLATE """(.*?)"""', text, re.S)
     talks: list[list[Turn]] = [
-        [("user", "hi {x} \\ \"so\"")],
+        [("user", 'hi {x} \\ "so"')],
         [("system", "Be brief."), ("user", "1\n\n2")],
         [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")],
         [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "ü 你")],
@@ -117,7 +122,7 @@ def test_a_model_without_a_template_is_told_of() -> None:
     assert text.splitlines()[-1] == "FROM ./model.gguf"
 
 
-@pytest.mark.parametrize("stop", ['a"b', "a\nb", 'x"""y', "zero\u200bwidth", "ends\""])
+@pytest.mark.parametrize("stop", ['a"b', "a\nb", 'x"""y', "zero\u200bwidth", 'ends"'])
 def test_what_a_modelfile_cannot_quote_does_not_stand_in_it(stop: str) -> None:
     text, told = modelfile.write("model.gguf", None, [stop])
     lines = [line for line in text.splitlines() if not line.startswith("#")]
