@@ -14,7 +14,7 @@ from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory
 from posttrain_recipes.cli.export import Form, write
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.errors import UsageError, display_path, writing
-from posttrain_recipes.export import card, modal_app, vllm
+from posttrain_recipes.export import modal_app, vllm
 from posttrain_recipes.store import default_home
 
 
@@ -76,6 +76,8 @@ def deploy(
 
 
 def _check(found: Found) -> None:
+    from posttrain_recipes.export import card
+
     if not card.on_hub(found.base):
         raise UsageError(
             f"the base model {found.base} is not on the hub",
