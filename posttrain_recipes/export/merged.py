@@ -16,7 +16,7 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
-class Merged:
+class WholeModel:
     """A whole model in float32."""
 
     model: Any
@@ -31,7 +31,7 @@ def base_of(adapter: Path) -> str:
     return str(config["base_model_name_or_path"])
 
 
-def load(adapter: Path, option: str = "--merge") -> Merged:
+def load(adapter: Path, option: str = "--merge") -> WholeModel:
     """The base model with the adapter added.
 
     Raises:
@@ -60,7 +60,7 @@ def load(adapter: Path, option: str = "--merge") -> Merged:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return Merged(merged, tokenizer, own)
+    return WholeModel(merged, tokenizer, own)
 
 
 def merge(adapter: Path, out: Path, dtype: str | None) -> None:

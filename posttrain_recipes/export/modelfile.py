@@ -18,7 +18,7 @@ Render = Callable[[Sequence[Turn], bool], str]
 
 
 @dataclass(frozen=True)
-class Shape:
+class Pieces:
     """What a chat template writes, piece by piece."""
 
     before: Mapping[str, str]
@@ -78,7 +78,7 @@ PADDED: Sequence[Turn] = [
 ]
 
 
-def shape_of(render: Render, bos: str = "") -> Shape | None:
+def shape_of(render: Render, bos: str = "") -> Pieces | None:
     """What a template writes around each role; None where it is not that simple.
 
     Args:
@@ -96,7 +96,7 @@ def shape_of(render: Render, bos: str = "") -> Shape | None:
         talk = plain([("user", U), ("assistant", A), ("user", V)])
         before_assistant, to_user = talk.removeprefix(first + U + after_user).split(A)
         before_user = _after(to_user.removesuffix(V + end), after_assistant)
-        shape = Shape(
+        shape = Pieces(
             {"system": before_system, "user": before_user, "assistant": before_assistant},
             {
                 "system": _before(between, before_user),
