@@ -27,6 +27,9 @@ def load_model(location: str, dtype: Any) -> Any:
         local = Path(location).is_dir()
         return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, local_files_only=local)
     file, config = Path(location), ggufs.config(location)
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    reader.tqdm = lambda tensors, **_: tensors  # a bar that is drawn into pipes and logs, too
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
             file.parent,
