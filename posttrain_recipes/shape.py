@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes import ggufs
+from posttrain_recipes.errors import PtlError
+
 LARGEST = 1 << 24
 """No size of a model that there is comes to it: a larger one is a mistake."""
 
@@ -90,10 +93,13 @@ class Shape:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model's directory; empty where there is none that can be read."""
+    """The `config.json` of a model's directory, or what a GGUF file says in its place; empty where
+    there is none that can be read."""
     try:
+        if ggufs.is_gguf(str(folder)):
+            return ggufs.shape(str(folder))
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError, PtlError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -43,7 +43,8 @@ COMMANDS = {
     "engines": "List engines, and see what a Tinker-compatible server can do.",
     "serve": "Serve the embedded engine to any Tinker or OpenAI program.",
     "chat": "Talk to a run, a checkpoint or a model.",
-    "export": "Write a checkpoint as a PEFT adapter or a Hugging Face model.",
+    "export": "Write a checkpoint as an adapter, a whole model or GGUF; push it to the hub.",
+    "deploy": "Write an app that serves a checkpoint, for Modal.",
 }
 """Every command with its summary: `ptl --help` imports none of them."""
 

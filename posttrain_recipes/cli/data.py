@@ -117,16 +117,20 @@ def check(
 
 def _token_counter(model: str, thinking: str) -> TokenCounter:
     from posttrain_recipes.errors import UsageError
+    from posttrain_recipes.ggufs import fault, is_gguf
     from posttrain_recipes.models import is_path, resolve
     from posttrain_recipes.options import RendererConfig
     from posttrain_recipes.training.text.chat_template import load_renderer
 
     check_model(model, "--model")
     if is_path(model):
-        folder = Path(os.path.expanduser(model))
-        if not folder.is_dir():
+        place = Path(os.path.expanduser(model)).resolve()
+        if is_gguf(model):
+            if why := fault(place):
+                raise UsageError(f"{model}: {why}")
+        elif not place.is_dir():
             raise UsageError(f"there is no model directory {model}")
-        model = str(folder.resolve())
+        model = str(place)
     options = RendererConfig.model_validate({"thinking": thinking})
     renderer = load_renderer(resolve(model), options)
 

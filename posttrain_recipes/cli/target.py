@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain_recipes import models
+from posttrain_recipes import ggufs, models
 from posttrain_recipes.cli.options import check_model
 from posttrain_recipes.cli.streams import say
 from posttrain_recipes.errors import PtlError, UsageError, display_path
@@ -54,8 +54,7 @@ def find(text: str | None, home: Path) -> ChatTarget:
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
             text = str(Path(os.path.expanduser(text)).resolve())
-            if not Path(text).is_dir():
-                raise UsageError(f"there is no directory {text}")
+            require_model(text)
         return ChatTarget(text, text, text)
     recent = ", ".join(run.id for run in runs[-5:])
     raise UsageError(
@@ -64,6 +63,15 @@ def find(text: str | None, home: Path) -> ChatTarget:
         if recent
         else "models: ptl/tiny, ptl/nano, ORGANISATION/MODEL on the hub, or ./DIRECTORY",
     )
+
+
+def require_model(path: str) -> None:
+    """Raise UsageError for a path at which there is no model."""
+    if ggufs.is_gguf(path):
+        if why := ggufs.fault(Path(path)):
+            raise UsageError(f"{path}: {why}")
+    elif not Path(path).is_dir():
+        raise UsageError(f"there is no directory {path}")
 
 
 def _trained(run: RunRecord) -> list[StageRecord]:

@@ -22,7 +22,7 @@ from types import FrameType
 
 import uvicorn
 
-from posttrain_recipes import private
+from posttrain_recipes import pretrained, private
 from posttrain_recipes.engine.app import build
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
@@ -164,7 +164,7 @@ def _models(pairs: list[str]) -> dict[str, str]:
             name = path = pair
         if is_address(path):
             raise UsageError("--model is an address", hint="a model is a directory or a hub id")
-        models[name] = str(Path(path).resolve()) if Path(path).is_dir() else path
+        models[name] = str(Path(path).resolve()) if pretrained.is_local(path) else path
     return models
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain_recipes.ggufs import is_gguf
+
 _HERE = Path(__file__).resolve().parent
 
 BUNDLED: dict[str, Path] = {
@@ -20,10 +22,13 @@ BUNDLED: dict[str, Path] = {
 
 def is_path(name: str) -> bool:
     """Whether a model is named by its place on this machine, rather than by an id."""
-    return name.startswith((".", "/", "~"))
+    return name.startswith((".", "/", "~")) or is_gguf(name)
 
 
-WHAT = "a model is a bundled one, a directory (./NAME) or a hub id (ORGANISATION/NAME)"
+WHAT = (
+    "a model is a bundled one, a directory (./NAME), a file NAME.gguf or a hub id "
+    "(ORGANISATION/NAME)"
+)
 """What to tell where something else is named."""
 
 

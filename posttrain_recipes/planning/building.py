@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain_recipes import hub, models
+from posttrain_recipes import ggufs, hub, models
 from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
@@ -230,6 +230,12 @@ def check_model(builder: Builder, model: str, key: Key) -> None:
     elif model.startswith("ptl/") and model not in models.BUNDLED:
         near = suggest(model, list(models.BUNDLED))
         builder.fault(key, f"unknown bundled model '{model}'; {near}")
+    elif ggufs.is_gguf(model):
+        file = local_model(model, builder.recipe.base_dir)
+        if why := ggufs.fault(file):
+            builder.fault(key, why)
+        else:
+            builder.models[model] = None
     elif (
         models.is_path(model)
         and not (local_model(model, builder.recipe.base_dir) / "config.json").is_file()

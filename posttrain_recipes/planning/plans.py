@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain_recipes import content, models
 from posttrain_recipes.errors import Location
+from posttrain_recipes.ggufs import is_gguf
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.options import AS_EVER, ModelRef, references
@@ -254,12 +255,12 @@ class Plan:
 
 
 def local_model(name: str, base_dir: Path) -> Path:
-    """The directory of a model that is given as a path."""
+    """The directory or GGUF file of a model that is given as a path."""
     return (base_dir / Path(os.path.expanduser(name))).resolve()
 
 
 def model_location(model: str, base_dir: Path) -> str:
-    """Where the weights of a model are: a directory or a hub id."""
+    """Where the weights of a model are: a directory, a GGUF file or a hub id."""
     if models.is_path(model):
         return str(local_model(model, base_dir))
     return models.resolve(model)
@@ -273,6 +274,8 @@ def model_identity(model: str, base_dir: Path) -> str:
         folder = Path(models.resolve(model))
         if not folder.is_dir():
             return model
+    if is_gguf(model):
+        return depends.digest([content.file_digest(folder)])
     parts: list[Any] = []
     for path in sorted(folder.glob("*")):
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import hub, shape
+from posttrain_recipes.ggufs import is_gguf
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe
@@ -111,7 +112,7 @@ def _hidden(builder: Builder) -> int | None:
 
 def _folder(location: str) -> Path | None:
     """Where the config of a model is: its directory, or one of the hub's cache."""
-    if Path(location).is_dir():
+    if Path(location).is_dir() or is_gguf(location):
         return Path(location)
     path = hub.cached("model", location, "config.json")
     return path.parent if path else None

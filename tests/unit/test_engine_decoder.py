@@ -12,7 +12,9 @@ import transformers as t
 
 from posttrain_recipes.engine.model import base as model_base
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
+from posttrain_recipes.engine.model.decoder import Decoder
 from posttrain_recipes.engine.model.lora import Adapter
+from posttrain_recipes.engine.model.packing import Packing
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdapterConfig, Datum, ForwardBackwardResult
 
@@ -158,3 +160,58 @@ def test_bfloat16_as_on_a_gpu(tmp_path: Path) -> None:
         np.testing.assert_allclose(a, b, atol=0.1)
     cosine = torch.nn.functional.cosine_similarity(grad, adapter.grad, dim=0)
     assert float(cosine) > 0.99
+
+
+def test_recomputed_layers_give_the_same_gradient_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load("qwen3", tmp_path)
+    assert base.decoder is not None
+    items, found, again = data((40, 30, 50)), [], []
+    plain = Decoder.recomputed
+
+    def recomputed(self: Decoder, tokens: int, budget: int) -> int:
+        again.append(plain(self, tokens, budget))
+        return again[-1]
+
+    monkeypatch.setattr(Decoder, "recomputed", recomputed)
+    for budget in (1 << 30, 0):
+        monkeypatch.setattr(BaseModel, "activation_budget", lambda self, passes, b=budget: b)
+        adapter = adapted(base)
+        logprobs = run(base, adapter, items).logprobs
+        found.append([torch.from_numpy(np.concatenate(logprobs)), adapter.grad])
+    assert set(again) == {0, len(base.decoder.layers)}
+    for whole, part in zip(*found, strict=True):
+        assert torch.equal(whole, part)
+
+
+def test_as_many_layers_are_kept_as_the_budget_holds(tmp_path: Path) -> None:
+    decoder = load("qwen3", tmp_path).decoder
+    assert decoder is not None
+    decoder.layers = decoder.layers * 10
+    tokens, layers = 100, len(decoder.layers)
+    one = tokens * decoder.kept_per_token()
+    inputs = tokens * layers * decoder.hidden * 4
+    assert decoder.recomputed(tokens, layers * one) == 0
+    for budget in (inputs + one, inputs + 7 * one, layers * one - 1):
+        again = decoder.recomputed(tokens, budget)
+        held = (layers - again + 1) * one + again * tokens * decoder.hidden * 4
+        assert 0 < again <= layers
+        assert held <= budget
+        assert held + one > budget - inputs / layers, "one more would not have been within it"
+    assert decoder.recomputed(tokens, 0) == layers
+
+
+def test_what_is_kept_of_a_token_is_what_is_counted(tmp_path: Path) -> None:
+    for kind in ("llama", "qwen3"):
+        base = load(kind, tmp_path / kind)
+        decoder = base.decoder
+        assert decoder is not None
+        kept: list[Any] = []
+        packing = Packing([64], base.device)
+        decoder.forward(decoder.weights(None, False), torch.arange(64) % VOCAB, packing, kept)
+        saved, attended = kept[0]
+        tensors = [x for x in saved if x is not None]
+        tensors += [x for parts, out in attended for x in (*parts, out)]
+        own = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+        assert sum(own.values()) / 64 == pytest.approx(decoder.kept_per_token(), rel=0.1)

@@ -335,7 +335,10 @@ CASES: dict[str, Case] = {
     ),
     "serve": words(("serve", "--host", NAME), ("serve", "--token", NAME, "--port", "0")),
     "chat": talk,
-    "export": words(("export", NAME, "out"), ("export", "ptl/tiny", NAME)),
+    "export": words(
+        ("export", NAME, "out"), ("export", "ptl/tiny", NAME), ("export", "x", "--push", NAME)
+    ),
+    "deploy": words(("deploy", NAME, "--modal"), ("deploy", "x", "--modal", "--gpu", NAME)),
 }
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-HEAVY = ("torch", "tinker", "transformers", "mlflow", "datasets")
+HEAVY = (
+    "torch", "tinker", "transformers", "mlflow", "datasets", "huggingface_hub", "gguf", "peft"
+)  # fmt: skip
 
 PROBE = """
 import atexit, sys
@@ -47,6 +49,7 @@ CODE = {
             ("ptl", "serve", "--help"),
             ("ptl", "chat", "--help"),
             ("ptl", "export", "--help"),
+            ("ptl", "deploy", "--help"),
             ("ptl", "data", "check", "recipes/data/held_out.jsonl"),
         )
     },

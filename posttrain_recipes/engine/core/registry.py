@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain_recipes import pretrained
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.scheduler import Observer, Scheduler
 from posttrain_recipes.engine.storage import checkpoints
@@ -190,7 +191,7 @@ class State:
                 f"this engine serves {served}, and no other base model: {name!r} has to be named "
                 "where it is started (ptl serve --model)",
             )
-        if not Path(name).is_dir() and name.count("/") != 1:
+        if not pretrained.is_local(name) and name.count("/") != 1:
             raise RequestError(
                 404,
                 f"there is no base model {name!r}: this engine serves {served}; a directory "

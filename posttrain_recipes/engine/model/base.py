@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from posttrain_recipes import pretrained
 from posttrain_recipes.engine.model import kv_cache
 from posttrain_recipes.engine.model.decoder import Decoder, DecoderWeights
 from posttrain_recipes.engine.model.derived import Derived
@@ -28,6 +28,7 @@ from posttrain_recipes.engine.model.lora import (
     hook,
 )
 from posttrain_recipes.engine.wire import AdapterConfig, RequestError
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.machine import available_memory
 from posttrain_recipes.machine import cores as _cores
 from posttrain_recipes.shown import is_address
@@ -60,18 +61,17 @@ class BaseModel:
     def __init__(
         self, name: str, path: str, device: torch.device, dtype: torch.dtype | None = None
     ) -> None:
-        from transformers import AutoModelForCausalLM
-
         if is_address(path):
             raise RequestError(404, "an address names no base model: name a directory or hub id")
         self.name, self.path, self.device = name, path, device
-        self.local = Path(path).is_dir()
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, local_files_only=self.local
-            )
+            self.model = pretrained.load_model(path, dtype)
+        except PtlError as error:
+            raise RequestError(
+                404, " ".join(f"cannot load base model {name!r}: {error}".split())
+            ) from error
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise RequestError(
@@ -106,9 +106,8 @@ class BaseModel:
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when first needed: only stop strings and EOS need it."""
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=self.local)
+            local = pretrained.is_local(self.path)
+            self._tokenizer = pretrained.load_tokenizer(self.path, local_files_only=local)
         return self._tokenizer
 
     def eos_ids(self) -> set[int]:

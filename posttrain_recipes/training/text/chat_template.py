@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain_recipes.errors import PtlError, TooLongError, UsageError
 from posttrain_recipes.options import AS_EVER, RendererConfig
+from posttrain_recipes.pretrained import load_tokenizer
 from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text import model_files
 from posttrain_recipes.training.text.dialects import arguments_as_text, reasoning_key
@@ -464,18 +465,18 @@ def _any_of(texts: Any) -> re.Pattern[str]:
 
 
 def load_renderer(location: str, options: RendererConfig | None = None) -> ChatRenderer:
-    """The renderer of the model at `location`, a directory or a hub id.
+    """The renderer of the model at `location`, a directory, a GGUF file or a hub id.
 
     Raises:
         PtlError: the tokenizer cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     if Path(location).is_dir() and not model_files.has_tokenizer(Path(location)):
         # transformers makes an empty one of the config's model type.
         raise PtlError(f"there is no tokenizer in {location}", hint=model_files.NO_TOKENIZER)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
+        tokenizer = load_tokenizer(location)
+    except PtlError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, hub errors, ...
         raise PtlError(
             f"cannot load the tokenizer of {location}",

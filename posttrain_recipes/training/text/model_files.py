@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes import ggufs
+
 NO_TOKENIZER = "copy the model's tokenizer.json and tokenizer_config.json there"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tekken.json", "spiece.model")
 _VOCABULARIES = ("vocab.json", "vocab.txt", "sentencepiece*.model")
@@ -32,13 +34,15 @@ def has_tokenizer(folder: Path) -> bool:
 
 def limits(location: str) -> ModelLimits:
     """Of the model at `location`, a directory or a hub id."""
-    config = _read(location, "config.json")
+    config = ggufs.shape(location) if ggufs.is_gguf(location) else _read(location, "config.json")
     config = {**config, **(config.get("text_config") or {})}
     return ModelLimits(config.get("vocab_size"), config.get("max_position_embeddings"))
 
 
 def ends_by_file(location: str) -> dict[str, list[int]]:
     """Token ids that end a sequence, by the file that names them; empty where it names none."""
+    if ggufs.is_gguf(location):
+        return {Path(location).name: ggufs.ends(location)}
     config = _read(location, "config.json")
     text = config.get("text_config") or {}
     named = config.get("eos_token_id", text.get("eos_token_id"))
@@ -47,6 +51,8 @@ def ends_by_file(location: str) -> dict[str, list[int]]:
 
 def ends(location: str) -> list[int]:
     """Token ids that end a reply by its generation config; none where it has none."""
+    if ggufs.is_gguf(location):
+        return ggufs.ends(location)
     return _ids(_read(location, "generation_config.json").get("eos_token_id"))
 
 

@@ -1,0 +1,102 @@
+"""What `ptl export` and `ptl deploy` take away: a checkpoint of this machine, looked at whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain_recipes.cli.target import SCHEME, ChatTarget, find, require_here
+from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.export.merged import ADAPTER, base_of
+from posttrain_recipes.store import RunRecord, Store, named
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint, and where it comes from."""
+
+    target: ChatTarget
+    adapter: Path
+    """Its folder, with the files of a PEFT adapter."""
+    base: str
+    """Its base model, as the adapter names it."""
+    run: RunRecord | None
+    """None of a bare tinker:// path that no run names."""
+    stage: str
+    """The stage of the run that made it; empty without a run."""
+
+
+def checkpoint(target: str, home: Path) -> Found:
+    """The checkpoint of that name.
+
+    Raises:
+        UsageError: there is none, or it is not on this machine.
+        PtlError: it is damaged, or holds NaN.
+    """
+    found = find(target, home)
+    if not found.model.startswith(SCHEME):
+        raise UsageError(
+            f"{target} is a base model, not a checkpoint",
+            hint="name a run of 'ptl runs', or a tinker:// path",
+        )
+    require_here(found, home)
+    adapter = _folder(found.model, home)
+    runs, _ = Store(home).listed()
+    if target.startswith(SCHEME):
+        made = [
+            (run, stage)
+            for run in runs
+            for stage in run.stages
+            if stage.checkpoint and found.model in _addresses(stage.checkpoint)
+        ]
+        run, stage = (made[-1][0], made[-1][1].name) if made else (None, "")
+    else:
+        run, stage = named(runs, found.said.partition("/")[0]), found.said.partition("/")[2]
+    return Found(found, adapter, base_of(adapter), run, stage)
+
+
+def _addresses(kept: object) -> tuple[str | None, ...]:
+    return getattr(kept, "sampler_uri", None), getattr(kept, "state_uri", None)
+
+
+def new_directory(directory: Path) -> None:
+    """Raise UsageError for a directory that has something in it."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is there already", hint="name a new directory")
+
+
+def _folder(path: str, home: Path) -> Path:
+    from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
+    from posttrain_recipes.engine.wire import RequestError
+
+    kept = CheckpointStore(home / "engine")
+    try:
+        found = kept.find(parse_path(path))
+        kept.verify(found)
+        folder = found.folder
+        _check_finite(folder / ADAPTER[1])
+    except RequestError as error:
+        raise PtlError(str(error)) from None
+    missing = [name for name in ADAPTER if not (folder / name).is_file()]
+    if missing:
+        raise PtlError(f"the checkpoint is damaged: {folder} lacks {', '.join(missing)}")
+    return folder
+
+
+def _check_finite(file: Path) -> None:
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        return  # which is told of
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PtlError(f"{display_path(file)} cannot be read", why=str(error)) from None
+    if bad := sorted(name for name, values in tensors.items() if not np.isfinite(values).all()):
+        raise PtlError(
+            f"{display_path(file)} holds NaN or infinity, and is not exported",
+            why=f"in {bad[0]}" + (f" and {len(bad) - 1} more" if bad[1:] else ""),
+            hint="name an earlier checkpoint, or train again with a lower learning rate",
+        )

@@ -1,0 +1,157 @@
+"""A directory as a new repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.export import card
+from posttrain_recipes.export.merged import ADAPTER
+from posttrain_recipes.shown import plain, redact
+
+SECONDS = 20.0
+TOKENS = "https://huggingface.co/settings/tokens"
+
+
+def check(name: str) -> None:
+    """See, before anything is written, that there can be such a repository.
+
+    Raises:
+        UsageError: it is no name of one.
+        PtlError: there is no token, the hub refuses it, or it is not reached.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        name = ""
+    if name.count("/") != 1:
+        raise UsageError(
+            "--push names no repository of the hub",
+            hint="write USER/NAME or ORGANISATION/NAME: letters, digits, '-', '_' and '.'",
+        )
+    if not get_token():
+        raise PtlError(
+            "there is no token for the Hugging Face hub",
+            hint=f"make one that may write at {TOKENS}, and set HF_TOKEN, or run 'hf auth login'",
+        )
+    with _told(name):
+        try:
+            HfApi().whoami()
+        except HfHubHTTPError as error:
+            # The hub itself always answers this one; a mirror may not have it.
+            if _status(error) in (401, 403):
+                raise
+
+
+def license_of(base: str) -> str | None:
+    """The licence that the hub names for a base model; None where it names none or is not asked."""
+    if not card.on_hub(base):
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(base, timeout=SECONDS).card_data
+        name = getattr(found, "license", None)
+    except Exception:  # a model that is not there, the network: the card says that it is unknown
+        return None
+    return name if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9.-]+", name) else None
+
+
+def push(directory: Path, name: str, hidden: bool, *, kept: bool) -> str:
+    """Put all files of `directory` into a new repository; its address.
+
+    An adapter's config names its base by a place on this machine where that is local: the name
+    alone is put there.
+
+    Args:
+        hidden: only its owner sees it.
+        kept: the directory stays where the push fails, which is told.
+
+    Raises:
+        PtlError: the hub refuses it, has such a repository already, or is not reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    api = HfApi()
+    with _told(name, directory if kept else None):
+        made = api.create_repo(name, private=hidden, exist_ok=False)
+        files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+        api.create_commit(
+            name,
+            [CommitOperationAdd(str(file.relative_to(directory)), _shared(file)) for file in files],
+            commit_message="Add what ptl export wrote",
+        )
+    return str(made)
+
+
+def _shared(file: Path) -> Any:
+    if file.name != ADAPTER[0]:
+        return str(file)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = card.base_name(config["base_model_name_or_path"])
+    return json.dumps(config, indent=2, sort_keys=True).encode()
+
+
+def _status(error: Any) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+@contextmanager
+def _told(name: str, directory: Path | None = None) -> Iterator[None]:
+    """Say what the hub's errors mean. What it answers is told without secrets."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    kept = f"; what was written stays in {display_path(directory)}" if directory else ""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = _status(error)
+        what, hint = {
+            401: (
+                "the Hugging Face hub does not accept the token",
+                f"make one that may write at {TOKENS}, and set HF_TOKEN, or run 'hf auth login'",
+            ),
+            403: (
+                f"the token may not write to {name} on the Hugging Face hub",
+                f"name your own USER/NAME, or make a token that may write there at {TOKENS}",
+            ),
+            409: (
+                f"{name} is on the Hugging Face hub already",
+                "name another, or delete that repository in its settings there: nothing in it was "
+                "changed",
+            ),
+        }.get(
+            status or 0,
+            (
+                "the Hugging Face hub refused it",
+                "try again later; status.huggingface.co tells more",
+            ),
+        )
+        server = str(getattr(error, "server_message", None) or "").strip()
+        why = f"it answered {status}" + (f": {redact(plain(server))[:300]}" if server else "")
+        raise PtlError(what, why=why, hint=hint + kept) from None
+    except OfflineModeIsEnabled:
+        raise PtlError(
+            "nothing is pushed: HF_HUB_OFFLINE is set", hint=f"unset it for --push{kept}"
+        ) from None
+    except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+        reached = isinstance(error, RuntimeError | ValueError)  # what moves large files raises them
+        raise PtlError(
+            "the push did not succeed" if reached else "the Hugging Face hub is not reached",
+            why=redact(plain(str(error).strip())).splitlines()[0][:300]
+            if str(error).strip()
+            else None,
+            hint=f"look at the network, and at HF_ENDPOINT where that is set{kept}",
+        ) from None
