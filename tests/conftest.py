@@ -201,4 +201,4 @@ real_speed = calibrate.speed
 @pytest.fixture(autouse=True)
 def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of a test takes no seconds to find out how fast this machine is."""
-    monkeypatch.setattr(calibrate, "speed", lambda folder: None)
+    monkeypatch.setattr(calibrate, "speed", lambda folder, dtype="float32": None)

@@ -1,8 +1,10 @@
 """How much memory training takes on the embedded engine of a machine without a GPU, from shapes.
 
-The engine holds weights in float32, and what the backward pass needs of the tokens that are under
-way: it splits a batch into parts of `PART` tokens a core, or of one sequence where that is longer.
-So a batch of more costs time and no memory, and the longest sequence decides.
+The engine holds weights in its precision, and what the backward pass needs of the tokens that are
+under way: it splits a batch into parts of `PART` tokens a core, or of one sequence where that is
+longer. So a batch of more costs time and no memory, and the longest sequence decides. Where even
+that is more than its share of the free memory, it keeps the inputs of some layers alone and
+computes the rest again.
 `tools/memory.py` measures a step beside the estimate.
 """
 
@@ -23,7 +25,9 @@ from posttrain_recipes.records import Preference
 from posttrain_recipes.shape import Shape
 
 FLOAT = 4
-"""Bytes of a number."""
+"""Bytes of a number of an adapter, of attention and of logits; of others in float32."""
+SHARE = 1 / 8
+"""Of the free memory, that activations take before layers are recomputed (its MEMORY_SHARE)."""
 OVERHEAD = 1.45
 """Memory that activations take, over what is in them: of temporaries too; measured."""
 RUNTIME = 520 << 20
@@ -44,23 +48,38 @@ COPIES = 6
 """Of an adapter: weights, gradients, two moments, a snapshot to sample from and one being saved."""
 
 
-def training(shape: Shape, rank: int, sequences: int, longest: int, threads: int) -> int:
+def training(
+    shape: Shape,
+    rank: int,
+    sequences: int,
+    longest: int,
+    threads: int,
+    free: int | None = None,
+    size: int = FLOAT,
+) -> int:
     """The peak of one step, in bytes.
 
     Args:
         sequences: of a batch, each of `longest` tokens.
         threads: cores that the engine computes with.
+        free: bytes of memory that nobody uses; None for as many as are wanted.
+        size: bytes of a weight.
     """
-    fixed = RUNTIME + FLOAT * shape.parameters
-    if shape.parameters <= MERGED:
+    fixed = RUNTIME + size * shape.parameters
+    if shape.parameters <= MERGED and size == FLOAT:
         fixed += FLOAT * shape.layer_parameters
     fixed += FLOAT * shape.adapter(rank) * (COPIES + threads)
     used, part = in_flight(shape, sequences, longest, threads)
     rows = min(part, max(64, LOGITS // threads // shape.vocabulary))
     logits = 3 * rows * shape.vocabulary
-    step = fixed + FLOAT * used * (round(OVERHEAD * part * shape.activations) + logits)
+    kept = size * part * shape.activations
+    if free is not None:
+        inputs = size * part * shape.layers * shape.hidden
+        least = inputs + kept // shape.layers
+        kept = max(least, min(kept, round(SHARE * free) // used))
+    step = fixed + used * (round(OVERHEAD * kept) + FLOAT * logits)
     # While it is loaded, a model is there twice: the file's pages, and its weights.
-    return max(RUNTIME + 2 * FLOAT * shape.parameters, step)
+    return max(RUNTIME + 2 * size * shape.parameters, step)
 
 
 def in_flight(shape: Shape, sequences: int, longest: int, threads: int) -> tuple[int, int]:
@@ -114,9 +133,10 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     sequences = getattr(config, "batch_size", 1) * getattr(config, "group_size", 1)
     sequences *= 2 if stage.wants is Preference else 1
     threads, rank = cores(), stage.lora.rank
-    least = training(shape, 1, 1, 1, threads)
-    adapter = training(shape, rank, 1, 1, threads) - least
-    peak = training(shape, rank, sequences, longest, threads)
+    free, size = machine.available_memory(), 2 if plan.engine.precision else FLOAT
+    least = training(shape, 1, 1, 1, threads, free, size)
+    adapter = training(shape, rank, 1, 1, threads, free, size) - least
+    peak = training(shape, rank, sequences, longest, threads, free, size)
     if peak - least - adapter >= adapter:
         now = math.prod(in_flight(shape, sequences, longest, threads))
         halved = math.prod(in_flight(shape, max(1, sequences // 2), longest, threads))
