@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from posttrain_recipes import hub, registry
-from posttrain_recipes.errors import RecipeError, UsageError
+from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.learning_rate import FACTORS, Family, automatic
+from posttrain_recipes.learning_rate import BASE, FACTORS, Family, automatic
+from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.planning import planner, rates
 from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.reporting import report, reproduction
@@ -21,7 +22,6 @@ from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.testing import flipping
 from posttrain_recipes.testing.findings import placeholder
 from posttrain_recipes.training import supervised
-from posttrain_recipes.training.loops.optimizer import OptimizerConfig
 from tests.conftest import Project, Ptl
 
 RECIPE = """\
@@ -372,9 +372,9 @@ def test_a_stranger_s_method_has_its_own_number_or_family() -> None:
     assert given["Own"].family is Family.RL
 
 
-def test_options_that_are_made_by_hand_say_that_they_need_a_number() -> None:
-    with pytest.raises(UsageError, match="a plan puts the number in|where a number is needed"):
-        _ = OptimizerConfig().peak
+def test_options_that_are_made_by_hand_have_a_number_too() -> None:
+    assert supervised.GradientConfig().peak == BASE
+    assert GRPO.Config().peak == BASE
     assert supervised.GradientConfig(learning_rate=2e-3).peak == 2e-3
 
 
