@@ -385,7 +385,7 @@ def test_options_that_are_made_by_hand_have_a_number_too() -> None:
 def test_plan_explain_and_the_schema_tell_both(project: Project, ptl: Ptl) -> None:
     project.write("mine.yaml", recipe())
     said = ptl("plan", "mine.yaml").out
-    assert "learning_rate 0.0014 (auto: imitation, hidden size 192, rank 16)" in said
+    assert "sft: learning_rate 0.0014: auto, by imitation, hidden size 192, rank 16" in said
     planned = json.loads(ptl("plan", "mine.yaml", "--json").out)["stages"]
     assert [stage["auto"]["learning_rate"]["value"] for stage in planned] == list(NUMBERS)
     explained = " ".join(ptl("explain", "dpo").out.split())
