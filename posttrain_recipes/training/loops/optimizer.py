@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from posttrain_recipes.learning_rate import BASE
+from posttrain_recipes.options import AUTO
 from posttrain_recipes.plugin import (
-    AUTO,
     Affects,
     LearningRate,
     PluginConfig,
