@@ -26,7 +26,7 @@ from posttrain_recipes.reporting.page import Pages
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "recipes" / "data"
-FACTORS = (1.0, 1 / 9, 1 / 3, 3.0, 9.0)
+FACTORS = (1.0, 9.0, 3.0, 1 / 3, 1 / 9)
 """Of the rate of `auto`, which comes first: the others are tested against it."""
 RANK = 16
 FAMILIES = {"sft": Family.IMITATION, "dpo": Family.PREFERENCE, "grpo": Family.RL}

@@ -41,6 +41,7 @@ from typing import Any, ClassVar
 import pluggy
 from pydantic import Field
 
+from posttrain_recipes import options
 from posttrain_recipes.context import (
     Connection,
     EvalContext,
@@ -57,12 +58,10 @@ from posttrain_recipes.context import (
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.learning_rate import Family
 from posttrain_recipes.options import (
-    AUTO,
     Affects,
     DatasetRef,
     FromData,
     FromModel,
-    LearningRate,
     LoraConfig,
     ModelRef,
     NoEffect,
@@ -92,7 +91,6 @@ from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
     "API_VERSION",
-    "AUTO",
     "OLDEST_API_VERSION",
     "Affects",
     "Checkpoint",
@@ -154,6 +152,10 @@ API_VERSION = 1
 that worked would no longer."""
 OLDEST_API_VERSION = 1
 """The oldest version whose plugins still work."""
+
+LearningRate = options.LearningRate
+"""The type of an option that is a peak learning rate: a number, or `auto`, for which a plan puts in
+the number that fits the model and the method's family."""
 
 hookimpl = pluggy.HookimplMarker("posttrain_recipes")
 """Marks a function of a plugin module as the implementation of a hook."""

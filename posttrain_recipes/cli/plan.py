@@ -75,8 +75,6 @@ def plan(
         click.echo(f"   from    {stage['from']}")
         if stage["method"]:
             click.echo(f"   method  {stage['method']}")
-            for name, found in stage["auto"].items():
-                click.echo(f"           {name} {found['value']:g} (auto: {found['by']})")
             click.echo(f"   data    {stage['data']} as {stage['records']} records")
         for name in stage["rewards"]:
             click.echo(f"   reward  {name}")

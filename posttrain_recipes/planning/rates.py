@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes import hub, shape
 from posttrain_recipes.ggufs import is_gguf
 from posttrain_recipes.language.flat import Origin
-from posttrain_recipes.language.nodes import Key
+from posttrain_recipes.language.nodes import Key, name_of
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.learning_rate import HIDDEN, automatic
 from posttrain_recipes.options import AUTO, FromModel, PluginConfig
@@ -66,7 +66,8 @@ def filled(
 
 def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
     assert issubclass(method, Method)
-    kept = builder.kept.get(builder.recipe.data["stages"][builder.index].get("name"), {})
+    stage = builder.recipe.root.value["stages"].value[builder.index]
+    kept = builder.kept.get(name_of(stage) or "", {})
     family, model, rank = method.family, builder.model, builder.rank
     hidden = _hidden(builder)
     if hidden is None and name not in kept:

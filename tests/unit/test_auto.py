@@ -148,8 +148,8 @@ def test_where_the_data_do_not_tell_it_is_256_and_said(
     project.write("prompts.jsonl", '{"prompt": "hi"}\n')
     reward = "" if "nim" in dataset else "    reward: {use: length, most: 8}\n"
     plan = project.plan(
-        f"name: mine\nmodel: {model}\nstages:\n  - name: rl\n    method: {{use: grpo, learning_rate: 1e-3}}\n"
-        f"    dataset: {dataset}\n{reward}"
+        f"name: mine\nmodel: {model}\nstages:\n  - name: rl\n"
+        f"    method: {{use: grpo, learning_rate: 1e-3}}\n    dataset: {dataset}\n{reward}"
     )
     assert numbers_of(plan.stages[0]) == [256]
     (told,) = (pin for pin in plan.pins if "max_tokens" in pin)

@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes import hub, registry
-from posttrain_recipes.errors import RecipeError, UsageError
+from posttrain_recipes import hub, registry, store
+from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.learning_rate import FACTORS, Family, automatic
+from posttrain_recipes.learning_rate import BASE, FACTORS, Family, automatic
+from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.planning import planner, rates
 from posttrain_recipes.plugin import DataMethod
 from posttrain_recipes.reporting import report, reproduction
 from posttrain_recipes.reporting.comparing import Comparison
 from posttrain_recipes.running.runner import new_record
+from posttrain_recipes.store import Store
 from posttrain_recipes.testing import flipping
 from posttrain_recipes.testing.findings import placeholder
 from posttrain_recipes.training import supervised
-from posttrain_recipes.training.loops.optimizer import OptimizerConfig
 from tests.conftest import Project, Ptl
 
 RECIPE = """\
@@ -372,9 +373,9 @@ def test_a_stranger_s_method_has_its_own_number_or_family() -> None:
     assert given["Own"].family is Family.RL
 
 
-def test_options_that_are_made_by_hand_say_that_they_need_a_number() -> None:
-    with pytest.raises(UsageError, match="a plan puts the number in|where a number is needed"):
-        _ = OptimizerConfig().peak
+def test_options_that_are_made_by_hand_have_a_number_too() -> None:
+    assert supervised.GradientConfig().peak == BASE
+    assert GRPO.Config().peak == BASE
     assert supervised.GradientConfig(learning_rate=2e-3).peak == 2e-3
 
 
@@ -384,7 +385,7 @@ def test_options_that_are_made_by_hand_say_that_they_need_a_number() -> None:
 def test_plan_explain_and_the_schema_tell_both(project: Project, ptl: Ptl) -> None:
     project.write("mine.yaml", recipe())
     said = ptl("plan", "mine.yaml").out
-    assert "learning_rate 0.0014 (auto: imitation, hidden size 192, rank 16)" in said
+    assert "sft: learning_rate 0.0014: auto, by imitation, hidden size 192, rank 16" in said
     planned = json.loads(ptl("plan", "mine.yaml", "--json").out)["stages"]
     assert [stage["auto"]["learning_rate"]["value"] for stage in planned] == list(NUMBERS)
     explained = " ".join(ptl("explain", "dpo").out.split())
@@ -418,3 +419,18 @@ def test_a_check_of_plugins_has_a_number_for_auto_and_changes_it() -> None:
         made = entry.config.model_validate(given)
         assert isinstance(made.learning_rate, float)
         assert "learning_rate" in [option for option, _, _ in flipping.flips(made)]
+
+
+def test_ptl_show_tells_both_and_a_run_of_before_is_read(project: Project, ptl: Ptl) -> None:
+    record = new_record(project.plan(recipe(sft=", learning_rate: 1e-2")), "mine-1")
+    kept = Store(project.path / ".ptl").path("mine-1") / "run.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(store.dump(record))
+    said = ptl("show", "mine-1").out
+    assert said.count("learning_rate ") == 2
+    assert "learning_rate 0.00014 (auto: preference, hidden size 192, rank 16)" in said
+    older = json.loads(kept.read_text())
+    for stage in older["stages"]:
+        del stage["auto"]
+    kept.write_text(json.dumps(older))
+    assert "learning_rate " not in ptl("show", "mine-1").out

@@ -119,7 +119,7 @@ def test_data_and_the_model_are_named_by_what_changed(project: Project) -> None:
     found = told(decide(project.plan(RECIPE), earlier))
     assert found["sft"][0] == "reuse"
     assert found["dpo"] == ("run", "pairs.jsonl changed (against run demo-1)")
-    project.write("model/config.json", "{}")
+    project.write("model/config.json", '{"hidden_size": 64}')
     found = told(decide(project.plan(RECIPE), earlier))
     assert found["sft"] == ("run", "the base model changed (against run demo-1)")
 

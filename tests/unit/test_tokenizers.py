@@ -42,7 +42,7 @@ def save(made: Tokenizer, folder: Path) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
     fast.chat_template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
     fast.save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "none"}')
+    (folder / "config.json").write_text('{"model_type": "none", "hidden_size": 64}')
     return folder / "tokenizer.json"
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.learning_rate import BASE
+from posttrain_recipes.options import AUTO
 from posttrain_recipes.plugin import (
-    AUTO,
     Affects,
     LearningRate,
     PluginConfig,
@@ -55,18 +55,9 @@ class OptimizerConfig(PluginConfig):
 
     @property
     def peak(self) -> float:
-        """The learning rate as a number.
-
-        Raises:
-            UsageError: it is `auto`, which only a plan makes a number of.
-        """
-        if self.learning_rate == AUTO:
-            raise UsageError(
-                "learning_rate is 'auto' where a number is needed",
-                why="a plan puts the number in, by the model that a stage trains",
-                hint="options that are made by hand name one: learning_rate=5e-4",
-            )
-        return self.learning_rate
+        """The learning rate as a number. A plan puts one in the place of `auto`; in options that
+        are made by hand, of which no model is known, `auto` is `BASE`."""
+        return BASE if self.learning_rate == AUTO else self.learning_rate
 
     def saves(self, step: int, total: int) -> bool:
         """Whether a checkpoint is due after step `step` (from 1) of `total`."""
