@@ -139,7 +139,7 @@ def test_a_plan_tells_it(project: Project, ptl: Ptl) -> None:
 def test_it_is_of_this_machine_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = project.plan(RECIPE + "engine: {use: server, base_url: 'http://127.0.0.1:1'}\n")
     assert memory.of_stage(plan, plan.stages[0]) is None
-    monkeypatch.setattr(memory, "GPU", project.path)
+    monkeypatch.setattr(machine, "GPU", project.path)
     plan = project.plan(RECIPE)
     assert memory.of_stage(plan, plan.stages[0]) is None
 
