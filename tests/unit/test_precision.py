@@ -160,8 +160,8 @@ def test_another_type_is_a_fault_with_its_place(project: Project, ptl: Ptl) -> N
     project.write("mine.yaml", RECIPE + "engine: {use: local, dtype: float16}\n")
     said = ptl("validate", "mine.yaml")
     assert said.code == 2
-    assert "mine.yaml:8" in said.err
-    assert "bfloat16" in said.err
+    assert "mine.yaml:8" in said.out
+    assert "bfloat16" in said.out
 
 
 # --- products ------------------------------------------------------------------------------------
