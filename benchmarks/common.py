@@ -112,7 +112,7 @@ def model_path(name: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def engine(path: str) -> Iterator[tuple[object, object]]:
+def engine(path: str, dtype: str = "float32") -> Iterator[tuple[object, object]]:
     """An engine that serves `path` as `bench`: (its process, a ServiceClient)."""
     import tinker
 
@@ -121,7 +121,7 @@ def engine(path: str) -> Iterator[tuple[object, object]]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
         with (
-            launch.start({"bench": path}, Path(folder), log) as process,
+            launch.start({"bench": path}, Path(folder), log, dtype=dtype) as process,
             tinker.ServiceClient(base_url=process.base_url, api_key=process.api_key) as service,
         ):
             yield process, service
