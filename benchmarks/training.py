@@ -1,5 +1,6 @@
 """Training steps through the SDK and the embedded engine, beside a plain torch + peft loop and, on
-ragged text, TRL's SFTTrainer: the same model, LoRA rank, tokens and AdamW, in float32 unless --dtype says otherwise.
+ragged text, TRL's SFTTrainer: the same model, LoRA rank, tokens and AdamW, all in float32 unless
+--dtype says otherwise of the engine.
 
     python benchmarks/training.py --model tiny
     python benchmarks/training.py --model tiny --gsm8k gsm8k_train.jsonl
@@ -105,7 +106,8 @@ def fixed(path: str, args: argparse.Namespace) -> None:
         start, before = time.perf_counter(), common.computing(process)
         sdk_steps(client, [batch] * (4 * args.steps))
         busy = (common.computing(process) - before) / (time.perf_counter() - start)
-    common.report(f"{args.model}: {args.tokens} tokens a step, {args.dtype}", timed, args.steps, "steps/s")
+    title = f"{args.model}: {args.tokens} tokens a step, {args.dtype}"
+    common.report(title, timed, args.steps, "steps/s")
     print(f"  one step ahead, the engine waits for {1 - busy:.1%} of the time")
 
 
