@@ -39,7 +39,8 @@ CLOSE_SECONDS = 5.0
 LARGE = 50_000_000
 """Parameters of a model that is worth another precision: a smaller one is fast in float32."""
 PAYS = 1.5
-"""bfloat16 is worth its rounding where it is so many times as fast."""
+"""bfloat16 is worth its rounding where products are so many times as fast; a whole step gains less,
+as what is not a product stays in float32."""
 
 
 class Local(Engine):
@@ -122,9 +123,9 @@ class Local(Engine):
 
         gain = calibrate.gain(folder) if measure else None
         if gain is None or gain < PAYS:
-            told = "was not measured" if gain is None else f"is {gain:.1f} times as fast"
-            return "float32", f"bfloat16 {told} for this model on this CPU"
-        return "bfloat16", f"it is {gain:.1f} times as fast as float32 for this model on this CPU"
+            told = "was not measured" if gain is None else f"is multiplied {gain:.1f} times as fast"
+            return "float32", f"bfloat16 {told} on this CPU"
+        return "bfloat16", f"this CPU multiplies it {gain:.1f} times as fast as float32"
 
     def seconds(self, folder: Path, usage: Usage) -> float | None:
         """By how fast this machine multiplies what the model does."""
