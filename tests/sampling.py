@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from posttrain_recipes.engine.generate.batcher import sample
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
@@ -19,12 +18,13 @@ from posttrain_recipes.engine.wire import (
     SampleResult,
     SamplingParams,
 )
+from tests.device import base_model, noise
 from tests.engine_model import build
 
 
 def model(folder: Path, kind: str = "decoder") -> BaseModel:
     """A base model that generates by the engine's own decoder, or by transformers."""
-    base = BaseModel("test", str(build(folder)), torch.device("cpu"))
+    base = base_model(build(folder))
     assert base.decoder is not None
     if kind == "transformers":
         base.decoder = None
@@ -34,8 +34,7 @@ def model(folder: Path, kind: str = "decoder") -> BaseModel:
 def adapted(base: BaseModel) -> Snapshot:
     """An adapter that says something."""
     adapter = new_adapter(base, AdapterConfig(rank=4, seed=0))
-    noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(3))
-    adapter.flat.add_(0.05 * noise)
+    adapter.flat.add_(0.05 * noise(adapter.flat, 3))
     return adapter.snapshot()
 
 

@@ -14,6 +14,7 @@ from posttrain_recipes.engine.generate.batcher import APART_S, RequestFeed, serv
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.lora import Snapshot
 from posttrain_recipes.engine.wire import SampleRequest
+from tests.device import exact, near
 from tests.sampling import adapted, ids, model, run, sample_request, tokens
 
 
@@ -46,6 +47,7 @@ class Trickle(RequestFeed):
         self.order.append(ticket)
 
 
+@exact
 def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) -> None:
     lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
     requests = [sample_request(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
@@ -58,7 +60,9 @@ def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) 
         for i in range(2):
             assert tokens(feed.results[index], i) == tokens(alone, i)
             np.testing.assert_allclose(
-                feed.results[index].sequences[i].logprobs, alone.sequences[i].logprobs, atol=1e-4
+                feed.results[index].sequences[i].logprobs,
+                alone.sequences[i].logprobs,
+                atol=near(1e-4),
             )
 
 
@@ -73,6 +77,7 @@ class OneByOne(Trickle):
         return bool(self.left)
 
 
+@exact
 def test_requests_that_are_sent_together_are_read_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +116,7 @@ class Cancelling(RequestFeed):
         self.results[ticket] = result
 
 
+@exact
 @pytest.mark.parametrize("cancelled", [{0, 1, 2, 3}, {4, 5}, {0, 2, 4, 5, 6, 7}])
 def test_cancelled_requests_leave_and_the_others_go_on(
     base: BaseModel, cancelled: set[int]
@@ -137,6 +143,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return read
 
 
+@exact
 def test_a_prompt_is_read_once_however_many_continue_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +167,7 @@ def test_a_prompt_is_read_once_however_many_continue_it(
     assert tokens(first) == tokens(together[0])
 
 
+@exact
 def test_what_prompts_begin_with_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +189,9 @@ def test_what_prompts_begin_with_is_read_once(
     for mine, its in zip(together, alone, strict=True):
         for i, sequence in enumerate(its.sequences):
             assert tokens(mine, i) == sequence.tokens.tolist()
-            np.testing.assert_allclose(mine.sequences[i].logprobs, sequence.logprobs, atol=1e-4)
+            np.testing.assert_allclose(
+                mine.sequences[i].logprobs, sequence.logprobs, atol=near(1e-4)
+            )
     read.clear()
     feed = Trickle(
         [*requests[:5], sample_request([*task, *ids(4, 4)], seed=3, max_tokens=4)], slowly=False

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.derived import Derived
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum
+from tests.device import base_model, near
 from tests.engine_model import VOCAB, build
 from tests.sampling import run, sample_request, tokens
 
@@ -28,7 +28,7 @@ DATA = [Datum(IDS[:-1], {"target_tokens": IDS[1:]})]
 def base(request: Any, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """`long`: passes merge the adapter into its layers; `short`: they do not."""
     folder = build(tmp_path_factory.mktemp("model"), tied=request.param == "long")
-    model = BaseModel("test", str(folder), torch.device("cpu"))
+    model = base_model(folder)
     assert model.decoder is not None
     if request.param == "short":
         model.decoder.hidden = 1000
@@ -68,7 +68,7 @@ def test_ten_models_one_after_another_each_begin_at_the_base(
         adapter = None  # nothing is made in between: the next one mostly gets its address
         adapter = new_adapter(base, config)
         begin(base, adapter, how, index)
-        assert loss(base, adapter) == pytest.approx(expected, rel=1e-5)
+        assert loss(base, adapter) == pytest.approx(expected, rel=near(1e-5))
         train(base, adapter)
         if how == "stepped":
             assert loss(base, adapter) != pytest.approx(expected, rel=0.01)

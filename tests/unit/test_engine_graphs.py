@@ -16,6 +16,7 @@ from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.train.custom_loss import LossGraph
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdapterConfig, CreateCustomLoss, Datum, RequestError
+from tests.device import base_model
 from tests.engine_model import VOCAB, build
 
 
@@ -77,7 +78,7 @@ def test_a_graph_gives_what_its_function_gives(fn: Any, ranks: Any, shapes: Any)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel("test", str(build(tmp_path_factory.mktemp("model"))), torch.device("cpu"))
+    return base_model(build(tmp_path_factory.mktemp("model")))
 
 
 def weighted(logprobs, weights):  # type: ignore[no-untyped-def]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +12,15 @@ from torch import Tensor
 from posttrain_recipes.engine.generate import decode_step, slots
 from posttrain_recipes.engine.model import decoder, kernels
 from posttrain_recipes.engine.model.kernels import FusedLora, Layer, Product
+from tests.device import DEVICE
 
 T, H, N, G, D, F, RANK = 7, 12, 4, 2, 6, 10, 2
+
+
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[None]:
+    with DEVICE:
+        yield
 
 
 def lora(rows: list[int], sizes: list[int], inner: int, merged: bool = False) -> FusedLora:
@@ -22,6 +29,7 @@ def lora(rows: list[int], sizes: list[int], inner: int, merged: bool = False) ->
 
 
 def layer(seed: int = 0) -> Layer:
+    """Random weights; what is drawn after them follows from the seed too."""
     torch.manual_seed(seed)
     return Layer(
         # the second of the three has no adapter
@@ -73,22 +81,16 @@ def forward_and_back(run: Callable[[Any], Any]) -> list[Any]:
 
 
 def test_the_functions_are_the_same_in_torchscript_and_in_python() -> None:
-    torch.manual_seed(1)
     with torch.no_grad():
-        state = torch.get_rng_state()
         plain = forward_and_back(lambda function: function)
-        torch.set_rng_state(state)
         scripted = forward_and_back(kernels.compiled)
     for a, b in zip(plain, scripted, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_a_layers_way_back_is_what_autograd_finds() -> None:
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
     with torch.no_grad():
         _, _, dx, *found = forward_and_back(lambda function: function)
-    torch.set_rng_state(state)
     made = layer()
     x, (cos, sin), dy = torch.randn(T, H).requires_grad_(), angles(), torch.randn(T, H)
     leaves = []

@@ -15,6 +15,7 @@ from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdapterConfig, Datum, RequestError
+from tests.device import base_model, near, noise
 from tests.engine_model import VOCAB, build
 
 V = 7
@@ -96,14 +97,13 @@ def test_value_and_gradient_match_the_formula(name: str, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel("test", str(build(tmp_path_factory.mktemp("model"))), torch.device("cpu"))
+    return base_model(build(tmp_path_factory.mktemp("model")))
 
 
 def adapted(base: BaseModel) -> Adapter:
     adapter = new_adapter(base, AdapterConfig(rank=3, seed=0))
-    noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        adapter.flat.add_(0.05 * noise)
+        adapter.flat.add_(0.05 * noise(adapter.flat, 1))
     return adapter
 
 
@@ -116,11 +116,11 @@ class Reference:
         base.active_adapter.layers = active_adapter
         for module in self.model.modules():
             module.__dict__.pop("forward", None)  # the engine's own
-        self.model.double()
+        self.model.double().cpu()
         self.model.config._attn_implementation = "eager"
         snapshot = adapter.snapshot()
         self.leaves = {
-            key: view.double().requires_grad_()
+            key: view.double().cpu().requires_grad_()
             for key, view in snapshot.layout.views(snapshot.flat).items()
         }
         self.names = list(dict.fromkeys(name for name, _ in self.leaves))
@@ -171,15 +171,15 @@ def test_through_a_model_ragged_and_in_chunks(base: BaseModel, name: str) -> Non
         adapter.grad.zero_()
         outs = [forward_backward(base, adapter, c, name, settings(name), False) for c in chunks]
         total = sum(out.metrics["loss:sum"] for out in outs)
-        assert total == pytest.approx(value, rel=1e-4, abs=1e-3)
+        assert total == pytest.approx(value, rel=near(1e-4), abs=near(1e-3))
         for got, want in zip([x for o in outs for x in o.logprobs], wanted_logp, strict=True):
-            np.testing.assert_allclose(got, want, atol=2e-5)
+            np.testing.assert_allclose(got, want, atol=near(2e-5))
         np.testing.assert_allclose(
-            adapter.grad / scale, reference.gradient(adapter) / scale, atol=2e-5
+            adapter.grad.cpu() / scale, reference.gradient(adapter) / scale, atol=near(2e-5)
         )
     before = adapter.grad.clone()
     only = forward_backward(base, adapter, data, name, settings(name), True)
-    assert only.metrics["loss:sum"] == pytest.approx(value, rel=1e-4, abs=1e-3)
+    assert only.metrics["loss:sum"] == pytest.approx(value, rel=near(1e-4), abs=near(1e-3))
     assert torch.equal(adapter.grad, before)
 
 

@@ -22,7 +22,8 @@ from posttrain_recipes.engine.wire import (
     SampleResult,
     TensorData,
 )
-from tests.engine_model import EOS, VOCAB
+from tests.device import DEVICE, base_model, exact, near, noise
+from tests.engine_model import EOS, VOCAB, build
 from tests.sampling import adapted, ids, model, run, sample_request, tokens
 
 
@@ -49,12 +50,22 @@ def targets(table: Any, sparse: bool = False) -> dict[str, Any]:
     return {"target_prompt_logprobs": TensorData(**parts)}
 
 
+def logprobs_of(base: BaseModel, prompt: list[int]) -> torch.Tensor:
+    """(tokens, V) after each token of a prompt, by transformers."""
+    logits = base.model(torch.tensor([prompt], device=base.device)).logits[0]
+    return logits.float().log_softmax(-1).cpu()
+
+
+@exact
 def test_greedy_is_what_transformers_generates(base: BaseModel) -> None:
     prompts = [ids(n, n) for n in (3, 20, 7, 20, 1)]
     got = run(base, None, *(sample_request(p, temperature=0) for p in prompts))
     for prompt, result in zip(prompts, got, strict=True):
         out = base.model.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=None
+            torch.tensor([prompt], device=base.device),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=None,
         )
         assert tokens(result) == out[0, len(prompt) :].tolist()
 
@@ -77,18 +88,20 @@ def test_logprobs_agree_with_the_training_forward(
             out = forward_backward(base, adapter, [datum], "cross_entropy", {}, True)
             assert result.prompt_logprobs is not None
             sampled = np.concatenate([result.prompt_logprobs[1:], sequence.logprobs])
-            np.testing.assert_allclose(sampled, out.logprobs[0], atol=1e-4)
+            np.testing.assert_allclose(sampled, out.logprobs[0], atol=near(1e-4))
 
 
+@exact
 def test_a_merged_adapter_samples_as_the_low_rank_one(base: BaseModel, snapshot: Snapshot) -> None:
-    token_ids = torch.tensor([ids(30, 0)])
+    token_ids = torch.tensor([ids(30, 0)], device=base.device)
     logits = []
     for view in (snapshot.factors(), snapshot.merge(base.targets)):
         with base.using(view), torch.no_grad():
             logits.append(base.model(token_ids).logits)
-    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[0], logits[1], rtol=near(1e-4), atol=near(1e-4))
 
 
+@exact
 def test_a_seeded_sample_does_not_depend_on_its_company(base: BaseModel) -> None:
     mine = sample_request(ids(9, 1), 3, seed=42)
     (alone,) = run(base, None, mine)
@@ -106,6 +119,7 @@ def test_unseeded_samples_differ(base: BaseModel) -> None:
     assert tokens(run(base, None, request)[0]) != tokens(run(base, None, request)[0])
 
 
+@exact
 def test_sequences_of_one_batch_end_when_they_end(base: BaseModel) -> None:
     lengths = [1, 17, 3, 9, 2]
     requests = [sample_request(ids(n + 2, n), max_tokens=n, temperature=0) for n in lengths]
@@ -144,26 +158,28 @@ def test_eos_ends_a_sequence_unless_stop_is_empty(
     assert tokens(again) == tokens(free)
 
 
+@exact
 def test_scores_of_a_prompt(base: BaseModel) -> None:
     prompt = ids(10, 4)
     with torch.no_grad():
-        logits = base.model(torch.tensor([prompt])).logits[0]
-    want = logits.log_softmax(-1)
+        want = logprobs_of(base, prompt)
     wishes = {"prompt_logprobs": True, "topk_prompt_logprobs": 3, "topk_sample_logprobs": 2}
     for max_tokens in (1, 4):
         (got,) = run(base, None, sample_request(prompt, 2, wishes, max_tokens=max_tokens))
         assert got.prompt_logprobs is not None
         assert got.prompt_topk is not None
         assert np.isnan(got.prompt_logprobs[0])
-        np.testing.assert_allclose(got.prompt_logprobs[1:], want[range(9), prompt[1:]], atol=1e-5)
+        np.testing.assert_allclose(
+            got.prompt_logprobs[1:], want[range(9), prompt[1:]], atol=near(1e-5)
+        )
         top = want[:-1].topk(3)
         np.testing.assert_array_equal(got.prompt_topk.ids[1:], top.indices)
-        np.testing.assert_allclose(got.prompt_topk.logprobs[1:], top.values, atol=1e-5)
+        np.testing.assert_allclose(got.prompt_topk.logprobs[1:], top.values, atol=near(1e-5))
         assert got.prompt_topk.ids[0].tolist() == [0, 0, 0]
         assert all(len(s.tokens) == max_tokens for s in got.sequences)
         first = got.sequences[0].topk
         assert first is not None
-        np.testing.assert_allclose(first.logprobs[0], want[-1].topk(2).values, atol=1e-5)
+        np.testing.assert_allclose(first.logprobs[0], want[-1].topk(2).values, atol=near(1e-5))
     (tail,) = run(
         base, None, sample_request(prompt, 1, {**wishes, "prompt_logprobs_last_n": 3}, max_tokens=1)
     )
@@ -174,7 +190,7 @@ def test_scores_of_a_prompt(base: BaseModel) -> None:
 def test_named_targets_are_scored_in_the_layout_they_came_in(base: BaseModel) -> None:
     prompt = ids(10, 4)
     with torch.no_grad():
-        want = base.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        want = logprobs_of(base, prompt)
     table = np.full((9, 12), -1)
     table[2, 5], table[7, 0], table[7, 1] = 17, 3, 255
     for sparse in (False, True):
@@ -186,14 +202,14 @@ def test_named_targets_are_scored_in_the_layout_they_came_in(base: BaseModel) ->
         assert dense.shape == (9, 12)
         for row, column in ((2, 5), (7, 0), (7, 1)):
             right = float(want[row, table[row, column]])
-            assert dense[row, column] == pytest.approx(right, abs=1e-5)
+            assert dense[row, column] == pytest.approx(right, abs=near(1e-5))
         assert np.count_nonzero(dense) == 3
 
 
 def test_alternatives_are_drawn_at_every_position(base: BaseModel) -> None:
     prompt, wishes = ids(6, 4), {"prompt_alt_tokens_k": 50}
     with torch.no_grad():
-        want = base.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        want = logprobs_of(base, prompt)
     results = [
         decoded(
             run(base, None, sample_request(prompt, 1, wishes, max_tokens=1, seed=s, temperature=t))[
@@ -210,7 +226,7 @@ def test_alternatives_are_drawn_at_every_position(base: BaseModel) -> None:
     assert all(len(set(row)) > 1 for row in drawn[0].tolist())
     assert (drawn[3] == want[:-1].argmax(-1).numpy()[:, None]).all()
     np.testing.assert_allclose(
-        logprobs[0], np.take_along_axis(want[:-1].numpy(), drawn[0], -1), atol=1e-5
+        logprobs[0], np.take_along_axis(want[:-1].numpy(), drawn[0], -1), atol=near(1e-5)
     )
 
 
@@ -245,7 +261,8 @@ def test_tokens_are_drawn_from_the_distribution_asked_for(
     want[keep] = probs[keep] / probs[keep].sum()
     uniform = np.random.default_rng(0).random(draws)
     chosen, logprobs = pick(
-        logits.expand(draws, -1), [temperature] * draws, [top_k] * draws, [top_p] * draws,
+        logits.to(DEVICE).expand(draws, -1),
+        [temperature] * draws, [top_k] * draws, [top_p] * draws,
         uniform.tolist(),
     )  # fmt: skip
     seen = np.bincount(chosen, minlength=8)
@@ -257,7 +274,7 @@ def test_tokens_are_drawn_from_the_distribution_asked_for(
 
 
 def test_rows_of_a_batch_keep_their_own_settings() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0]] * 3)
+    logits = torch.tensor([[0.0, 1.0, 2.0]] * 3, device=DEVICE)
     chosen, _ = pick(logits, [0.0, 1.0, 1.0], [-1, 1, -1], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
     assert chosen == [2, 2, 0]
 
@@ -298,6 +315,20 @@ def test_a_prompt_as_long_as_the_context_can_be_scored(base: BaseModel) -> None:
     assert np.isfinite(got.prompt_logprobs[1:]).all()
 
 
+def test_bfloat16_samples_prompts_of_different_lengths(tmp_path: Path) -> None:
+    base = base_model(build(tmp_path), dtype=torch.bfloat16)
+    assert base.decoder is not None
+    adapter = new_adapter(base, AdapterConfig(rank=4, seed=0))
+    prompts = [ids(n, n) for n in (5, 33, 12)]
+    results = run(base, None, *(sample_request(p, seed=1) for p in prompts))
+    for prompt, result in zip(prompts, results, strict=True):
+        whole = np.array(prompt + tokens(result))
+        datum = Datum(whole[:-1], {"target_tokens": whole[1:]})
+        out = forward_backward(base, adapter, [datum], "cross_entropy", {}, True)
+        scored = out.logprobs[0][len(prompt) - 1 :]
+        np.testing.assert_allclose(result.sequences[0].logprobs, scored, atol=0.25)
+
+
 def small(kind: str) -> Any:
     import transformers as t
 
@@ -313,27 +344,28 @@ def small(kind: str) -> Any:
     return t.Lfm2ForCausalLM(t.Lfm2Config(**size, layer_types=layers))
 
 
+@exact
 @pytest.mark.parametrize("kind", ["gpt2", "mamba", "mistral", "lfm2"])
 def test_other_architectures(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     small(kind).save_pretrained(tmp_path)
-    base = BaseModel(kind, str(tmp_path), torch.device("cpu"))
+    base = base_model(tmp_path, kind)
     adapter = new_adapter(base, AdapterConfig(rank=2, seed=0))
     with torch.no_grad():
-        adapter.flat.add_(torch.randn(adapter.flat.shape, generator=torch.Generator()))
+        adapter.flat.add_(noise(adapter.flat, 0))
     prompts = [ids(n, n) for n in (12, 3, 12, 7)]
     requests = [sample_request(p, 2, max_tokens=10, temperature=0) for p in prompts]
     for prompt, result in zip(prompts, run(base, adapter.snapshot(), *requests), strict=True):
         whole = np.array(prompt + tokens(result))
         best = np.zeros(len(whole) - 1, int)
         with base.using(adapter.layers), torch.no_grad():
-            best[:] = base.model(torch.from_numpy(whole[:-1])[None]).logits[0].argmax(-1)
+            best[:] = logprobs_of(base, whole[:-1].tolist()).argmax(-1)
         assert tokens(result, 0) == tokens(result, 1) == best[len(prompt) - 1 :].tolist()
         out = forward_backward(
             base, adapter, [Datum(whole[:-1], {"target_tokens": whole[1:]})], "cross_entropy", {},
             False,
         )  # fmt: skip
         np.testing.assert_allclose(
-            result.sequences[0].logprobs, out.logprobs[0][len(prompt) - 1 :], atol=1e-3
+            result.sequences[0].logprobs, out.logprobs[0][len(prompt) - 1 :], atol=near(1e-3)
         )
     assert adapter.grad.any()

@@ -82,8 +82,9 @@ def step(
             k[:, :, layout.width - 1] = qk[:, heads:]
             v[:, :, layout.width - 1] = values(qkv, width, kv_heads)
         else:
-            k[rows, :, layout.write_at] = qk[:, heads:]
-            v[rows, :, layout.write_at] = values(qkv, width, kv_heads)
+            # An indexed write converts nothing: on a CPU bfloat16's cache is float32.
+            k[rows, :, layout.write_at] = qk[:, heads:].to(k.dtype)
+            v[rows, :, layout.write_at] = values(qkv, width, kv_heads).to(v.dtype)
         k, v = k[:, :, : layout.width], v[:, :, : layout.width]
         query = (qk[:, :heads].to(k.dtype) * scale).view(x.shape[0], kv_heads, -1, width)
         scores = query @ k.transpose(-1, -2)  # (R, G, N / G, L)

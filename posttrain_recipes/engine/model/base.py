@@ -54,31 +54,27 @@ def pick_device() -> torch.device:
 class BaseModel:
     """A causal language model, frozen, with hooks for adapters.
 
+    `model` is the model itself where it is in memory already: `path` is then where its tokenizer
+    lies, if it has one. It is taken over: its layers are hooked and their weights stacked.
+
     Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id), or it is
     an address, which is not repeated.
     """
 
     def __init__(
-        self, name: str, path: str, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        name: str,
+        path: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        model: Any = None,
     ) -> None:
         if is_address(path):
             raise RequestError(404, "an address names no base model: name a directory or hub id")
         self.name, self.path, self.device = name, path, device
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        try:
-            self.model = pretrained.load_model(path, dtype)
-        except PtlError as error:
-            raise RequestError(
-                404, " ".join(f"cannot load base model {name!r}: {error}".split())
-            ) from error
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise RequestError(
-                404,
-                f"cannot load base model {name!r} from {path!r}: {reason}. Name a model this "
-                "engine serves, or a directory or hub id of a causal language model",
-            ) from error
+        self.model = _loaded(name, path, dtype) if model is None else model.to(dtype)
         self.model.to(device)  # type: ignore[arg-type]
         self.model.eval().requires_grad_(False)
         kv_cache.install(self.model)
@@ -263,6 +259,23 @@ class BaseModel:
             ids[row, : sequence.size] = sequence
         out = self.model(input_ids=torch.from_numpy(ids).to(self.device), use_cache=False)
         return out.logits.float()  # type: ignore[no-any-return]
+
+
+def _loaded(name: str, path: str, dtype: torch.dtype) -> Any:
+    """The model at `path`. Raises RequestError 404."""
+    try:
+        return pretrained.load_model(path, dtype)
+    except PtlError as error:
+        raise RequestError(
+            404, " ".join(f"cannot load base model {name!r}: {error}".split())
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise RequestError(
+            404,
+            f"cannot load base model {name!r} from {path!r}: {reason}. Name a model this "
+            "engine serves, or a directory or hub id of a causal language model",
+        ) from error
 
 
 def new_adapter(base: BaseModel, config: AdapterConfig) -> Adapter:
