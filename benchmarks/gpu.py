@@ -184,10 +184,13 @@ def together(jobs: Sequence[Job], seconds: float, live: bool = False) -> None:
             )  # fmt: skip
             stack.enter_context(ended(process))
             running.append((job, process, log))
-        for job, process, log in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.code = process.wait(max(0.1, began + seconds - time.monotonic()))
-            job.seconds = time.monotonic() - began
+        waiting = list(running)
+        while waiting and time.monotonic() < began + seconds:
+            time.sleep(0.05)
+            for job, process, _ in waiting:
+                job.code, job.seconds = process.poll(), time.monotonic() - began
+            waiting = [entry for entry in waiting if entry[0].code is None]
+        for job, _, log in running:
             log.seek(0)
             job.output = log.read()
 
@@ -282,12 +285,13 @@ def recipes(args: argparse.Namespace, folder: Path, found: Path, end: float, mos
     sound = True
     for job in jobs:
         sound &= job.code == 0
-        lines = [line for line in job.output.splitlines() if line.strip()]
+        said = job.output.splitlines()
+        lines = [line for line in said if line.strip() and not line.startswith("ptl ")]
         state = f"exit code {job.code}" if job.code is not None else "stopped, not finished"
         say(f"{job.name}, preset {preset}: {state} after {job.seconds:.0f} s, both at once.\n")
         at = [i for i, line in enumerate(lines) if re.match(r"stage\s+eval", line)]
-        last = [line for line in lines if not line.startswith("ptl ")]
-        quote([x for x in lines[at[-1] :] if not x.startswith("ptl ")] if at else last[-SHOWN:])
+        kind = [line for line in lines if line.startswith("engine: ")]
+        quote(kind + lines[at[-1] :] if at else lines[-SHOWN:])
         goal(found, f"{job.name}, preset {preset}", "exit code 0", state, job.code == 0)
     return sound
 

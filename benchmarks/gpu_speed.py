@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common  # noqa: F401, sets the environment before torch is imported
 import numpy as np
 import torch
-from gpu import goal, say
+from gpu import ROOT, goal, say
 from torch.nn import functional as F
 
 RANK = 32
@@ -54,8 +54,8 @@ class Shape:
 SHAPES = {
     "tiny": Shape(64, 128, 2, 4, 2, 16, 512, True, (4, 32), (8, 8, 12)),
     "0.6b": Shape(1024, 3072, 28, 16, 8, 128, 151_936, True),
-    "1.7b": Shape(2048, 6144, 28, 16, 8, 128, 151_936, True),
-    "8b": Shape(4096, 12_288, 36, 32, 8, 128, 151_936, False),
+    "1.7b": Shape(2048, 6144, 28, 16, 8, 128, 151_936, True, sample=(256, 128, 64)),
+    "8b": Shape(4096, 12_288, 36, 32, 8, 128, 151_936, False, sample=(256, 128, 64)),
 }
 GOALS = {"0.6b", "tiny"}  # the shapes whose figures are held against goals
 
@@ -126,10 +126,7 @@ class Measuring:
         except OutOfTime:
             say("- skipped: its time ran out")
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            words = " ".join(str(error).split())[:300]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            say(f"- failed: {type(error).__name__}: {words} ({where})")
+            say(f"- failed: {in_words(error)}")
             traceback.print_exc()
         finally:
             gc.collect()
@@ -402,6 +399,16 @@ class Measuring:
         count, _, new = self.shape.sample
         seconds = self.median(lambda: sample(base, snapshot, requests))
         say(f"- engine, with an adapter of rank {RANK}: {count * new / seconds:,.0f} tokens/s")
+
+
+def in_words(error: Exception) -> str:
+    """An error in a line: what it says, its end above all, and where in this project it was."""
+    words = " ".join(str(error).split())
+    words = words if len(words) <= 400 else f"{words[:100]} ... {words[-300:]}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if str(ROOT) in frame.filename] or frames
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in own[-3:]]
+    return f"{type(error).__name__}: {words} ({' > '.join(places)})"
 
 
 def calls_inside(run: Callable[[], object]) -> int:
