@@ -19,10 +19,10 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common  # noqa: F401, sets the environment before torch is imported
@@ -31,6 +31,7 @@ import torch
 from gpu import ROOT, goal, say
 from torch.nn import functional as F
 
+T = TypeVar("T")
 RANK = 32
 REPEATS = 3
 
@@ -108,21 +109,22 @@ class Measuring:
         if self.name in GOALS:
             goal(self.goals, f"{self.name}: {what}", wanted, got, reached)
 
-    @contextlib.contextmanager
-    def part(self, title: str) -> Iterator[None]:
-        """A part of the section: its failure is told in a line, and ends nothing else."""
+    def part(self, title: str, run: Callable[[], T]) -> T | None:
+        """A part of the section: what it returns. Its failure is told in a line, and ends nothing
+        else."""
         say(f"\n**{title}**\n")
-        before = 0
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        on_gpu = self.device.type == "cuda"
         try:
             if time.monotonic() > self.end:
                 raise OutOfTime
-            yield
-            if self.device.type == "cuda":
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated() / 2**30
+            result = run()
+            if on_gpu:
                 peak = torch.cuda.max_memory_allocated() / 2**30
-                say(f"- peak memory {peak:.1f} GiB, {before / 2**30:.1f} GiB before this part")
+                say(f"- peak memory {peak:.1f} GiB, {before:.1f} GiB before this part")
+            return result
         except OutOfTime:
             say("- skipped: its time ran out")
         except Exception as error:
@@ -130,9 +132,10 @@ class Measuring:
             traceback.print_exc()
         finally:
             gc.collect()
-            if self.device.type == "cuda":
+            if on_gpu:
                 with contextlib.suppress(RuntimeError):  # the card itself has failed
                     torch.cuda.empty_cache()
+        return None
 
     # Parts ----------------------------------------------------------------------------------
 
@@ -185,7 +188,14 @@ class Measuring:
         """The engine's base model of this shape."""
         from posttrain_recipes.engine.model.base import BaseModel
 
-        return BaseModel(self.name, "random", self.device, self.dtype, self.random_model())
+        began = time.perf_counter()
+        base = BaseModel(self.name, "random", self.device, self.dtype, self.random_model())
+        runs = "the engine's own decoder"
+        if base.decoder is None:
+            runs = "**transformers**: the logits of the engine's own decoder differ from its"
+        seconds = time.perf_counter() - began
+        say(f"- {base.parameters:,} parameters in {seconds:.1f} s; run by {runs}")
+        return base
 
     def engine_training(self, base: Any) -> None:
         """Steps of LoRA on every linear layer but the last, by the engine's own functions."""
@@ -439,33 +449,17 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here: `nvidia-smi` and torch.version.cuda tell why")
     one = Measuring(args)
-    with one.part("Ceilings"):
-        one.ceilings()
-    base: Any = None
-    with one.part("Loading, with the decoder's check against transformers"):
-        seconds = one.once(lambda: None)
-        began = time.perf_counter()
-        base = one.engine()
-        seconds += time.perf_counter() - began
-        runs = "the engine's own decoder" if base.decoder is not None else (
-            "**transformers**: the decoder's logits differed from its own"
-        )  # fmt: skip
-        say(f"- {base.parameters:,} parameters in {seconds:.1f} s; run by {runs}")
+    one.part("Ceilings", one.ceilings)
+    base = one.part("Loading, with the decoder's check against transformers", one.engine)
     if base is not None:
-        with one.part("Training"):
-            one.engine_training(base)
-        with one.part("A step of decoding"):
-            one.steps(base)
-    with one.part("Sampling, `generate`"):
-        one.plain_sampling()
+        one.part("Training", lambda: one.engine_training(base))
+        one.part("A step of decoding", lambda: one.steps(base))
+    one.part("Sampling, `generate`", one.plain_sampling)
     if base is not None:
-        with one.part("Sampling, the engine"):
-            one.engine_sampling(base)
-        with one.part("Sampling, the engine with an adapter"):
-            one.adapted(base)
-    base = None
-    with one.part("Training, torch + peft"):
-        one.peft_training()
+        one.part("Sampling, the engine", lambda: one.engine_sampling(base))
+        one.part("Sampling, the engine with an adapter", lambda: one.adapted(base))
+    base = None  # room for the next
+    one.part("Training, torch + peft", one.peft_training)
 
 
 if __name__ == "__main__":

@@ -108,17 +108,16 @@ def test_a_part_that_fails_ends_nothing_else(
         return gpu_speed.Measuring(argparse.Namespace(shape="tiny", **args))
 
     one = measuring(100)
-    with one.part("First"):
+
+    def fails() -> None:
         raise ValueError("out of\nmemory")
-    with one.part("Second"):
-        gpu_speed.say("- done")
-    late = measuring(-1)
-    with late.part("Third"):
-        gpu_speed.say("- never")
+
+    assert one.part("First", fails) is None
+    assert one.part("Second", lambda: "done") == "done"
+    measuring(-1).part("Third", fails)
     said = capsys.readouterr().out
     assert "- failed: ValueError: out of memory (" in said
     assert "test_gpu_benchmark.py:" in said
-    assert "- done" in said
     assert "**Third**\n\n- skipped: its time ran out" in said
 
 
