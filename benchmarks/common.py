@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for every side alike: see engine/__main__.py
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("TINKER_TELEMETRY", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")
@@ -112,7 +113,7 @@ def model_path(name: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def engine(path: str) -> Iterator[tuple[object, object]]:
+def engine(path: str, dtype: str = "float32") -> Iterator[tuple[object, object]]:
     """An engine that serves `path` as `bench`: (its process, a ServiceClient)."""
     import tinker
 
@@ -121,7 +122,7 @@ def engine(path: str) -> Iterator[tuple[object, object]]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
         with (
-            launch.start({"bench": path}, Path(folder), log) as process,
+            launch.start({"bench": path}, Path(folder), log, dtype=dtype) as process,
             tinker.ServiceClient(base_url=process.base_url, api_key=process.api_key) as service,
         ):
             yield process, service

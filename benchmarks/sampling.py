@@ -19,6 +19,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny", help="tiny, nano, 1m, 100m or a path")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--dtype", default="float32", help="of the engine; that of its peers is float32"
+    )
+    parser.add_argument("--short", action="store_true", help="64 x 64 tokens alone")
     args = parser.parse_args()
     print(common.machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +49,7 @@ def compare(path: str, args: argparse.Namespace) -> None:
                 eos_token_id=None, pad_token_id=0,
             )  # fmt: skip
 
-    with common.engine(path) as (_, service):
+    with common.engine(path, args.dtype) as (_, service):
         sampler = service.create_sampling_client(base_model="bench").result()
 
         def one(ids: np.ndarray, count: int, most: tinker.SamplingParams = plan) -> None:
@@ -68,7 +72,9 @@ def compare(path: str, args: argparse.Namespace) -> None:
             },
             args.repeats,
         )
-        common.report(f"{args.model}: 64 x 64 tokens", timed, 64 * 64, "tokens/s")
+        common.report(f"{args.model}: 64 x 64 tokens, {args.dtype}", timed, 64 * 64, "tokens/s")
+        if args.short:
+            return
         once = tinker.SamplingParams(max_tokens=1, stop=[])
         timed = common.interleave(
             {

@@ -1,5 +1,6 @@
 """Training steps through the SDK and the embedded engine, beside a plain torch + peft loop and, on
-ragged text, TRL's SFTTrainer: the same model, LoRA rank, tokens and AdamW, all in float32.
+ragged text, TRL's SFTTrainer: the same model, LoRA rank, tokens and AdamW, all in float32 unless
+--dtype says otherwise of the engine.
 
     python benchmarks/training.py --model tiny
     python benchmarks/training.py --model tiny --gsm8k gsm8k_train.jsonl
@@ -27,6 +28,11 @@ def main() -> None:
     parser.add_argument("--gsm8k", help="a GSM8K file: ragged text, max length 512, batch 8")
     parser.add_argument("--steps", type=int, default=20, help="steps of one repeat")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--dtype", default="float32", help="of the engine; that of its peers is float32"
+    )
+    parser.add_argument("--tokens", default="8x128", help="sequences x tokens of a step")
+    parser.add_argument("--checkpoint", action="store_true", help="torch + peft recomputes layers")
     args = parser.parse_args()
     print(common.machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -64,16 +70,20 @@ def datum(tokens, weights=None):  # type: ignore[no-untyped-def]
 
 
 def fixed(path: str, args: argparse.Namespace) -> None:
-    """8 sequences of 128 tokens a step."""
+    """Sequences of one length, 8 of 128 tokens unless `--tokens` says otherwise."""
     import torch
     from torch.nn import functional as F
 
     model = common.plain_model(path)
     model.train()
+    if args.checkpoint:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     vocab = model.config.vocab_size
-    ids = torch.randint(0, vocab, (8, 129), generator=torch.Generator().manual_seed(0))
+    rows, length = map(int, args.tokens.split("x"))
+    ids = torch.randint(0, vocab, (rows, length + 1), generator=torch.Generator().manual_seed(0))
 
     def plain() -> None:
         for _ in range(args.steps):
@@ -82,25 +92,26 @@ def fixed(path: str, args: argparse.Namespace) -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-    with common.engine(path) as (process, service):
+    with common.engine(path, args.dtype) as (process, service):
         client = service.create_lora_training_client("bench", rank=32, train_unembed=False).result()
         batch = [datum(row) for row in ids.tolist()]
         timed = common.interleave(
             {
                 "engine, by the SDK": lambda: sdk_steps(client, [batch] * args.steps),
                 "torch + peft": plain,
-                "engine, without the wire": in_process(path, ids.numpy(), args.steps),
+                "engine, without the wire": in_process(path, ids.numpy(), args.steps, args.dtype),
             },
             args.repeats,
         )
         start, before = time.perf_counter(), common.computing(process)
         sdk_steps(client, [batch] * (4 * args.steps))
         busy = (common.computing(process) - before) / (time.perf_counter() - start)
-    common.report(f"{args.model}: 8 x 128 tokens a step", timed, args.steps, "steps/s")
+    title = f"{args.model}: {args.tokens} tokens a step, {args.dtype}"
+    common.report(title, timed, args.steps, "steps/s")
     print(f"  one step ahead, the engine waits for {1 - busy:.1%} of the time")
 
 
-def in_process(path: str, ids: np.ndarray, steps: int) -> Callable[[], None]:
+def in_process(path: str, ids: np.ndarray, steps: int, dtype: str) -> Callable[[], None]:
     """The same steps by the engine's own functions: what the wire and the scheduler add is the
     difference."""
     import torch
@@ -109,7 +120,7 @@ def in_process(path: str, ids: np.ndarray, steps: int) -> Callable[[], None]:
     from posttrain_recipes.engine.train.forward_backward import forward_backward
     from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum
 
-    base = BaseModel("bench", path, torch.device("cpu"))
+    base = BaseModel("bench", path, torch.device("cpu"), getattr(torch, dtype))
     adapter = new_adapter(base, AdapterConfig(rank=32, seed=0, train_unembed=False))
     data = [Datum(row[:-1], {"target_tokens": row[1:]}) for row in ids]
 

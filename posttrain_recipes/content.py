@@ -41,13 +41,13 @@ def make_cache_dir() -> None:
         cache_dir().mkdir(parents=True, exist_ok=True)
 
 
-def write_quietly(path: Path, text: str, mode: int = 0o644) -> None:
+def write_quietly(path: Path, text: str | bytes, mode: int = 0o644) -> None:
     """Write a file of the cache whole, or not at all: nothing depends on it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError:
@@ -280,7 +280,8 @@ def is_local(place: Path) -> bool:
 
 RESULTS = (
     *("methods", "datasets", "rewards", "evals", "training"),
-    *("plugin.py", "options.py", "records.py", "conversion.py", "context.py", "functions.py"),
+    *("plugin.py", "options.py", "records.py", "streamed.py", "conversion.py", "context.py"),
+    "functions.py",
 )
 """The parts of this package that results are made by: a checkout of it is known by these."""
 

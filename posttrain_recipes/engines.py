@@ -181,7 +181,7 @@ def kept_running() -> Iterator[None]:
 
 @contextmanager
 def _embedded(
-    models: Mapping[str, str], data_dir: Path, log_path: Path, dtype: str
+    models: Mapping[str, str], data_dir: Path, log_path: Path, dtype: str = ""
 ) -> Iterator[EngineProcess]:
     from posttrain_recipes.engine import launch
 

@@ -87,6 +87,7 @@ from posttrain_recipes.records import (
     Task,
     Turn,
 )
+from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
@@ -135,6 +136,7 @@ __all__ = [
     "ServedModel",
     "StageContext",
     "StageSink",
+    "Streamed",
     "Task",
     "Turn",
     "Usage",
@@ -267,6 +269,14 @@ class Dataset(Plugin):
         """How many records `load` yields, cheaply and offline; None when only `load` knows."""
         return None
 
+    def streamed(self) -> Streamed[Record] | None:
+        """The rows by their place, where they are too many to be held; None: `load` them.
+
+        `limit` is not applied to them. It is asked after `bind`, and `load` yields the same records
+        in the same order, but for those that cannot be used.
+        """
+        return None
+
     @abstractmethod
     def load(self) -> Iterable[Record]:
         """The records in a fixed order. Raises `UsageError` for data that cannot be read."""
@@ -326,6 +336,9 @@ class Method(Plugin):
 
     family: ClassVar[Family] = Family.IMITATION
     """What it learns from, which tells the number of `learning_rate: auto`."""
+    streams: ClassVar[bool] = False
+    """Whether its records may be a `Streamed`, of which it asks for those of one batch at a time;
+    otherwise they are all held."""
     starts_over: ClassVar[bool] = False
     """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
 

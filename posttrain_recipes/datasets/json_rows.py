@@ -96,22 +96,38 @@ def json_lines(lines: Iterable[bytes]) -> Iterator[Line]:
     for number, raw in enumerate(lines, 1):
         try:
             text = decoded(raw).strip()
-            if not text:
-                continue
-            if not seen and text[0] == "[":
-                yield number, RowError("is a JSON array; name the file .json to have it read whole")
-                return
-            if not seen and text == "{":
-                yield number, RowError("breaks off after '{'; write each object on one line: jq -c")
-                return
-            seen = True
-            yield number, _row(parse(text))
-        except json.JSONDecodeError as error:
-            yield number, RowError(_not_json(error))
-        except (ValueError, RecursionError) as error:  # numbers too long, nesting too deep
-            yield number, RowError(f"is not JSON that can be read: {error}")
         except RowError as error:
             yield number, error
+            continue
+        if not text:
+            continue
+        if not seen and text[0] == "[":
+            yield number, RowError("is a JSON array; name the file .json to have it read whole")
+            return
+        if not seen and text == "{":
+            yield number, RowError("breaks off after '{'; write each object on one line: jq -c")
+            return
+        seen = True
+        yield number, _line(text)
+
+
+def json_line(raw: bytes) -> Row | RowError:
+    """The row of one line of a file, or what is wrong with it."""
+    try:
+        return _line(decoded(raw).strip())
+    except RowError as error:
+        return error
+
+
+def _line(text: str) -> Row | RowError:
+    try:
+        return _row(parse(text))
+    except json.JSONDecodeError as error:
+        return RowError(_not_json(error))
+    except (ValueError, RecursionError) as error:  # numbers too long, nesting too deep
+        return RowError(f"is not JSON that can be read: {error}")
+    except RowError as error:
+        return error
 
 
 def json_whole(lines: Iterable[bytes]) -> Iterator[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shlex
@@ -12,12 +13,20 @@ from pathlib import Path
 from posttrain_recipes import content
 from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser, column_problems
+from posttrain_recipes.datasets.json_rows import json_line
+from posttrain_recipes.datasets.line_index import LineIndex, indexable
 from posttrain_recipes.datasets.misnamed import compressed, misnamed, saved_to_disk
-from posttrain_recipes.datasets.options import RowsConfig, records
+from posttrain_recipes.datasets.options import RowsConfig, records, tell_unused
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
-from posttrain_recipes.errors import MissingExtraError, PtlError, display_path
-from posttrain_recipes.plugin import Dataset, Record
+from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError, display_path
+from posttrain_recipes.plugin import Dataset, Record, Streamed
 from posttrain_recipes.shown import is_address
+
+HELD = 20_000
+"""Rows of a JSONL file up to which all of them are read and held; of more, one at a time."""
+_LEADING = 1000
+"""Rows of a larger one that are read first: they tell its form, and fields that are not used."""
+_indexes: dict[Path, LineIndex] = {}
 
 
 class Jsonl(Dataset):
@@ -98,13 +107,43 @@ class Jsonl(Dataset):
             return None
         return line_count(self.path)
 
+    def streamed(self) -> Streamed[Record] | None:
+        """The rows of a plain JSONL file of more than `HELD`."""
+        form = self.config.format or file_format(self.path)
+        if form != "jsonl" or compressed(self.path) or (self.config.limit or HELD + 1) <= HELD:
+            return None
+        try:
+            index = _index(self.path)
+        except OSError:
+            return None  # `load` says why
+        if index is None:
+            return None
+        parser, hint = self._parser(), self._hint
+
+        def make(place: int) -> Record:
+            row, line = json_line(index.read(place)), index.line(place)
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                return parser.parse(row, line)
+            except RowError as error:
+                raise UsageError(f"{parser.name}:{line}  {error}", hint=hint) from None
+
+        for place in range(min(_LEADING, len(index))):
+            with contextlib.suppress(UsageError):  # told when it is asked for
+                make(place)
+        tell_unused(parser, self._wants)
+        return Streamed(len(index), make, index.size)
+
     def load(self) -> Iterator[Record]:
-        """The records, streamed."""
+        """The records, one after the other."""
+        rows = read_rows(self.path, self.config.format)
+        yield from records(rows, self._parser(), self.config, self._hint, self._wants)
+
+    @property
+    def _hint(self) -> str:
         name = display_path(self.path)
-        hint = f"`{check_command(name, self.config.columns, self.config.format)}` lists all of it"
-        yield from records(
-            read_rows(self.path, self.config.format), self._parser(), self.config, hint, self._wants
-        )
+        return f"`{check_command(name, self.config.columns, self.config.format)}` lists all of it"
 
     def _parser(self) -> RowParser:
         form = self.config.format or file_format(self.path)
@@ -129,6 +168,23 @@ class Jsonl(Dataset):
                     theirs not in row for theirs in self.config.columns.values()
                 )
                 raise _FirstRowError(str(error), line, of_columns) from None
+
+
+def _index(path: Path) -> LineIndex | None:
+    """Where the rows of a large file begin, looked for once; None: it is small, or no JSON lines.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    known = _indexes.get(path)
+    if known is None or known.changed:
+        _indexes.pop(path, None)
+        if misnamed(path, "jsonl") or not indexable(path) or line_count(path) <= HELD:
+            return None
+        known = LineIndex(path)
+        if len(known) > HELD:
+            _indexes[path] = known
+    return known if len(known) > HELD else None
 
 
 class _FirstRowError(Exception):

@@ -70,11 +70,16 @@ def records(
             "\n  ".join(told),
             "\n  ..." if skipped > _TOLD else "",
         )
+    tell_unused(parser, wants)
+    if not made:
+        raise UsageError(f"{parser.name} has no records", hint=hint)
+
+
+def tell_unused(parser: RowParser, wants: type[Record] | None) -> None:
+    """Say which fields of the rows that were parsed nothing is made of."""
     imitated = tuple(parser.metadata) if wants is Conversation else ()
     if unused := (*parser.unused, *imitated):
         _tell_unused(parser.name, unused)
-    if not made:
-        raise UsageError(f"{parser.name} has no records", hint=hint)
 
 
 @lru_cache

@@ -102,6 +102,9 @@ def run_server(
     # Threads that spin while they wait make a step tens of times slower as soon as anything else
     # wants a core, and the client always does. Read by torch's OpenMP when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Some tens of microseconds they may: to be woken for each of the thousand small operations of a
+    # token takes longer than these do.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     with private.files():  # checkpoints and what they are named are their user's alone
         service = Service(models, data_dir, only_served, chat_template, dtype)
         _serve(service, token, host, port, on_ready)

@@ -57,6 +57,7 @@ class DistillOffPolicy(Method):
     same_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
     needs = ("targets:several", "prompt_logprobs:top_k")
     loss = "-sum(q * log p) / T, with q the teacher's top-k probabilities (or 1 for the token said)"
+    streams = True
     paper = "Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv 1503.02531"
 
     class Config(supervised.GradientConfig):
@@ -90,10 +91,12 @@ class DistillOffPolicy(Method):
         examples = usable(example, stage.train, truncate=self.config.truncate)
         if self.config.teacher is None:
             return supervised.train(stage, self.config, examples, Likelihood())
-        replies = []
-        for one in examples:
+
+        def reply(one: Example) -> TokenizedReply:
             begin = one.weights.index(1.0)
-            replies.append(TokenizedReply(one.tokens[:begin], one.tokens[begin:]))
+            return TokenizedReply(one.tokens[:begin], one.tokens[begin:])
+
+        replies = usable(reply, examples, truncate=False)
         return supervised.train(stage, self.config, replies, _Soft(stage, self.config))
 
 

@@ -40,6 +40,7 @@ class SFT(Method):
     name = "sft"
     takes: ClassVar[tuple[type[Record], ...]] = (Conversation,)
     needs = ("loss:cross_entropy",)
+    streams = True
     loss = "-sum(w * log p) / sum(w), over the tokens that the assistant said"
     paper = "Ouyang et al. 2022, Training language models to follow instructions, arXiv 2203.02155"
 

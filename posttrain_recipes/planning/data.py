@@ -8,12 +8,16 @@ from itertools import islice
 from pathlib import Path
 
 from posttrain_recipes import content
-from posttrain_recipes.conversion import expand
+from posttrain_recipes.conversion import convert, expand
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.planning import depends
+from posttrain_recipes.planning import depends, splits
 from posttrain_recipes.planning.plans import Data
-from posttrain_recipes.planning.questions import content_of, question_of
+from posttrain_recipes.planning.splits import held_out
 from posttrain_recipes.records import Record
+from posttrain_recipes.streamed import Streamed
+
+_LEADING = 100
+"""Rows of a large data set that are looked at for what it holds."""
 
 
 def load_records(
@@ -29,6 +33,12 @@ def load_records(
         UsageError: data that cannot be read or are not those that were planned with, too few
             records for the test split, or a record that is of another type.
     """
+    if data.held_out and (streamed := _streamed(data, wants, made)) is not None:
+        return list(streamed)  # a few of very many
+    return _loaded(data, wants, made)
+
+
+def _loaded(data: Data, wants: type[Record], made: Callable[[str], Path]) -> list[Record]:
     config = data.dataset.config
     data.dataset.bind(made, wants)
     # Before, as what was edited may not even be readable; after, as it may be edited meanwhile.
@@ -39,41 +49,49 @@ def load_records(
     depends.check_held(data.label, data.dataset, data.planned)
     if config.test_size:
         if config.test_size >= len(records):
-            raise UsageError(
-                f"{data.label} has {len(records)} records, too few for test_size={config.test_size}"
-            )
+            raise splits.too_few(data, len(records))
         test = held_out(records, config.test_size)
         records = [r for place, r in enumerate(records) if (place in test) == data.held_out]
     return [part for record in records for part in expand(record, wants)]
 
 
-def held_out(records: Sequence[Record], count: int) -> set[int]:
-    """The places of the records that are held out: by what they ask, whatever seed and order.
+def open_records(
+    data: Data, wants: type[Record], made: Callable[[str], Path] = Path
+) -> Sequence[Record]:
+    """As `load_records`; records of a data set that is too large to be held are a `Streamed`, which
+    raises what is wrong with one when that is asked for.
 
-    Records with one question stay together, so that no question of the test split is trained on.
-    The questions are taken in the order of their digests, and one whose records are more than
-    what is missing is passed over. So there are `count` records, fewer where questions that are
-    asked several times do not add up to it, and more only where each is asked more than `count`
-    times: then it is the one that is asked least. A record more or less moves few others.
-
-    Where all ask the same (a prompt that never changes, the same examples before each), the whole
-    content decides instead; where that too is the same or cannot be known, the place.
+    A test split needs to know what all rows ask, so that each is read once for it: rows that cannot
+    be used are told then.
     """
-    for known_by in (question_of, content_of):
-        groups: dict[str, list[int]] = {}
-        for place, record in enumerate(records):
-            groups.setdefault(known_by(record) or depends.digest(place), []).append(place)
-        if len(groups) > 1:
-            break
-    else:
-        groups = {depends.digest(place): [place] for place in range(len(records))}
-    in_order = [groups[key] for key in sorted(groups)]
-    chosen: set[int] = set()
-    for places in in_order:
-        if len(chosen) + len(places) <= count:
-            chosen.update(places)
-    smallest = min(in_order, key=len)
-    return chosen or set(smallest)
+    streamed = _streamed(data, wants, made)
+    return _loaded(data, wants, made) if streamed is None else streamed
+
+
+def _streamed(
+    data: Data, wants: type[Record], made: Callable[[str], Path]
+) -> Streamed[Record] | None:
+    config = data.dataset.config
+    data.dataset.bind(made, wants)
+    depends.check_held(data.label, data.dataset, data.planned)
+    rows = None if data.made_by else data.dataset.streamed()
+    first = None if rows is None else _first(rows)
+    if rows is None or first is None or len(expand(first, wants)) != 1:
+        return None
+    if getattr(config, "bad_rows", "stop") == "skip":
+        rows = rows.leaving_out(lambda error: True)
+    places: Sequence[int] = range(min(len(rows), config.limit or len(rows)))
+    if config.test_size:
+        split = splits.split(data, rows)
+        if split is None:
+            return None
+        places = split
+    return rows.at(places).map(lambda record: convert(record, wants))
+
+
+def _first(rows: Streamed[Record]) -> Record | None:
+    """The first of its leading rows that can be used."""
+    return next(rows.tried(range(min(len(rows), _LEADING))), None)
 
 
 def _check_made(stage: str, folder: Path) -> None:

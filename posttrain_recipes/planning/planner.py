@@ -51,15 +51,12 @@ def build(
     ask: bool = False,
     kept: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Plan:
-    """The plan of a recipe.
+    """The plan of a recipe. Raises RecipeError: everything that is wrong with the recipe, its
+    cross-references and the presence and form of its data.
 
     Args:
         ask: ask the hub which commits its branches are now; otherwise the local cache tells.
         kept: by stage, the numbers that options which are `auto` had in a run of this recipe.
-
-    Raises:
-        RecipeError: everything that is wrong with the recipe, its cross-references and the
-            presence and form of its data.
     """
     wrong = validation.structural_faults(recipe, registry)
     try:
@@ -496,8 +493,7 @@ def _eval(
     auto.resolve(builder, plugin, data, wants)
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
-    if builder.engine is not None and builder.engine.precision:
-        asked.append(builder.engine.precision)
+    asked += [builder.engine.precision] if builder.engine and builder.engine.precision else []
     known = depends.without_environment(asked, names)
     every = _first_int(spec.get("every"), 0) or None
     return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer, every)

@@ -18,7 +18,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.machine import available_memory
 from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import memory, needs, overlap
-from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
@@ -77,13 +77,13 @@ def data(plan: Plan) -> Iterator[PreflightFinding]:
         seen.add(str(source.identity()) + wants.__name__)
         name = f"data of {where}"
         try:
-            records = load_records(source, wants)
+            count = sum(1 for _ in open_records(source, wants))
         except PtlError as error:
             yield PreflightFinding(name, "failed", error.what, error.hint)
             continue
-        if records:
+        if count:
             yield PreflightFinding(
-                name, "ok", f"{source.label}: {len(records):,} {wants.__name__} records"
+                name, "ok", f"{source.label}: {count:,} {wants.__name__} records"
             )
         else:
             yield PreflightFinding(name, "failed", f"{source.label} has no records")

@@ -7,18 +7,19 @@ where the data set says `bad_rows: skip`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from posttrain_recipes.conversion import conversations
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data
 from posttrain_recipes.plugin import Plugin
 from posttrain_recipes.records import (
     Prompt,
     Record,
 )
+from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.training.text.chat_template import ChatRenderer
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,11 @@ def read_records(
     renderer: ChatRenderer,
     made: Callable[[str], Path],
     user: Plugin,
-) -> list[Record]:
+) -> Sequence[Record]:
     """The records of `data` as `wants`, those left out that cannot be used and may be.
+
+    For a method that can do with that, too many to be held are a `Streamed`: they are looked at as
+    they are asked for.
 
     Args:
         made: (stage) -> the directory of what that earlier stage made.
@@ -42,7 +46,10 @@ def read_records(
     Raises:
         UsageError: data that cannot be read, or records that the template cannot show.
     """
-    records = load_records(data, wants, made)
+    read = open_records if getattr(user, "streams", False) else load_records
+    records = read(data, wants, made)
+    if isinstance(records, Streamed):
+        return records
     skips = getattr(data.dataset.config, "bad_rows", "stop") == "skip"
     kept, faults = [], []
     for record in records:

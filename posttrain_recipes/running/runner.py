@@ -333,6 +333,8 @@ class _Run:
             tokenizers.check(self.plan, self.serving)
             ahead = [s for s in self.scope.stages(self.plan) if not self.record.stage(s.name).done]
             seen = texts.check(self.plan, ahead, self.serving.renderer, self.reporter.warning)
+            for text in seen.looked:
+                self.reporter.note(text)
             self.history = History.of(self.kept.runs(), self.serving.lost, self.kept.runs_dir)
             self.stages = StageWork(
                 self.plan,

@@ -33,6 +33,7 @@ from posttrain_recipes.running.making import Made, provenance
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunDirectory, Spent, StageRecord
+from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.tracking import curves
 from posttrain_recipes.tracking.curves import CurveWriter
 
@@ -109,7 +110,7 @@ class StageWork:
         self.directory.save()
         self.reporter.stage_finished(stage, kept)
 
-    def _read(self, stage: PlannedStage) -> list[Record]:
+    def _read(self, stage: PlannedStage) -> Sequence[Record]:
         """What the stage trains on: read before its evals, which take longer than to find what is
         wrong with a record."""
         if stage.method is None or stage.data is None:
@@ -135,7 +136,7 @@ class StageWork:
         kept: StageRecord,
         child: StageRun,
         start: Checkpoint,
-        records: list[Record],
+        records: Sequence[Record],
     ) -> Checkpoint:
         if stage.method is None or stage.data is None:
             return start
@@ -148,9 +149,9 @@ class StageWork:
             "train",
             count=len(records),
         )
-        if records:
+        if (first := next(iter(records), None)) is not None:
             renderers = rendered.renderers_of(self.plan, stage, self.serving.renderer)
-            child.write_text(rendered.page(stage.method, records[0], renderers), "rendered.html")
+            child.write_text(rendered.page(stage.method, first, renderers), "rendered.html")
         made = Made(store.made_path(self.directory.path, stage.name))
         sink = Sink(self, stage, kept, child, made)
         context = StageContext(
@@ -190,6 +191,11 @@ class StageWork:
                 kept.made_in = f"{self.directory.record.id}/made/{stage.name}"
                 self._show(kept, made, child)
         finally:
+            if isinstance(records, Streamed) and records.left_out:
+                sink.warn(
+                    f"{len(records.left_out):,} of {len(records):,} rows of {stage.data.label} "
+                    "cannot be used and were left out when their turn came: batches were smaller"
+                )
             sink.curves.close()
             child.flush()
         sink.delete_superseded(keep=0)

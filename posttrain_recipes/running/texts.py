@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from posttrain_recipes.conversion import conversations
 from posttrain_recipes.errors import PtlError, TooLongError, UsageError
 from posttrain_recipes.options import RendererConfig
-from posttrain_recipes.planning.data import load_records
+from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import Method, Plugin, Record, Rendered, Task
+from posttrain_recipes.running import sampled
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.rendered import Renderers, renderers_of
+from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.training.text import model_files, soundness
 from posttrain_recipes.training.text.chat_template import ChatRenderer
 from posttrain_recipes.training.text.examples import NothingToLearn
@@ -60,7 +62,8 @@ class Texts:
     whole: bool = True
     first: dict[str, list[list[int]]] = field(default_factory=dict)
     """By base model, the first records that it learns from or is asked, as token ids."""
-
+    looked: list[str] = field(default_factory=list)
+    """How much was looked at of data sets that are too large to be read before the first step."""
     broken: set[str] = field(default_factory=set)
     """Base models whose tokenizer loses text that is needed."""
 
@@ -148,10 +151,17 @@ class Texts:
         try:
             renderers = renderers_of(self.plan, use.stage, self.load)
             renderer = renderers(None)
-            records = load_records(use.data, use.wants)
+            read = open_records if getattr(use.user, "streams", False) else load_records
+            records = read(use.data, use.wants)
         except PtlError:
             return  # told as the tokenizer's or the data's
-        head = records[:FIRST]
+        if isinstance(records, Streamed):
+            if not self.whole:  # `ptl preflight` reads them to the end elsewhere
+                skips, where = _skips(use), f"data of {use.name}"
+                yield from sampled.look(where, use.data.label, records, skips, self.looked.append)
+            head = list(records.tried(range(min(FIRST, len(records)))))
+        else:
+            head = list(records[:FIRST])
         yield from _text(use, renderer, head)
         rendered: list[Rendered] = []
         for record in head:
@@ -173,10 +183,14 @@ class Texts:
         yield from self._lengths(use, renderer, renderers, records)
 
     def _lengths(
-        self, use: _Use, renderer: ChatRenderer, renderers: Renderers, records: list[Record]
+        self, use: _Use, renderer: ChatRenderer, renderers: Renderers, records: Sequence[Record]
     ) -> Iterator[PreflightFinding]:
         name, count = f"length of {use.name}", f"{len(records):,} records"
-        if len(records) > MOST:
+        if isinstance(records, Streamed):
+            places = sampled.longest(records, MOST if self.whole else sampled.LONGEST)
+            records = list(records.tried(places))
+            count = f"the {len(records):,} longest of {count}"
+        elif len(records) > MOST:
             longest = sorted(range(len(records)), key=lambda i: -_bytes(records[i]))[:MOST]
             records = [records[i] for i in sorted(longest)]
             count = f"the {MOST:,} longest of {count}"
@@ -192,7 +206,7 @@ class Texts:
             except UsageError as error:
                 if not (self.whole or isinstance(error, TooLongError)):
                     continue
-                if getattr(use.data.dataset.config, "bad_rows", "stop") == "skip":
+                if _skips(use):
                     left_out += 1
                     continue
                 yield _fault(name, record, error)
@@ -221,6 +235,10 @@ def _uses(stage: PlannedStage) -> Iterator[_Use]:
     for one in stage.evals:
         name = f"{stage.name}, eval {one.name}"
         yield _Use(name, stage, one.eval, one.data, one.wants, one.renderer)
+
+
+def _skips(use: _Use) -> bool:
+    return getattr(use.data.dataset.config, "bad_rows", "stop") == "skip"
 
 
 def _rendered(user: Plugin, record: Record, renderers: Renderers) -> Sequence[Rendered]:

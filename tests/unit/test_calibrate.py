@@ -133,7 +133,7 @@ def test_a_plan_has_a_time_before_anything_was_run(
 ) -> None:
     asked: list[Path] = []
 
-    def speed(folder: Path) -> dict[str, float]:
+    def speed(folder: Path, dtype: str) -> dict[str, float]:
         asked.append(folder)
         return SPEED
 

@@ -10,14 +10,21 @@ import pytest
 import torch
 import transformers as t
 
+from posttrain_recipes.engine.generate.batcher import sample
 from posttrain_recipes.engine.model import base as model_base
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.decoder import Decoder
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.model.packing import Packing
 from posttrain_recipes.engine.train.forward_backward import forward_backward
-from posttrain_recipes.engine.wire import AdapterConfig, Datum, ForwardBackwardResult
+from posttrain_recipes.engine.wire import (
+    AdapterConfig,
+    Datum,
+    ForwardBackwardResult,
+    RequestError,
+)
 from tests.device import base_model, close, near, noise
+from tests.sampling import sample_request
 
 VOCAB = 60
 SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
@@ -222,3 +229,21 @@ def test_what_is_kept_of_a_token_is_what_is_counted(tmp_path: Path) -> None:
         tensors += [x for parts, out in attended for x in (*parts, out)]
         own = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
         assert sum(own.values()) / 64 == pytest.approx(decoder.kept_per_token(), rel=0.1)
+
+
+def test_bfloat16_samples_with_the_probabilities_that_it_trains_on(tmp_path: Path) -> None:
+    """Within 0.02 nats a token: importance ratios of RL are of their difference."""
+    build("qwen3").to(torch.bfloat16).save_pretrained(tmp_path)
+    base = BaseModel("half", str(tmp_path), torch.device("cpu"), torch.bfloat16)
+    assert base.decoder is not None
+    assert base.decoder.head.weight.dtype == torch.float32
+    adapter = adapted(base)
+    prompt = np.arange(1, 9)
+    asked = sample_request(prompt.tolist(), n=8, max_tokens=24, seed=1, stop=[])
+    [found] = sample(base, adapter.snapshot(), [asked])
+    assert not isinstance(found, RequestError)
+    for sequence in found.sequences:
+        whole = np.concatenate([prompt, sequence.tokens]).astype(np.int64)
+        datum = Datum(whole[:-1], {"target_tokens": whole[1:]})
+        trained = run(base, adapter, [datum]).logprobs[0][prompt.size - 1 :]
+        assert np.abs(trained - sequence.logprobs).mean() < 0.02

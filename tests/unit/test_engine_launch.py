@@ -148,7 +148,9 @@ class Started:
 
 def test_runs_can_share_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "engine.log"
-    monkeypatch.setattr(launch, "start", lambda models, data_dir, log_path: Started(data_dir))
+    monkeypatch.setattr(
+        launch, "start", lambda models, data_dir, log_path, dtype: Started(data_dir)
+    )
 
     def used(data_dir: str) -> Any:
         with engines._embedded({"ptl/nano": "/nano"}, tmp_path / data_dir, log) as engine:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from posttrain_recipes.engine.generate import sampler
 from posttrain_recipes.engine.generate.batcher import sample
 from posttrain_recipes.engine.generate.sampler import pick
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
@@ -369,3 +370,20 @@ def test_other_architectures(tmp_path: Path, kind: str) -> None:
             result.sequences[0].logprobs, out.logprobs[0][len(prompt) - 1 :], atol=near(1e-3)
         )
     assert adapter.grad.any()
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 129, 300, 1024])
+def test_the_cumulated_mass_is_inverted_token_by_token(vocab: int) -> None:
+    draw = torch.Generator().manual_seed(vocab)
+    mass = torch.rand(64, vocab, generator=draw)
+    mass[torch.rand(64, vocab, generator=draw) < 0.7] = 0.0
+    mass[:, vocab // 2] = 0.1
+    exact = mass.double().cumsum(-1)
+    for share in (0.0, 0.3, 0.999, 1.0):
+        draws = torch.full((64, 1), share)
+        found = sampler._invert(mass, draws)
+        assert (mass.gather(-1, found) > 0).all(), "no token without mass is drawn"
+        upto, before = exact.gather(-1, found), exact.gather(-1, found) - mass.gather(-1, found)
+        at = share * exact[:, -1:]
+        assert (before <= at + 1e-4).all()
+        assert (at <= upto + 1e-4).all()

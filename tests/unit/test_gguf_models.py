@@ -16,8 +16,8 @@ from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.export import gguf
 from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.planning import plans
-from posttrain_recipes.planning.memory import Shape, _shape
 from posttrain_recipes.records import Message
+from posttrain_recipes.shape import Shape
 from posttrain_recipes.training.text import model_files, soundness
 from posttrain_recipes.training.text.chat_template import load_renderer
 from tests import exported
@@ -109,7 +109,7 @@ def test_the_engine_has_the_weights_and_the_ends_of_the_file(file: Path) -> None
 
 def test_memory_is_bounded_by_the_sizes_in_the_file(file: Path) -> None:
     want = Shape.of(exported.model("qwen3").config.to_dict())
-    assert _shape(str(file)) == want
+    assert Shape.read(file) == want
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_the_tightest_limit_of_a_container_counts(tmp_path: Path) -> None:
     group("", "max", 9, 0)
     group("pod", "1000", 600, 100)
     group("pod/mine", "5000", 600, 100)
-    assert sorted(memory._left(tmp_path, "pod/mine")) == [500, 4500]
+    assert sorted(machine._left(tmp_path, "pod/mine")) == [500, 4500]
     assert machine.available_memory() is None or machine.available_memory() != 0
 
 
@@ -193,3 +193,14 @@ def test_an_engine_that_we_stopped_or_that_failed_does_not(tmp_path: Path) -> No
     told = death.explain(SimpleNamespace(log_path=log, log_start=0, trouble=lambda: failed.killed))  # type: ignore[arg-type]
     assert told.why == "one\nValueError: two"
     assert "lora.rank" not in (told.hint or "")
+
+
+def test_less_free_memory_has_layers_recomputed() -> None:
+    plenty = memory.training(shape(SMOL), 16, 4, 1024, 2, free=64 << 30)
+    assert plenty == memory.training(shape(SMOL), 16, 4, 1024, 2)
+    some = memory.training(shape(SMOL), 16, 4, 1024, 2, free=8 << 30)
+    least = memory.training(shape(SMOL), 16, 4, 1024, 2, free=0)
+    assert least < some < plenty
+    whole = 2 * 1024 * shape(SMOL).activations * memory.FLOAT * memory.OVERHEAD
+    assert plenty - least == pytest.approx(whole * (1 - 1 / 30) * 0.95, rel=0.05)
+    assert memory.training(shape(SMOL), 16, 4, 1024, 2, size=2) < 0.7 * plenty

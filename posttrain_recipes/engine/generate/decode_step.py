@@ -100,7 +100,7 @@ def step(
             probs = softmax(scores)
             attn_out = probs[..., longest:] @ v
             add_prefix_values(probs, layout, layer_shared, attn_out)
-        x = after_attention(x, attn_out.view(x.shape[0], -1).to(x.dtype), layer)
+        x = after_attention(x, attn_out.view(x.shape[0], -1).to(qkv.dtype), layer)
     return product(norm(x, last, layers[0].eps)[0], head).float()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.decoder import DecoderWeights
 from posttrain_recipes.engine.model.kernels import product
-from posttrain_recipes.engine.model.packing import Packing, attention_dtype
+from posttrain_recipes.engine.model.packing import Packing, wide_dtype
 
 SHARED_SEQUENCES = 4  # sequences that share a prefix's keys and values, at least
 SHARED_TOKENS = 32  # of a prefix that is shared, at least
@@ -131,7 +131,7 @@ class PrefixCache:
         out = []
 
         def kept(x: Tensor) -> Tensor:
-            return x.to(attention_dtype(x)).contiguous()
+            return x.to(wide_dtype(x)).contiguous()
 
         for index, tokens in enumerate(prompts):
             span = slice(int(packing.starts[index]), int(packing.starts[index + 1]))

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from posttrain_recipes.engine.generate import decode_step
 from posttrain_recipes.engine.generate.prefix_cache import (
@@ -31,7 +30,7 @@ from posttrain_recipes.engine.generate.sequences import SequenceState, sample_to
 from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.decoder import DecoderWeights
-from posttrain_recipes.engine.model.packing import attention_dtype
+from posttrain_recipes.engine.model.packing import wide_dtype
 
 _step = kernels.compiled(decode_step.step)
 STRIDE = 8  # tokens that a slot generates before sequences may join or be answered
@@ -163,7 +162,7 @@ class Slot:
         layers, like = range(len(self.decoder.layers)), self.decoder.embedding
         for buffers in (self.keys, self.values):
             # Zeros: cells not yet written are masked in attention, but 0 * NaN would be NaN.
-            new = [like.new_zeros(shape, dtype=attention_dtype(like)) for _ in layers]
+            new = [like.new_zeros(shape, dtype=wide_dtype(like)) for _ in layers]
             for layer, old in enumerate(buffers):
                 new[layer][:held, :, :longest] = old[:, :, :longest]
             buffers[:] = new
@@ -232,7 +231,7 @@ class Slot:
             for tensor in (group.prefix.keys[layer], group.prefix.values[layer])
         ]
         self.logits = _step(
-            F.embedding(ids, decoder.embedding), cos[positions], sin[positions],
+            decoder.embed(ids), cos[positions], sin[positions],
             self.weights.layers, decoder.norm, self.weights.head, decoder.scale,
             self.keys, self.values, layout, shared,
         )  # fmt: skip

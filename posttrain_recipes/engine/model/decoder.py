@@ -26,7 +26,7 @@ from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.fused_linear import Block, Grads
 from posttrain_recipes.engine.model.kernels import Product
 from posttrain_recipes.engine.model.lora import LoraFactors
-from posttrain_recipes.engine.model.packing import Packing, attention_dtype
+from posttrain_recipes.engine.model.packing import Packing, wide_dtype
 
 _before = kernels.compiled(kernels.before_attention)
 _before_backward = kernels.compiled(kernels.before_attention_backward)
@@ -95,9 +95,13 @@ class Decoder:
                     self._head_norm(attention),
                 )
             )
-        self.norm: Tensor = body.norm.weight.data
+        # Logits of 16 and more are a tenth apart in bfloat16, which is more than a sampler's and a
+        # trainer's log-probabilities may differ.
+        wide = wide_dtype(self.embedding)
+        self.norm: Tensor = body.norm.weight.data.to(wide)
         self.eps = float(body.norm.variance_epsilon)
-        self.head = block(model.lm_head, tied=model.lm_head.weight is body.embed_tokens.weight)
+        tied = model.lm_head.weight is body.embed_tokens.weight
+        self.head = block(model.lm_head, tied=tied).to(wide)
         self._rotary = body.rotary_emb
         self._angles: tuple[Tensor, Tensor] | None = None
         self.context = int(config.max_position_embeddings)
@@ -174,7 +178,8 @@ class Decoder:
             size = min(self.context, max(256, 2 * longest)) if longest <= self.context else longest
             device = self.embedding.device
             positions = torch.arange(size, device=device)[None]
-            cos, sin = self._rotary(self.embedding[:1], positions)
+            like = self.embedding[:1]
+            cos, sin = self._rotary(like.to(wide_dtype(like)), positions)
             sin = torch.cat([-sin[0, :, : self.width // 2], sin[0, :, self.width // 2 :]], dim=-1)
             self._angles = (cos[0, :, None].contiguous(), sin[:, None].contiguous())
         return self._angles
@@ -201,7 +206,7 @@ class Decoder:
                 again, arXiv 1604.06174: only the layer's input is kept.
         """
         cos, sin = self.rotation(packing)
-        x = F.embedding(ids, self.embedding)
+        x = self.embed(ids)
         for index, layer in enumerate(weights.layers):
             if keep is not None and index >= recomputed:
                 x, saved = self._keeping(x, layer, cos, sin, packing)
@@ -247,7 +252,7 @@ class Decoder:
             keys and values (T, G, D) of `ids`.
         """
         cos, sin = self.rotation(packing, start[0][0].shape[1] if start else 0)
-        x = F.embedding(ids, self.embedding)
+        x = self.embed(ids)
         ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
         cache = []
         for index, layer in enumerate(weights.layers):
@@ -265,7 +270,7 @@ class Decoder:
         heads, groups, width = self.heads, self.groups, self.width
         mlp = self.layers[0].down.weight.shape[1]
         qkv = (heads + 2 * groups) * width
-        wide = torch.finfo(attention_dtype(self.embedding)).bits // 8
+        wide = torch.finfo(wide_dtype(self.embedding)).bits // 8
         own = 4 * self.hidden + qkv + heads * width + 4 * mlp
         return own * self.embedding.itemsize + (qkv + heads * width) * wide
 
@@ -279,6 +284,12 @@ class Decoder:
         # One layer's activations are there while it is recomputed.
         left = budget - tokens * (full + least * layers)
         return layers - max(0, min(layers - 1, left // (tokens * (full - least))))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings (T, H) of token ids (T,), where the residual stream begins: in float32 on
+        a CPU, whatever the weights are in."""
+        found = F.embedding(ids, self.embedding)
+        return found.to(wide_dtype(found))
 
     def rotation(self, packing: Packing, start: int = 0) -> tuple[Tensor, Tensor]:
         """cos and sin (T, 1, D) of every token's position, `start` tokens coming before each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,11 @@ class Block:
         biases = [m.bias.data for m in modules.values() if m.bias is not None]
         bias = torch.cat(biases) if len(biases) == len(modules) else None
         return cls(tuple(modules), sizes, weight, bias, onednn)
+
+    def to(self, dtype: torch.dtype) -> Block:
+        """The block with its weights in another precision."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return replace(self, weight=self.weight.to(dtype), bias=bias)
 
     def product(self, adapters: Mapping[str, LoraFactors] | None, merge: bool) -> Product:
         """The block's weights for a pass: W beside the factors A and B, or, with `merge`, a copy of

@@ -156,17 +156,17 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float, onednn:
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
-    """Root-mean-square normalization over the last dimension, arXiv 1910.07467: the result, and
-    1 / rms of each row, for the backward pass."""
+    """Root-mean-square normalization over the last dimension, arXiv 1910.07467: the result, in the
+    precision of `weight`, and 1 / rms of each row, for the backward pass."""
     wide = x.float()
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     r = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (wide * r).to(x.dtype).mul_(weight), r
+    return (wide * r).to(weight.dtype).mul_(weight), r
 
 
 def norm_backward(x: Tensor, weight: Tensor, r: Tensor, dy: Tensor) -> Tensor:
-    """d loss / d x. Overwrites dy."""
-    dy = dy.mul_(weight)
+    """d loss / d x. May overwrite dy."""
+    dy = dy.to(x.dtype).mul_(weight)
     mean = (dy * x).mean(-1, keepdim=True, dtype=r.dtype)
     return dy.mul_(r).addcmul_(x, mean * r**3, value=-1)
 
@@ -212,10 +212,17 @@ def values(qkv: Tensor, width: int, groups: int) -> Tensor:
 
 def after_attention(x: Tensor, attn_out: Tensor, layer: Layer) -> Tensor:
     """The layer's output (T, H), given its input (T, H) and attention's output (T, N D)."""
-    middle = product(attn_out, layer.out).add_(x)
+    middle = residual(x, product(attn_out, layer.out))
     n2, _ = norm(middle, layer.after, layer.eps)
     gate, up = product(n2, layer.gate_up).chunk(2, dim=-1)
-    return product(F.silu(gate).mul_(up), layer.down).add_(middle)
+    return residual(middle, product(F.silu(gate).mul_(up), layer.down))
+
+
+def residual(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, in the precision of x; y may be overwritten."""
+    if x.dtype == y.dtype:
+        return y.add_(x)
+    return x + y
 
 
 def after_attention_kept(
@@ -226,13 +233,13 @@ def after_attention_kept(
 ) -> Tuple[Tensor, SavedActivations]:
     """As `after_attention`, with what the backward pass needs."""
     n1, r1, qkv, r_heads, _ = before
-    middle = product(attn_out, layer.out).add_(x)
+    middle = residual(x, product(attn_out, layer.out))
     n2, r2 = norm(middle, layer.after, layer.eps)
     gate_up = product(n2, layer.gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     activated = F.silu(gate)
     inner = activated * up
-    y = product(inner, layer.down).add_(middle)
+    y = residual(middle, product(inner, layer.down))
     return y, SavedActivations(
         x, n1, r1, qkv, r_heads, attn_out, middle, n2, r2, gate_up, activated, inner
     )
@@ -246,7 +253,7 @@ def after_attention_backward(
     `middle` is the residual stream between attention and the MLP. `grads` are the adapters' of
     (qkv, out, gate_up, down), which are added to.
     """
-    d_inner = product_backward(kept.inner, dy, layer.down, grads[3])
+    d_inner = product_backward(kept.inner, dy.to(kept.inner.dtype), layer.down, grads[3])
     gate, up = kept.gate_up.chunk(2, dim=-1)
     d_gate_up = torch.empty_like(kept.gate_up)
     d_gate, d_up = d_gate_up.chunk(2, dim=-1)
@@ -254,7 +261,8 @@ def after_attention_backward(
     torch.ops.aten.silu_backward(d_inner.mul_(up), gate, grad_input=d_gate)
     d_n2 = product_backward(kept.n2, d_gate_up, layer.gate_up, grads[2])
     dy += norm_backward(kept.middle, layer.after, kept.r2, d_n2)
-    return dy, product_backward(kept.attn_out, dy, layer.out, grads[1])
+    d_out = dy.to(kept.attn_out.dtype)
+    return dy, product_backward(kept.attn_out, d_out, layer.out, grads[1])
 
 
 def before_attention_backward(
@@ -279,7 +287,7 @@ def before_attention_backward(
     heads, r_heads = layer.heads, kept.r_heads
     if heads is not None and r_heads is not None:
         d_qk = norm_backward(queries_and_keys(kept.qkv, width, groups), heads, r_heads, d_qk)
-    d_qkv = torch.cat([d_qk.flatten(1), d_values.flatten(1)], dim=1).to(dy.dtype)
+    d_qkv = torch.cat([d_qk.flatten(1), d_values.flatten(1)], dim=1).to(kept.n1.dtype)
     if first:
         lora = layer.qkv.lora
         if lora is not None:

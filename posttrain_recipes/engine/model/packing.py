@@ -18,9 +18,10 @@ from torch.nn import functional as F
 WASTE = 1.5  # a bucket's longest sequence is at most this many times its shortest
 
 
-def attention_dtype(like: Tensor) -> torch.dtype:
-    """What attention is computed in, and its keys and values are kept in: float32 on a CPU, whose
-    small products of bfloat16 are slower than those, and the tensor's own elsewhere."""
+def wide_dtype(like: Tensor) -> torch.dtype:
+    """What attention and the residual stream are computed in, and keys and values are kept in:
+    float32 on a CPU, where that costs no more than bfloat16 and rounds less, and the tensor's own
+    type elsewhere."""
     return torch.float32 if like.device.type == "cpu" else like.dtype
 
 
@@ -106,9 +107,9 @@ class Packing:
         `keep` is filled with what `attend_backward` needs. `start` are keys and values (G, P, D) of
         a prefix of P tokens that every sequence continues; there is no backward pass with one.
         """
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        out = torch.empty_like(q, dtype=v.dtype, memory_format=torch.contiguous_format)
         for bucket in self._buckets:
-            parts = [bucket.side_by_side(x).to(attention_dtype(x)) for x in (q, k, v)]
+            parts = [bucket.side_by_side(x).to(wide_dtype(x)) for x in (q, k, v)]
             if keep is None:
                 bucket.put(_attention(parts if start is None else _after(start, parts), scale), out)
                 continue

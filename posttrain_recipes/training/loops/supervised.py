@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from pydantic import Field
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.plugin import StageContext, Usage
+from posttrain_recipes.plugin import StageContext, Streamed, Usage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.training.loops.optimizer import (
     OptimizerConfig,
@@ -83,12 +84,17 @@ class Order(Generic[Example]):
     """Which examples each step sees: a permutation of its own for every epoch."""
 
     examples: Sequence[Example]
+    """Of a `Streamed`, those of a batch are made when it is asked for."""
     batch_size: int
     seed: int
     shuffle: bool = True
     """Otherwise every epoch is in the order of the examples."""
-    _shuffled: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False)
+    _shuffled: tuple[int, array[int]] = field(
+        default_factory=lambda: (-1, array("I")), init=False, repr=False
+    )
     """The last epoch that was asked for, with its permutation."""
+    _made: tuple[int, list[Example]] = field(default=(-1, []), init=False, repr=False)
+    """The last step that was asked for, with its batch: it is asked for ahead, and then again."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,15 +102,33 @@ class Order(Generic[Example]):
         return math.ceil(len(self.examples) / self.batch_size)
 
     def batch(self, step: int) -> list[Example]:
-        """The examples of optimizer step `step`, counted from 0."""
+        """The examples of optimizer step `step`, counted from 0: without those that are left out,
+        and where that is all of them, the next one of the data that can be used.
+
+        Raises:
+            UsageError: one that cannot be used and is not to be left out, or none that can.
+        """
+        if self._made[0] != step:
+            self._made = step, self._batch(step)
+        return self._made[1]
+
+    def _batch(self, step: int) -> list[Example]:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._shuffled[0] != epoch:
-            permutation = list(range(len(self.examples)))
+            permutation = array("I", range(len(self.examples)))
             if self.shuffle:
                 random.Random(f"{self.seed}:{epoch}").shuffle(permutation)
             self._shuffled = (epoch, permutation)
         chosen = self._shuffled[1][place * self.batch_size : (place + 1) * self.batch_size]
-        return [self.examples[i] for i in chosen]
+        if not isinstance(self.examples, Streamed):
+            return [self.examples[i] for i in chosen]
+        if batch := self.examples.chosen(chosen):
+            return batch
+        count = len(self.examples)
+        for after in range(1, count):
+            if batch := self.examples.chosen([(chosen[-1] + after) % count]):
+                return batch
+        raise UsageError("none of the records can be used; the log has the first of them")
 
 
 def total_steps(config: GradientConfig, examples: int) -> int:

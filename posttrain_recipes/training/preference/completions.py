@@ -100,7 +100,7 @@ def pairs(stage: StageContext, config: supervised.GradientConfig) -> list[Replie
         )
 
     records = cast(Sequence[Preference], stage.train)
-    return usable(pair, enumerate(records), truncate=config.truncate)
+    return list(usable(pair, enumerate(records), truncate=config.truncate))
 
 
 def pair_metrics(rewards: Tensor, logps: Tensor) -> Metrics:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from posttrain_recipes.errors import TooLongError, UsageError
-from posttrain_recipes.plugin import Renderer
+from posttrain_recipes.plugin import Renderer, Streamed
 from posttrain_recipes.records import Message
 
 if TYPE_CHECKING:
@@ -96,12 +96,17 @@ def learned_whole(prompt: Sequence[Message], reply: Sequence[Message]) -> Sequen
 
 def usable(
     make: Callable[[Source], Made], records: Iterable[Source], *, truncate: bool
-) -> list[Made]:
+) -> Sequence[Made]:
     """What `make` makes of each record; with `truncate`, those with nothing left are left out.
+
+    Of a `Streamed` another one, whose items are made when they are asked for.
 
     Raises:
         UsageError: a record cannot be used, or none is left.
     """
+    if isinstance(records, Streamed):
+        left_out = records.leaving_out(lambda e: truncate and isinstance(e, NothingToLearn))
+        return left_out.map(make)
     made: list[Made] = []
     last: NothingToLearn | None = None
     without = 0

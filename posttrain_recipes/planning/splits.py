@@ -1,0 +1,162 @@
+"""Which records are held out for evals: by what they ask, whatever the seed and the order.
+
+What a large file asks is found in one pass over its rows, of which none is held; the places of both
+sides are kept in the cache, by the content of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from posttrain_recipes import content
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.planning import depends
+from posttrain_recipes.planning.plans import Data
+from posttrain_recipes.planning.questions import content_of, question_of
+from posttrain_recipes.records import Record
+from posttrain_recipes.streamed import Streamed
+from posttrain_recipes.version import __version__
+
+log = logging.getLogger(__name__)
+KEPT = 8
+"""Splits that are kept in the cache, 4 bytes a row each; and in this process."""
+_SUM = 32
+"""Bytes of the hash that a kept split ends with."""
+
+_known: OrderedDict[str, array[int]] = OrderedDict()
+
+
+def held_out(records: Sequence[Record], count: int) -> set[int]:
+    """The places of the records that are held out: by what they ask, whatever seed and order.
+
+    Records with one question stay together, so that no question of the test split is trained on.
+    The questions are taken in the order of their digests, and one whose records are more than
+    what is missing is passed over. So there are `count` records, fewer where questions that are
+    asked several times do not add up to it, and more only where each is asked more than `count`
+    times: then it is the one that is asked least. A record more or less moves few others.
+
+    Where all ask the same (a prompt that never changes, the same examples before each), the whole
+    content decides instead; where that too is the same or cannot be known, the place.
+    """
+    for known_by in (question_of, content_of):
+        groups: dict[str, list[int]] = {}
+        for place, record in enumerate(records):
+            groups.setdefault(known_by(record) or depends.digest(place), []).append(place)
+        if len(groups) > 1:
+            break
+    else:
+        groups = {depends.digest(place): [place] for place in range(len(records))}
+    in_order = [groups[key] for key in sorted(groups)]
+    chosen = _taken([len(places) for places in in_order], count)
+    return {place for group in chosen for place in in_order[group]}
+
+
+def _taken(sizes: Sequence[int], count: int) -> list[int]:
+    """Which groups of these sizes are held out, taken in order."""
+    chosen, held = [], 0
+    for group, size in enumerate(sizes):
+        if held == count:
+            break
+        if held + size <= count:
+            chosen.append(group)
+            held += size
+    return chosen or [min(range(len(sizes)), key=lambda group: sizes[group])]
+
+
+def too_few(data: Data, count: int) -> UsageError:
+    """What to say where a test split would leave nothing."""
+    size = data.dataset.config.test_size
+    return UsageError(f"{data.label} has {count} records, too few for test_size={size}")
+
+
+# --- large files ---------------------------------------------------------------------------------
+
+
+def split(data: Data, rows: Streamed[Record]) -> Sequence[int] | None:
+    """The places of the side of the split that `data` is, as `held_out` would have it.
+
+    None where the whole content or the place decides: all of the records ask the same.
+
+    Raises:
+        UsageError: a row that cannot be used (unless those are skipped), or too few for the split.
+    """
+    key = depends.digest("split", __version__, depends.of_plugin(data.dataset))
+    kept = _known.get(key) or _read(key)
+    if kept is None:
+        kept = _made(data, rows)
+        if kept is None:
+            return None
+        if not rows.left_out:  # else they would not be told again
+            _write(key, kept)
+    _known[key] = kept
+    _known.move_to_end(key)
+    while len(_known) > KEPT:
+        _known.popitem(last=False)
+    held = kept[0]
+    return kept[1 : 1 + held] if data.held_out else kept[1 + held :]
+
+
+def _made(data: Data, rows: Streamed[Record]) -> array[int] | None:
+    """How many are held out, their places, and those of the others."""
+    import numpy as np
+
+    config = data.dataset.config
+    places, asked = array("I"), array("Q")
+    for place in range(len(rows)):
+        for record in rows.chosen((place,)):
+            question = question_of(record)
+            if question is None:
+                return None
+            places.append(place)
+            asked.append(int(question, 16))
+        if len(places) == config.limit:
+            break
+    if rows.left_out:
+        count = f"{len(rows.left_out):,} of {len(rows):,} rows cannot be used and were left out"
+        log.warning("%s: %s", data.label, count)
+    if config.test_size >= len(places):
+        raise too_few(data, len(places))
+    # Digests are all of one length, so that as numbers they have the order that they have as text.
+    digests, there = np.frombuffer(asked, np.uint64), np.frombuffer(places, np.uint32)
+    questions, counts = np.unique(digests, return_counts=True)
+    if len(questions) == 1:
+        return None
+    taken = questions[_taken(counts.tolist(), config.test_size)]
+    at = np.minimum(np.searchsorted(taken, digests), len(taken) - 1)
+    held = taken[at] == digests
+    made = array("I", [int(held.sum())])
+    made.frombytes(there[held].tobytes())
+    made.frombytes(there[~held].tobytes())
+    return made
+
+
+def _folder() -> Path:
+    return content.cache_dir() / "splits"
+
+
+def _read(key: str) -> array[int] | None:
+    """What an earlier run kept; None where there is nothing, or nothing whole."""
+    try:
+        raw = (_folder() / key).read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(raw[:-_SUM]).digest() != raw[-_SUM:]:
+        return None
+    kept = array("I")
+    kept.frombytes(raw[:-_SUM])
+    return kept
+
+
+def _write(key: str, kept: array[int]) -> None:
+    raw = kept.tobytes()
+    content.write_quietly(_folder() / key, raw + hashlib.sha256(raw).digest())
+    with suppress(OSError):
+        files = sorted(_folder().iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in files[:-KEPT]:
+            path.unlink(missing_ok=True)

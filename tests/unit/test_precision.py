@@ -1,0 +1,204 @@
+"""Which numbers the engine computes in, which library multiplies them, and who is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from posttrain_recipes import engines, machine, registry
+from posttrain_recipes.engine import calibrate
+from posttrain_recipes.engine.model import kernels, precision
+from posttrain_recipes.engines import Local
+from posttrain_recipes.planning import planner as planning
+from tests.conftest import Project, Ptl
+
+LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "vocab_size": 8192,
+}
+"""71 million parameters, by its config alone."""
+RECIPE = """\
+name: demo
+model: ptl/nano
+stages:
+  - name: sft
+    dataset: {use: jsonl, path: chat.jsonl}
+    method: {use: sft, learning_rate: 1e-3}
+    eval: [{use: nll, dataset: {use: jsonl, path: held.jsonl}}]
+"""
+
+
+def chat(project: Project) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = "".join(json.dumps({"messages": turns}) + "\n" for _ in range(4))
+    project.write("chat.jsonl", rows)
+    project.write("held.jsonl", rows)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(LARGE))
+    return tmp_path
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
+    monkeypatch.setattr(machine, "GPU", Path("/nowhere"))
+
+    def gains(by: float | None) -> None:
+        monkeypatch.setattr(calibrate, "gain", lambda folder: by)
+
+    return gains
+
+
+def settled(dtype: str, folder: Path | None, measure: bool = True) -> tuple[str, str, str | None]:
+    engine = Local(Local.Config.model_validate({"dtype": dtype}))
+    told = engine.settle(folder, measure)
+    return engine.dtype, engine.precision, told
+
+
+def test_auto_takes_bfloat16_where_it_was_measured_to_pay(
+    large: Path, cpu: Callable[[float | None], None]
+) -> None:
+    cpu(2.04)
+    dtype, kept, told = settled("auto", large)
+    assert (dtype, kept) == ("bfloat16", "bfloat16")
+    assert told == (
+        "engine: computes in bfloat16: it is 2.0 times as fast as float32 for this model on this "
+        "CPU"
+    )
+    cpu(1.49)
+    dtype, kept, told = settled("auto", large)
+    assert (dtype, kept) == ("float32", "")
+    assert "bfloat16 is 1.5 times as fast" in (told or "")
+    cpu(None)
+    assert settled("auto", large)[:2] == ("float32", "")
+
+
+def test_small_models_stay_in_float32_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "GPU", Path("/nowhere"))
+    monkeypatch.setattr(calibrate, "gain", lambda folder: pytest.fail("measured"))
+    (tmp_path / "config.json").write_text(json.dumps({**LARGE, "num_hidden_layers": 1}))
+    for folder in (tmp_path, tmp_path / "nowhere", None):
+        assert settled("auto", folder) == ("float32", "", None)
+
+
+def test_a_recipe_has_the_last_word(large: Path, cpu: Callable[[float | None], None]) -> None:
+    cpu(9.0)
+    assert settled("float32", large) == ("float32", "", None)
+    cpu(0.1)
+    assert settled("bfloat16", large) == ("bfloat16", "bfloat16", None)
+
+
+def test_a_gpu_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, large: Path) -> None:
+    monkeypatch.setattr(machine, "GPU", large)
+    assert settled("auto", None)[:2] == ("bfloat16", "bfloat16")
+    assert settled("float32", None)[:2] == ("float32", "")
+
+
+def test_what_is_looked_at_alone_measures_nothing(
+    large: Path, cpu: Callable[[float | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu(9.0)
+    dtype, _, told = settled("auto", large, measure=False)
+    assert dtype == "float32"
+    assert "bfloat16 was not measured" in (told or "")
+
+
+def test_a_gain_is_of_two_measurements(monkeypatch: pytest.MonkeyPatch, large: Path) -> None:
+    speeds = {"float32": {"train": 6.0}, "bfloat16": {"train": 2.0}}
+    monkeypatch.setattr(calibrate, "speed", lambda folder, dtype="float32": speeds.get(dtype))
+    assert calibrate.gain(large) == 3.0
+    del speeds["bfloat16"]
+    assert calibrate.gain(large) is None
+
+
+def test_results_of_one_precision_are_not_those_of_another(project: Project) -> None:
+    chat(project)
+    plans = {
+        name: project.plan(RECIPE + extra)
+        for name, extra in (
+            ("auto", ""),
+            ("float32", "engine: {use: local, dtype: float32}\n"),
+            ("bfloat16", "engine: {use: local, dtype: bfloat16}\n"),
+        )
+    }
+    stages = {name: plan.stages[0] for name, plan in plans.items()}
+    assert stages["auto"].fingerprint == stages["float32"].fingerprint
+    assert stages["bfloat16"].fingerprint != stages["float32"].fingerprint
+    assert stages["bfloat16"].evals[0].fingerprint != stages["float32"].evals[0].fingerprint
+    assert stages["bfloat16"].inputs["engine"] == "local bfloat16"
+    assert plans["bfloat16"].resolved["engine"] == {"use": "local", "dtype": "bfloat16"}
+    assert "engine" not in plans["auto"].resolved
+
+
+def test_what_auto_came_to_is_kept_with_the_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat(project)
+    monkeypatch.setattr(engines, "LARGE", 1)
+    monkeypatch.setattr(machine, "GPU", Path("/nowhere"))
+    monkeypatch.setattr(calibrate, "gain", lambda folder: 2.0)
+    plan = planning.build(project.load(RECIPE), registry.load(), ask=True)
+    assert plan.resolved["engine"] == {"use": "local", "dtype": "bfloat16"}
+    assert any("computes in bfloat16: it is 2.0 times" in pin for pin in plan.pins)
+
+
+def test_another_type_is_a_fault_with_its_place(project: Project, ptl: Ptl) -> None:
+    chat(project)
+    project.write("mine.yaml", RECIPE + "engine: {use: local, dtype: float16}\n")
+    said = ptl("validate", "mine.yaml")
+    assert said.code == 2
+    assert "mine.yaml:8" in said.out
+    assert "bfloat16" in said.out
+
+
+# --- products ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
+def test_a_product_is_the_same_by_either_library(rows: int, layout: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(rows, 160, generator=draw), torch.randn(192, 160, generator=draw)
+    bias = torch.randn(192, generator=draw)
+    if layout == "columns":
+        weight = weight.t().contiguous().t()
+    elif layout == "strided":
+        weight = weight.repeat(1, 2)[:, ::2]
+    for given in (None, bias):
+        exact = F.linear(x.double(), weight.double(), None if given is None else given.double())
+        found = kernels.matmul(x, weight, given, True)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_no_strided_weight_goes_where_there_is_no_fast_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    real = F.linear
+    monkeypatch.setattr(kernels.F, "linear", lambda *given: asked.append(given) or real(*given))
+    x, wide = torch.ones(256, 256), torch.ones(256, 512)
+    kernels.matmul(x, wide[:, :256], None, True)
+    kernels.matmul(x[:2], torch.ones(256, 256), None, True)
+    assert len(asked) == 2, "strided, and small"
+
+
+def test_it_is_asked_only_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 1.0, 2.0, 1.0])
+    monkeypatch.setattr(precision, "_seconds", lambda run: next(times))
+    for expected in (False, True):
+        precision.onednn_leads.cache_clear()
+        assert precision.onednn_leads() is expected
+    precision.onednn_leads.cache_clear()
