@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.lora import Adapter
 from posttrain_recipes.engine.train.forward_backward import forward_backward
 from posttrain_recipes.engine.wire import AdamParams, AdapterConfig, Datum, RequestError
-from tests.device import base_model, close, exact, near, noise
+from tests.device import DEVICE, DTYPE, base_model, close, exact, near, noise
 from tests.engine_model import VOCAB, build
 
 
@@ -176,6 +177,16 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot load base model 'x'") as caught:
         base_model(tmp_path, "x")
     assert caught.value.status == 404
+
+
+def test_a_model_in_memory_is_what_it_is_from_disk(base: BaseModel) -> None:
+    given = AutoModelForCausalLM.from_pretrained(base.path, dtype=DTYPE)
+    mine = BaseModel("given", base.path, DEVICE, model=given)
+    assert mine.decoder is not None
+    config = AdapterConfig(rank=4, seed=0)
+    found = [train(one, new_adapter(one, config), [datum(9)]).logprobs[0] for one in (base, mine)]
+    np.testing.assert_array_equal(*found)
+    assert mine.eos_ids() == base.eos_ids()
 
 
 @pytest.mark.parametrize("config", [AdapterConfig(rank=0), AdapterConfig(rank=9999)])

@@ -23,7 +23,7 @@ from posttrain_recipes.engine.wire import (
     ForwardBackwardResult,
     RequestError,
 )
-from tests.device import base_model, close, near, noise
+from tests.device import base_model, close, exact, near, noise
 from tests.sampling import sample_request
 
 VOCAB = 60
@@ -107,6 +107,25 @@ def test_packed_passes_give_what_transformers_gives(tmp_path: Path, kind: str) -
 @pytest.mark.parametrize("kind", ["window", "gemma2", "granite", "olmo2", "gpt2"])
 def test_other_models_stay_with_transformers(tmp_path: Path, kind: str) -> None:
     assert load(kind, tmp_path).decoder is None
+
+
+@pytest.mark.parametrize(("share", "agrees"), [(0.03, True), (0.3, False)])
+def test_rounding_of_bfloat16_is_not_taken_for_another_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, agrees: bool
+) -> None:
+    """As large as in 24 layers and more, where single logits are far off."""
+    model = build("qwen3").to(torch.bfloat16)
+    forward = model.forward
+
+    def rounded(*args: Any, **options: Any) -> Any:
+        out = forward(*args, **options)
+        off = torch.zeros_like(out.logits)
+        off[..., 0] = 1.0  # all of the difference in one logit of each token
+        out.logits = out.logits + off * (share * out.logits.norm() / off.norm())
+        return out
+
+    monkeypatch.setattr(model, "forward", rounded)
+    assert (Decoder.of(model) is not None) == agrees
 
 
 def test_little_memory_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +230,7 @@ def test_as_many_layers_are_kept_as_the_budget_holds(tmp_path: Path) -> None:
     assert decoder.recomputed(tokens, 0) == layers
 
 
+@exact
 def test_what_is_kept_of_a_token_is_what_is_counted(tmp_path: Path) -> None:
     for kind in ("llama", "qwen3"):
         base = load(kind, tmp_path / kind)

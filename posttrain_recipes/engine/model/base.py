@@ -54,8 +54,8 @@ def pick_device() -> torch.device:
 class BaseModel:
     """A causal language model, frozen, with hooks for adapters.
 
-    `model` is the model itself where it is in memory already: `path` is then where its tokenizer
-    lies, if it has one. It is taken over: its layers are hooked and their weights stacked.
+    `model` is the model itself where it is in memory already, in the dtype that it has; `path` is
+    then where its tokenizer lies. It is taken over: its layers are hooked, their weights stacked.
 
     Raises RequestError 404 if transformers cannot load `path` (a directory or a hub id), or it is
     an address, which is not repeated.
@@ -74,7 +74,7 @@ class BaseModel:
         self.name, self.path, self.device = name, path, device
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.model = _loaded(name, path, dtype) if model is None else model.to(dtype)
+        self.model = _loaded(name, path, dtype) if model is None else model
         self.model.to(device)  # type: ignore[arg-type]
         self.model.eval().requires_grad_(False)
         kv_cache.install(self.model)

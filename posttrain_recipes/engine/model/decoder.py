@@ -145,8 +145,11 @@ class Decoder:
         hidden = self.forward(weights, torch.cat(ids).to(device), packing)
         own = kernels.product(hidden, weights.head).float()
         reference = torch.cat([model(input_ids=x[None].to(device)).logits[0] for x in ids]).float()
-        tolerance = 1e-4 if self.embedding.dtype == torch.float32 else 5e-2
-        limit = tolerance * reference.abs().max().clamp_min(1e-6)
+        if self.embedding.dtype != torch.float32:
+            # Rounding grows with the layers, to a few hundredths at 24, and the largest of a
+            # million differences with it: that of a model computed otherwise is about 1.
+            return bool((own - reference).norm() <= 0.1 * reference.norm())
+        limit = 1e-4 * reference.abs().max().clamp_min(1e-6)
         return bool((own - reference).abs().max() <= limit)
 
     def weights(self, factors: Mapping[str, LoraFactors] | None, merge: bool) -> DecoderWeights:
