@@ -274,13 +274,14 @@ class Decoder:
         mlp = self.layers[0].down.weight.shape[1]
         qkv = (heads + 2 * groups) * width
         wide = torch.finfo(wide_dtype(self.embedding)).bits // 8
-        own = 4 * self.hidden + qkv + heads * width + 4 * mlp
-        return own * self.embedding.itemsize + (qkv + heads * width) * wide
+        own = 2 * self.hidden + qkv + heads * width + 4 * mlp
+        return own * self.embedding.itemsize + (2 * self.hidden + qkv + heads * width) * wide
 
     def recomputed(self, tokens: int, budget: int) -> int:
         """How many layers are recomputed so that what is kept of a pass over so many tokens stays
         within `budget` bytes, as far as that can be."""
-        full, least = self.kept_per_token(), self.hidden * self.embedding.itemsize
+        wide = torch.finfo(wide_dtype(self.embedding)).bits // 8
+        full, least = self.kept_per_token(), self.hidden * wide
         layers = len(self.layers)
         if tokens * full * layers <= budget:
             return 0
