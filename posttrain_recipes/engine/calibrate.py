@@ -3,10 +3,10 @@
     python -m posttrain_recipes.engine.calibrate '{"hidden": 576, ...}'
 
 Prints seconds a token as JSON. Measured are the products of one layer and of the output embedding,
-which are nearly all of a model's work, on numbers drawn at random: no weights are read. What else a
-layer does is taken in as a factor (`OVER`), found by comparing with what real models took
-(`benchmarks/plan_time.py`). It is kept in the user's cache, by shape and machine: a plan has a time
-before anything was run.
+on numbers drawn at random: no weights are read; and how fast numbers are passed over otherwise.
+How often that is (`PASSES`), and what else there is (`OVER`), was found by comparing with what real
+models took (`benchmarks/plan_time.py`). It is kept in the user's cache, by shape and machine: a
+plan has a time before anything was run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 LONG, SHORT = 512, 32
 """Tokens that go through a layer at once: in training and reading, and in writing, where they are
 of as many replies."""
+WIDE = 2048
+"""Numbers of a token in what is measured beside products."""
 COLUMNS = 8192
 """Of a larger vocabulary so many columns are measured."""
-OVER = {"train": 1.8, "prefill": 1.8, "sample": 2.5}
+OVER = {"train": 1.0, "prefill": 1.0, "sample": 2.5}
 """Seconds for each second of products."""
+PASSES = {"train": 72.0, "prefill": 18.0, "sample": 0.0}
+"""How often each activation is read and written beside products: by norms, attention, losses."""
 REPEATS = 5
 WAIT_S = 60.0
 """A machine that takes longer for this tells nothing."""
@@ -66,7 +70,7 @@ def speed(folder: Path, dtype: str = "float32") -> dict[str, float] | None:
     if known is None:
         return None
     known = {**known, "dtype": dtype}
-    machine = [platform.node(), platform.machine(), cores(), _torch(), OVER, known]
+    machine = [platform.node(), platform.machine(), cores(), _torch(), OVER, PASSES, known]
     key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]
     path = content.cache_dir() / "speed" / f"{key}.json"
     found = _read(path)
@@ -132,13 +136,14 @@ def measure(shape: Mapping[str, Any]) -> dict[str, float]:
     # The engine has each core take passes of its own: what one can do, so many times.
     torch.set_num_threads(1)
     share = 1 if on_card else cores()
+    touched = _activations(shape) * _elementwise(device) / share
     long = _forward(shape, LONG, device, dtype) / LONG / share
     short = _forward(shape, SHORT, device, dtype) / SHORT / share
     # Frozen weights: backward multiplies once more for what goes down, and not for their gradients.
     return {
-        "train": OVER["train"] * 2 * long,
-        "prefill": OVER["prefill"] * long,
-        "sample": OVER["sample"] * short,
+        "train": OVER["train"] * 2 * long + PASSES["train"] * touched,
+        "prefill": OVER["prefill"] * long + PASSES["prefill"] * touched,
+        "sample": OVER["sample"] * short + PASSES["sample"] * touched,
     }
 
 
@@ -165,6 +170,22 @@ def _forward(
     )
 
 
+def _activations(shape: Mapping[str, Any]) -> int:
+    """Numbers that the layers compute of a token."""
+    queries, keys = (shape[name] * shape["head_dim"] for name in ("heads", "kv_heads"))
+    own = 4 * shape["hidden"] + 4 * queries + 4 * keys + 4 * shape["intermediate"]
+    return int(shape["layers"] * own)
+
+
+def _elementwise(device: torch.device) -> float:
+    """Seconds that one core, or a GPU, takes to read two numbers and write one."""
+    import torch
+
+    x = torch.randn(LONG, WIDE, device=device)
+    y = torch.empty_like(x)  # taken once: what the system takes to give memory is not in it
+    return _shortest(lambda: torch.mul(x, x, out=y), device) / x.numel()
+
+
 def _product(
     tokens: int, rows: int, columns: int, device: torch.device, dtype: torch.dtype
 ) -> float:
@@ -176,12 +197,18 @@ def _product(
     onednn = device.type == "cpu" and precision.onednn_leads()
     x = torch.randn(tokens, rows, device=device, dtype=dtype)
     w = torch.randn(columns, rows, device=device, dtype=dtype)
+    return _shortest(lambda: kernels.matmul(x, w, None, onednn), device)
+
+
+def _shortest(run: Callable[[], Any], device: torch.device) -> float:
+    import torch
+
     wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     took = []
     for _ in range(REPEATS + 1):  # the first one warms up
         wait()
         began = time.perf_counter()
-        kernels.matmul(x, w, None, onednn)
+        run()
         wait()
         took.append(time.perf_counter() - began)
     return min(took[1:])
