@@ -172,9 +172,16 @@ def _forward(
 
 def _activations(shape: Mapping[str, Any]) -> int:
     """Numbers that the layers compute of a token."""
-    queries, keys = (shape[name] * shape["head_dim"] for name in ("heads", "kv_heads"))
-    own = 4 * shape["hidden"] + 4 * queries + 4 * keys + 4 * shape["intermediate"]
-    return int(shape["layers"] * own)
+    return Shape(
+        layers=shape["layers"],
+        hidden=shape["hidden"],
+        feed_forward=shape["intermediate"],
+        heads=shape["heads"],
+        groups=shape["kv_heads"],
+        width=shape["head_dim"],
+        vocabulary=shape["vocab"],
+        tied=True,
+    ).activations
 
 
 def _elementwise(device: torch.device) -> float:

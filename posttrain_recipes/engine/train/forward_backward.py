@@ -175,7 +175,7 @@ def _packed(
     views = [] if forward_only else [adapter.layout.views(adapter.grad)]
     extra = [torch.zeros_like(adapter.grad) for _ in shares[1:]] if views else []
     views += [adapter.layout.views(grad) for grad in extra]
-    budget = base.activation_budget(len(shares))
+    budget = base.activation_budget(len(shares)) if views else 0  # nothing is kept without them
 
     def run(which: int) -> list[tuple[list[int], PassResult]]:
         grads = views[which] if views else None
