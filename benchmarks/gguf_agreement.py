@@ -1,10 +1,10 @@
-"""Whether llama.cpp, from the file that `ptl export --gguf` writes, gives the engine's greedy text.
+"""Whether llama.cpp, from what `ptl export --gguf` writes, gives the engine's greedy text.
 
-    python benchmarks/gguf_agreement.py MODEL_DIR [--kinds f32 f16 q8_0] [--prompts 20] [--tokens 64]
+    python benchmarks/gguf_agreement.py MODEL_DIR [--kinds f32 f16 q8_0]
 
-Asks the engine's own sampler, in float32, and llama.cpp, greedy, with the same tokens. Where a reply
-parts, it says by how many nats llama.cpp finds its own token likelier than the engine's: how near the
-two were. Needs `llama-cpp-python`, which no extra brings.
+Asks the engine's own sampler, in float32, and llama.cpp, greedy, with the same tokens. Where a
+reply parts, it says by how many nats llama.cpp finds its own token likelier than the engine's: how
+near the two were. Needs `llama-cpp-python`, which no extra brings.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = _written(args.model, Path(folder), kind)
             same, apart = _compared(file, prompts, replies)
-        print(f"| {kind} | {same} of {len(prompts)} | {', '.join(apart) or 'nowhere'} |", flush=True)
+        where = ", ".join(apart) or "nowhere"
+        print(f"| {kind} | {same} of {len(prompts)} | {where} |", flush=True)
 
 
 def _prompts(model: Path) -> list[list[int]]:
