@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import pretrained
 from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.core.futures import Pending
 from posttrain_recipes.engine.core.scheduler import Observer, Scheduler
 from posttrain_recipes.engine.storage import checkpoints
 from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, TrainingRun
@@ -72,6 +73,7 @@ class SamplerWeights:
     lora: AdapterConfig | None = None
     tensors: Mapping[str, Any] | None = None  # as read from disk, until the worker has used them
     snapshot: Snapshot | None = None
+    saved: Pending | None = None  # the request that makes the snapshot: no sample before it
     offloaded: Path | None = None  # the file that holds the snapshot while memory does not
 
     def resolve(self, base: BaseModel) -> Snapshot | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from posttrain_recipes.engine import wire
@@ -94,16 +95,16 @@ class Sampling:
         """A sample request as the scheduler takes it; requests of the same weights run as one
         batch."""
 
-        def run(feed: Feed) -> None:
+        def run(feed: Feed) -> Iterator[None]:
             from posttrain_recipes.engine.generate import batcher
 
             base = self.state.base_models.get(weights.base_model)
             snapshot = weights.resolve(base)
             if weights.lora is not None:
                 self.state.offloading.use(weights)
-            batcher.serve(base, snapshot, feed)
+            yield from batcher.serve(base, snapshot, feed)
 
-        return Batch(weights, request, run)
+        return Batch(weights, request, run, weights.saved)
 
     def weights(self, name: str) -> SamplerWeights:
         """The weights of a `tinker://` path or a base model. Raises RequestError 404, 422."""

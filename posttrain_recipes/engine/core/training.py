@@ -45,7 +45,9 @@ class Training:
             lora,
             request.user_metadata,
         )
-        return self.state.scheduler.submit(("create", model.id), lambda: self._make(model))
+        return self.state.scheduler.submit(
+            ("create", model.id), lambda: self._make(model), model.id
+        )
 
     def _new_model(
         self,
@@ -208,6 +210,7 @@ class Training:
             return {**answer, "sampling_session_id": sampler_id}
 
         pending = self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+        weights.saved = weights.saved or pending
         # Not before it was accepted: a refused request is sent again, with weights of its own.
         if sampler_id not in self.state.samplers:
             self.state.add_sampler(session, Sampler(sampler_id, weights))
@@ -280,7 +283,7 @@ class Training:
                 model.adapter = None
                 raise
 
-        return self.state.scheduler.submit(("create", model.id), work)
+        return self.state.scheduler.submit(("create", model.id), work, model.id)
 
     def _load(
         self, model: Model, path: checkpoints.CheckpointPath, request: wire.LoadWeights
