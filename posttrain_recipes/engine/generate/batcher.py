@@ -261,6 +261,8 @@ class _ContinuousBatcher:
             request.target_logprobs,
             request.alt_tokens,
         )
+        if request.wire_request.on_result is not None:
+            request.wire_request.on_result(result)
         self.feed.answer(request.ticket, result)
 
 

@@ -98,9 +98,6 @@ def prepare(base: BaseModel, wire_request: SampleRequest, ticket: Any = None) ->
         f"prompt_alt_tokens_k must be between 0 and {MAX_TOPK}": (
             0 <= wire_request.prompt_alt_tokens_k <= MAX_TOPK
         ),
-        "this engine records no stability information (stable_reinforce): train with `ppo`": (
-            not wire_request.record_stability_info
-        ),
     }
     for message, satisfied in checks.items():
         if not satisfied:

@@ -47,6 +47,7 @@ from posttrain_recipes.engine.wire.training import (
     Datum,
     ForwardBackward,
     ForwardBackwardResult,
+    Span,
     addressed,
     parse_forward_backward,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "SamplingParams",
     "SaveWeights",
     "SessionRef",
+    "Span",
     "TensorData",
     "TopK",
     "TrainingModelRef",

@@ -169,6 +169,8 @@ class SampleRequest:
     # Only in requests of this process itself, as JSON cannot hold one: called on the worker thread
     # with each token, as (index of the sample, token, logprob, top-k).
     on_token: Callable[[int, int, float, Any], None] | None = None
+    # Likewise: called there with the SampleResult, before it is encoded.
+    on_result: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)
