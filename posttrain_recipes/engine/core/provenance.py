@@ -31,7 +31,7 @@ Ids = NDArray[np.int32]
 
 
 @dataclass(eq=False)
-class Record:
+class SampleRecord:
     """One sampled sequence: the request's prompt, and its tokens, None until they are there."""
 
     prompt: Ids
@@ -51,7 +51,7 @@ class SampleRecords:
     """
 
     def __init__(self) -> None:
-        self._records: OrderedDict[str, Record] = OrderedDict()  # the longest unused first
+        self._records: OrderedDict[str, SampleRecord] = OrderedDict()  # the longest unused first
         self._tokens = 0
         self._lock = threading.Lock()
 
@@ -61,7 +61,7 @@ class SampleRecords:
         with self._lock:
             for name in ids:
                 if name not in self._records:
-                    self._records[name] = Record(kept, used=time.monotonic())
+                    self._records[name] = SampleRecord(kept, used=time.monotonic())
                     self._tokens += kept.size
             self._sweep()
 
