@@ -36,8 +36,8 @@ from posttrain_recipes.engine.openai.responses import (
     ChatFormat,
     CompletionFormat,
     GenerateFormat,
-    ScoredPrompt,
     ResponseFormat,
+    ScoredPrompt,
     TokenEvent,
 )
 from posttrain_recipes.engine.wire import RequestError
