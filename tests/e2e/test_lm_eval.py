@@ -1,5 +1,5 @@
-"""lm-eval's own program, unmodified, against the engine, where it is installed: multiple choice over
-`local-completions`, as `lm_eval --tasks ... --include_path ...` runs it."""
+"""lm-eval's own program, unmodified, against the engine, where it is installed: multiple choice
+over `local-completions`, as `lm_eval --tasks ... --include_path ...` runs it."""
 
 from __future__ import annotations
 
