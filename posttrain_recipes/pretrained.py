@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import ggufs
 from posttrain_recipes.errors import PtlError
 
+PROCESSOR = "chat_template.json"
+
 
 def is_local(location: str) -> bool:
     """Whether a model lies on this machine, by its location."""
     return ggufs.is_gguf(location) or Path(location).is_dir()
+
+
+def token_ids(named: Any) -> list[int]:
+    """The token ids of what a file names as one, or as a list; what is no id is left out."""
+    listed = named if isinstance(named, list) else [named]
+    return [token for token in listed if type(token) is int and token >= 0]
 
 
 def load_model(location: str, dtype: Any) -> Any:
@@ -53,7 +62,25 @@ def load_tokenizer(location: str, **options: Any) -> Any:
         return ggufs.tokenizer(location)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(location, **options)
+    made = AutoTokenizer.from_pretrained(location, **options)
+    if not made.chat_template:
+        made.chat_template = processor_template(location)
+    return made
+
+
+def processor_template(location: str) -> str | None:
+    """The chat template in `chat_template.json`, where models that also see keep it and
+    `AutoTokenizer` does not look; None where there is none."""
+    file = Path(location) / PROCESSOR
+    try:
+        if not Path(location).is_dir():
+            from transformers.utils import cached_file
+
+            file = Path(cached_file(location, PROCESSOR))
+        found = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return found if isinstance(found, str) and found.strip() else None
 
 
 def load_config(location: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from posttrain_recipes.export import gguf_model, merged, modelfile
 from posttrain_recipes.export.gguf_tokens import Words
 from posttrain_recipes.options import RendererConfig
+from posttrain_recipes.pretrained import token_ids
 from posttrain_recipes.training.text.chat_template import ChatRenderer
 
 FILE = "model.gguf"
@@ -83,8 +84,7 @@ def _stops(tokenizer: Any, model: Any, renderer: RendererConfig) -> list[int]:
     """Tokens that end a reply, as the engine's renderer has them."""
     named: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config):
-        value = getattr(source, "eos_token_id", None)
-        named.update(value if isinstance(value, list) else [] if value is None else [value])
+        named.update(token_ids(getattr(source, "eos_token_id", None)))
     if not tokenizer.chat_template:
         own = tokenizer.eos_token_id
         return sorted(named | ({own} if own is not None else set()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from posttrain_recipes.errors import PtlError
+
 
 @dataclass(frozen=True)
 class PreflightFinding:
@@ -14,3 +16,9 @@ class PreflightFinding:
     verdict: Literal["ok", "warning", "failed"]
     message: str
     hint: str | None = None
+
+    @classmethod
+    def of(cls, check: str, error: PtlError) -> PreflightFinding:
+        """The failure that an error tells, with its cause."""
+        why = f": {error.why}" if error.why else ""
+        return cls(check, "failed", error.what + why, error.hint)

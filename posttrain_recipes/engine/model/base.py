@@ -111,8 +111,7 @@ class BaseModel:
         """Every id that ends a sequence, by the generation config or the tokenizer."""
         found: set[int] = set()
         for source in (self.model.generation_config, self.model.config):
-            value = getattr(source, "eos_token_id", None)
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
+            found.update(pretrained.token_ids(getattr(source, "eos_token_id", None)))
         try:
             extra = self.tokenizer.eos_token_id
         except (OSError, ValueError):  # a model without a tokenizer still samples
