@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain_recipes.errors import PtlError, TooLongError, UsageError
 from posttrain_recipes.options import AS_EVER, RendererConfig
-from posttrain_recipes.pretrained import load_tokenizer
+from posttrain_recipes.pretrained import in_a_line, load_tokenizer
 from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text import jinja, model_files
 from posttrain_recipes.training.text.dialects import arguments_as_text, reasoning_key
@@ -481,7 +481,7 @@ def load_renderer(location: str, options: RendererConfig | None = None) -> ChatR
     except Exception as error:  # transformers raises OSError, ValueError, hub errors, ...
         raise PtlError(
             f"cannot load the tokenizer of {location}",
-            why=" ".join(str(error).split())[:300],
+            why=in_a_line(error),
             hint="copy the model's files from its origin again"
             if Path(location).is_dir()
             else "check the model's name and the network, or use a local directory",
