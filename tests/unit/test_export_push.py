@@ -228,6 +228,10 @@ def test_the_card_does_not_tell_where_things_lie_on_this_machine(tmp_path: Path)
     [
         ("/no_think", "/no_think"), ("/a/b/c.jsonl", "c.jsonl"), ("~/x/y", "y"), ("a/b", "a/b"),
         ("/a/b\nc", "/a/b\nc"), (r"C:\Users\ada\x.jsonl", "x.jsonl"), (["/a/b"], ["b"]), (3, 3),
+        ("C:/Users/ada/x.jsonl", "x.jsonl"), (r"\\host\ada\x.jsonl", "x.jsonl"), ("~ada/x", "x"),
+        ("file:///home/ada/x", "x"), ("FILE:/home/ada/x", "x"), ("/home/ada/x\n", "x"),
+        (" /home/ada/x", "x"), ("file:///C:/Users/ada/x", "x"), ("s3://bucket/a", "s3://bucket/a"),
+        ("~", "~"), ("/", "/"), ("Q: a/b", "Q: a/b"), ("", ""),
     ],
 )  # fmt: skip
 def test_of_an_absolute_path_the_last_part_is_shared(value: Any, shared: Any) -> None:
