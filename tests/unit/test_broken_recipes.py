@@ -87,7 +87,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         GOOD.replace("{use: dpo, beta: 0.1}", "{use: distill_on_policy, teacher: sft}"),
         [
             "stages.dpo.method.teacher",
-            'must be a mapping (key: value) or a list, not "sft"; write {stage: sft} or {model: sft}',
+            'a mapping (key: value) or a list, not "sft"; write {stage: sft} or {model: sft}',
         ],
     ),
     "a word for a mapping without a plugin": (
