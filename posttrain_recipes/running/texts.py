@@ -177,7 +177,7 @@ class Texts:
         for record in head:
             try:
                 rendered += _rendered(use.user, record, renderers)
-            except UsageError:
+            except Exception:  # a plugin's own code, too
                 continue  # told below, or when the records are read
         if rendered:
             sequences = self.first.setdefault(use.stage.model, [])
