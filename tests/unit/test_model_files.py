@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,8 +17,9 @@ from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.plans import model_location
 from posttrain_recipes.pretrained import load_tokenizer, token_ids
-from posttrain_recipes.running import texts
+from posttrain_recipes.running import firstlook, texts
 from posttrain_recipes.running.findings import PreflightFinding
+from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.running.texts import Texts
 from posttrain_recipes.training.text import model_files
 from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
@@ -186,6 +187,26 @@ def test_a_template_without_a_generation_prompt_is_told(project: Project, broken
     (broken / "chat_template.jinja").write_text(NO_PROMPT)
     [finding] = told(project)
     assert "no generation prompt: '<|im_start|>assistant\\n' is learned" in finding.message
+
+
+@pytest.mark.parametrize(("engine", "verdict"), [("local", "failed"), ("server", "warning")])
+def test_why_a_base_model_could_not_read_the_data_is_told(
+    project: Project, engine: str, verdict: str
+) -> None:
+    class NoWeights:
+        def renderer(self, model: str) -> Any:
+            raise PtlError(
+                "the engine could not do it", why="the weights are cut", hint="copy them"
+            )
+
+    where = "{use: server, base_url: 'http://x'}" if engine == "server" else engine
+    text = RECIPE.replace("./broken", "ptl/nano") + "    eval: [{use: nll}]\n"
+    text = text.replace("chat.jsonl}", "chat.jsonl, test_size: 1}")
+    plan = project.plan(f"engine: {where}\n{text}")
+    found = firstlook.look(plan, cast(Serving, NoWeights()), "ptl/nano", [[1, 2, 3]])
+    assert found is not None
+    assert (found.verdict, found.hint) == (verdict, "copy them")
+    assert found.message == "not looked at: the engine could not do it: the weights are cut"
 
 
 # --- where templates are kept --------------------------------------------------------------------

@@ -272,9 +272,8 @@ def _loaded(name: str, path: str, dtype: torch.dtype) -> Any:
     try:
         return pretrained.load_model(path, dtype)
     except PtlError as error:
-        raise RequestError(
-            404, " ".join(f"cannot load base model {name!r}: {error}".split())
-        ) from error
+        told = "; ".join(filter(None, (error.what, error.why, error.hint)))
+        raise RequestError(404, f"cannot load base model {name!r}: {told}") from error
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise RequestError(
