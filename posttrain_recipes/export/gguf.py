@@ -56,7 +56,7 @@ def write_model(
     rows = model.get_input_embeddings().weight.shape[0]
     words = Words.of(tokenizer, rows, stops, adds_bos)
     gguf_model.write(out / FILE, model, words, kind, name)
-    template = tokenizer.chat_template or ""
+    template = str(tokenizer.chat_template or "")
     text, told = modelfile.write(
         FILE,
         render,

@@ -92,10 +92,26 @@ def merge(adapter: Path, out: Path, dtype: str | None) -> None:
     merged = load(adapter)
     wanted = getattr(torch, dtype) if dtype else merged.dtype or torch.float32
     try:
-        merged.model.to(wanted).save_pretrained(out)
+        _save(merged.model.to(wanted), out)
     except SafetensorError as error:  # it hides what the system said
         raise PtlError(f"{out} cannot be written", why=str(error)) from None
     merged.tokenizer.save_pretrained(out)
+
+
+def _save(model: Any, out: Path) -> None:
+    """Write a model with the generation config of its base as that is: transformers writes none
+    that it finds fault with, as one with a temperature and without `do_sample`."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(out)
+    if model.generation_config is not own:
+        (out / "generation_config.json").write_text(own.to_json_string(), encoding="utf-8")
+        model.generation_config = own
 
 
 def _on_head(adapter: Path) -> bool:

@@ -116,6 +116,21 @@ def test_a_base_that_is_another_model_now_is_told(model: Path, adapter: Path) ->
     assert "size mismatch" in (caught.value.why or "")
 
 
+@pytest.mark.parametrize(
+    "odd", [{"temperature": 0.6, "top_p": 0.9}, {"do_sample": False, "top_k": 5}, {}]
+)
+def test_how_a_base_is_sampled_from_is_kept_as_it_is(
+    model: Path, adapter: Path, tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    """transformers writes no config that it finds fault with, as those of many models are."""
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **odd}))
+    merged.merge(adapter, tmp_path / "out", None)
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert {**kept, "eos_token_id": 2, **odd} == kept
+    assert pretrained.load_model(str(tmp_path / "out"), torch.float32).generation_config is not None
+
+
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_an_adapter_that_names_no_base_is_told(adapter: Path, text: str) -> None:
     (adapter / "adapter_config.json").write_text(text)
