@@ -228,6 +228,11 @@ def missing_file(path: Path, given: str) -> str | None:
     if is_address(given):
         return f"'{given}' is an address; download it, or load it with 'use: huggingface'"
     folder = path.parent
+    if any(mark in given for mark in "*?["):
+        return (
+            f"'{given}' is a pattern, and names no file; name one, several as the parts of a 'mix' "
+            "data set, or write them into one file"
+        )
     if not folder.is_dir():
         return f"there is no file '{given}', nor its directory {display_path(folder)}"
     names = sorted(
