@@ -206,9 +206,19 @@ def tokenizer(location: str) -> Any:
     fast: Any = PreTrainedTokenizerFast(
         tokenizer_object=made, clean_up_tokenization_spaces=False, **named
     )
-    fast.chat_template = told.get("tokenizer.chat_template")
+    fast.chat_template = _templates(told)
     fast.name_or_path = location
     return fast
+
+
+def _templates(told: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template of a file, or its several by their names."""
+    key = "tokenizer.chat_template"
+    named = {name: told[f"{key}.{name}"] for name in told.get(f"{key}s", ())}
+    default: str | None = told.get(key)
+    if not named:
+        return default
+    return named if default is None else {"default": default, **named}
 
 
 def _byte_level(location: str, told: Mapping[str, Any]) -> Any:

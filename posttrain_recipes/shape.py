@@ -14,6 +14,9 @@ from posttrain_recipes.errors import PtlError
 LARGEST = 1 << 24
 """No size of a model that there is comes to it: a larger one is a mistake."""
 
+WIDTH = ("hidden_size", "n_embd", "d_model")
+"""What configs call the width of the residual stream: the others are of GPT-2, GPT-J, MPT, DBRX."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -107,10 +110,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 def hidden_size(config: Mapping[str, Any]) -> int | None:
     """The width of the residual stream, which more models tell than a whole `Shape`; None where a
     `config.json` does not."""
-    try:
-        return _size(_of_text(config)["hidden_size"])
-    except (KeyError, TypeError, ValueError):
-        return None
+    told = _of_text(config)
+    for name in WIDTH:
+        try:
+            return _size(told[name])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:

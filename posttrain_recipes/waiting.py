@@ -7,6 +7,7 @@ waiter checks whether the engine is alive and whether a signal has come.
 from __future__ import annotations
 
 import contextvars
+import re
 import signal
 import threading
 import time
@@ -234,6 +235,13 @@ class EngineWaiter:
         self._troubled = bool(trouble)
 
 
+_OF_A_FUTURE = re.compile(
+    r"^Request failed: (.*) for self\.request_id='[^']*' and expected type self\.model_cls=.*$",
+    re.S,
+)
+"""What the SDK puts around an engine's words."""
+
+
 def explain(error: Exception) -> Exception:
     """What the SDK raised, as a `PtlError` where it came from the engine."""
     import tinker
@@ -253,7 +261,8 @@ def explain(error: Exception) -> Exception:
     if isinstance(error, tinker.UnprocessableEntityError):
         return RefusedError("the engine could not do what was asked", why=str(error))
     if isinstance(error, tinker.TinkerError):
-        return PtlError("the engine could not do what was asked", why=str(error))
+        why = _OF_A_FUTURE.sub(r"\1", str(error))
+        return PtlError("the engine could not do what was asked", why=why)
     return error
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from posttrain_recipes import private
 from posttrain_recipes.cli.target import SCHEME, ChatTarget, find, require_here
-from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.errors import PtlError, UsageError, display_path, writing
 from posttrain_recipes.export.merged import ADAPTER, base_of
 from posttrain_recipes.store import RunRecord, Store, named
 
@@ -63,6 +68,36 @@ def new_directory(directory: Path) -> None:
     """Raise UsageError for a directory that has something in it."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is there already", hint="name a new directory")
+
+
+@contextmanager
+def written(directory: Path, home: Path) -> Iterator[Path]:
+    """A place to write files to that become `directory` at the end, whole or not at all.
+
+    An empty directory that is there stays the one that it is: somebody may be in it, or a disk be
+    mounted there. Everything in it may be read by whoever may read files that this user makes:
+    safetensors makes its own for the user alone.
+
+    Raises:
+        PtlError: the system does not let us write there.
+    """
+    with writing(directory), private.within(home, directory):
+        there = directory.is_dir()
+        beside = directory if there else directory.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as temporary:
+            out = Path(temporary) / "out"
+            out.mkdir()
+            yield out
+            mode = out.stat().st_mode & 0o666
+            for file in out.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)
+            if not there:
+                os.replace(out, directory)
+            else:
+                for made in sorted(out.iterdir()):
+                    os.replace(made, directory / made.name)
 
 
 def _folder(path: str, home: Path) -> Path:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import click
 
-from posttrain_recipes import private
-from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory
-from posttrain_recipes.cli.export import Form, write
+from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory, written
+from posttrain_recipes.cli.export import Form, write_into
 from posttrain_recipes.cli.options import home_option
-from posttrain_recipes.errors import UsageError, display_path, writing
+from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.export import modal_app, vllm
 from posttrain_recipes.store import default_home
 
@@ -57,18 +54,12 @@ def deploy(
         gpu,
     )
     directory = directory.resolve()
-    with writing(directory), private.within(home, directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".deploy-", dir=directory.parent) as temporary:
-            out = Path(temporary) / "out"
-            out.mkdir()
-            weights = modal_app.MODEL if merge else modal_app.ADAPTER
-            write(found, out / weights, Form(merge), home)
-            (out / "app.py").write_text(modal_app.app(served), encoding="utf-8")
-            (out / "client.py").write_text(modal_app.client(served), encoding="utf-8")
-            if directory.exists():
-                directory.rmdir()
-            os.replace(out, directory)
+    weights = modal_app.MODEL if merge else modal_app.ADAPTER
+    with written(directory, home) as out:
+        (out / weights).mkdir()
+        write_into(out / weights, found, Form(merge))
+        (out / "app.py").write_text(modal_app.app(served), encoding="utf-8")
+        (out / "client.py").write_text(modal_app.client(served), encoding="utf-8")
     click.echo(
         f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}"
     )

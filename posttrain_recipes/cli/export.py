@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import private
-from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory
+from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory, written
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.errors import UsageError, display_path, writing
 from posttrain_recipes.export import vllm
@@ -130,19 +128,12 @@ def write(found: Found, directory: Path, form: Form, home: Path) -> list[str]:
     Returns:
         What is otherwise than in training, in sentences.
     """
-    with writing(directory), private.within(home, directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=directory.parent) as temporary:
-            out = Path(temporary) / "out"
-            out.mkdir()
-            notes = _write(found, out, form)
-            if directory.exists():
-                directory.rmdir()
-            os.replace(out, directory)
-    return notes
+    with written(directory, home) as out:
+        return write_into(out, found, form)
 
 
-def _write(found: Found, out: Path, form: Form) -> list[str]:
+def write_into(out: Path, found: Found, form: Form) -> list[str]:
+    """The same to an empty directory, one file after the other."""
     if form.gguf:
         from posttrain_recipes.export import gguf
 

@@ -25,7 +25,8 @@ from posttrain_recipes.shown import is_address
 HELD = 20_000
 """Rows of a JSONL file up to which all of them are read and held; of more, one at a time."""
 _LEADING = 1000
-"""Rows of a larger one that are read first: they tell its form, and fields that are not used."""
+"""Rows of a larger one that are read first: they tell its form, and fields that are not used; those
+that come up later are told then."""
 _indexes: dict[Path, LineIndex] = {}
 
 
@@ -118,21 +119,28 @@ class Jsonl(Dataset):
             return None  # `load` says why
         if index is None:
             return None
-        parser, hint = self._parser(), self._hint
+        parser, hint, wants = self._parser(), self._hint, self._wants
+        told: set[str] | None = None
 
         def make(place: int) -> Record:
+            nonlocal told
             row, line = json_line(index.read(place)), index.line(place)
             try:
                 if isinstance(row, RowError):
                     raise row
-                return parser.parse(row, line)
+                record = parser.parse(row, line)
             except RowError as error:
                 raise UsageError(f"{parser.name}:{line}  {error}", hint=hint) from None
+            if told is not None and len(parser.unused) + len(parser.metadata) > len(told):
+                tell_unused(parser, wants, told)
+                told = {*parser.unused, *parser.metadata}
+            return record
 
         for place in range(min(_LEADING, len(index))):
             with contextlib.suppress(UsageError):  # told when it is asked for
                 make(place)
-        tell_unused(parser, self._wants)
+        tell_unused(parser, wants)
+        told = {*parser.unused, *parser.metadata}
         return Streamed(len(index), make, index.size)
 
     def load(self) -> Iterator[Record]:
@@ -220,6 +228,11 @@ def missing_file(path: Path, given: str) -> str | None:
     if is_address(given):
         return f"'{given}' is an address; download it, or load it with 'use: huggingface'"
     folder = path.parent
+    if any(mark in given for mark in "*?["):
+        return (
+            f"'{given}' is a pattern, and names no file; name one, several as the parts of a 'mix' "
+            "data set, or write them into one file"
+        )
     if not folder.is_dir():
         return f"there is no file '{given}', nor its directory {display_path(folder)}"
     names = sorted(

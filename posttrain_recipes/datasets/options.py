@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -75,10 +75,10 @@ def records(
         raise UsageError(f"{parser.name} has no records", hint=hint)
 
 
-def tell_unused(parser: RowParser, wants: type[Record] | None) -> None:
-    """Say which fields of the rows that were parsed nothing is made of."""
+def tell_unused(parser: RowParser, wants: type[Record] | None, told: Collection[str] = ()) -> None:
+    """Say which fields of the rows that were parsed nothing is made of, but for those `told`."""
     imitated = tuple(parser.metadata) if wants is Conversation else ()
-    if unused := (*parser.unused, *imitated):
+    if unused := tuple(name for name in (*parser.unused, *imitated) if name not in told):
         _tell_unused(parser.name, unused)
 
 

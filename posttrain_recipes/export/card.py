@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
@@ -21,6 +20,8 @@ LIBRARY: Mapping[Kind, str] = {"adapter": "peft", "model": "transformers", "gguf
 RELATION: Mapping[Kind, str] = {"adapter": "adapter", "model": "finetune", "gguf": "quantized"}
 UNKNOWN = "unknown"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE = re.compile(r"^file:/*(?=[^/])", re.IGNORECASE)
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _HUB_ID = re.compile(rf"{_WORD.pattern}/{_WORD.pattern}")
 
 
@@ -185,12 +186,19 @@ def shareable(value: Any) -> Any:
         return {shareable(key): shareable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [shareable(inner) for inner in value]
-    if isinstance(value, str) and "\n" not in value and value.startswith(("/", "~/")):
-        place = Path(os.path.expanduser(value))
-        if value.count("/") > 1 or place.exists():
-            return place.name or value
-    if isinstance(value, str) and PureWindowsPath(value).drive and "\\" in value:
-        return PureWindowsPath(value).name
+    return _cut(value) if isinstance(value, str) else value
+
+
+def _cut(value: str) -> str:
+    place = _FILE.sub("/", value.strip())
+    if "\n" in place:
+        return value
+    if _WINDOWS.match(place):
+        return PureWindowsPath(place).name or value
+    if place.startswith("~") and "/" in place:  # of this user, or of one who is named
+        return Path(place).name
+    if place.startswith("/") and (place.count("/") > 1 or Path(place).exists()):
+        return Path(place).name or value
     return value
 
 

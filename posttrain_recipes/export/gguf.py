@@ -9,6 +9,7 @@ from typing import Any
 from posttrain_recipes.export import gguf_model, merged, modelfile
 from posttrain_recipes.export.gguf_tokens import Words
 from posttrain_recipes.options import RendererConfig
+from posttrain_recipes.pretrained import token_ids
 from posttrain_recipes.training.text.chat_template import ChatRenderer
 
 FILE = "model.gguf"
@@ -55,7 +56,7 @@ def write_model(
     rows = model.get_input_embeddings().weight.shape[0]
     words = Words.of(tokenizer, rows, stops, adds_bos)
     gguf_model.write(out / FILE, model, words, kind, name)
-    template = tokenizer.chat_template or ""
+    template = str(tokenizer.chat_template or "")
     text, told = modelfile.write(
         FILE,
         render,
@@ -83,8 +84,7 @@ def _stops(tokenizer: Any, model: Any, renderer: RendererConfig) -> list[int]:
     """Tokens that end a reply, as the engine's renderer has them."""
     named: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config):
-        value = getattr(source, "eos_token_id", None)
-        named.update(value if isinstance(value, list) else [] if value is None else [value])
+        named.update(token_ids(getattr(source, "eos_token_id", None)))
     if not tokenizer.chat_template:
         own = tokenizer.eos_token_id
         return sorted(named | ({own} if own is not None else set()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Words:
     ids: dict[str, int] = field(default_factory=dict)
     """Token ids by what they are for: bos, eos, eot, unk, pad."""
     add_bos: bool = False
-    template: str | None = None
+    template: str | Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
     """What is otherwise than in the tokenizer itself."""
 
@@ -107,8 +107,11 @@ class Words:
                 add(self.ids[name])
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_space_prefix(False)
-        if self.template:
+        if isinstance(self.template, str):
             writer.add_chat_template(self.template)
+        elif self.template:
+            named = [{"name": name, "template": text} for name, text in self.template.items()]
+            writer.add_chat_template(named)
 
 
 def _rules(whole: dict[str, Any]) -> tuple[str, list[str]]:

@@ -26,9 +26,14 @@ class WholeModel:
 
 
 def base_of(adapter: Path) -> str:
-    """The base model that an adapter names."""
-    config = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))
-    return str(config["base_model_name_or_path"])
+    """The base model that an adapter names. Raises `PtlError` where it names none."""
+    try:
+        config = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PtlError(
+            f"{adapter / ADAPTER[0]} names no base model", why=pretrained.in_a_line(error)
+        ) from None
 
 
 def load(adapter: Path, option: str = "--merge") -> WholeModel:
@@ -36,7 +41,7 @@ def load(adapter: Path, option: str = "--merge") -> WholeModel:
 
     Raises:
         MissingExtraError: peft is not installed; `option` needs it.
-        PtlError: the base model does not load.
+        PtlError: the base model does not load, or the adapter does not fit it.
     """
     try:
         from peft import PeftModel
@@ -53,13 +58,25 @@ def load(adapter: Path, option: str = "--merge") -> WholeModel:
         model = pretrained.load_model(base, torch.float32)
         tokenizer = pretrained.load_tokenizer(base)
         own = pretrained.load_config(base).get_text_config().dtype
-    except (OSError, ValueError) as error:
-        raise PtlError(f"the base model {base} does not load", why=str(error)) from None
-    if _on_head(adapter):
-        _untie(model)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (PtlError, MemoryError):
+        raise
+    except Exception as error:  # transformers has no error of its own
+        why = pretrained.in_a_line(error)
+        raise PtlError(f"the base model {base} does not load", why=why) from None
+    try:
+        if _on_head(adapter):
+            _untie(model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except MemoryError:
+        raise
+    except Exception as error:  # peft, torch and safetensors each have their own
+        raise PtlError(
+            f"the adapter cannot be added to the base model {base}",
+            why=pretrained.in_a_line(error),
+            hint="the base model has to be the one that it was trained on",
+        ) from None
     return WholeModel(merged, tokenizer, own)
 
 
@@ -75,10 +92,26 @@ def merge(adapter: Path, out: Path, dtype: str | None) -> None:
     merged = load(adapter)
     wanted = getattr(torch, dtype) if dtype else merged.dtype or torch.float32
     try:
-        merged.model.to(wanted).save_pretrained(out)
+        _save(merged.model.to(wanted), out)
     except SafetensorError as error:  # it hides what the system said
         raise PtlError(f"{out} cannot be written", why=str(error)) from None
     merged.tokenizer.save_pretrained(out)
+
+
+def _save(model: Any, out: Path) -> None:
+    """Write a model with the generation config of its base as that is: transformers writes none
+    that it finds fault with, as one with a temperature and without `do_sample`."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(out)
+    if model.generation_config is not own:
+        (out / "generation_config.json").write_text(own.to_json_string(), encoding="utf-8")
+        model.generation_config = own
 
 
 def _on_head(adapter: Path) -> bool:

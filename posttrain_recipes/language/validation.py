@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -126,11 +126,19 @@ def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[
             yield from _explain(recipe, inner, registry)
         return
     named = [str(option["const"]) for option in error.validator_value if "const" in option]
-    types = [str(o.get("type", "value")) for o in error.validator_value if "const" not in o]
+    types = [_type(option) for option in error.validator_value if "const" not in option]
     words = " or ".join(TYPE_WORDS.get(name, name) for name in types)
     tail = f"; or write {' or '.join(named)}" if named else ""
     key = tuple(error.absolute_path)
+    if "object" in types and isinstance(error.instance, str) and key[-1:] and key[-1] in FORMS:
+        tail = f"; write {FORMS[str(key[-1])].format(error.instance)}"
     yield recipe.fault(key, f"must be {words}, not {_show(error.instance)}{tail}")
+
+
+def _type(option: Mapping[str, Any]) -> str:
+    if "$ref" in option or "properties" in option or "allOf" in option:
+        return "object"
+    return str(option.get("type", "value"))
 
 
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
@@ -180,8 +188,14 @@ def _missing(key: Key, name: str, registry: Registry) -> str:
     return f"needs the option '{name}'"
 
 
-FORMS = {"keep": "{best: EVAL}", "stop": "{after: 3 evals without gain}"}
-"""Mappings that name no plugin."""
+FORMS = {
+    "keep": "{{best: EVAL}}",
+    "stop": "{{after: 3 evals without gain}}",
+    "renderer": "{{chat_template: {}}}",
+    "lora": "{{rank: 16}}",
+    "teacher": "{{stage: {0}}} or {{model: {0}}}",
+}
+"""Mappings that name no plugin, with what was written in their place."""
 TYPE_WORDS = {
     "string": "text",
     "number": "a number",
@@ -208,7 +222,9 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         if "boolean" in names and str(value).lower() in ("yes", "no", "on", "off"):
             hint = "; write true or false"
         elif "object" in names and isinstance(value, str) and key:
-            hint = f"; write {FORMS.get(str(key[-1]), f'{{use: {value}}}')}"
+            own = "{{use: {}}}" if "use" in error.schema.get("properties", {}) else ""
+            form = FORMS.get(str(key[-1]), own).format(value)
+            hint = f"; write {form}" if form else ""
         elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
             hint = f'; write ">= {shown}"'
         elif value is None:

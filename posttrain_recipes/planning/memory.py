@@ -18,6 +18,7 @@ from pathlib import Path
 from posttrain_recipes import machine
 from posttrain_recipes.conversion import conversations, convert
 from posttrain_recipes.machine import cores
+from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.plans import Plan, PlannedStage, model_location
 from posttrain_recipes.plugin import DataMethod
@@ -107,11 +108,14 @@ class StageMemory:
     """Tokens of the longest sequence, as far as is known."""
     hint: str
     """What takes less."""
+    others: tuple[str, ...] = ()
+    """Base models that the engine holds beside the stage's own."""
 
     def __str__(self) -> str:
+        beside = f", beside {', '.join(self.others)}" if self.others else ""
         return (
             f"about {self.bytes / 2**30:.1f} GiB at its peak ({self.sequences:,} sequences of up "
-            f"to {self.longest:,} tokens, on the CPU)"
+            f"to {self.longest:,} tokens, on the CPU{beside})"
         )
 
 
@@ -134,10 +138,14 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     sequences *= 2 if stage.wants is Preference else 1
     threads, rank = cores(), stage.lora.rank
     free, size = machine.available_memory(), 2 if plan.engine.precision else FLOAT
+    others = _others(plan, stage)
+    held = size * sum(one.parameters for one in others.values())
     least = training(shape, 1, 1, 1, threads, free, size)
     adapter = training(shape, rank, 1, 1, threads, free, size) - least
     peak = training(shape, rank, sequences, longest, threads, free, size)
-    if peak - least - adapter >= adapter:
+    if held > peak - least:
+        hint = f"take smaller ones for {', '.join(others)}, which take {held / 2**30:.1f} GiB"
+    elif peak - least - adapter >= adapter:
         now = math.prod(in_flight(shape, sequences, longest, threads))
         halved = math.prod(in_flight(shape, max(1, sequences // 2), longest, threads))
         fewer = ", or 'batch_size'" if halved < now else ""
@@ -147,7 +155,28 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
         hint += "a time"
     else:
         hint = f"lower 'lora.rank': the adapter and its optimizer take {adapter / 2**30:.1f} GiB"
-    return StageMemory(peak, sequences, longest, f"{hint}; or a smaller model")
+    hint = f"{hint}; or a smaller model"
+    return StageMemory(peak + held, sequences, longest, hint, tuple(others))
+
+
+def _others(plan: Plan, stage: PlannedStage) -> dict[str, Shape]:
+    """Base models beside the stage's own that the engine has loaded by then and never gives back:
+    those of the stages up to this one, their teachers and judges among them. Shapes that are not
+    known are left out."""
+    folder = plan.path.parent
+    found: dict[str, str] = {}
+    for one in plan.stages:
+        users = (one.method, *(reward for reward, _ in one.rewards), *(e.eval for e in one.evals))
+        named = [
+            ref.model for user in users if user for _, ref in references(user.config, ModelRef)
+        ]
+        for model in (one.model, *filter(None, named)):
+            found.setdefault(model_location(model, folder), model)
+        if one.name == stage.name:
+            break
+    found.pop(model_location(stage.model, folder), None)
+    shapes = {model: Shape.read(Path(location)) for location, model in found.items()}
+    return {model: shape for model, shape in shapes.items() if shape is not None}
 
 
 def _longest(plan: Plan, stage: PlannedStage) -> int | None:

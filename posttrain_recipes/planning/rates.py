@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain_recipes import hub, shape
+from posttrain_recipes import ggufs, hub, shape
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.ggufs import is_gguf
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key, name_of
@@ -71,7 +72,7 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
     family, model, rank = method.family, builder.model, builder.rank
     hidden = _hidden(builder)
     if hidden is None and name not in kept:
-        if model in builder.models:  # else it has a fault of its own
+        if model and model in builder.models:  # else it has a fault of its own
             large = f"{automatic(LARGE, family, rank):g}"
             builder.fault(
                 key,
@@ -121,6 +122,13 @@ def _folder(location: str) -> Path | None:
 
 def _why(builder: Builder) -> str:
     location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
+    if is_gguf(location):
+        try:
+            ggufs.metadata(location)
+        except PtlError as error:  # a file that is damaged, or nothing here that reads it
+            told = [error.what, *filter(None, (error.why, error.hint))]
+            return "; ".join(told)
+        return f"{builder.model} tells no embedding_length"
     if _folder(location):
         return f"the config.json of {builder.model} tells no hidden_size"
     asked = "" if builder.ask else " ('ptl plan' and 'ptl run' ask the hub for it)"

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ValidationError
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.options import RESERVED, ModelRef, RendererConfig, asked, references
 from posttrain_recipes.planning.plans import model_location
+from posttrain_recipes.pretrained import PROCESSOR
 from posttrain_recipes.registry import suggest
+from posttrain_recipes.training.text.jinja import template_environment
 from posttrain_recipes.training.text.templates import NAMED
 
 if TYPE_CHECKING:
@@ -116,8 +118,6 @@ def read(given: str, base_dir: Path) -> str:
 def _parse(text: str, name: str) -> None:
     from jinja2 import TemplateSyntaxError
 
-    from posttrain_recipes.planning.tokens import template_environment
-
     if not text.strip():
         raise TemplateError(f"{name} is empty")
     try:
@@ -145,9 +145,14 @@ def _lacks(location: str) -> bool:
     config = folder / "tokenizer_config.json"
     if not folder.is_dir() or not (config.is_file() or (folder / "tokenizer.json").is_file()):
         return False  # the hub's, or a tokenizer in a form of its own
-    if any((folder / name).exists() for name in _TEMPLATES):
-        return False
     try:
+        beside = folder / "chat_template.jinja"
+        if beside.exists():  # tokenizers take it even where it is empty
+            return not beside.read_text(encoding="utf-8").strip()
+        if _keeps(folder / PROCESSOR):
+            return False
+        if (folder / "additional_chat_templates" / "default.jinja").exists():
+            return False
         told = json.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return True
@@ -156,7 +161,10 @@ def _lacks(location: str) -> bool:
     return not (isinstance(told, dict) and told.get("chat_template"))
 
 
-_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+def _keeps(file: Path) -> bool:
+    """Whether a file of JSON has a chat template. Raises `OSError`, `ValueError`."""
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return isinstance(told, dict) and bool(told.get("chat_template"))
 
 
 def _with(held: Any, path: tuple[str | int, ...], value: Any) -> Any:

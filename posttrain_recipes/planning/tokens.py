@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from posttrain_recipes.pretrained import processor_template
 from posttrain_recipes.records import Message
 from posttrain_recipes.training.text.chat_template import ChatRenderer
+from posttrain_recipes.training.text.jinja import template_environment
 from posttrain_recipes.workload import CountTokens
 
 CHARACTERS = 4
@@ -85,7 +86,8 @@ class _Tokenizer:
         }
         beside = folder / "chat_template.jinja"
         written = beside.read_text(encoding="utf-8") if beside.is_file() else None
-        self.chat_template = template or written or config.get("chat_template")
+        own = written or config.get("chat_template") or processor_template(str(folder))
+        self.chat_template = template or own
         self._template = template_environment().from_string(self.chat_template or "")
         self.eos_token_id: int | None = self._tokenizer.token_to_id(
             self._special.get("eos_token", "")
@@ -108,33 +110,3 @@ class _Tokenizer:
         # A control token that stands in data as text is rare: its own tokens are not counted.
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
-
-
-def template_environment() -> Any:
-    """Jinja as `transformers` sets it up, so that templates mean the same here."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise ValueError(message)
-
-    class Generation(Extension):
-        """`{% generation %}`: marks what the assistant says, and changes nothing of it."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            body: list[nodes.Node] = parser.parse_statements(
-                ("name:endgeneration",), drop_needle=True
-            )
-            return body
-
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
-    made.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
-    made.globals["raise_exception"] = raise_exception
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return made

@@ -15,7 +15,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning import needs
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.plugin import Checkpoint
-from posttrain_recipes.running.findings import PreflightFinding
+from posttrain_recipes.running.findings import PreflightFinding, Verdict
 from posttrain_recipes.running.serving import Serving
 
 NEAR = 0.95
@@ -57,7 +57,9 @@ def look(
     try:
         nll, tokens = _nll(serving, model, sequences[:RECORDS])
     except PtlError as error:
-        return PreflightFinding(name, "warning", f"not looked at: {error.what}", error.hint)
+        # The embedded engine has to do no less for the run.
+        verdict: Verdict = "failed" if plan.engine.name == "local" else "warning"
+        return PreflightFinding.of(name, error, "not looked at: ", verdict)
     rows = serving.renderer(model).rows
     if rows is None or tokens < FEW:
         return None

@@ -53,7 +53,7 @@ def findings(
             with Meter().installed(), activity.watched(what, reporter.sampling) as watch:
                 groups, whole = _sample(stage, start, serving, watch.progress)
         except PtlError as error:
-            yield PreflightFinding(name, "failed", error.what, error.hint)
+            yield PreflightFinding.of(name, error)
         else:
             limit = getattr(stage.method.config, "max_tokens", None)
             yield _verdict(name, groups, whole, limit)

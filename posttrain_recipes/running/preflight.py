@@ -79,7 +79,7 @@ def data(plan: Plan) -> Iterator[PreflightFinding]:
         try:
             count = sum(1 for _ in open_records(source, wants))
         except PtlError as error:
-            yield PreflightFinding(name, "failed", error.what, error.hint)
+            yield PreflightFinding.of(name, error)
             continue
         if count:
             yield PreflightFinding(
@@ -133,8 +133,7 @@ def engine(
 
                 yield from learnability.findings(plan, serving, runs, reporter)
     except PtlError as error:
-        why = f": {error.why}" if error.why else ""
-        yield PreflightFinding(name, "failed", error.what + why, error.hint)
+        yield PreflightFinding.of(name, error)
     finally:
         with suppress(OSError):  # a home that cannot be written was told of
             log.unlink()
@@ -159,7 +158,7 @@ def rewards(plan: Plan) -> Iterator[PreflightFinding]:
                 if prompts:
                     yield from _tried(name, reward, prompts)
             except PtlError as error:
-                yield PreflightFinding(name, "failed", error.what, error.hint)
+                yield PreflightFinding.of(name, error)
             except Exception as error:  # a plugin's own code
                 words = f"{type(error).__name__} on an answer that it should give nothing for"
                 yield PreflightFinding(name, "failed", f"raises {words}: {error}")

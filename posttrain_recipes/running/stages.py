@@ -127,7 +127,7 @@ class StageWork:
             return
         with self.spending.meter.into(Spent()):  # nothing is billed, and it is no part of a stage
             found = firstlook.look(self.plan, self.serving, stage.model, sequences)
-        if found is not None and found.verdict == "warning":
+        if found is not None and found.verdict != "ok":
             self.reporter.warning("; ".join(filter(None, (found.message, found.hint))))
 
     def _train(

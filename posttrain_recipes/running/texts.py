@@ -7,6 +7,7 @@ that may be too long.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -90,7 +91,7 @@ class Texts:
         try:
             renderer = self.load(model, self.plan.template_of(model))
         except PtlError as error:
-            yield PreflightFinding(name, "failed", error.what, error.hint)
+            yield PreflightFinding.of(name, error)
             return
         lost = list(soundness.keeps(renderer.again, renderer.special.values()))
         needed = [one for one in lost if one.needed]
@@ -133,6 +134,15 @@ class Texts:
                 "name one, so that each goes on up to 'max_tokens'",
                 "name one as 'eos_token' of tokenizer_config.json",
             )
+        if odd := model_files.no_ends(location):
+            file, named = next(iter(odd.items()))
+            return PreflightFinding(
+                name,
+                "warning",
+                f"{file} of {location} has 'eos_token_id': {json.dumps(named)[:60]}, which is no "
+                "token id, nor a list of them",
+                f"replies end at {_names(renderer)}; have it name the ids of tokens",
+            )
         differ = soundness.ends_differ(
             renderer.eos, model_files.ends_by_file(location), lambda token: renderer.decode([token])
         )
@@ -167,7 +177,7 @@ class Texts:
         for record in head:
             try:
                 rendered += _rendered(use.user, record, renderers)
-            except UsageError:
+            except Exception:  # a plugin's own code, too
                 continue  # told below, or when the records are read
         if rendered:
             sequences = self.first.setdefault(use.stage.model, [])
@@ -295,6 +305,7 @@ def _fault(name: str, record: Record, error: UsageError) -> PreflightFinding:
     source = record.source or "a record"
     what = error.what.removeprefix("a record: ")
     what = what if what.startswith(source) else f"{source}: {what}"
+    what += f" ({error.why})" if error.why else ""
     return PreflightFinding(name, "failed", what, error.hint)
 
 

@@ -79,6 +79,22 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         GOOD.replace("{use: dpo, beta: 0.1}", "dpo"),
         ["stages.dpo.method", 'must be a mapping (key: value), not "dpo"; write {use: dpo}'],
     ),
+    "a template for its mapping": (
+        GOOD.replace("stages:", "renderer: chatml\nstages:"),
+        ["mine.yaml:3:11  renderer", 'not "chatml"; write {chat_template: chatml}\n'],
+    ),
+    "a name for a teacher": (
+        GOOD.replace("{use: dpo, beta: 0.1}", "{use: distill_on_policy, teacher: sft}"),
+        [
+            "stages.dpo.method.teacher",
+            'a mapping (key: value) or a list, not "sft"; write {stage: sft} or {model: sft}',
+        ],
+    ),
+    "a word for a mapping without a plugin": (
+        GOOD.replace("test_size: 1", "columns: question"),
+        ["stages.sft.dataset.columns", 'must be a mapping (key: value), not "question"\n'],
+    ),
+    "no model": (GOOD.replace("ptl/tiny", "''"), ["mine.yaml:2:8  model", "1 fault\n"]),
     "wrong type": (
         GOOD.replace("1e-3", "fast"),
         [

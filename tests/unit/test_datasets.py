@@ -268,6 +268,16 @@ PROBLEMS: list[tuple[str, dict[str, Any], str, str]] = [
         "there is no file 'mesages.jsonl'; did you mean 'messages.jsonl'?",
     ),
     ("no/where.jsonl", {}, "path", "there is no file 'no/where.jsonl', nor its directory no"),
+    *(
+        (
+            pattern,
+            {},
+            "path",
+            f"'{pattern}' is a pattern, and names no file; name one, several as the parts of a "
+            "'mix' data set, or write them into one file",
+        )
+        for pattern in ("*.jsonl", "nowhere/part-?.jsonl", "[a-z]*.jsonl.gz")
+    ),
     ("../good", {}, "path", "'../good' is a directory; name a file in it"),
     (
         "../broken/unknown_suffix.txt",

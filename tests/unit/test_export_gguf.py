@@ -63,6 +63,22 @@ def test_a_written_model_comes_back_weight_by_weight(tmp_path: Path, name: str, 
     assert back.config.eos_token_id == 2
 
 
+@pytest.mark.parametrize("names", [("default", "tool_use"), ("default",)])
+def test_several_templates_are_written_by_their_names(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    tokenizer = exported.tokenizer()
+    own = tokenizer.chat_template
+    templates = {name: f"{own}{{# {name} #}}" for name in names}
+    tokenizer.chat_template = dict(templates)
+    file = write(tmp_path, made("llama"), tokenizer=tokenizer)
+    told = ggufs.metadata(str(file))
+    assert told["tokenizer.chat_template"] == templates["default"]
+    back = ggufs.tokenizer(str(file)).chat_template
+    assert (back if isinstance(back, dict) else {"default": back}) == templates
+    assert "TEMPLATE" in (tmp_path / "Modelfile").read_text()
+
+
 def test_llamas_rows_turn_in_pairs_and_others_in_halves(tmp_path: Path) -> None:
     """llama.cpp rotates rows 2 i and 2 i + 1 of a head of Llama, others i and i + size / 2."""
     for name, size in (("llama", 16), ("qwen2", 16), ("qwen3", 32)):

@@ -17,6 +17,7 @@ from posttrain_recipes import models
 from posttrain_recipes.cli.export import export
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.export import card
+from posttrain_recipes.export.merged import ADAPTER
 from tests import exported
 from tests import hub as stand_in
 from tests.hub import Hub
@@ -80,6 +81,42 @@ def test_what_is_written_is_on_the_hub_with_a_card(
     assert "| sft | right | 40 | 10.0% ±10.0 | 50.0% ±10.0 |" in text
     assert {token for *_, token in hub.asked} <= {TOKEN, ""}
     assert TOKEN not in result.output + text
+
+
+@pytest.mark.parametrize("options", [[], ["--merge"], ["--gguf", "f16"]])
+def test_whoever_may_read_this_users_files_may_read_what_is_written(
+    hub: Hub, home: Path, tmp_path: Path, options: list[str]
+) -> None:
+    assert ptl(home, "demo-1", "out", *options).exit_code == 0
+    (plain := tmp_path / "plain").write_text("")
+    modes = {file.name: file.stat().st_mode for file in Path("out").iterdir()}
+    assert modes == dict.fromkeys(modes, plain.stat().st_mode)
+
+
+def test_an_empty_directory_stays_the_one_that_it_is(hub: Hub, home: Path) -> None:
+    """It may be where somebody is, or where a disk is mounted; its parent may be another's."""
+    (out := Path("others") / "out").mkdir(parents=True)
+    before = out.stat().st_ino
+    result = ptl(home, "demo-1", str(out))
+    assert result.exit_code == 0, str(result.exception)
+    assert out.stat().st_ino == before
+    assert {file.name for file in out.iterdir()} == {*ADAPTER}
+    assert [entry.name for entry in Path("others").iterdir()] == ["out"]
+
+
+def test_what_fails_leaves_an_empty_directory_as_it_was(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(adapter: Path, out: Path, dtype: str | None) -> None:
+        (out / "model.safetensors").write_text("half")
+        raise PtlError("no more")
+
+    monkeypatch.setattr("posttrain_recipes.cli.export._merge", fails)
+    Path("out").mkdir()
+    assert isinstance(ptl(home, "demo-1", "out", "--merge").exception, PtlError)
+    assert list(Path("out").iterdir()) == []
+    assert isinstance(ptl(home, "demo-1", "new", "--merge").exception, PtlError)
+    assert not Path("new").exists()
 
 
 def test_without_a_directory_only_the_hub_has_it(hub: Hub, home: Path, tmp_path: Path) -> None:
@@ -228,6 +265,10 @@ def test_the_card_does_not_tell_where_things_lie_on_this_machine(tmp_path: Path)
     [
         ("/no_think", "/no_think"), ("/a/b/c.jsonl", "c.jsonl"), ("~/x/y", "y"), ("a/b", "a/b"),
         ("/a/b\nc", "/a/b\nc"), (r"C:\Users\ada\x.jsonl", "x.jsonl"), (["/a/b"], ["b"]), (3, 3),
+        ("C:/Users/ada/x.jsonl", "x.jsonl"), (r"\\host\ada\x.jsonl", "x.jsonl"), ("~ada/x", "x"),
+        ("file:///home/ada/x", "x"), ("FILE:/home/ada/x", "x"), ("/home/ada/x\n", "x"),
+        (" /home/ada/x", "x"), ("file:///C:/Users/ada/x", "x"), ("s3://bucket/a", "s3://bucket/a"),
+        ("~", "~"), ("/", "/"), ("Q: a/b", "Q: a/b"), ("", ""),
     ],
 )  # fmt: skip
 def test_of_an_absolute_path_the_last_part_is_shared(value: Any, shared: Any) -> None:

@@ -130,6 +130,27 @@ def test_the_split_is_that_of_a_file_that_is_held(
     assert large == again == kept == expected
 
 
+def test_fields_that_are_not_used_are_told_wherever_they_first_stand(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def with_field(line: str | bytes, name: str) -> str:
+        return json.dumps({**json.loads(line), name: 1})
+
+    lines = rows(60)
+    lines[1] = with_field(lines[1], "early")
+    for place in (30, 31, 50):
+        lines[place] = with_field(lines[place], "late" if place < 50 else "last")
+    path = written(tmp_path, lines)
+    records = streamed(path)
+    assert told(caplog) == ["early"]
+    assert len(list(records)) == len(list(records)) == 60
+    assert told(caplog) == ["early", "late", "last"]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message.rpartition(" ")[2] for message in caplog.messages if "not used" in message]
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_each_row_has_the_line_that_it_stands_on(mark: bytes, tmp_path: Path) -> None:
     lines = ["", *rows(30), " \u00a0 ", *rows(3), "\t"]

@@ -233,6 +233,15 @@ def test_a_config_that_tells_no_size_is_told_of(config: str, project: Project) -
     assert all("the config.json of ./model tells no hidden_size" in one for one in found)
 
 
+def test_a_gguf_file_that_is_damaged_is_told_as_that(project: Project) -> None:
+    pytest.importorskip("gguf")
+    (project.path / "model.gguf").write_bytes(b"GGUF" + bytes(50))
+    found = faults(project, recipe(model="./model.gguf"))
+    assert len(found) == 3
+    assert all("model.gguf cannot be read as GGUF" in one for one in found)
+    assert not any("config.json" in one for one in found)
+
+
 def test_a_model_that_is_not_there_has_one_fault(project: Project) -> None:
     (one,) = faults(project, recipe(model="./nowhere"))
     assert "there is no model directory" in one

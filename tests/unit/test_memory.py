@@ -136,6 +136,46 @@ def test_a_plan_tells_it(project: Project, ptl: Ptl) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_other_models_that_the_engine_holds_are_counted(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = project.path / "big"
+    big.mkdir()
+    for file in BUNDLED["ptl/nano"].iterdir():
+        if file.suffix != ".safetensors":
+            (big / file.name).write_bytes(file.read_bytes())
+    wide = {**json.loads((big / "config.json").read_text()), **SMOL, "vocab_size": 1024}
+    (big / "config.json").write_text(json.dumps(wide))
+    monkeypatch.setattr(machine, "available_memory", lambda: 16 << 30)
+    taught = """\
+  - name: alone
+    init_from: base
+    dataset: {use: jsonl, path: chat.jsonl}
+    method: {use: sft, max_length: 128}
+  - name: taught
+    init_from: base
+    dataset: {use: jsonl, path: chat.jsonl}
+    method: {use: distill_off_policy, max_length: 128, teacher: {model: ./big}}
+  - name: after
+    init_from: base
+    dataset: {use: jsonl, path: chat.jsonl}
+    method: {use: sft, max_length: 128}
+"""
+    plan = project.plan(RECIPE + taught)
+    sft, alone, taught_, after = (memory.of_stage(plan, stage) for stage in plan.stages)
+    assert sft is not None
+    assert alone == sft
+    for one in (taught_, after):
+        assert one is not None
+        assert one.bytes - sft.bytes >= 4 * shape(wide).parameters
+        assert one.others == ("./big",)
+        assert "on the CPU, beside ./big)" in str(one)
+        assert one.hint.startswith("take smaller ones for ./big, which take 0.3 GiB")
+    monkeypatch.setattr(preflight, "available_memory", lambda: 600 << 20)
+    told = {found.check: found.verdict for found in preflight.room(plan)}
+    assert told["memory of taught"] == told["memory of after"] == "warning"
+
+
 def test_it_is_of_this_machine_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = project.plan(RECIPE + "engine: {use: server, base_url: 'http://127.0.0.1:1'}\n")
     assert memory.of_stage(plan, plan.stages[0]) is None

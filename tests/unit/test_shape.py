@@ -31,6 +31,14 @@ def test_a_width_is_told_where_the_rest_is_not() -> None:
     assert hidden_size({"hidden_size": 64}) == 64
 
 
+@pytest.mark.parametrize("name", ["n_embd", "d_model"])
+def test_a_width_has_other_names_in_some_families(name: str) -> None:
+    assert hidden_size({name: 48}) == 48
+    assert hidden_size({name: 48, "hidden_size": 64}) == 64
+    assert hidden_size({name: 48, "hidden_size": None}) == 48
+    assert hidden_size({name: "48"}) is None
+
+
 @pytest.mark.parametrize("wrong", [None, "64", 0, -1, 6.5, True, 1 << 24, [64]])
 def test_what_is_no_size_is_none(wrong: Any) -> None:
     assert hidden_size({"hidden_size": wrong}) is None

@@ -13,6 +13,7 @@ import pytest
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.methods.sft import SFT
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.planning.plans import Plan, model_location
@@ -296,6 +297,18 @@ def test_shipped_recipes_have_nothing_to_tell(recipe: Path) -> None:
 def test_the_bundled_models_have_one_tokenizer() -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert len({(folder / name).read_text() for folder in BUNDLED.values()}) == 1, name
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_plugin_s_own_code_raises_stops_no_check(
+    project: Project, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    def rendered(*of: Any) -> None:
+        raise KeyError("nothing here")
+
+    monkeypatch.setattr(SFT, "rendered", rendered)
+    plan = project.plan(RECIPE.replace("MODEL", "ptl/nano"))
+    assert told(list(Texts(plan, load, whole).of(plan.stages))) == []
 
 
 def test_what_is_not_looked_at_offline_is_said(project: Project, ptl: Ptl) -> None:

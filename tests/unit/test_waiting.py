@@ -57,6 +57,22 @@ def test_the_answer_is_the_futures() -> None:
     assert EngineWaiter()(done(3)) == 3
 
 
+def test_what_an_engine_says_is_told_without_what_the_sdk_puts_around_it() -> None:
+    said = "cannot load base model 'a': for want of files\nand more"
+    raised = tinker.RequestFailedError(
+        f"Request failed: {said} for self.request_id='1-2' and expected type self.model_cls=<class "
+        "'tinker.SampleResponse'>",
+        request_id="1-2",
+        category=tinker.types.RequestErrorCategory.User,
+    )
+    with pytest.raises(PtlError) as caught:
+        EngineWaiter()(failed(raised))
+    assert caught.value.why == said
+    with pytest.raises(PtlError) as caught:
+        EngineWaiter()(failed(tinker.TinkerError("Request failed: it is so")))
+    assert caught.value.why == "Request failed: it is so"
+
+
 def test_an_answer_may_come_after_many_looks() -> None:
     future: Future[int] = Future()
     looks = Looks(5, lambda: future.set_result(4))

@@ -111,8 +111,7 @@ class BaseModel:
         """Every id that ends a sequence, by the generation config or the tokenizer."""
         found: set[int] = set()
         for source in (self.model.generation_config, self.model.config):
-            value = getattr(source, "eos_token_id", None)
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
+            found.update(pretrained.token_ids(getattr(source, "eos_token_id", None)))
         try:
             extra = self.tokenizer.eos_token_id
         except (OSError, ValueError):  # a model without a tokenizer still samples
@@ -273,9 +272,8 @@ def _loaded(name: str, path: str, dtype: torch.dtype) -> Any:
     try:
         return pretrained.load_model(path, dtype)
     except PtlError as error:
-        raise RequestError(
-            404, " ".join(f"cannot load base model {name!r}: {error}".split())
-        ) from error
+        told = "; ".join(filter(None, (error.what, error.why, error.hint)))
+        raise RequestError(404, f"cannot load base model {name!r}: {told}") from error
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise RequestError(

@@ -11,9 +11,9 @@ from typing import Any
 
 from posttrain_recipes.errors import PtlError, TooLongError, UsageError
 from posttrain_recipes.options import AS_EVER, RendererConfig
-from posttrain_recipes.pretrained import load_tokenizer
+from posttrain_recipes.pretrained import in_a_line, load_tokenizer
 from posttrain_recipes.records import Message, tools_of
-from posttrain_recipes.training.text import model_files
+from posttrain_recipes.training.text import jinja, model_files
 from posttrain_recipes.training.text.dialects import arguments_as_text, reasoning_key
 from posttrain_recipes.training.text.left_out import left_out, marked
 from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
@@ -28,6 +28,7 @@ _OTHER_PROMPT = (
     "this model's chat template shows a reply after another beginning than a sampled one has, so "
     "that it is learned after a prompt that sampling does not use"
 )
+_NO_OPENING = "this model's chat template has no generation prompt"
 _UNREADABLE = "\ue000"
 """Put into a control token's text so that no template or tokenizer reads it as one."""
 
@@ -44,7 +45,7 @@ class ChatRenderer:
         limits: what the model can read.
 
     Raises:
-        PtlError: the tokenizer has no chat template.
+        PtlError: the tokenizer has no chat template, or one that cannot be used.
     """
 
     def __init__(
@@ -54,12 +55,7 @@ class ChatRenderer:
         ends: Sequence[int] = (),
         limits: ModelLimits = NO_LIMITS,
     ) -> None:
-        if not tokenizer.chat_template:
-            raise PtlError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template",
-                hint="name one: 'renderer: {chat_template: chatml}'; or use an instruction-tuned "
-                "model",
-            )
+        jinja.check(tokenizer.chat_template, tokenizer.name_or_path)
         self._tokenizer = tokenizer
         self._limits = limits
         self._options = options or AS_EVER
@@ -127,7 +123,10 @@ class ChatRenderer:
     @cached_property
     def frame(self) -> int:
         """Characters that the template writes around a conversation, such as a system prompt."""
-        return len(self._text((Message("user", "a"), Message("assistant", "b")), False))
+        try:
+            return len(self._text((Message("user", "a"), Message("assistant", "b")), False))
+        except UsageError:  # it wants something else of conversations: not known, so a large one
+            return 4096
 
     def check(self, messages: Sequence[Message]) -> str:
         """A prompt as text. Raises `UsageError` as `prompt` does, which makes tokens of it."""
@@ -413,6 +412,8 @@ class ChatRenderer:
         turn = self._template.turn(messages, index, text, self._end_at, self._last_end)
         if not turn.as_sampled:
             self._tell(_OTHER_PROMPT)
+        if opening := self._template.opening:
+            self._tell(f"{_NO_OPENING}: {opening!r} is learned and sampled as a part of each reply")
         return turn
 
     def _tell(self, what: str) -> None:
@@ -480,8 +481,10 @@ def load_renderer(location: str, options: RendererConfig | None = None) -> ChatR
     except Exception as error:  # transformers raises OSError, ValueError, hub errors, ...
         raise PtlError(
             f"cannot load the tokenizer of {location}",
-            why=str(error).strip().split("\n")[0],
-            hint="check the model's name and the network, or use a local directory",
+            why=in_a_line(error),
+            hint="copy the model's files from its origin again"
+            if Path(location).is_dir()
+            else "check the model's name and the network, or use a local directory",
         ) from None
     if options is not None and options.chat_template is not None:
         tokenizer.chat_template = options.chat_template

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import ggufs
+from posttrain_recipes.pretrained import token_ids
 
 NO_TOKENIZER = "copy the model's tokenizer.json and tokenizer_config.json there"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tekken.json", "spiece.model")
+_CONTEXT = ("max_position_embeddings", "n_positions")
+"""What configs call the longest sequence; the second is of GPT-2, GPT-J and their like."""
 _VOCABULARIES = ("vocab.json", "vocab.txt", "sentencepiece*.model")
 
 
@@ -35,29 +39,55 @@ def has_tokenizer(folder: Path) -> bool:
 def limits(location: str) -> ModelLimits:
     """Of the model at `location`, a directory or a hub id."""
     config = ggufs.shape(location) if ggufs.is_gguf(location) else _read(location, "config.json")
-    config = {**config, **(config.get("text_config") or {})}
-    return ModelLimits(config.get("vocab_size"), config.get("max_position_embeddings"))
+    config = {**config, **_of_text(config)}
+    contexts = [_count(config.get(name)) for name in _CONTEXT]
+    context = next((count for count in contexts if count is not None), None)
+    return ModelLimits(_count(config.get("vocab_size")), context)
 
 
 def ends_by_file(location: str) -> dict[str, list[int]]:
     """Token ids that end a sequence, by the file that names them; empty where it names none."""
     if ggufs.is_gguf(location):
         return {Path(location).name: ggufs.ends(location)}
-    config = _read(location, "config.json")
-    text = config.get("text_config") or {}
-    named = config.get("eos_token_id", text.get("eos_token_id"))
-    return {"config.json": _ids(named), "generation_config.json": ends(location)}
+    return {file: token_ids(named) for file, named in _named_ends(location).items()}
+
+
+def no_ends(location: str) -> dict[str, Any]:
+    """What files name as the end of a sequence that is no token id, by the file."""
+    if ggufs.is_gguf(location):
+        return {}
+    return {
+        file: named
+        for file, named in _named_ends(location).items()
+        if named is not None
+        and (not isinstance(named, list) or named)
+        and len(token_ids(named)) < (len(named) if isinstance(named, list) else 1)
+    }
 
 
 def ends(location: str) -> list[int]:
     """Token ids that end a reply by its generation config; none where it has none."""
     if ggufs.is_gguf(location):
         return ggufs.ends(location)
-    return _ids(_read(location, "generation_config.json").get("eos_token_id"))
+    return token_ids(_read(location, "generation_config.json").get("eos_token_id"))
 
 
-def _ids(found: Any) -> list[int]:
-    return [found] if isinstance(found, int) else list(found or ())
+def _named_ends(location: str) -> dict[str, Any]:
+    """`eos_token_id` as it stands in each file that may name it."""
+    config = _read(location, "config.json")
+    named = config.get("eos_token_id", _of_text(config).get("eos_token_id"))
+    said = _read(location, "generation_config.json").get("eos_token_id")
+    return {"config.json": named, "generation_config.json": said}
+
+
+def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is said of the decoder alone: models that also see have it in a part of its own."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _read(location: str, name: str) -> dict[str, Any]:
@@ -66,6 +96,6 @@ def _read(location: str, name: str) -> dict[str, Any]:
 
     try:
         found = json.loads(Path(cached_file(location, name)).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

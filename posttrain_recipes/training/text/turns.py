@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from posttrain_recipes.errors import UsageError
@@ -41,6 +42,20 @@ class Template:
     def after(self, messages: Sequence[Message], index: int) -> str:
         """What stands after message `index`, an assistant's."""
         return self._around(messages, index)[1]
+
+    @cached_property
+    def opening(self) -> str:
+        """What stands before a reply and not at the end of a prompt, where the template takes no
+        notice of being asked for one."""
+        asked = (Message("user", "a"),)
+        try:
+            prompt = self.render(asked, True)
+            head, _ = self._around((*asked, Message("assistant", "b")), 1)
+            if prompt == self.render(asked, False) and head.startswith(prompt):
+                return head.removeprefix(prompt)
+        except UsageError:  # it wants something else of conversations
+            pass
+        return ""
 
     def turn(
         self,
