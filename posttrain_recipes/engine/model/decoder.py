@@ -152,15 +152,18 @@ class Decoder:
         limit = 1e-4 * reference.abs().max().clamp_min(1e-6)
         return bool((own - reference).abs().max() <= limit)
 
-    def weights(self, factors: Mapping[str, LoraFactors] | None, merge: bool) -> DecoderWeights:
+    def weights(
+        self, factors: Mapping[str, LoraFactors] | None, merge: bool, pack: bool = False
+    ) -> DecoderWeights:
         """The weights of a pass, with an adapter's factors or, for None, the base model alone.
 
         `merge` adds the adapter into a copy of the layers that it adapts, which takes the time of a
-        pass over a few hundred tokens.
+        pass over a few hundred tokens. `pack` is for passes without a backward pass: it multiplies
+        by packed copies of the weights, see `Block.product`.
         """
 
         def make(block: Block) -> Product:
-            return block.product(factors, merge)
+            return block.product(factors, merge, pack)
 
         layers = [
             kernels.Layer(

@@ -50,7 +50,7 @@ class FusedLora(NamedTuple):
 class Product(NamedTuple):
     """Linear layers that read one input: y = x (W + scale B A)^T + b."""
 
-    weight: Tensor  # (out, in)
+    weight: Tensor  # (out, in); packed where nothing is trained through it
     bias: Optional[Tensor]
     lora: Optional[FusedLora]
     onednn: bool = False  # whether large products go to oneDNN: see `matmul`
@@ -91,8 +91,11 @@ def matmul(x: Tensor, weight: Tensor, bias: Optional[Tensor], onednn: bool) -> T
 
     With `onednn` a float32 product goes to oneDNN, which on some CPUs is more than twice as fast as
     the BLAS that torch asks. Not a small one, which costs more to start than to compute, nor one of
-    strided tensors, for which it has no fast code.
+    strided tensors, for which it has no fast code. A packed weight (`precision.packed`) is oneDNN's
+    own and goes there whatever its size.
     """
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if (
         onednn
         and x.dim() == 2
