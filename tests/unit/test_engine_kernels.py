@@ -141,7 +141,8 @@ def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(uniform: bo
     head = Product(torch.randn(20, H), None, None)
     write_at = torch.full((rows,), 4) if uniform else torch.arange(rows)
     layout = decode_step.BatchLayout(write_at, int(write_at.max()) + 1, uniform, [4, 3], [5, 0])
-    keys, values = ([torch.randn(rows, G, room, D) for _ in layers] for _ in range(2))
+    keys = [torch.randn(rows, G, D, room) for _ in layers]
+    values = [torch.randn(rows, G, room, D) for _ in layers]
     shared = [torch.randn(G, 5, D) for _ in range(2 * len(layers))]
     x, (cos, sin) = torch.randn(rows, H), angles()
     found = []
