@@ -154,9 +154,16 @@ class Slot:
         self.sequences += sequences
         self.groups += groups
 
+    @property
+    def _written(self) -> int:
+        """How many cells of the KV cache may be in use. A finished sequence that is not removed yet
+        counts on, and is not written to any more."""
+        room = self.values[0].shape[2] if self.values else 0
+        return min(int(self.own_lengths.max(initial=0)), room)
+
     def _make_room(self, count: int, room: int) -> None:
         """Reallocate the KV cache for `count` sequences of up to `room` own tokens."""
-        held, longest = len(self.sequences), int(self.own_lengths.max(initial=0))
+        held, longest = len(self.sequences), self._written
         room = max(room, self.values[0].shape[2] if self.values else 0)
         groups, width = self.decoder.groups, self.decoder.width
         layers, like = range(len(self.decoder.layers)), self.decoder.embedding
@@ -191,7 +198,7 @@ class Slot:
         ):
             return
         chosen = torch.tensor(alive, dtype=torch.long, device=self.base.device)
-        longest = int(self.own_lengths.max(initial=0))
+        longest = self._written
         for buffers, axis in ((self.keys, 3), (self.values, 2)):
             for layer, old in enumerate(buffers):
                 new = old.new_zeros(len(alive), *old.shape[1:])
