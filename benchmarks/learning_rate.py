@@ -48,7 +48,7 @@ STAGES: Mapping[str, dict[str, Any]] = {
     # Formal replies before friendly ones, which the model itself finds likelier.
     "dpo": {
         "dataset": jsonl("formal"),
-        "method": {"use": "dpo", "batch_size": 4, "max_steps": 24, "warmup_steps": 3},
+        "method": {"use": "dpo", "batch_size": 4, "max_steps": 48, "warmup_steps": 3},
         "eval": [
             {
                 "use": "preference_accuracy",

@@ -25,6 +25,25 @@ def _loopback(host: str) -> bool:
         return False
 
 
+def _substitutes(given: tuple[str, ...]) -> dict[str, str]:
+    """Losses and what is computed in their place, from LOSS=LOSS. Raises UsageError."""
+    from posttrain_recipes.engine.core.provenance import SUBSTITUTES
+
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, other = text.partition("=")
+        if other not in SUBSTITUTES.get(name, ()):
+            known = [f"{name}={other}" for name, others in SUBSTITUTES.items() for other in others]
+            raise UsageError(
+                f"--substitute {text}: there is no such substitute",
+                why="a loss stands in only for one that this engine does not have, and that gives "
+                "it all that it reads",
+                hint=f"one of {', '.join(known)}",
+            )
+        found[name] = other
+    return found
+
+
 @click.command()
 @click.option(
     "--model",
@@ -61,6 +80,15 @@ def _loopback(host: str) -> bool:
     "recipe, by the first model offered.",
 )
 @click.option(
+    "--substitute",
+    "substituted",
+    multiple=True,
+    metavar="LOSS=LOSS",
+    help="Compute the second loss where a program asks for the first, which this engine does not "
+    "have: stable_reinforce=ppo. Told in the log, in the metrics of each pass, and in the list of "
+    "capabilities.",
+)
+@click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
 )
 @click.option(
@@ -79,6 +107,7 @@ def serve(
     only_served: bool | None,
     chat_template: str | None,
     dtype: Literal["auto", "float32", "bfloat16"],
+    substituted: tuple[str, ...],
     data_dir: Path | None,
     log_level: str,
     home: Path | None,
@@ -99,6 +128,7 @@ def serve(
             "the token must start with 'tml-' and have 16 characters or more",
             why="the SDK refuses to send any other key, and a short one can be guessed",
         )
+    substitutes = _substitutes(substituted)
     template = None
     if chat_template is not None:
         from posttrain_recipes.planning.renderers import TemplateError, read
@@ -126,6 +156,8 @@ def serve(
         click.echo(f"serving {', '.join(offered)} at {base_url}; checkpoints in {directory}")
         if told:
             click.echo(told.removeprefix("engine: "))
+        for name, other in substitutes.items():
+            click.echo(f"where a program asks for {name}, {other} is computed")
         if closed:
             click.echo("no other base model is served (--any-model serves all)")
         click.echo("in the shell of the program:")
@@ -156,6 +188,7 @@ def serve(
             only_served=closed,
             chat_template=template,
             dtype=engine.dtype,
+            substitutes=substitutes,
         )
     except OSError as error:  # of the address: that of the directory was looked at
         taken = error.errno in (errno.EADDRINUSE, errno.EACCES)

@@ -82,6 +82,7 @@ def run_server(
     only_served: bool = False,
     chat_template: str | None = None,
     dtype: str | None = None,
+    substitutes: Mapping[str, str] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is accepted, within seconds, and return.
 
@@ -95,6 +96,7 @@ def run_server(
         only_served: refuse base models that `models` does not name.
         chat_template: used in place of the models' own, as text.
         dtype: what base models are held in; by default float32 on a CPU, bfloat16 on a GPU.
+        substitutes: losses that this engine does not have, and what is computed in their place.
 
     Raises:
         OSError: the address cannot be listened on, or `data_dir` cannot be made.
@@ -106,7 +108,7 @@ def run_server(
     # token takes longer than these do.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     with private.files():  # checkpoints and what they are named are their user's alone
-        service = Service(models, data_dir, only_served, chat_template, dtype)
+        service = Service(models, data_dir, only_served, chat_template, dtype, substitutes)
         _serve(service, token, host, port, on_ready)
 
 

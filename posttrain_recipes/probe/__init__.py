@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 EMBEDDED_LACKS: Mapping[str, str] = {
-    "optimizer:dimuon": "it has none",
+    "optimizer:dimuon": "its constants are not published: it has none",
+    "loss:stable_reinforce": "its definition is not published; 'ptl serve --substitute' computes "
+    "another one in its place",
     "sample:tempered_logprobs": "the log-probabilities of its samples are those at temperature 1, "
     "and say nothing of the distribution that a token was drawn from; set 'temperature: 1'",
 }

@@ -191,6 +191,40 @@ def trained(bench: Bench) -> None:
     agree(list(bench.wait(sampler.compute_logprobs(prompt))[1:]), values, "it changed by training")
 
 
+@check("loss:stable_reinforce", "train on sampled tokens by StableReinforce", "sample:trained")
+def stable_reinforce(bench: Bench) -> str | None:
+    """A pass over a sequence of its own, whose tokens' origins it is told."""
+    from tinker import types
+
+    expect(hasattr(types, "SampledProvenanceSpan"), "this SDK cannot say which tokens are sampled")
+    client, prompt = bench.trainer(), bench.prompt()
+    sampler = bench.wait(client.save_weights_and_get_sampling_client(record_stability_info=True))
+    (drawn,) = bench.wait(sampler.sample(prompt, 1, bench.params())).sequences
+    name, before, count = drawn.sequence_id, prompt.length, len(drawn.tokens)
+    ids = [*prompt.to_ints(), *drawn.tokens]
+    given, sampled = types.PromptProvenanceSpan, types.SampledProvenanceSpan
+    datum = types.Datum(
+        model_input=types.ModelInput.from_ints(ids[:-1]),
+        loss_fn_inputs={
+            "target_tokens": ids[1:],
+            "logprobs": [0.0] * (before - 1) + list(drawn.logprobs or ()),
+            "advantages": [0.0] * (before - 1) + [1.0] * count,
+        },
+    ).with_provenance(
+        model_input=[
+            given(sequence_id=name, length=before),
+            sampled(sequence_id=name, length=count - 1),
+        ],
+        loss_fn_inputs=[
+            given(sequence_id=name, offset=1, length=before - 1),
+            sampled(sequence_id=name, length=count),
+        ],
+    )
+    out = bench.wait(client.forward_backward([datum], "stable_reinforce"))
+    replaced = [key for key in out.metrics if key.startswith("stable_reinforce_replaced_by_")]
+    return replaced[0].removeprefix("stable_reinforce_").partition(":")[0] if replaced else None
+
+
 @check("sample:cancel", "give up a request that is under way", "sample")
 def cancel(bench: Bench) -> None:
     """The next one is answered."""

@@ -123,11 +123,45 @@ def several_targets(bench: Bench) -> None:
     agree(flat[::2], bench.logprobs(bench.fresh), "the first target's are not those of one target")
 
 
+APART = 0.25
+"""Of what a sequence moves at full weight, the most that it may at a hundredth of it."""
+
+
+@check("gradient:sum", "gradients that are sums of weights times slopes, signed", "forward")
+def gradient_sum(bench: Bench) -> None:
+    """A second sequence of weight 0.01, or of -0.01, hardly moves the step of the first.
+
+    The loss that a server reports does not tell: one that divides each sequence's gradient by the
+    sum of its weights reports the same, loses what the weights say, and explodes where they are
+    negative. A loss that runs on the client is sent as such weights.
+    """
+
+    def after(weight: float | None) -> list[float]:
+        client = bench.trainer()
+        data = [bench.datum()]
+        if weight is not None:
+            data.append(bench.datum(9, weights=[weight] * 10))
+        bench.step(client, data)
+        return [*bench.logprobs(client), *bench.logprobs(client, 9)]
+
+    alone, whole = after(None), after(1.0)
+    full = math.dist(whole, alone)
+    expect(full > 1e-3, "a second sequence moves nothing at all")
+    for weight in (0.01, -0.01):
+        share = math.dist(after(weight), alone) / full
+        expect(
+            share < APART,
+            f"a sequence of weight {weight} moves the step {share:.2g} times as much as one of "
+            "weight 1: gradients are divided by the sum of a sequence's weights, so that weights "
+            "are lost and negative ones explode",
+        )
+
+
 def _doubled(data: Any, values: Any) -> Any:
     return -2 * sum(value.sum() for value in values), {"twice": 2.0}
 
 
-@check("custom_loss", "a loss that runs on the client (forward_backward_custom)", "forward")
+@check("custom_loss", "a loss that runs on the client (forward_backward_custom)", "gradient:sum")
 def custom_loss(bench: Bench) -> None:
     """Twice cross-entropy, on the client, is cross-entropy with weights of 2."""
     from tinker import types
@@ -208,6 +242,21 @@ def grad_clip(bench: Bench) -> None:
     differ(bench.logprobs(client), before, "a step moved nothing")
 
 
+@check("optimizer:betas", "Adam's decays, as they are given", "forward")
+def betas(bench: Bench) -> None:
+    """Without momentum a step on no gradient moves nothing, and with it on."""
+    nothing = [bench.datum(weights=[0.0] * 10)]
+    for beta1, moves in ((0.0, False), (0.9, True)):
+        client = bench.trainer()
+        bench.step(client, [bench.datum()], beta1=beta1)
+        before = bench.logprobs(client)
+        bench.step(client, nothing, beta1=beta1)
+        if moves:
+            differ(bench.logprobs(client), before, "with beta1=0.9 it has no momentum")
+        else:
+            agree(bench.logprobs(client), before, "beta1=0 was not obeyed: momentum is left")
+
+
 @check("optimizer:weight_decay", "decoupled weight decay", "forward")
 def weight_decay(bench: Bench) -> None:
     """After a step, decay alone takes the adapter back to nothing."""
@@ -250,10 +299,14 @@ def lora_seed(bench: Bench) -> None:
 
 @check("lora:parts", "choose what is adapted: attention, MLP, unembedding", "train")
 def lora_parts(bench: Bench) -> None:
-    """Attention alone."""
-    client = bench.trainer(train_mlp=False, train_unembed=False)
-    results = [sum(bench.arrays(bench.step(client, [bench.datum()]))[0]) for _ in range(2)]
-    expect(results[1] > results[0], "a step did not make the data likelier")
+    """Attention alone, which is not what all of them come to."""
+    ends = []
+    for switches in ({"train_mlp": False, "train_unembed": False}, {}):
+        client = bench.trainer(**switches)
+        results = [sum(bench.arrays(bench.step(client, [bench.datum()]))[0]) for _ in range(2)]
+        expect(results[1] > results[0], "a step did not make the data likelier")
+        ends.append(bench.logprobs(client))
+    differ(ends[1], ends[0], "the switches were not obeyed: attention alone is the same as all")
 
 
 @check("lora:several", "several adapters at once, of several ranks", "forward")

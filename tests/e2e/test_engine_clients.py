@@ -22,11 +22,14 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     model = build(tmp_path_factory.mktemp("model"))
-    app = engine_app.build(
-        Service({"m": str(model)}, tmp_path_factory.mktemp("data")), Access(TOKEN)
-    )
+    return Service({"m": str(model)}, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[TestClient]:
+    app = engine_app.build(service, Access(TOKEN))
     with TestClient(app, base_url="http://127.0.0.1:8000", headers={"X-API-Key": TOKEN}) as client:
         yield client
 
@@ -170,3 +173,35 @@ def test_cancelled_samples_answer_and_others_go_on(client: TestClient) -> None:
     assert tokens(kept) == alone  # neighbours that leave change nothing
     again = trainer.post("optim_step", trainer.step(1))["request_id"]
     assert trainer.send("cancel_future", {"request_id": again}).status_code == 422
+
+
+def test_a_long_generation_keeps_no_other_client_waiting(
+    client: TestClient, service: Service
+) -> None:
+    """A short request, a new model and a step are answered while 256 long ones are under way."""
+    sampler = Trainer(client, 1)
+    made = sampler.post("save_weights_for_sampler", {
+        "model_id": sampler.model, "seq_id": 1, "sampling_session_seq_id": 0,
+    })  # fmt: skip
+    long = json.loads(sampler.answer(made["request_id"]))["sampling_session_id"]
+    short = sampler.post(
+        "create_sampling_session",
+        {"session_id": sampler.session, "sampling_session_seq_id": 1, "base_model": "m"},
+    )["sampling_session_id"]
+
+    def ask(sampler_id: str, seq: int, tokens: int, count: int) -> str:
+        body = {
+            "sampling_session_id": sampler_id, "seq_id": seq, "num_samples": count,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [5, 6]}]},
+            "sampling_params": {"max_tokens": tokens, "seed": 1, "stop": []},
+        }  # fmt: skip
+        request_id: str = sampler.post("asample", body)["request_id"]
+        return request_id
+
+    under_way = ask(long, 1, 120, 256)
+    assert sampler.answer(ask(short, 1, 4, 1))
+    other = Trainer(client, 2)
+    other.loss(1)
+    sampler.answer(sampler.post("optim_step", sampler.step(2))["request_id"])
+    assert not service.state.scheduler.futures.get(under_way).done.is_set()
+    assert sampler.answer(under_way)

@@ -152,7 +152,14 @@ def test_a_checkpoint_is_a_model_beside_its_base(
         ({"model": "bare"}, openai.BadRequestError, None, "no chat template"),
         ({"max_tokens": 100_000}, openai.BadRequestError, "context_length_exceeded", "window"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError,
-         None, "'tools'"),
+         None, "'tools': the chat template of ptl/nano leaves them out"),
+        ({"tool_choice": "required"}, openai.BadRequestError, None, "cannot make a model call"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, None,
+         "does not do 'response_format'"),
+        ({"extra_body": {"guided_choice": ["a"], "tempreature": 0.5}}, openai.BadRequestError,
+         None, "'guided_choice', 'tempreature': leave them out"),
+        ({"logit_bias": {"100000": 5}}, openai.BadRequestError, None, "logit_bias: token id"),
+        ({"max_tokens": 0}, openai.BadRequestError, None, "max_tokens"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
@@ -178,3 +185,103 @@ def test_a_stream_that_is_left_stops_the_work(client: openai.OpenAI) -> None:
     assert client.with_options(timeout=20).completions.create(
         model="bare", prompt="a", max_tokens=1
     )
+
+
+def complete(client: openai.OpenAI, **more: Any) -> Any:
+    asked: Any = {"model": NANO, "prompt": "What is", "temperature": 0, "max_tokens": 8, **more}
+    return client.completions.create(**asked)
+
+
+def test_a_prompt_is_scored_as_harnesses_ask_for_it(
+    client: openai.OpenAI, service: tinker.ServiceClient
+) -> None:
+    """lm-eval's multiple choice: prompt ids, one token, echo, log-probabilities."""
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve(NANO))
+    ids = tokenizer.encode("What is 12 + 7? 19")
+    asked = {"prompt": ids, "max_tokens": 1, "logprobs": 1, "echo": True, "seed": 3}
+    (choice,) = complete(client, **asked).choices
+    told = choice.logprobs
+    assert len(told.token_logprobs) == len(told.top_logprobs) == len(ids) + 1
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    sampler = service.create_sampling_client(base_model=NANO).result()
+    want = sampler.compute_logprobs(types.ModelInput.from_ints(ids)).result(WAIT_S)
+    assert told.token_logprobs[1:-1] == pytest.approx(want[1:], abs=1e-4)
+    rows = zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True)
+    for token, own, top in list(rows)[1:]:
+        assert top[token] == own  # to the bit
+        assert max(top.values()) >= own
+    assert told.token_logprobs[-1] == max(told.top_logprobs[-1].values())  # greedy
+    assert choice.text.startswith("What is 12 + 7? 19")
+    assert told.text_offset[len(ids)] == len("What is 12 + 7? 19")
+    (alone,) = complete(client, **{**asked, "max_tokens": 0}).choices
+    assert alone.logprobs.token_logprobs == told.token_logprobs[:-1]
+    assert (alone.text, alone.finish_reason) == ("What is 12 + 7? 19", "length")
+    whole = complete(client, prompt="A b", max_tokens=0)
+    assert (whole.choices[0].text, whole.usage.completion_tokens) == ("", 0)
+    streamed = complete(client, prompt="A b", echo=True, stream=True)
+    text = "".join(choice.text for part in streamed for choice in part.choices)
+    assert text == complete(client, prompt="A b", echo=True).choices[0].text
+
+
+def test_tokens_can_be_had_as_their_ids(client: openai.OpenAI) -> None:
+    more = {"return_token_ids": True, "return_tokens_as_token_ids": True, "ignore_eos": True}
+    (choice,) = complete(client, logprobs=2, extra_body=more).choices
+    assert len(choice.token_ids) == 8
+    assert choice.logprobs.tokens == [f"token_id:{token}" for token in choice.token_ids]
+    assert all(name.startswith("token_id:") for top in choice.logprobs.top_logprobs for name in top)
+    got = reply(client, logprobs=True, extra_body=more)
+    told = got.choices[0].logprobs.content
+    assert [item.token for item in told] == [f"token_id:{i}" for i in got.choices[0].token_ids]
+    assert got.usage.prompt_tokens == len(got.prompt_token_ids)
+    answer = client.with_options(base_url=str(client.base_url).replace("/v1", "")).post(
+        "/inference/v1/generate",
+        cast_to=object,
+        body={
+            "model": NANO,
+            "token_ids": choice.prompt_token_ids,
+            "sampling_params": {
+                "temperature": 0,
+                "max_tokens": 8,
+                "logprobs": 1,
+                "ignore_eos": True,
+            },
+        },
+    )
+    (generated,) = answer["choices"]  # type: ignore[index]
+    assert generated["token_ids"] == choice.token_ids
+    assert [item["logprob"] for item in generated["logprobs"]["content"]] == pytest.approx(
+        choice.logprobs.token_logprobs, abs=1e-4
+    )
+
+
+def test_what_is_sampled_can_be_steered(client: openai.OpenAI) -> None:
+    def ids(**more: Any) -> list[int]:
+        extra = {"return_token_ids": True, "ignore_eos": True, **more.pop("extra_body", {})}
+        tokens: list[int] = complete(client, extra_body=extra, **more).choices[0].token_ids
+        return tokens
+
+    plain = ids(max_tokens=40)
+    (banned,) = {plain[0]}
+    assert banned not in ids(max_tokens=40, logit_bias={str(banned): -100})
+    assert set(ids(max_tokens=5, logit_bias={str(banned): 100})) == {banned}
+    assert len(set(ids(max_tokens=40, extra_body={"repetition_penalty": 10.0}))) > len(set(plain))
+    cut = ids(max_tokens=40, extra_body={"stop_token_ids": [plain[2]]})
+    assert cut == plain[: plain.index(plain[2]) + 1]
+    longer = ids(max_tokens=40, extra_body={"stop_token_ids": [plain[2]], "min_tokens": 9})
+    assert len(longer) >= 9
+    for seed in range(5):  # only the likeliest are left
+        hot = {"temperature": 2.0, "seed": seed, "max_tokens": 8}
+        assert ids(**hot, extra_body={"min_p": 1.0}) == plain[:8]
+        assert ids(**hot) != plain[:8]
+
+
+def test_what_hosted_tinker_serves_is_served_there_too(
+    engine: EngineProcess, client: openai.OpenAI
+) -> None:
+    with openai.OpenAI(
+        base_url=f"{engine.base_url}/oai/api/v1", api_key=engine.api_key, timeout=WAIT_S
+    ) as other:
+        assert reply(other).choices[0].message == reply(client).choices[0].message
+        assert [model.id for model in other.models.list()][0] == NANO
+        with pytest.raises(openai.AuthenticationError):
+            other.with_options(api_key="tml-wrong").models.list()

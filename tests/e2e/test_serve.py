@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import openai
+import pytest
 import tinker
 
 
@@ -53,6 +54,74 @@ def test_the_lines_it_prints_are_all_that_a_program_needs(tmp_path: Path) -> Non
     assert "retrieve_future" not in log
     assert "Traceback" not in log
     assert exported["TINKER_API_KEY"] not in log
+
+
+def sampled_datum(sampler: tinker.SamplingClient, prompt: list[int]) -> tinker.Datum:
+    """A sampled sequence with its provenance, as tinker-cookbook's rl_loop makes it."""
+    params = tinker.SamplingParams(max_tokens=4, seed=0, stop=[])
+    answer = sampler.sample(tinker.ModelInput.from_ints(prompt), 1, params).result()
+    (sequence,) = answer.sequences
+    tokens, name, before = [*prompt, *sequence.tokens], sequence.sequence_id, len(prompt)
+    made = tinker.Datum(
+        tinker.ModelInput.from_ints(tokens[:-1]),
+        {
+            "target_tokens": tokens[1:],
+            "logprobs": [0.0] * (before - 1) + list(sequence.logprobs or []),
+            "advantages": [0.0] * (before - 1) + [1.0, -1.0, 0.5, 2.0],
+        },
+    )
+    prompt_span, sampled_span = tinker.PromptProvenanceSpan, tinker.SampledProvenanceSpan
+    return made.with_provenance(
+        model_input=[
+            prompt_span(sequence_id=name, length=before),
+            sampled_span(sequence_id=name, length=3),
+        ],
+        loss_fn_inputs=[
+            prompt_span(sequence_id=name, offset=1, length=before - 1),
+            sampled_span(sequence_id=name, length=4),
+        ],
+    )
+
+
+def test_a_loss_that_is_not_public_is_refused_or_replaced_aloud(tmp_path: Path) -> None:
+    for options, replaced in (((), False), (("--substitute", "stable_reinforce=ppo"), True)):
+        process = serve("--port", "0", "--home", str(tmp_path), "--model", "ptl/nano", *options)
+        exported = read_exports(process)
+        service = tinker.ServiceClient(
+            base_url=exported["TINKER_BASE_URL"], api_key=exported["TINKER_API_KEY"]
+        )
+        client = service.create_lora_training_client("ptl/nano", rank=2).result()
+        sampler = client.save_weights_and_get_sampling_client(record_stability_info=True).result()
+        datum = sampled_datum(sampler, [5, 6, 7])
+        passed = client.forward_backward([datum], "stable_reinforce")
+        if replaced:
+            out = passed.result()
+            assert out.metrics["stable_reinforce_replaced_by_ppo:max"] == 1.0
+            ppo = client.forward_backward([datum], "ppo").result()
+            assert out.metrics["loss:sum"] == ppo.metrics["loss:sum"] != 0.0
+            assert "stable_reinforce_replaced_by_ppo:max" not in ppo.metrics
+            plain = client.save_weights_and_get_sampling_client().result()
+            unknown = client.forward_backward([sampled_datum(plain, [5, 6])], "stable_reinforce")
+            with pytest.raises(tinker.TinkerError, match="nothing is on record"):
+                unknown.result()
+        else:
+            with pytest.raises(tinker.TinkerError, match="serve --substitute stable_reinforce=ppo"):
+                passed.result()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert (
+            "stable_reinforce is asked for, ppo is computed" in process.stderr.read()
+        ) == replaced
+
+
+def test_a_substitute_that_there_is_not_is_said_so(tmp_path: Path) -> None:
+    for given in ("ppo=cispo", "stable_reinforce=gspo", "stable_reinforce"):
+        process = serve("--substitute", given, "--home", str(tmp_path))
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 2
+        assert f"--substitute {given}" in error
+        assert "stable_reinforce=ppo" in error
 
 
 LONG = tinker.SamplingParams(max_tokens=100, stop=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def snapshot(base: BaseModel) -> Snapshot:
     return adapted(base)
 
 
+def all_turns(base: BaseModel, snapshot: Snapshot | None, feed: RequestFeed) -> int:
+    """How many turns it takes to answer a feed."""
+    return sum(1 for _ in serve(base, snapshot, feed))
+
+
 class Trickle(RequestFeed):
     """Gives one request at a time, a few tokens apart."""
 
@@ -52,8 +58,7 @@ def test_requests_may_join_a_running_batch(base: BaseModel, snapshot: Snapshot) 
     lengths = [(9, 40), (30, 4), (2, 50), (17, 9), (1, 30), (40, 20)]
     requests = [sample_request(ids(n, n), 2, max_tokens=m, seed=n) for n, m in lengths]
     feed = Trickle(requests, slowly=base.decoder is None)  # one that looks after every token
-    with torch.no_grad():
-        serve(base, snapshot, feed)
+    all_turns(base, snapshot, feed)
     assert feed.order[0] == 1  # the short request was answered while the long ones went on
     for index, request in enumerate(requests):
         (alone,) = run(base, snapshot, request)
@@ -89,8 +94,7 @@ def test_requests_that_are_sent_together_are_read_together(
     )
     requests = [sample_request(ids(n, n), 2, max_tokens=6, seed=n) for n in (4, 9, 30)]
     feed = OneByOne(requests)
-    with torch.no_grad():
-        serve(base, None, feed)
+    all_turns(base, None, feed)
     assert joined == [6]
     assert 0 < APART_S < 0.1, "one that comes alone is hardly kept waiting"
     for index, request in enumerate(requests):
@@ -123,8 +127,7 @@ def test_cancelled_requests_leave_and_the_others_go_on(
 ) -> None:
     requests = [sample_request(ids(5 + n, n), 2, max_tokens=40, seed=n) for n in range(8)]
     feed = Cancelling(requests, cancelled)
-    with torch.no_grad():
-        serve(base, None, feed)
+    all_turns(base, None, feed)
     for index in set(range(8)) - cancelled:
         (alone,) = run(base, None, requests[index])
         assert tokens(feed.results[index]) == tokens(alone)
@@ -206,8 +209,7 @@ def test_what_prompts_begin_with_is_read_once(
         return first()
 
     monkeypatch.setattr(feed, "take", take)
-    with torch.no_grad():
-        serve(base, None, feed)
+    all_turns(base, None, feed)
     assert sorted(read) == [3, 4, 5, 8, 11, 50]
     (last,) = run(base, None, sample_request([*task, *ids(4, 4)], seed=3, max_tokens=4))
     assert tokens(feed.results[5]) == tokens(last)
@@ -231,3 +233,59 @@ def test_texts_are_grouped_by_what_they_begin_with(
         [np.array([ord(c) for c in text]) for text in reversed(texts)]
     )
     assert [(shared, len(group)) for shared, group in found] == groups
+
+
+class AllAtOnce(Cancelling):
+    """Gives all requests at once; others may be waiting."""
+
+    def __init__(self, requests: list[SampleRequest], pressed: bool = True) -> None:
+        super().__init__(requests, set())
+        self._pressed = pressed
+
+    def pressed(self) -> bool:
+        return self._pressed
+
+
+def test_a_batch_gives_way_after_a_token_where_others_wait(base: BaseModel) -> None:
+    request = sample_request(ids(9, 9), 3, max_tokens=40, seed=1)
+    alone, beside = AllAtOnce([request], pressed=False), AllAtOnce([request])
+    stride = slots.STRIDE if base.decoder is not None else 1
+    assert all_turns(base, None, alone) <= 40 // stride + 1
+    assert all_turns(base, None, beside) >= 40
+    for i in range(3):
+        assert tokens(alone.results[0], i) == tokens(beside.results[0], i)
+
+
+@exact
+def test_batches_that_take_turns_get_what_each_gets_alone(
+    base: BaseModel, snapshot: Snapshot
+) -> None:
+    """Of two sets of weights, with another pass over the model between two tokens."""
+    requests = [sample_request(ids(5 + n, n), 2, max_tokens=20, seed=n) for n in range(3)]
+    feeds = [AllAtOnce(requests), AllAtOnce(requests)]
+    for _ in itertools.zip_longest(serve(base, None, feeds[0]), serve(base, snapshot, feeds[1])):
+        assert base.active_adapter.layers is None
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+    for feed, weights in zip(feeds, (None, snapshot), strict=True):
+        for index, request in enumerate(requests):
+            (alone,) = run(base, weights, request)
+            for i in range(2):
+                assert tokens(feed.results[index], i) == tokens(alone, i)
+
+
+@exact
+def test_long_prompts_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = model(tmp_path)
+    monkeypatch.setattr(type(base), "prefill_limit", 50)
+    read = noted(monkeypatch)
+    between: list[int] = []
+    requests = [sample_request(ids(20, n), seed=n, max_tokens=4) for n in range(6)]
+    requests += [sample_request(ids(70, 9), seed=9, max_tokens=4, prompt_logprobs=True)] * 2
+    feed = AllAtOnce(requests)
+    for _ in serve(base, None, feed):
+        between.append(sum(read))
+    assert [n for n in dict.fromkeys(between) if n <= 120 and n] == [40, 80, 120]
+    for index, request in enumerate(requests):
+        (alone,) = run(base, None, request)
+        assert tokens(feed.results[index]) == tokens(alone)

@@ -32,21 +32,33 @@ def loss_and_slope(name: str, p: np.ndarray, n: dict[str, np.ndarray]) -> tuple[
     (N, K)."""
     if name == "cross_entropy":
         return -(n["weights"] * p).sum(), -n["weights"]
+    if "weights" in n:  # of each token's term
+        others = {key: value for key, value in n.items() if key != "weights"}
+        terms, slopes = policy_terms(name, p, others)
+        return (n["weights"] * terms).sum(), n["weights"] * slopes
+    terms, slopes = policy_terms(name, p, n)
+    return terms.sum(), slopes
+
+
+def policy_terms(
+    name: str, p: np.ndarray, n: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each token's term of a loss with advantages, and its slope."""
     q, a, r = n["logprobs"], n["advantages"], np.exp(p - n["logprobs"])
     if name == "importance_sampling":
-        return -(r * a).sum(), -r * a
+        return -r * a, -r * a
     if name == "gspo":
-        marked = n["sequence_ratio_mask"] != 0
+        marked = n.get("sequence_ratio_mask", a) != 0
         r = np.full_like(p, np.exp((p - q)[marked].mean()))
     if name in ("ppo", "gspo"):
         inside = np.clip(r, LOW, HIGH)
         moves = (r * a <= inside * a) | (r == inside)
-        return -np.minimum(r * a, inside * a).sum(), np.where(moves, -r * a, 0.0)
+        return -np.minimum(r * a, inside * a), np.where(moves, -r * a, 0.0)
     if name == "cispo":
         w = np.clip(r, LOW, HIGH)
-        return -(w * p * a).sum(), -w * a
+        return -w * p * a, -w * a
     assert name == "dro"
-    return -(a * p - 0.025 * (p - q) ** 2).sum(), -(a - 0.05 * (p - q))
+    return -(a * p - 0.025 * (p - q) ** 2), -(a - 0.05 * (p - q))
 
 
 def settings(name: str) -> dict[str, float | str]:
@@ -55,19 +67,25 @@ def settings(name: str) -> dict[str, float | str]:
 
 
 def inputs_for(
-    name: str, near: np.ndarray, rng: np.random.Generator, shape: tuple[int, ...]
+    name: str,
+    near: np.ndarray,
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    weighted: bool = False,
 ) -> dict[str, np.ndarray]:
     """Loss inputs of a datum; log q lies around `near`, so that ratios fall on both sides."""
     if name == "cross_entropy":
         return {"weights": rng.normal(size=shape)}
     found = {"logprobs": near + rng.normal(0, 0.2, shape), "advantages": rng.normal(size=shape)}
+    if weighted:
+        found["weights"] = rng.normal(size=shape)
     if name == "gspo":
         found["sequence_ratio_mask"] = (rng.random(shape) < 0.7) * 1.0
         found["sequence_ratio_mask"][-1] = 1.0
     return found
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_value_and_gradient_match_the_formula(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -76,7 +94,7 @@ def test_value_and_gradient_match_the_formula(name: str, seed: int) -> None:
     for size in sizes:
         logits, targets = rng.normal(size=(size, V)) * 2, rng.integers(0, V, size=(size, 1))
         p = np.take_along_axis(log_softmax(logits), targets, -1)
-        numbers = inputs_for(name, p, rng, (size, 1))
+        numbers = inputs_for(name, p, rng, (size, 1), weighted=seed > 2)
         one, slope = loss_and_slope(name, p, numbers)
         value += one
         slopes.append(slope)
@@ -190,6 +208,22 @@ def test_clip_bounds_come_from_the_settings_or_the_datum() -> None:
     assert float(losses.ppo(logp, base, given)) == pytest.approx(-3.0)
     per_token = {**base, "clip_high_threshold": torch.tensor([[1.1], [9.0]])}
     assert float(losses.ppo(logp, per_token, given)) == pytest.approx(-3.1)
+
+
+def test_without_a_mask_a_sequence_has_the_ratio_of_what_has_an_advantage() -> None:
+    """As programs send it whose prompts have no log-probabilities: 0 there, and no advantage."""
+    rng = np.random.default_rng(0)
+    p, q, a = rng.normal(-2, 0.05, (9, 1)), rng.normal(-2, 0.05, (9, 1)), rng.normal(size=(9, 1))
+    for numbers in (q, a):
+        numbers[:4] = 0.0
+    rows = {"logprobs": q, "advantages": a}
+    inputs = {key: torch.tensor(value) for key, value in rows.items()}
+    inputs["datum"] = torch.zeros(9, 1, dtype=torch.int64)
+    given = losses.settings("gspo", settings("gspo"))
+    value, _ = loss_and_slope("gspo", p, rows)
+    assert float(losses.gspo(torch.tensor(p), inputs, given)) == pytest.approx(value)
+    marked = {**inputs, "sequence_ratio_mask": torch.tensor(a != 0, dtype=torch.float64)}
+    assert float(losses.gspo(torch.tensor(p), marked, given)) == pytest.approx(value)
 
 
 def test_a_sequence_without_a_ratio_is_refused(base: BaseModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 from tinker.proto import tinker_public_pb2 as pb
 
 from posttrain_recipes.engine.core import scheduler as scheduling
-from posttrain_recipes.engine.core.futures import Futures, Pending
-from posttrain_recipes.engine.core.scheduler import Batch, Feed, Scheduler
+from posttrain_recipes.engine.core.futures import Futures
+from posttrain_recipes.engine.core.scheduler import Feed
 from tests.live_engine import BASE, Live, message, started
 
 
@@ -178,17 +177,3 @@ def test_a_batch_of_samples_ends_without_an_error(
         live.result(live.post("asample", live.sample()))
     live.goes_on()
     assert failures == []
-
-
-def test_gathering_takes_a_group_in_its_order_and_leaves_the_others_in_theirs() -> None:
-    scheduler = Scheduler()
-
-    def job(group: int, number: int) -> Any:
-        batch = Batch(group, number, lambda feed: None)
-        return scheduling._Job(Pending(number), batch=batch)
-
-    jobs = [job(number % 3, number) for number in range(30)]
-    scheduler._queue = deque(jobs)
-    taken = scheduler._gather(1)
-    assert [one.pending.key for one in taken] == list(range(1, 30, 3))
-    assert [one.pending.key for one in scheduler._queue] == [n for n in range(30) if n % 3 != 1]

@@ -302,7 +302,6 @@ def test_rows_of_a_batch_keep_their_own_settings() -> None:
         (sample_request([1], stop=[""]), "stop"),
         (sample_request([1], 0), "num_samples"),
         (sample_request([1], 1, {"prompt_alt_tokens_k": -1}), "prompt_alt_tokens_k"),
-        (sample_request([1], 1, {"record_stability_info": True}), "ppo"),
         (sample_request([1, 2], 1, targets([[1], [1]])), "1 rows"),
         (sample_request([1, 2], 1, targets([[-1]])), "names no token"),
         (sample_request([1, 2], 1, targets([[VOCAB]])), "vocabulary"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +19,18 @@ from posttrain_recipes.engine.core.scheduler import Batch, Feed, Scheduler
 from posttrain_recipes.engine.wire import RequestError
 
 WAIT_S = 20.0
+
+
+def batch(
+    group: str, item: Any, work: Callable[[Feed], None], after: Pending | None = None
+) -> Batch:
+    """A batch that does its work in one turn."""
+
+    def run(feed: Feed) -> Iterator[None]:
+        work(feed)
+        yield
+
+    return Batch(group, item, run, after)
 
 
 @asynccontextmanager
@@ -82,8 +95,8 @@ def test_a_request_sent_again_is_the_same_request() -> None:
                     ran.append("sample")
                     feed.answer(ticket, {})
 
-            batch = Batch("w", 1, work)
-            return scheduler.submit_batched(("sampler", 7), batch, {"sample_sequence_ids": ["a"]})
+            note = {"sample_sequence_ids": ["a"]}
+            return scheduler.submit_batched(("sampler", 7), batch("w", 1, work), note)
 
         first, second = ordered(), ordered()
         assert first is second
@@ -113,7 +126,7 @@ def test_waiting_samples_of_the_same_weights_run_as_one_batch() -> None:
                     feed.answer(ticket, RequestError(422, "odd") if n % 2 else {"n": n})
                 assert feed.take() == []
 
-            return scheduler.submit_batched((group, n), Batch(group, n, work), {})
+            return scheduler.submit_batched((group, n), batch(group, n, work), {})
 
         pending = [
             submit_local("a", 0),
@@ -148,9 +161,9 @@ def test_a_batch_may_wait_for_what_comes_next() -> None:
             for ticket, n in taken:
                 feed.answer(ticket, {"n": n})
 
-        first = scheduler.submit_batched(1, Batch("w", 1, work), {})
+        first = scheduler.submit_batched(1, batch("w", 1, work), {})
         await asyncio.to_thread(waiting.wait, WAIT_S)
-        second = scheduler.submit_batched(2, Batch("w", 2, work), {})
+        second = scheduler.submit_batched(2, batch("w", 2, work), {})
         assert [await answer(scheduler, p) for p in (first, second)] == [{"n": 1}, {"n": 2}]
 
     run(scenario)
@@ -166,7 +179,7 @@ def test_a_batch_that_fails_fails_its_requests_alone(caplog: pytest.LogCaptureFi
 
         gate = threading.Event()
         scheduler.submit("hold", lambda: gate.wait(WAIT_S) and {} or {})
-        pending = [scheduler.submit_batched(n, Batch("w", n, work), {}) for n in range(3)]
+        pending = [scheduler.submit_batched(n, batch("w", n, work), {}) for n in range(3)]
         gate.set()
         assert await answer(scheduler, pending[0]) == {"n": 0}
         for late in pending[1:]:
@@ -229,7 +242,7 @@ def sample(scheduler: Scheduler, key: Any, channel: Any = None, result: Any = No
             for ticket, wanted in taken:
                 feed.answer(ticket, wanted)
 
-    return scheduler.submit_batched(key, Batch("w", result or {}, work), {}, channel)
+    return scheduler.submit_batched(key, batch("w", result or {}, work), {}, channel)
 
 
 def test_samples_are_cancelled_in_the_queue_and_in_their_batch() -> None:
@@ -246,7 +259,7 @@ def test_samples_are_cancelled_in_the_queue_and_in_their_batch() -> None:
             assert seen == [ticket]
             assert feed.dropped() == []
 
-        first = scheduler.submit_batched("first", Batch("a", 1, work), {})
+        first = scheduler.submit_batched("first", batch("a", 1, work), {})
         await asyncio.to_thread(running.wait, WAIT_S)
         waiting, other = sample(scheduler, "waiting"), sample(scheduler, "other")
         scheduler.cancel(waiting)
@@ -394,5 +407,81 @@ def test_memory_is_given_back_once_nothing_is_left_to_do(monkeypatch: pytest.Mon
             pending = scheduler.submit_ordered("m", number + 1, lambda: {"done": True})
             assert await answer(scheduler, pending) == {"done": True}
             assert await asyncio.to_thread(released.acquire, timeout=WAIT_S)
+
+    run(scenario)
+
+
+def steps(seen: list[str], name: str, count: int) -> Callable[[Feed], Iterator[None]]:
+    """A batch that generates for so many turns, and notes each."""
+
+    def run(feed: Feed) -> Iterator[None]:
+        taken = feed.take()
+        for _ in range(count):
+            seen.append(name)
+            yield
+        for ticket, _ in taken:
+            feed.answer(ticket, {})
+
+    return run
+
+
+def test_a_long_generation_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two long ones, a short one and operations of two models that come when they run."""
+    ticks = itertools.count()
+    monkeypatch.setattr(scheduler_module.time, "monotonic", lambda: float(next(ticks)))
+    seen: list[str] = []
+
+    async def scenario(scheduler: Scheduler) -> None:
+        gate = gated(scheduler)
+        submit = scheduler.submit_batched
+        pending = [submit(name, Batch(name, 1, steps(seen, name, 50)), {}) for name in ("x", "y")]
+        pending.append(submit("s", Batch("short", 1, steps(seen, "short", 4)), {}))
+        for model in ("a", "b"):
+            work = lambda model=model: seen.append(model) or {}  # noqa: E731
+            pending += [scheduler.submit_ordered(model, seq, work) for seq in (1, 2)]
+        gate.set()
+        for one in pending:
+            assert await answer(scheduler, one) == {}
+
+    run(scenario)
+    assert {name: seen.count(name) for name in seen} == {
+        "x": 50,
+        "y": 50,
+        "short": 4,
+        "a": 2,
+        "b": 2,
+    }
+    for name, most in (("a", 30), ("b", 30), ("short", 40)):
+        assert len(seen) - 1 - seen[::-1].index(name) < most, f"{name} waited for long generations"
+
+
+def test_samples_of_weights_wait_until_those_are_saved() -> None:
+    seen: list[str] = []
+
+    async def scenario(scheduler: Scheduler) -> None:
+        saved = scheduler.submit_ordered("m", 2, lambda: seen.append("saved") or {})
+        late = Batch("late", 1, steps(seen, "sampled", 1), after=saved)
+        samples = [scheduler.submit_batched(n, late, {}) for n in range(2)]
+        assert await answer(scheduler, scheduler.submit("other", dict)) == {}
+        assert await answer(scheduler, sample(scheduler, "of other weights")) == {}
+        assert seen == []
+        scheduler.submit_ordered("m", 1, dict)
+        for pending in samples:
+            assert await answer(scheduler, pending) == {}
+
+    run(scenario)
+    assert seen == ["saved", "sampled"]
+
+
+def test_samples_of_weights_that_will_never_be_saved_are_told(caplog: Any) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        def failed(feed: Feed) -> None:
+            raise RequestError(422, "could not be saved")
+
+        saved = scheduler.submit_ordered("m", 2, dict)
+        sampled = scheduler.submit_batched(1, batch("w", 1, failed, after=saved), {})
+        scheduler.forget_model("m")
+        assert "unloaded" in (await answer(scheduler, saved))["error"]
+        assert "could not be saved" in (await answer(scheduler, sampled))["error"]
 
     run(scenario)

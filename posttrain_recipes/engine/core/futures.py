@@ -40,6 +40,7 @@ class Pending:
     tokens: int = 0  # that it trains on, for the metrics
     answer: Any = None
     failed: bool = False
+    finished: bool = False  # computed, if not told yet: what comes after it may run
     cancellable: bool = False
     cancelled: bool = False
     accepted: float = field(default_factory=time.monotonic)

@@ -120,8 +120,10 @@ def _summary(state: State, session: Session) -> dict[str, Any]:
 
 
 def capabilities(state: State) -> dict[str, Any]:
-    """The models served by name, and their context windows."""
+    """The models served by name, and their context windows; and what stands in for losses that this
+    engine does not have, which the SDK does not read."""
     return {
+        "substituted_losses": state.substitutes,
         "supported_models": [
             {
                 "model_name": name,
@@ -130,7 +132,7 @@ def capabilities(state: State) -> dict[str, Any]:
                 "sampleable": True,
             }
             for name, path in state.names.items()
-        ]
+        ],
     }
 
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import pretrained
 from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.provenance import SampleRecords
 from posttrain_recipes.engine.core.scheduler import Observer, Scheduler
 from posttrain_recipes.engine.storage import checkpoints
 from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, TrainingRun
@@ -58,6 +60,8 @@ class Model:
     last_request: str
     adapter: Adapter | None = None
     arch: str | None = None
+    replaced: set[str] = field(default_factory=set)
+    """Losses that were asked for and substituted, of which the log has told."""
     failed: int = 0
     """The last operation that was accepted when a forward and backward pass failed: of a step that
     was to follow it, no gradient is whole."""
@@ -72,6 +76,7 @@ class SamplerWeights:
     lora: AdapterConfig | None = None
     tensors: Mapping[str, Any] | None = None  # as read from disk, until the worker has used them
     snapshot: Snapshot | None = None
+    saved: Pending | None = None  # the request that makes the snapshot: no sample before it
     offloaded: Path | None = None  # the file that holds the snapshot while memory does not
 
     def resolve(self, base: BaseModel) -> Snapshot | None:
@@ -145,7 +150,8 @@ class State:
     """All that the engine holds in memory. `models` maps served names to directories or hub ids.
 
     With `only_served` clients may name no other base model; without, any directory of this machine
-    and any hub id.
+    and any hub id. `substitutes` maps losses that this engine does not have to those that are
+    computed in their place.
     """
 
     def __init__(
@@ -155,6 +161,7 @@ class State:
         observe: Observer | None = None,
         only_served: bool = False,
         dtype: str | None = None,
+        substitutes: Mapping[str, str] | None = None,
     ) -> None:
         self.dtype = dtype
         self.names = dict(models)
@@ -162,6 +169,8 @@ class State:
         self.store = CheckpointStore(data_dir)
         self.scheduler = Scheduler(observe)
         self.offloading = Offloading(data_dir)
+        self.records = SampleRecords()
+        self.substitutes = dict(substitutes or {})
         self.sessions: dict[str, Session] = {}
         self.finished: OrderedDict[str, Session] = OrderedDict()  # the last ones, to look up
         self.models: dict[str, Model] = {}

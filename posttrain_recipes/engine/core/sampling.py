@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from posttrain_recipes.engine import wire
@@ -83,6 +85,8 @@ class Sampling:
         if not 1 <= request.num_samples <= wire.MAX_SAMPLES:  # before a name is given to each
             raise RequestError(422, f"num_samples must be between 1 and {wire.MAX_SAMPLES}")
         ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(request.num_samples)]
+        if request.record_stability_info:
+            request = self._recorded(request, ids)
         return self.state.scheduler.submit_batched(
             (sampler.id, request.seq_id),
             self.batch(sampler.weights, request),
@@ -90,20 +94,30 @@ class Sampling:
             (sampler.id, request.seq_id // CLONE_BLOCK),
         )
 
+    def _recorded(self, request: wire.SampleRequest, ids: Sequence[str]) -> wire.SampleRequest:
+        """The request, with its prompt on record now, and its sequences once they are there."""
+        records = self.state.records
+        records.expect(ids, request.prompt.tokens())
+
+        def keep(result: wire.SampleResult) -> None:
+            records.fill(ids, [sequence.tokens for sequence in result.sequences])
+
+        return dataclasses.replace(request, on_result=keep)
+
     def batch(self, weights: SamplerWeights, request: wire.SampleRequest) -> Batch:
         """A sample request as the scheduler takes it; requests of the same weights run as one
         batch."""
 
-        def run(feed: Feed) -> None:
+        def run(feed: Feed) -> Iterator[None]:
             from posttrain_recipes.engine.generate import batcher
 
             base = self.state.base_models.get(weights.base_model)
             snapshot = weights.resolve(base)
             if weights.lora is not None:
                 self.state.offloading.use(weights)
-            batcher.serve(base, snapshot, feed)
+            yield from batcher.serve(base, snapshot, feed)
 
-        return Batch(weights, request, run)
+        return Batch(weights, request, run, weights.saved)
 
     def weights(self, name: str) -> SamplerWeights:
         """The weights of a `tinker://` path or a base model. Raises RequestError 404, 422."""

@@ -1,12 +1,14 @@
 """The scheduler: queues of accepted requests, and the one worker thread that computes them.
 
 A POST is acknowledged at once with a request id; the work runs later on a single worker thread, and
-the client polls for the result. Three rules make that right:
+the client polls for the result. Four rules make that right:
 
 - A model's operations run in the order of their seq_id, whatever order they arrive in: a chunked
   forward_backward arrives out of order, its first chunk last.
 - A POST that is sent again (same model and seq_id, or same sampler and seq_id) is the same request.
 - Requests for samples that wait for the same weights run as one batch.
+- Models, batches of different weights and all other work take turns (`turns`): a batch gives way
+  between two tokens, so that no long generation keeps anybody out.
 
 A request for samples can be cancelled: it leaves its queue, or its batch between two tokens.
 
@@ -22,12 +24,12 @@ import json
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain_recipes.engine.core.futures import Futures, Pending
+from posttrain_recipes.engine.core.turns import Lane, Turns
 from posttrain_recipes.engine.wire import JSON, RequestError
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,14 @@ Work = Callable[[], Any]
 class Batch:
     """A sample request and the batch that it may join: requests with equal `group` run together.
 
-    `item` is the request itself. `run` answers all that a `Feed` gives, until it has no more.
+    `item` is the request itself. `run` answers all that a `Feed` gives, until it has no more, and
+    yields where other work may have its turn. With `after`, it does not run before that is done.
     """
 
     group: Hashable
     item: Any
-    run: Callable[[Feed], None]
+    run: Callable[[Feed], Iterator[None]]
+    after: Pending | None = None
 
 
 @dataclass(eq=False)
@@ -59,6 +63,11 @@ class _Job:
     pending: Pending
     work: Work | None = None
     batch: Batch | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it comes after is done."""
+        return self.batch is None or self.batch.after is None or self.batch.after.finished
 
 
 @dataclass
@@ -73,24 +82,24 @@ class Feed:
     """The requests of a running batch: those that waited for it, and those that arrive
     meanwhile."""
 
-    def __init__(self, scheduler: Scheduler, jobs: list[_Job]) -> None:
-        self._scheduler, self._new = scheduler, jobs
+    def __init__(self, scheduler: Scheduler, lane: Lane[_Job], first: _Job) -> None:
+        self._scheduler, self._lane, self._first = scheduler, lane, [first]
         self._open: list[_Job] = []
-        batch = jobs[0].batch
-        self._group = None if batch is None else batch.group
 
     def take(self) -> list[tuple[Any, Any]]:
-        """(ticket, item) of requests that have come since. None while other work waits, so that a
-        stream of requests for samples does not keep training out, nor once all are answered."""
-        if not self._new and not self._open:
-            return []
-        new, self._new = self._new or self._scheduler._more(self._group), []
+        """(ticket, item) of requests that have come since the last call."""
+        new = self._first + self._scheduler._take(self._lane)
+        self._first = []
         self._open += new
         return [(job, job.batch.item) for job in new if job.batch is not None]
 
     def wait(self, seconds: float) -> bool:
         """Whether something comes to wait for the worker within so many seconds."""
-        return self._scheduler._wait(seconds)
+        return self._scheduler._wait_beside(self._lane, seconds)
+
+    def pressed(self) -> bool:
+        """Whether the batch should give way now: others wait who had no more time than it."""
+        return self._scheduler._presses(self._lane)
 
     def dropped(self) -> list[Any]:
         """The tickets of requests given that were cancelled since, which need no answer."""
@@ -107,7 +116,8 @@ class Feed:
 
     def fail(self, error: Exception) -> None:
         """Answer all that are left with an error."""
-        self._scheduler._finish([(job, error) for job in self._open + self._new])
+        self.take()
+        self._scheduler._finish([(job, error) for job in self._open])
 
 
 Observer = Callable[[Pending, Any, float], None]
@@ -124,7 +134,8 @@ class Scheduler:
         self.futures = Futures()
         self._observe = observe
         self._lines: dict[str, _Line] = {}
-        self._queue: deque[_Job] = deque()
+        self._turns: Turns[_Job] = Turns(lambda job: job.ready)
+        self._turn_began = 0.0
         self._busy = False
         self._wake = threading.Condition()
         self._closing = False
@@ -135,7 +146,7 @@ class Scheduler:
         """Start the worker; `first`, if given, runs on it before any request."""
         self._loop = asyncio.get_running_loop()
         if first is not None:
-            self._queue.append(_Job(Pending(None), work=lambda: {"done": first() is None}))
+            self._turns.add(None, _Job(Pending(None), work=lambda: {"done": first() is None}))
         self._thread.start()
 
     def refuse_new(self) -> None:
@@ -151,9 +162,10 @@ class Scheduler:
 
     # Accepting -------------------------------------------------------------------------------
 
-    def submit(self, key: Hashable, work: Work) -> Pending:
-        """Accept `work`, to run when its turn comes. The same `key` again is the same request."""
-        return self.futures.same(key) or self._accept(_Job(Pending(key), work=work))
+    def submit(self, key: Hashable, work: Work, model_id: str | None = None) -> Pending:
+        """Accept `work`, to run when its turn comes. The same `key` again is the same request. Of a
+        model, it runs before the operations of it that are accepted later."""
+        return self.futures.same(key) or self._accept(_Job(Pending(key), work=work), model_id)
 
     def submit_ordered(self, model_id: str, seq_id: int, work: Work) -> Pending:
         """Accept the `seq_id`-th operation of a model. It runs after all those before it.
@@ -173,7 +185,7 @@ class Scheduler:
         self.futures.add(job.pending)
         line.early[seq_id] = job
         while line.next_seq in line.early:
-            self._enqueue(line.early.pop(line.next_seq))
+            self._enqueue(line.early.pop(line.next_seq), model_id)
             line.next_seq += 1
         return job.pending
 
@@ -197,7 +209,7 @@ class Scheduler:
             return known
         self._check_room()
         pending = Pending(key, note=note, channel=channel, cancellable=True)
-        return self._accept(_Job(pending, batch=batch))
+        return self._accept(_Job(pending, batch=batch), ("samples", batch.group))
 
     def submit_local(self, batch: Batch | None = None, work: Work | None = None) -> Pending:
         """Accept a request of this process itself: its answer is the result or the exception, not
@@ -205,7 +217,8 @@ class Scheduler:
         down."""
         self._check_room()
         pending = Pending(object(), local=True, cancellable=batch is not None)
-        self._enqueue(_Job(pending, work=work, batch=batch))
+        lane = None if batch is None else ("samples", batch.group)
+        self._enqueue(_Job(pending, work=work, batch=batch), lane)
         return pending
 
     def cancel(self, pending: Pending) -> None:
@@ -216,9 +229,7 @@ class Scheduler:
         if not pending.cancellable:
             raise RequestError(422, "only requests for samples can be cancelled")
         with self._wake:
-            waiting = next((job for job in self._queue if job.pending is pending), None)
-            if waiting is not None:
-                self._queue.remove(waiting)
+            waiting = self._turns.remove(lambda job: job.pending is pending)
         if waiting is not None:
             self._finish([(waiting, _cancelled())])
         else:
@@ -233,29 +244,31 @@ class Scheduler:
     @property
     def depth(self) -> int:
         """How many requests wait for the worker."""
-        return len(self._queue)
+        with self._wake:
+            return len(self._turns)
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits for the worker."""
-        return not self._busy and not self._queue
+        with self._wake:
+            return not self._busy and not self._turns.waiting
 
     def _check_room(self, spare: bool = False, early: int = 0) -> None:
         if self._closing:
             raise RequestError(503, "the engine is shutting down")
-        if not spare and (len(self._queue) >= MAX_QUEUED or early >= MAX_EARLY):
+        if not spare and (self.depth >= MAX_QUEUED or early >= MAX_EARLY):
             raise RequestError(429, "too many requests wait for this engine: send it again later")
 
-    def _accept(self, job: _Job) -> Pending:
+    def _accept(self, job: _Job, lane: Hashable) -> Pending:
         self.futures.add(job.pending)
-        self._enqueue(job)
+        self._enqueue(job, lane)
         return job.pending
 
-    def _enqueue(self, job: _Job) -> None:
+    def _enqueue(self, job: _Job, lane: Hashable) -> None:
         with self._wake:
             if self._closing:
                 raise RequestError(503, "the engine is shutting down")
-            self._queue.append(job)
+            self._turns.add(lane, job)
             self._wake.notify()
 
     # Answering -------------------------------------------------------------------------------
@@ -277,6 +290,10 @@ class Scheduler:
             (job.pending, result if job.pending.local else _encode(result), result)
             for job, result in results
         ]
+        with self._wake:
+            for job, _ in results:
+                job.pending.finished = True
+            self._wake.notify()
 
         def publish() -> None:
             for pending, answer, result in answers:
@@ -289,57 +306,70 @@ class Scheduler:
     # Working ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            start = time.monotonic()
+        while (lane := self._next()) is not None:
+            self._turn_began = time.monotonic()
+            self._turn(lane)
+            with self._wake:
+                lane.used += time.monotonic() - self._turn_began
+                self._busy = False
+
+    def _turn(self, lane: Lane[_Job]) -> None:
+        if lane.batch is None:
+            taken = self._take(lane, 1)
+            if not taken:  # it was cancelled just now
+                return
+            job = taken[0]
             if job.batch is None:
                 result = _compute(job)
-                self._finish([(job, result)], time.monotonic() - start)
-            else:
-                feed = Feed(self, [job, *self._gather(job.batch.group)])
-                try:
-                    job.batch.run(feed)
-                except Exception as error:  # whatever it is, the worker has to go on serving
-                    log.error("a batch of samples failed", exc_info=error)
-                    feed.fail(error)
-            self._busy = False
+                self._finish([(job, result)], time.monotonic() - self._turn_began)
+                return
+            lane.batch = self._serve(job.batch, Feed(self, lane, job))
+        if next(lane.batch, lane) is lane:  # it has answered all
+            lane.batch = None
 
-    def _next(self) -> _Job | None:
-        """The next job, waiting for it. None: stop."""
+    def _serve(self, batch: Batch, feed: Feed) -> Iterator[None]:
+        """Run a batch of samples, a turn at a time."""
+        try:
+            yield from batch.run(feed)
+        except Exception as error:  # whatever it is, the worker has to go on serving
+            log.error("a batch of samples failed", exc_info=error)
+            feed.fail(error)
+
+    def _next(self) -> Lane[_Job] | None:
+        """The lane whose turn it is, waiting for one. None: stop."""
         if not self._wait(IDLE_S):
             release_memory()
             self._wait(None)
         with self._wake:
-            if not self._queue:
-                return None
-            self._busy = True
-            return self._queue.popleft()
+            lane = self._turns.next()
+            self._busy = lane is not None
+            return lane
 
     def _wait(self, seconds: float | None) -> bool:
-        """Whether there is a job, or an end of them, within so many seconds."""
+        """Whether there is something to do, or an end of it, within so many seconds."""
         with self._wake:
-            return self._wake.wait_for(lambda: bool(self._queue) or self._closing, seconds)
+            return self._wake.wait_for(lambda: self._turns.waiting or self._closing, seconds)
 
-    def _gather(self, group: Hashable) -> list[_Job]:
-        """All waiting requests for samples of `group`. They overtake what waits before them, which
-        changes nothing: weights that are sampled from never change."""
-        with self._wake:
-            matching: list[_Job] = []
-            others: deque[_Job] = deque()
-            for job in self._queue:
-                chosen = matching if job.batch and job.batch.group == group else others
-                chosen.append(job)
-            self._queue = others
-        return matching
+    def _wait_beside(self, lane: Lane[_Job], seconds: float) -> bool:
+        """Whether a job comes within so many seconds into a running batch's lane, or any other."""
 
-    def _more(self, group: Hashable) -> list[_Job]:
-        """The waiting requests for samples of `group` that nothing else waits before."""
-        if not self._queue:
-            return []
-        taken = []
         with self._wake:
-            while self._queue and (batch := self._queue[0].batch) and batch.group == group:
-                taken.append(self._queue.popleft())
-        return taken
+            return self._wake.wait_for(
+                lambda: bool(lane.jobs) or self._pressed(lane) or self._closing, seconds
+            )
+
+    def _presses(self, lane: Lane[_Job]) -> bool:
+        with self._wake:
+            return self._pressed(lane)
+
+    def _pressed(self, lane: Lane[_Job]) -> bool:
+        return self._turns.presses(lane, time.monotonic() - self._turn_began)
+
+    def _take(self, lane: Lane[_Job], most: int | None = None) -> list[_Job]:
+        """Take the first jobs of a lane out of it; all where no number is given."""
+        with self._wake:
+            count = len(lane.jobs) if most is None else min(most, len(lane.jobs))
+            return [lane.jobs.popleft() for _ in range(count)]
 
 
 def release_memory() -> None:

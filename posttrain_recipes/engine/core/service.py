@@ -49,7 +49,8 @@ class Finish:
 class Service:
     """The engine. `models` maps served names to directories or hub ids; with `only_served` clients
     may name no other base model. `chat_template` stands in for those of the models,
-    `dtype` for the numbers that they would be held in."""
+    `dtype` for the numbers that they would be held in, `substitutes` (name -> name) for losses
+    that this engine does not have."""
 
     def __init__(
         self,
@@ -58,10 +59,11 @@ class Service:
         only_served: bool = False,
         chat_template: str | None = None,
         dtype: str | None = None,
+        substitutes: Mapping[str, str] | None = None,
     ) -> None:
         self.chat_template = chat_template
         self.metrics = Metrics()
-        self.state = State(models, data_dir, self.metrics.answered, only_served, dtype)
+        self.state = State(models, data_dir, self.metrics.answered, only_served, dtype, substitutes)
         self.training = Training(self.state)
         self.sampling = Sampling(self.state)
         self.transfers = Transfers(self.state)
@@ -128,6 +130,7 @@ class Service:
         for sampler_id in session.samplers:
             self.state.samplers.pop(sampler_id, None)
         session.losses.clear()
+        self.state.records.forget(session_id)
         if how is not None:
             reason = (how.reason or FinishReason()).type
             session.status = {

@@ -6,6 +6,8 @@ worker, where torch is.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.provenance import STABLE_REINFORCE
 from posttrain_recipes.engine.core.registry import Model, Sampler, SamplerWeights, State
 from posttrain_recipes.engine.storage import checkpoints
 from posttrain_recipes.engine.storage.checkpoints import CheckpointRecord, TrainingRun
@@ -21,6 +24,8 @@ from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 if TYPE_CHECKING:
     from posttrain_recipes.engine.model.lora import Adapter
     from posttrain_recipes.engine.train.custom_loss import LossGraph
+
+log = logging.getLogger(__name__)
 
 OPTIMIZER = {"type": "adamw"}
 MAX_CUSTOM_LOSSES = 256  # of a session
@@ -45,7 +50,9 @@ class Training:
             lora,
             request.user_metadata,
         )
-        return self.state.scheduler.submit(("create", model.id), lambda: self._make(model))
+        return self.state.scheduler.submit(
+            ("create", model.id), lambda: self._make(model), model.id
+        )
 
     def _new_model(
         self,
@@ -116,20 +123,30 @@ class Training:
         """Queue a forward and backward pass; gradients accumulate until `optim_step`. Where it
         fails they are dropped, and no step is taken that was asked for before it failed."""
         model = self.state.model(request.model_id)
+        loss_fn = self.state.substitutes.get(request.loss_fn, request.loss_fn)
+        if loss_fn != request.loss_fn and request.loss_fn not in model.replaced:
+            model.replaced.add(request.loss_fn)
+            log.warning("%s: %s is asked for, %s is computed", model.id, request.loss_fn, loss_fn)
 
         def work() -> wire.ForwardBackwardResult:
             from posttrain_recipes.engine.train.forward_backward import forward_backward
 
             try:
-                return forward_backward(
+                if request.loss_fn == STABLE_REINFORCE and loss_fn != request.loss_fn:
+                    self.state.records.check(model.id.split(":")[0], request.data)
+                result = forward_backward(
                     self.state.base_models.get(model.base_model),
                     _adapter(model),
                     request.data,
-                    request.loss_fn,
+                    loss_fn,
                     request.config,
                     request.forward_only,
                     self.state.custom_losses(model.id),
                 )
+                if loss_fn == request.loss_fn:
+                    return result
+                told = {f"{request.loss_fn}_replaced_by_{loss_fn}:max": 1.0}
+                return dataclasses.replace(result, metrics={**result.metrics, **told})
             except Exception:
                 if not request.forward_only:
                     model.failed = self.state.scheduler.accepted(model.id)
@@ -208,6 +225,7 @@ class Training:
             return {**answer, "sampling_session_id": sampler_id}
 
         pending = self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
+        weights.saved = weights.saved or pending
         # Not before it was accepted: a refused request is sent again, with weights of its own.
         if sampler_id not in self.state.samplers:
             self.state.add_sampler(session, Sampler(sampler_id, weights))
@@ -280,7 +298,7 @@ class Training:
                 model.adapter = None
                 raise
 
-        return self.state.scheduler.submit(("create", model.id), work)
+        return self.state.scheduler.submit(("create", model.id), work, model.id)
 
     def _load(
         self, model: Model, path: checkpoints.CheckpointPath, request: wire.LoadWeights

@@ -13,8 +13,9 @@ the whole sequence for every token, which is slow but correct.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from posttrain_recipes.engine.wire import (
 MAX_SEQUENCES = 256  # in a batch
 CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of the KV cache, padding included
 APART_S = 0.005  # seconds waited for the next of requests that a client sends together
+T = TypeVar("T")
 JOIN_EVERY = 8  # tokens between two times that a few sequences may join; many join at once
 
 
@@ -49,6 +51,10 @@ class RequestFeed(Protocol):
 
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds` for a request. Whether one has arrived; False if none will."""
+        return False
+
+    def pressed(self) -> bool:
+        """Whether other work waits for its turn now."""
         return False
 
     def answer(self, ticket: Any, result: SampleResult | RequestError) -> None:
@@ -83,42 +89,58 @@ def sample(
     Returns for each request, in their order, its result or its own error.
     """
     feed = _ListFeed(requests)
-    serve(base, snapshot, feed)
+    for _ in serve(base, snapshot, feed):
+        pass
     return [feed.results[index] for index in range(len(requests))]
 
 
-@torch.no_grad()
-def serve(base: BaseModel, snapshot: Snapshot | None, feed: RequestFeed) -> None:
-    """Answer the requests of `feed`, sampling from one set of weights, until it has no more."""
-    with base.using(None if base.decoder is not None else base.sampling_layers(snapshot)):
-        _ContinuousBatcher(base, snapshot, feed).run()
+def serve(base: BaseModel, snapshot: Snapshot | None, feed: RequestFeed) -> Iterator[None]:
+    """Answer the requests of `feed`, sampling from one set of weights, until it has no more.
+
+    Yields after each step: up to `STRIDE` tokens of every sequence, or a single one where the feed
+    is `pressed`, or a prefill of at most `BaseModel.prefill_limit` tokens (one prompt at least).
+    Other work may use the base model in between.
+    """
+    layers = None if base.decoder is not None else base.sampling_layers(snapshot)
+    steps = _ContinuousBatcher(base, snapshot, feed).run()
+    while True:
+        with torch.no_grad(), base.using(layers):
+            if next(steps, steps) is steps:
+                return
+        yield
 
 
 class _ContinuousBatcher:
     """The scheduling loop: prefill what waits, decode a token, answer what has finished."""
 
+    _running: ClassVar[WeakSet[_ContinuousBatcher]] = WeakSet()
+
     def __init__(self, base: BaseModel, snapshot: Snapshot | None, feed: RequestFeed) -> None:
         self.base, self.feed = base, feed
+        self.held = 0  # bytes that its KV cache takes, or will
         self.waiting: list[SequenceState] = []
         self.batch: SlotBatch | _CachedBatch | _UncachedBatch | None = None
         self.weights = None if base.decoder is None else base.sampling_weights(snapshot)
 
-    def run(self) -> None:
+    def run(self) -> Iterator[None]:
+        """Answer all; yields after each step."""
+        self._running.add(self)
         since_join = 0
-        self._receive(self._first_requests())
+        yield from self._receive(self._first_requests())
         while self.waiting or self.batch is not None:
             many = self.batch is None or 4 * len(self.waiting) >= len(self.batch.sequences)
             if self.waiting and (many or since_join >= JOIN_EVERY):
-                self._admit()
+                yield from self._admit()
                 since_join = 0
             if self.batch is not None:
-                self._answer(self.batch.step())
+                self._answer(self.batch.step(self.feed.pressed))
                 if not self.batch.sequences:
                     self.batch = None
-            since_join += 1 if self.weights is None else STRIDE
+            since_join += 1 if self.weights is None or self.feed.pressed() else STRIDE
+            yield
             for ticket in self.feed.dropped():
                 self._drop(ticket)
-            self._receive(self.feed.take())
+            yield from self._receive(self.feed.take())
 
     def _first_requests(self) -> list[tuple[Any, SampleRequest]]:
         """The first requests. A client's requests arrive one by one: waiting a few milliseconds for
@@ -131,7 +153,7 @@ class _ContinuousBatcher:
             taken += more
         return taken
 
-    def _receive(self, taken: Sequence[tuple[Any, SampleRequest]]) -> None:
+    def _receive(self, taken: Sequence[tuple[Any, SampleRequest]]) -> Iterator[None]:
         """Check requests and queue their sequences. Invalid ones are answered with their error, and
         those that need no more than the scoring pass with their result."""
         groups = []
@@ -141,8 +163,9 @@ class _ContinuousBatcher:
             except RequestError as error:
                 self.feed.answer(ticket, error)
         scored = [group for group in groups if wants_scores(group.request.wire_request)]
-        if scored:
-            score(self.base, [group.request for group in scored], self.weights)
+        for part in self._parts(scored, lambda group: group.request.prompt.size):
+            score(self.base, [group.request for group in part], self.weights)
+            yield
         for group in groups:
             if group.request.last_logits is None:
                 self.waiting += group.sequences
@@ -164,14 +187,29 @@ class _ContinuousBatcher:
             if all(seq.finished for seq in self.batch.sequences):
                 self.batch = None
 
-    def _admit(self) -> None:
-        """Have as many waiting sequences join as `CACHE_BUDGET` allows."""
+    def _parts(self, items: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+        """Items in parts of at most `prefill_limit` tokens, or of one item."""
+        part: list[T] = []
+        for item in items:
+            if part and sum(map(size, part)) + size(item) > self.base.prefill_limit:
+                yield part
+                part = []
+            part.append(item)
+        if part:
+            yield part
+
+    def _admit(self) -> Iterator[None]:
+        """Have as many waiting sequences join as `CACHE_BUDGET` allows, less what other running
+        batches hold: a quarter of it at least."""
         if self.batch is not None and not self.batch.open:
             return
         running = [] if self.batch is None else self.batch.sequences
         longest = max((seq.max_length for seq in running), default=0)
         per_token = kv_cache.bytes_per_token(self.base.model)
-        budget = CACHE_BUDGET["cuda" if self.base.device.type == "cuda" else "cpu"]
+        whole = CACHE_BUDGET["cuda" if self.base.device.type == "cuda" else "cpu"]
+        running_too = [other for other in self._running if other is not self and other.batch]
+        others = sum(other.held for other in running_too)
+        budget = max(whole - others, whole // 4)
         count = 0
         for seq in self.waiting[: max(0, MAX_SEQUENCES - len(running))]:
             longest = max(longest, seq.max_length)
@@ -187,10 +225,20 @@ class _ContinuousBatcher:
         if not count:
             return
         joining, self.waiting = self.waiting[:count], self.waiting[count:]
-        if self.batch is not None:
-            self.batch.join(joining)
-        elif self.weights is not None:
-            self.batch = SlotBatch(self.base, self.weights)
+        self.held = (len(running) + count) * longest * per_token
+        if self.weights is not None:
+            slots = self.batch
+            if not isinstance(slots, SlotBatch):
+                slots = self.batch = SlotBatch(self.base, self.weights)
+            done = 0
+            for part in self._parts(joining, lambda seq: seq.request.prompt.size):
+                done += len(part)
+                if done < len(joining):
+                    slots.prefill(joining[:done])
+                    yield
+            # What was cancelled meanwhile joins as finished, and leaves with the next step.
+            slots.join(joining)
+        elif self.batch is not None:
             self.batch.join(joining)
         elif self.base.caches:
             self.batch = _CachedBatch(self.base, joining)
@@ -213,6 +261,8 @@ class _ContinuousBatcher:
             request.target_logprobs,
             request.alt_tokens,
         )
+        if request.wire_request.on_result is not None:
+            request.wire_request.on_result(result)
         self.feed.answer(request.ticket, result)
 
 
@@ -240,7 +290,7 @@ class _CachedBatch:
             place = {id(request): index for index, request in enumerate(prompts)}
             self._select([place[id(seq.request)] for seq in sequences])
 
-    def step(self) -> list[SequenceState]:
+    def step(self, pressed: Callable[[], bool]) -> list[SequenceState]:
         """Generate one token for every sequence. Returns those that finish with it."""
         ended = sample_tokens(self.base, self.sequences, self.logits)
         alive = [index for index, seq in enumerate(self.sequences) if not seq.finished]
@@ -304,7 +354,7 @@ class _UncachedBatch:
     def __init__(self, base: BaseModel, sequences: Sequence[SequenceState]) -> None:
         self.base, self.sequences = base, list(sequences)
 
-    def step(self) -> list[SequenceState]:
+    def step(self, pressed: Callable[[], bool]) -> list[SequenceState]:
         """As `_CachedBatch.step`."""
         texts = [
             np.concatenate([seq.request.prompt, seq.tokens]).astype(np.int64)

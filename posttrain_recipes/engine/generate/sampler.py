@@ -29,6 +29,7 @@ from posttrain_recipes.engine.wire import (
     MAX_SAMPLES,
     AltTokens,
     Cells,
+    LogitRules,
     RequestError,
     SampleRequest,
     TensorData,
@@ -98,19 +99,25 @@ def prepare(base: BaseModel, wire_request: SampleRequest, ticket: Any = None) ->
         f"prompt_alt_tokens_k must be between 0 and {MAX_TOPK}": (
             0 <= wire_request.prompt_alt_tokens_k <= MAX_TOPK
         ),
-        "this engine records no stability information (stable_reinforce): train with `ppo`": (
-            not wire_request.record_stability_info
-        ),
     }
     for message, satisfied in checks.items():
         if not satisfied:
             raise RequestError(422, message)
+    if wire_request.rules is not None:
+        _check_rules(base, wire_request.rules)
     stop_ids, stop_strings = _stops(base, params.stop)
     seed = None if params.seed is None else params.seed & (2**64 - 1)
     request = GenerationRequest(ticket, wire_request, prompt, max_new, stop_ids, stop_strings, seed)
     if wire_request.target_prompt_logprobs is not None:
         request.targets = _targets(base, prompt.size, wire_request.target_prompt_logprobs)
     return request
+
+
+def _check_rules(base: BaseModel, rules: LogitRules) -> None:
+    if rules.logit_bias:
+        base.check_ids(np.array(list(rules.logit_bias), dtype=np.int64), "logit_bias")
+        if not all(-100 <= bias <= 100 for bias in rules.logit_bias.values()):
+            raise RequestError(422, "logit_bias: each must be between -100 and 100")
 
 
 def _targets(base: BaseModel, size: int, tensor: TensorData) -> Cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,8 +51,11 @@ class SequenceState:
         """Append a token and its log-probability (nats). Sets `stopped` if it ends the sequence."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        strings = self.request.stop_strings
-        self.stopped = token in self.request.stop_ids or (bool(strings) and self._matched(base))
+        strings, rules = self.request.stop_strings, self.request.wire_request.rules
+        early = rules is not None and len(self.tokens) < rules.min_tokens
+        self.stopped = not early and (
+            token in self.request.stop_ids or (bool(strings) and self._matched(base))
+        )
         if (on_token := self.request.wire_request.on_token) is not None:
             on_token(self.index, token, logprob, self.topk[-1] if self.topk else None)
 
@@ -93,13 +97,17 @@ def sample_tokens(
         keep = [index for index, seq in enumerate(sequences) if not seq.finished]
         logits = logits[torch.tensor(keep, device=logits.device)]
     asked = [seq.request.wire_request.sampling_params for seq in going]
+    ruled = any(seq.request.wire_request.rules is not None for seq in going)
     tokens, logprobs = pick(
-        logits,
+        _by_rules(logits, going) if ruled else logits,
         [params.temperature for params in asked],
         [params.top_k for params in asked],
         [params.top_p for params in asked],
         [seq.draw() for seq in going],
     )
+    if ruled:  # the model's own
+        chosen = torch.tensor(tokens, device=logits.device)[:, None]
+        logprobs = torch.log_softmax(logits, dim=-1).gather(-1, chosen)[:, 0].tolist()
     if k := min(max(seq.request.wire_request.topk_sample_logprobs for seq in going), base.vocab):
         top = torch.log_softmax(logits, dim=-1).topk(k, dim=-1)
         for seq, ids, values in zip(going, top.indices.tolist(), top.values.tolist(), strict=True):
@@ -108,3 +116,33 @@ def sample_tokens(
     for seq, token, logprob in zip(going, tokens, logprobs, strict=True):
         seq.append(base, token, logprob)
     return [seq for seq in going if seq.finished]
+
+
+def _by_rules(logits: Tensor, sequences: Sequence[SequenceState]) -> Tensor:
+    """The logits (sequences, V) that the sequences' `LogitRules` make of the model's."""
+    changed = logits.clone()
+    for row, seq in zip(changed, sequences, strict=True):
+        rules = seq.request.wire_request.rules
+        if rules is None:
+            continue
+        said = torch.tensor(seq.tokens, dtype=torch.long, device=row.device)
+        if rules.repetition_penalty != 1.0:
+            prompt = torch.from_numpy(seq.request.prompt).to(row.device)
+            seen = torch.cat([prompt, said]).unique()
+            own = row[seen]
+            by = rules.repetition_penalty
+            row[seen] = torch.where(own > 0, own / by, own * by)
+        if rules.frequency_penalty or rules.presence_penalty:
+            which, times = said.unique(return_counts=True)
+            row[which] -= rules.frequency_penalty * times + rules.presence_penalty
+        if rules.logit_bias:
+            ids, bias = (torch.tensor(list(x), device=row.device)
+                         for x in (rules.logit_bias.keys(), rules.logit_bias.values()))  # fmt: skip
+            row[ids] += bias.to(row.dtype)
+        if len(seq.tokens) < rules.min_tokens and seq.request.stop_ids:
+            row[torch.tensor(sorted(seq.request.stop_ids), device=row.device)] = -torch.inf
+        temperature = seq.request.wire_request.sampling_params.temperature
+        if rules.min_p and temperature:
+            scaled = row / temperature
+            row[scaled < scaled.max() + math.log(rules.min_p)] = -torch.inf
+    return changed

@@ -12,7 +12,7 @@ Shapes: R sequences, G key heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,15 @@ class SlotBatch:
         """The running sequences, and some that have just finished."""
         return [seq for slot in self.slots for seq in slot.sequences]
 
+    def prefill(self, sequences: Sequence[SequenceState]) -> None:
+        """Prefill the prompts of sequences that are going to join."""
+        running = [seq.request.prompt for seq in self.sequences]
+        self._prefixes.prefill([seq.request.prompt for seq in sequences], running)
+
     def join(self, sequences: Sequence[SequenceState]) -> None:
         """Prefill more sequences and add them to the slots, the emptiest first."""
         prompts = self._prefixes
-        running = [seq.request.prompt for seq in self.sequences]
-        prompts.prefill([seq.request.prompt for seq in sequences], running)
+        self.prefill(sequences)
         order: dict[int, int] = {}  # sequences that share a prefix become neighbours
         for seq in sequences:
             order.setdefault(id(prompts[seq.request.prompt].prefix), len(order))
@@ -85,12 +89,13 @@ class SlotBatch:
                 slot.join(part, [prompts[seq.request.prompt] for seq in part])
             start = stop
 
-    def step(self) -> list[SequenceState]:
-        """Generate up to `STRIDE` tokens for every sequence. Returns those that finished."""
+    def step(self, pressed: Callable[[], bool]) -> list[SequenceState]:
+        """Generate up to `STRIDE` tokens for every sequence, or one where other work is waiting by
+        `pressed`. Returns those that finished."""
         slots = self.slots
 
         def run(which: int) -> list[SequenceState]:
-            return slots[which].run(STRIDE)
+            return slots[which].run(STRIDE, pressed)
 
         if self._small and len(slots) == 1:  # too little work for more than one core
             before = torch.get_num_threads()
@@ -177,8 +182,9 @@ class Slot:
                 new[layer][:held].narrow(axis, 0, longest).copy_(old.narrow(axis, 0, longest))
             buffers[:] = new
 
-    def run(self, tokens: int) -> list[SequenceState]:
-        """Generate up to `tokens` tokens for every sequence. Returns those that finished."""
+    def run(self, tokens: int, pressed: Callable[[], bool]) -> list[SequenceState]:
+        """Generate up to `tokens` tokens for every sequence, and no more once `pressed` holds.
+        Returns those that finished."""
         ended: list[SequenceState] = []
         self._shed(0.8)  # some may have been cancelled
         for _ in range(tokens if self.sequences else 0):
@@ -187,6 +193,8 @@ class Slot:
             if not self.sequences:
                 break
             self._step()
+            if pressed():
+                break
         return ended
 
     def _shed(self, share: float) -> None:

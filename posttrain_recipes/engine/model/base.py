@@ -42,6 +42,7 @@ FREE = 1 << 33  # bytes that are taken to be free where the system does not tell
 MIN_PASS = 512  # tokens that a pass may have whatever the budget: more are no faster on a CPU
 COPY_LIMIT = 1 << 29  # bytes of weights that are held twice: with an adapter added, or packed
 T = TypeVar("T")
+PREFILL_FLOP = {"cpu": 10**11, "cuda": 10**14}  # that are done in about half a second
 MIN_SHARE = 64  # tokens that a thread gets at least
 MERGED_KEPT = 2  # a run compares one model with another: the last two stay merged
 
@@ -168,6 +169,12 @@ class BaseModel:
         return int(MEMORY_SHARE[self.kind] * (FREE if free is None else free)) // passes
 
     # Work over the cores ----------------------------------------------------------------------
+
+    @property
+    def prefill_limit(self) -> int:
+        """Tokens that are prefilled, or scored, before other work may have its turn: about half a
+        second's, and no fewer than a pass has."""
+        return max(MIN_PASS * self.threads, PREFILL_FLOP[self.kind] // (2 * self.parameters))
 
     @property
     def rows_of_logits(self) -> int:

@@ -61,13 +61,17 @@ class ThreadSafeTokenizer:
         return {max(fits)[1]} if fits else set()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
         """A conversation as token ids by the model's chat template, with its generation prompt.
 
         `variables` are the template's, beside `THINKING`.
 
-        Raises RequestError 422 if the model has no template, or it refuses the conversation.
+        Raises RequestError 422 if the model has no template, or it refuses the conversation; 400
+        for tools, or messages of them, that the template would leave out.
         """
         import jinja2
 
@@ -76,9 +80,11 @@ class ThreadSafeTokenizer:
                 raise RequestError(
                     422, f"{self.name} has no chat template: ask /v1/completions for plain text"
                 )
+            self._check_tools(messages, tools)
             try:
                 ids: list[int] = self._tokenizer.apply_chat_template(
                     list(messages),
+                    tools=list(tools) or None,
                     add_generation_prompt=True,
                     tokenize=True,
                     return_dict=False,
@@ -89,6 +95,21 @@ class ThreadSafeTokenizer:
                     422, f"the chat template of {self.name} refuses these messages: {error}"
                 ) from error
         return ids
+
+    def _check_tools(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> None:
+        template = str(self._tokenizer.chat_template)
+        for name, asked in (
+            ("tools", bool(tools)),
+            ("tool_calls", any("tool_calls" in message for message in messages)),
+        ):
+            if asked and name not in template:
+                raise RequestError(
+                    400,
+                    f"{name!r}: the chat template of {self.name} leaves them out, so that the "
+                    "model would not be told: do without",
+                )
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a plain text."""
@@ -113,6 +134,8 @@ class IncrementalDetokenizer:
 
     tokenizer: ThreadSafeTokenizer
     stops: Sequence[str] = ()
+    ends: frozenset[int] = frozenset()
+    """Tokens beside EOS that end the reply and are no text of it."""
     tokens: list[int] = field(default_factory=list)
     over: bool = False  # after a stop string or `end`
     length: int = 0  # characters returned so far
@@ -123,7 +146,7 @@ class IncrementalDetokenizer:
     def push(self, token: int) -> str:
         """Add a token. Returns the text that has become certain with it."""
         self.tokens.append(token)
-        if token in self.tokenizer.eos:
+        if self._ends(token):
             return ""
         known = self.tokenizer.decode(self.tokens[self._from : self._read])
         whole = self.tokenizer.decode(self.tokens[self._from :])
@@ -135,12 +158,15 @@ class IncrementalDetokenizer:
     def end(self) -> str:
         """End the reply. Returns the text still held back."""
         known = self.tokenizer.decode(self.tokens[self._from : self._read])
-        rest = [token for token in self.tokens[self._from :] if token not in self.tokenizer.eos]
+        rest = [token for token in self.tokens[self._from :] if not self._ends(token)]
         last = self._give(self.tokenizer.decode(rest)[len(known) :])
         held, self._held = self._held, ""
         self.length += len(held)
         self.over = True
         return last + held
+
+    def _ends(self, token: int) -> bool:
+        return token in self.tokenizer.eos or token in self.ends
 
     def _give(self, new: str) -> str:
         if self.over:

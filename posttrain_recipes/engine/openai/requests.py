@@ -1,34 +1,48 @@
-"""OpenAI's completion requests: what they may contain, and which of it this engine supports."""
+"""OpenAI's completion requests, as OpenAI and vLLM have them: what this engine does of them.
+
+What it does not do is refused by name, and so is what it does not know: a parameter that is taken
+without effect gives a reply to another question than was asked.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from posttrain_recipes.engine import wire
-from posttrain_recipes.engine.wire import RequestError
+from posttrain_recipes.engine.wire import LogitRules, RequestError
 
 T = TypeVar("T")
 
-# Unsupported fields that would change the reply, each with the values that have no effect.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
+WITHOUT_EFFECT = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_retention", "parallel_tool_calls", "cache_salt", "priority", "request_id",
+    }
+)  # fmt: skip
+"""Taken and not looked at: they say who asks, or how urgently, and never change the reply."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
+    "function_call": ("none",),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
     "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-    "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
+"""Known and not done, each with the values that have no effect."""
 
 
 @dataclass(frozen=True)
@@ -48,35 +62,77 @@ class Part:
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """A message of a conversation."""
+    """A message of a conversation; `tool_calls` are the assistant's, `tool_call_id` a tool's."""
 
     role: str
     content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        """The message as role and text. Raises RequestError 422 for images, audio and files."""
+    def plain(self) -> dict[str, Any]:
+        """The message as a chat template takes it: arguments of calls are objects, not JSON text.
+
+        Raises RequestError 422 for images, audio and files, 400 for calls that are none.
+        """
+        said: dict[str, Any] = {"role": self.role, "content": self._text()}
+        if self.name is not None:
+            said["name"] = self.name
+        if self.tool_call_id is not None:
+            said["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            said["tool_calls"] = [_call(one) for one in self.tool_calls]
+        return said
+
+    def _text(self) -> str:
         if not isinstance(self.content, list):
-            return {"role": self.role, "content": self.content or ""}
+            return self.content or ""
         other = {part.type for part in self.content if part.text is None}
         if other:
             raise RequestError(422, f"this engine reads text only, not {', '.join(sorted(other))}")
-        return {"role": self.role, "content": "".join(part.text or "" for part in self.content)}
+        return "".join(part.text or "" for part in self.content)
+
+
+def _call(given: dict[str, Any]) -> dict[str, Any]:
+    function = given.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RequestError(400, "tool_calls: each needs a function with a name")
+    arguments = function.get("arguments") or "{}"
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise RequestError(
+                400, f"tool_calls: the arguments of {function['name']!r} are no JSON"
+            ) from None
+    return {**given, "type": "function", "function": {**function, "arguments": arguments}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseCompletionRequest:
-    """The fields that chat completions and completions share."""
+    """The fields that chat completions and completions share. Those that OpenAI does not have are
+    vLLM's, with its meaning."""
 
     model: str
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: int | None = Field(default=None, ge=0)
     stop: str | list[str] | None = Field(default=None)
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    logit_bias: dict[int, float] | None = None
     seed: int | None = None
     n: int | None = Field(default=None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
 
     @property
     def count(self) -> int:
@@ -92,6 +148,11 @@ class BaseCompletionRequest:
     def top(self) -> int | None:
         """The alternatives that each token's log-probability comes with; None: no logprobs."""
         return None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the tokens of the prompt come with log-probabilities."""
+        return False
 
     @property
     def wants_usage(self) -> bool:
@@ -110,14 +171,28 @@ class BaseCompletionRequest:
         stops = self.stops()
         if len(stops) > 4:
             raise RequestError(422, "stop: 4 strings at most")
+        ends = {*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos)}
         return wire.SamplingParams(
-            max_tokens=self.limit,
+            # One is the least that can be sampled; of none asked for, it is left out of the reply.
+            max_tokens=1 if self.limit == 0 else self.limit,
             seed=self.seed,
-            stop=[*sorted(eos), *stops],
+            stop=[*sorted(ends), *stops],
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or -1,
             top_p=1.0 if self.top_p is None else self.top_p,
         )
+
+    def rules(self) -> LogitRules | None:
+        """What changes the logits before a token is sampled; None where nothing does."""
+        rules = LogitRules(
+            self.min_p or 0.0,
+            self.min_tokens or 0,
+            self.presence_penalty or 0.0,
+            self.frequency_penalty or 0.0,
+            self.repetition_penalty or 1.0,
+            dict(self.logit_bias or {}),
+        )
+        return None if rules == LogitRules() else rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +200,13 @@ class ChatCompletionRequest(BaseCompletionRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
 
     @property
     def limit(self) -> int | None:
@@ -138,7 +216,12 @@ class ChatCompletionRequest(BaseCompletionRequest):
     def top(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def conversation(self) -> list[dict[str, str]]:
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of, and whose calls are looked for in its reply."""
+        return [] if self.tool_choice == "none" else list(self.tools or ())
+
+    def conversation(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them."""
         return [message.plain() for message in self.messages]
 
@@ -149,14 +232,19 @@ class CompletionRequest(BaseCompletionRequest):
 
     prompt: str | list[str] | list[int] | list[list[int]] = ""
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = None
 
     @property
     def limit(self) -> int | None:
-        return self.max_tokens or 16
+        return 16 if self.max_tokens is None else self.max_tokens
 
     @property
     def top(self) -> int | None:
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
 
     def prompts(self) -> list[str | list[int]]:
         """Each prompt, as text or tokens."""
@@ -169,10 +257,69 @@ class CompletionRequest(BaseCompletionRequest):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerateParams(BaseCompletionRequest):
+    """The `sampling_params` of a generate request."""
+
+    model: str = ""
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @property
+    def limit(self) -> int | None:
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        return self.logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """POST /inference/v1/generate: tokens in, tokens out, as vLLM serves harnesses of RL."""
+
+    model: str
+    token_ids: list[int] = Field(min_length=1)
+    sampling_params: GenerateParams = Field(default_factory=GenerateParams)
+    stream: bool | None = None
+
+
 def parse(kind: type[T], body: bytes) -> T:
-    """The request in `body`. Raises RequestError 400 if it is malformed or unsupported."""
+    """The request in `body`. Raises RequestError 400 if it is malformed, or has what is not done
+    or not known, all of it named."""
     request = wire.parse(kind, body)
-    for key, value in json.loads(body or b"{}").items():
-        if value is not None and key in _UNSUPPORTED and value not in _UNSUPPORTED[key]:
-            raise RequestError(400, f"this engine does not do {key!r}: leave it out")
+    given = json.loads(body or b"{}")
+    _check(given, kind)
+    if isinstance(request, GenerateRequest):
+        _check(given.get("sampling_params") or {}, GenerateParams)
+        if request.stream:
+            raise RequestError(400, "stream: this engine does not stream generate requests")
+    if isinstance(request, ChatCompletionRequest) and request.tool_choice not in (
+        None, "none", "auto",
+    ):  # fmt: skip
+        raise RequestError(
+            400,
+            "tool_choice: this engine cannot make a model call a tool: 'auto' and 'none' are done",
+        )
+    if isinstance(request, CompletionRequest) and request.stream and request.scores_prompt:
+        raise RequestError(400, "echo with logprobs is not streamed: leave out 'stream'")
+    if isinstance(request, BaseCompletionRequest) and request.stream and request.limit == 0:
+        raise RequestError(400, "max_tokens: 0 leaves nothing to stream")
     return request
+
+
+def _check(given: dict[str, Any], kind: type) -> None:
+    known = {one.name for one in fields(kind)}
+    refused = [
+        key
+        for key, value in given.items()
+        if key not in known
+        and key not in WITHOUT_EFFECT
+        and value is not None
+        and value not in _ONLY.get(key, ())
+    ]
+    if refused:
+        raise RequestError(
+            400,
+            f"this engine does not do {', '.join(map(repr, refused))}: leave "
+            f"{'it' if len(refused) == 1 else 'them'} out",
+        )

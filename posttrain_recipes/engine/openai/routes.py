@@ -1,4 +1,4 @@
-"""Routes of the OpenAI-compatible API: /v1/models, /v1/chat/completions, /v1/completions.
+"""Routes of the OpenAI-compatible API: models, chat/completions and completions; vLLM's generate.
 
 `model` is a base model's name or a checkpoint's `tinker://` path. Requests join the batches of all
 others for the same weights.
@@ -7,6 +7,7 @@ others for the same weights.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 import uuid
@@ -25,28 +26,44 @@ from posttrain_recipes.engine.core.registry import SamplerWeights
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.routing import body_of, guarded
 from posttrain_recipes.engine.openai.detokenize import IncrementalDetokenizer, ThreadSafeTokenizer
-from posttrain_recipes.engine.openai.requests import ChatCompletionRequest, CompletionRequest, parse
+from posttrain_recipes.engine.openai.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerateRequest,
+    parse,
+)
 from posttrain_recipes.engine.openai.responses import (
     ChatFormat,
     CompletionFormat,
+    GenerateFormat,
     ResponseFormat,
+    ScoredPrompt,
     TokenEvent,
 )
 from posttrain_recipes.engine.wire import RequestError
 
+PREFIXES = ("/v1", "/oai/api/v1")
+"""The second is where hosted Tinker has them."""
 WEIGHTS_KEPT = 8  # checkpoints kept loaded though no sampler holds them
 LISTED = 1000  # checkpoints in the list of models, at most
 DISCONNECT_POLL_S = 1.0  # between two looks whether the client is still connected
 
 
 def routes(service: Service) -> list[Route]:
-    """The routes below /v1."""
+    """The routes below `PREFIXES`, and vLLM's for tokens."""
     handlers = _OpenAIRoutes(service)
     return [
-        Route("/v1/models", guarded(handlers.models), methods=["GET"]),
-        Route("/v1/models/{model:path}", guarded(handlers.model), methods=["GET"]),
-        Route("/v1/chat/completions", guarded(handlers.chat), methods=["POST"]),
-        Route("/v1/completions", guarded(handlers.completion), methods=["POST"]),
+        *(
+            route
+            for prefix in PREFIXES
+            for route in (
+                Route(f"{prefix}/models", guarded(handlers.models), methods=["GET"]),
+                Route(f"{prefix}/models/{{model:path}}", guarded(handlers.model), methods=["GET"]),
+                Route(f"{prefix}/chat/completions", guarded(handlers.chat), methods=["POST"]),
+                Route(f"{prefix}/completions", guarded(handlers.completion), methods=["POST"]),
+            )
+        ),
+        Route("/inference/v1/generate", guarded(handlers.generate), methods=["POST"]),
     ]
 
 
@@ -55,7 +72,6 @@ class _RunningRequest:
     """A request in progress: a pending sample request for each prompt, and the tokens so far."""
 
     format: ResponseFormat
-    prompts: list[list[int]]
     pending: list[Pending] = field(default_factory=list)
     tokens: asyncio.Queue[TokenEvent | None] = field(default_factory=asyncio.Queue)  # None: the end
 
@@ -119,24 +135,35 @@ class _OpenAIRoutes:
             tokenizer.chat,
             completion_request.conversation(),
             completion_request.chat_template_kwargs,
+            completion_request.offered,
         )
-        return await self._answer(
-            request, weights, _RunningRequest(ChatFormat(completion_request, tokenizer), [prompt])
-        )
+        form = ChatFormat(completion_request, tokenizer)
+        form.prompts = [ScoredPrompt(prompt, "")]
+        return await self._answer(request, weights, _RunningRequest(form))
 
     async def completion(self, request: Request) -> Response:
         """POST /v1/completions."""
         completion_request = parse(CompletionRequest, await body_of(request))
         weights, tokenizer = await self._resolve(completion_request.model)
-        prompts = [
-            await asyncio.to_thread(tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
-            for prompt in completion_request.prompts()
-        ]
-        return await self._answer(
-            request,
-            weights,
-            _RunningRequest(CompletionFormat(completion_request, tokenizer), prompts),
-        )
+        form = CompletionFormat(completion_request, tokenizer)
+        for given in completion_request.prompts():
+            if isinstance(given, str):
+                form.prompts.append(
+                    ScoredPrompt(await asyncio.to_thread(tokenizer.encode, given), given)
+                )
+            else:
+                text = await asyncio.to_thread(tokenizer.decode, given, True) if form.echo else ""
+                form.prompts.append(ScoredPrompt(given, text))
+        return await self._answer(request, weights, _RunningRequest(form))
+
+    async def generate(self, request: Request) -> Response:
+        """POST /inference/v1/generate."""
+        asked = parse(GenerateRequest, await body_of(request))
+        weights, tokenizer = await self._resolve(asked.model)
+        params = dataclasses.replace(asked.sampling_params, model=asked.model)
+        form = GenerateFormat(params, tokenizer)
+        form.prompts = [ScoredPrompt(asked.token_ids, "")]
+        return await self._answer(request, weights, _RunningRequest(form))
 
     async def _answer(
         self, request: Request, weights: SamplerWeights, work: _RunningRequest
@@ -151,8 +178,8 @@ class _OpenAIRoutes:
             return on_token
 
         try:
-            for number, prompt in enumerate(work.prompts):
-                sample = work.format.sample(prompt, listener(number * count))
+            for number, prompt in enumerate(work.format.prompts):
+                sample = work.format.sample(prompt.ids, listener(number * count))
                 pending = self.state.scheduler.submit_local(
                     self.service.sampling.batch(weights, sample)
                 )
@@ -183,19 +210,29 @@ class _OpenAIRoutes:
 
     def _detokenizers(self, work: _RunningRequest) -> list[IncrementalDetokenizer]:
         fmt = work.format
-        count = fmt.request.count * len(work.prompts)
-        return [IncrementalDetokenizer(fmt.tokenizer, fmt.request.stops()) for _ in range(count)]
+        count = fmt.request.count * len(fmt.prompts)
+        ends = frozenset(fmt.request.stop_token_ids or ())
+        return [
+            IncrementalDetokenizer(fmt.tokenizer, fmt.request.stops(), ends) for _ in range(count)
+        ]
 
     def _full_response(
         self, work: _RunningRequest, detokenizers: list[IncrementalDetokenizer]
     ) -> dict[str, Any]:
         results = [_result(pending) for pending in work.pending]
         stopped = [sequence.stopped for result in results for sequence in result.sequences]
+        for prompt, result in zip(work.format.prompts, results, strict=True):
+            prompt.logprobs, prompt.top = result.prompt_logprobs, result.prompt_topk
         choices = [
             work.format.choice(index, detokenizer, "stop" if stop else "length")
             for index, (detokenizer, stop) in enumerate(zip(detokenizers, stopped, strict=True))
         ]
-        return {**_envelope(work.format), "choices": choices, "usage": _usage(work, detokenizers)}
+        return {
+            **_envelope(work.format),
+            "choices": choices,
+            **work.format.whole(choices),
+            "usage": _usage(work, detokenizers),
+        }
 
     async def _stream(self, work: _RunningRequest) -> Response:
         async def last() -> None:
@@ -238,9 +275,8 @@ class _OpenAIRoutes:
             results = [_result(pending) for pending in work.pending]
             stopped = [sequence.stopped for result in results for sequence in result.sequences]
             for index, (detokenizer, stop) in enumerate(zip(detokenizers, stopped, strict=True)):
-                if rest := detokenizer.end():
-                    yield event(fmt.chunk(index, rest))
-                yield event(fmt.chunk(index, "", finish="stop" if stop else "length"))
+                for last in fmt.closing(index, detokenizer, "stop" if stop else "length"):
+                    yield event(last)
             if fmt.request.wants_usage:
                 yield event(usage=_usage(work, detokenizers))
             yield "data: [DONE]\n\n"
@@ -274,8 +310,10 @@ def _envelope(fmt: ResponseFormat, part: bool = False) -> dict[str, Any]:
 
 
 def _usage(work: _RunningRequest, detokenizers: Sequence[IncrementalDetokenizer]) -> dict[str, int]:
-    prompt = sum(map(len, work.prompts))
+    prompt = sum(len(one.ids) for one in work.format.prompts)
     completion = sum(len(detokenizer.tokens) for detokenizer in detokenizers)
+    if work.format.request.limit == 0:
+        completion = 0
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

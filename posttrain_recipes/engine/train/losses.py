@@ -1,7 +1,9 @@
 """The built-in losses, pure functions of target tokens' log-probabilities, each a SUM over tokens.
 
 Notation: p is the policy being trained, q the one that sampled, r = p / q their ratio for each
-token, A the advantage. Every tensor is flat over the tokens of a micro-batch, shape (tokens, K):
+token, A the advantage. Where datums have `weights` beside advantages, each token's term is
+multiplied by its weight, so that 0 leaves a token out. Every tensor is flat over the tokens of a
+micro-batch, shape (tokens, K):
 K is 1 but for cross-entropy against K targets a position; units are nats.
 
 Formulas: the Tinker documentation's table of losses; PPO is arXiv 1707.06347 eq. 7 with absolute
@@ -33,7 +35,7 @@ def cross_entropy(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 def importance_sampling(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
     """-sum r A: the policy gradient with an importance ratio for each token, unclipped."""
-    return -(torch.exp(logp - inputs["logprobs"]) * inputs["advantages"]).sum()
+    return -_sum(torch.exp(logp - inputs["logprobs"]) * inputs["advantages"], inputs)
 
 
 def ppo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -41,7 +43,7 @@ def ppo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
     gradient."""
     ratio, advantages = torch.exp(logp - inputs["logprobs"]), inputs["advantages"]
     clipped = torch.clamp(ratio, *_bounds(inputs, config))
-    return -torch.minimum(ratio * advantages, clipped * advantages).sum()
+    return -_sum(torch.minimum(ratio * advantages, clipped * advantages), inputs)
 
 
 def cispo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -52,31 +54,38 @@ def cispo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
     """
     ratio = torch.exp(logp.detach() - inputs["logprobs"])
     weight = torch.clamp(ratio, *_bounds(inputs, config))
-    return -(weight * logp * inputs["advantages"]).sum()
+    return -_sum(weight * logp * inputs["advantages"], inputs)
 
 
 def dro(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
     """-sum (A log p - beta/2 (log p - log q)^2): policy gradient with a quadratic penalty on drift
     from the sampling policy."""
     drift = logp - inputs["logprobs"]
-    return -(inputs["advantages"] * logp - 0.5 * config["beta"] * drift.square()).sum()
+    return -_sum(inputs["advantages"] * logp - 0.5 * config["beta"] * drift.square(), inputs)
 
 
 def gspo(logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
     """-sum min(s_t A, clip(s_t) A), with s_t = stopgrad(s) p / stopgrad(p): the value of s_t is the
     ratio s of the token's sequence, its gradient is that of the token's own log p.
 
-    s = exp(mean of log p - log q over the tokens whose `sequence_ratio_mask` is not 0).
+    s = exp(mean of log p - log q over the tokens whose `sequence_ratio_mask` is not 0; without one,
+    over those whose advantage is not 0, which are the sampled ones wherever there is a gradient).
     `inputs["datum"]` (tokens, 1) int64 says which sequence a token belongs to.
     """
-    datum, marked = inputs["datum"], inputs["sequence_ratio_mask"] != 0
+    datum, marked = inputs["datum"], inputs.get("sequence_ratio_mask", inputs["advantages"]) != 0
     drift = torch.where(marked, logp.detach() - inputs["logprobs"], 0.0)
     sums = torch.zeros((int(datum.max()) + 1, 1), dtype=logp.dtype, device=logp.device)
     counts = sums.scatter_add(0, datum, marked.to(logp.dtype))
     mean = sums.scatter_add(0, datum, drift) / counts.clamp_min(1)
     ratio, advantages = torch.exp(mean[datum[:, 0]] + logp - logp.detach()), inputs["advantages"]
     clipped = torch.clamp(ratio, *_bounds(inputs, config))
-    return -torch.minimum(ratio * advantages, clipped * advantages).sum()
+    return -_sum(torch.minimum(ratio * advantages, clipped * advantages), inputs)
+
+
+def _sum(terms: Tensor, inputs: Inputs) -> Tensor:
+    """The terms of all tokens, each times its weight where the datums have weights."""
+    weights = inputs.get("weights")
+    return (terms if weights is None else weights * terms).sum()
 
 
 def _bounds(inputs: Inputs, config: Config) -> tuple[Tensor, Tensor]:
@@ -104,18 +113,23 @@ class LossDefinition:
 
 _POLICY = ("logprobs", "advantages")
 _CLIP = ("clip_low_threshold", "clip_high_threshold")
+_WEIGHTS = ("weights",)
 
 LOSSES: dict[str, LossDefinition] = {
     "cross_entropy": LossDefinition(cross_entropy, optional=("weights",), many_targets=True),
-    "importance_sampling": LossDefinition(importance_sampling, _POLICY),
-    "ppo": LossDefinition(ppo, _POLICY, _CLIP, dict(zip(_CLIP, (0.8, 1.2), strict=True))),
-    "cispo": LossDefinition(cispo, _POLICY, _CLIP, dict(zip(_CLIP, (0.0, 4.0), strict=True))),
-    "dro": LossDefinition(dro, _POLICY, config={"beta": 0.05}),
+    "importance_sampling": LossDefinition(importance_sampling, _POLICY, _WEIGHTS),
+    "ppo": LossDefinition(
+        ppo, _POLICY, _CLIP + _WEIGHTS, dict(zip(_CLIP, (0.8, 1.2), strict=True))
+    ),
+    "cispo": LossDefinition(
+        cispo, _POLICY, _CLIP + _WEIGHTS, dict(zip(_CLIP, (0.0, 4.0), strict=True))
+    ),
+    "dro": LossDefinition(dro, _POLICY, _WEIGHTS, config={"beta": 0.05}),
     # The clip range of the paper's section 5.1: a sequence's ratio moves far less than a token's.
     "gspo": LossDefinition(
         gspo,
-        (*_POLICY, "sequence_ratio_mask"),
-        _CLIP,
+        _POLICY,
+        ("sequence_ratio_mask", *_CLIP, *_WEIGHTS),
         dict(zip(_CLIP, (1 - 3e-4, 1 + 4e-4), strict=True)),
         by_sequence=True,
     ),
@@ -123,7 +137,7 @@ LOSSES: dict[str, LossDefinition] = {
 
 _ELSEWHERE = {
     "stable_reinforce": "its definition is not published, so nobody can check an implementation: "
-    "use `ppo`",
+    "use `ppo`, or have it computed in its place (ptl serve --substitute stable_reinforce=ppo)",
     "custom": "give it the `loss_id` that create_custom_loss returned",
 }
 

@@ -151,6 +151,26 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class LogitRules:
+    """What changes logits before a token is sampled; only in requests of this process itself, as
+    the Tinker protocol has none of it. Log-probabilities stay those of the model. In this order:
+
+    `repetition_penalty` divides the positive logits of tokens in the prompt or the reply, and
+    multiplies the negative ones (arXiv 1909.05858, section 4.1); `frequency_penalty` is taken off
+    for each time that a token is in the reply, `presence_penalty` once; `logit_bias` is added;
+    before `min_tokens` tokens nothing ends the reply; `min_p` leaves the tokens that are at least
+    so likely as a share of the likeliest, after the temperature (arXiv 2407.01082).
+    """
+
+    min_p: float = 0.0
+    min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """A request for samples that continue a prompt, and for log-probabilities of the prompt."""
 
@@ -166,9 +186,12 @@ class SampleRequest:
     target_prompt_logprobs: TensorData | None = None
     prompt_alt_tokens_k: int = 0
     record_stability_info: bool | None = None
+    rules: LogitRules | None = None
     # Only in requests of this process itself, as JSON cannot hold one: called on the worker thread
     # with each token, as (index of the sample, token, logprob, top-k).
     on_token: Callable[[int, int, float, Any], None] | None = None
+    # Likewise: called there with the SampleResult, before it is encoded.
+    on_result: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,26 @@ from posttrain_recipes.engine.wire.tensors import array, dense
 
 
 @dataclass(frozen=True)
+class Span:
+    """A run of positions of a datum: `length` tokens of a sequence, from `offset` on, of those that
+    were `sampled` or of its prompt."""
+
+    sequence_id: str
+    offset: int
+    length: int
+    sampled: bool
+
+
+@dataclass(frozen=True)
 class Datum:
-    """One training sequence. `tokens` (N,) int64; `inputs` name -> array, each (N,) or (N, K)."""
+    """One training sequence. `tokens` (N,) int64; `inputs` name -> array, each (N,) or (N, K).
+
+    `spans`, if given, say where the tokens and the targets are from, each without a gap.
+    """
 
     tokens: NDArray[np.int64]
     inputs: Mapping[str, NDArray[Any]]
+    spans: tuple[Sequence[Span], Sequence[Span]] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,43 @@ def _datum(message: Any, finite: bool) -> Datum:
         # One NaN would make all of an adapter's weights NaN at the next step.
         if finite and not np.isfinite(values).all():
             raise RequestError(422, f"{name} holds NaN or infinity: all must be finite numbers")
-    return Datum(tokens, inputs)
+    return Datum(tokens, inputs, _spans(message, tokens.size, inputs))
+
+
+def _spans(
+    message: Any, size: int, inputs: Mapping[str, NDArray[Any]]
+) -> tuple[Sequence[Span], Sequence[Span]] | None:
+    """Where a datum's tokens and targets are from; None where it does not say."""
+    if not message.model_input_spans and not message.loss_fn_input_spans:
+        return None
+    targets = inputs.get("target_tokens")
+    both = []
+    for name, given, length in (
+        ("model_input_spans", message.model_input_spans, size),
+        (
+            "loss_fn_input_spans",
+            message.loss_fn_input_spans,
+            None if targets is None else len(targets),
+        ),
+    ):
+        spans = [_span(item) for item in given]
+        total = sum(span.length for span in spans)
+        if length is not None and total != length:
+            raise RequestError(
+                422, f"{name} cover {total} positions of {length}: they must cover each one once"
+            )
+        both.append(spans)
+    return both[0], both[1]
+
+
+def _span(message: Any) -> Span:
+    kind = message.WhichOneof("span")
+    if kind is None:
+        raise RequestError(422, "a span names neither tokens of a prompt nor sampled ones")
+    named = getattr(message, kind)
+    if not named.sequence_id or named.offset < 0 or named.length < 0:
+        raise RequestError(422, "a span needs a sequence_id, and an offset and a length from 0")
+    return Span(named.sequence_id, named.offset, named.length, kind == "sampled_tokens")
 
 
 @dataclass(frozen=True)
