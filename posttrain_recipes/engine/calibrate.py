@@ -84,8 +84,7 @@ def speed(folder: Path, dtype: str = "float32") -> dict[str, float] | None:
 def gain(folder: Path) -> float | None:
     """How many times as fast as float32 a model's products are in bfloat16 on this machine."""
     wide, narrow = speed(folder), speed(folder, "bfloat16")
-    # Those of writing are of products alone; what else a step takes is float32 in either case.
-    return None if wide is None or narrow is None else wide["sample"] / narrow["sample"]
+    return None if wide is None or narrow is None else wide["products"] / narrow["products"]
 
 
 @cache
@@ -116,13 +115,14 @@ def _read(path: Path) -> dict[str, float] | None:
 def _parsed(text: str) -> dict[str, float] | None:
     try:
         found = json.loads(text)
-        return {name: float(found[name]) for name in OVER}
+        return {name: float(found[name]) for name in (*OVER, "products")}
     except (ValueError, LookupError, TypeError):
         return None
 
 
 def measure(shape: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds a token in training, reading and writing.
+    """Seconds a token in training, reading and writing; and of `products` alone, in one precision
+    and of few tokens: what else there is, is float32 in either case.
 
     Args:
         shape: hidden, intermediate, layers, heads, kv_heads, head_dim, vocab; and dtype, which is
@@ -145,6 +145,7 @@ def measure(shape: Mapping[str, Any]) -> dict[str, float]:
         "train": OVER["train"] * 2 * long + PASSES["train"] * touched,
         "prefill": OVER["prefill"] * long + PASSES["prefill"] * touched,
         "sample": OVER["sample"] * short + PASSES["sample"] * touched,
+        "products": _forward(shape, SHORT, device, dtype) / SHORT / share,
     }
 
 

@@ -26,7 +26,7 @@ def measured_anew() -> None:
     calibrate._measured.cache_clear()
 
 
-SPEED = {"train": 0.5, "prefill": 0.25, "sample": 2.0}
+SPEED = {"train": 0.5, "prefill": 0.25, "sample": 2.0, "products": 1.0}
 LLAMA = {
     "hidden_size": 64,
     "intermediate_size": 128,
