@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from posttrain_recipes import machine, probe
+from posttrain_recipes import machine, probe, sdk
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import Address, without_password
 from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, Usage, hookimpl
@@ -141,6 +141,7 @@ class Local(Engine):
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
     ) -> Iterator[Connection]:
         """Start the engine on a free loopback port and stop it at the end."""
+        sdk.check()
         with _embedded(models, data_dir, log_path, self.dtype) as engine:
             service, rest = _clients(engine.base_url, engine.api_key)
             with _session(service, lambda: engine.is_alive):
@@ -297,6 +298,7 @@ def _probed(
 
 @contextmanager
 def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> Iterator[Connection]:
+    sdk.check()
     _check_address(base_url)
     key, where = _key(api_key), base_url or "hosted Tinker"
 
@@ -327,7 +329,7 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             why=f"it serves {', '.join(names)}",
             hint="change 'model:', or use 'engine: local'",
         )
-    address = _address(base_url)
+    address = sdk.address(base_url)
     with (
         Pauses(address) as pauses,
         Watch(address, key) as watch,
@@ -388,12 +390,6 @@ def _check_address(base_url: str | None) -> None:
         raise PtlError(f"TINKER_BASE_URL {error}") from None
 
 
-def _address(base_url: str | None) -> str:
-    from tinker.lib.base_url import resolve_base_url
-
-    return resolve_base_url(base_url)
-
-
 def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, tinker.RestClient]:
     """Clients of the SDK, quiet and kept off proxies where the engine is on this machine."""
     host = urlsplit(base_url).hostname if base_url else None
@@ -402,6 +398,7 @@ def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, 
             hosts = [h for h in os.environ.get(variable, "").split(",") if h]
             os.environ[variable] = ",".join(dict.fromkeys([*hosts, host]))
         os.environ.setdefault("TINKER_TELEMETRY", "0")
+    sdk.check_names()
     import tinker
 
     # Whatever it logs as an error it also raises, and then it is told once.

@@ -12,7 +12,8 @@ Of preferences and RL single rates are published, none over sizes: the recipes o
 have 4e-5 for RL and 1e-5 for DPO at hidden size 4096, a tenth of what imitation has there and less.
 At 576 the best of five rates was a third of it (`benchmarks/learning_rate.py`), and at 192 the
 bundled recipes learn by RL with as much as it. A rate that goes as 1 / hidden size meets the first
-two; the bundled recipes name their own.
+two, and is never above that of imitation, as it would be below 75; the bundled recipes name their
+own.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Rule:
     at: int
     exponent: float
 
+    def of(self, hidden: int) -> float:
+        """The rate of a model of this hidden size."""
+        return self.rate * (self.at / hidden) ** self.exponent
+
 
 RULES = {
     Family.IMITATION: Rule(BASE, HIDDEN, (0.781 + 0.0775) / 2),
@@ -60,5 +65,5 @@ def automatic(hidden: int, family: Family, rank: int) -> float:
         hidden: the hidden size of the model, at least 1.
         rank: of the adapter; it does not change the rate, as alpha is 32 at every rank.
     """
-    rule = RULES[family]
-    return float(f"{rule.rate * (rule.at / hidden) ** rule.exponent:.{DIGITS}g}")
+    imitation, own = RULES[Family.IMITATION].of(hidden), RULES[family].of(hidden)
+    return float(f"{min(imitation, own):.{DIGITS}g}")

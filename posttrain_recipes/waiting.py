@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
+from posttrain_recipes import sdk
 from posttrain_recipes.errors import PtlError
 
 if TYPE_CHECKING:
@@ -236,9 +237,8 @@ class EngineWaiter:
 def explain(error: Exception) -> Exception:
     """What the SDK raised, as a `PtlError` where it came from the engine."""
     import tinker
-    from tinker.lib.retryable_exception import RetryableException
 
-    if isinstance(error, RetryableException):  # a request that it had accepted (410)
+    if sdk.no_longer_known(error):
         return EngineLostError(
             "the engine no longer knows what it was asked: it was restarted",
             why=str(error),

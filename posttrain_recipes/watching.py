@@ -8,6 +8,7 @@ import time
 from typing import Self
 from urllib.parse import urlsplit
 
+from posttrain_recipes import sdk
 from posttrain_recipes.shown import redact
 
 PING_S = 5.0
@@ -104,11 +105,9 @@ class Pauses(logging.Handler):
         self._began = self._heard = -float("inf")
 
     def __enter__(self) -> Self:
-        from tinker.lib import queue_state_logger
-
-        # A quarter of an hour by itself: too long for a person who wonders why nothing happens.
-        self._grace = queue_state_logger.PAUSE_GRACE_PERIOD
-        queue_state_logger.PAUSE_GRACE_PERIOD = BRIEF_S
+        # A quarter of an hour is too long for a person who wonders why nothing happens.
+        self._soon = sdk.pauses_told_after(BRIEF_S)
+        self._soon.__enter__()
         self._before = []
         for name, level in (("tinker", logging.WARNING), ("httpx", logging.INFO)):
             logger = logging.getLogger(name)
@@ -119,9 +118,7 @@ class Pauses(logging.Handler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        from tinker.lib import queue_state_logger
-
-        queue_state_logger.PAUSE_GRACE_PERIOD = self._grace
+        self._soon.__exit__(None, None, None)
         for logger, level, propagate in self._before:
             logger.removeHandler(self)
             logger.setLevel(level)

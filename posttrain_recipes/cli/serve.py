@@ -10,7 +10,7 @@ from typing import Literal
 
 import click
 
-from posttrain_recipes import models, private
+from posttrain_recipes import models, private, sdk
 from posttrain_recipes.atomic import require_writable
 from posttrain_recipes.cli.options import check_host, check_model, home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
@@ -128,6 +128,7 @@ def serve(
             "the token must start with 'tml-' and have 16 characters or more",
             why="the SDK refuses to send any other key, and a short one can be guessed",
         )
+    sdk.check()
     substitutes = _substitutes(substituted)
     template = None
     if chat_template is not None:

@@ -257,6 +257,61 @@ def test_what_means_nothing_here_is_refused_at_once(rest: tinker.RestClient) -> 
         admin.get_audit_log().result(5)
 
 
+def test_a_sampler_is_handed_on_and_looked_up(
+    engine: EngineProcess, trained: tinker.TrainingClient, rest: tinker.RestClient
+) -> None:
+    path = trained.save_weights_for_sampler("handed").result(WAIT_S).path
+    sampler = trained.create_sampling_client(path).result(WAIT_S)
+    handed = tinker.SamplingClient.from_sampler_handle(
+        sampler.get_sampler_handle(), api_key=engine.api_key
+    )
+    params = types.SamplingParams(max_tokens=4, seed=1, stop=[])
+    first, second = (
+        one.sample(PROMPT, 1, params).result(WAIT_S).sequences[0] for one in (sampler, handed)
+    )
+    assert first.tokens == second.tokens
+    assert first.sequence_id != second.sequence_id
+    found = rest.get_sampler(first.sequence_id.rpartition(":")[0].rpartition(":")[0]).result(WAIT_S)
+    assert (found.base_model, found.model_path) == (BASE, path)
+
+
+def test_a_checkpoint_is_deleted_by_run_and_name_and_expires(
+    trained: tinker.TrainingClient, rest: tinker.RestClient
+) -> None:
+    kept, gone = (trained.save_state(name).result(WAIT_S).path for name in ("kept", "gone"))
+
+    def listed() -> dict[str, Any]:
+        found = rest.list_checkpoints(trained.model_id).result(WAIT_S).checkpoints
+        return {one.tinker_path: one.expires_at for one in found}
+
+    assert listed()[kept] is None
+    rest.set_checkpoint_ttl_from_tinker_path(kept, 7200).result(WAIT_S)
+    assert listed()[kept] is not None
+    rest.delete_checkpoint(trained.model_id, "weights/gone").result(WAIT_S)
+    assert gone not in listed()
+    assert kept in listed()
+
+
+def test_what_only_a_business_has_is_refused_with_its_reason(
+    trained: tinker.TrainingClient, rest: tinker.RestClient
+) -> None:
+    session = trained.model_id.partition(":")[0]
+    asked = {
+        "its /metrics tell": lambda: rest.export_session_trace(session),
+        "nothing is billed; checkpoints": rest.get_current_checkpoint_storage_usage,
+        "nothing is billed": lambda: rest.get_billing_usage(
+            "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+        ),
+    }
+    for says, ask in asked.items():
+        with pytest.raises(tinker.UnprocessableEntityError, match=says):
+            ask().result(WAIT_S)
+    with pytest.raises(RuntimeError, match="plain API key"):  # the SDK's own, by the client config
+        rest.whoami().result(WAIT_S)
+    assert trained.model_id in trained.get_console_url()
+    assert trained.get_telemetry() is None  # switched off, as `ptl` does
+
+
 def test_checkpoints_outlive_a_kill_in_the_midst_of_saving(model: Path, tmp_path: Path) -> None:
     def start() -> EngineProcess:
         return launch.start({BASE: str(model)}, tmp_path / "data", tmp_path / "engine.log")

@@ -170,7 +170,7 @@ def test_plan_says_what_would_happen(ptl: Ptl, project: Project) -> None:
         "demo: ./model on engine local, preset quick\n"
         "  Two stages.\n"
         "  sft: learning_rate 0.0022: auto, by imitation, hidden size 64, rank 16\n"
-        "  dpo: learning_rate 0.00022: auto, by preference, hidden size 64, rank 16\n"
+        "  dpo: learning_rate 0.0022: auto, by preference, hidden size 64, rank 16\n"
         "\n"
         "1. sft: run (first run)\n"
         "   from    base (./model)\n"

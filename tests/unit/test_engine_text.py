@@ -68,8 +68,9 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 @pytest.mark.parametrize(
     "more",
     [
-        {"tools": [{}]}, {"response_format": {"type": "json_object"}}, {"logit_bias": {"1": 5}},
-        {"frequency_penalty": 0.5}, {"temperature": -1}, {"temperature": "hot"}, {"top_p": 0},
+        {"tool_choice": "required"}, {"response_format": {"type": "json_object"}},
+        {"logit_bias": {"one": 5}}, {"frequency_penalty": 2.5},
+        {"temperature": -1}, {"temperature": "hot"}, {"top_p": 0},
         {"n": 0}, {"n": 1000}, {"max_tokens": 0}, {"messages": []}, {"model": None},
         {"top_logprobs": 21},
     ],

@@ -77,6 +77,7 @@ def test_preference_and_rl_are_a_tenth_at_8b_a_third_at_135m_and_the_rank_change
 
 def test_a_wider_model_has_a_lower_rate() -> None:
     for family in Family:
+        assert automatic(48, family, 16) == automatic(48, Family.IMITATION, 16)
         found = [automatic(hidden, family, 16) for hidden in (64, 96, 192, 576, 4096, 8192)]
         assert found == sorted(found, reverse=True)
         assert len(set(found)) == len(found)
