@@ -2,16 +2,22 @@
 64 tokens, as one request or as 64; on prompts of 500 tokens, a group of 16 and 64 that begin alike.
 
     python benchmarks/sampling.py --model tiny
+    python benchmarks/sampling.py --model DIR --short --llama bf16 q8_0
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import common
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def main() -> None:
@@ -23,13 +29,20 @@ def main() -> None:
         "--dtype", default="float32", help="of the engine; that of its peers is float32"
     )
     parser.add_argument("--short", action="store_true", help="64 x 64 tokens alone")
+    parser.add_argument(
+        "--llama",
+        nargs="+",
+        default=[],
+        choices=["f32", "f16", "bf16", "q8_0"],
+        help="llama.cpp too, with weights of these types: pip install llama-cpp-python",
+    )
     args = parser.parse_args()
     print(common.machine())
     with tempfile.TemporaryDirectory() as folder:
-        compare(common.model_path(args.model, Path(folder)), args)
+        compare(common.model_path(args.model, Path(folder)), Path(folder), args)
 
 
-def compare(path: str, args: argparse.Namespace) -> None:
+def compare(path: str, folder: Path, args: argparse.Namespace) -> None:
     """Time the sides in turn, and print them."""
     import numpy as np
     import tinker
@@ -69,6 +82,7 @@ def compare(path: str, args: argparse.Namespace) -> None:
                 "engine, 64 requests of 1": lambda: each(prompts),
                 "generate, one prompt": lambda: generate(prompts[:1].repeat(64, 0)),
                 "generate, 64 prompts": lambda: generate(prompts),
+                **llamas(path, folder, args.llama, prompts),
             },
             args.repeats,
         )
@@ -96,6 +110,22 @@ def compare(path: str, args: argparse.Namespace) -> None:
             args.repeats,
         )
         common.report(f"{args.model}: first tokens of 64 prompts", timed, 64, "requests/s")
+
+
+def llamas(
+    path: str, folder: Path, kinds: Sequence[str], prompts: np.ndarray
+) -> dict[str, Callable[[], object]]:
+    """llama.cpp's sides, one prompt and 64, for each type of weights."""
+    import llama
+
+    from posttrain_recipes.machine import cores
+
+    sides: dict[str, Callable[[], object]] = {}
+    for kind in kinds:
+        made = llama.Llama(llama.gguf(path, kind, folder), 64, 128, cores())
+        for name, texts in (("one prompt", prompts[:1]), ("64 prompts", prompts)):
+            sides[f"llama.cpp {kind}, {name}"] = partial(made.generate, texts, 64, 64)
+    return sides
 
 
 if __name__ == "__main__":

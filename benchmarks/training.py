@@ -33,6 +33,11 @@ def main() -> None:
     )
     parser.add_argument("--tokens", default="8x128", help="sequences x tokens of a step")
     parser.add_argument("--checkpoint", action="store_true", help="torch + peft recomputes layers")
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="one step of the engine and one of torch + peft, the first ones: of long sequences",
+    )
     args = parser.parse_args()
     print(common.machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +90,10 @@ def fixed(path: str, args: argparse.Namespace) -> None:
     rows, length = map(int, args.tokens.split("x"))
     ids = torch.randint(0, vocab, (rows, length + 1), generator=torch.Generator().manual_seed(0))
 
+    steps = 1 if args.once else args.steps
+
     def plain() -> None:
-        for _ in range(args.steps):
+        for _ in range(steps):
             logits = model(input_ids=ids[:, :-1]).logits
             F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
             optimizer.step()
@@ -95,18 +102,19 @@ def fixed(path: str, args: argparse.Namespace) -> None:
     with common.engine(path, args.dtype) as (process, service):
         client = service.create_lora_training_client("bench", rank=32, train_unembed=False).result()
         batch = [datum(row) for row in ids.tolist()]
-        timed = common.interleave(
-            {
-                "engine, by the SDK": lambda: sdk_steps(client, [batch] * args.steps),
-                "torch + peft": plain,
-                "engine, without the wire": in_process(path, ids.numpy(), args.steps, args.dtype),
-            },
-            args.repeats,
-        )
+        title = f"{args.model}: {args.tokens} tokens a step, {args.dtype}"
+        sides: dict[str, Callable[[], None]] = {
+            "engine, by the SDK": lambda: sdk_steps(client, [batch] * steps),
+            "torch + peft": plain,
+        }
+        if args.once:
+            common.report(title, common.interleave(sides, 1, warm=0), 1, "steps/s")
+            return
+        sides["engine, without the wire"] = in_process(path, ids.numpy(), steps, args.dtype)
+        timed = common.interleave(sides, args.repeats)
         start, before = time.perf_counter(), common.computing(process)
         sdk_steps(client, [batch] * (4 * args.steps))
         busy = (common.computing(process) - before) / (time.perf_counter() - start)
-    title = f"{args.model}: {args.tokens} tokens a step, {args.dtype}"
     common.report(title, timed, args.steps, "steps/s")
     print(f"  one step ahead, the engine waits for {1 - busy:.1%} of the time")
 

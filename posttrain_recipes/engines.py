@@ -134,7 +134,7 @@ class Local(Engine):
         speed = calibrate.speed(folder, self.precision or "float32")
         if speed is None:
             return None
-        return sum(speed[name] * getattr(usage, name) for name in speed)
+        return sum(speed[name] * getattr(usage, name) for name in calibrate.OVER)
 
     @contextmanager
     def connect(

@@ -37,10 +37,11 @@ WIDE = 2048
 """Numbers of a token in what is measured beside products."""
 COLUMNS = 8192
 """Of a larger vocabulary so many columns are measured."""
-OVER = {"train": 1.0, "prefill": 1.0, "sample": 2.5}
+OVER = {"train": 1.0, "prefill": 1.0, "sample": 1.0}
 """Seconds for each second of products."""
-PASSES = {"train": 72.0, "prefill": 18.0, "sample": 0.0}
-"""How often each activation is read and written beside products: by norms, attention, losses."""
+PASSES = {"train": 72.0, "prefill": 18.0, "sample": 36.0}
+"""How often each activation is read and written beside products: by norms, attention, losses; a
+token that is written goes through as many operations as 512 that are read, and waits for each."""
 REPEATS = 5
 WAIT_S = 60.0
 """A machine that takes longer for this tells nothing."""
@@ -84,8 +85,7 @@ def speed(folder: Path, dtype: str = "float32") -> dict[str, float] | None:
 def gain(folder: Path) -> float | None:
     """How many times as fast as float32 a model's products are in bfloat16 on this machine."""
     wide, narrow = speed(folder), speed(folder, "bfloat16")
-    # Those of writing are of products alone; what else a step takes is float32 in either case.
-    return None if wide is None or narrow is None else wide["sample"] / narrow["sample"]
+    return None if wide is None or narrow is None else wide["products"] / narrow["products"]
 
 
 @cache
@@ -116,13 +116,14 @@ def _read(path: Path) -> dict[str, float] | None:
 def _parsed(text: str) -> dict[str, float] | None:
     try:
         found = json.loads(text)
-        return {name: float(found[name]) for name in OVER}
+        return {name: float(found[name]) for name in (*OVER, "products")}
     except (ValueError, LookupError, TypeError):
         return None
 
 
 def measure(shape: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds a token in training, reading and writing.
+    """Seconds a token in training, reading and writing; and of `products` alone, in one precision
+    and of few tokens: what else there is, is float32 in either case.
 
     Args:
         shape: hidden, intermediate, layers, heads, kv_heads, head_dim, vocab; and dtype, which is
@@ -139,19 +140,29 @@ def measure(shape: Mapping[str, Any]) -> dict[str, float]:
     share = 1 if on_card else cores()
     touched = _activations(shape) * _elementwise(device) / share
     long = _forward(shape, LONG, device, dtype) / LONG / share
-    short = _forward(shape, SHORT, device, dtype) / SHORT / share
+    short = _forward(shape, SHORT, device, dtype, writes=True) / SHORT / share
     # Frozen weights: backward multiplies once more for what goes down, and not for their gradients.
     return {
         "train": OVER["train"] * 2 * long + PASSES["train"] * touched,
         "prefill": OVER["prefill"] * long + PASSES["prefill"] * touched,
         "sample": OVER["sample"] * short + PASSES["sample"] * touched,
+        "products": _forward(shape, SHORT, device, dtype) / SHORT / share,
     }
 
 
 def _forward(
-    shape: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype
+    shape: Mapping[str, Any],
+    tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    writes: bool = False,
 ) -> float:
-    """Seconds of the products of a whole forward pass."""
+    """Seconds of the products of a whole forward pass; `writes`: as the engine has them when it
+    samples, by packed weights, and the output embedding's in what logits are computed in."""
+    import torch
+
+    from posttrain_recipes.engine.model.packing import wide_dtype
+
     hidden, inner = shape["hidden"], shape["intermediate"]
     queries, keys = (shape[name] * shape["head_dim"] for name in ("heads", "kv_heads"))
     columns = min(shape["vocab"], COLUMNS)
@@ -162,13 +173,15 @@ def _forward(
         (queries, hidden, shape["layers"]),
         (hidden, inner, 2 * shape["layers"]),
         (inner, hidden, shape["layers"]),
-        (hidden, columns, shape["vocab"] / columns),
     ):
         counts[rows, columns_] = counts.get((rows, columns_), 0.0) + count
-    return sum(
-        count * _product(tokens, rows, columns_, device, dtype)
+    layers = sum(
+        count * _product(tokens, rows, columns_, device, dtype, writes)
         for (rows, columns_), count in counts.items()
     )
+    wide = wide_dtype(torch.empty(0, device=device, dtype=dtype)) if writes else dtype
+    head = _product(tokens, hidden, columns, device, wide, writes)
+    return layers + shape["vocab"] / columns * head
 
 
 def _activations(shape: Mapping[str, Any]) -> int:
@@ -195,7 +208,12 @@ def _elementwise(device: torch.device) -> float:
 
 
 def _product(
-    tokens: int, rows: int, columns: int, device: torch.device, dtype: torch.dtype
+    tokens: int,
+    rows: int,
+    columns: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    pack: bool,
 ) -> float:
     """Seconds of one product: the shortest of a few, as other work can only lengthen it."""
     import torch
@@ -205,6 +223,8 @@ def _product(
     onednn = device.type == "cpu" and precision.onednn_leads()
     x = torch.randn(tokens, rows, device=device, dtype=dtype)
     w = torch.randn(columns, rows, device=device, dtype=dtype)
+    if pack and (packed := precision.packed(w)) is not None:
+        w = packed
     return _shortest(lambda: kernels.matmul(x, w, None, onednn), device)
 
 

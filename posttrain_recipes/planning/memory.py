@@ -39,8 +39,9 @@ ACTIVATIONS = 1 << 24
 """The engine's budget of activations, in numbers (its ACTIVATIONS_BUDGET)."""
 LOGITS = 1 << 24
 """The engine's budget of logits, in numbers (its LOGITS_BUDGET)."""
-MERGED = 1 << 27
-"""Models of up to so many parameters are held twice: with the adapter added in (MERGE_LIMIT)."""
+COPIED = 1 << 29
+"""Weights of up to so many bytes are held again: with the adapter added in, for training in
+float32, and packed for sampling (COPY_LIMIT)."""
 MIN_SHARE = 64
 """Tokens that a core gets at least."""
 SAMPLED = 250
@@ -67,8 +68,11 @@ def training(
         size: bytes of a weight.
     """
     fixed = RUNTIME + size * shape.parameters
-    if shape.parameters <= MERGED and size == FLOAT:
-        fixed += FLOAT * shape.layer_parameters
+    head = FLOAT * shape.vocabulary * shape.hidden
+    if size < FLOAT:  # logits are computed in float32
+        fixed += head
+    if size * shape.parameters <= COPIED:
+        fixed += (2 if size == FLOAT else 1) * size * shape.layer_parameters + head
     fixed += FLOAT * shape.adapter(rank) * (COPIES + threads)
     used, part = in_flight(shape, sequences, longest, threads)
     rows = min(part, max(64, LOGITS // threads // shape.vocabulary))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from posttrain_recipes import content
 from posttrain_recipes.engine import calibrate
+from posttrain_recipes.engine.model import precision
 from posttrain_recipes.engines import Local
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.planning import costs, pricing
@@ -24,7 +26,7 @@ def measured_anew() -> None:
     calibrate._measured.cache_clear()
 
 
-SPEED = {"train": 0.5, "prefill": 0.25, "sample": 2.0}
+SPEED = {"train": 0.5, "prefill": 0.25, "sample": 2.0, "products": 1.0}
 LLAMA = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -115,6 +117,19 @@ def test_more_of_a_model_takes_longer() -> None:
     small |= {"head_dim": 8, "vocab": 50}
     one, other = calibrate.measure(small), calibrate.measure({**small, "layers": 2000})
     assert all(other[name] > one[name] > 0 for name in calibrate.OVER)
+
+
+def test_writing_is_measured_as_the_engine_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By packed weights, and logits in float32: reading and training are by plain ones."""
+    packed: list[tuple[torch.dtype, tuple[int, ...]]] = []
+    monkeypatch.setattr(precision, "packed", lambda w: packed.append((w.dtype, tuple(w.shape))))
+    sizes = {"hidden": 16, "intermediate": 32, "layers": 2, "heads": 2, "kv_heads": 1}
+    sizes |= {"head_dim": 8, "vocab": 50}
+    calibrate.measure({**sizes, "dtype": "bfloat16"})
+    if torch.cuda.is_available():
+        return
+    assert {dtype for dtype, shape in packed if shape[0] != 50} == {torch.bfloat16}
+    assert [dtype for dtype, shape in packed if shape[0] == 50] == [torch.float32]
 
 
 RECIPE = """\

@@ -12,6 +12,7 @@ import transformers as t
 
 from posttrain_recipes.engine.generate.batcher import sample
 from posttrain_recipes.engine.model import base as model_base
+from posttrain_recipes.engine.model import precision
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter
 from posttrain_recipes.engine.model.decoder import Decoder
 from posttrain_recipes.engine.model.lora import Adapter
@@ -174,6 +175,45 @@ def test_an_adapter_that_changes_is_merged_again(tmp_path: Path) -> None:
     with torch.no_grad():
         first.flat.mul_(1.5)
     assert np.abs(run(base, first, items).logprobs[0] - before).max() > 1e-3
+
+
+@on_cpu
+def test_sampling_multiplies_by_packed_weights_and_training_by_plain_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "PACKED", 1)
+    monkeypatch.setattr(precision, "onednn_leads", lambda: True)
+    monkeypatch.setattr(precision, "onednn_multiplies_bfloat16", lambda: True)
+    for dtype in (torch.float32, torch.bfloat16):
+        build("qwen3").to(dtype).save_pretrained(tmp_path)
+        base = base_model(tmp_path, "packed", dtype=dtype)
+        adapter = adapted(base)
+        asked = [
+            sample_request([3, index], n=2, max_tokens=12, temperature=0.0, stop=[])
+            for index in range(5)
+        ]
+        weights = [base.sampling_weights(adapter.snapshot()), base.sampling_weights(None)]
+        for found in weights:
+            blocks = [by for layer in found.layers for by in layer[:4]]
+            assert all(by.weight.is_mkldnn for by in (*blocks, found.head))
+        plain = base.training_weights(adapter, 1)
+        assert not plain.layers[0].qkv.weight.is_mkldnn
+        if dtype == torch.bfloat16:  # no adapter is merged: one copy is everybody's
+            other = base.sampling_weights(adapted(base, seed=5).snapshot())
+            assert other.layers[0].qkv.weight is weights[1].layers[0].qkv.weight
+        snapshot = adapter.snapshot()
+        mine = sample(base, snapshot, asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(model_base, "COPY_LIMIT", 0)  # as for a large model
+            large = base_model(tmp_path, "large", dtype=dtype)
+            assert not large.sampling_weights(None).layers[0].qkv.weight.is_mkldnn
+            theirs = sample(large, snapshot, asked)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.05
+        for one, two in zip(mine, theirs, strict=True):
+            assert not isinstance(one, RequestError)
+            assert not isinstance(two, RequestError)
+            for a, b in zip(one.sequences, two.sequences, strict=True):
+                np.testing.assert_allclose(a.logprobs[0], b.logprobs[0], atol=tolerance)
 
 
 def test_bfloat16_as_on_a_gpu(tmp_path: Path) -> None:

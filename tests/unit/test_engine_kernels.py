@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain_recipes.engine.generate import decode_step, slots
-from posttrain_recipes.engine.model import decoder, kernels
+from posttrain_recipes.engine.model import kernels
 from posttrain_recipes.engine.model.kernels import FusedLora, Layer, Product
 from tests.device import DEVICE
 
@@ -141,7 +141,8 @@ def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(uniform: bo
     head = Product(torch.randn(20, H), None, None)
     write_at = torch.full((rows,), 4) if uniform else torch.arange(rows)
     layout = decode_step.BatchLayout(write_at, int(write_at.max()) + 1, uniform, [4, 3], [5, 0])
-    keys, values = ([torch.randn(rows, G, room, D) for _ in layers] for _ in range(2))
+    keys = [torch.randn(rows, G, D, room) for _ in layers]
+    values = [torch.randn(rows, G, room, D) for _ in layers]
     shared = [torch.randn(G, 5, D) for _ in range(2 * len(layers))]
     x, (cos, sin) = torch.randn(rows, H), angles()
     found = []
@@ -156,13 +157,9 @@ def test_a_step_of_decoding_is_the_same_in_torchscript_and_in_python(uniform: bo
         torch.testing.assert_close(a, b)
 
 
-def test_what_the_engine_calls_is_torchscript() -> None:
-    """Else it runs, and two cores are no faster than one."""
-    for module in (decoder, slots):
-        names = [n for n in vars(module) if n.startswith(("_before", "_after", "_norm", "_step"))]
-        made = [vars(module)[name] for name in names]
-        assert made
-        assert all(isinstance(one, torch.jit.ScriptFunction) for one in made)
+def test_a_token_is_torchscript() -> None:
+    """Else one of a small model takes up to 1.8 times as long."""
+    assert isinstance(slots._step, torch.jit.ScriptFunction)
 
 
 def test_where_torchscript_does_not_load_functions_run_as_they_are(

@@ -115,6 +115,15 @@ def test_a_seeded_sample_does_not_depend_on_its_company(base: BaseModel) -> None
     assert tokens(run(base, None, sample_request(ids(9, 1), seed=43))[0]) != tokens(alone)
 
 
+@exact
+def test_a_sequence_that_ends_first_leaves_the_others_as_they_are(base: BaseModel) -> None:
+    """It stays in the batch for a while, at the end of its room in the KV cache."""
+    asked = [sample_request(ids(30, 1), seed=1, max_tokens=12, stop=[])]
+    asked += [sample_request(ids(2, n), seed=n, max_tokens=40, stop=[]) for n in range(9)]
+    for one, found in zip(asked, run(base, None, *asked), strict=True):
+        assert tokens(found) == tokens(run(base, None, one)[0])
+
+
 def test_unseeded_samples_differ(base: BaseModel) -> None:
     request = sample_request(ids(9, 1))
     assert tokens(run(base, None, request)[0]) != tokens(run(base, None, request)[0])

@@ -79,7 +79,7 @@ def test_a_batch_is_split_as_the_engine_splits_it() -> None:
     from posttrain_recipes.engine.model import base
 
     assert (memory.PART, memory.MIN_SHARE) == (base.MIN_PASS, base.MIN_SHARE)
-    assert memory.MERGED == base.MERGE_LIMIT
+    assert memory.COPIED == base.COPY_LIMIT
     assert base.ACTIVATIONS_BUDGET["cpu"] == memory.ACTIVATIONS
     assert base.LOGITS_BUDGET["cpu"] == memory.LOGITS
     text = SimpleNamespace(**TINY)

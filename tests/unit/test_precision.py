@@ -117,14 +117,13 @@ def test_what_is_looked_at_alone_measures_nothing(
 
 def test_a_gain_is_of_two_measurements(monkeypatch: pytest.MonkeyPatch, large: Path) -> None:
     speeds = {
-        "float32": {"train": 6.0, "prefill": 3.0, "sample": 6.0},
-        "bfloat16": {"train": 5.0, "prefill": 2.5, "sample": 2.0},
+        "float32": {"train": 6.0, "prefill": 3.0, "sample": 6.0, "products": 3.0},
+        "bfloat16": {"train": 5.0, "prefill": 2.5, "sample": 4.0, "products": 1.0},
     }
     monkeypatch.setattr(calibrate, "speed", lambda folder, dtype="float32": speeds.get(dtype))
-    assert calibrate.gain(large) == 3.0
+    assert calibrate.gain(large) == 3.0, "of products alone"
     del speeds["bfloat16"]
     assert calibrate.gain(large) is None
-    assert calibrate.PASSES["sample"] == 0.0, "else it would be of more than products"
 
 
 def test_results_of_one_precision_are_not_those_of_another(project: Project) -> None:
@@ -205,3 +204,34 @@ def test_it_is_asked_only_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> Non
         precision.onednn_leads.cache_clear()
         assert precision.onednn_leads() is expected
     precision.onednn_leads.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_a_packed_weight_multiplies_as_it_did_before(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "onednn_leads", lambda: True)
+    monkeypatch.setattr(precision, "onednn_multiplies_bfloat16", lambda: True)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 320, generator=draw).to(dtype)
+    weight, bias = torch.randn(512, 320, generator=draw).to(dtype), torch.ones(512, dtype=dtype)
+    packed = precision.packed(weight.t().contiguous().t())
+    assert packed is not None
+    for given in (None, bias):
+        exact = F.linear(x.double(), weight.double(), None if given is None else given.double())
+        for multiply in (kernels.matmul, kernels.compiled(kernels.matmul)):
+            found = multiply(x, packed, given, False)
+            assert found.dtype == dtype
+            tolerance = 1e-4 if dtype == torch.float32 else 0.01
+            torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=50 * tolerance)
+
+
+def test_what_is_packed_is_worth_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = torch.ones(512, 512)
+    monkeypatch.setattr(precision, "onednn_multiplies_bfloat16", lambda: False)
+    for leads in (False, True):
+        monkeypatch.setattr(precision, "onednn_leads", lambda leads=leads: leads)
+        assert (precision.packed(large) is not None) is leads
+        assert precision.packed(large.bfloat16()) is None, "torch asks another library for these"
+        assert precision.packed(torch.ones(64, 64)) is None, "a toy's"

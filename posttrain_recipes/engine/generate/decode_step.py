@@ -60,8 +60,9 @@ def step(
         last: the final norm's weight (H,).
         head: the LM head.
         scale: of the attention scores, 1 / sqrt(D) in most models.
-        key_cache: of each layer, the rows' own keys (R, G, room, D); the new token's are added.
-        value_cache: likewise, values.
+        key_cache: of each layer, the rows' own keys (R, G, D, room), the columns of the product
+            that gives the scores; the new token's are added.
+        value_cache: likewise, values (R, G, room, D).
         layout: how far the rows have come, and which of them share a prefix.
         shared: keys and values (G, P, D) of the shared prefixes: layer by layer, for each group
             that has one, its keys, then its values.
@@ -79,15 +80,15 @@ def step(
         heads = qk.shape[1] - kv_heads
         k, v = key_cache[index], value_cache[index]
         if layout.uniform:
-            k[:, :, layout.width - 1] = qk[:, heads:]
+            k[:, :, :, layout.width - 1] = qk[:, heads:]
             v[:, :, layout.width - 1] = values(qkv, width, kv_heads)
         else:
             # An indexed write converts nothing: on a CPU bfloat16's cache is float32.
-            k[rows, :, layout.write_at] = qk[:, heads:].to(k.dtype)
+            k[rows, :, :, layout.write_at] = qk[:, heads:].to(k.dtype)
             v[rows, :, layout.write_at] = values(qkv, width, kv_heads).to(v.dtype)
-        k, v = k[:, :, : layout.width], v[:, :, : layout.width]
+        k, v = k[:, :, :, : layout.width], v[:, :, : layout.width]
         query = (qk[:, :heads].to(k.dtype) * scale).view(x.shape[0], kv_heads, -1, width)
-        scores = query @ k.transpose(-1, -2)  # (R, G, N / G, L)
+        scores = query @ k  # (R, G, N / G, L)
         if unwritten is not None:
             scores.masked_fill_(unwritten, float("-inf"))
         if longest == 0:

@@ -287,15 +287,14 @@ def pick(
 
 
 def _pick_plain(logits: Tensor, draws: Sequence[float]) -> tuple[list[int], list[float]]:
-    """`pick` at temperature 1 without limits. It passes over the vocabulary three times, where
+    """`pick` at temperature 1 without limits. It passes over the vocabulary twice, where
     log-softmax, exp and cumsum do seven times, and makes one tensor of that size instead of three:
     in small models that is a fifth of a token's time."""
-    most = logits.amax(dim=-1, keepdim=True)
-    mass = (logits - most).exp_()
+    mass = torch.softmax(logits, dim=-1)
     at = torch.tensor(draws, device=logits.device, dtype=logits.dtype)[:, None]
     blocks = _block_masses(mass)
     chosen = _invert(mass, at, blocks)
-    logprobs = logits.gather(-1, chosen) - most - blocks.sum(dim=-1, keepdim=True).log()
+    logprobs = (mass.gather(-1, chosen) / blocks.sum(dim=-1, keepdim=True)).log()
     return chosen[:, 0].tolist(), logprobs[:, 0].tolist()
 
 

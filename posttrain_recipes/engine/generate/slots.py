@@ -135,8 +135,8 @@ class Slot:
         self.own_lengths = np.zeros(0, np.int64)  # (R,) tokens in the sequence's own cache
         self.prefix_lengths = np.zeros(0, np.int64)  # (R,) tokens of its shared prefix
         self.logits: Tensor  # (R, V) of each sequence's next token
-        self.keys: list[Tensor] = []  # the KV cache: for each layer, (R, G, room, D)
-        self.values: list[Tensor] = []
+        self.keys: list[Tensor] = []  # the KV cache: for each layer, keys (R, G, D, room)
+        self.values: list[Tensor] = []  # and values (R, G, room, D)
 
     def join(self, sequences: Sequence[SequenceState], prompts: Sequence[PrefilledPrompt]) -> None:
         """Add sequences, each with its prefilled prompt."""
@@ -150,7 +150,7 @@ class Slot:
         for index, (size, prompt) in enumerate(zip(own, prompts, strict=True), held):
             if size:  # all of the prompt but the shared prefix
                 for layer in range(len(self.keys)):
-                    self.keys[layer][index, :, :size] = prompt.suffix.keys[layer]
+                    self.keys[layer][index, :, :, :size] = prompt.suffix.keys[layer].mT
                     self.values[layer][index, :, :size] = prompt.suffix.values[layer]
         logits = torch.stack([prompt.logits for prompt in prompts])
         self.logits = torch.cat([self.logits, logits]) if held else logits
@@ -159,17 +159,27 @@ class Slot:
         self.sequences += sequences
         self.groups += groups
 
+    @property
+    def _written(self) -> int:
+        """How many cells of the KV cache may be in use. A finished sequence that is not removed yet
+        counts on, and is not written to any more."""
+        room = self.values[0].shape[2] if self.values else 0
+        return min(int(self.own_lengths.max(initial=0)), room)
+
     def _make_room(self, count: int, room: int) -> None:
         """Reallocate the KV cache for `count` sequences of up to `room` own tokens."""
-        held, longest = len(self.sequences), int(self.own_lengths.max(initial=0))
-        room = max(room, self.keys[0].shape[2] if self.keys else 0)
-        shape = (count, self.decoder.groups, room, self.decoder.width)
+        held, longest = len(self.sequences), self._written
+        room = max(room, self.values[0].shape[2] if self.values else 0)
+        groups, width = self.decoder.groups, self.decoder.width
         layers, like = range(len(self.decoder.layers)), self.decoder.embedding
-        for buffers in (self.keys, self.values):
+        for buffers, shape, axis in (
+            (self.keys, (count, groups, width, room), 3),
+            (self.values, (count, groups, room, width), 2),
+        ):
             # Zeros: cells not yet written are masked in attention, but 0 * NaN would be NaN.
             new = [like.new_zeros(shape, dtype=wide_dtype(like)) for _ in layers]
             for layer, old in enumerate(buffers):
-                new[layer][:held, :, :longest] = old[:, :, :longest]
+                new[layer][:held].narrow(axis, 0, longest).copy_(old.narrow(axis, 0, longest))
             buffers[:] = new
 
     def run(self, tokens: int, pressed: Callable[[], bool]) -> list[SequenceState]:
@@ -196,11 +206,12 @@ class Slot:
         ):
             return
         chosen = torch.tensor(alive, dtype=torch.long, device=self.base.device)
-        longest = int(self.own_lengths.max(initial=0))
-        for buffers in (self.keys, self.values):
+        longest = self._written
+        for buffers, axis in ((self.keys, 3), (self.values, 2)):
             for layer, old in enumerate(buffers):
                 new = old.new_zeros(len(alive), *old.shape[1:])
-                new[:, :, :longest] = old[:, :, :longest].index_select(0, chosen)
+                kept = old.narrow(axis, 0, longest).index_select(0, chosen)
+                new.narrow(axis, 0, longest).copy_(kept)
                 buffers[layer] = new
         self.own_lengths, self.prefix_lengths, self.logits = (
             self.own_lengths[alive],
@@ -217,7 +228,7 @@ class Slot:
 
     def _step(self) -> None:
         """Run the model on every sequence's last token; `logits` are then those of the next one."""
-        decoder, device, room = self.decoder, self.base.device, self.keys[0].shape[2]
+        decoder, device, room = self.decoder, self.base.device, self.values[0].shape[2]
         at = np.minimum(self.own_lengths, room - 1)  # a finished sequence has no room for more
         width = int(at.max()) + 1
         layout = decode_step.BatchLayout(

@@ -40,7 +40,7 @@ ACTIVATIONS_BUDGET = {"cpu": 1 << 24, "cuda": 1 << 33}
 MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 0.6}  # of the free memory, for activations
 FREE = 1 << 33  # bytes that are taken to be free where the system does not tell
 MIN_PASS = 512  # tokens that a pass may have whatever the budget: more are no faster on a CPU
-MERGE_LIMIT = 1 << 27  # adapters are merged up to this many base parameters: half a gigabyte
+COPY_LIMIT = 1 << 29  # bytes of weights that are held twice: with an adapter added, or packed
 T = TypeVar("T")
 PREFILL_FLOP = {"cpu": 10**11, "cuda": 10**14}  # that are done in about half a second
 MIN_SHARE = 64  # tokens that a thread gets at least
@@ -220,11 +220,11 @@ class BaseModel:
 
     def sampling_weights(self, snapshot: Snapshot | None) -> DecoderWeights:
         """The decoder's weights for sampling from `snapshot`; the last few are kept."""
-        decoder, merge = self.decoder, self._merges
+        decoder, merge, pack = self.decoder, self._merges, self._copies
         assert decoder is not None
 
         def make() -> DecoderWeights:
-            return decoder.weights(None if snapshot is None else snapshot.factors(), merge)
+            return decoder.weights(None if snapshot is None else snapshot.factors(), merge, pack)
 
         return self._sampling.of(self if snapshot is None else snapshot, (), make)
 
@@ -240,8 +240,13 @@ class BaseModel:
     @property
     def _merges(self) -> bool:
         """Whether an adapter may be added into the base's weights. In bfloat16 that would round it
-        away, and a large model would be held twice."""
-        return self.model.dtype == torch.float32 and self.parameters <= MERGE_LIMIT
+        away."""
+        return self.model.dtype == torch.float32 and self._copies
+
+    @property
+    def _copies(self) -> bool:
+        """Whether the weights are held twice, for speed. Those of a large model are not."""
+        return self.parameters * self.model.dtype.itemsize <= COPY_LIMIT
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of sequences in micro-batches of like length that fit the memory budget."""

@@ -28,13 +28,6 @@ from posttrain_recipes.engine.model.kernels import Product
 from posttrain_recipes.engine.model.lora import LoraFactors
 from posttrain_recipes.engine.model.packing import Packing, wide_dtype
 
-_before = kernels.compiled(kernels.before_attention)
-_before_backward = kernels.compiled(kernels.before_attention_backward)
-_after = kernels.compiled(kernels.after_attention)
-_after_kept = kernels.compiled(kernels.after_attention_kept)
-_after_backward = kernels.compiled(kernels.after_attention_backward)
-_norm = kernels.compiled(kernels.norm)
-_norm_backward = kernels.compiled(kernels.norm_backward)
 _ROPE = {"default", "llama3", "linear", "yarn"}  # those whose angles do not depend on the length
 
 
@@ -152,15 +145,18 @@ class Decoder:
         limit = 1e-4 * reference.abs().max().clamp_min(1e-6)
         return bool((own - reference).abs().max() <= limit)
 
-    def weights(self, factors: Mapping[str, LoraFactors] | None, merge: bool) -> DecoderWeights:
+    def weights(
+        self, factors: Mapping[str, LoraFactors] | None, merge: bool, pack: bool = False
+    ) -> DecoderWeights:
         """The weights of a pass, with an adapter's factors or, for None, the base model alone.
 
         `merge` adds the adapter into a copy of the layers that it adapts, which takes the time of a
-        pass over a few hundred tokens.
+        pass over a few hundred tokens. `pack` is for passes without a backward pass: it multiplies
+        by packed copies of the weights, see `Block.product`.
         """
 
         def make(block: Block) -> Product:
-            return block.product(factors, merge)
+            return block.product(factors, merge, pack)
 
         layers = [
             kernels.Layer(
@@ -217,9 +213,9 @@ class Decoder:
                 continue
             if keep is not None:
                 keep.append(x)
-            before = _before(x, layer, cos, sin, self.groups)
-            x = _after(x, self._attend(before, packing, None), layer)
-        last, r = _norm(x, self.norm, self.eps)
+            before = kernels.before_attention(x, layer, cos, sin, self.groups)
+            x = kernels.after_attention(x, self._attend(before, packing, None), layer)
+        last, r = kernels.norm(x, self.norm, self.eps)
         if keep is not None:
             keep.append((x, r))
         return last
@@ -228,9 +224,11 @@ class Decoder:
         self, x: Tensor, layer: kernels.Layer, cos: Tensor, sin: Tensor, packing: Packing
     ) -> tuple[Tensor, tuple[kernels.SavedActivations, list[Any]]]:
         """A layer's output, and what its backward pass needs."""
-        before = _before(x, layer, cos, sin, self.groups)
+        before = kernels.before_attention(x, layer, cos, sin, self.groups)
         attended: list[Any] = []
-        y, kept = _after_kept(x, self._attend(before, packing, attended), layer, before)
+        y, kept = kernels.after_attention_kept(
+            x, self._attend(before, packing, attended), layer, before
+        )
         return y, (kept, attended)
 
     @torch.no_grad()
@@ -259,14 +257,14 @@ class Decoder:
         ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
         cache = []
         for index, layer in enumerate(weights.layers):
-            before = _before(x, layer, cos, sin, self.groups)
+            before = kernels.before_attention(x, layer, cos, sin, self.groups)
             values = kernels.values(before[2], self.width, self.groups)
             cache.append((before[4][:, self.heads :], values))
             attn_out = self._attend(before, packing, None, start[index] if start else None)
             if index == len(weights.layers) - 1:  # only the last tokens' outputs are read
                 x, attn_out = x[ends], attn_out[ends]
-            x = _after(x, attn_out, layer)
-        return _norm(x, self.norm, self.eps)[0], cache
+            x = kernels.after_attention(x, attn_out, layer)
+        return kernels.norm(x, self.norm, self.eps)[0], cache
 
     def kept_per_token(self) -> int:
         """Bytes that the backward pass of one layer needs of a token."""
@@ -321,15 +319,17 @@ class Decoder:
         """
         cos, sin = self.rotation(packing)
         last, r = kept.pop()
-        dx = _norm_backward(last, self.norm, r, dy)
+        dx = kernels.norm_backward(last, self.norm, r, dy)
         for blocks, layer in zip(reversed(self.layers), reversed(weights.layers), strict=True):
             last = kept.pop()
             if isinstance(last, Tensor):  # the layer's input alone
                 _, last = self._keeping(last, layer, cos, sin, packing)
             saved, attended = last
             block_grads = [block.grads(grads) for block in blocks.linear]
-            dx, d_attn_out = _after_backward(dx, layer, saved, block_grads)
+            dx, d_attn_out = kernels.after_attention_backward(dx, layer, saved, block_grads)
             d_qk, d_values = packing.attend_backward(
                 attended, d_attn_out.view(-1, self.heads, self.width)
             )
-            dx = _before_backward(dx, d_qk, d_values, layer, saved, cos, sin, block_grads, not kept)
+            dx = kernels.before_attention_backward(
+                dx, d_qk, d_values, layer, saved, cos, sin, block_grads, not kept
+            )

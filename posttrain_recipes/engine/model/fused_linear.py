@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,25 @@ class Block:
         bias = None if self.bias is None else self.bias.to(dtype)
         return replace(self, weight=self.weight.to(dtype), bias=bias)
 
-    def product(self, adapters: Mapping[str, LoraFactors] | None, merge: bool) -> Product:
+    @cached_property
+    def packed(self) -> Tensor:
+        """W in oneDNN's own order, where `precision.packed` gives it: made once, kept from then
+        on."""
+        found = precision.packed(self.weight)
+        return self.weight if found is None else found
+
+    def product(
+        self, adapters: Mapping[str, LoraFactors] | None, merge: bool, pack: bool = False
+    ) -> Product:
         """The block's weights for a pass: W beside the factors A and B, or, with `merge`, a copy of
-        W to which scale B A has been added."""
+        W to which scale B A has been added. `pack` is for passes without a backward pass: W is then
+        in the order that multiplies fastest."""
         found = [adapters[name] for name in self.names if name in adapters] if adapters else []
         if not found or adapters is None:
-            return Product(self.weight, self.bias, None, self.onednn)
+            weight = self.packed if pack else self.weight
+            return Product(weight, self.bias, None, self.onednn)
         dtype, scale = self.weight.dtype, found[0].scale
-        weight = self.weight.clone() if merge else self.weight
+        weight = self.weight.clone() if merge else self.packed if pack else self.weight
         rows, row = [], 0
         for name, size in zip(self.names, self.sizes, strict=True):
             item = adapters.get(name)
@@ -63,6 +75,8 @@ class Block:
                 if merge:
                     weight[row : row + size].addmm_(item.b.detach(), item.a.detach(), alpha=scale)
             row += size
+        if merge and pack and (own := precision.packed(weight)) is not None:
+            weight = own
         a = torch.cat([item.a.detach() for item in found]).to(dtype)  # (ranks, in)
         b = [item.b.detach().to(dtype) for item in found]
         return Product(weight, self.bias, FusedLora(a, b, rows, scale, merge), self.onednn)

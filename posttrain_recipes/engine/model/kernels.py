@@ -1,9 +1,9 @@
-"""A transformer layer, forward and backward, as functions that TorchScript compiles.
+"""A transformer layer, forward and backward, as functions of tensors.
 
-A pass is thousands of small operations. Run from Python each of them takes the interpreter's lock
-in turn, and two cores are no faster than one; TorchScript runs a whole layer in one call without
-the lock, and needs no compiler. So the functions below keep to the subset of Python that it reads.
-None uses autograd: each has its backward pass beside it.
+None uses autograd: each has its backward pass beside it. A token of generation is a thousand
+operations of microseconds: run from Python it takes up to 1.8 times as long as by TorchScript,
+which needs no compiler (`benchmarks/layers.py`). So those of the forward pass keep to the subset of
+Python that TorchScript reads. Passes over many tokens gain nothing by it, and run as they are.
 
 Shapes: T tokens, H hidden, N query heads, G key heads, D head width, F feed-forward.
 """
@@ -50,7 +50,7 @@ class FusedLora(NamedTuple):
 class Product(NamedTuple):
     """Linear layers that read one input: y = x (W + scale B A)^T + b."""
 
-    weight: Tensor  # (out, in)
+    weight: Tensor  # (out, in); packed where nothing is trained through it
     bias: Optional[Tensor]
     lora: Optional[FusedLora]
     onednn: bool = False  # whether large products go to oneDNN: see `matmul`
@@ -91,8 +91,11 @@ def matmul(x: Tensor, weight: Tensor, bias: Optional[Tensor], onednn: bool) -> T
 
     With `onednn` a float32 product goes to oneDNN, which on some CPUs is more than twice as fast as
     the BLAS that torch asks. Not a small one, which costs more to start than to compute, nor one of
-    strided tensors, for which it has no fast code.
+    strided tensors, for which it has no fast code. A packed weight (`precision.packed`) is oneDNN's
+    own and goes there whatever its size.
     """
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if (
         onednn
         and x.dim() == 2

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 ROWS, WIDTH = 256, 512
@@ -17,6 +18,8 @@ ROWS, WIDTH = 256, 512
 REPEATS = 7
 LEAD = 1.3
 """oneDNN is taken where it is so many times as fast: a choice that chance does not change."""
+PACKED = 1 << 17
+"""Numbers of a weight that is packed, at least: the small ones of toys stay in a core's cache."""
 
 
 @cache
@@ -30,6 +33,30 @@ def onednn_leads() -> bool:
         return False
     blas = _seconds(lambda: F.linear(x, weight))
     return blas >= LEAD * _seconds(lambda: asked(x, weight, None, "none", [], ""))
+
+
+def packed(weight: Tensor) -> Tensor | None:
+    """A copy of `weight` (out, in) in the order in which oneDNN reads it; None where no copy is
+    worth its memory: on a GPU, of few numbers, and where oneDNN is not what multiplies them.
+
+    In any other order oneDNN arranges a weight anew, in parts, at every product. With few rows that
+    takes as long as the product itself.
+    """
+    if weight.device.type != "cpu" or weight.numel() < PACKED:
+        return None
+    if not (onednn_multiplies_bfloat16() if weight.dtype == torch.bfloat16 else onednn_leads()):
+        return None
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return found
+
+
+@cache
+def onednn_multiplies_bfloat16() -> bool:
+    """Whether oneDNN has bfloat16 on this CPU; torch asks it for those products where it does."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError, NotImplementedError):  # a build of torch without it
+        return False
 
 
 def _seconds(run: Callable[[], object]) -> float:
