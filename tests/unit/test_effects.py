@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.planning import gates
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
@@ -167,7 +168,7 @@ def test_a_recipe_is_run_once_for_all_seeds_and_keeps_what_it_found(
         return SimpleNamespace(record=record([stage("kto@seed=0", 0.6, 0.9, evals="tone")], {}))
 
     monkeypatch.setattr(benchmark.api, "run", run)
-    monkeypatch.setattr(benchmark.gates, "starts_of", lambda resolved: {"kto@seed=0": "base"})
+    monkeypatch.setattr(gates, "starts_of", lambda resolved: {"kto@seed=0": "base"})
     made = benchmark.run(ROOT / "recipes" / "kto.yaml", [0, 1, 2], tmp_path)
     assert asked == [("kto", ["matrix={seed: [0, 1, 2]}"], tmp_path)]
     assert made["seeds"] == [0, 1, 2]
