@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import api
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as written_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,12 +227,18 @@ def main() -> None:
     if unknown:
         parser.error(f"no such recipe: {', '.join(unknown)}; there is {', '.join(shipped)}")
     recipes = {name: shipped[name] for name in names}
-    if args.table:
-        write_pages(_kept(), _kept_small())
-    elif args.preset:
-        run_small(recipes, args)
-    else:
-        run_toys(recipes, args)
+    try:
+        if args.table:
+            write_pages(_kept(), _kept_small())
+        elif args.preset:
+            run_small(recipes, args)
+        else:
+            run_toys(recipes, args)
+    except PtlError as error:
+        sys.exit(f"{error}\nwhat was found before is kept; --continue leaves it out")
+    except KeyboardInterrupt:
+        print("stopped; the same command with --continue goes on", file=sys.stderr)
+        sys.exit(130)
     failed = _failed_small(names) if args.preset else _failed(names)
     if failed:
         print("these do not show what they claim: " + ", ".join(failed))
@@ -260,8 +267,8 @@ def run_small(recipes: Mapping[str, Path], args: argparse.Namespace) -> None:
         _write_json({**_whole_file(), SMALL: small})
         write_pages(_kept(), small)
 
-    for name, path in recipes.items():
-        for seed in args.seeds:
+    for seed in args.seeds:  # all recipes with the first seed come first: it takes long
+        for name, path in recipes.items():
             there = _kept_small().get(name, {}).get(str(seed)) if args.on else None
             made = effects_real.run(path, SMALL, args.overrides, seed, args.home, there)
             if made is not None and made is not there:

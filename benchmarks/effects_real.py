@@ -12,13 +12,14 @@ import hashlib
 import json
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from effects_claims import Effect, Finding, claims, findings
 
 from posttrain_recipes import api
+from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.reporting import report, scores, statistics
 from posttrain_recipes.store import RunRecord
@@ -94,11 +95,12 @@ def run(
         "minutes": round(record.seconds / 60, 1),
         "core_minutes": round((_computed() - computed) / 60, 1),
         "effects": [tested(record, one) for one in findings(record, plan.resolved)],
+        "beside": [tested(record, one) for one in beside(record, plan.resolved)],
     }
     for one in made["effects"]:
         print(
             f"{label}: {one['subject']} {one['bound']} after {one['stage']}: "
-            f"{one['before']:.3f} -> {one['after']:.3f}, p {report.show_p(one['p'])}",
+            f"{one['before']:.3f} -> {one['after']:.3f}, p {_shown_p(one['p'])}",
             flush=True,
         )
     return made
@@ -108,6 +110,19 @@ def _computed() -> float:
     """Seconds of cores that processes took which this one began and waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def beside(record: RunRecord, resolved: Mapping[str, Any]) -> Iterator[Finding]:
+    """What stages that start from the same weights found by the same eval: each beside the first
+    of them, in the place of its start."""
+    start = gates.starts_of(record.resolved)
+    first: dict[tuple[str, str, str], Finding] = {}
+    for one in findings(record, resolved):
+        same = start[one.after.stage.name], one.after.measured.name, one.metric
+        other = first.setdefault(same, one)
+        if other.source != one.source:
+            subject = f"{one.after.measured.name} beside {other.source}"
+            yield replace(one, subject=subject, bound="", before=other.after)
 
 
 def tested(record: RunRecord, one: Finding) -> dict[str, Any]:
@@ -152,11 +167,11 @@ class Claim:
         return self.effect.kept and (sure or self.effect.limits_loss)
 
 
-def claimed(seeds: Mapping[str, Seed]) -> list[Claim]:
-    """The claims of a recipe over the seeds that it was run with."""
+def claimed(seeds: Mapping[str, Seed], what: str = "effects") -> list[Claim]:
+    """The claims of a recipe over the seeds that it was run with, or what is `beside` them."""
     found: dict[tuple[str, str, str], Claim] = {}
     for seed in sorted(seeds, key=int):
-        for one in seeds[seed]["effects"]:
+        for one in seeds[seed].get(what, []):
             named = one["stage"], one["subject"], one["bound"]
             claim = found.setdefault(
                 named, Claim(Effect(*named, one["metric"], [], []), [], one["records"])
@@ -174,7 +189,7 @@ COLUMNS = (
     "before",
     "after, by seed",
     "paired p",
-    "minutes",
+    "core-minutes",
     "holds",
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|---|---|"
@@ -183,26 +198,34 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|---|---|"
 def rows(recipe: str, seeds: Mapping[str, Seed], wanted: Sequence[int]) -> Iterator[str]:
     """The table's rows of one recipe; a claim over fewer seeds than wanted does not hold yet."""
     order = sorted(seeds, key=int)
-    minutes = ", ".join(f"{seeds[seed]['minutes']:.1f}" for seed in order)
+    minutes = ", ".join(f"{seeds[seed]['core_minutes']:.1f}" for seed in order)
     for claim in claimed(seeds):
-        effect = claim.effect
-
-        def number(value: float, percent: bool = effect.share) -> str:
-            return report.show_value(value, percent)
-
-        before = [number(value) for value in effect.before]
-        # One value where the start of every seed is the base model.
-        shown = before[:1] if len(set(before)) == 1 else before
         verdict = "yes" if claim.holds else "**no**"
         if claim.holds and not {str(seed) for seed in wanted} <= set(order):
             verdict = f"pending ({len(order)} of {len(wanted)} seeds)"
-        yield (
-            f"| `{recipe}`, small | {effect.measured} after {effect.stage} (n = {claim.records}) "
-            f"| {'change ' * effect.change}{effect.bound} | {', '.join(shown)} "
-            f"| {', '.join(map(number, effect.after))} "
-            f"| {', '.join('-' if p is None else report.show_p(p) for p in claim.p)} "
-            f"| {minutes} | {verdict} |"
-        )
+        bound = f"{'change ' * claim.effect.change}{claim.effect.bound}"
+        yield _row(recipe, claim, claim.effect.measured, bound, f"{minutes} | {verdict}")
+    for claim in claimed(seeds, "beside"):
+        name, _, other = claim.effect.subject.partition(" beside ")
+        yield _row(recipe, claim, name, f"none: beside {other}", " | -")
+
+
+def _shown_p(p: float | None) -> str:
+    return "-" if p is None else report.show_p(p)
+
+
+def _row(recipe: str, claim: Claim, name: str, bound: str, end: str) -> str:
+    def number(value: float) -> str:
+        return report.show_value(value, claim.effect.share)
+
+    before = [number(value) for value in claim.effect.before]
+    # One value where the start of every seed is the base model.
+    shown = before[:1] if len(set(before)) == 1 else before
+    return (
+        f"| `{recipe}`, small | {name} after {claim.effect.stage} (n = {claim.records}) "
+        f"| {bound} | {', '.join(shown)} | {', '.join(map(number, claim.effect.after))} "
+        f"| {', '.join(map(_shown_p, claim.p))} | {end} |"
+    )
 
 
 def section(found: Found, wanted: Sequence[int], text: str, names: Sequence[str]) -> str:

@@ -89,13 +89,14 @@ on two cores:
     python tools/small_model.py DIR
     {command}
 
-Weights: {weights}. What is claimed was committed before the first of these runs. Tasks, rates and
-numbers of steps were chosen on seed 100, and the rate of `dpo` by `benchmarks/learning_rate.py`. A
-claim holds where each seed keeps its bound and, on the same held-out records before and after,
+Weights: {weights}. What is claimed was committed before the first of these runs. `sft_then_rl` and
+`prompt_distill` were tried once before, on seed 100; the rate of `dpo` is one that
+`benchmarks/learning_rate.py` tried; the others were not tried. A claim holds where each seed keeps its bound and, on the same held-out records before and after,
 moves with p < 0.01 (McNemar's exact test for shares and rules, paired t for `nll`; not adjusted). A
 limit on what may be lost needs the bound alone. What failed stays in. Before is one value where it
-is the same with every seed. Minutes are those of a run with its evals, by seed and by the clock,
-while other programs computed on the same two cores.
+is the same with every seed. Core-minutes are what the engine computed for a run, its evals with it,
+by seed; two idle cores take about half as many minutes. By the clock it was longer, as other
+programs computed on the same two cores.
 
 {table}
 {pending}"""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.planning.gates import Bound, Subject
 from posttrain_recipes.records import Estimate, PerRecord, Sample
@@ -100,11 +101,37 @@ def test_the_page_has_what_failed_and_what_is_pending_and_names_the_weights(real
     assert "`abc` in bfloat16" in page
     assert (
         "| `demo`, small | held_out after sft (n = 100) | change > 20% | 40.0% | 80.0%, 45.0% "
-        "| < 0.001, 0.300 | 3.0, 3.0 | **no** |" in page
+        "| < 0.001, 0.300 | 5.0, 5.0 | **no** |" in page
     )
     assert "Not finished yet: `half`, `none`." in page
     assert f"    {real.COMMAND} --continue half none\n" in page
     assert "pending" not in real.section(found, [1], text, ["demo", "half"])
+
+
+def test_stages_of_one_start_are_compared_on_the_records_of_an_eval_of_both(
+    real: Any, tmp_path: Path
+) -> None:
+    bound = {"held_out change": "> -8%"}
+    resolved = {
+        "stages": [
+            {"name": "first", "expect": bound},
+            {"name": "second", "expect": bound},
+            {"name": "replay", "init_from": "first", "expect": bound},
+        ]
+    }
+    made = record(tmp_path, resolved, {"first": 8, "second": 4, "replay": 7})
+    found = [real.tested(made, one) for one in real.beside(made, resolved)]
+    assert [(one["stage"], one["subject"]) for one in found] == [
+        ("replay", "held_out beside second")
+    ]
+    assert (found[0]["before"], found[0]["after"], found[0]["p"]) == (0.2, 0.35, 0.25)
+    rows = list(
+        real.rows("demo", {"0": {"core_minutes": 1.0, "effects": [], "beside": found}}, [0])
+    )
+    assert rows == [
+        "| `demo`, small | held_out after replay (n = 20) | none: beside second "
+        "| 20.0% | 35.0% | 0.250 |  | - |"
+    ]
 
 
 def test_weights_are_known_by_their_files_and_of_the_hub_by_name(real: Any, tmp_path: Path) -> None:
@@ -117,27 +144,35 @@ def test_weights_are_known_by_their_files_and_of_the_hub_by_name(real: Any, tmp_
 
 # --- running -------------------------------------------------------------------------------------
 
-RESOLVED = {
+RESOLVED: dict[str, Any] = {
     "model": "DIR",
     "stages": [{"name": "sft", "expect": {"held_out change": "> 20%"}}],
 }
 
 
-def record(home: Path) -> RunRecord:
-    """A run in which 12 of 20 records became right, with its scores."""
+def record(
+    home: Path, resolved: dict[str, Any] | None = None, right: dict[str, int] | None = None
+) -> RunRecord:
+    """A run of which 4 of 20 records were right before, and so many after each stage, with the
+    scores of all."""
 
-    def measured(right: int) -> Measured:
-        estimate = Estimate(right / 20, 0.0, 1.0, 20)
-        return Measured("held_out", "exact_match", "eval", "data", {"exact_match": estimate})
-
-    stage = StageRecord("sft", "sft", "sft", before=[measured(4)], after=[measured(16)])
-    for when, right in (("before", 4), ("after", 16)):
-        values = PerRecord(tuple(float(i < right) for i in range(20)), (), False)
-        path = scores.path(home / "demo-1", "sft", "held_out", when)
+    def measured(stage: str, when: str, count: int) -> Measured:
+        values = PerRecord(tuple(float(i < count) for i in range(20)))
+        path = scores.path(home / "demo-1", stage, "held_out", when)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"exact_match": vars(values)}))
+        estimate = Estimate(count / 20, 0.0, 1.0, 20)
+        return Measured("held_out", "exact_match", "eval", "data", {"exact_match": estimate})
+
+    stages = [
+        StageRecord(
+            name, name, "sft", before=[measured(name, "before", 4)],
+            after=[measured(name, "after", count)],
+        )
+        for name, count in (right or {"sft": 16}).items()
+    ]  # fmt: skip
     return RunRecord(
-        "demo-1", "demo", "", "DIR", "local", "", "small", 0, RESOLVED, "", [stage],
+        "demo-1", "demo", "", "DIR", "local", "", "small", 0, resolved or RESOLVED, "", stages,
         seconds=90.0, home=home,
     )  # fmt: skip
 
@@ -215,20 +250,43 @@ def test_continue_runs_again_what_another_recipe_found(
     assert "of another recipe or other weights, run again" in capsys.readouterr().out
 
 
-def test_what_was_done_before_a_failure_is_kept(
-    benchmark: Any, runs: Runs, monkeypatch: Any
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; the same command with --continue goes on"),
+        (PtlError("no memory", hint="get some"), None, "no memory\n  next: get some\nwhat was"),
+    ],
+    ids=["stopped", "failed"],
+)
+def test_what_was_found_before_the_end_is_kept(
+    benchmark: Any, runs: Runs, monkeypatch: Any, capsys: Any, ends: Any, code: Any, said: str
 ) -> None:
     def run(path: Path, *, overrides: list[str], **more: Any) -> Any:
         if overrides[-1] == "seed=1":
-            raise KeyboardInterrupt
+            raise ends
         return SimpleNamespace(record=record(runs.home))
 
     monkeypatch.setattr(runs, "run", run)
-    monkeypatch.setattr(sys, "argv", ["effects.py", "--preset", "small", "--seeds", "0", "1"])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as done:
         benchmark.main()
+    assert said in (str(done.value.code) if code is None else capsys.readouterr().err)
+    assert done.value.code == code or code is None
     assert list(json.loads(benchmark.KEPT.read_text())["small"]["dpo"]) == ["0"]
     assert "pending (1 of 3 seeds)" in benchmark.PAGE.read_text()
+
+
+def test_the_first_seed_of_all_recipes_comes_before_the_second_of_any(
+    benchmark: Any, runs: Runs, monkeypatch: Any
+) -> None:
+    both = {name: ROOT / f"recipes/{name}.yaml" for name in ("dpo", "continual")}
+    monkeypatch.setattr(benchmark, "small_recipes", lambda: both)
+    go(benchmark, monkeypatch)
+    assert [f"{name} {seed}" for name, seed in runs.asked] == [
+        "dpo seed=0",
+        "continual seed=0",
+        "dpo seed=1",
+        "continual seed=1",
+    ]
 
 
 # --- the presets ---------------------------------------------------------------------------------
