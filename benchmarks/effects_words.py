@@ -100,4 +100,32 @@ about half as many minutes. By the clock it was longer, as other programs comput
 cores.
 
 {table}
-{pending}"""
+{pending}
+What it taught (numbers that are not in the table are of seed 0, counted in the replies that the run
+kept):
+
+- `sft_gsm8k`: the form of real solutions is learned in 24 steps of 8, and arithmetic is not. Of 100
+  held-out replies 69 are in it, and 3 give the right number. 13 are cut off, most in a loop; others
+  leave out the `<<...>>` of their steps (82 replies have one).
+- `dpo`: pairs of which the model finds the other reply likelier turn round in 24 steps of 4.
+- `sft_then_rl`: after 64 examples RL finds most of the way by a rule alone, though in 57% of the
+  groups all eight replies are wrong, or all right, and teach nothing.
+- `prompt_distill`: with "Always answer in French." in sight 64% of the replies meet the rule
+  (`instructed`); without it none did before, and 59% after. The rule counts too few, as it asks for
+  three words of a list. The French is bad in either case ("Je ne sais pas, le 1er dernier journaux
+  est déjà."): a prompt learned by heart is no better than what it made the model do.
+- `continual`: without replay, 112 of 128 answers of the first kind end as those of the second do
+  (`99`, then `#### 47`). With 125 of the first stage's records among 500 new ones, 2 do; the first
+  skill is where it was, and the second is learned as well.
+
+What did not move, or would not have:
+
+- RL from the model as it is. Of 96 replies at temperature 1 to each of 16 tasks with one right
+  answer (sums, comparing, counting, sorting, reversing words and lists of 2 to 5 words) none was
+  that answer, so that every group is all wrong and no reward tells one from another: hence the SFT
+  before it.
+- Prompts that the model does not follow. None of six replies under each of "Answer in capital
+  letters only.", "Answer in one word.", "Reply with JSON only." and "Answer as a numbered list."
+  did as it was told: there is nothing to learn by heart.
+- Accuracy on GSM8K: see above. Nothing is claimed of it at this size.
+"""
