@@ -53,10 +53,11 @@ def find(name: str) -> Path:
 
 def parts(recipe: Path) -> list[Path]:
     """The files beside a shipped recipe that it cannot do without, relative to its folder: data,
-    recipes that it extends, modules with its functions."""
+    recipes that it extends, modules with its functions, and licences (`x.LICENSE.txt` beside
+    `x.jsonl`)."""
     found: dict[Path, None] = {}
     for word in _words(recipe.read_text(encoding="utf-8")):
-        for name in (word, f"{word}.py"):
+        for name in (word, f"{word}.py", f"{word.removesuffix('.jsonl')}.LICENSE.txt"):
             file = recipe.parent / name
             if file.is_file() and file != recipe and file.is_relative_to(recipe.parent):
                 found[file.relative_to(recipe.parent)] = None

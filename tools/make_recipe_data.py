@@ -35,6 +35,7 @@ from families import (
     unseen_sum,
 )
 from families.sums import compute, sum_key
+from families.words import COMMON
 
 Row = dict[str, Any]
 Keyed = tuple[str, Row]
@@ -64,6 +65,8 @@ SIZES = {
     "sums_new_forms": 200,
     "preferences_new_requests": 160,
     "preferences_new_forms": 160,
+    "reversed": 400,
+    "reversed_held_out": 160,
 }
 STARTER = {"train": ("chat", 400), "held_out": ("held_out", 64)}
 """For each of the starter's files, the recipes' file it is the beginning of, and how many lines."""
@@ -245,6 +248,22 @@ def sums_new_forms(rng: random.Random) -> list[Keyed]:
     return list(rows.values())
 
 
+def reversed_lists(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
+    """Three to five words with the same words from last to first, asked for in one form."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        rows: dict[str, Keyed] = {}
+        while len(rows) < count:
+            words = rng.sample(COMMON, rng.randint(3, 5))
+            if split_of(key := "reversed:" + ", ".join(sorted(words))) != split:
+                continue
+            asked = f"Reverse the order of these words: {', '.join(words)}"
+            rows[asked] = key, {"prompt": asked, "answer": ", ".join(words[::-1])}
+        return list(rows.values())
+
+    return make
+
+
 def preferences_new_requests(rng: random.Random) -> list[Keyed]:
     """Pairs that prefer the polite reply: requests of other kinds, replies as in training."""
     return _unseen_pairs("preferences_new_requests", rng, new_replies=False)
@@ -376,6 +395,8 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "sums_new_forms": sums_new_forms,
     "preferences_new_requests": preferences_new_requests,
     "preferences_new_forms": preferences_new_forms,
+    "reversed": reversed_lists("recipe", SIZES["reversed"]),
+    "reversed_held_out": reversed_lists("held_out", SIZES["reversed_held_out"]),
 }
 
 

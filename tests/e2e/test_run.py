@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.store import RunRecord, Store
 from posttrain_recipes.tracking import mlstore
@@ -24,6 +25,7 @@ from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]
 
 RECIPE = """\
 name: small
@@ -169,6 +171,26 @@ def test_recipes_are_found() -> None:
 def test_every_shipped_recipe_runs_for_two_steps(path: Path, tmp_path: Path) -> None:
     ptl.validate(path)
     result = ptl.run(path, preset="tiny", home=tmp_path)
+    _trained_for_two_steps(result, tmp_path)
+
+
+@pytest.mark.usefixtures("quick_engines")
+@pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
+def test_every_preset_small_runs_for_two_steps(path: Path, tmp_path: Path) -> None:
+    """On the bundled model, with few records: whether the claims hold takes a real one."""
+    overrides = ["model=ptl/tiny"]
+    for stage in recipes.load(path, preset="small").data["stages"]:
+        at = f"stages.{stage['name']}"
+        rl = stage["method"]["use"] == "grpo"
+        overrides += [f"{at}.method.max_steps=2", f"{at}.method.batch_size=4"]
+        overrides += [f"{at}.method.group_size=4"] * rl
+        evals = [one["name"] for one in stage["eval"] if isinstance(one, dict)]
+        overrides += [f"{at}.eval.{name}.dataset.limit=4" for name in evals]
+    result = ptl.run(path, preset="small", overrides=overrides, home=tmp_path)
+    _trained_for_two_steps(result, tmp_path)
+
+
+def _trained_for_two_steps(result: ptl.Result, home: Path) -> None:
     assert result.status == "finished"
     trained = [stage for stage in result.record.stages if stage.method and not stage.made]
     assert trained
@@ -177,13 +199,13 @@ def test_every_shipped_recipe_runs_for_two_steps(path: Path, tmp_path: Path) -> 
         assert stage.checkpoint
         assert stage.checkpoint.step == 2
         assert len(stage.before) == len(stage.after)
-        assert steps_in_mlflow(tmp_path, stage.tracking_id or "") == [1, 2]
+        assert steps_in_mlflow(home, stage.tracking_id or "") == [1, 2]
     assert any(stage.after for stage in trained), "nothing shows what it did"
     for stage in result.record.stages:
         expected, spent = stage.estimate, stage.spent.usage.tokens
         if expected is not None and not expected.unknown and expected.exact:
             assert spent <= expected.tokens if expected.at_most else spent == expected.tokens
-    assert mlflow_status(tmp_path, result.record.tracking_id or "") == "FINISHED"
+    assert mlflow_status(home, result.record.tracking_id or "") == "FINISHED"
 
 
 @pytest.mark.usefixtures("quick_engines")

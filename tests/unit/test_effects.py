@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.planning import gates
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
@@ -167,7 +169,7 @@ def test_a_recipe_is_run_once_for_all_seeds_and_keeps_what_it_found(
         return SimpleNamespace(record=record([stage("kto@seed=0", 0.6, 0.9, evals="tone")], {}))
 
     monkeypatch.setattr(benchmark.api, "run", run)
-    monkeypatch.setattr(benchmark.gates, "starts_of", lambda resolved: {"kto@seed=0": "base"})
+    monkeypatch.setattr(gates, "starts_of", lambda resolved: {"kto@seed=0": "base"})
     made = benchmark.run(ROOT / "recipes" / "kto.yaml", [0, 1, 2], tmp_path)
     assert asked == [("kto", ["matrix={seed: [0, 1, 2]}"], tmp_path)]
     assert made["seeds"] == [0, 1, 2]
@@ -175,3 +177,30 @@ def test_a_recipe_is_run_once_for_all_seeds_and_keeps_what_it_found(
     monkeypatch.setattr(benchmark.api, "plan", lambda path: SimpleNamespace(resolved={}))
     assert benchmark.run(ROOT / "recipes" / "kto.yaml", [0], tmp_path) is None
     assert len(asked) == 1
+
+
+def test_continue_leaves_out_recipes_that_are_there_with_these_seeds(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(path: Path, seeds: list[int], home: Path) -> dict[str, Any]:
+        ran.append(path.stem)
+        return {"seeds": seeds, "effects": []}
+
+    monkeypatch.setattr(benchmark, "run", run)
+    for name in ("KEPT", "PAGE", "PAGES"):
+        monkeypatch.setattr(benchmark, name, tmp_path / name)
+    real = {"dpo": {"0": {"weights": "a", "dtype": "b", "core_minutes": 1.0, "effects": []}}}
+    benchmark.KEPT.write_text(json.dumps({"small": real}))
+
+    def go(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["effects.py", *words])
+        with pytest.raises(SystemExit):
+            benchmark.main()
+        return ran
+
+    assert go("dpo", "kto") == ["dpo", "kto"]
+    assert go("dpo", "kto", "sft", "--continue") == ["dpo", "kto", "sft"]
+    assert go("dpo", "--seeds", "7", "--continue") == ["dpo", "kto", "sft", "dpo"]
+    assert json.loads(benchmark.KEPT.read_text())["small"] == real

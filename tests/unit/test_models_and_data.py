@@ -19,6 +19,7 @@ DATA = ROOT / "recipes" / "data"
 sys.path.insert(0, str(ROOT / "tools"))
 
 import families  # noqa: E402
+import gsm8k_excerpt  # noqa: E402
 import make_recipe_data  # noqa: E402
 from families import unseen  # noqa: E402
 from families.sums import sum_key  # noqa: E402
@@ -36,6 +37,7 @@ TRAINING = (
     "tool_calls",
     "calculations",
     "programs",
+    "reversed",
 )
 HELD_OUT = (
     "held_out",
@@ -47,6 +49,7 @@ HELD_OUT = (
     "requests_held_out",
     "calculations_held_out",
     "programs_held_out",
+    "reversed_held_out",
 )
 NEW_FORMS = ("sums_new_forms", "preferences_new_requests", "preferences_new_forms")
 """Asked in forms that no training file has."""
@@ -186,8 +189,27 @@ def test_the_two_tones_are_as_long_and_as_many(
         assert abs(sum(len(t.split()) for t in kind) - sum(len(t.split()) for t in curt)) <= 3
 
 
+def test_the_excerpt_of_gsm8k_is_the_first_short_rows() -> None:
+    long = gsm8k_excerpt.LONGEST
+    rows = [{"question": "q" * size, "answer": str(size)} for size in (long, 10, long - 3, 20)]
+    lines = [*(json.dumps({**row, "other": 1}) for row in rows), ""]
+    assert gsm8k_excerpt.excerpt(lines, 2) == [rows[1], rows[2]]
+    with pytest.raises(ValueError, match="3 rows have at most 400 characters; 4 are needed"):
+        gsm8k_excerpt.excerpt(lines, 4)
+
+
+def test_the_excerpt_of_gsm8k_is_as_told_and_asks_nothing_twice() -> None:
+    asked: set[str] = set()
+    for name, (_, count) in gsm8k_excerpt.FILES.items():
+        rows = read(name)
+        assert rows == gsm8k_excerpt.excerpt([json.dumps(row) for row in rows], count)
+        asked |= {row["question"] for row in rows}
+    assert len(asked) == sum(count for _, count in gsm8k_excerpt.FILES.values())
+    assert "Copyright (c) 2021 OpenAI" in (DATA / "gsm8k.LICENSE.txt").read_text()
+
+
 def test_the_data_is_small() -> None:
-    assert sum(path.stat().st_size for path in DATA.glob("*.jsonl")) < 1_600_000
+    assert sum(path.stat().st_size for path in DATA.glob("*.jsonl")) < 1_900_000
 
 
 # ------------------------------------------------------------------------------------------- models

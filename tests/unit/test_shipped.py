@@ -46,6 +46,12 @@ def test_a_recipe_is_copied_with_its_functions_and_over_nothing(ptl: Ptl, projec
     assert "rlhf.yaml is already there; nothing was written" in again.err
 
 
+def test_data_of_others_is_copied_with_its_licence(ptl: Ptl, project: Project) -> None:
+    assert ptl("init", "--recipe", "sft_gsm8k").code == 0
+    copied = {path.name for path in (project.path / "data").iterdir()}
+    assert {"gsm8k.jsonl", "gsm8k_held_out.jsonl", "gsm8k.LICENSE.txt"} <= copied
+
+
 def test_two_recipes_may_share_a_directory(ptl: Ptl, project: Project) -> None:
     assert ptl("init", "--recipe", "tool_use", "one").code == 0
     said = ptl("init", "--recipe", "grpo_arithmetic", "one")
