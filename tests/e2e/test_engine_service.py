@@ -278,7 +278,7 @@ def test_a_sampler_is_handed_on_and_looked_up(
 def test_a_checkpoint_is_deleted_by_run_and_name_and_expires(
     trained: tinker.TrainingClient, rest: tinker.RestClient
 ) -> None:
-    kept, gone = (trained.save_state(name).result(WAIT_S).path for name in ("kept", "gone"))
+    kept, gone = (trained.save_state(name).result(WAIT_S).path for name in ("stays", "goes"))
 
     def listed() -> dict[str, Any]:
         found = rest.list_checkpoints(trained.model_id).result(WAIT_S).checkpoints
@@ -287,7 +287,7 @@ def test_a_checkpoint_is_deleted_by_run_and_name_and_expires(
     assert listed()[kept] is None
     rest.set_checkpoint_ttl_from_tinker_path(kept, 7200).result(WAIT_S)
     assert listed()[kept] is not None
-    rest.delete_checkpoint(trained.model_id, "weights/gone").result(WAIT_S)
+    rest.delete_checkpoint(trained.model_id, "weights/goes").result(WAIT_S)
     assert gone not in listed()
     assert kept in listed()
 
