@@ -95,9 +95,9 @@ Weights: {weights}. What is claimed was committed before the first of these runs
 its bound and, on the same held-out records before and after, moves with p < 0.01 (McNemar's exact
 test for shares and rules, paired t for `nll`; not adjusted). A limit on what may be lost needs the
 bound alone. What failed stays in. Before is one value where it is the same with every seed.
-Core-minutes are what the engine computed for a run, its evals with it, by seed; two idle cores take
-about half as many minutes. By the clock it was longer, as other programs computed on the same two
-cores.
+Core-minutes are what the engine computed for a run, its evals with it, by seed, and in its last try
+where it was interrupted (`continual`, seed 1); two idle cores take about half as many minutes. By
+the clock it was longer, as other programs computed on the same two cores.
 
 {table}
 {pending}
