@@ -209,17 +209,6 @@ def test_it_is_asked_only_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 200])
-def test_on_amd_it_is_asked_whatever_a_busy_machine_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two engines of one run would otherwise differ in the last bit."""
-    monkeypatch.setattr(precision, "_by_amd", lambda: True)
-    monkeypatch.setattr(precision, "_seconds", lambda run: 1.0)
-    precision.onednn_leads.cache_clear()
-    try:
-        assert precision.onednn_leads()
-    finally:
-        precision.onednn_leads.cache_clear()
-
-
 def test_a_packed_weight_multiplies_as_it_did_before(
     rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,3 +236,14 @@ def test_what_is_packed_is_worth_its_memory(monkeypatch: pytest.MonkeyPatch) -> 
         assert (precision.packed(large) is not None) is leads
         assert precision.packed(large.bfloat16()) is None, "torch asks another library for these"
         assert precision.packed(torch.ones(64, 64)) is None, "a toy's"
+
+
+def test_on_amd_it_is_asked_whatever_a_busy_machine_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines of one run would otherwise differ in the last bit."""
+    monkeypatch.setattr(precision, "_by_amd", lambda: True)
+    monkeypatch.setattr(precision, "_seconds", lambda run: 1.0)
+    precision.onednn_leads.cache_clear()
+    try:
+        assert precision.onednn_leads()
+    finally:
+        precision.onednn_leads.cache_clear()
