@@ -162,9 +162,8 @@ def findings(
     Forgetting is no change of one metric and is left to the recipe's own bound.
     """
     start = gates.starts_of(record.resolved)
-    stages = {stage.name: stage for stage in record.stages}
     for name in start:
-        path = _path(name, start, stages)
+        path = gates.path_to(name, start, record)
         leaf = name not in start.values()
         source = name.partition("@")[0]
         for stage, text, bound in wanted(written):
@@ -177,16 +176,6 @@ def findings(
             if sides is not None:
                 before, after, metric = sides
                 yield Finding(source, text, bound, metric, before, after)
-
-
-def _path(
-    name: str, start: Mapping[str, str], stages: Mapping[str, StageRecord]
-) -> list[StageRecord]:
-    path: list[StageRecord] = []
-    while name in stages:
-        path.insert(0, stages[name])
-        name = start.get(name, "")
-    return path
 
 
 def _before_and_after(

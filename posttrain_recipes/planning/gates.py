@@ -187,7 +187,8 @@ def starts_of(resolved: Mapping[str, Any]) -> dict[str, str]:
     return starts(expand(Recipe(Node.of(resolved), Path()))[0].data.get("stages", []))
 
 
-def _path(name: str, start: Mapping[str, str], record: RunRecord) -> list[StageRecord]:
+def path_to(name: str, start: Mapping[str, str], record: RunRecord) -> list[StageRecord]:
+    """The stages of a run that lead to one, which is the last; `start` is that of `starts_of`."""
     known = {stage.name: stage for stage in record.stages}
     path: list[StageRecord] = []
     while name in known:
@@ -258,11 +259,11 @@ def check(record: RunRecord) -> list[Gate]:
     found = [
         gate
         for stage in stages
-        for gate in _gates(stage.get("expect"), _path(stage["name"], start, record), alone=True)
+        for gate in _gates(stage.get("expect"), path_to(stage["name"], start, record), alone=True)
     ]
     leaves = [name for name in start if name not in start.values()]
     for name in leaves:
-        found += _gates(flat.get("expect"), _path(name, start, record), alone=False)
+        found += _gates(flat.get("expect"), path_to(name, start, record), alone=False)
     return list(dict.fromkeys(found))
 
 

@@ -45,7 +45,7 @@ class Turns(Generic[J]):
     def __init__(self, ready: Callable[[J], bool]) -> None:
         self._ready = ready
         self._lanes: dict[Hashable, Lane[J]] = {}
-        self._used: dict[str | None, float] = {}  # of lanes that are empty and had more than others
+        self._used: dict[Hashable, float] = {}  # of lanes that are empty and had more than others
         self._now = 0.0  # what the lane of the last turn had used before it
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Turns(Generic[J]):
         used before; any other, such as the weights of a sampler, is not known once it is empty."""
         lane = self._lanes.get(name)
         if lane is None:
-            before = self._used.pop(name, 0.0) if name is None or isinstance(name, str) else 0.0
+            before = self._used.pop(name, 0.0)
             least = min((x.used for x in self._lanes.values() if self._open(x)), default=0.0)
             lane = self._lanes[name] = Lane(name, max(self._now, before, least))
         lane.jobs.append(job)

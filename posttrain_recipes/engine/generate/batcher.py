@@ -37,8 +37,8 @@ from posttrain_recipes.engine.wire import (
 MAX_SEQUENCES = 256  # in a batch
 CACHE_BUDGET = {"cpu": 1 << 31, "cuda": 1 << 34}  # bytes of the KV cache, padding included
 APART_S = 0.005  # seconds waited for the next of requests that a client sends together
-T = TypeVar("T")
 JOIN_EVERY = 8  # tokens between two times that a few sequences may join; many join at once
+T = TypeVar("T")
 
 
 class RequestFeed(Protocol):

@@ -227,12 +227,10 @@ class ChatCompletionRequest(BaseCompletionRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompletionRequest(BaseCompletionRequest):
-    """POST /v1/completions."""
+class _WithoutTemplate(BaseCompletionRequest):
+    """What continues a prompt as it stands: 16 tokens by default, `logprobs` as a number."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: bool | None = None
 
     @property
     def limit(self) -> int | None:
@@ -241,6 +239,14 @@ class CompletionRequest(BaseCompletionRequest):
     @property
     def top(self) -> int | None:
         return self.logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRequest(_WithoutTemplate):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    echo: bool | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -258,19 +264,10 @@ class CompletionRequest(BaseCompletionRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateParams(BaseCompletionRequest):
+class GenerateParams(_WithoutTemplate):
     """The `sampling_params` of a generate request."""
 
     model: str = ""
-    logprobs: int | None = Field(default=None, ge=0, le=20)
-
-    @property
-    def limit(self) -> int | None:
-        return 16 if self.max_tokens is None else self.max_tokens
-
-    @property
-    def top(self) -> int | None:
-        return self.logprobs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ class ResponseFormat(ABC):
             return f"token_id:{token}"
         return self.tokenizer.decode([token], special=True)
 
-    def whole(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """What a whole response has beside its choices."""
         return {}
 
@@ -190,7 +190,7 @@ class ChatFormat(ResponseFormat):
             **own,
         }
 
-    def whole(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         return {"prompt_token_ids": self.prompts[0].ids} if self.request.return_token_ids else {}
 
     def chunk_for(

@@ -230,7 +230,7 @@ class _OpenAIRoutes:
         return {
             **_envelope(work.format),
             "choices": choices,
-            **work.format.whole(choices),
+            **work.format.whole(),
             "usage": _usage(work, detokenizers),
         }
 
