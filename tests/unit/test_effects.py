@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -15,19 +14,14 @@ import pytest
 from posttrain_recipes.planning import gates
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
+from tests import benchmark_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("effects", ROOT / "benchmarks" / "effects.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["effects"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module.load("effects")
 
 
 def measured(name: str, value: float) -> Measured:
