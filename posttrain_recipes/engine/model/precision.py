@@ -6,6 +6,11 @@ which torch carries too.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
@@ -15,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from posttrain_recipes import content
+
 ROWS, WIDTH = 256, 512
 """Tokens and features of the product that is timed: about a millisecond."""
-REPEATS = 7
+REPEATS = 15
 LEAD = 1.3
 """oneDNN is taken where it is so many times as fast: a choice that chance does not change."""
 PACKED = 1 << 17
@@ -26,26 +33,77 @@ PACKED = 1 << 17
 
 @cache
 def onednn_leads() -> bool:
-    """Whether oneDNN multiplies float32 clearly faster than torch's BLAS does."""
-    x, weight = torch.ones(ROWS, WIDTH), torch.ones(WIDTH, WIDTH)
+    """Whether oneDNN multiplies float32 clearly faster than torch's BLAS does.
+
+    Measured once on a machine and kept: timed anew by each engine, on a busy machine one of them
+    would take the other library, and two engines of one run would differ in the last bit.
+    """
+    if not _carries_onednn():
+        return False
+    path = content.cache_dir() / "speed" / f"float32-{_machine()}"
+    kept = _read(path)
+    if kept is None:
+        _keep(path, _timed())
+        kept = _read(path)  # another engine may have been the first
+    return _timed() if kept is None else kept
+
+
+def _carries_onednn() -> bool:
     try:
-        asked = torch.ops.mkldnn._linear_pointwise
-        asked(x, weight, None, "none", [], "")
+        _by_onednn()
     except (AttributeError, RuntimeError, NotImplementedError):  # a build of torch without it
         return False
-    if _by_amd():
-        return True
-    blas = _seconds(lambda: F.linear(x, weight))
-    return blas >= LEAD * _seconds(lambda: asked(x, weight, None, "none", [], ""))
+    return True
 
 
-def _by_amd() -> bool:
-    """Whether the processor is AMD's. Torch's BLAS, MKL, takes slower code on those: 219 GFLOP/s
-    where oneDNN has 510. Timed on a busy machine that may seem otherwise, and two engines of one
-    run would differ in the last bit."""
+@cache
+def _timed() -> bool:
+    """In turns, so that other work lengthens both: the shortest time of each."""
+    blas, onednn = [], []
+    for _ in range(REPEATS + 1):
+        blas.append(_seconds(_by_blas))
+        onednn.append(_seconds(_by_onednn))
+    return min(blas[1:]) >= LEAD * min(onednn[1:])
+
+
+def _by_blas() -> None:
+    F.linear(*_operands())
+
+
+def _by_onednn() -> None:
+    torch.ops.mkldnn._linear_pointwise(*_operands(), None, "none", [], "")
+
+
+@cache
+def _operands() -> tuple[Tensor, Tensor]:
+    return torch.ones(ROWS, WIDTH), torch.ones(WIDTH, WIDTH)
+
+
+def _machine() -> str:
+    known = [platform.node(), platform.machine(), torch.__version__, torch.get_num_threads()]
     with contextlib.suppress(OSError):
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return False
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        known += sorted({line for line in lines if line.startswith("model name")})
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> bool | None:
+    """What was kept; None where nothing is, or something else."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return {"onednn": True, "blas": False}.get(path.read_text(encoding="utf-8"))
+    return None
+
+
+def _keep(path: Path, leads: bool) -> None:
+    """Write it whole unless it is there: of several engines the first decides for all."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _read(path) is None:  # nothing, or nothing whole
+            path.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
+            file.write(b"onednn" if leads else b"blas")
+            file.flush()
+            os.link(file.name, path)
 
 
 def packed(weight: Tensor) -> Tensor | None:
@@ -73,10 +131,6 @@ def onednn_multiplies_bfloat16() -> bool:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The shortest of a few times: other work can only lengthen one."""
-    took = []
-    for _ in range(REPEATS + 1):
-        began = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
