@@ -243,7 +243,8 @@ class RowParser:
         for name, value in row.items():
             if name in form.known:
                 if isinstance(value, list | tuple) and name != "tools":
-                    self.unused.update({f"{name}[].{key}" for key in unused(value)})
+                    for key in set(unused(value)):
+                        self.unused[f"{name}[].{key}"] += 1
                 continue
             refuse_media({name: value})
             if form.record is Prompt:

@@ -65,7 +65,8 @@ def parse(text: str) -> Any:
     if "-0" in text and _MINUS_ZERO.search(text):
         return _EXACT.decode(text)
     try:
-        return _FAST.decode(text)
+        value, end = _FAST.raw_decode(text)
+        return value if end == len(text) else _FAST.decode(text)
     except json.JSONDecodeError:
         raise
     except ValueError:

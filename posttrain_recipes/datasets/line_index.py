@@ -7,7 +7,6 @@ import os
 import threading
 import weakref
 from array import array
-from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain_recipes.errors import UsageError, display_path
@@ -18,19 +17,6 @@ _MARKS = (
     codecs.BOM_UTF16_LE,
     codecs.BOM_UTF16_BE,
 )
-
-
-@dataclass(frozen=True)
-class _State:
-    """What tells that a file was not edited since."""
-
-    size: int
-    modified: int
-    changed: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _State:
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class LineIndex:
@@ -48,7 +34,7 @@ class LineIndex:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._file)
         self._lock = threading.Lock()
-        self._state = _State.of(os.fstat(self._file))
+        self._state = _state(os.fstat(self._file))
         self._starts = array("Q")
         lines = array("I")
         at = number = 0
@@ -76,7 +62,7 @@ class LineIndex:
         except OSError:
             return True
         mine = os.fstat(self._file)
-        return _State.of(status) != self._state or not os.path.samestat(status, mine)
+        return _state(status) != self._state or not os.path.samestat(status, mine)
 
     def line(self, place: int) -> int:
         """The line that a row stands on, from 1."""
@@ -96,12 +82,17 @@ class LineIndex:
         with self._lock:  # stages may read side by side
             os.lseek(self._file, begin, os.SEEK_SET)
             raw = os.read(self._file, end - begin)
-        if _State.of(os.fstat(self._file)) != self._state:
+        if _state(os.fstat(self._file)) != self._state:
             raise UsageError(
                 f"{display_path(self.path)} was edited while it was read",
                 hint="run it again; a run keeps to what the file held as it began",
             )
         return raw if self._lines is None else raw.partition(b"\n")[0]
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells that a file was not edited since."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def indexable(path: Path) -> bool:

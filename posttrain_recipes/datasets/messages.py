@@ -73,7 +73,7 @@ def is_text(value: Any) -> bool:
 def is_message(value: Any) -> bool:
     """Whether `value` looks like a message of a conversation, rather than like a row."""
     return isinstance(value, Mapping) and (
-        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+        ("role" in value and "content" in value) or ("from" in value and "value" in value)
     )
 
 
@@ -119,8 +119,6 @@ def message(value: Any, where: str) -> Message:
     """A message of a conversation. Raises `RowError` with all that is wrong with it."""
     if not isinstance(value, Mapping):
         raise RowError(f'{where} is {kind(value)}; a message is {{"role": ..., "content": ...}}')
-    if len(value) == 2 and (plain := _plain(value, where)) is not None:
-        return plain
     made = [value[key] for key in _CALLS if is_given(value.get(key))]
     calls = made[0] if made else None
     keys = {}
@@ -168,15 +166,24 @@ def message(value: Any, where: str) -> Message:
     return Message(**parts)
 
 
-def _plain(value: Row, where: str) -> Message | None:
-    """A role and its text and nothing else, as most messages are; None where it is another."""
-    for role, content in (("role", "content"), ("from", "value")):
-        name = value.get(role)
-        known = _ROLE_NAMES.get(name) if isinstance(name, str) else None
-        if known is not None and name != "function_call" and is_text(value.get(content)):
-            said = text(value[content], f"{where}.{content}", empty=known == "tool")
-            return Message(known, said)
+def _plain(value: Any) -> tuple[str, str] | None:
+    """A name of a role and its text and nothing else, as most messages are; None for another."""
+    if type(value) is dict and len(value) == 2:
+        name, said = value.get("role"), value.get("content")
+        if name is None:
+            name, said = value.get("from"), value.get("value")
+        if type(name) is str and type(said) is str:
+            return name, said
     return None
+
+
+def _at_once(value: Any) -> Message | None:
+    """A plain message with nothing wrong; None for another, which `message` reads."""
+    name, said = _plain(value) or ("", "")
+    role = _ROLE_NAMES.get(name)
+    if role is None or name == "function_call" or not said or said.isspace():
+        return None
+    return None if not said.isascii() and _SURROGATE.search(said) else Message(role, said)
 
 
 def _role(name: Any, where: str, faults: list[str]) -> Role | None:
@@ -298,7 +305,7 @@ def turns(value: Any, name: str, alone: Role | None = None) -> Messages:
     faults: list[str] = []
     for index, item in enumerate(value):
         try:
-            made.append(message(item, f"{name}[{index}]"))
+            made.append(_at_once(item) or message(item, f"{name}[{index}]"))
         except RowError as error:
             faults.extend(error.messages)
             continue
@@ -358,11 +365,9 @@ def _tools(value: Any) -> tuple[str, ...]:
 def unused(messages: Sequence[Any]) -> Iterable[str]:
     """Keys of messages that nothing is made of."""
     for one in messages:
-        if not isinstance(one, Mapping):
+        if _plain(one) is not None or not isinstance(one, Mapping):
             continue
         parts = one.get("content", one.get("value"))
-        if len(one) == 2 and is_message(one) and isinstance(parts, str):
-            continue
         if not one.keys() <= UNDERSTOOD:
             yield from (str(key) for key in one.keys() - UNDERSTOOD if is_given(one[key]))
         role = one.get("role", one.get("from"))

@@ -22,7 +22,7 @@ from types import FrameType
 
 import uvicorn
 
-from posttrain_recipes import pretrained, private
+from posttrain_recipes import content, pretrained, private
 from posttrain_recipes.engine.app import build
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
@@ -107,6 +107,7 @@ def run_server(
     # Some tens of microseconds they may: to be woken for each of the thousand small operations of a
     # token takes longer than these do.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    content.make_cache_dir()  # where what is measured of this machine is kept
     with private.files():  # checkpoints and what they are named are their user's alone
         service = Service(models, data_dir, only_served, chat_template, dtype, substitutes)
         _serve(service, token, host, port, on_ready)

@@ -26,12 +26,12 @@ UNKNOWN = "its fingerprint was made another way, so what changed since is not kn
 """What is said of a stage where no difference can be told."""
 SINCE = {4: "0.1.0"}
 """Since when they are made so."""
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False)
 
 
 def digest(*parts: Any) -> str:
     """A short hash of plain values."""
-    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_ENCODER.encode(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

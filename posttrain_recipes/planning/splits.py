@@ -16,7 +16,7 @@ from pathlib import Path
 
 from posttrain_recipes import content
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.planning import depends
+from posttrain_recipes.planning import asked, depends
 from posttrain_recipes.planning.plans import Data
 from posttrain_recipes.planning.questions import content_of, question_of
 from posttrain_recipes.records import Record
@@ -107,29 +107,36 @@ def _made(data: Data, rows: Streamed[Record]) -> array[int] | None:
     import numpy as np
 
     config = data.dataset.config
-    places, asked = array("I"), array("Q")
+    places, digests = array("I"), array("Q")
+    known = asked.digests(data.dataset, min(len(rows), config.limit or len(rows)))
     for place in range(len(rows)):
-        for record in rows.chosen((place,)):
-            question = question_of(record)
-            if question is None:
-                return None
+        if place < len(known) and known[place] != asked.UNKNOWN:
             places.append(place)
-            asked.append(int(question, 16))
+            digests.append(known[place])
+        else:
+            for record in rows.chosen((place,)):
+                question = question_of(record)
+                if question is None:
+                    return None
+                places.append(place)
+                digests.append(int(question, 16))
         if len(places) == config.limit:
             break
+    if known:
+        rows.chosen(places[:1])  # raises where the file was edited while others read it
     if rows.left_out:
         count = f"{len(rows.left_out):,} of {len(rows):,} rows cannot be used and were left out"
         log.warning("%s: %s", data.label, count)
     if config.test_size >= len(places):
         raise too_few(data, len(places))
     # Digests are all of one length, so that as numbers they have the order that they have as text.
-    digests, there = np.frombuffer(asked, np.uint64), np.frombuffer(places, np.uint32)
-    questions, counts = np.unique(digests, return_counts=True)
+    questions_of_rows, there = np.frombuffer(digests, np.uint64), np.frombuffer(places, np.uint32)
+    questions, counts = np.unique(questions_of_rows, return_counts=True)
     if len(questions) == 1:
         return None
     taken = questions[_taken(counts.tolist(), config.test_size)]
-    at = np.minimum(np.searchsorted(taken, digests), len(taken) - 1)
-    held = taken[at] == digests
+    at = np.minimum(np.searchsorted(taken, questions_of_rows), len(taken) - 1)
+    held = taken[at] == questions_of_rows
     made = array("I", [int(held.sum())])
     made.frombytes(there[held].tobytes())
     made.frombytes(there[~held].tobytes())

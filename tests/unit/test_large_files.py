@@ -21,7 +21,7 @@ from posttrain_recipes.errors import UsageError
 from posttrain_recipes.methods.dpo import DPO
 from posttrain_recipes.methods.sft import SFT
 from posttrain_recipes.options import ModelRef, RendererConfig
-from posttrain_recipes.planning import splits
+from posttrain_recipes.planning import asked, splits
 from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data
 from posttrain_recipes.plugin import Conversation, Labelled, Prompt, Record, Resume
@@ -267,6 +267,76 @@ def test_a_split_tells_rows_that_cannot_be_used_before_anything_is_spent(tmp_pat
     path = written(tmp_path, [*rows(30), BAD["no reply"]])
     with pytest.raises(UsageError, match=r"a\.jsonl:31  'messages' has no assistant message"):
         open_records(data(path, test_size=4), Conversation)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More rows than are held whatever a test says: other processes read them too."""
+    lines: list[str | bytes] = [row(f"a {n - (n % 3 == 1)}", f"b {n}") for n in range(21_000)]
+    lines[3000:3000] = BAD.values()
+    lines[15_000] = json.dumps({**json.loads(lines[15_000]), "late": 1})
+    lines[20_000] = BAD["no JSON"]
+    return written(tmp_path_factory.mktemp("many"), lines)
+
+
+@pytest.mark.parametrize("options", [{}, {"limit": 20_500}])
+def test_several_processes_split_a_file_as_one_does_and_tell_as_much(
+    many: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(asked, "cores", lambda: 3)
+    reads, found, said = [], [], []
+    real = asked.digests
+    monkeypatch.setattr(
+        asked, "digests", lambda dataset, count: reads.append(real(dataset, count)) or reads[-1]
+    )
+    for at_least in (1, 1 << 30):
+        monkeypatch.setattr(asked, "MANY", at_least)
+        splits._known.clear()
+        caplog.clear()
+        one = data(many, test_size=500, bad_rows="skip", **options)
+        source = one.dataset.streamed()
+        assert source is not None
+        found.append(splits._made(one, source.leaving_out(lambda error: True)))
+        said.append([message for message in caplog.messages if "late" not in message])
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert said[0] == said[1]
+    assert sum("is left out" in message for message in said[0]) == len(BAD) + 1
+    by_others, by_one = reads
+    assert len(by_others) == options.get("limit", 21_005)
+    assert by_others.count(asked.UNKNOWN) == len(BAD) + 2, "the late field is told by whoever asked"
+    assert not by_one
+
+
+def test_a_late_field_is_told_though_another_process_read_it(
+    many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(asked, "MANY", 1)
+    jsonl.tell_unused.__globals__["_tell_unused"].cache_clear()
+    open_records(data(many, test_size=500, bad_rows="skip"), Conversation)
+    assert told(caplog) == ["late"]
+
+
+@pytest.mark.parametrize("fault", ["no address", "it fails", "it cannot be started"])
+def test_where_no_other_process_can_read_it_this_one_does(
+    fault: str, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "MANY", 1)
+    dataset = data(many, test_size=500, bad_rows="skip").dataset
+    if fault == "no address":
+
+        class Mine(Jsonl):
+            pass
+
+        dataset = Mine(dataset.config, dataset.base_dir)
+    elif fault == "it fails":
+        monkeypatch.setattr(asked.sys, "executable", "/bin/false")
+    else:
+        monkeypatch.setattr(asked.sys, "executable", "/nowhere")
+    assert not asked.digests(dataset, 21_005)
 
 
 RECIPE = """\

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from posttrain_recipes import engines, machine, registry
+from posttrain_recipes import content, engines, machine, registry
 from posttrain_recipes.engine import calibrate
 from posttrain_recipes.engine.model import kernels, precision
 from posttrain_recipes.engines import Local
@@ -202,6 +202,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     """Asks as a new process does, on a machine where a product takes so long by either library."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(precision, "_carries_onednn", lambda: True)
+    content.make_cache_dir()
     forget = (precision.onednn_leads.cache_clear, precision._timed.cache_clear)
 
     def ask(blas: float, onednn: float) -> bool:

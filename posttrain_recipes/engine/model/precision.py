@@ -96,6 +96,8 @@ def _read(path: Path) -> bool | None:
 
 def _keep(path: Path, leads: bool) -> None:
     """Write it whole unless it is there: of several engines the first decides for all."""
+    if not content.cache_dir().is_dir():  # looking makes no directory
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         if _read(path) is None:  # nothing, or nothing whole

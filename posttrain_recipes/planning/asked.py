@@ -1,0 +1,97 @@
+"""What each row of a large file asks, read by several processes: a core each.
+
+    python -m posttrain_recipes.planning.asked < REQUEST > DIGESTS
+
+One of them reads a part of the rows. What is to be told of a row, a person hears of whoever asked:
+there it is read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import subprocess
+import sys
+from array import array
+from contextlib import suppress
+from itertools import pairwise
+
+from posttrain_recipes.errors import UsageError
+from posttrain_recipes.machine import cores
+from posttrain_recipes.planning.questions import question_of
+from posttrain_recipes.plugin import Dataset
+
+MANY = 100_000
+"""Rows from which on it is worth the processes: of fewer the start takes longer."""
+UNKNOWN = 0
+"""Stands for the digest of a row of which something is to be told, or that asks nothing."""
+
+
+def digests(dataset: Dataset, count: int) -> array[int]:
+    """The digests of what the first `count` rows ask, as numbers; `UNKNOWN` for some of them.
+
+    Empty where there are few, one core, or nobody else can read the data set.
+    """
+    if count < MANY or cores() == 1:
+        return array("Q")
+    ends = [count * part // cores() for part in range(cores() + 1)]
+    try:
+        requests = [pickle.dumps((dataset, begin, end)) for begin, end in pairwise(ends)]
+    except (pickle.PicklingError, AttributeError, TypeError):  # of a class that has no address
+        return array("Q")
+    readers: list[subprocess.Popen[bytes]] = []
+    found = array("Q")
+    try:
+        for request in requests:
+            reader = subprocess.Popen(
+                [sys.executable, "-m", __spec__.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            readers.append(reader)
+            assert reader.stdin is not None
+            with suppress(BrokenPipeError), reader.stdin:
+                reader.stdin.write(request)
+        for reader in readers:
+            assert reader.stdout is not None
+            with suppress(ValueError):  # it broke off within a number
+                found.frombytes(reader.stdout.read())
+    except OSError:
+        return array("Q")
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    return found if len(found) == count else array("Q")
+
+
+class _Told(logging.Handler):
+    """Whether anything was said since it was last asked."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said = True
+
+
+def read(dataset: Dataset, begin: int, end: int) -> array[int]:
+    """The digests of what the rows from `begin` to before `end` ask."""
+    told = _Told()
+    logging.basicConfig(handlers=[told], level=logging.WARNING, force=True)
+    rows = dataset.streamed()
+    if rows is None:
+        raise SystemExit("it is another file by now")
+    found = array("Q")
+    for place in range(begin, end):
+        told.said = False
+        try:
+            question = question_of(rows[place])
+        except UsageError:
+            question = None
+        found.append(UNKNOWN if question is None or told.said else int(question, 16))
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(read(*pickle.load(sys.stdin.buffer)).tobytes())
