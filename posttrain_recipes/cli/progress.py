@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
+NO_EVALS = (
+    "No eval has a result: nothing tells what the training changed. 'eval:' of a stage names what "
+    "is measured before and after it."
+)
 QUIET_SECONDS = 15.0
 """In a pipe, what is under way is told of after so long a silence."""
 
@@ -165,8 +169,12 @@ class Lines(Reporter):
 
     def table(self, record: RunRecord) -> None:
         """Every metric before and after its stage."""
-        table = [("stage", "eval", "n", "before", "after", "change", "")]
         rows = report.rows(record)
+        if not rows:
+            self.line()
+            self.line(folded(NO_EVALS))
+            return
+        table = [("stage", "eval", "n", "before", "after", "change", "")]
         for row in rows:
             before, after = (report.show(e, row.percent) for e in (row.before, row.after))
             change = report.show_change(row)

@@ -60,7 +60,12 @@ def structural_faults(recipe: Recipe, registry: Registry) -> list[Fault]:
             continue  # the names of variants are ours
         for fault in _explain(recipe, error, registry):
             faults.setdefault((fault.key, fault.message), fault)
-    return list(faults.values())
+    better = {key for key, message in faults if not message.startswith(_EMPTY)}
+    return [
+        fault
+        for (key, message), fault in faults.items()
+        if not (message.startswith(_EMPTY) and key in better)
+    ]
 
 
 def _not_finite(value: Any, key: Key) -> Iterator[Key]:
@@ -188,6 +193,8 @@ def _missing(key: Key, name: str, registry: Registry) -> str:
     return f"needs the option '{name}'"
 
 
+_EMPTY = "is empty"
+"""How a null is told that may not stand there, unless more is known of the place."""
 FORMS = {
     "keep": "{{best: EVAL}}",
     "stop": "{{after: 3 evals without gain}}",
@@ -228,7 +235,7 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
             hint = f'; write ">= {shown}"'
         elif value is None:
-            return f"is empty; it must be {words}"
+            return f"{_EMPTY}; it must be {words}"
         return f"must be {words}, not {shown}{hint}"
     if error.validator in ("enum", "const"):
         options = [str(option) for option in (rule if error.validator == "enum" else [rule])]

@@ -114,6 +114,15 @@ class Texts:
         else:
             yield PreflightFinding(name, "ok", "keeps text: spaces, line breaks, digits, accents")
         yield self._ends(model, location, renderer)
+        if layers := model_files.layers_left_out(location):
+            held, named = layers
+            yield PreflightFinding(
+                f"weights of {model}",
+                "warning",
+                f"config.json of {location} names {named} layers, and its weights have {held}: the "
+                "others are left out",
+                "copy config.json from the model's origin again, unless that is meant",
+            )
 
     def _ends(self, model: str, location: str, renderer: ChatRenderer) -> PreflightFinding:
         name = f"end of a reply of {model}"

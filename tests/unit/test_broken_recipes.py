@@ -48,6 +48,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     "no name": (GOOD.replace("name: demo\n", ""), ["mine.yaml:1:1", "a recipe needs 'name:'"]),
     "no stages": ("name: demo\nmodel: ptl/tiny\n", ["a recipe needs 'stages:'"]),
     "stages empty": ("name: demo\nmodel: ptl/tiny\nstages: []\n", ["needs at least 1 item"]),
+    "nothing where one of a few words belongs": (
+        GOOD + "engine: {use: local, dtype: null}\n",
+        ["engine.dtype", "must be one of auto, float32, bfloat16, not null", "mine.yaml: 1 fault"],
+    ),
     "unknown key": (
         GOOD.replace("model:", "modle: x\nmodel:"),
         ["mine.yaml:2:1  modle", "unknown key in a recipe; did you mean 'model'?"],

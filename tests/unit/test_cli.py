@@ -319,6 +319,18 @@ def test_a_run_is_shown(ptl: Ptl, project: Project, name: str) -> None:
     assert re.search(r"held_out\W.*25\.0%.*75\.0%.*\+50\.0", said.out)
 
 
+def test_a_run_without_evals_says_that_nothing_tells_what_changed(
+    ptl: Ptl, project: Project
+) -> None:
+    record = finished()
+    for stage in record.stages:
+        stage.before = stage.after = []
+    keep(project, record)
+    said = flat(ptl("show", "demo-1").out)
+    assert "No eval has a result: nothing tells what the training changed" in said
+    assert "before after change" not in said
+
+
 def test_a_run_as_json_has_its_table(ptl: Ptl, project: Project) -> None:
     keep(project, finished())
     shown = json.loads(ptl("show", "demo", "--json").out)

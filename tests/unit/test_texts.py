@@ -153,6 +153,20 @@ def test_other_forms_of_the_same_text_are_no_loss() -> None:
         assert soundness.keeps_text(again, (), text) is None, text
 
 
+# --- weights ---------------------------------------------------------------------------------
+
+
+def test_layers_that_the_config_does_not_name_are_told(project: Project) -> None:
+    fewer = {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    folder = copied(project, config=lambda held: held.update(fewer))
+    shutil.copy(BUNDLED["ptl/nano"] / "model.safetensors", folder)
+    [finding] = told(found(project))
+    assert (finding.check, finding.verdict) == ("weights of ./broken", "warning")
+    assert "names 3 layers, and its weights have 4" in finding.message
+    (folder / "model.safetensors").write_bytes(b"\xff" * 20)  # told when it is loaded
+    assert told(found(project)) == []
+
+
 # --- ends ----------------------------------------------------------------------------------------
 
 

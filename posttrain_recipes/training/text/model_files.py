@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from posttrain_recipes.pretrained import token_ids
 
 NO_TOKENIZER = "copy the model's tokenizer.json and tokenizer_config.json there"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "tekken.json", "spiece.model")
+_LAYER = re.compile(r"^(?:model\.)?layers\.(\d+)\.")
+"""A weight of a decoder's layer: not of what sees, nor of what predicts tokens further ahead."""
 _CONTEXT = ("max_position_embeddings", "n_positions")
 """What configs call the longest sequence; the second is of GPT-2, GPT-J and their like."""
 _VOCABULARIES = ("vocab.json", "vocab.txt", "sentencepiece*.model")
@@ -70,6 +74,25 @@ def ends(location: str) -> list[int]:
     if ggufs.is_gguf(location):
         return ggufs.ends(location)
     return token_ids(_read(location, "generation_config.json").get("eos_token_id"))
+
+
+def layers_left_out(location: str) -> tuple[int, int] | None:
+    """(layers that the weights have, layers that the config names) where those are fewer: the
+    others would not be loaded. None where they are not, and where no safetensors file lies there.
+    """
+    named = _count(_read(location, "config.json").get("num_hidden_layers"))
+    found = {int(number) for name in _weights(Path(location)) for number in _LAYER.findall(name)}
+    held = max(found, default=-1) + 1
+    return (held, named) if named is not None and held > named else None
+
+
+def _weights(folder: Path) -> Iterator[str]:
+    """Names of the weights in a directory, by the heads of its safetensors files."""
+    for file in folder.glob("model*.safetensors"):
+        with contextlib.suppress(OSError, ValueError, AttributeError), file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length <= file.stat().st_size:
+                yield from json.loads(stream.read(length)).keys()
 
 
 def _named_ends(location: str) -> dict[str, Any]:
