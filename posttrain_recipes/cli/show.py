@@ -57,7 +57,7 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
     _print_samples(record, Store(default_home(home)).path(record.id), samples)
     import sys
 
-    if any(stage.before or stage.after for stage in record.stages):
+    if record.status == "finished" or any(s.before or s.after for s in record.stages):
         Lines(sys.stdout).table(record)
         Lines(sys.stdout).gates(record)
 

@@ -323,6 +323,7 @@ def test_a_run_without_evals_says_that_nothing_tells_what_changed(
     ptl: Ptl, project: Project
 ) -> None:
     record = finished()
+    record.status = "finished"
     for stage in record.stages:
         stage.before = stage.after = []
     keep(project, record)
