@@ -76,6 +76,12 @@ def address(base_url: str | None) -> str:
     return str(resolve_base_url(base_url))
 
 
+def connection_of(sampler: object) -> object:
+    """What the clients of one connection to a server share; the sampler itself where that is not
+    told."""
+    return getattr(sampler, "holder", None) or sampler
+
+
 def no_longer_known(error: Exception) -> bool:
     """Whether an error says that a server does not know a request that it had accepted (410)."""
     from tinker.lib.retryable_exception import RetryableException

@@ -54,12 +54,14 @@ class Renderer:
         return "".join(chr(token - 10) for token in tokens if token != END).strip()
 
 
-@dataclass
+@dataclass(eq=False)
 class Sampler:
     """Says what `script` makes of the prompt; keeps what it was asked."""
 
     script: Any
     asked: list[tuple[list[int], int, int]] = field(default_factory=list)
+    said: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+    """Prompts with what was said to them, and the log-probabilities of that."""
 
     def sample(self, prompt: Any, count: int, params: Any) -> Future[Any]:
         tokens = prompt.to_ints()
@@ -68,9 +70,20 @@ class Sampler:
         for index in range(count):
             said = self.script(tokens, index, params.seed)
             logprobs = [-0.1 * (i + 1) for i in range(len(said))]
+            self.said[*tokens, *said] = logprobs
             sequences.append(SimpleNamespace(tokens=said, logprobs=logprobs))
         future: Future[Any] = Future()
         future.set_result(SimpleNamespace(sequences=sequences))
+        return future
+
+    def compute_logprobs(self, prompt: Any) -> Future[Any]:
+        tokens = tuple(prompt.to_ints())
+        read: list[float | None] = [None] * len(tokens)
+        for said, logprobs in self.said.items():
+            if tokens[: len(said)] == said:
+                read[len(said) - len(logprobs) : len(said)] = logprobs
+        future: Future[Any] = Future()
+        future.set_result(read)
         return future
 
 
@@ -90,7 +103,9 @@ class Rolled:
         return self.source.seats
 
     def roll(self, index: int, seed: int, sampler: Any) -> list[Group]:
-        return [self.scorer.score(group) for group in self.source.sample(index, seed, sampler)]
+        return [
+            self.scorer.score(group, sampler) for group in self.source.sample(index, seed, sampler)
+        ]
 
 
 def source(method: Any, tasks: Sequence[Task]) -> Rolled:

@@ -87,7 +87,7 @@ class GRPO(RolloutMethod):
             count,
             group_size=config.group_size,
             max_tokens=config.max_tokens,
-            reference=config.reference is not None or config.kl_beta > 0,
+            readers=config.readers,
         )
 
     def train(self, stage: StageContext) -> Checkpoint:
@@ -98,7 +98,7 @@ class GRPO(RolloutMethod):
 
         def rollout(prompt: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
             groups = source.sample(prompt, seed, sampler)  # y_1, ..., y_G ~ q(. | x)
-            return [scorer.score(group) for group in groups]  # r_1, ..., r_G
+            return [scorer.score(group, sampler) for group in groups]  # r_1, ..., r_G
 
         with rl.RolloutLoop(stage, config, source, rollout, waiter, self.collected) as loop:
             for step in loop:

@@ -73,7 +73,9 @@ class SelfPlay(RolloutMethod):
 
         def rollout(task: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
             by_seat = source.sample(task, seed, sampler)  # G games, a group of each seat's parts
-            return [scorer.score(group) for group in by_seat]  # r_1s, ..., r_Gs by the rules
+            return [
+                scorer.score(group, sampler) for group in by_seat
+            ]  # r_1s, ..., r_Gs by the rules
 
         with rl.RolloutLoop(stage, config, source, rollout, waiter) as loop:
             for step in loop:

@@ -25,7 +25,7 @@ from posttrain_recipes.running.metering import Meter
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.training.loops.rollout_method import RolloutMethod
-from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl import advantages, behaviour
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.training.rl.scoring import RolloutScorer
 from posttrain_recipes.waiting import CancellableWaiter, in_thread
@@ -57,6 +57,7 @@ def findings(
         else:
             limit = getattr(stage.method.config, "max_tokens", None)
             yield _verdict(name, groups, whole, limit)
+            yield from _samples(stage, groups)
 
 
 def _verdict(
@@ -77,6 +78,22 @@ def _verdict(
         little = f"{told}: there is little to learn from{also}"
         return PreflightFinding(name, "warning", little, LITTLE_TO_LEARN)
     return PreflightFinding(name, "ok", told + also)
+
+
+def _samples(stage: PlannedStage, groups: Sequence[Group]) -> Iterator[PreflightFinding]:
+    """Whether what the server tells of a sample is what it reads."""
+    gaps = [gap for group in groups for one in group.rollouts for gap in one.gaps]
+    if not gaps:
+        return
+    name, told = f"log-probabilities of {stage.name}", behaviour.gap_told(gaps)
+    if behaviour.rms(gaps) <= behaviour.GAP:
+        yield PreflightFinding(name, "ok", told)
+        return
+    assert isinstance(stage.method, RolloutMethod)
+    hint = "'behaviour_logprobs: recomputed' has ratios and KL compare like with like"
+    if stage.method.config.behaviour_logprobs != "sampled":
+        hint = "each reply is read again: one prefill more of each"
+    yield PreflightFinding(name, "warning", told, hint)
 
 
 def _sample(
@@ -109,7 +126,7 @@ def _sample(
     sampler = serving.sampler(start)
 
     def rollout(prompt: int) -> list[Group]:
-        return [scorer.score(group) for group in source.sample(prompt, prompt, sampler)]
+        return [scorer.score(group, sampler) for group in source.sample(prompt, prompt, sampler)]
 
     count = min(GROUPS, source.size)
     chosen = random.Random(stage.seed).sample(range(source.size), count)

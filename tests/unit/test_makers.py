@@ -67,7 +67,7 @@ Say = Callable[[str, int], str]
 """(what was asked, number of the sample) -> the reply; one that ends in ~ is cut off there."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
     """A sampler that answers with a function and prefers letters with another."""
 
@@ -89,7 +89,7 @@ class Model:
             cut = said.endswith("~")
             tokens = [ord(c) for c in said.rstrip("~")] + ([] if cut else [END])
             reason = "length" if cut else "stop"
-            sequences.append(SimpleNamespace(tokens=tokens, stop_reason=reason))
+            sequences.append(SimpleNamespace(tokens=tokens, stop_reason=reason, logprobs=None))
         return done(SimpleNamespace(sequences=sequences))
 
 

@@ -41,15 +41,14 @@ class RolloutMethod(Method):
 
     @property
     def needs(self) -> Sequence[str]:
-        """Its loss, groups of samples, log-probabilities where a reference reads them, and those of
+        """Its loss, groups of samples, log-probabilities where weights read them, and those of
         the distribution that is sampled from where that is not the policy's own."""
         config = self.config
-        reference = config.reference is not None or config.kl_beta > 0
         return (
             config.loss_need,
             "sample:group",
             "sample:trained",
-            *(("prompt_logprobs",) if reference else ()),
+            *(("prompt_logprobs",) if config.readers else ()),
             *(("sample:tempered_logprobs",) if config.temperature != 1 else ()),
         )
 

@@ -101,16 +101,16 @@ def rollouts(
     *,
     group_size: int,
     max_tokens: int,
-    reference: bool,
+    readers: int,
 ) -> Workload:
-    """Groups of replies are written, read by a reference if there is one, and learned from."""
+    """Groups of replies are written, read by so many `readers`, and learned from."""
     batches = config.batches(count)
     groups = min(batches * config.batch_size, config.epochs * count)
     tried = groups * (1 + config.max_replacements * (config.zero_variance_groups == "replace"))
     whole = group_size * (mean(lengths) + max_tokens)
     usage = Usage(
         train=round(groups * (whole - group_size)),
-        prefill=round(tried * (mean(lengths) + reference * whole)),
+        prefill=round(tried * (mean(lengths) + readers * whole)),
         sample=tried * group_size * max_tokens,
     )
     about = groups % count != 0 and len(set(lengths)) > 1

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl.advantages import std, varies
+from posttrain_recipes.training.rl.behaviour import rms
 from posttrain_recipes.training.rl.rollout import Group
 
 SHOWN_GROUPS, SHOWN_REPLIES = 3, 4
@@ -48,6 +49,10 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics[f"reward/penalties/{name}"] = _mean(values)
     drawn = [p for r in rollouts for s in r.segments for p in s.own(s.logprobs)]
     metrics["policy/entropy"] = -_mean(drawn)
+    gaps = [gap for rollout in rollouts for gap in rollout.gaps]
+    if gaps:
+        metrics["policy/sampled_gap_mean"] = _mean(gaps)
+        metrics["policy/sampled_gap_rms"] = rms(gaps)
     known = [(r.kl, r.length) for r in rollouts if r.kl is not None]
     if known:
         metrics["policy/kl_reference"] = _mean([kl for kl, _ in known])

@@ -74,6 +74,9 @@ class Rollout:
     """What was taken off."""
     reference: list[list[float]] = field(default_factory=list)
     """log p_ref of the policy's own tokens of each segment, where a reference was asked."""
+    gaps: list[float] = field(default_factory=list)
+    """Of the policy's own tokens, where they were read again: log q as it was told with the sample
+    less what was read."""
     advantage: float = 0.0
     weight: float = 0.0
     """What one of its tokens weighs in the loss."""

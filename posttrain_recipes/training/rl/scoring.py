@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from posttrain_recipes.context import RewardLike
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import RewardContext, Sample, StageContext
+from posttrain_recipes.training.rl.behaviour import Behaviour
 from posttrain_recipes.training.rl.rollout import Group, Rollout
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread, pressed
 
@@ -194,16 +195,20 @@ class RolloutScorer:
         self.scorer = Scorer(stage.rewards, config.on_reward_error, config.reward_timeout)
         context = RewardContext(stage.seed, stage.renderer, waiter, stage.resolve, stage.cache)
         self.scorer.open(context)
+        self.behaviour = Behaviour(
+            config.behaviour_logprobs, waiter, measure=config.temperature == 1
+        )
         self.reference: tinker.SamplingClient | None = None
         if config.reference is not None:
             self.reference = stage.resolve(config.reference).sampler
         elif config.kl_beta:
             self.reference = stage.sampling_client(stage.start)
 
-    def score(self, group: Group) -> Group:
+    def score(self, group: Group, sampler: tinker.SamplingClient) -> Group:
         """The group with the reward of each rollout: that of the stage's rewards where it has some,
-        else that of the environment, less penalties."""
+        else that of the environment, less penalties. `sampler` is the policy that wrote them."""
         asked = self.ask_reference(group.rollouts)  # it reads while the rewards are at work
+        own = self.behaviour.ask(group.rollouts, sampler)
         if self.scorer.rewards:
             scores = self.scorer.score([rollout.sample for rollout in group.rollouts])
             for rollout, total, parts in zip(
@@ -212,6 +217,7 @@ class RolloutScorer:
                 rollout.reward, rollout.parts = total, parts
             group.counts.update(scores.counts)
             group.error = scores.error
+        self.behaviour.take(group.rollouts, own)
         self.penalize(group.rollouts, asked)
         return group
 

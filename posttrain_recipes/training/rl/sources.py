@@ -15,6 +15,7 @@ from posttrain_recipes.plugin import Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Task
 from posttrain_recipes.training.requests import reply, sample
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
+from posttrain_recipes.training.rl.behaviour import BehaviourLogprobs
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from posttrain_recipes.training.rl.scoring import OnError
@@ -47,6 +48,11 @@ class CompletionConfig(DivergenceConfig):
     reference: ModelRef | None = None
     """The fixed reference; by default where the stage starts. If given, the divergence from it is
     measured even where kl_beta is 0."""
+    behaviour_logprobs: BehaviourLogprobs = "auto"
+    """log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
+    the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
+    like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
+    square) in the stage's first group."""
     on_reward_error: OnError = "drop"
     """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
     episode) out of its group, zero counts it as 0, stop ends the stage."""
@@ -61,6 +67,20 @@ class CompletionConfig(DivergenceConfig):
         if self.overlong_buffer >= self.max_tokens:
             raise ValueError("overlong_buffer has to be less than max_tokens")
         return self
+
+    @model_validator(mode="after")
+    def _read_at_temperature_1(self) -> CompletionConfig:
+        if self.behaviour_logprobs == "recomputed" and self.temperature != 1:
+            raise ValueError(
+                "behaviour_logprobs: recomputed needs temperature 1: weights are read at no other"
+            )
+        return self
+
+    @property
+    def readers(self) -> int:
+        """How many times each reply is read by fixed weights, for all that is known beforehand."""
+        reference = self.reference is not None or self.kl_beta > 0
+        return reference + (self.behaviour_logprobs == "recomputed")
 
     def overlong_cost(self, length: int, truncated: bool) -> float:
         """What the length of a reply costs: 0 up to max_tokens - overlong_buffer, then rising.
