@@ -115,7 +115,7 @@ class Engine:
         self.passes.append([])
         return done(SimpleNamespace(metrics={"grad_norm:mean": 0.5}))
 
-    def save_state(self, name: str) -> Future[Any]:
+    def save_state(self, name: str, overwrite: bool = False) -> Future[Any]:
         self.names.append(name)
         return done(SimpleNamespace(path=f"tinker://{self.run}/weights/{name}-{self.version}"))
 

@@ -89,6 +89,18 @@ def _substitutes(given: tuple[str, ...]) -> dict[str, str]:
     "capabilities.",
 )
 @click.option(
+    "--like",
+    type=click.Choice(["hosted"]),
+    help="For tests: a double of hosted Tinker, as public words have it. What comes with samples "
+    "is noisy and repeats itself, ranks and top-k are bounded, requests meet 402, 408, 409, 429.",
+)
+@click.option(
+    "--sample-only",
+    multiple=True,
+    metavar="MODEL",
+    help="With --like hosted: an offered model that can be sampled from, and not be trained.",
+)
+@click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: HOME/engine]"
 )
 @click.option(
@@ -108,6 +120,8 @@ def serve(
     chat_template: str | None,
     dtype: Literal["auto", "float32", "bfloat16"],
     substituted: tuple[str, ...],
+    like: str | None,
+    sample_only: tuple[str, ...],
     data_dir: Path | None,
     log_level: str,
     home: Path | None,
@@ -130,6 +144,8 @@ def serve(
         )
     sdk.check()
     substitutes = _substitutes(substituted)
+    if sample_only and not like:
+        raise UsageError("--sample-only goes with --like hosted", hint="give both")
     template = None
     if chat_template is not None:
         from posttrain_recipes.planning.renderers import TemplateError, read
@@ -139,6 +155,7 @@ def serve(
         except TemplateError as error:
             raise UsageError(f"--chat-template: {error}") from None
     from posttrain_recipes.engine.__main__ import run_server
+    from posttrain_recipes.engine.core.hosted import HostedDouble
     from posttrain_recipes.engines import Local
 
     key = token or f"tml-{secrets.token_urlsafe(24)}"
@@ -147,6 +164,9 @@ def serve(
         name, _, where = entry.partition("=")
         check_model(where or name, "--model")
         offered[name] = where or models.resolve(name)
+    if unknown := [name for name in sample_only if name not in offered]:
+        there = ", ".join(offered)
+        raise UsageError(f"--sample-only {unknown[0]}: it is not offered", hint=f"one of {there}")
     engine = Local(Local.Config(dtype=dtype))
     first = Path(next(iter(offered.values())))
     told = engine.settle(first if first.is_dir() else None, measure=True)
@@ -157,6 +177,8 @@ def serve(
         click.echo(f"serving {', '.join(offered)} at {base_url}; checkpoints in {directory}")
         if told:
             click.echo(told.removeprefix("engine: "))
+        if like:
+            click.echo("a double of hosted Tinker, for tests: samples are noisy, requests fail")
         for name, other in substitutes.items():
             click.echo(f"where a program asks for {name}, {other} is computed")
         if closed:
@@ -190,6 +212,7 @@ def serve(
             chat_template=template,
             dtype=engine.dtype,
             substitutes=substitutes,
+            double=HostedDouble(frozenset(sample_only)) if like else None,
         )
     except OSError as error:  # of the address: that of the directory was looked at
         taken = error.errno in (errno.EADDRINUSE, errno.EACCES)

@@ -24,6 +24,7 @@ import uvicorn
 
 from posttrain_recipes import content, pretrained, private
 from posttrain_recipes.engine.app import build
+from posttrain_recipes.engine.core.hosted import HostedDouble
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
 from posttrain_recipes.errors import PtlError, UsageError
@@ -83,6 +84,7 @@ def run_server(
     chat_template: str | None = None,
     dtype: str | None = None,
     substitutes: Mapping[str, str] | None = None,
+    double: HostedDouble | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is accepted, within seconds, and return.
 
@@ -97,6 +99,7 @@ def run_server(
         chat_template: used in place of the models' own, as text.
         dtype: what base models are held in; by default float32 on a CPU, bfloat16 on a GPU.
         substitutes: losses that this engine does not have, and what is computed in their place.
+        double: what is done as hosted Tinker does it, for tests.
 
     Raises:
         OSError: the address cannot be listened on, or `data_dir` cannot be made.
@@ -109,7 +112,7 @@ def run_server(
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     content.make_cache_dir()  # where what is measured of this machine is kept
     with private.files():  # checkpoints and what they are named are their user's alone
-        service = Service(models, data_dir, only_served, chat_template, dtype, substitutes)
+        service = Service(models, data_dir, only_served, chat_template, dtype, substitutes, double)
         _serve(service, token, host, port, on_ready)
 
 

@@ -30,6 +30,7 @@ from posttrain_recipes.engine.core.metrics import MetricsMiddleware
 from posttrain_recipes.engine.core.service import Finish, Service
 from posttrain_recipes.engine.core.transfers import SIGNED, CopyWeights, SaveExternal, Signer
 from posttrain_recipes.engine.http.auth import Access, AuthMiddleware, error
+from posttrain_recipes.engine.http.hosted import HostedMiddleware
 from posttrain_recipes.engine.http.routing import (
     PREFIX,
     body_of,
@@ -127,7 +128,9 @@ def build(service: Service, access: Access) -> ASGIApp:
         *(refuse(*item) for item in ELSEWHERE.items()),
     ]
     handlers: Any = {404: unknown, 405: unknown}
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app: ASGIApp = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    if service.state.double is not None:
+        app = HostedMiddleware(app)
     return MetricsMiddleware(AuthMiddleware(app, access), service.metrics)
 
 

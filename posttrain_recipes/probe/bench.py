@@ -101,7 +101,7 @@ class Bench:
 
     def save(self, client: tinker.TrainingClient, what: str, **options: Any) -> str:
         """Save the client's state and return its path; it is deleted when all checks are done."""
-        path = str(self.wait(client.save_state(self.name(what), **options)).path)
+        path = str(self.wait(client.save_state(self.name(what), overwrite=True, **options)).path)
         self.saved.append(path)
         return path
 

@@ -85,7 +85,7 @@ class Engine:
         number = self.first - 1 + len(self.adam)
         return self._answer(f"optim {number}", SimpleNamespace(metrics={"grad_norm:mean": 0.5}))
 
-    def save_state(self, name: str) -> Answer:
+    def save_state(self, name: str, overwrite: bool = False) -> Answer:
         return self._answer(f"save {name}", SimpleNamespace(path=f"tinker://a/weights/{name}"))
 
     def save_weights_for_sampler(self, name: str) -> Answer:

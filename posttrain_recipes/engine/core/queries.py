@@ -128,7 +128,7 @@ def capabilities(state: State) -> dict[str, Any]:
             {
                 "model_name": name,
                 "max_context_length": _context(path),
-                "trainable": True,
+                "trainable": state.double is None or state.double.trains(name),
                 "sampleable": True,
             }
             for name, path in state.names.items()

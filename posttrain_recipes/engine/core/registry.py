@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes import pretrained
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.futures import Pending
+from posttrain_recipes.engine.core.hosted import HostedDouble
 from posttrain_recipes.engine.core.provenance import SampleRecords
 from posttrain_recipes.engine.core.scheduler import Observer, Scheduler
 from posttrain_recipes.engine.storage import checkpoints
@@ -151,7 +152,7 @@ class State:
 
     With `only_served` clients may name no other base model; without, any directory of this machine
     and any hub id. `substitutes` maps losses that this engine does not have to those that are
-    computed in their place.
+    computed in their place; `double` says in what this is like hosted Tinker, for tests.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class State:
         only_served: bool = False,
         dtype: str | None = None,
         substitutes: Mapping[str, str] | None = None,
+        double: HostedDouble | None = None,
     ) -> None:
         self.dtype = dtype
         self.names = dict(models)
@@ -171,6 +173,7 @@ class State:
         self.offloading = Offloading(data_dir)
         self.records = SampleRecords()
         self.substitutes = dict(substitutes or {})
+        self.double = double
         self.sessions: dict[str, Session] = {}
         self.finished: OrderedDict[str, Session] = OrderedDict()  # the last ones, to look up
         self.models: dict[str, Model] = {}

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.core.hosted import HostedDouble
 from posttrain_recipes.engine.core.metrics import Metrics
 from posttrain_recipes.engine.core.registry import Session, State
 from posttrain_recipes.engine.core.sampling import Sampling
@@ -50,7 +51,7 @@ class Service:
     """The engine. `models` maps served names to directories or hub ids; with `only_served` clients
     may name no other base model. `chat_template` stands in for those of the models,
     `dtype` for the numbers that they would be held in, `substitutes` (name -> name) for losses
-    that this engine does not have."""
+    that this engine does not have; `double` has it meet programs as hosted Tinker does."""
 
     def __init__(
         self,
@@ -60,10 +61,13 @@ class Service:
         chat_template: str | None = None,
         dtype: str | None = None,
         substitutes: Mapping[str, str] | None = None,
+        double: HostedDouble | None = None,
     ) -> None:
         self.chat_template = chat_template
         self.metrics = Metrics()
-        self.state = State(models, data_dir, self.metrics.answered, only_served, dtype, substitutes)
+        self.state = State(
+            models, data_dir, self.metrics.answered, only_served, dtype, substitutes, double
+        )
         self.training = Training(self.state)
         self.sampling = Sampling(self.state)
         self.transfers = Transfers(self.state)

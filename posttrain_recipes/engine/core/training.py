@@ -73,6 +73,9 @@ class Training:
                 )
             return model
         self.state.check_base(base_model)
+        if self.state.double is not None:
+            folder = self.state.names.get(base_model, base_model)
+            self.state.double.check_model(base_model, folder, lora.rank)
         created = checkpoints.now()
         run = TrainingRun(model_id, session_id, base_model, lora, created, user_metadata)
         model = Model(model_id, base_model, lora, run, created)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.learning_rate import BASE
 from posttrain_recipes.options import AUTO
 from posttrain_recipes.plugin import (
@@ -160,8 +161,23 @@ class Saved:
 
     def result(self, stage: StageContext) -> Resume:
         """Wait for it."""
-        state, sampler = stage.wait(self.state).path, stage.wait(self.sampler).path
-        return Resume(self.step, state, sampler, tokens=self.tokens)
+        state = stage.wait(self.state).path
+        return Resume(self.step, state, self._sampler(stage, state), tokens=self.tokens)
+
+    def _sampler(self, stage: StageContext, state: str) -> str:
+        """The path of the weights to sample from; those of `state` lie beside them.
+
+        Where the answer to this save was lost, the SDK asked again, and the server says that there
+        is one of the name. No other has it: there is one of each step.
+        """
+        import tinker
+
+        try:
+            return str(stage.wait(self.sampler).path)
+        except PtlError as error:
+            if not isinstance(error.__cause__, tinker.ConflictError):
+                raise
+            return state.replace("/weights/", "/sampler_weights/")
 
 
 def save(stage: StageContext, client: tinker.TrainingClient, step: int, tokens: int) -> Saved:
@@ -170,4 +186,6 @@ def save(stage: StageContext, client: tinker.TrainingClient, step: int, tokens: 
     `tokens` is what these steps took of a budget.
     """
     name = f"{checkpoint_name(stage.name)}-{step:06d}"
-    return Saved(step, client.save_state(name), client.save_weights_for_sampler(name), tokens)
+    # Where an answer was lost, the SDK asks again: what is there by then is this very checkpoint.
+    state = client.save_state(name, overwrite=True)
+    return Saved(step, state, client.save_weights_for_sampler(name), tokens)
