@@ -97,9 +97,13 @@ def test_a_loss_that_is_not_public_is_refused_or_replaced_aloud(tmp_path: Path) 
         if replaced:
             out = passed.result()
             assert out.metrics["stable_reinforce_replaced_by_ppo:max"] == 1.0
+            step = client.optim_step(tinker.AdamParams(learning_rate=0.0)).result()
+            assert step.metrics["stable_reinforce_replaced_by_ppo:max"] == 1.0
             ppo = client.forward_backward([datum], "ppo").result()
             assert out.metrics["loss:sum"] == ppo.metrics["loss:sum"] != 0.0
             assert "stable_reinforce_replaced_by_ppo:max" not in ppo.metrics
+            step = client.optim_step(tinker.AdamParams(learning_rate=0.0)).result()
+            assert "stable_reinforce_replaced_by_ppo:max" not in step.metrics
             plain = client.save_weights_and_get_sampling_client().result()
             unknown = client.forward_backward([sampled_datum(plain, [5, 6])], "stable_reinforce")
             with pytest.raises(tinker.TinkerError, match="nothing is on record"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,17 @@ def test_what_was_sampled_is_let_through(records: SampleRecords) -> None:
     records.check("s", [datum(), datum()])
 
 
+def test_targets_of_a_prompt_may_be_anything_as_they_have_no_loss(records: SampleRecords) -> None:
+    padded = datum({"target_tokens": np.array([0, 0, *SAMPLED])})  # as rl_loop of the cookbook 0.6
+    records.check("s", [padded])
+    assert "weights" not in padded.inputs
+    assert provenance.of_sampled(padded).inputs["weights"].tolist() == [0, 0, 1, 1, 1, 1]
+    weighed = replace(padded, inputs={**padded.inputs, "weights": np.full(6, 0.5, np.float32)})
+    assert provenance.of_sampled(weighed).inputs["weights"].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5]
+    bare = replace(padded, spans=None)
+    assert provenance.of_sampled(bare) is bare
+
+
 TOKENS = np.array([*PROMPT, *SAMPLED])
 
 
@@ -53,7 +65,7 @@ TOKENS = np.array([*PROMPT, *SAMPLED])
             {"tokens": TOKENS[:-1] + (np.arange(6) == 4)},
             r"model_input\[4\] is token 10, and token 9",
         ),
-        ({"target_tokens": TOKENS[:-1]}, r"target_tokens\[0\] is token 5, and token 6"),
+        ({"target_tokens": TOKENS[:-1]}, r"target_tokens\[2\] is token 7, and token 8"),
         ({"inputs": [Span(ID, 0, 4, False), Span(ID, 0, 2, True)]}, "its prompt 0 to 4 .* has 3"),
         ({"targets": [Span(ID, 1, 2, False), Span(ID, 1, 4, True)]}, "tokens 1 to 5 .* has 4"),
         ({"inputs": [Span("s:sample:0:1:1", 0, 6, True)]}, "nothing is on record of sequence"),
