@@ -275,7 +275,7 @@ class Training:
     def load_weights(self, request: wire.LoadWeights) -> Pending:
         """Load a checkpoint into a model, or make a model from it (create-via-load)."""
         _check_optimizer(request.optimizer_config)
-        path = checkpoints.parse_path(request.path)
+        path = checkpoints.parse_path(request.path, request.model_id or "RUN")
         record = self.state.store.record(path)
         if request.model_id is not None:
             model = self.state.model(request.model_id)
