@@ -201,6 +201,14 @@ def test_math_rl(kitchen: Kitchen, way: str, options: dict[str, Any]) -> None:
     [
         ("sync", {"loss_fn": "stable_reinforce"}),
         ("async", {"loss_fn": "stable_reinforce", "max_steps_off_policy": 2}),
+        (
+            "streaming",
+            {
+                "loss_fn": "stable_reinforce",
+                "stream_minibatch_config.groups_per_batch": 4,
+                "stream_minibatch_config.num_minibatches": 2,
+            },
+        ),
     ],
 )
 def test_a_loss_that_is_not_there_is_refused_before_anything_is_trained(
