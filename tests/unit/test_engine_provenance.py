@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from posttrain_recipes.engine.core import provenance
 from posttrain_recipes.engine.core.provenance import SampleRecords
 from posttrain_recipes.engine.wire import Datum, RequestError, Span, parse_forward_backward
+from tests.live_engine import started
 
 PROMPT, SAMPLED = [5, 6, 7], [8, 9, 10, 11]
 ID = "s:sample:0:1:0"
@@ -182,3 +184,44 @@ def test_spans_that_name_nothing_are_refused() -> None:
     message.data[0].model_input_spans[0].sampled_tokens.length = 0
     with pytest.raises(RequestError, match="needs a sequence_id"):
         parse_forward_backward(message.SerializeToString())
+
+
+def test_a_substitute_computes_nothing_of_a_prompt(tmp_path: Path) -> None:
+    """DRO's penalty is on every token that it reads, of whatever advantage."""
+    with started(tmp_path, {"stable_reinforce": "dro"}) as live:
+        accepted = live.post("asample", live.sample(record_stability_info=True))
+        (name,) = accepted.json()["sample_sequence_ids"]
+        (drawn,) = pb.SampleResponse.FromString(live.result(accepted)).sequences
+        sampled = np.frombuffer(drawn.tokens, np.int32).tolist()
+        tokens = [1, 2, 3, *sampled]
+
+        def loss(prompt: list[int]) -> float:
+            made = types.Datum(
+                types.ModelInput.from_ints(tokens[:-1]),
+                {
+                    "target_tokens": [*prompt, *sampled],
+                    "logprobs": [0.0, 0.0, -3.0, -3.0],
+                    "advantages": [0.0, 0.0, 1.0, 1.0],
+                },
+            ).with_provenance(
+                [
+                    PROMPT_SPAN(sequence_id=name, length=3),
+                    SAMPLED_SPAN(sequence_id=name, length=1),
+                ],
+                [
+                    PROMPT_SPAN(sequence_id=name, offset=1, length=2),
+                    SAMPLED_SPAN(sequence_id=name, length=2),
+                ],
+            )
+            body = types.ForwardBackwardRequest(
+                model_id=live.steady,
+                seq_id=live.next(live.steady),
+                forward_backward_input=types.ForwardBackwardInput(
+                    data=[made], loss_fn="stable_reinforce"
+                ),
+            )
+            sent = request_conv.forward_backward_request_to_proto(body).SerializeToString()
+            out = live.result(live.post("forward_backward", sent))
+            return float(pb.ForwardBackwardOutput.FromString(out).metrics["loss:sum"])
+
+        assert loss([0, 0]) == loss([2, 3])
