@@ -134,7 +134,9 @@ def started(folder: Path, substitutes: dict[str, str] | None = None) -> Iterator
     """An engine below `folder`."""
     model = build(folder / "model")
     data_dir = folder / "root" / "data"
-    app = engine_app.build(Service({BASE: str(model)}, data_dir, substitutes=substitutes), Access(TOKEN))
+    app = engine_app.build(
+        Service({BASE: str(model)}, data_dir, substitutes=substitutes), Access(TOKEN)
+    )
     headers = {"X-API-Key": TOKEN}
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr(engine_app, "POLL_S", 20.0)
