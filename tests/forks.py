@@ -108,6 +108,18 @@ class Forked:
         self._process.kill()
 
 
+def _logged(log: str) -> None:
+    """Be a process that computes on one core and writes what it says to a file."""
+    from posttrain_recipes.engine.model import base
+
+    # Two threads that wait for each other are slow where others want the cores as well.
+    base._cores = lambda: 1
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+
 def _serve(
     arguments: list[str],
     log: str,
@@ -117,15 +129,9 @@ def _serve(
     lifeline: Connection,
 ) -> None:
     from posttrain_recipes.engine import __main__ as engine
-    from posttrain_recipes.engine.model import base
 
-    # Two threads that wait for each other are slow where others want the cores as well.
-    base._cores = lambda: 1
-    os.setsid()
+    _logged(log)
     os.chdir(folder)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     os.environ.clear()
     os.environ.update(environment)
     logging.root.handlers.clear()
@@ -142,6 +148,31 @@ def _serve(
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)
+
+
+TOKEN = "tml-of-an-engine-that-was-forked"
+
+
+@contextmanager
+def served(models: Mapping[str, str], folder: Path, **options: Any) -> Iterator[str]:
+    """The address of an engine that is run as `ptl serve` runs it; its token is `TOKEN`."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = context().Process(target=_run, args=(dict(models), str(folder), options, writer))
+    process.start()
+    writer.close()
+    try:
+        yield reader.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _run(models: dict[str, str], folder: str, options: dict[str, Any], ready: Connection) -> None:
+    from posttrain_recipes.engine.__main__ import run_server
+
+    _logged(f"{folder}.log")
+    run_server(models, Path(folder), TOKEN, on_ready=ready.send, **options)
+    os._exit(0)
 
 
 @contextmanager

@@ -130,11 +130,13 @@ def message(model: str, seq: int, length: int = 6) -> Any:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Live]:
+def started(folder: Path, substitutes: dict[str, str] | None = None) -> Iterator[Live]:
     """An engine below `folder`."""
     model = build(folder / "model")
     data_dir = folder / "root" / "data"
-    app = engine_app.build(Service({BASE: str(model)}, data_dir), Access(TOKEN))
+    app = engine_app.build(
+        Service({BASE: str(model)}, data_dir, substitutes=substitutes), Access(TOKEN)
+    )
     headers = {"X-API-Key": TOKEN}
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr(engine_app, "POLL_S", 20.0)

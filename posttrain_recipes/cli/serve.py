@@ -175,6 +175,9 @@ def serve(
 
     def announce(base_url: str) -> None:
         click.echo(f"serving {', '.join(offered)} at {base_url}; checkpoints in {directory}")
+        for name, where in offered.items():
+            if where != name and Path(where).is_dir():
+                click.echo(f"{name} is {Path(where).resolve()}")
         if told:
             click.echo(told.removeprefix("engine: "))
         if like:

@@ -6,10 +6,16 @@
 | recipes/rl_loop                      | test_rl_loop_goes_on_from_what_sl_loop_saved      |
 | recipes/math_rl, arithmetic: sync,   | test_math_rl                                      |
 |   async, streaming, PPO's loss       |                                                   |
+| the same, where nothing is           | test_a_loss_that_is_not_there_is_refused_before_  |
+|   substituted                        |   anything_is_trained                             |
 | recipes/chat_sl on a JSONL file      | test_chat_sl_learns_a_file                        |
 | recipes/preference/dpo               | test_dpo_starts_at_its_reference_and_leaves_it    |
 | recipes/multiplayer_rl/guess_number  | test_guess_number_trains_on_whole_conversations   |
 | recipes/distillation/on_policy_...   | test_a_student_nears_its_teacher                  |
+
+With its release 0.6 the programs of RL ask for `stable_reinforce`, and PPO's loss is computed in
+its place: the engine is started as by `ptl serve --substitute stable_reinforce=ppo`. With 0.5 they
+ask for `importance_sampling`.
 
 Each test reads what the program itself wrote down: `metrics.jsonl` and `checkpoints.jsonl`.
 """
@@ -19,19 +25,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain_recipes import models
-from posttrain_recipes.engine import launch
 from tests import forks
 from tests.cookbook_programs import HUB_NAME, guesses, run, write_chat
 
 RECIPES = "tinker_cookbook.recipes"
 TINY = models.resolve("ptl/tiny")
+NANO = models.resolve("ptl/nano")
+SUBSTITUTES = {"stable_reinforce": "ppo"}
+REPLACED = "stable_reinforce_replaced_by_ppo:max"
+DEFAULT_IS_STABLE = version("tinker-cookbook").split(".") >= ["0", "6"]
 WAIT_S = 120.0
 
 
@@ -57,6 +68,14 @@ class Kitchen:
         self, name: str, module: str, start: dict[str, Any] | None = None, **arguments: Any
     ) -> Outcome:
         """Run a program to its end. `start` is a checkpoint that it finds in its log folder."""
+        status, said, out = self.try_to(name, module, start, **arguments)
+        assert status == 0, f"exit status {status}:\n{said[-3000:]}"
+        return out
+
+    def try_to(
+        self, name: str, module: str, start: dict[str, Any] | None = None, **arguments: Any
+    ) -> tuple[int | None, str, Outcome]:
+        """Run a program: its exit status, what it printed, and what it left."""
         log = self.folder / name
         log.mkdir()
         if start is not None:
@@ -79,24 +98,22 @@ class Kitchen:
         status = process.exitcode
         process.kill()
         process.join()
-        assert status == 0, f"exit status {status}:\n{output.read_text()[-3000:]}"
-        return Outcome(_lines(log / "metrics.jsonl"), _lines(log / "checkpoints.jsonl"))
+        left = Outcome(_lines(log / "metrics.jsonl"), _lines(log / "checkpoints.jsonl"))
+        return status, output.read_text(), left
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
-    folder = tmp_path_factory.mktemp("cookbook")
-    served = {HUB_NAME: TINY}
+@contextmanager
+def opened(folder: Path, served: dict[str, str], substitutes: dict[str, str]) -> Iterator[Kitchen]:
     with (
-        launch.start(served, folder / "engine", folder / "engine.log") as engine,
+        forks.served(served, folder / "engine", substitutes=substitutes) as address,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setenv("TINKER_BASE_URL", engine.base_url)
-        patch.setenv("TINKER_API_KEY", engine.api_key)
+        patch.setenv("TINKER_BASE_URL", address)
+        patch.setenv("TINKER_API_KEY", forks.TOKEN)
         patch.setenv("TINKER_TELEMETRY", "0")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -104,6 +121,12 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
             patch.setenv(name, "http://127.0.0.1:9")  # nobody: the way to the network is shut
         patch.setenv("NO_PROXY", "127.0.0.1")
         yield Kitchen(folder)
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
+    with opened(tmp_path_factory.mktemp("cookbook"), {HUB_NAME: TINY}, SUBSTITUTES) as made:
+        yield made
 
 
 COMMON = {"model_name": TINY, "renderer_name": "qwen3_instruct", "learning_rate": 1e-3}
@@ -133,6 +156,7 @@ def test_rl_loop_goes_on_from_what_sl_loop_saved(kitchen: Kitchen, boxed: Outcom
     assert out.column("progress/batch") == [first, first + 1, first + 2]
     assert max(out.column("reward/total")) > 0
     assert max(out.column("grad_norm:mean")) > 0
+    assert out.column(REPLACED) == [1.0] * (3 if DEFAULT_IS_STABLE else 0)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +180,7 @@ def test_math_rl(kitchen: Kitchen, way: str, options: dict[str, Any]) -> None:
         groups_per_batch=4, group_size=4, max_tokens=8, max_steps=3, save_every=2, eval_every=0,
         **options,
     )  # fmt: skip
-    assert len(out.metrics) == 3
+    assert len(out.column("optim/lr")) == 3
     assert max(out.column("env/all/correct")) > 0.2
     apart = [abs(value) for value in out.column("optim/kl_sample_train_v1")]
     if way in ("sync", "streaming"):  # trained on its own samples: sampling and training agree
@@ -168,6 +192,39 @@ def test_math_rl(kitchen: Kitchen, way: str, options: dict[str, Any]) -> None:
         oldest = out.column("sampling_client/step_min")
         assert all(step - 2 <= sampled <= step for step, sampled in enumerate(oldest))
     assert out.checkpoints[-1]["name"] == "final"
+    asked = "loss_fn" not in options and DEFAULT_IS_STABLE
+    assert out.column(REPLACED) == ([1.0] * 3 if asked else [])
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        ("sync", {"loss_fn": "stable_reinforce"}),
+        ("async", {"loss_fn": "stable_reinforce", "max_steps_off_policy": 2}),
+        (
+            "streaming",
+            {
+                "loss_fn": "stable_reinforce",
+                "stream_minibatch_config.groups_per_batch": 4,
+                "stream_minibatch_config.num_minibatches": 2,
+            },
+        ),
+    ],
+)
+def test_a_loss_that_is_not_there_is_refused_before_anything_is_trained(
+    tmp_path: Path, kitchen: Kitchen, way: str, options: dict[str, Any]
+) -> None:
+    with opened(tmp_path, {HUB_NAME: NANO}, {}) as bare:
+        status, said, left = bare.try_to(
+            f"refused_{way}", "math_rl.train", **{**COMMON, "model_name": NANO}, lora_rank=2,
+            env="arithmetic", groups_per_batch=4, group_size=4, max_tokens=4, max_steps=3,
+            eval_every=0, **options,
+        )  # fmt: skip
+    assert status == 1
+    assert "no loss 'stable_reinforce'" in said
+    assert "ptl serve --substitute stable_reinforce=ppo" in said
+    assert left.metrics == []
+    assert {saved["name"] for saved in left.checkpoints} <= {"000000"}  # the start, if any
 
 
 @pytest.fixture(scope="module")

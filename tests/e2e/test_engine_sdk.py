@@ -439,6 +439,35 @@ def test_info_names_the_model_and_where_its_tokenizer_is(
     assert client.get_tokenizer().decode(client.get_tokenizer().encode("hello")) == "hello"
 
 
+def test_a_sampler_finds_its_tokenizer_where_the_model_is_named_by_its_directory(
+    service: tinker.ServiceClient, model: Path
+) -> None:
+    params = types.SamplingParams(max_tokens=4, seed=0, stop=[])
+    by_name, by_place = (
+        service.create_sampling_client(base_model=name).result() for name in (BASE, str(model))
+    )
+    assert by_place.get_tokenizer().encode("hello") == create(service).get_tokenizer().encode(
+        "hello"
+    )
+    drawn = [c.sample(prompt(5, 1), 1, params).result(WAIT_S) for c in (by_name, by_place)]
+    assert drawn[0].sequences[0].tokens == drawn[1].sequences[0].tokens
+    client = service.create_lora_training_client(str(model), rank=2).result()
+    path = client.save_weights_for_sampler("placed").result(WAIT_S).path
+    saved = service.create_sampling_client(model_path=path).result()
+    assert saved.get_base_model() == str(model)
+    assert saved.get_tokenizer().encode("hello") == by_place.get_tokenizer().encode("hello")
+
+
+def test_a_name_alone_is_told_with_the_path_that_it_has(service: tinker.ServiceClient) -> None:
+    client = create(service)
+    path = client.save_state("named").result(WAIT_S).path
+    with pytest.raises(tinker.TinkerError, match=path):
+        client.load_state("named").result(WAIT_S)
+    assert client.load_state(path).result(WAIT_S).path == path
+    with pytest.raises(tinker.TinkerError, match="no '/'"):
+        client.save_state("run/named").result(WAIT_S)
+
+
 def test_peft_loads_a_saved_adapter(
     service: tinker.ServiceClient, model: Path, data_dir: Path
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import tinker
 from click.testing import CliRunner, Result
@@ -17,6 +19,7 @@ from tinker import types
 
 from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.launch import EngineProcess
+from tests.conftest import ROOT
 from tests.engine_model import build
 
 pytestmark = pytest.mark.usefixtures("quiet_sdk")
@@ -185,6 +188,43 @@ def test_the_cookbook_downloads_a_training_checkpoint_encrypted_on_its_way(
     )
     assert equal(adapter(Path(out)), adapter(saved(data_dir, state)))
     assert (Path(out) / "adapter_config.json").is_file()
+
+
+def test_the_cookbook_merges_what_was_trained_into_a_base_with_a_head_of_its_own(
+    trained: tinker.TrainingClient, rest: tinker.RestClient, model: Path, tmp_path: Path
+) -> None:
+    """The base is tied, and the adapter is on its output layer too."""
+    import torch
+    from tinker_cookbook import weights
+    from tinker_cookbook.exceptions import WeightsMergeError
+    from transformers import AutoModelForCausalLM
+
+    tokens = list(range(30, 50))
+    datum = types.Datum(types.ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:]})
+    (own,) = trained.forward([datum], "cross_entropy").result(WAIT_S).loss_fn_outputs
+    path = trained.save_weights_external("merged").result(WAIT_S).path
+    downloaded = tmp_path / "adapter"
+    downloaded.mkdir()
+    for name, address in rest.get_external_weights_urls(path).result(WAIT_S).urls.items():
+        (downloaded / name).write_bytes(httpx.get(address).content)
+    assert any("lm_head" in name for name in adapter(downloaded))
+
+    def build(base: Path, out: str) -> Path:
+        weights.build_hf_model(
+            base_model=str(base), adapter_path=str(downloaded), output_path=str(tmp_path / out)
+        )
+        return tmp_path / out
+
+    with pytest.raises(WeightsMergeError, match="'lm_head.weight' which does not exist"):
+        build(model, "tied")
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {"BASE": str(model), "COPY": str(tmp_path / "copy")})  # what the docs tell
+    merged = AutoModelForCausalLM.from_pretrained(build(tmp_path / "copy", "whole"))
+    with torch.no_grad():
+        said = merged(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)
+    expected = said.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
+    assert own["logprobs"].data == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_tinker_command_line(

@@ -28,6 +28,10 @@ def test_the_lines_it_prints_are_all_that_a_program_needs(tmp_path: Path) -> Non
     params = tinker.SamplingParams(max_tokens=3, seed=0, stop=[])
     answer = sampler.sample(tinker.ModelInput.from_ints([5, 6, 7]), 2, params).result()
     assert [len(sequence.tokens) for sequence in answer.sequences] == [3, 3]
+    by_place = service.create_sampling_client(base_model=exported["ptl/nano"]).result()
+    same = by_place.sample(tinker.ModelInput.from_ints([5, 6, 7]), 2, params).result()
+    assert [s.tokens for s in same.sequences] == [s.tokens for s in answer.sequences]
+    assert by_place.get_tokenizer().decode(by_place.get_tokenizer().encode("hello")) == "hello"
     with openai.OpenAI(
         base_url=exported["OPENAI_BASE_URL"], api_key=exported["OPENAI_API_KEY"]
     ) as client:
@@ -37,7 +41,7 @@ def test_the_lines_it_prints_are_all_that_a_program_needs(tmp_path: Path) -> Non
     training.forward_backward([datum] * 4, "cross_entropy").result()
     training.optim_step(tinker.AdamParams()).result()
     lines = metrics(exported)
-    for line in ("ptl_tokens_trained_total 12", "ptl_tokens_sampled_total 6", "ptl_adapters 1",
+    for line in ("ptl_tokens_trained_total 12", "ptl_tokens_sampled_total 12", "ptl_adapters 1",
                  'ptl_work_seconds_count{operation="forward_backward"} 1'):  # fmt: skip
         assert line in lines
 
@@ -97,9 +101,13 @@ def test_a_loss_that_is_not_public_is_refused_or_replaced_aloud(tmp_path: Path) 
         if replaced:
             out = passed.result()
             assert out.metrics["stable_reinforce_replaced_by_ppo:max"] == 1.0
+            step = client.optim_step(tinker.AdamParams(learning_rate=0.0)).result()
+            assert step.metrics["stable_reinforce_replaced_by_ppo:max"] == 1.0
             ppo = client.forward_backward([datum], "ppo").result()
             assert out.metrics["loss:sum"] == ppo.metrics["loss:sum"] != 0.0
             assert "stable_reinforce_replaced_by_ppo:max" not in ppo.metrics
+            step = client.optim_step(tinker.AdamParams(learning_rate=0.0)).result()
+            assert "stable_reinforce_replaced_by_ppo:max" not in step.metrics
             plain = client.save_weights_and_get_sampling_client().result()
             unknown = client.forward_backward([sampled_datum(plain, [5, 6])], "stable_reinforce")
             with pytest.raises(tinker.TinkerError, match="nothing is on record"):
@@ -130,12 +138,15 @@ LONG = tinker.SamplingParams(max_tokens=100, stop=[])
 def read_exports(process: subprocess.Popen[str]) -> dict[str, str]:
     assert process.stdout is not None
     exported: dict[str, str] = {}
-    while len(exported) < 4:
+    while "OPENAI_API_KEY" not in exported:
         line = process.stdout.readline()
         assert line, process.stderr and process.stderr.read()
         if line.strip().startswith("export "):
             words = line.split()[1:]
             exported |= dict(word.split("=", 1) for word in words)
+        elif " is /" in line:
+            name, where = line.strip().split(" is ")
+            exported[name] = where
     return exported
 
 

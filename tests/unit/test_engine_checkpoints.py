@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from posttrain_recipes.engine.storage.checkpoints import (
     CheckpointRecord,
     CheckpointStore,
     TrainingRun,
+    check_name,
     expiry,
     now,
     parse_path,
@@ -211,6 +213,27 @@ def test_path_tricks_are_refused(text: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_path(text)
     assert caught.value.status == 422
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("half", f"give what the save returned, tinker://{RUN}/weights/half"),
+        ("weights/half", f"give what the save returned, tinker://{RUN}/weights/half"),
+        ("sampler_weights/a", f"give what the save returned, tinker://{RUN}/sampler_weights/a"),
+        (f"tinker://{RUN}/weights/a/b", "a NAME has no '/'"),
+        ("/home/me/checkpoint", "it should read tinker://RUN/weights/NAME"),
+        ("tinker://RUN/half", "it should read tinker://RUN/weights/NAME"),
+    ],
+)
+def test_what_is_no_path_is_told_with_what_to_give(text: str, instead: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(instead)):
+        parse_path(text, RUN)
+
+
+def test_a_name_with_a_slash_is_refused_before_it_is_saved() -> None:
+    with pytest.raises(RequestError, match="no '/', as a path of a checkpoint has three parts"):
+        check_name("run-1/step-10")
 
 
 def test_a_path_reads_back() -> None:

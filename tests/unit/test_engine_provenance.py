@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from posttrain_recipes.engine.core import provenance
 from posttrain_recipes.engine.core.provenance import SampleRecords
 from posttrain_recipes.engine.wire import Datum, RequestError, Span, parse_forward_backward
+from tests.live_engine import started
 
 PROMPT, SAMPLED = [5, 6, 7], [8, 9, 10, 11]
 ID = "s:sample:0:1:0"
@@ -43,6 +46,17 @@ def test_what_was_sampled_is_let_through(records: SampleRecords) -> None:
     records.check("s", [datum(), datum()])
 
 
+def test_targets_of_a_prompt_may_be_anything_as_they_have_no_loss(records: SampleRecords) -> None:
+    padded = datum({"target_tokens": np.array([0, 0, *SAMPLED])})  # as rl_loop of the cookbook 0.6
+    records.check("s", [padded])
+    assert "weights" not in padded.inputs
+    assert provenance.of_sampled(padded).inputs["weights"].tolist() == [0, 0, 1, 1, 1, 1]
+    weighed = replace(padded, inputs={**padded.inputs, "weights": np.full(6, 0.5, np.float32)})
+    assert provenance.of_sampled(weighed).inputs["weights"].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5]
+    bare = replace(padded, spans=None)
+    assert provenance.of_sampled(bare) is bare
+
+
 TOKENS = np.array([*PROMPT, *SAMPLED])
 
 
@@ -53,7 +67,7 @@ TOKENS = np.array([*PROMPT, *SAMPLED])
             {"tokens": TOKENS[:-1] + (np.arange(6) == 4)},
             r"model_input\[4\] is token 10, and token 9",
         ),
-        ({"target_tokens": TOKENS[:-1]}, r"target_tokens\[0\] is token 5, and token 6"),
+        ({"target_tokens": TOKENS[:-1]}, r"target_tokens\[2\] is token 7, and token 8"),
         ({"inputs": [Span(ID, 0, 4, False), Span(ID, 0, 2, True)]}, "its prompt 0 to 4 .* has 3"),
         ({"targets": [Span(ID, 1, 2, False), Span(ID, 1, 4, True)]}, "tokens 1 to 5 .* has 4"),
         ({"inputs": [Span("s:sample:0:1:1", 0, 6, True)]}, "nothing is on record of sequence"),
@@ -170,3 +184,44 @@ def test_spans_that_name_nothing_are_refused() -> None:
     message.data[0].model_input_spans[0].sampled_tokens.length = 0
     with pytest.raises(RequestError, match="needs a sequence_id"):
         parse_forward_backward(message.SerializeToString())
+
+
+def test_a_substitute_computes_nothing_of_a_prompt(tmp_path: Path) -> None:
+    """DRO's penalty is on every token that it reads, of whatever advantage."""
+    with started(tmp_path, {"stable_reinforce": "dro"}) as live:
+        accepted = live.post("asample", live.sample(record_stability_info=True))
+        (name,) = accepted.json()["sample_sequence_ids"]
+        (drawn,) = pb.SampleResponse.FromString(live.result(accepted)).sequences
+        sampled = np.frombuffer(drawn.tokens, np.int32).tolist()
+        tokens = [1, 2, 3, *sampled]
+
+        def loss(prompt: list[int]) -> float:
+            made = types.Datum(
+                types.ModelInput.from_ints(tokens[:-1]),
+                {
+                    "target_tokens": [*prompt, *sampled],
+                    "logprobs": [0.0, 0.0, -3.0, -3.0],
+                    "advantages": [0.0, 0.0, 1.0, 1.0],
+                },
+            ).with_provenance(
+                [
+                    PROMPT_SPAN(sequence_id=name, length=3),
+                    SAMPLED_SPAN(sequence_id=name, length=1),
+                ],
+                [
+                    PROMPT_SPAN(sequence_id=name, offset=1, length=2),
+                    SAMPLED_SPAN(sequence_id=name, length=2),
+                ],
+            )
+            body = types.ForwardBackwardRequest(
+                model_id=live.steady,
+                seq_id=live.next(live.steady),
+                forward_backward_input=types.ForwardBackwardInput(
+                    data=[made], loss_fn="stable_reinforce"
+                ),
+            )
+            sent = request_conv.forward_backward_request_to_proto(body).SerializeToString()
+            out = live.result(live.post("forward_backward", sent))
+            return float(pb.ForwardBackwardOutput.FromString(out).metrics["loss:sum"])
+
+        assert loss([0, 0]) == loss([2, 3])

@@ -4,6 +4,8 @@ A request for samples with `record_stability_info` has its prompt and its sequen
 session that sampled them, for a day; each training request that names a sequence restarts that day.
 A datum names them by spans: runs of positions, each a part of a prompt or of what was sampled. They
 are held to the records, token by token, so that no loss is computed of claims that are not so.
+Targets that a span says are of a prompt may be anything: no loss is computed of them, and
+tinker-cookbook's rl_loop writes zeros there.
 
 Source: the SDK's `types.provenance_spans`, and the documentation's page on StableReinforce.
 """
@@ -14,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,16 @@ SUBSTITUTES = {STABLE_REINFORCE: ("ppo", "importance_sampling", "cispo", "dro")}
 """Losses that this engine does not have, with those that read what a datum for them has."""
 
 Ids = NDArray[np.int32]
+
+
+def of_sampled(datum: Datum) -> Datum:
+    """The datum with `weights` that are 0 on targets of a prompt, where its spans say which are."""
+    if datum.spans is None:
+        return datum
+    spans = datum.spans[1]
+    marks = np.repeat([float(s.sampled) for s in spans], [s.length for s in spans])
+    weights = marks.astype(np.float32) * datum.inputs.get("weights", np.float32(1))
+    return replace(datum, inputs={**datum.inputs, "weights": weights})
 
 
 @dataclass(eq=False)
@@ -111,7 +123,7 @@ class SampleRecords:
                 found = self._named(session_id, span, f"{what}, {name}")
                 own = tokens[start : start + span.length]
                 wrong = np.flatnonzero(own != found)
-                if wrong.size:
+                if wrong.size and (span.sampled or name == "model_input"):
                     at = int(wrong[0])
                     raise RequestError(
                         422,

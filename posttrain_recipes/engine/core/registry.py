@@ -63,6 +63,8 @@ class Model:
     arch: str | None = None
     replaced: set[str] = field(default_factory=set)
     """Losses that were asked for and substituted, of which the log has told."""
+    told: dict[str, float] = field(default_factory=dict)
+    """Metrics of passes since the last step that are of substituted losses: the step says so."""
     failed: int = 0
     """The last operation that was accepted when a forward and backward pass failed: of a step that
     was to follow it, no gradient is whole."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.futures import Pending
-from posttrain_recipes.engine.core.provenance import STABLE_REINFORCE
+from posttrain_recipes.engine.core.provenance import STABLE_REINFORCE, of_sampled
 from posttrain_recipes.engine.core.registry import Model, Sampler, SamplerWeights, State
 from posttrain_recipes.engine.storage import checkpoints
 from posttrain_recipes.engine.storage.checkpoints import CheckpointRecord, TrainingRun
@@ -134,13 +134,15 @@ class Training:
         def work() -> wire.ForwardBackwardResult:
             from posttrain_recipes.engine.train.forward_backward import forward_backward
 
+            data = request.data
             try:
                 if request.loss_fn == STABLE_REINFORCE and loss_fn != request.loss_fn:
-                    self.state.records.check(model.id.split(":")[0], request.data)
+                    self.state.records.check(model.id.split(":")[0], data)
+                    data = [of_sampled(datum) for datum in data]
                 result = forward_backward(
                     self.state.base_models.get(model.base_model),
                     _adapter(model),
-                    request.data,
+                    data,
                     loss_fn,
                     request.config,
                     request.forward_only,
@@ -149,6 +151,8 @@ class Training:
                 if loss_fn == request.loss_fn:
                     return result
                 told = {f"{request.loss_fn}_replaced_by_{loss_fn}:max": 1.0}
+                if not request.forward_only:
+                    model.told |= told
                 return dataclasses.replace(result, metrics={**result.metrics, **told})
             except Exception:
                 if not request.forward_only:
@@ -180,6 +184,8 @@ class Training:
 
         def work() -> dict[str, Any]:
             adapter = _adapter(model)
+            # Programs that log the metrics of a step need not log those of the passes before it.
+            told, model.told = model.told, {}
             if request.seq_id <= model.failed:
                 adapter.grad.zero_()
                 raise RequestError(
@@ -188,7 +194,7 @@ class Training:
                     "is not whole; the weights are as they were",
                 )
             norm = adapter.adam_step(params)
-            return {"metrics": {"grad_norm:mean": norm}, "type": "optim_step"}
+            return {"metrics": {"grad_norm:mean": norm, **told}, "type": "optim_step"}
 
         return self.state.scheduler.submit_ordered(model.id, request.seq_id, work)
 
@@ -272,7 +278,7 @@ class Training:
     def load_weights(self, request: wire.LoadWeights) -> Pending:
         """Load a checkpoint into a model, or make a model from it (create-via-load)."""
         _check_optimizer(request.optimizer_config)
-        path = checkpoints.parse_path(request.path)
+        path = checkpoints.parse_path(request.path, request.model_id or "RUN")
         record = self.state.store.record(path)
         if request.model_id is not None:
             model = self.state.model(request.model_id)

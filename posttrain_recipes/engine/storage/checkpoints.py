@@ -71,16 +71,28 @@ class CheckpointPath:
         return f"tinker://{self.run}/{self.kind}/{self.name}"
 
 
-def parse_path(text: str) -> CheckpointPath:
-    """`tinker://run/kind/name`. Raises RequestError 422 for anything else."""
+def parse_path(text: str, run: str = "RUN") -> CheckpointPath:
+    """`tinker://run/kind/name`. Raises RequestError 422 for anything else; where it is a name
+    alone, told with the path that it has in `run`."""
     parts = text.removeprefix("tinker://").split("/")
     if not text.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS:
         raise RequestError(
             422,
-            f"{text!r} is no checkpoint of this engine: it should read "
-            "tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME",
+            f"{text!r} is no path of a checkpoint: it should read tinker://RUN/weights/NAME or "
+            f"tinker://RUN/sampler_weights/NAME{_instead(text, run)}",
         )
     return CheckpointPath(check_run(parts[0]), parts[1], check_name(parts[2]))
+
+
+def _instead(text: str, run: str) -> str:
+    """What to give in place of something that is no path."""
+    *before, name = text.split("/")
+    if before in ([], ["weights"], ["sampler_weights"]) and _NAME.fullmatch(name):
+        kind = before[0] if before else "weights"
+        return f"; a name alone is of no run: give what the save returned, tinker://{run}/{kind}/{name}"
+    if text.startswith("tinker://") and text.count("/") > 4:
+        return ", and a NAME has no '/'"
+    return ""
 
 
 def check_name(name: str) -> str:
@@ -89,7 +101,7 @@ def check_name(name: str) -> str:
         raise RequestError(
             422,
             f"checkpoint name {name!r} cannot be used: up to 128 letters, digits and . _ + = @ -, "
-            "starting with a letter or digit",
+            "starting with a letter or digit; no '/', as a path of a checkpoint has three parts",
         )
     return name
 
