@@ -148,7 +148,7 @@ def test_a_checkpoint_is_a_model_beside_its_base(
         ({"model": "gpt-4o"}, openai.NotFoundError, "model_not_found", "serves ptl/nano"),
         ({"model": "tinker://a:train:0/sampler_weights/x"}, openai.NotFoundError,
          "model_not_found", "no checkpoint"),
-        ({"model": "tinker://nonsense"}, openai.BadRequestError, None, "is no path of a checkpoint"),
+        ({"model": "tinker://nonsense"}, openai.BadRequestError, None, "is no path of a check"),
         ({"model": "bare"}, openai.BadRequestError, None, "no chat template"),
         ({"max_tokens": 100_000}, openai.BadRequestError, "context_length_exceeded", "window"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError,
