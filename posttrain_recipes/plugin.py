@@ -433,6 +433,12 @@ class Engine(Plugin):
     empty for those of the service, and for float32 on this machine."""
 
     @property
+    def open_options(self) -> Mapping[str, Any]:
+        """What these options of methods are on it where a recipe leaves them open, since it does
+        nothing else: `{"grad_clip": 0.0}`."""
+        return {}
+
+    @property
     def basis(self) -> str:
         """What results depend on of it."""
         return f"{self.identity} {self.precision}".strip()

@@ -28,8 +28,11 @@ def of(plan: Plan) -> dict[str, list[str]]:
             *(("eval", planned.eval) for planned in stage.evals),
         ]
         if stage.method is not None:
-            trains = not isinstance(stage.method, DataMethod)
-            add(TRAINS if trains else (), f"stage '{stage.name}'")
+            if not isinstance(stage.method, DataMethod):
+                add(TRAINS, f"stage '{stage.name}'")
+                add(tuple(stage.lora.needs), f"'lora' of stage '{stage.name}'")
+                options = getattr(stage.method.config, "needs", ())
+                add(tuple(options), f"options of stage '{stage.name}'")
             plugins.insert(0, ("method", stage.method))
         plugins += [("reward", inner) for _, plugin in plugins for inner in plugin.rewards.values()]
         for kind, plugin in plugins:
