@@ -9,8 +9,8 @@ it cannot translate it refuses by name.
         tinker.ServiceClient(base_url=loopback.base_url, api_key=loopback.api_key)
 
 From the door inwards: `loopback` (a thread with a token), `routes`, `translator` (what has to be
-remembered), `requests` (JSON), `passes` (protobuf), `upstream` (the server), `asking` (which form it
-speaks).
+remembered), `requests` (JSON), `passes` (protobuf), `upstream` (the server). `asking` tells which
+form a server speaks.
 """
 
 from __future__ import annotations

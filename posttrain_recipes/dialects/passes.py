@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.dialects.requests import refuse
-from posttrain_recipes.dialects.upstream import FailedError, RefusedError
+from posttrain_recipes.dialects.upstream import DeclinedError, FailedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ LOSS = "loss:sum"
 
 
 @dataclass(frozen=True)
-class Asked:
+class PassAsked:
     """Of a pass what its loss is computed from."""
 
     loss: str
@@ -27,14 +27,14 @@ class Asked:
 
 
 def read(body: bytes) -> Any:
-    """A pass as it was sent. Raises `RefusedError` where the dialect cannot say it."""
+    """A pass as it was sent. Raises `DeclinedError` where the dialect cannot say it."""
     from tinker.proto import tinker_public_pb2 as pb
 
     message = pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(body)
     except Exception as error:  # of protobuf, whose types have no stubs
-        raise RefusedError(422, f"the body is no pass in protobuf: {error}") from None
+        raise DeclinedError(422, f"the body is no pass in protobuf: {error}") from None
     for datum in message.data:
         for name, tensor in datum.loss_fn_inputs.items():
             if len(tensor.shape) > 1:
@@ -44,7 +44,7 @@ def read(body: bytes) -> Any:
     return message
 
 
-def asked(message: Any) -> Asked:
+def asked(message: Any) -> PassAsked:
     """What the loss of a pass is computed from."""
     import numpy as np
 
@@ -53,10 +53,10 @@ def asked(message: Any) -> Asked:
             return None
         return np.frombuffer(datum.loss_fn_inputs["weights"].dense, np.float32)
 
-    return Asked(message.loss_fn, [weights(datum) for datum in message.data])
+    return PassAsked(message.loss_fn, [weights(datum) for datum in message.data])
 
 
-def with_loss(answer: bytes, given: Asked) -> bytes:
+def with_loss(answer: bytes, given: PassAsked) -> bytes:
     """The answer to a pass with its loss, a sum over tokens, where the server tells none.
 
     That of cross-entropy follows from the log-probabilities; that of other losses is the sum of

@@ -11,7 +11,7 @@ import hashlib
 import re
 from typing import Any
 
-from posttrain_recipes.dialects.upstream import RefusedError
+from posttrain_recipes.dialects.upstream import DeclinedError
 
 DIALECT = "the server speaks the dialect 0.25"
 NEWER: dict[str, dict[str, tuple[Any, str]]] = {
@@ -58,16 +58,16 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 """Names of checkpoints that all of them take."""
 
 
-def refuse(what: str) -> RefusedError:
+def refuse(what: str) -> DeclinedError:
     """The refusal of something that the dialect has no words for."""
-    return RefusedError(422, f"{DIALECT}, which has no {what}: it would be without effect there")
+    return DeclinedError(422, f"{DIALECT}, which has no {what}: it would be without effect there")
 
 
 def older(route: str, body: dict[str, Any]) -> dict[str, Any]:
     """The body of a request to `route` without the fields that the dialect lacks.
 
     Raises:
-        RefusedError: one of them is not as it is by default.
+        DeclinedError: one of them is not as it is by default.
     """
     made = dict(body)
     for name, (default, what) in NEWER.get(route, {}).items():

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from posttrain_recipes.dialects import requests
 from posttrain_recipes.dialects.translator import Translator
-from posttrain_recipes.dialects.upstream import PREFIX, FailedError, RefusedError, Upstream, detail
+from posttrain_recipes.dialects.upstream import PREFIX, DeclinedError, FailedError, Upstream, detail
 
 CONFIG = {
     "pjwt_auth_enabled": False,  # the loopback's token is no credential of the server's
@@ -120,7 +120,7 @@ async def _passed_on(translator: Translator, request: Request) -> Response:
         headers={n: v for n, v in request.headers.items() if n in ("accept", "content-type")},
     )
     if got.status_code in (404, 405) and detail(got) in ("Not Found", "Method Not Allowed"):
-        raise RefusedError(
+        raise DeclinedError(
             404, f"{requests.DIALECT}, which has no {request.method} {request.url.path}"
         )
     kept = {n: v for n, v in got.headers.items() if n in ("content-type", "location", "expires")}
@@ -131,9 +131,9 @@ async def _json(request: Request) -> dict[str, Any]:
     try:
         found = json.loads(await request.body())
     except ValueError:
-        raise RefusedError(422, "the request's body is no JSON") from None
+        raise DeclinedError(422, "the request's body is no JSON") from None
     if not isinstance(found, dict):
-        raise RefusedError(422, "the request's body is no JSON object")
+        raise DeclinedError(422, "the request's body is no JSON object")
     return found
 
 
@@ -145,7 +145,7 @@ def _guarded(
     async def wrapped(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except RefusedError as error:
+        except DeclinedError as error:
             status, why = error.status, str(error)
         except FailedError as error:
             status, why = 422, str(error)

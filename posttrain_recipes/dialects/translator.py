@@ -15,8 +15,8 @@ from posttrain_recipes.dialects import passes, requests
 from posttrain_recipes.dialects.upstream import (
     POLL_S,
     PREFIX,
+    DeclinedError,
     FailedError,
-    RefusedError,
     Upstream,
     detail,
 )
@@ -31,7 +31,7 @@ LOADED = "loaded"
 
 
 @dataclass
-class Model:
+class ServerModel:
     """A model as the server knows it, and the numbers of the operations that it was sent."""
 
     name: str
@@ -58,7 +58,7 @@ class Model:
 
 
 @dataclass
-class Sampling:
+class SampleAsked:
     """Of a request for samples what its answer is completed by."""
 
     length: int
@@ -85,7 +85,7 @@ class Translator:
     """What has to be remembered from request to request. It lives in one event loop."""
 
     upstream: Upstream
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, ServerModel] = field(default_factory=dict)
     """By the client's ids, which are the server's own but for models made from a checkpoint."""
     held: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """The server's models of each session that is not finished."""
@@ -93,14 +93,14 @@ class Translator:
     """The sessions of models that are being made, by request."""
     begun: dict[tuple[str, Any], asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
     """What makes a model, by session and number, so that one sent again makes no second."""
-    passes: Awaited[passes.Asked] = field(default_factory=lambda: Awaited())
-    samples: Awaited[Sampling] = field(default_factory=lambda: Awaited())
+    passes: Awaited[passes.PassAsked] = field(default_factory=lambda: Awaited())
+    samples: Awaited[SampleAsked] = field(default_factory=lambda: Awaited())
 
     # --- models ----------------------------------------------------------------------------------
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> ServerModel:
         """The server's model that a client calls `name`."""
-        return self.models.setdefault(name, Model(name))
+        return self.models.setdefault(name, ServerModel(name))
 
     async def create_model(self, body: dict[str, Any]) -> dict[str, Any]:
         """Have a model made, once for each number in a session."""
@@ -158,7 +158,7 @@ class Translator:
             self.held[session].remove(name)
             await self._unload([name])
             raise
-        self.models[f"{session}:train:{number}"] = Model(name, sent=1)
+        self.models[f"{session}:train:{number}"] = ServerModel(name, sent=1)
         return {"type": "load_weights", "path": body["path"]}
 
     async def _once(
@@ -175,22 +175,34 @@ class Translator:
         await self._unload(self.held.pop(session, []))
 
     async def _unload(self, names: list[str]) -> None:
-        owing = {model.name for model in self.models.values() if model.owes}
+        known = {model.name: model for model in self.models.values()}
 
         async def unload(name: str) -> None:
-            if name in owing:
-                nothing = {"model_id": name, "adam_params": {"learning_rate": 0.0}}
-                stepped = await self.upstream.post("optim_step", nothing)
-                await self.upstream.result(str(stepped["request_id"]))
-            answer = await self.upstream.post(
-                "unload_model", {"model_id": name, "type": "unload_model"}
-            )
+            if name in known and known[name].owes:
+                with contextlib.suppress(DeclinedError, FailedError):
+                    await self._drop_gradient(known[name])
+            asked = {"model_id": name, "type": "unload_model"}
+            answer = await self.upstream.post("unload_model", asked)
             await self.upstream.result(str(answer["request_id"]))
 
         # Whether it worked matters to nobody who could do anything about it.
-        with contextlib.suppress(TimeoutError, RefusedError, FailedError):
+        with contextlib.suppress(TimeoutError, DeclinedError, FailedError):
             async with asyncio.timeout(LEAVE_S):
                 await asyncio.gather(*(unload(name) for name in names), return_exceptions=True)
+
+    async def _drop_gradient(self, model: ServerModel) -> None:
+        """A step of length 0 uses up what a server would leave to the next adapter."""
+        model.sent += 1
+        answer = await self.upstream.post(
+            "optim_step",
+            {
+                "model_id": model.name,
+                "adam_params": {"learning_rate": 0.0},
+                "seq_id": model.sent,
+                "type": "optim_step",
+            },
+        )
+        await self.upstream.result(str(answer["request_id"]))
 
     async def close(self) -> None:
         """Give back what sessions hold that were not finished, and end."""
@@ -211,7 +223,7 @@ class Translator:
             answer = await self.upstream.post(route, made)
             model.owes = model.owes and route != "optim_step"
             return answer
-        except RefusedError as error:
+        except DeclinedError as error:
             if number is not None and error.status < 500:
                 model.take_back(number)
             raise
@@ -231,7 +243,7 @@ class Translator:
         if got.status_code >= 400:
             if got.status_code < 500:
                 model.take_back(number)
-            raise RefusedError(got.status_code, detail(got))
+            raise DeclinedError(got.status_code, detail(got))
         model.owes = model.owes or not message.forward_only
         answer: dict[str, Any] = got.json()
         self.passes[str(answer["request_id"])] = given
@@ -242,7 +254,7 @@ class Translator:
         last = body.pop("prompt_logprobs_last_n", None)
         answer = await self.upstream.post("asample", requests.older("asample", body))
         number = str(answer["request_id"])
-        self.samples[number] = Sampling(requests.prompt_length(body), last)
+        self.samples[number] = SampleAsked(requests.prompt_length(body), last)
         if not answer.get("sample_sequence_ids"):
             count = int(body.get("num_samples", 1))
             answer["sample_sequence_ids"] = [f"{number}:{i}" for i in range(count)]
@@ -259,7 +271,7 @@ class Translator:
             if got is None:
                 return _pending(number)
             if got.status_code >= 400:
-                raise RefusedError(got.status_code, detail(got))
+                raise DeclinedError(got.status_code, detail(got))
             kind = got.headers.get("content-type", "")
             if passes.CONTENT_TYPE in kind:
                 return Response(self._completed(number, got.content), media_type=kind)
@@ -277,13 +289,13 @@ class Translator:
             (t for (s, n), t in self.begun.items() if (s, str(n)) == (session, order)), None
         )
         if task is None:
-            raise RefusedError(410, f"the request {number} is not known")
+            raise DeclinedError(410, f"the request {number} is not known")
         done, _ = await asyncio.wait([task], timeout=POLL_S)
         if not done:
             return _pending(number)
         try:
             return JSONResponse(task.result())
-        except RefusedError as error:
+        except DeclinedError as error:
             raise FailedError(str(error)) from None
 
     def _completed(self, number: str, answer: bytes) -> bytes:
@@ -309,10 +321,10 @@ class Translator:
         )
         for got in (told, listed):
             if got.status_code >= 400:
-                raise RefusedError(got.status_code, detail(got))
+                raise DeclinedError(got.status_code, detail(got))
         kept = {one["tinker_path"] for one in listed.json()["checkpoints"]}
         if f"tinker://{model}/sampler_weights/{name}" not in kept:
-            raise RefusedError(404, f"there is no checkpoint {path}")
+            raise DeclinedError(404, f"there is no checkpoint {path}")
         about = told.json()
         return {
             "base_model": about["base_model"],

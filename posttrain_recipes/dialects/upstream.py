@@ -16,7 +16,7 @@ ANSWER_S = 120.0
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
-class RefusedError(Exception):
+class DeclinedError(Exception):
     """A request that is not done, with its HTTP status and why."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -51,21 +51,21 @@ class Upstream:
         )
 
     async def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """What the server answers. Raises `RefusedError` 503 where it cannot be reached."""
+        """What the server answers. Raises `DeclinedError` 503 where it cannot be reached."""
         import httpx
 
         try:
             return await self.http.request(method, path, **options)
         except httpx.TransportError as error:
-            raise RefusedError(
+            raise DeclinedError(
                 503, f"the server cannot be reached: {type(error).__name__} {error}"
             ) from None
 
     async def post(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON answer to POST `name`. Raises `RefusedError` with the server's words."""
+        """The JSON answer to POST `name`. Raises `DeclinedError` with the server's words."""
         got = await self.send("POST", f"{PREFIX}/{name}", json=body)
         if got.status_code >= 400:
-            raise RefusedError(got.status_code, detail(got))
+            raise DeclinedError(got.status_code, detail(got))
         found: dict[str, Any] = got.json()
         return found
 
@@ -74,7 +74,7 @@ class Upstream:
 
         Raises:
             FailedError: the server failed on it.
-            RefusedError: it does not know it (410).
+            DeclinedError: it does not know it (410).
         """
         import httpx
 
@@ -88,11 +88,11 @@ class Upstream:
         except httpx.ReadTimeout:
             return None
         except httpx.TransportError as error:
-            raise RefusedError(503, f"the server cannot be reached: {error}") from None
+            raise DeclinedError(503, f"the server cannot be reached: {error}") from None
         if got.status_code == 408 or _says(got, "type", "try_again"):
             return None
         if got.status_code == 404:
-            raise RefusedError(410, f"the server does not know the request {request_id} any more")
+            raise DeclinedError(410, f"the server does not know the request {request_id} any more")
         # 500 with these words is how it tells of a failure that it kept no words of.
         if got.status_code in (400, 422) or _says(got, "detail", "Unknown error"):
             raise FailedError(detail(got))
@@ -105,7 +105,7 @@ class Upstream:
             if got is None:
                 continue
             if got.status_code >= 400:
-                raise RefusedError(got.status_code, detail(got))
+                raise DeclinedError(got.status_code, detail(got))
             found: dict[str, Any] = got.json()
             if "error" in found:
                 raise FailedError(str(found["error"]))
