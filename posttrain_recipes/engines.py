@@ -355,8 +355,15 @@ def _probed(
     )
     if full := next((one.detail for one in found if one.full), None):
         raise no_free_slot(full)
-    missing = {one.name: one.detail for one in found if one.verdict != "yes"}
+    missing = {one.name: _root(one, found) for one in found if one.verdict != "yes"}
     return {name: why for name, why in missing.items() if name in names} or missing
+
+
+def _root(one: probe.Outcome, found: Sequence[probe.Outcome]) -> str:
+    """Why a check did not pass; of one that was not tried, what it stands on and why that did
+    not."""
+    below = next((other for other in found if one.detail == f"needs {other.name}"), None)
+    return one.detail if below is None else f"{one.detail}: {_root(below, found)}"
 
 
 @contextmanager
