@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -268,11 +268,6 @@ class Server(Engine):
         """What it speaks; None as long as that is not known."""
         return self.spoken if self.config.dialect == "auto" else self.config.dialect
 
-    @property
-    def open_options(self) -> Mapping[str, Any]:
-        """What such servers have no other value for."""
-        return dialects.OPEN if self.dialect == "0.25" else {}
-
     def settle(self, folder: Path | None, measure: bool) -> str | None:
         """Ask the server what it speaks, where the recipe leaves that open and there is time."""
         if self.config.dialect == "auto" and measure:
@@ -280,6 +275,7 @@ class Server(Engine):
                 self.spoken = dialects.told(self.config.base_url, _key(self.config.api_key))
         if self.dialect != "0.25":
             return None
+        self.open_options = dialects.OPEN
         return f"engine: {self.config.base_url} speaks the dialect 0.25, which is translated"
 
     def settled(self) -> Mapping[str, str]:
@@ -302,7 +298,8 @@ class Server(Engine):
             lacks = dialects.LACKS if door else {}
 
             def missing(names: Collection[str]) -> dict[str, str]:
-                return _probed(connection, models, names, lacks, self.config.startup_timeout)
+                startup_s = self.config.startup_timeout
+                return _probed(connection, models, names, lacks, startup_s, self.rank)
 
             yield replace(connection, missing=missing)
 
@@ -327,6 +324,7 @@ def _probed(
     names: Collection[str],
     lacks: Mapping[str, str],
     startup_s: float,
+    rank: int,
 ) -> dict[str, str]:
     """What a server turns out not to do, of these and what they stand on, with one of its models.
 
@@ -335,6 +333,7 @@ def _probed(
     Args:
         lacks: what it is known not to do, with why: it is not tried.
         startup_s: seconds for the first training check, beyond those of the others.
+        rank: of the adapters that it is tried with.
 
     Raises:
         PtlError: the server has no free slot for an adapter.
@@ -351,6 +350,7 @@ def _probed(
             check_s=PROBE_S / 2,
             within_s=PROBE_S,
             startup_s=startup_s,
+            rank=rank,
         )
     )
     if full := next((one.detail for one in found if one.full), None):

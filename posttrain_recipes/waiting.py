@@ -244,7 +244,8 @@ _OF_A_FUTURE = re.compile(
 
 _FULL = re.compile(
     r"no (free|available) (lora |adapter )?slots?\b|maximum number of (lora )?(adapters|models)"
-    r"|too many (lora )?(adapters|models)|max_lora_adapters|no capacity for another adapter",
+    r"|too many (lora )?(adapters|models)|max_lora_adapters|no capacity for another adapter"
+    r"|already has an? '?\w+'? model",
     re.I,
 )
 """How servers say that they hold as many adapters as they can."""

@@ -11,6 +11,8 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning import needs
 from posttrain_recipes.version import __version__
 
+FEW = 5
+"""More recipes than so many are counted; the first table has them all."""
 MARKS = {"yes": "yes", "no": "**no**", "untried": "not tried"}
 
 
@@ -23,7 +25,7 @@ def page(label: str, model: str, dialect: str | None, found: Sequence[probe.Outc
     """
     count = sum(one.verdict == "yes" for one in found)
     spoken = f", dialect {dialect}" if dialect else ""
-    wanted = _wanted()
+    wanted = _wanted(dialect)
     lines = [
         f"## {label}",
         "",
@@ -44,7 +46,7 @@ def _recipes(wanted: Mapping[str, Sequence[str]], found: Sequence[probe.Outcome]
     lines = ["| recipe | what it needs and the server lacks |", "|---|---|"]
     for recipe, names in wanted.items():
         missing = [f"`{name}`" for name in names if name in lacking]
-        lines.append(f"| {recipe} | {', '.join(missing) or 'nothing: it runs'} |")
+        lines.append(f"| {recipe} | {', '.join(missing) or 'nothing'} |")
     return lines
 
 
@@ -53,7 +55,7 @@ def _checks(wanted: Mapping[str, Sequence[str]], found: Sequence[probe.Outcome])
     for one in found:
         told = f"{MARKS[one.verdict]}: {one.detail}" if one.detail else MARKS[one.verdict]
         recipes = [recipe for recipe, names in wanted.items() if one.name in names]
-        users = "all" if recipes and len(recipes) == len(wanted) else ", ".join(recipes)
+        users = ", ".join(recipes) if len(recipes) <= FEW else f"{len(recipes)} recipes"
         lines.append(f"| `{one.name}` | {_cell(one.summary)} | {_cell(told)} | {users} |")
     return lines
 
@@ -62,15 +64,20 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _wanted() -> dict[str, list[str]]:
+def _wanted(dialect: str | None) -> dict[str, list[str]]:
     """What each recipe of this package needs of an engine, by its name, with what that stands on.
+    What a recipe leaves open is as on such an engine.
 
     One that cannot be planned here, as for a package that is not installed, is left out.
     """
+    overrides = []
+    if dialect is not None:
+        address = "http://127.0.0.1:1"  # planning asks nothing of a server whose dialect is named
+        overrides = [f"engine={{use: server, base_url: '{address}', dialect: '{dialect}'}}"]
     wanted = {}
     for name, path in sorted(shipped.recipes().items()):
         try:
-            plan = api.plan(path)
+            plan = api.plan(path, overrides=overrides)
         except PtlError:
             continue
         wanted[name] = probe.with_requirements(needs.of(plan))

@@ -46,10 +46,10 @@ NEWER: dict[str, dict[str, tuple[Any, str]]] = {
 """Fields that the dialect lacks or that its servers ignore, by route: the default, and what asking
 for more is called."""
 ADAM: dict[str, tuple[float, str]] = {
-    "grad_clip_norm": (0.0, "a bound on the gradient's norm (grad_clip_norm)"),
-    "beta1": (0.9, "Adam's decays (beta1)"),
-    "beta2": (0.95, "Adam's decays (beta2)"),
-    "eps": (1e-12, "Adam's epsilon (eps)"),
+    "grad_clip_norm": (0.0, "bound on the gradient's norm (grad_clip_norm)"),
+    "beta1": (0.9, "decay of Adam (beta1)"),
+    "beta2": (0.95, "decay of Adam (beta2)"),
+    "eps": (1e-12, "epsilon of Adam (eps)"),
 }
 """Of Adam what servers may ignore; the learning rate and the weight decay are passed on."""
 ADAPTED = {"train_attn": True, "train_mlp": True, "train_unembed": False}

@@ -47,6 +47,8 @@ def check(plan: Plan, connection: Connection, wait: Waiter) -> None:
         UsageError: it lacks some of it; all that is missing is named.
     """
     wanted = of(plan)
+    if plan.stages:
+        plan.engine.rank = plan.stages[0].lora.rank
     missing: Mapping[str, str] = wait(in_thread(lambda: connection.missing(list(wanted))))
     if not missing:
         return

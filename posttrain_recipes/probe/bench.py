@@ -96,6 +96,7 @@ class Bench:
     rest: tinker.RestClient
     model: str
     wait_s: float = 60.0
+    rank: int = RANK
     saved: list[str] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
     """What the SDK was asked since the last `give_up`."""
@@ -147,11 +148,16 @@ class Bench:
     def trainer(
         self, service: tinker.ServiceClient | None = None, **options: Any
     ) -> tinker.TrainingClient:
-        """A client with a new adapter of rank 4 on attention and MLP, of `service` or of a session
-        of its own."""
-        options = {"rank": RANK, "seed": 1, "train_unembed": False, **options}
+        """A client with a new adapter on attention and MLP, of `service` or of a session of its
+        own."""
+        options = {"rank": self.rank, "seed": 1, "train_unembed": False, **options}
         service = service or self.own_session()
         return self._made(service.create_lora_training_client(self.model, **options))
+
+    @cached_property
+    def shared(self) -> tinker.ServiceClient:
+        """The session of the adapters that checks share; `service` may be that of a run."""
+        return sdk.session_beside(self.service) or self.service
 
     def own_session(self) -> tinker.ServiceClient:
         """A session that ends with the check, or with the next `release`."""
@@ -184,11 +190,14 @@ class Bench:
         return path
 
     def clean_up(self) -> None:
-        """Delete what was saved: on a hosted server it costs money."""
+        """Delete what was saved, which costs money on a hosted server; give back all adapters."""
         for path in dict.fromkeys(self.saved):
             with contextlib.suppress(Exception):
                 self.wait(self.rest.delete_checkpoint_from_tinker_path(path))
         self.saved.clear()
+        if "shared" in vars(self) and self.shared is not self.service:
+            self.opened.append(self.shared)
+        self.release()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -205,12 +214,12 @@ class Bench:
     @cached_property
     def fresh(self) -> tinker.TrainingClient:
         """An adapter that no check trains."""
-        return self.trainer(self.service)
+        return self.trainer(self.shared)
 
     @cached_property
     def trained(self) -> tinker.TrainingClient:
         """An adapter after one step, for checks that save it."""
-        client = self.trainer(self.service)
+        client = self.trainer(self.shared)
         self.step(client, [self.datum()])
         return client
 

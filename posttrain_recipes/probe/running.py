@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.probe import checkpoints, sampling, training
-from posttrain_recipes.probe.bench import Bench, Check, FullError, Outcome, UnsupportedError
+from posttrain_recipes.probe.bench import (
+    RANK,
+    Bench,
+    Check,
+    FullError,
+    Outcome,
+    UnsupportedError,
+)
 from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ def probe(
     check_s: float = CHECK_S,
     within_s: float = float("inf"),
     startup_s: float = 0.0,
+    rank: int = RANK,
 ) -> Iterator[Outcome]:
     """Run checks, all of them by default, and yield what each found.
 
@@ -67,8 +75,9 @@ def probe(
         names: which checks; those that they require run too.
         startup_s: what the first check of training, and the first of sampling, may take where that
             is more: a server may load or compile a model for it. That is not of `within_s`.
+        rank: of the adapters; some servers keep to that of the first.
     """
-    bench = Bench(service, rest, model, check_s)
+    bench = Bench(service, rest, model, check_s, rank)
     passed: set[str] = set()
     unanswered = 0
     end = time.monotonic() + within_s

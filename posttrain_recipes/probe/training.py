@@ -183,13 +183,13 @@ def custom_loss(bench: Bench) -> None:
 @check("custom_loss:server", "a loss that is traced and runs on the server", "custom_loss")
 def server_loss(bench: Bench) -> None:
     """The loss's value, computed there."""
-    expect(hasattr(bench.service, "create_custom_loss"), "this SDK cannot send one")
+    expect(hasattr(bench.shared, "create_custom_loss"), "this SDK cannot send one")
 
     def squares(logprobs: Any, weights: Any) -> Any:
         loss = (weights * logprobs * logprobs).sum()
         return loss, {"custom/squares:sum": loss}
 
-    handle = bench.wait(bench.service.create_custom_loss(squares, {"logprobs": 1, "weights": 1}))
+    handle = bench.wait(bench.shared.create_custom_loss(squares, {"logprobs": 1, "weights": 1}))
     expect(handle.loss_id is not None, "the server takes none; the SDK runs it on the client")
     out = bench.wait(bench.fresh.forward_backward_custom([bench.datum()], handle))
     want = sum(p * p for p in bench.logprobs(bench.fresh))
