@@ -58,6 +58,9 @@ class OlderServer:
     engine: httpx.AsyncClient
     strict: bool = False
     slots: int = 8
+    forgets: bool = False
+    """Whether a model that is unloaded goes with its checkpoints, as TuFT has it."""
+    gone: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
     """The keys that were shown."""
     held: set[str] = field(default_factory=set)
@@ -113,6 +116,8 @@ class OlderServer:
             told = f"Maximum number of LoRA adapters ({self.slots}) reached"
             return JSONResponse({"detail": told}, 400)
         model = given.get("model_id")
+        if any(name in f"{route} {given}" for name in self.gone):
+            return JSONResponse({"detail": "Unknown model"}, 404)
         if route == "load_weights" and self.sent.get(str(model)):
             told = f"LoadWeights is not permitted with seq_id {given['seq_id']}"
             return JSONResponse({"detail": told}, 400)
@@ -155,6 +160,8 @@ class OlderServer:
             self.sent[told["model_id"]] = 0
         elif route == "unload_model":
             self.held.discard(given["model_id"])
+            if self.forgets:
+                self.gone.add(given["model_id"])
         elif route == "asample":
             chunks = given["prompt"]["chunks"]
             self.asked[told["request_id"]] = sum(len(one["tokens"]) for one in chunks)

@@ -26,6 +26,8 @@ LEAVE_S = 10.0
 """How long adapters that are given back are waited for."""
 KEPT = 64
 """Answered requests of which something is remembered."""
+UNUSED = 1_000_000
+"""A number of a model that no client comes to."""
 LOADED = "loaded"
 """What request ids begin with that are the translator's own."""
 
@@ -42,6 +44,8 @@ class ServerModel:
     owes: bool = False
     """Whether it has a gradient that no step has used: a server may leave that to whoever gets the
     adapter's place next."""
+    saved: bool = False
+    """Whether checkpoints of it were saved."""
 
     def number(self, asked: int) -> int:
         """The number of an operation, the same where it is sent again."""
@@ -91,6 +95,10 @@ class Translator:
     """The server's models of each session that is not finished."""
     creating: dict[str, str] = field(default_factory=dict)
     """The sessions of models that are being made, by request."""
+    keeps: bool | None = None
+    """Whether the server keeps the checkpoints of a model that is given back; None: not known."""
+    asked_for: dict[str, Any] = field(default_factory=dict)
+    """How the last model was asked for."""
     begun: dict[tuple[str, Any], asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
     """What makes a model, by session and number, so that one sent again makes no second."""
     passes: Awaited[passes.PassAsked] = field(default_factory=lambda: Awaited())
@@ -108,6 +116,7 @@ class Translator:
         made = requests.older("create_model", body)
 
         async def create() -> dict[str, Any]:
+            self.asked_for = made
             answer = await self.upstream.post("create_model", made)
             self.creating[str(answer["request_id"])] = key[0]
             return {"request_id": str(answer["request_id"])}
@@ -139,6 +148,7 @@ class Translator:
             "lora_config": lora,
             "type": "create_model",
         }
+        self.asked_for = wanted
         asked = await self.upstream.post("create_model", wanted)
         name = str((await self.upstream.result(str(asked["request_id"])))["model_id"])
         self.held[session].append(name)
@@ -172,7 +182,29 @@ class Translator:
         """Give back the adapters of a session; servers would keep them for minutes."""
         for key in [key for key in self.begun if key[0] == session]:
             del self.begun[key]
-        await self._unload(self.held.pop(session, []))
+        await self._give_back(self.held.pop(session, []))
+
+    async def _give_back(self, names: list[str]) -> None:
+        """Unload models, but for those whose checkpoints would go with them: such a server gives
+        their place to others by itself, when it has not heard of the session for some time."""
+        known = {model.name: model for model in self.models.values()}
+        saved = [name for name in names if name in known and known[name].saved]
+        await self._unload([name for name in names if name not in saved])
+        if saved and self.keeps is None:
+            with contextlib.suppress(DeclinedError, FailedError, KeyError, TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self._see_what_is_kept()
+        if self.keeps:
+            await self._unload(saved)
+
+    async def _see_what_is_kept(self) -> None:
+        """Make a model and give it back, to see whether the server still knows of it."""
+        wanted = {**self.asked_for, "model_seq_id": UNUSED}
+        asked = await self.upstream.post("create_model", wanted)
+        name = str((await self.upstream.result(str(asked["request_id"])))["model_id"])
+        await self._unload([name])
+        got = await self.upstream.send("GET", f"{PREFIX}/training_runs/{name}")
+        self.keeps = got.status_code == 200
 
     async def _unload(self, names: list[str]) -> None:
         known = {model.name: model for model in self.models.values()}
@@ -206,8 +238,8 @@ class Translator:
 
     async def close(self) -> None:
         """Give back what sessions hold that were not finished, and end."""
-        await self._unload([name for names in self.held.values() for name in names])
-        self.held.clear()
+        for session in list(self.held):
+            await self.finish(session)
         await self.upstream.http.aclose()
 
     # --- operations ------------------------------------------------------------------------------
@@ -222,6 +254,8 @@ class Translator:
         try:
             answer = await self.upstream.post(route, made)
             model.owes = model.owes and route != "optim_step"
+            # Without a name it is for a sampler of this session alone.
+            model.saved = model.saved or (route.startswith("save_weights") and "path" in made)
             return answer
         except DeclinedError as error:
             if number is not None and error.status < 500:

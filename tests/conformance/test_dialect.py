@@ -204,6 +204,29 @@ def test_adapters_are_given_back_without_a_gradient(behind: tuple[str, OlderServ
     service.close("success")
 
 
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_model_is_not_given_back_where_its_checkpoints_would_go_with_it(
+    engine: str, forgets: bool
+) -> None:
+    def session() -> tinker.ServiceClient:
+        return tinker.ServiceClient(base_url=door.base_url, api_key=door.api_key)
+
+    with (
+        older(engine, strict=True, forgets=forgets) as (address, server),
+        dialects.translated(address, KEY) as door,
+    ):
+        with session() as service:
+            saving, other = (
+                service.create_lora_training_client(BASE, rank=4, train_unembed=False).result()
+                for _ in range(2)
+            )
+            path = saving.save_state("kept").result().path
+            other.save_weights_and_get_sampling_client().result()
+        assert server.held == ({saving.model_id} if forgets else set())
+        with session() as service:
+            service.create_training_client_from_state(path).result()
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 SEVERAL = types.TensorData(data=[1, 2, 3, 4, 5, 6, 7, 8], dtype="int64", shape=[4, 2])
