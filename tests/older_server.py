@@ -116,7 +116,7 @@ class OlderServer:
             told = f"Maximum number of LoRA adapters ({self.slots}) reached"
             return JSONResponse({"detail": told}, 400)
         model = given.get("model_id")
-        if any(name in f"{route} {given}" for name in self.gone):
+        if any(re.search(rf"{name}(?!\d)", f"{route} {given}") for name in self.gone):
             return JSONResponse({"detail": "Unknown model"}, 404)
         if route == "load_weights" and self.sent.get(str(model)):
             told = f"LoadWeights is not permitted with seq_id {given['seq_id']}"
