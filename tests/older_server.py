@@ -111,6 +111,10 @@ class OlderServer:
         if route == "load_weights" and "model_id" not in given:
             told = [{"loc": ["body", "model_id"], "msg": "Field required", "type": "missing"}]
             return JSONResponse({"detail": told}, 422)
+        path = given.get("model_path")
+        if path and path.split("/")[2] not in self.held:
+            # The real one says so when it samples, which comes to the same.
+            return JSONResponse({"detail": "Model not loaded"}, 400)
         if route == "create_model" and len(self.held) >= self.slots:
             # The real one says so when the answer is fetched, which comes to the same.
             told = f"Maximum number of LoRA adapters ({self.slots}) reached"

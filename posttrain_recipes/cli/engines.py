@@ -67,6 +67,13 @@ def list_engines(as_json: bool) -> None:
     help="The form of the protocol that the server speaks.",
 )
 @click.option(
+    "--rank",
+    type=click.IntRange(1, 512),
+    default=probe.RANK,
+    show_default=True,
+    help="Of the adapters; some servers keep to that of the first.",
+)
+@click.option(
     "--startup-timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=300.0,
@@ -86,6 +93,7 @@ def check(
     model: str | None,
     only: tuple[str, ...],
     dialect: str,
+    rank: int,
     startup_timeout: float,
     markdown: str | None,
     as_json: bool,
@@ -108,7 +116,12 @@ def check(
             told = f", dialect {spoken}" if spoken not in (None, "current") else ""
             click.echo(f"{base_url or 'the embedded engine'}, model {name}{told}\n")
         for outcome in probe.probe(
-            connection.service, connection.rest, name, names, startup_s=startup_timeout
+            connection.service,
+            connection.rest,
+            name,
+            names,
+            startup_s=startup_timeout,
+            rank=rank,
         ):
             found.append(outcome)
             if aloud:

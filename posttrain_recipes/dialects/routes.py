@@ -84,6 +84,7 @@ def build(address: str, key: str) -> Starlette:
         "client/dynamic_config": fixed(DYNAMIC_CONFIG),
         "telemetry": fixed({"status": "accepted"}),
         "create_session": json_route(create_session),
+        "create_sampling_session": json_route(translator.sampling_session),
         "create_model": json_route(translator.create_model),
         "load_weights": json_route(translator.load_weights),
         "forward_backward": forward_backward,

@@ -97,6 +97,8 @@ class Translator:
     """The sessions of models that are being made, by request."""
     keeps: bool | None = None
     """Whether the server keeps the checkpoints of a model that is given back; None: not known."""
+    revived: int = 0
+    """Models that were loaded again to be sampled from."""
     asked_for: dict[str, Any] = field(default_factory=dict)
     """How the last model was asked for."""
     begun: dict[tuple[str, Any], asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
@@ -139,6 +141,13 @@ class Translator:
     async def _make_of(
         self, session: str, number: int, body: dict[str, Any], info: dict[str, Any]
     ) -> dict[str, Any]:
+        made = await self._model_of(session, number, body, info)
+        self.models[f"{session}:train:{number}"] = made
+        return {"type": "load_weights", "path": body["path"]}
+
+    async def _model_of(
+        self, session: str, number: int, body: dict[str, Any], info: dict[str, Any]
+    ) -> ServerModel:
         """A model of the checkpoint's rank, and then its weights as its first operation."""
         lora = {"rank": info["lora_rank"], **requests.ADAPTED}
         wanted = {
@@ -168,8 +177,34 @@ class Translator:
             self.held[session].remove(name)
             await self._unload([name])
             raise
-        self.models[f"{session}:train:{number}"] = ServerModel(name, sent=1)
-        return {"type": "load_weights", "path": body["path"]}
+        return ServerModel(name, sent=1)
+
+    async def sampling_session(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Open a sampler, of weights that the server has loaded."""
+        path, session = body.get("model_path"), str(body["session_id"])
+        found = requests.sampled(path) if path else None
+        if found and not any(found[0] in names for names in self.held.values()):
+            key = (session, path)
+            loaded = await self._once(key, lambda: self._loaded_again(session, *found))
+            body = {**body, "model_path": loaded.get("path") or path}
+        return await self.upstream.post("create_sampling_session", body)
+
+    async def _loaded_again(self, session: str, model: str, name: str) -> dict[str, Any]:
+        """The path of a sampler of weights whose model is not loaded any more, where a state of the
+        same name was saved beside them: servers sample from loaded models alone."""
+        path = f"tinker://{model}/weights/{name}"
+        try:
+            info = await self.upstream.post("weights_info", {"tinker_path": path})
+        except DeclinedError:
+            return {}
+        self.revived += 1
+        body = {"path": path, "optimizer": False}
+        made = await self._model_of(session, UNUSED + self.revived, body, info)
+        saved = await self.upstream.post(
+            "save_weights_for_sampler",
+            {"model_id": made.name, "path": name, "seq_id": 2, "type": "save_weights_for_sampler"},
+        )
+        return _full_path(await self.upstream.result(str(saved["request_id"])))
 
     async def _once(
         self, key: tuple[str, Any], make: Callable[[], Coroutine[Any, Any, dict[str, Any]]]

@@ -204,6 +204,31 @@ def test_adapters_are_given_back_without_a_gradient(behind: tuple[str, OlderServ
     service.close("success")
 
 
+def test_weights_of_a_session_that_ended_are_loaded_again_to_be_sampled_from(
+    behind: tuple[str, OlderServer],
+) -> None:
+    """Where there is a state of the same name, as there is of all that a run saves."""
+    prompt = types.ModelInput.from_ints([5, 6, 7, 8])
+    with dialects.translated(behind[0], KEY) as door:
+        with tinker.ServiceClient(base_url=door.base_url, api_key=door.api_key) as service:
+            client = service.create_lora_training_client(BASE, rank=4, train_unembed=False).result()
+            client.forward_backward([DATUM], "cross_entropy")
+            client.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+            client.save_state("both").result()
+            paths = [
+                client.save_weights_for_sampler(name).result().path for name in ("both", "alone")
+            ]
+            sampler = service.create_sampling_client(model_path=paths[0]).result()
+            values = sampler.compute_logprobs(prompt).result()
+        assert not behind[1].held
+        with tinker.ServiceClient(base_url=door.base_url, api_key=door.api_key) as service:
+            again = service.create_sampling_client(model_path=paths[0]).result()
+            assert again.compute_logprobs(prompt).result()[1:] == pytest.approx(values[1:])
+            with pytest.raises(tinker.BadRequestError, match="not loaded"):
+                service.create_sampling_client(model_path=paths[1]).result()
+        assert not behind[1].held
+
+
 @pytest.mark.parametrize("forgets", [False, True])
 def test_a_model_is_not_given_back_where_its_checkpoints_would_go_with_it(
     engine: str, forgets: bool
