@@ -432,6 +432,11 @@ class Engine(Plugin):
     """The numbers that it computes in, where a recipe or `settle` says so and results depend on it;
     empty for those of the service, and for float32 on this machine."""
 
+    open_options: Mapping[str, Any] = {}
+    """What options of methods are on it where a recipe leaves them open; `settle` decides it."""
+    rank: int = 4
+    """The rank of the adapters that it is tried with; that of the recipe, once there is one."""
+
     @property
     def basis(self) -> str:
         """What results depend on of it."""
