@@ -256,6 +256,16 @@ class RewardContext:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What a server says of a model that it serves; None where it says nothing."""
+
+    context: int | None = None
+    """Tokens of a sequence, prompt and reply together."""
+    trainable: bool | None = None
+    sampleable: bool | None = None
+
+
+@dataclass(frozen=True)
 class Connection:
     """A live engine."""
 
@@ -269,6 +279,8 @@ class Connection:
     """The engine's own log, where it has one."""
     log_start: int = 0
     """Bytes of it that earlier engines wrote."""
+    offers: Mapping[str, Offer] = field(default_factory=dict)
+    """By base model, what the engine says of it; empty where it says nothing."""
     missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
     """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
     showed. May take a minute."""

@@ -18,7 +18,15 @@ from pydantic import Field
 from posttrain_recipes import machine, probe, sdk
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import Address, without_password
-from posttrain_recipes.plugin import Affects, Connection, Engine, PluginConfig, Usage, hookimpl
+from posttrain_recipes.plugin import (
+    Affects,
+    Connection,
+    Engine,
+    Offer,
+    PluginConfig,
+    Usage,
+    hookimpl,
+)
 from posttrain_recipes.shape import Shape
 from posttrain_recipes.shown import redact
 from posttrain_recipes.waiting import explain, in_thread
@@ -302,14 +310,14 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
     _check_address(base_url)
     key, where = _key(api_key), base_url or "hosted Tinker"
 
-    def ask() -> tuple[tinker.ServiceClient, tinker.RestClient, list[str]]:
+    def ask() -> tuple[tinker.ServiceClient, tinker.RestClient, dict[str, Offer]]:
         service, rest = _clients(base_url, key)
         served = rest.get_server_capabilities().result().supported_models
-        return service, rest, sorted(model.model_name for model in served if model.model_name)
+        return service, rest, offers(served)
 
     try:
         # The SDK tries for minutes where nobody answers.
-        service, rest, names = in_thread(ask).result(timeout=CONNECT_SECONDS)
+        service, rest, served = in_thread(ask).result(timeout=CONNECT_SECONDS)
     except TimeoutError:
         raise PtlError(
             f"{where} did not answer within {CONNECT_SECONDS:.0f} s",
@@ -322,11 +330,11 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
         why = redact(why.replace(key, "***"))
         hint = "check its address and key"
         raise PtlError(f"{where}: {what}", why=why or None, hint=hint) from None
-    missing = [name for name in models if names and name not in names]
+    missing = [name for name in models if served and name not in served]
     if missing:
         raise PtlError(
             f"{where} does not serve the model {', '.join(missing)}",
-            why=f"it serves {', '.join(names)}",
+            why=f"it serves {', '.join(served)}",
             hint="change 'model:', or use 'engine: local'",
         )
     address = sdk.address(base_url)
@@ -340,7 +348,17 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             rest,
             lambda: watch.alive and pauses.alive,
             lambda: watch.trouble or pauses.trouble,
+            offers=served,
         )
+
+
+def offers(served: Sequence[tinker.SupportedModel]) -> dict[str, Offer]:
+    """What the models of a server's capabilities are served for, by name."""
+    named = sorted((one for one in served if one.model_name), key=lambda one: one.model_name)
+    return {
+        one.model_name: Offer(one.max_context_length, one.trainable, one.sampleable)
+        for one in named
+    }
 
 
 @contextmanager
