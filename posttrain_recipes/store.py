@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,22 +79,25 @@ class Spent:
     train: int = 0
     prefill: int = 0
     sample: int = 0
+    forward: int = 0
+    """Of `prefill`: see `Usage`."""
 
     @property
     def usage(self) -> Usage:
         """The tokens."""
-        return Usage(self.train, self.prefill, self.sample)
+        return Usage(self.train, self.prefill, self.sample, self.forward)
 
     def __sub__(self, other: Spent) -> Spent:
-        return self + Spent(-other.seconds, -other.train, -other.prefill, -other.sample)
+        return self._with(other, -1)
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.seconds + other.seconds,
-            self.train + other.train,
-            self.prefill + other.prefill,
-            self.sample + other.sample,
-        )
+        return self._with(other, 1)
+
+    def _with(self, other: Spent, sign: int) -> Spent:
+        added = {
+            f.name: getattr(self, f.name) + sign * getattr(other, f.name) for f in fields(self)
+        }
+        return Spent(**added)
 
 
 @dataclass(frozen=True)

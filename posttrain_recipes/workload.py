@@ -26,6 +26,9 @@ class Usage:
     """Tokens that were read: prompts, and what is only scored."""
     sample: int = 0
     """Tokens that were written."""
+    forward: int = 0
+    """Of `prefill`, what a training client read, as a loss of one's own does before its backward
+    pass: whether that is billed as prefill or as training, no words of the service say."""
 
     @property
     def tokens(self) -> int:
@@ -34,8 +37,16 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
-            self.train + other.train, self.prefill + other.prefill, self.sample + other.sample
+            self.train + other.train,
+            self.prefill + other.prefill,
+            self.sample + other.sample,
+            self.forward + other.forward,
         )
+
+    def scaled(self, factor: float) -> Usage:
+        """So many times of it."""
+        counts = (self.train, self.prefill, self.sample, self.forward)
+        return Usage(*(round(count * factor) for count in counts))
 
 
 @dataclass(frozen=True)
