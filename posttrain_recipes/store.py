@@ -35,7 +35,7 @@ from posttrain_recipes.home import default_home as default_home
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
 from posttrain_recipes.runfile import Unreadable, UnreadableError, in_order
-from posttrain_recipes.workload import Usage
+from posttrain_recipes.workload import Billed, Usage
 
 log = logging.getLogger(__name__)
 LOCK_ATTEMPTS = 10
@@ -226,6 +226,10 @@ class RunRecord:
     order: int = 0
     """The how manieth run of its directory it is, from 1: what `last` goes by, as a clock may be
     wrong. 0 for a run that was made before there was such a number."""
+    sessions: list[str] = field(default_factory=list)
+    """Of a service that bills: by what it calls those in which this run asked it."""
+    billed: Billed | None = None
+    """What the service says that it billed; None where it was not asked."""
     home: Path | None = field(default=None, compare=False)
     """The directory of runs that it lies in; not kept, and None for one that lies elsewhere."""
 

@@ -50,6 +50,23 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Billed:
+    """What a service says that it billed for a run, when it was asked."""
+
+    asked: str
+    """When."""
+    usd: float = 0.0
+    """Before credits, of what has a price by then."""
+    train: int = 0
+    prefill: int = 0
+    sample: int = 0
+    unpriced: int = 0
+    """Tokens of these that have no price yet."""
+    why: str = ""
+    """Why nothing is known; empty where it answered."""
+
+
+@dataclass(frozen=True)
 class Workload:
     """What a method or an eval is going to do."""
 
