@@ -170,6 +170,9 @@ class StageContext:
     """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
     cache: Path | None = None
     """A directory for what may be kept from run to run, as what a judge said."""
+    ttl_s: int | None = None
+    """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
+    end by the runner. None: until it is deleted, as on an engine that does not bill for it."""
 
     def training_client(self) -> tinker.TrainingClient:
         """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""

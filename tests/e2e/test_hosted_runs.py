@@ -6,13 +6,19 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import tinker
+import torch
 import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-from posttrain_recipes import api
+from posttrain_recipes import api, models
+from posttrain_recipes.errors import PtlError
+from posttrain_recipes.running import stages
 from posttrain_recipes.store import RunRecord, Store
 from tests.conftest import Ptl
 from tests.e2e.test_serve import read_exports, serve
@@ -103,3 +109,65 @@ def test_what_a_run_made_and_nothing_names_is_deleted_and_nothing_else(
     assert f"{len(before) - 1} checkpoints stay there" in said.out
     assert listed(rest).keys() == before.keys() - {theirs}
     assert ptl("run", "mini.yaml").code == 0
+
+
+def test_a_run_is_exported_from_the_service(
+    run: RunRecord, rest: tinker.RestClient, hosted: dict[str, str], ptl: Ptl
+) -> None:
+    [stage] = run.stages
+    assert stage.checkpoint is not None
+    uri = stage.checkpoint.sampler_uri
+    assert uri is not None
+    before = listed(rest).keys()
+    said = ptl("export", "mini", "one")
+    assert said.code == 0, said.err
+    training = uri.removeprefix("tinker://").partition("/")[0]
+    assert f"https://tinker.thinkingmachines.ai/training_runs/{training}" in said.out
+    by_path = ["export", uri, "two", "--base-url", hosted["TINKER_BASE_URL"]]
+    assert ptl(*by_path, "--merge", "--dtype", "float32").code == 0
+    assert listed(rest).keys() == before, "the export there is deleted again"
+
+    config = json.loads(Path("one/adapter_config.json").read_text())
+    nano = models.resolve("ptl/nano")
+    assert config["base_model_name_or_path"] == nano
+    base = AutoModelForCausalLM.from_pretrained(nano, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    merged = AutoModelForCausalLM.from_pretrained("two", dtype=torch.float32)
+    plain = base(ids).logits
+    trained = PeftModel.from_pretrained(base, "one")(ids).logits
+    assert torch.allclose(merged(ids).logits, trained, atol=1e-4)
+    assert not torch.allclose(plain, trained, atol=1e-4)
+
+    said = ptl("export", uri, "three")
+    assert (said.code, "--base-url of the engine that has it" in said.err) == (0, False)
+    gone = uri.replace("sft", "gone")
+    said = ptl("export", gone, "four", "--base-url", hosted["TINKER_BASE_URL"])
+    assert said.code != 0
+    assert not Path("four").exists()
+
+
+def test_only_what_a_stage_leaves_is_kept_without_end(
+    recipe: Path, tmp_path: Path, rest: tinker.RestClient
+) -> None:
+    home = tmp_path / ".ptl"
+    held = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**held, "limits": {"max_tokens": 120}}))
+    with pytest.raises(PtlError, match=r"stopped: limits\.max_tokens"):
+        api.run(recipe, home=home)
+    [stage] = Store(home).runs()[0].stages
+    assert stage.resume is not None
+    assert 0 < stage.resume.step < 4
+    fortnight = timedelta(seconds=stages.TTL_S)
+    for uri in (stage.resume.state_uri, stage.resume.sampler_uri):
+        one = listed(rest)[uri]
+        assert one.expires_at is not None
+        assert abs(one.expires_at - one.time - fortnight) < timedelta(hours=1)
+
+    recipe.write_text(yaml.safe_dump(held))
+    api.run(recipe, home=home)
+    [stage] = Store(home).runs()[0].stages
+    assert stage.checkpoint is not None
+    assert not stage.warnings
+    for made in (stage.checkpoint.state_uri, stage.checkpoint.sampler_uri):
+        assert made is not None
+        assert listed(rest)[made].expires_at is None

@@ -187,5 +187,6 @@ def save(stage: StageContext, client: tinker.TrainingClient, step: int, tokens: 
     """
     name = f"{checkpoint_name(stage.name)}-{step:06d}"
     # Where an answer was lost, the SDK asks again: what is there by then is this very checkpoint.
-    state = client.save_state(name, overwrite=True)
-    return Saved(step, state, client.save_weights_for_sampler(name), tokens)
+    state = client.save_state(name, ttl_seconds=stage.ttl_s, overwrite=True)
+    sampler = client.save_weights_for_sampler(name, ttl_seconds=stage.ttl_s)
+    return Saved(step, state, sampler, tokens)
