@@ -31,7 +31,8 @@ ROW = (
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     home = tmp_path_factory.mktemp("hosted")
-    process = serve("--port=0", "--log-level=warning", "--like=hosted", f"--home={home}")
+    options = ("--like=hosted", "--sample-only=ptl/tiny", f"--home={home}")
+    process = serve("--port=0", "--log-level=warning", *options)
     yield read_exports(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
@@ -75,6 +76,25 @@ def run(recipe: Path, tmp_path: Path) -> RunRecord:
 
 def listed(rest: tinker.RestClient) -> dict[str, tinker.Checkpoint]:
     return {one.tinker_path: one for one in rest.list_user_checkpoints(1000).result().checkpoints}
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("model=ptl/tiny", "stages.sft.model: ptl/tiny is not trained there"),
+        ("stages.sft.method.max_length=4096", "stages.sft.method.max_length: 4,096 is more than"),
+        ("lora.rank=12", "lora.rank"),
+    ],
+)
+def test_what_the_service_refuses_is_told_before_anything_is_spent(
+    recipe: Path, rest: tinker.RestClient, ptl: Ptl, option: str, words: str
+) -> None:
+    before = listed(rest).keys()
+    for command in ("preflight", "run"):
+        said = ptl(command, recipe.name, "--set", option)
+        assert said.code in (1, 2)
+        assert words in said.out + said.err
+    assert listed(rest).keys() == before
 
 
 def test_what_a_run_made_and_nothing_names_is_deleted_and_nothing_else(
