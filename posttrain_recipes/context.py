@@ -170,6 +170,9 @@ class StageContext:
     """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
     cache: Path | None = None
     """A directory for what may be kept from run to run, as what a judge said."""
+    ttl_s: int | None = None
+    """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
+    end by the runner. None: until it is deleted, as on an engine that does not bill for it."""
 
     def training_client(self) -> tinker.TrainingClient:
         """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""
@@ -256,6 +259,16 @@ class RewardContext:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What a server says of a model that it serves; None where it says nothing."""
+
+    context: int | None = None
+    """Tokens of a sequence, prompt and reply together."""
+    trainable: bool | None = None
+    sampleable: bool | None = None
+
+
+@dataclass(frozen=True)
 class Connection:
     """A live engine."""
 
@@ -269,6 +282,8 @@ class Connection:
     """The engine's own log, where it has one."""
     log_start: int = 0
     """Bytes of it that earlier engines wrote."""
+    offers: Mapping[str, Offer] = field(default_factory=dict)
+    """By base model, what the engine says of it; empty where it says nothing."""
     missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
     """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
     showed. May take a minute."""

@@ -69,6 +69,16 @@ class FromData(StrEnum):
     """Tokens that a reply may have: as many as 95% of the answers, and a quarter more."""
 
 
+class AskedOf(StrEnum):
+    """Marks an option that says how much of something an engine is asked for: services bound it.
+
+    `top_k: Annotated[int, AskedOf.LIKELIEST] = 20`
+    """
+
+    LIKELIEST = "likeliest tokens"
+    """Of so many of the likeliest tokens of a position the log-probabilities."""
+
+
 class FromModel(StrEnum):
     """Marks an option that is `auto` or a number: the planner puts a number in the place of `auto`
     before the options are made, so that a method sees a number alone.
@@ -367,6 +377,25 @@ class RewardRef(PluginConfig):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {REFERS_TO: "reward"}
+
+
+def marked(config: Any, mark: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """The value of every option that has a mark, with its path, in the order of the fields."""
+    if isinstance(config, BaseModel):
+        for name, info in type(config).model_fields.items():
+            value = getattr(config, name)
+            if mark in info.metadata:
+                yield (name,), value
+            for path, found in marked(value, mark):
+                yield (name, *path), found
+    elif isinstance(config, Mapping):
+        for name, value in config.items():
+            for path, found in marked(value, mark):
+                yield (name, *path), found
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            for path, found in marked(value, mark):
+                yield (index, *path), found
 
 
 def references(config: Any, kind: type[T]) -> Iterator[tuple[tuple[str | int, ...], T]]:

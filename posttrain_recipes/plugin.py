@@ -45,6 +45,7 @@ from posttrain_recipes import options
 from posttrain_recipes.context import (
     Connection,
     EvalContext,
+    Offer,
     Renderer,
     Resume,
     RewardContext,
@@ -59,6 +60,7 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.learning_rate import Family
 from posttrain_recipes.options import (
     Affects,
+    AskedOf,
     DatasetRef,
     FromData,
     FromModel,
@@ -94,6 +96,7 @@ __all__ = [
     "API_VERSION",
     "OLDEST_API_VERSION",
     "Affects",
+    "AskedOf",
     "Checkpoint",
     "Connection",
     "Conversation",
@@ -118,6 +121,7 @@ __all__ = [
     "Method",
     "ModelRef",
     "NoEffect",
+    "Offer",
     "PerRecord",
     "Plugin",
     "PluginConfig",

@@ -80,6 +80,13 @@ def address(base_url: str | None) -> str:
     return str(resolve_base_url(base_url))
 
 
+def console(uri: str) -> str:
+    """Where hosted Tinker shows the training that a `tinker://` path is of."""
+    from tinker.lib.console_urls import training_run_console_url
+
+    return str(training_run_console_url(uri.removeprefix("tinker://").partition("/")[0]))
+
+
 def connection_of(sampler: object) -> object:
     """What the clients of one connection to a server share; the sampler itself where that is not
     told."""

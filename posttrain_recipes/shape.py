@@ -54,7 +54,7 @@ class Shape:
                 vocabulary=_size(config["vocab_size"]),
                 tied=bool(config.get("tie_word_embeddings", True)),
                 context=config.get("max_position_embeddings"),
-                experts=any("experts" in key for key in config),
+                experts=has_experts(config),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -117,6 +117,11 @@ def hidden_size(config: Mapping[str, Any]) -> int | None:
         except (KeyError, TypeError, ValueError):
             continue
     return None
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a mixture of experts."""
+    return any("experts" in key for key in _of_text(config))
 
 
 def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from posttrain_recipes.home import default_home as default_home
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Sample, message_from
 from posttrain_recipes.runfile import Unreadable, UnreadableError, in_order
-from posttrain_recipes.workload import Usage
+from posttrain_recipes.workload import Billed, Usage
 
 log = logging.getLogger(__name__)
 LOCK_ATTEMPTS = 10
@@ -79,22 +79,25 @@ class Spent:
     train: int = 0
     prefill: int = 0
     sample: int = 0
+    forward: int = 0
+    """Of `prefill`: see `Usage`."""
 
     @property
     def usage(self) -> Usage:
         """The tokens."""
-        return Usage(self.train, self.prefill, self.sample)
+        return Usage(self.train, self.prefill, self.sample, self.forward)
 
     def __sub__(self, other: Spent) -> Spent:
-        return self + Spent(-other.seconds, -other.train, -other.prefill, -other.sample)
+        return self._with(other, -1)
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.seconds + other.seconds,
-            self.train + other.train,
-            self.prefill + other.prefill,
-            self.sample + other.sample,
-        )
+        return self._with(other, 1)
+
+    def _with(self, other: Spent, sign: int) -> Spent:
+        added = {
+            f.name: getattr(self, f.name) + sign * getattr(other, f.name) for f in fields(self)
+        }
+        return Spent(**added)
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,10 @@ class RunRecord:
     order: int = 0
     """The how manieth run of its directory it is, from 1: what `last` goes by, as a clock may be
     wrong. 0 for a run that was made before there was such a number."""
+    sessions: list[str] = field(default_factory=list)
+    """Of a service that bills: by what it calls those in which this run asked it."""
+    billed: Billed | None = None
+    """What the service says that it billed; None where it was not asked."""
     home: Path | None = field(default=None, compare=False)
     """The directory of runs that it lies in; not kept, and None for one that lies elsewhere."""
 

@@ -26,6 +26,9 @@ class Usage:
     """Tokens that were read: prompts, and what is only scored."""
     sample: int = 0
     """Tokens that were written."""
+    forward: int = 0
+    """Of `prefill`, what a training client read, as a loss of one's own does before its backward
+    pass: whether that is billed as prefill or as training, no words of the service say."""
 
     @property
     def tokens(self) -> int:
@@ -34,8 +37,33 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
-            self.train + other.train, self.prefill + other.prefill, self.sample + other.sample
+            self.train + other.train,
+            self.prefill + other.prefill,
+            self.sample + other.sample,
+            self.forward + other.forward,
         )
+
+    def scaled(self, factor: float) -> Usage:
+        """So many times of it."""
+        counts = (self.train, self.prefill, self.sample, self.forward)
+        return Usage(*(round(count * factor) for count in counts))
+
+
+@dataclass(frozen=True)
+class Billed:
+    """What a service says that it billed for a run, when it was asked."""
+
+    asked: str
+    """When."""
+    usd: float = 0.0
+    """Before credits, of what has a price by then."""
+    train: int = 0
+    prefill: int = 0
+    sample: int = 0
+    unpriced: int = 0
+    """Tokens of these that have no price yet."""
+    why: str = ""
+    """Why nothing is known; empty where it answered."""
 
 
 @dataclass(frozen=True)

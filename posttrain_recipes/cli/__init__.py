@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": "Compare runs: what differs, results with tests, curves.",
     "reproduce": "Run a run again and say whether the same comes out.",
     "sync": "Copy runs to the MLflow server that lacks them.",
+    "prices": "Show what hosted Tinker costs, and read the published table.",
     "gc": "Delete checkpoints that nothing names any more.",
     "ui": "Open MLflow on these runs.",
     "plugins": "List, show, check and begin what recipes can use.",

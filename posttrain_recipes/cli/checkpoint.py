@@ -1,4 +1,4 @@
-"""What `ptl export` and `ptl deploy` take away: a checkpoint of this machine, looked at whole."""
+"""What `ptl export` and `ptl deploy` take away: a checkpoint, of this machine or of a service."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain_recipes import private
+from posttrain_recipes import private, registry, sdk
+from posttrain_recipes.cli.streams import say
 from posttrain_recipes.cli.target import SCHEME, ChatTarget, find, require_here
+from posttrain_recipes.engines import Hosted
 from posttrain_recipes.errors import PtlError, UsageError, display_path, writing
+from posttrain_recipes.export.download import download
 from posttrain_recipes.export.merged import ADAPTER, base_of
+from posttrain_recipes.plugin import Engine
+from posttrain_recipes.running.collect import engine_of
 from posttrain_recipes.store import RunRecord, Store, named
+from posttrain_recipes.waiting import EngineWaiter
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,20 @@ class Found:
     """None of a bare tinker:// path that no run names."""
     stage: str
     """The stage of the run that made it; empty without a run."""
+    console: str | None = None
+    """Where hosted Tinker shows its training."""
 
 
-def checkpoint(target: str, home: Path) -> Found:
-    """The checkpoint of that name.
+@contextmanager
+def fetched(target: str, home: Path, base_url: str | None = None) -> Iterator[Found]:
+    """The checkpoint of that name; one of a service is there as long as the context lasts.
+
+    Args:
+        base_url: the service that has it; None: that of its run, or this machine.
 
     Raises:
-        UsageError: there is none, or it is not on this machine.
-        PtlError: it is damaged, or holds NaN.
+        UsageError: there is none, or it is neither on this machine nor on a service that is named.
+        PtlError: it is damaged, holds NaN, or cannot be fetched.
     """
     found = find(target, home)
     if not found.model.startswith(SCHEME):
@@ -44,8 +56,36 @@ def checkpoint(target: str, home: Path) -> Found:
             f"{target} is a base model, not a checkpoint",
             hint="name a run of 'ptl runs', or a tinker:// path",
         )
-    require_here(found, home)
-    adapter = _folder(found.model, home)
+    run, stage = _origin(target, found, home)
+    engine = _service(run, base_url)
+    if engine is None:
+        require_here(found, home)
+        adapter = _folder(found.model, home)
+        yield Found(found, adapter, base_of(adapter), run, stage)
+        return
+    with tempfile.TemporaryDirectory(prefix="ptl-export-") as folder:
+        adapter = Path(folder) / "adapter"
+        adapter.mkdir()
+        say(f"downloading {found.said}")
+        log = Path(folder) / "engine.log"
+        with private.files(), engine.connect({}, home / "engine", log) as connection:
+            download(connection, found.model, adapter, EngineWaiter(connection.alive))
+        _check_finite(adapter / ADAPTER[1])
+        console = sdk.console(found.model) if engine.name == "tinker" else None
+        yield Found(found, adapter, base_of(adapter), run, stage, console)
+
+
+def _service(run: RunRecord | None, base_url: str | None) -> Engine | None:
+    """The service that is named, or that of a run; None where it is this machine."""
+    if base_url is not None:
+        return Hosted(Hosted.Config(base_url=base_url))
+    if run is None or run.engine == "local":
+        return None
+    return engine_of(run.resolved.get("engine", run.engine), registry.load())
+
+
+def _origin(target: str, found: ChatTarget, home: Path) -> tuple[RunRecord | None, str]:
+    """The run and the stage that a checkpoint is of."""
     runs, _ = Store(home).listed()
     if target.startswith(SCHEME):
         made = [
@@ -54,10 +94,8 @@ def checkpoint(target: str, home: Path) -> Found:
             for stage in run.stages
             if stage.checkpoint and found.model in _addresses(stage.checkpoint)
         ]
-        run, stage = (made[-1][0], made[-1][1].name) if made else (None, "")
-    else:
-        run, stage = named(runs, found.said.partition("/")[0]), found.said.partition("/")[2]
-    return Found(found, adapter, base_of(adapter), run, stage)
+        return (made[-1][0], made[-1][1].name) if made else (None, "")
+    return named(runs, found.said.partition("/")[0]), found.said.partition("/")[2]
 
 
 def _addresses(kept: object) -> tuple[str | None, ...]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory, written
+from posttrain_recipes.cli.checkpoint import Found, fetched, new_directory, written
 from posttrain_recipes.cli.export import Form, write_into
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.options import check_address, home_option
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.export import modal_app, vllm
 from posttrain_recipes.store import default_home
@@ -26,9 +26,21 @@ from posttrain_recipes.store import default_home
     "is not on the hub.",
 )
 @click.option("--gpu", default=modal_app.GPU, show_default=True, help="The GPU to serve on.")
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="The service that has the checkpoint, with its key in TINKER_API_KEY. [default: that of "
+    "the run, or this machine]",
+)
 @home_option
 def deploy(
-    target: str, directory: Path | None, modal: bool, merge: bool, gpu: str, home: Path | None
+    target: str,
+    directory: Path | None,
+    modal: bool,
+    merge: bool,
+    gpu: str,
+    base_url: str | None,
+    home: Path | None,
 ) -> None:
     """Write a program to DIRECTORY that serves a checkpoint, and one that asks it.
 
@@ -39,31 +51,34 @@ def deploy(
         raise UsageError("--gpu names no GPU", hint="as Modal does: L40S, H100, or H100:2 for two")
     if not modal:
         raise UsageError("there is nothing to deploy to", hint="give --modal")
+    check_address(base_url, "--base-url")
     home = default_home(home)
-    found = checkpoint(target, home)
-    label = modal_app.label(found.run.id if found.run else "model")
-    directory = directory or Path(f"{label}-modal")
-    new_directory(directory)
-    if not merge:
-        _check(found)
-    served = modal_app.Served(
-        label,
-        None if merge else found.base,
-        () if merge else tuple(vllm.rank_option(vllm.rank(found.adapter))),
-        found.target.renderer.chat_template is not None,
-        gpu,
-    )
-    directory = directory.resolve()
-    weights = modal_app.MODEL if merge else modal_app.ADAPTER
-    with written(directory, home) as out:
-        (out / weights).mkdir()
-        write_into(out / weights, found, Form(merge))
-        (out / "app.py").write_text(modal_app.app(served), encoding="utf-8")
-        (out / "client.py").write_text(modal_app.client(served), encoding="utf-8")
-    click.echo(
-        f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}"
-    )
-    click.echo("next, there: the commands that app.py begins with. It was not run on Modal here")
+    with fetched(target, home, base_url) as found:
+        label = modal_app.label(found.run.id if found.run else "model")
+        directory = directory or Path(f"{label}-modal")
+        new_directory(directory)
+        if not merge:
+            _check(found)
+        served = modal_app.Served(
+            label,
+            None if merge else found.base,
+            () if merge else tuple(vllm.rank_option(vllm.rank(found.adapter))),
+            found.target.renderer.chat_template is not None,
+            gpu,
+        )
+        directory = directory.resolve()
+        weights = modal_app.MODEL if merge else modal_app.ADAPTER
+        with written(directory, home) as out:
+            (out / weights).mkdir()
+            write_into(out / weights, found, Form(merge))
+            (out / "app.py").write_text(modal_app.app(served), encoding="utf-8")
+            (out / "client.py").write_text(modal_app.client(served), encoding="utf-8")
+        click.echo(
+            f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}"
+        )
+        click.echo(
+            "next, there: the commands that app.py begins with. It was not run on Modal here"
+        )
 
 
 def _check(found: Found) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes.cli.checkpoint import Found, checkpoint, new_directory, written
-from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.checkpoint import Found, fetched, new_directory, written
+from posttrain_recipes.cli.options import check_address, home_option
 from posttrain_recipes.errors import UsageError, display_path, writing
 from posttrain_recipes.export import vllm
 from posttrain_recipes.export.merged import ADAPTER
@@ -69,6 +69,12 @@ class Form:
     "The token is that of HF_TOKEN, or of 'hf auth login'.",
 )
 @click.option("--private", "hidden", is_flag=True, help="Only you see what --push puts there.")
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="The service that has the checkpoint, with its key in TINKER_API_KEY. [default: that of "
+    "the run, or this machine]",
+)
 @home_option
 def export(
     target: str,
@@ -78,12 +84,13 @@ def export(
     dtype: str | None,
     push: str | None,
     hidden: bool,
+    base_url: str | None,
     home: Path | None,
 ) -> None:
     """Write a checkpoint to DIRECTORY: a PEFT adapter, a Hugging Face model or a GGUF file.
 
     TARGET is a run (sft_then_dpo-1), one of its stages (sft_then_dpo-1/sft), or a tinker:// path.
-    With --push, DIRECTORY may be left out.
+    With --push, DIRECTORY may be left out. What a run left on a service is downloaded from there.
     """
     form = Form(merge, gguf, dtype)
     if directory is None and push is None:
@@ -92,15 +99,15 @@ def export(
         raise UsageError(
             "--private is of what --push puts on the hub", hint="give --push USER/NAME"
         )
+    check_address(base_url, "--base-url")
     home = default_home(home)
-    found = checkpoint(target, home)
     if directory is not None:
         new_directory(directory)
     if push is not None:
         from posttrain_recipes.export import hub
 
         hub.check(push)
-    with _place(directory) as place:
+    with fetched(target, home, base_url) as found, _place(directory) as place:
         notes = write(found, place, form, home)
         if directory is not None:
             on = "" if form.merge or form.gguf else f" on {found.base}"
@@ -109,8 +116,10 @@ def export(
             click.echo(f"note: {note}")
         if push is not None:
             click.echo(_push(found, place, form, push, hidden, kept=directory is not None))
-    if form == Form():
-        click.echo(_vllm(found, push or "" if directory is None else str(directory)))
+        if form == Form():
+            click.echo(_vllm(found, push or "" if directory is None else str(directory)))
+        if found.console:
+            click.echo(f"its training on the service: {found.console}")
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ def plan(
             "stages": stages,
             "estimate": asdict(ahead),
             "prices": prices.note if planned.engine.billed else None,
+            "unpriced": costs.unpriced(planned, prices),
         }
         answer(data)
         return
@@ -87,12 +88,16 @@ def plan(
             click.echo(f"   new     {', '.join(stage['measures'])}: to be measured")
         if stage["memory"]:
             click.echo(f"   memory  {stage['memory']}")
+        if stage["leaves"]:
+            click.echo(f"   leaves  {stage['leaves']}")
         if stage["ahead"]:
             click.echo(f"   ahead   {stage['ahead']}")
     if any(stage["ahead"] for stage in stages):
         click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
         if planned.engine.billed:
             click.echo(f"       {prices.note}")
+            for text in costs.unpriced(planned, prices):
+                click.echo(f"       {text}")
 
 
 def _stages(
@@ -140,6 +145,9 @@ def _stages(
                 "fingerprint": stage.fingerprint,
                 "memory": str(taken)
                 if decision.action != "reuse" and (taken := memory.of_stage(planned, stage))
+                else None,
+                "leaves": costs.storage(planned, stage, prices)
+                if decision.action != "reuse"
                 else None,
                 "estimate": asdict(estimate) if estimate else None,
                 "ahead": costs.describe(estimate, planned.engine.billed) if estimate else None,

@@ -11,7 +11,7 @@ from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs
-from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting import billed, report
 from posttrain_recipes.shown import line, plain
 from posttrain_recipes.store import RunRecord, StageRecord, Store, default_home, load_samples
 
@@ -19,11 +19,16 @@ from posttrain_recipes.store import RunRecord, StageRecord, Store, default_home,
 @click.command()
 @click.argument("run")
 @click.option("--samples", default=3, show_default=True, help="Replies to show of each eval.")
+@click.option("--billing", is_flag=True, help="Ask the service first what it billed for the run.")
 @home_option
 @json_option
-def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
+def show(run: str, samples: int, billing: bool, home: Path | None, as_json: bool) -> None:
     """Show RUN (an id of 'ptl runs', or a recipe's name for its last run)."""
     record = api.show(run, home).record
+    if billing:
+        from posttrain_recipes.running import billing as account
+
+        account.refresh(default_home(home), record)
     if as_json:
         answer(report.as_json(record))
         return
@@ -35,6 +40,8 @@ def show(run: str, samples: int, home: Path | None, as_json: bool) -> None:
         lines.append(f"  error     {record.error}")
     lines.append(f"  recipe    {record.path}" + (f" ({record.preset})" if record.preset else ""))
     lines.append(f"  model     {record.model} on engine {record.engine}, seed {record.seed}")
+    if account_said := billed.told(record):
+        lines.append(f"  billed    {account_said}")
     for stage in record.stages:
         lines.append(f"  {stage.name:9} {stage.status}")
         if stage.method and stage.records:

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 from pydantic import Field
 
 from posttrain_recipes.methods.sft import Likelihood
 from posttrain_recipes.plugin import (
+    AskedOf,
     Checkpoint,
     Conversation,
     CountTokens,
@@ -65,7 +66,7 @@ class DistillOffPolicy(Method):
 
         teacher: ModelRef | None = None
         """Whose probabilities are learned; without one the text itself is, token by token."""
-        top_k: int = Field(default=20, ge=1, le=100)
+        top_k: Annotated[int, AskedOf.LIKELIEST] = Field(default=20, ge=1, le=100)
         """How many of the teacher's likeliest tokens are learned at each position."""
 
     config: Config

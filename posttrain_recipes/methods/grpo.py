@@ -88,6 +88,7 @@ class GRPO(RolloutMethod):
             group_size=config.group_size,
             max_tokens=config.max_tokens,
             readers=config.readers,
+            own_loss=config.loss_need == "custom_loss",
         )
 
     def train(self, stage: StageContext) -> Checkpoint:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 from pydantic import Field
 
 from posttrain_recipes.plugin import (
+    AskedOf,
     Checkpoint,
     CountTokens,
     FromData,
@@ -69,7 +70,7 @@ class PromptDistill(Method):
         """The instructions that the teacher reads as a system message and the student does not."""
         teacher: ModelRef | None = None
         """Who answers under the instructions; the stage's own start where not given."""
-        top_k: int = Field(default=20, ge=0, le=100)
+        top_k: Annotated[int, AskedOf.LIKELIEST] = Field(default=20, ge=0, le=100)
         """How many of the teacher's likeliest tokens are learned at each position; 0 learns the
         answer itself."""
         max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)

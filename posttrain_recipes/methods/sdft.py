@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 from pydantic import Field, field_validator
 
 from posttrain_recipes.plugin import (
+    AskedOf,
     Checkpoint,
     Conversation,
     CountTokens,
@@ -79,7 +80,7 @@ class SDFT(Method):
     class Config(OnPolicyConfig):
         """Options of self-distillation."""
 
-        top_k: int = Field(default=20, ge=1, le=100)
+        top_k: Annotated[int, AskedOf.LIKELIEST] = Field(default=20, ge=1, le=100)
         """How many of the teacher's likeliest tokens are learned at each position."""
         skip_tokens: int = Field(default=0, ge=0)
         """First tokens of a reply that are not learned, where the teacher mentions the example."""

@@ -26,7 +26,7 @@ from posttrain_recipes.options import (
     is_key,
     references,
 )
-from posttrain_recipes.planning import rates, renderers
+from posttrain_recipes.planning import hosted, rates, renderers
 from posttrain_recipes.planning.plans import (
     BASE,
     PlannedEval,
@@ -178,6 +178,8 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
         for path, ref in references(config, RewardRef)
     }
     made.rewards = {path: found for path, found in inner.items() if found}
+    if kind != "engine":
+        hosted.check_options(builder, config, key)
     if kind != "dataset":  # which may still lack its sources
         _problems(builder, made, key)
     return made

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain_recipes.conversion import convert
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.planning import tokens
+from posttrain_recipes.planning import pricing, tokens
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedEval, PlannedStage, model_location
 from posttrain_recipes.planning.pricing import Prices, duration, show_usd
@@ -62,7 +62,7 @@ class Estimator:
         steps = training.steps if training else None
         if training and decision.action == "resume" and training.steps and done:
             left = max(0, training.steps - done)
-            usage = _scaled(training.usage, left / training.steps)
+            usage = training.usage.scaled(left / training.steps)
             training = replace(training, usage=usage, steps=left)
         evals, evals_exact = self._evals(stage, done, steps)
         unknown = [name for name, part in (("training", training), ("evals", evals)) if not part]
@@ -219,11 +219,7 @@ def _times(stage: PlannedStage, planned: PlannedEval, done: int, steps: int | No
 
 
 def _repeated(work: Workload, times: int) -> Workload:
-    return replace(work, usage=_scaled(work.usage, times), steps=work.steps * times)
-
-
-def _scaled(usage: Usage, factor: float) -> Usage:
-    return Usage(*(round(n * factor) for n in (usage.train, usage.prefill, usage.sample)))
+    return replace(work, usage=work.usage.scaled(times), steps=work.steps * times)
 
 
 def _rate(spent: Sequence[Spent]) -> float | None:
@@ -245,6 +241,39 @@ def _share(stages: Sequence[StageRecord]) -> float:
     if not used:
         return 1.0
     return min(1.0, sum(spent for spent, _ in used) / sum(bound for _, bound in used))
+
+
+def needed(plan: Plan) -> dict[str, list[str]]:
+    """By base model, the kinds of price that its stages need: those that train it, training too."""
+    found: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        kinds = found.setdefault(stage.model, [])
+        trains = stage.method is not None and not isinstance(stage.method, DataMethod)
+        wanted = ["train"] * trains + ["prefill", "sample"]
+        kinds += [kind for kind in wanted if kind not in kinds]
+    return found
+
+
+def unpriced(plan: Plan, prices: Prices) -> list[str]:
+    """What costs of the plan nothing is known of, and what else the table says of its models, in
+    words; nothing where the engine bills nothing."""
+    if not plan.engine.billed:
+        return []
+    lacking = pricing.unpriced(needed(plan), prices)
+    told = [f"{text}, so that what needs it is not estimated" for text in lacking]
+    noted = ((model, prices.of(model).note) for model in needed(plan))
+    return told + [f"prices of {model}: {note}" for model, note in noted if note]
+
+
+def storage(plan: Plan, stage: PlannedStage, prices: Prices) -> str | None:
+    """What a stage leaves on an engine that bills for keeping it; None where it leaves nothing."""
+    trains = stage.method is not None and not isinstance(stage.method, DataMethod)
+    if not plan.engine.billed or not trains:
+        return None
+    cost = "at a price that is not in the table"
+    if prices.storage is not None:
+        cost = f"{show_usd(prices.storage)} per GB and month"
+    return f"2 checkpoints, a state and its sampler; the service bills their storage, {cost}"
 
 
 def total(estimates: Sequence[Estimated]) -> Estimated:

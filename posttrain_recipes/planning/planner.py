@@ -22,6 +22,7 @@ from posttrain_recipes.options import AS_EVER, ModelRef, effective, references
 from posttrain_recipes.planning import auto, building, depends, ends, gates, rates, renderers
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
+from posttrain_recipes.planning.hosted import check_rank
 from posttrain_recipes.planning.plans import (
     BASE,
     Data,
@@ -130,7 +131,6 @@ def _unique(faults: list[Fault]) -> list[Fault]:
 def _stages(builder: Builder, data: dict[str, Any]) -> list[PlannedStage]:
     specs = data.get("stages")
     stages: list[PlannedStage] = []
-    known: dict[str, int] = {}
     if not isinstance(specs, list):
         return stages
     every = [s.get("name") for s in specs if isinstance(s, dict)]
@@ -139,7 +139,7 @@ def _stages(builder: Builder, data: dict[str, Any]) -> list[PlannedStage]:
             continue
         name = spec.get("name")
         if isinstance(name, str):
-            if name in known:
+            if name in builder.above:
                 builder.fault(
                     ("stages", index, "name"),
                     f"two stages are named '{name}'; a stage's name is how others refer to it",
@@ -150,7 +150,6 @@ def _stages(builder: Builder, data: dict[str, Any]) -> list[PlannedStage]:
                 )
         stage = _stage(builder, data, spec, index, stages, every)
         if isinstance(name, str):
-            known[name] = index
             builder.above[name] = stage
         if stage is not None:
             stages.append(stage)
@@ -193,6 +192,7 @@ def _stage(
     if method is not None and dataset is not None:
         wants = _handed_over(builder, dataset, method, (*key, "dataset"))
         auto.resolve(builder, method, stage_data, wants)
+    check_rank(builder, lora, spec, key, method, start)
     scored = _rewards(builder, spec, key, method, wants)
     evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
     keep, stop = ends.ends(builder, spec, key, evals, method)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.workload import Usage
 
+KINDS = {"train": "training", "prefill": "prefill", "sample": "sampling"}
 VARIABLE = "PTL_PRICES"
 NAME = "prices.yaml"
 _SHIPPED = Path(__file__).with_name(NAME)
@@ -36,12 +37,23 @@ class Price(BaseModel):
     prefill: float | None = Field(default=None, ge=0)
     sample: float | None = Field(default=None, ge=0)
     train: float | None = Field(default=None, ge=0)
+    note: str | None = None
+    """What else the table says of it, as that these are prices of a discount."""
 
     def usd(self, usage: Usage) -> float | None:
-        """What `usage` costs; None where a price that it needs is not known."""
+        """What `usage` costs; None where a price that it needs is not known.
+
+        What a training client only reads counts as the dearer of prefill and training: the words
+        of the service fit both.
+        """
+        dearer = None if None in (self.train, self.prefill) else max(self.train, self.prefill)  # type: ignore[type-var]
         total = 0.0
-        for kind in ("prefill", "sample", "train"):
-            tokens, price = getattr(usage, kind), getattr(self, kind)
+        for tokens, price in (
+            (usage.prefill - usage.forward, self.prefill),
+            (usage.forward, dearer),
+            (usage.sample, self.sample),
+            (usage.train, self.train),
+        ):
             if tokens and price is None:
                 return None
             total += tokens * (price or 0.0) / 1e6
@@ -54,6 +66,8 @@ class _Table(BaseModel):
     date: date
     source: str
     models: dict[str, Price]
+    storage: float | None = Field(default=None, ge=0)
+    """USD per GB of checkpoints and month."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class Prices:
     models: Mapping[str, Price]
     note: str
     """`prices of 2026-10-07, tinker-docs...`."""
+    storage: float | None = None
+    """USD per GB of checkpoints and month; None where that is not known."""
 
     def of(self, model: str) -> Price:
         """The price of a base model; nothing is known of one that is not in the table."""
@@ -79,11 +95,36 @@ def load(home: Path) -> Prices:
     mine = Path(os.path.expanduser(given)) if given else home / NAME
     shipped = _read(_SHIPPED)
     if not given and not mine.is_file():
-        return Prices(shipped.models, f"prices of {shipped.date}, {shipped.source}")
+        return Prices(
+            shipped.models, f"prices of {shipped.date}, {shipped.source}", shipped.storage
+        )
     table = _read(mine)
-    return Prices(
-        {**shipped.models, **table.models}, f"prices of {display_path(mine)}, {table.date}"
-    )
+    storage = shipped.storage if table.storage is None else table.storage
+    note = f"prices of {display_path(mine)}, {table.date}"
+    return Prices({**shipped.models, **table.models}, note, storage)
+
+
+def source_of(path: Path) -> str | None:
+    """Where a table of one's own is from; None where there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return _read(path).source if path.exists() else None
+
+
+def unpriced(models: Mapping[str, Sequence[str]], prices: Prices) -> list[str]:
+    """What is not known of what models are used for, in words.
+
+    Args:
+        models: by model, the kinds of price that are needed: train, prefill, sample.
+    """
+    found = []
+    for model, kinds in models.items():
+        lacking = [KINDS[kind] for kind in kinds if getattr(prices.of(model), kind) is None]
+        if lacking:
+            found.append(f"no price of {' and '.join(lacking)} of {model} is known")
+    return found
 
 
 def _read(path: Path) -> _Table:
@@ -99,7 +140,7 @@ def _read(path: Path) -> _Table:
             f"the price table {display_path(path)} is not as it should be",
             why="; ".join(lines[:4]),
             hint="it reads 'date:', 'source:' and 'models: {NAME: {prefill, sample, train}}', in "
-            "USD per million tokens",
+            "USD per million tokens, and may have 'storage:', in USD per GB and month",
         ) from None
 
 

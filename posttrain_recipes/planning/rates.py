@@ -104,24 +104,24 @@ def settle(builder: Builder) -> None:
             builder.pins[told] = None
         return
     location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
-    if builder.ask and _folder(location) is None:
+    if builder.ask and folder(location) is None:
         hub.fetch_config(location)
-    if told := engine.settle(_folder(location), builder.ask):
+    if told := engine.settle(folder(location), builder.ask):
         builder.pins[told] = None
 
 
 def _hidden(builder: Builder) -> int | None:
     """The hidden size of the present stage's model, by its config, or as it is known."""
     location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
-    folder = _folder(location)
-    if folder is None and builder.ask and location not in SERVED:
+    place = folder(location)
+    if place is None and builder.ask and location not in SERVED:
         hub.fetch_config(location)
-        folder = _folder(location)
-    found = shape.hidden_size(shape.read_config(folder)) if folder else None
+        place = folder(location)
+    found = shape.hidden_size(shape.read_config(place)) if place else None
     return found or SERVED.get(location)
 
 
-def _folder(location: str) -> Path | None:
+def folder(location: str) -> Path | None:
     """Where the config of a model is: its directory, or one of the hub's cache."""
     if Path(location).is_dir() or is_gguf(location):
         return Path(location)
@@ -138,7 +138,7 @@ def _why(builder: Builder) -> str:
             told = [error.what, *filter(None, (error.why, error.hint))]
             return "; ".join(told)
         return f"{builder.model} tells no embedding_length"
-    if _folder(location):
+    if folder(location):
         return f"the config.json of {builder.model} tells no hidden_size"
     asked = "" if builder.ask else " ('ptl plan' and 'ptl run' ask the hub for it)"
     return f"no config.json of {builder.model} is on this machine{asked}"

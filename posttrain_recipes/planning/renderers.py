@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.options import RESERVED, ModelRef, RendererConfig, asked, references
+from posttrain_recipes.planning import hosted
 from posttrain_recipes.planning.plans import model_location
 from posttrain_recipes.pretrained import PROCESSOR
 from posttrain_recipes.registry import suggest
@@ -73,8 +74,13 @@ def in_options(builder: Builder, config: T, key: Key) -> T:
 
 
 def check(builder: Builder, model: str, renderer: RendererConfig, key: Key) -> None:
-    """Note a model of this machine that has no chat template and is given none."""
-    if renderer.chat_template is None and _lacks(model_location(model, builder.recipe.base_dir)):
+    """Note a model that cannot be asked by its chat template and is given none: one of this machine
+    that has none, or one of the service that needs a renderer of its own."""
+    if renderer.chat_template is not None:
+        return
+    if why := hosted.own_renderer(builder, model):
+        builder.fault(key, why)
+    elif _lacks(model_location(model, builder.recipe.base_dir)):
         builder.fault(key, NONE.format(model))
 
 

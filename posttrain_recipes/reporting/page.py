@@ -17,6 +17,7 @@ from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.pricing import duration, show_usd
 from posttrain_recipes.records import PerRecord, Sample
 from posttrain_recipes.reporting import comparisons, plots, report, scores
+from posttrain_recipes.reporting.billed import told
 from posttrain_recipes.reporting.comparisons import Table
 from posttrain_recipes.reporting.report import TableRow
 from posttrain_recipes.shown import plain
@@ -192,7 +193,11 @@ class Pages:
         if sampled:
             found["tokens sampled"] = f"{sampled:,}"
         billed = [stage.usd for stage in own if stage.usd is not None]
-        return {**found, "cost": show_usd(sum(billed))} if billed else found
+        if billed:
+            found["cost, by the table of prices"] = show_usd(sum(billed))
+        if account := told(self.record):
+            found["billed"] = account
+        return found
 
     def _stage(self, stage: StageRecord, known: Mapping[str, Any]) -> dict[str, Any]:
         measured = measured_during(stage)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +14,16 @@ from typing import Any
 
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import Engine
+from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.registry import Registry
 from posttrain_recipes.store import RunRecord, StageRecord
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.waiting import EngineWaiter, GoneError
+
+_WRITTEN = re.compile(r"tinker://[^\s\"\\]+")
+"""What a recipe names: a start, or a teacher's weights."""
+PAGE = 100
+"""Checkpoints that a service is asked for at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ def find(
     stored: Mapping[str, int],
     tracked: set[str],
     keep_last: int | None = None,
+    hosted: Mapping[str, Mapping[str, int | None]] | None = None,
 ) -> list[Garbage]:
     """Every checkpoint that no stage that is done, no try that can go on and no MLflow run names.
 
@@ -44,20 +52,24 @@ def find(
         stored: the embedded engine's checkpoints with their bytes.
         tracked: what MLflow names.
         keep_last: of each recipe, the last so many unfinished runs stay able to go on; None: all.
+        hosted: by engine as JSON, the checkpoints that it has, with their bytes where it tells
+            them. Of those only what these runs made is looked at: others' may be among them.
     """
+    hosted = hosted or {}
     dropped = _abandoned(runs, keep_last)
     named = set(tracked)
     for run in runs:
+        named |= set(_WRITTEN.findall(json.dumps(run.resolved)))
         for stage in run.stages:
             if run.id not in dropped or stage.done:
                 named |= _names(stage)
     found: dict[str, Garbage] = {}
 
     def add(uri: str | None, run: RunRecord, why: str) -> None:
-        engine = json.dumps(run.resolved.get("engine", run.engine), sort_keys=True)
-        local = run.engine == "local"
-        if uri and uri not in named and not (local and uri not in stored):
-            found.setdefault(uri, Garbage(uri, engine, why, stored.get(uri)))
+        there = stored if run.engine == "local" else hosted.get(spec_of(run))
+        if uri and uri not in named and (there is None or uri in there):
+            size = there.get(uri) if there else None
+            found.setdefault(uri, Garbage(uri, spec_of(run), why, size))
 
     for run in runs:
         if run.status == "running":  # it may save one at this moment
@@ -72,6 +84,10 @@ def find(
             for uri in stored if made and not stage.reused_from else ():
                 if _training_run(uri) in made:
                     add(uri, run, f"{run.id} {stage.name}: no result of it")
+        trained = _trained(run)
+        for uri in hosted.get(spec_of(run), ()):
+            if _session(uri) in run.sessions or _training_run(uri) in trained:
+                add(uri, run, f"{run.id}: no result of it")
     busy = {
         _training_run(uri)
         for run in runs
@@ -79,7 +95,63 @@ def find(
         for stage in run.stages
         for uri in _names(stage)
     }
-    return [item for uri, item in found.items() if _training_run(uri) not in busy]
+    asking = {one for run in runs if run.status == "running" for one in run.sessions}
+    return [
+        item
+        for uri, item in found.items()
+        if _training_run(uri) not in busy and _session(uri) not in asking
+    ]
+
+
+def spec_of(run: RunRecord) -> str:
+    """The engine of a run as its recipe has it, as JSON."""
+    return json.dumps(run.resolved.get("engine", run.engine), sort_keys=True)
+
+
+def on_services(
+    runs: Sequence[RunRecord], registry: Registry, home: Path
+) -> dict[str, dict[str, int | None]]:
+    """By engine as JSON, what there is on the services that runs used, with bytes where they tell
+    them; without what was published there.
+
+    Raises:
+        PtlError: one does not answer.
+    """
+    found = {}
+    for spec in sorted({spec_of(run) for run in runs if run.engine != "local"}):
+        engine = engine_of(json.loads(spec), registry)
+        with private.files(), engine.connect({}, home / "engine", home / "gc.log") as connection:
+            found[spec] = _listed(connection)
+    return found
+
+
+def _listed(connection: Connection) -> dict[str, int | None]:
+    wait = EngineWaiter(connection.alive)
+    found: dict[str, int | None] = {}
+    for offset in itertools.count(0, PAGE):
+        page = wait(connection.rest.list_user_checkpoints(PAGE, offset)).checkpoints
+        found |= {one.tinker_path: one.size_bytes for one in page if not one.public}
+        if len(page) < PAGE:
+            break
+    return found
+
+
+def _trained(run: RunRecord) -> set[str]:
+    """The trainings that a run's stages are: what a stage began from is another's."""
+    uris: set[str] = set()
+    for stage in run.stages:
+        untrained = stage.checkpoint is not None and stage.checkpoint == stage.start
+        if not stage.reused_from and not untrained:
+            kept = (stage.checkpoint, stage.resume, stage.best)
+            uris |= {uri for one in kept if one for uri in (one.state_uri, one.sampler_uri) if uri}
+            uris |= set(stage.superseded)
+    return {_training_run(uri) for uri in uris}
+
+
+def _session(uri: str) -> str:
+    """The session that made a checkpoint: a training is called `SESSION:train:NUMBER`."""
+    session, trained, _ = uri.removeprefix("tinker://").partition(":train:")
+    return session if trained else ""
 
 
 def _abandoned(runs: Sequence[RunRecord], keep_last: int | None) -> set[str]:
@@ -166,14 +238,15 @@ def delete(
     for spec in sorted({item.engine for item in garbage}):
         mine = [item for item in garbage if item.engine == spec]
         try:
-            engine = _engine(json.loads(spec), registry)
+            engine = engine_of(json.loads(spec), registry)
             yield from _delete(mine, engine, home, failed)
         except PtlError as error:
             for item in mine:
                 failed(item, error.what)
 
 
-def _engine(spec: Any, registry: Registry) -> Engine:
+def engine_of(spec: Any, registry: Registry) -> Engine:
+    """The engine that a run's recipe has. Raises PtlError where it is not installed any more."""
     options = {"use": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("use")
     entry = registry.find("engine", name)

@@ -83,13 +83,14 @@ class Meter:
         self._add(self._target, train=_tokens(data))
 
     def _forwarded(self, future: Any, data: Sequence[tinker.Datum], *_: Any, **__: Any) -> None:
-        self._add(self._target, prefill=_tokens(data))
+        self._add(self._target, prefill=_tokens(data), forward=_tokens(data))
 
     def _read_and_trained(
         self, future: Any, data: Sequence[tinker.Datum], *_: Any, **__: Any
     ) -> None:
         # A loss of one's own takes a forward pass of its own.
-        self._add(self._target, prefill=_tokens(data), train=_tokens(data))
+        count = _tokens(data)
+        self._add(self._target, prefill=count, forward=count, train=count)
 
     def _scored(self, future: Any, prompt: tinker.ModelInput, *_: Any, **__: Any) -> None:
         self._add(self._target, prefill=prompt.length)

@@ -17,7 +17,7 @@ from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.machine import available_memory
 from posttrain_recipes.options import ModelRef, references
-from posttrain_recipes.planning import memory, needs, overlap
+from posttrain_recipes.planning import costs, memory, needs, overlap, pricing
 from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
@@ -44,6 +44,7 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     yield _disk(home)
     yield _sdk()
     yield from _splits(plan)
+    yield from _prices(plan, home)
 
 
 def room(plan: Plan) -> Iterator[PreflightFinding]:
@@ -195,6 +196,19 @@ def _sdk() -> PreflightFinding:
         f"tinker {version} is not a version that this was tested with",
         f"pip install 'tinker>={SDK[0]},<{SDK[1]}'",
     )
+
+
+def _prices(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
+    """Prices that no table has, of an engine that bills."""
+    if not plan.engine.billed:
+        return
+    prices = pricing.load(home)
+    lacking = costs.unpriced(plan, prices)
+    for text in lacking:
+        hint = "'ptl prices --refresh' reads the published table"
+        yield PreflightFinding("prices", "warning", text, hint)
+    if not lacking:
+        yield PreflightFinding("prices", "ok", prices.note)
 
 
 def _splits(plan: Plan) -> Iterator[PreflightFinding]:

@@ -25,7 +25,7 @@ from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection, Engine
-from posttrain_recipes.running import activity, death, ending, preflight, texts, tokenizers
+from posttrain_recipes.running import activity, billing, death, ending, preflight, texts, tokenizers
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
@@ -227,6 +227,9 @@ class _Run:
             else:
                 for stage in self.scope.stages(self.plan):
                     self._stage(stage, run)
+            if self.plan.engine.billed:
+                billing.note_session(self.record, connection)
+                self.record.billed = billing.ask(connection.rest, self.record)
             ending.summarize(run, self.record)
             if not self.failures:
                 ending.log_report(run, self.plan, self.kept, self.record, self.reporter, self.scope)
@@ -396,6 +399,8 @@ class _Run:
             track_reused(self.directory, stage, kept, tracked)
             self.reporter.stage_reused(stage, kept)
             return
+        if self.plan.engine.billed:
+            billing.note_session(self.record, self.connection)
         self.stages.run(stage, kept, start, tracked)
         assert kept.checkpoint is not None
         self.serving.checkpoints[stage.name] = kept.checkpoint

@@ -19,6 +19,7 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     Connection,
     ModelRef,
+    Offer,
     ServedModel,
     Waiter,
     checkpoint_name,
@@ -59,7 +60,8 @@ class Serving:
         key = worker(), model, options.model_dump_json()
         if key not in self.renderers:
             location = model_location(model, self.plan.path.parent)
-            self.renderers[key] = load_renderer(location, options)
+            offer = self.connection.offers.get(model, Offer())
+            self.renderers[key] = load_renderer(location, options, offer.context)
         return self.renderers[key]
 
     def lost(self, uri: str) -> str | None:

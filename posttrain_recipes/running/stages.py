@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.plugin import (
     Checkpoint,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a stage in training that are kept: the last to go on from, and the one before,
 which may still be sampled from."""
+TTL_S = 14 * 24 * 3600
+"""How long a service that bills keeps the checkpoints of a stage that is not done: what a run that
+is killed leaves does not cost for ever. It can be gone on with for as long."""
 DELETE_SECONDS = 5.0
 """How long a stage's end waits for the engine to delete the others."""
 
@@ -169,6 +173,7 @@ class StageWork:
             resume=kept.resume,
             resolve=lambda ref: self.serving.resolve(ref, stage.model, stage.renderer),
             cache=self.directory.path.parents[1] / "cache",
+            ttl_s=TTL_S if self.plan.engine.billed else None,
         )
         sink.during.check()
         self.spending.check(f"training {stage.name}")
@@ -184,6 +189,7 @@ class StageWork:
                         self.reporter.made(stage, number)
                 checkpoint = stage.method.train(context)
                 checkpoint = sink.end(checkpoint)
+                sink.hold(checkpoint)
             if stage.method.collects():
                 source = provenance(self.plan, self.directory.record, stage, start)
                 # Batches are gone once they were put together: an earlier try's end stands.
@@ -401,6 +407,25 @@ class Sink:
         self.work.directory.save()
         self.work.reporter.saved(resume)
         self.delete_superseded(keep=2 * (KEPT_CHECKPOINTS - 1))
+        if self.kept.best is not None and self.work.plan.engine.billed:
+            for uri in (self.kept.best.state_uri, self.kept.best.sampler_uri):
+                self._ttl(uri, TTL_S)  # it may have to last for longer than any other
+
+    def hold(self, left: Checkpoint) -> None:
+        """Have the service keep what the stage leaves until it is deleted."""
+        if not self.work.plan.engine.billed or left == self.kept.start:
+            return
+        for uri in filter(None, (left.state_uri, left.sampler_uri)):
+            try:
+                self.work.serving.wait(self._ttl(uri, None))
+            except PtlError as error:
+                days = TTL_S // (24 * 3600)
+                text = f"the service may delete {uri} {days} days after it was saved: {error.what}"
+                self.warn(text)
+
+    def _ttl(self, uri: str, seconds: int | None) -> Future[None]:
+        rest = self.work.serving.connection.rest
+        return rest.set_checkpoint_ttl_from_tinker_path(uri, seconds).future()
 
     def delete_superseded(self, keep: int) -> None:
         """Have the engine delete the checkpoints that nothing resumes from: all but the last `keep`

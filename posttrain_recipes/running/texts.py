@@ -232,6 +232,12 @@ class Texts:
                 return
             except Exception:  # a plugin's own code, which is only looked at here
                 continue
+            if over := _no_room(use, renderer, made):
+                if _skips(use):
+                    left_out += 1
+                    continue
+                yield _fault(name, record, over)
+                return
             longest_tokens = max(longest_tokens, *(len(one.tokens) for one in made), 0)
         if left_out:
             text = f"{left_out:,} of {count} cannot be used, and are left out"
@@ -316,6 +322,22 @@ def _fault(name: str, record: Record, error: UsageError) -> PreflightFinding:
     what = what if what.startswith(source) else f"{source}: {what}"
     what += f" ({error.why})" if error.why else ""
     return PreflightFinding(name, "failed", what, error.hint)
+
+
+def _no_room(use: _Use, renderer: ChatRenderer, made: Sequence[Rendered]) -> TooLongError | None:
+    """What is wrong with a prompt that leaves no room for a reply of `max_tokens`: engines refuse
+    it when it is sampled."""
+    room, context = getattr(use.user.config, "max_tokens", None), renderer.context
+    if not isinstance(room, int) or context is None:
+        return None
+    longest = max((len(one.tokens) for one in made if not one.weights), default=0)
+    if longest + room <= context:
+        return None
+    return TooLongError(
+        f"a prompt of {longest:,} tokens and a reply of max_tokens={room:,} are more than the "
+        f"{context:,} that {use.stage.model} reads",
+        hint=f"lower 'max_tokens' of {use.name}, or remove the record",
+    )
 
 
 def _bound(use: _Use, renderer: ChatRenderer) -> int | None:

@@ -81,11 +81,27 @@ def test_where_nothing_was_run_the_bundled_model_talks(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_elsewhere_is_told_before_anything_starts(home: Path) -> None:
-    for command, more in ((chat, ["-p", "x"]), (export, [str(home / "out")])):
-        result: Result = CliRunner().invoke(command, ["far-3", *more, "--home", str(home)])
+    far = "tinker://far:train:0/sampler_weights/x"
+    asked = (
+        (chat, ["far-3", "-p", "x"]),
+        (chat, [far, "-p", "x"]),
+        (export, [far, str(home / "out")]),
+    )
+    for command, words in asked:
+        result: Result = CliRunner().invoke(command, [*words, "--home", str(home)])
         assert isinstance(result.exception, UsageError)
         assert "is not in" in str(result.exception)
         assert "--base-url" in str(result.exception)
+
+
+def test_the_export_of_a_hosted_run_asks_for_the_key(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    words = ["far-3", str(home / "out"), "--home", str(home)]
+    result: Result = CliRunner().invoke(export, words)
+    assert "TINKER_API_KEY is not set" in str(result.exception)
+    assert not (home / "out").exists()
 
 
 class Fake(http.server.BaseHTTPRequestHandler):

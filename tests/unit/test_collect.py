@@ -180,3 +180,80 @@ def test_gc_of_nothing(tmp_path: Path) -> None:
     done = CliRunner().invoke(gc, ["--home", str(tmp_path / "none")], standalone_mode=False)
     assert "0 checkpoints deleted" in done.output
     assert not (tmp_path / "none").exists()
+
+
+# --- on services ---------------------------------------------------------------------------------
+
+HOSTED = json.dumps("tinker")
+
+
+def hosted(*names: str) -> dict[str, dict[str, int | None]]:
+    return {HOSTED: dict.fromkeys(names, 10)}
+
+
+def test_on_a_service_what_these_runs_made_and_nothing_names_is_found() -> None:
+    done = record(1, "finished", finished("a", 8, uri("a", 2)), engine="tinker")
+    done.sessions = ["c"]
+    killed = record(2, "killed", stopped("b", 4), engine="tinker")
+    there = hosted(
+        *pair("a", 8), *pair("a", 4), *pair("b", 4), uri("b", 6), uri("c", 1), uri("d", 1)
+    )
+    found = collect.find([done, killed], {}, set(), hosted=there)
+    assert uris(found) == {*pair("a", 4), uri("b", 6), uri("c", 1)}
+    assert {item.size for item in found} == {10}
+    assert {item.engine for item in found} == {HOSTED}
+    kept = collect.find([done, killed], {}, {uri("c", 1)}, hosted=there)
+    assert uri("c", 1) not in uris(kept)
+
+
+def test_what_a_stage_began_from_is_anothers_with_all_of_its_training() -> None:
+    start = Checkpoint("m", *pair("other", 8))
+    trained = finished("a")
+    trained.start = start
+    looked = StageRecord("t", "g", None, status="finished", checkpoint=start, start=start)
+    taken = finished("z")
+    taken.reused_from = "elsewhere-1"
+    runs = [record(1, "finished", trained, looked, taken, engine="tinker")]
+    there = hosted(*pair("other", 8), uri("other", 4), uri("a", 4), uri("z", 4))
+    assert uris(collect.find(runs, {}, set(), hosted=there)) == {uri("a", 4)}
+
+
+def test_what_a_run_works_on_stays_with_all_of_its_session() -> None:
+    running = record(1, "running", engine="tinker")
+    running.sessions = ["a"]
+    other = record(2, "finished", finished("b"), engine="tinker")
+    other.sessions = ["a"]
+    assert not collect.find([running, other], {}, set(), hosted=hosted(uri("a", 4)))
+
+
+def test_what_a_recipe_names_stays() -> None:
+    run = record(1, "finished", finished("a"), engine="tinker")
+    other = record(2, "failed", engine="tinker")
+    other.resolved["stages"] = [{"method": {"teacher": {"checkpoint": uri("a", 4)}}}]
+    there = hosted(uri("a", 4), uri("a", 2))
+    assert uris(collect.find([run, other], {}, set(), hosted=there)) == {uri("a", 2)}
+
+
+def test_one_service_is_not_asked_for_what_lies_on_another() -> None:
+    run = record(1, "finished", finished("a", 8, uri("a", 2)), engine="tinker")
+    there = {json.dumps("other"): {uri("a", 4): 10}}
+    assert uris(collect.find([run], {}, set(), hosted=there)) == {uri("a", 2)}
+
+
+def test_all_pages_are_read_and_what_is_published_is_left() -> None:
+    every = [
+        SimpleNamespace(tinker_path=uri("a", number), size_bytes=number, public=number == 7)
+        for number in range(250)
+    ]
+
+    def page(limit: int, offset: int) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(SimpleNamespace(checkpoints=every[offset : offset + limit]))
+        return future
+
+    connection: Any = SimpleNamespace(
+        rest=SimpleNamespace(list_user_checkpoints=page), alive=lambda: True
+    )
+    found = collect._listed(connection)
+    assert len(found) == 249
+    assert uri("a", 7) not in found

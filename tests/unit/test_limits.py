@@ -83,7 +83,7 @@ def test_everything_that_is_sent_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
         with meter.into(other):
             reply = SimpleNamespace(tokens=[1, 2, 3])
             written.set_result(SimpleNamespace(sequences=[reply, reply]))
-    assert spent.usage == Usage(train=14, prefill=14 + 10, sample=6)
+    assert spent.usage == Usage(train=14, prefill=14 + 10, sample=6, forward=14)
     assert other.usage == Usage(), "a late reply belongs to what asked for it"
     assert spent.seconds > 0
     assert tinker.SamplingClient.sample is before

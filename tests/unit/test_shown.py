@@ -319,6 +319,7 @@ CASES: dict[str, Case] = {
     ),
     "reproduce": words(("reproduce", "demo"), ("reproduce", NAME)),
     "sync": words(("sync", "--tracking-uri", f"http://{NAME}", "--home", NAME)),
+    "prices": words(("prices", "--from", NAME), ("prices", "--refresh", "--from", f"file-{NAME}")),
     "gc": words(("gc",), ("gc", "--home", NAME), ("gc", "--keep-last", NAME)),
     "ui": words(("ui", "--home", NAME), ("ui", "--port", NAME)),
     "plugins list": words(("plugins", "list"), ("plugins", "list", "--json")),

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.planning.plans import Plan
-from posttrain_recipes.plugin import Engine, hookimpl
+from posttrain_recipes.plugin import Connection, Engine, hookimpl
 from posttrain_recipes.running import preflight, tokenizers
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.training.text.vocabulary import PROBE, Vocabulary, difference
@@ -116,10 +116,8 @@ def connection(base: str) -> Any:
             found.set_exception(GoneError("no such checkpoint"))
         return found
 
-    rest = SimpleNamespace(get_weights_info_by_tinker_path=info)
-    return SimpleNamespace(
-        rest=rest, alive=lambda: True, missing=lambda names: {}, trouble=lambda: None
-    )
+    nobody: Any = None
+    return Connection(nobody, SimpleNamespace(get_weights_info_by_tinker_path=info))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -197,5 +197,7 @@ def save(stage: StageContext, client: tinker.TrainingClient, step: int, tokens: 
     """
     name = f"{checkpoint_name(stage.name)}-{step:06d}"
     # Where an answer was lost, the SDK asks again: what is there by then is this very checkpoint.
-    state = client.save_state(name, overwrite=True)
-    return Saved(step, state, client.save_weights_for_sampler(name), tokens)
+    ends: dict[str, int] = {} if stage.ttl_s is None else {"ttl_seconds": stage.ttl_s}
+    state = client.save_state(name, overwrite=True, **ends)
+    sampler = client.save_weights_for_sampler(name, **ends)
+    return Saved(step, state, sampler, tokens)

@@ -53,7 +53,7 @@ def replies(
     seen = supervised.examples_seen(config, count)
     learned = round(together * trained(lengths, config.max_length) * seen)
     read = together * mean(lengths, config.max_length) * min(seen, count) if reference else 0
-    usage = Usage(train=learned, prefill=learned + round(read))
+    usage = Usage(train=learned, prefill=learned + round(read), forward=learned)
     return _steps(config, lengths, count, usage)
 
 
@@ -61,7 +61,7 @@ def verdicts(config: GradientConfig, lengths: Sequence[int], count: int) -> Work
     """As `replies`, of pairs whose last token is learned from: nothing is only predicted."""
     seen = supervised.examples_seen(config, count)
     learned = round(2 * mean(lengths) * seen)
-    usage = Usage(train=learned, prefill=learned)
+    usage = Usage(train=learned, prefill=learned, forward=learned)
     return _steps(config, lengths, count, usage)
 
 
@@ -102,16 +102,21 @@ def rollouts(
     group_size: int,
     max_tokens: int,
     readers: int,
+    own_loss: bool = False,
 ) -> Workload:
-    """Groups of replies are written, read by so many `readers`, and learned from."""
+    """Groups of replies are written, read by so many `readers`, and learned from; with a loss that
+    is computed on this side (`own_loss`) after a forward pass of its own."""
     batches = config.batches(count)
     groups = min(batches * config.batch_size, config.epochs * count)
     tried = groups * (1 + config.max_replacements * (config.zero_variance_groups == "replace"))
     whole = group_size * (mean(lengths) + max_tokens)
+    learned = round(groups * (whole - group_size))
+    forward = learned if own_loss else 0
     usage = Usage(
-        train=round(groups * (whole - group_size)),
-        prefill=round(tried * (mean(lengths) + readers * whole)),
+        train=learned,
+        prefill=round(tried * (mean(lengths) + readers * whole)) + forward,
         sample=tried * group_size * max_tokens,
+        forward=forward,
     )
     about = groups % count != 0 and len(set(lengths)) > 1
     work = Workload(usage, batches * config.updates_per_batch, about, at_most=True)
@@ -139,9 +144,7 @@ def _within_budget(config: OptimizerConfig, work: Workload) -> Workload:
     if config.token_budget is None or taken <= config.token_budget:
         return work
     share = config.token_budget / taken
-    usage = Usage(
-        *(round(n * share) for n in (work.usage.train, work.usage.prefill, work.usage.sample))
-    )
+    usage = work.usage.scaled(share)
     # Replies that turn out shorter than was reckoned leave room for more steps than that.
     steps = 0 if work.at_most else math.ceil(work.steps * share)
     return Workload(usage, steps, about=True)

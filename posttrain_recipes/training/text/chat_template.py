@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -465,8 +466,13 @@ def _any_of(texts: Any) -> re.Pattern[str]:
 # --- where a model lies ---------------------------------------------------------------------------
 
 
-def load_renderer(location: str, options: RendererConfig | None = None) -> ChatRenderer:
+def load_renderer(
+    location: str, options: RendererConfig | None = None, context: int | None = None
+) -> ChatRenderer:
     """The renderer of the model at `location`, a directory, a GGUF file or a hub id.
+
+    Args:
+        context: tokens of a sequence that a server reads, which may be fewer than the model does.
 
     Raises:
         PtlError: the tokenizer cannot be loaded.
@@ -488,6 +494,7 @@ def load_renderer(location: str, options: RendererConfig | None = None) -> ChatR
         ) from None
     if options is not None and options.chat_template is not None:
         tokenizer.chat_template = options.chat_template
-    return ChatRenderer(
-        tokenizer, options, model_files.ends(location), model_files.limits(location)
-    )
+    limits = model_files.limits(location)
+    if context is not None:
+        limits = replace(limits, context=min(context, limits.context or context))
+    return ChatRenderer(tokenizer, options, model_files.ends(location), limits)
