@@ -87,12 +87,6 @@ def console(uri: str) -> str:
     return str(training_run_console_url(uri.removeprefix("tinker://").partition("/")[0]))
 
 
-def connection_of(sampler: object) -> object:
-    """What the clients of one connection to a server share; the sampler itself where that is not
-    told."""
-    return getattr(sampler, "holder", None) or sampler
-
-
 def session_beside(service: tinker.ServiceClient) -> tinker.ServiceClient | None:
     """A client of the same server with a session of its own; None where `service` does not tell
     which that is."""

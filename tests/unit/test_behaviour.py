@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain_recipes.records import Sample
-from posttrain_recipes.training import copies, requests
+from posttrain_recipes.training import requests
 from posttrain_recipes.training.rl.advantages import k1
 from posttrain_recipes.training.rl.behaviour import GAP, Behaviour
 from posttrain_recipes.training.rl.metrics import batch_metrics
@@ -102,10 +102,10 @@ def test_short_replies_are_copies_where_too_many_agree() -> None:
     def said(*replies: int) -> list[Any]:
         return [SimpleNamespace(tokens=[one], logprobs=[math.log(0.05)]) for one in replies]
 
-    assert copies.copies(said(1, 1, 1, 2, 3, 4, 5, 6)) == []
-    assert copies.copies(said(*[7] * 16)) == list(range(1, 16))
+    assert requests.copies(said(1, 1, 1, 2, 3, 4, 5, 6)) == []
+    assert requests.copies(said(*[7] * 16)) == list(range(1, 16))
     unknown = [SimpleNamespace(tokens=[1, 2], logprobs=None)] * 9
-    assert copies.copies(unknown) == [], "of which nothing is known"
+    assert requests.copies(unknown) == [], "of which nothing is known"
 
 
 # --- log-probabilities ---------------------------------------------------------------------------
