@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import tinker
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from posttrain_recipes.engine import wire
@@ -122,6 +123,24 @@ def test_the_answer_to_a_save_is_lost_once(way: TestClient) -> None:
 
 
 # --- what survives it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"a":' * 5000])
+def test_a_save_that_is_none_is_left_to_the_engine(way: TestClient, body: bytes) -> None:
+    assert way.post("/api/v1/save_weights", content=body).status_code == 200
+
+
+def test_a_save_that_is_refused_takes_no_name() -> None:
+    statuses = iter([404, 200])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        status = next(statuses)
+        await JSONResponse({"detail": "as the engine says"}, status)(scope, receive, send)
+
+    way = TestClient(meets.HostedMiddleware(app))
+    told = [post(way, "save_weights", model_id="m", path="a") for _ in range(3)]
+    assert [one.status_code for one in told] == [404, 503, 409]
+    assert "as the engine says" in told[0].text
 
 
 def failed(error: type[tinker.APIStatusError], status: int) -> Future[Any]:
