@@ -224,8 +224,13 @@ def test_many_choices(client: openai.OpenAI) -> None:
 def test_arguments_whose_schema_has_definitions(client: openai.OpenAI) -> None:
     whom = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
             "additionalProperties": False}  # fmt: skip
-    schema = {"type": "object", "properties": {"who": {"$ref": "#/$defs/Whom"}},
-              "required": ["who"], "additionalProperties": False, "$defs": {"Whom": whom}}  # fmt: skip
+    schema = {
+        "type": "object",
+        "properties": {"who": {"$ref": "#/$defs/Whom"}},
+        "required": ["who"],
+        "additionalProperties": False,
+        "$defs": {"Whom": whom},
+    }
     tool = {"type": "function", "function": {"name": "grüße", "parameters": schema}}
     answer = ask(client, model=TOOLED, tools=[tool], tool_choice="required", temperature=2)
     for one in answer.choices:
