@@ -114,7 +114,11 @@ def load(path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()
                 f"{display_path(path)} has no preset '{preset}'",
                 hint=there if choices else "this recipe has no presets; run it without --preset",
             )
-        root = merge(root, choices[preset])
+        chosen = choices[preset]
+        if not isinstance(chosen.value, dict):
+            why = "a preset is a mapping, as a recipe is, of what it changes"
+            raise RecipeError([Fault(chosen.at, f"presets.{preset}", why)])
+        root = merge(root, chosen)
     for override in overrides:
         root = merge(root, _override(override, root))
     late = [node for key in ("extends", "presets") if (node := root.value.get(key))]

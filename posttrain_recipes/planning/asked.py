@@ -9,6 +9,7 @@ there it is read again.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -39,12 +40,14 @@ def digests(dataset: Dataset, count: int) -> array[int]:
         requests = [pickle.dumps((dataset, begin, end)) for begin, end in pairwise(ends)]
     except (pickle.PicklingError, AttributeError, TypeError):  # of a class that has no address
         return array("Q")
+    # They import what this process does, and nothing that lies in the working directory.
     readers: list[subprocess.Popen[bytes]] = []
     found = array("Q")
     try:
         for request in requests:
             reader = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name],
+                [sys.executable, "-P", "-m", __spec__.name],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
+import torch
 
 from posttrain_recipes import models
 from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.generate import grammar
+from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.openai import constraints
+from posttrain_recipes.engine.openai.detokenize import ThreadSafeTokenizer
 from posttrain_recipes.engine.wire import RequestError
 from tests.unit.test_openai_tools import TEMPLATE
 
@@ -46,6 +51,8 @@ ADD = {
         },
     },
 }
+ENDLESS = {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]}
+"""Is read, and found out as the reply is written."""
 STOP = {"type": "function", "function": {"name": "stop", "parameters": {
     "type": "object", "properties": {}, "additionalProperties": False}}}  # fmt: skip
 
@@ -164,6 +171,12 @@ def test_a_tool_is_called_where_it_has_to_be(
         ({"extra_body": {"guided_choice": ["a"], "min_tokens": 3}}, "ends where the form does"),
         ({"extra_body": {"guided_choice": ["a"], "ignore_eos": True}}, "ends where the form does"),
         ({"extra_body": {"guided_choice": ["a" * 300_000]}}, "200,000 characters"),
+        ({"response_format": {}}, "type None is not done"),
+        ({"tools": [{"function": "x"}], "tool_choice": "required"}, "a function with a name"),
+        ({"response_format": schema_of(ENDLESS)}, "could not be kept to"),
+        ({"extra_body": {"guided_regex": "((a{1000}){1000}){1000}"}}, "could not be kept to"),
+        ({"extra_body": {"guided_json": {"allOf": [{"$ref": "#"}]}}}, "could not be kept to"),
+        ({"extra_body": {"repetition_penalty": 1e-38}}, "repetition_penalty"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept_to_is_refused(client: openai.OpenAI, more: Any, says: str) -> None:
@@ -171,9 +184,128 @@ def test_what_cannot_be_kept_to_is_refused(client: openai.OpenAI, more: Any, say
         ask(client, model=TOOLED, **more)
 
 
+def test_a_form_that_turns_out_impossible_ends_its_own_request(client: openai.OpenAI) -> None:
+    """And no other of the batch: those say what they say alone."""
+    free = [c.message.content for c in ask(client).choices]
+
+    def asked(number: int) -> list[str] | None:
+        if number % 2:
+            return [c.message.content for c in ask(client).choices]
+        try:
+            ask(client, response_format=schema_of(ENDLESS))
+        except openai.BadRequestError:
+            return None
+        raise AssertionError("a reply that does not fit was given")
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(asked, range(8)))
+    assert told == [None, free] * 4
+
+
+def test_a_stream_of_a_form_that_turns_out_impossible_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIError, match="could not be kept to"):
+        list(ask(client, response_format=schema_of(ENDLESS), stream=True))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"), [("a/b", "a/b"), (r"a\/b", "a/b"), (r"[\/]b", "/b"), (r"\\/", "\\/")]
+)
+def test_slashes_of_a_pattern(client: openai.OpenAI, pattern: str, text: str) -> None:
+    assert set(said(ask(client, extra_body={"guided_regex": pattern}))) == {text}
+
+
+def test_many_choices(client: openai.OpenAI) -> None:
+    options = [str(number) for number in range(10_000)]
+    chosen = said(ask(client, extra_body={"guided_choice": options}, temperature=2))
+    assert set(chosen) <= set(options)
+    assert len(set(chosen)) > 1
+
+
+def test_arguments_whose_schema_has_definitions(client: openai.OpenAI) -> None:
+    whom = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
+            "additionalProperties": False}  # fmt: skip
+    schema = {
+        "type": "object",
+        "properties": {"who": {"$ref": "#/$defs/Whom"}},
+        "required": ["who"],
+        "additionalProperties": False,
+        "$defs": {"Whom": whom},
+    }
+    tool = {"type": "function", "function": {"name": "grüße", "parameters": schema}}
+    answer = ask(client, model=TOOLED, tools=[tool], tool_choice="required", temperature=2)
+    for one in answer.choices:
+        (call,) = one.message.tool_calls
+        assert call.function.name == "grüße"
+        jsonschema.validate(json.loads(call.function.arguments), schema)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], Any]:
+    """The bundled model with another tokenizer."""
+
+    def made(change: Callable[[dict[str, Any]], None]) -> Any:
+        shutil.copytree(models.resolve(NANO), tmp_path / "other")
+        path = tmp_path / "other" / "tokenizer.json"
+        written = json.loads(path.read_text())
+        change(written)
+        path.write_text(json.dumps(written))
+        return BaseModel("other", str(tmp_path / "other"), torch.device("cpu"))
+
+    return made
+
+
+def written(base: Any, text: str, form: str) -> bool:
+    """Whether a text may be written in a form, by the tokens that the tokenizer makes of it."""
+    place = grammar.Grammar.of(base, form)
+    for token in [*base.tokenizer.encode(text, add_special_tokens=False), *base.eos_ids()]:
+        row = torch.zeros(base.vocab)
+        place.only(row)
+        if not torch.isfinite(row[token]):
+            return False
+        place.take(token)
+    return True
+
+
+def test_a_tokenizer_that_decodes_in_a_chain_as_conversions_from_gguf_write_it(other: Any) -> None:
+    def change(tokenizer: dict[str, Any]) -> None:
+        chain = [{"type": "ByteFallback"}, {"type": "Fuse"}, tokenizer["decoder"]]
+        tokenizer["decoder"] = {"type": "Sequence", "decoders": chain}
+
+    form = constraints.json_of({"type": "object"}, "response_format")
+    assert written(other(change), '{"a": "é b"}', form)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(other: Any) -> None:
+    def change(tokenizer: dict[str, Any]) -> None:
+        last = max(tokenizer["model"]["vocab"].values())
+        like = tokenizer["added_tokens"][0]
+        at = range(last + 1, last + 4)
+        tokenizer["added_tokens"] += [
+            {**like, "id": one, "content": mark}
+            for one, mark in zip(at, ("<more>", "<tool_call>", "</tool_call>"), strict=True)
+        ]
+
+    base = other(change)
+    assert len(base.tokenizer) > base.vocab
+    assert written(base, '{"a": 1}', constraints.json_of({"type": "object"}, "response_format"))
+    token = ThreadSafeTokenizer(base).token
+    assert token("<tool_call>") is None
+    assert token("a") is not None
+
+
+def test_a_tokenizer_that_is_understood_otherwise_is_refused(other: Any) -> None:
+    def change(tokenizer: dict[str, Any]) -> None:
+        replace = {"type": "Replace", "pattern": {"Regex": "[a-z]"}, "content": "z"}
+        chain = [{"type": "ByteFallback"}, {"type": "Fuse"}, replace]
+        tokenizer["decoder"] = {"type": "Sequence", "decoders": chain}
+
+    with pytest.raises(RequestError, match="does not understand how this one decodes"):
+        grammar.Grammar.of(other(change), "start: /a/")
+
+
 def test_a_mark_that_is_one_token_is_that_token() -> None:
     text = constraints.call_of([ADD], "required", {"<tool_call>": 7}.get)
-    assert text.startswith('start: <[7]> "\\n" (%json {')
+    assert text.startswith('start: <[7]> "\\n" ("')
     assert text.rstrip().endswith('"</tool_call>"')
 
 

@@ -114,17 +114,17 @@ def test_short_replies_are_copies_where_too_many_agree() -> None:
 class Noisy:
     """Reads every token at -1 nat; `rollout` tells of its samples what it reads, and noise."""
 
-    def __init__(self, noise: float) -> None:
-        self.noise, self.read = noise, 0
-        self.draw = random.Random(0)
+    def __init__(self, noise: float, length: int = 20, seed: int = 0) -> None:
+        self.noise, self.length, self.read = noise, length, 0
+        self.draw = random.Random(seed)
 
     def compute_logprobs(self, prompt: Any) -> Future[Any]:
         self.read += 1
         return done([None] + [-1.0] * (prompt.length - 1))
 
     def rollout(self) -> Rollout:
-        told = [-1.0 + self.draw.gauss(-0.0015, self.noise) for _ in range(20)]
-        segment = Segment.reply([5, 6, 7], [8] * 20, told)
+        told = [-1.0 + self.draw.gauss(-0.0015, self.noise) for _ in range(self.length)]
+        segment = Segment.reply([5, 6, 7], [8] * self.length, told)
         return Rollout([segment], Sample((), "a"), [])
 
     def rollouts(self) -> list[Rollout]:
@@ -165,6 +165,17 @@ def test_where_there_is_none_one_group_is_read(caplog: pytest.LogCaptureFixture)
     assert all(one.gaps for one in first)
     assert not any(one.gaps for rollouts in others for one in rollouts)
     assert caplog.messages == []
+
+
+def test_short_replies_are_measured_until_there_are_enough_of_them() -> None:
+    for seed in range(100):
+        noisy, exact = Noisy(0.05, 1, seed), Noisy(1e-3, 1, seed)
+        assert own(settled("auto", noisy, 40)[-1]) == [-1.0] * 4
+        settled("auto", exact, 40)
+        assert exact.read == 64
+    silent = Noisy(0.05, 0)
+    settled("auto", silent)
+    assert silent.read == 12, "of nothing nothing is known"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     "no name": (GOOD.replace("name: demo\n", ""), ["mine.yaml:1:1", "a recipe needs 'name:'"]),
     "no stages": ("name: demo\nmodel: ptl/tiny\n", ["a recipe needs 'stages:'"]),
     "stages empty": ("name: demo\nmodel: ptl/tiny\nstages: []\n", ["needs at least 1 item"]),
+    "a preset of nothing": (
+        GOOD + "presets: {quick: null}\n",
+        ["presets.quick", "a preset is a mapping", "mine.yaml: 1 fault"],
+    ),
+    "a preset of text": (GOOD + "presets: {other: text}\n", ["presets.other", "is a mapping"]),
     "nothing where one of a few words belongs": (
         GOOD + "engine: {use: local, dtype: null}\n",
         ["engine.dtype", "must be one of auto, float32, bfloat16, not null", "mine.yaml: 1 fault"],

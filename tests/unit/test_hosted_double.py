@@ -12,10 +12,12 @@ import httpx
 import numpy as np
 import pytest
 import tinker
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from posttrain_recipes.engine import wire
 from posttrain_recipes.engine.core.hosted import HostedDouble
+from posttrain_recipes.engine.core.sampling import Sampling
 from posttrain_recipes.engine.http import hosted as meets
 from posttrain_recipes.engine.wire import RequestError
 from posttrain_recipes.engine.wire.sampling import SampledTokens, SampleResult
@@ -124,6 +126,24 @@ def test_the_answer_to_a_save_is_lost_once(way: TestClient) -> None:
 # --- what survives it ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"a":' * 5000])
+def test_a_save_that_is_none_is_left_to_the_engine(way: TestClient, body: bytes) -> None:
+    assert way.post("/api/v1/save_weights", content=body).status_code == 200
+
+
+def test_a_save_that_is_refused_takes_no_name() -> None:
+    statuses = iter([404, 200])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        status = next(statuses)
+        await JSONResponse({"detail": "as the engine says"}, status)(scope, receive, send)
+
+    way = TestClient(meets.HostedMiddleware(app))
+    told = [post(way, "save_weights", model_id="m", path="a") for _ in range(3)]
+    assert [one.status_code for one in told] == [404, 503, 409]
+    assert "as the engine says" in told[0].text
+
+
 def failed(error: type[tinker.APIStatusError], status: int) -> Future[Any]:
     response = httpx.Response(status, request=httpx.Request("POST", "http://x"))
     future: Future[Any] = Future()
@@ -149,3 +169,26 @@ def test_the_command_line(ptl: Ptl) -> None:
     said = ptl("serve", "--like", "hosted", "--sample-only", "ptl/other", "--model", "ptl/nano")
     assert said.code == 2
     assert "--sample-only ptl/other: it is not offered" in said.err
+
+
+def test_what_is_on_record_is_what_it_tells() -> None:
+    kept: dict[str, int] = {}
+    submitted: list[Any] = []
+    sampler = SimpleNamespace(id="s", weights=SimpleNamespace(saved=None))
+    state = SimpleNamespace(
+        double=DOUBLE,
+        sampler=lambda name: sampler,
+        records=SimpleNamespace(
+            expect=lambda ids, prompt: None,
+            fill=lambda ids, tokens: kept.update(
+                zip(ids, (int(t[0]) for t in tokens), strict=True)
+            ),
+        ),
+        scheduler=SimpleNamespace(submit_batched=lambda key, batch, *more: submitted.append(batch)),
+    )
+    Sampling(state).sample(request(4, 3, record_stability_info=True))  # type: ignore[arg-type]
+    result = sampled(4)
+    submitted[0].item.on_result(result)
+    assert [int(one.tokens[0]) for one in result.sequences] == [0, 0, 2, 2]
+    assert list(kept.values()) == [0, 0, 2, 2]
+    assert (result.sequences[0].logprobs != np.array([-1, -2], np.float32)).all()

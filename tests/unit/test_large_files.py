@@ -339,6 +339,16 @@ def test_where_no_other_process_can_read_it_this_one_does(
     assert not asked.digests(dataset, 21_005)
 
 
+def test_other_processes_import_nothing_of_the_working_directory(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "MANY", 1)
+    (tmp_path / "hashlib.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    dataset = data(many, test_size=500, bad_rows="skip").dataset
+    assert len(asked.digests(dataset, 21_005)) == 21_005
+
+
 RECIPE = """\
 name: demo
 model: ptl/tiny

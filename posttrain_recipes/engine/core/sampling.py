@@ -84,11 +84,11 @@ class Sampling:
         sampler = self.state.sampler(request.sampling_session_id)
         if not 1 <= request.num_samples <= wire.MAX_SAMPLES:  # before a name is given to each
             raise RequestError(422, f"num_samples must be between 1 and {wire.MAX_SAMPLES}")
-        if self.state.double is not None:
-            request = self.state.double.sampling(request)
         ids = [f"{sampler.id}:{request.seq_id}:{i}" for i in range(request.num_samples)]
         if request.record_stability_info:
             request = self._recorded(request, ids)
+        if self.state.double is not None:  # what is recorded is what it tells
+            request = self.state.double.sampling(request)
         return self.state.scheduler.submit_batched(
             (sampler.id, request.seq_id),
             self.batch(sampler.weights, request),

@@ -134,7 +134,7 @@ class _ContinuousBatcher:
                 since_join = 0
             if self.batch is not None:
                 self._answer(self.batch.step(self.feed.pressed))
-                if not self.batch.sequences:
+                if self.batch is not None and not self.batch.sequences:
                     self.batch = None
             since_join += 1 if self.weights is None or self.feed.pressed() else STRIDE
             yield
@@ -246,12 +246,17 @@ class _ContinuousBatcher:
             self.batch = _UncachedBatch(self.base, joining)
 
     def _answer(self, ended: Sequence[SequenceState]) -> None:
-        """Answer the requests whose last sequence has just finished."""
+        """Answer the requests whose last sequence has just finished, and those that failed."""
         for group in {id(seq.group): seq.group for seq in ended}.values():
-            if all(seq.finished for seq in group.sequences):
+            if group.error is not None:
+                self._drop(group.request.ticket)  # its other samples
+            if group.error is not None or all(seq.finished for seq in group.sequences):
                 self._finish(group)
 
     def _finish(self, group: SequenceGroup) -> None:
+        if group.error is not None:
+            self.feed.answer(group.request.ticket, group.error)
+            return
         sequences = [seq.result() for seq in group.sequences]
         request = group.request
         result = SampleResult(

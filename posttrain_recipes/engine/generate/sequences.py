@@ -11,7 +11,7 @@ from torch import Tensor
 
 from posttrain_recipes.engine.generate.sampler import GenerationRequest, pick
 from posttrain_recipes.engine.model.base import BaseModel
-from posttrain_recipes.engine.wire import SampledTokens, TopK
+from posttrain_recipes.engine.wire import RequestError, SampledTokens, TopK
 
 STOP_SLACK = 16  # tokens decoded beyond a stop string's characters: some decode to no text
 DRAW_BLOCK = 128  # uniform numbers drawn at a time for each sequence
@@ -52,6 +52,9 @@ class SequenceState:
         """Append a token and its log-probability (nats). Sets `stopped` if it ends the sequence."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        if self.group.error is not None:
+            self.stopped = True
+            return
         if self.grammar is not None:
             self.grammar.take(token)
         strings, rules = self.request.stop_strings, self.request.wire_request.rules
@@ -83,6 +86,7 @@ class SequenceGroup:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
+        self.error: RequestError | None = None  # why the request has no result
         self.sequences = [
             SequenceState(self, index) for index in range(request.wire_request.num_samples)
         ]
@@ -129,7 +133,11 @@ def _by_rules(logits: Tensor, sequences: Sequence[SequenceState]) -> Tensor:
         if rules is None:
             continue
         if seq.grammar is not None:
-            seq.grammar.only(row)
+            try:
+                seq.grammar.only(row)
+            except RequestError as error:
+                seq.group.error = error
+                continue
         said = torch.tensor(seq.tokens, dtype=torch.long, device=row.device)
         if rules.repetition_penalty != 1.0:
             prompt = torch.from_numpy(seq.request.prompt).to(row.device)

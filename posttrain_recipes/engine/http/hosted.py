@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,22 +54,37 @@ class HostedMiddleware:
 
     async def _save(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Do it, and lose the first answer; refuse it when it is asked for again, unless it says
-        `overwrite`."""
-        body = await Request(scope, receive).body()
-        asked = json.loads(body)
-        key = str(asked.get("model_id")), str(asked.get("path"))
+        `overwrite`. One that the engine refuses is answered as ever, and takes no name."""
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
+            return
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError):
+            asked = None
 
         async def again() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async def lost(message: Message) -> None:
-            pass
-
-        if key not in self._saved:
-            self._saved.add(key)
-            await self.app(scope, again, lost)
-            await JSONResponse({"detail": "the answer was lost"}, 503)(scope, again, send)
-        elif asked.get("overwrite"):
+        if not isinstance(asked, dict):
             await self.app(scope, again, send)
-        else:
-            await JSONResponse({"detail": TAKEN}, 409)(scope, again, send)
+            return
+        key = str(asked.get("model_id")), str(asked.get("path"))
+        if key in self._saved:
+            taken = JSONResponse({"detail": TAKEN}, 409)
+            await (self.app if asked.get("overwrite") else taken)(scope, again, send)
+            return
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        self._saved.add(key)
+        await self.app(scope, again, keep)
+        if answer[0]["status"] == 200:
+            await JSONResponse({"detail": "the answer was lost"}, 503)(scope, again, send)
+            return
+        self._saved.discard(key)
+        for message in answer:
+            await send(message)

@@ -7,12 +7,15 @@ JSON is written on one line, as `json.dumps` does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain_recipes.engine.openai.tools import CLOSE, OPEN
 from posttrain_recipes.engine.wire import RequestError
 
+_SLASH = re.compile(r"\\.|/", re.DOTALL)
+"""A slash, and what is escaped already."""
 _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -23,14 +26,21 @@ def json_of(schema: Any, name: str) -> str:
 
 def regex(pattern: str) -> str:
     """Text that matches a regular expression as a whole."""
-    return f"start: /{pattern.replace('/', chr(92) + '/')}/\n"
+    escaped = _SLASH.sub(lambda found: found[0] if len(found[0]) > 1 else r"\/", pattern)
+    return f"start: /{escaped}/\n"
 
 
 def choice(options: Sequence[str]) -> str:
     """One of some texts. Raises RequestError 400 for none."""
     if not options or not all(isinstance(one, str) and one for one in options):
         raise RequestError(400, "guided_choice: a list of texts, none of them empty")
-    return f"start: {' | '.join(map(json.dumps, options))}\n"
+    # As one pattern: of alternatives llguidance takes 2000 at most.
+    return regex("|".join(f"(?:{''.join(map(_plain, one))})" for one in options))
+
+
+def _plain(char: str) -> str:
+    """A pattern of one character."""
+    return char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}"
 
 
 def response_format(asked: Mapping[str, Any]) -> str | None:
@@ -62,10 +72,12 @@ def call_of(
         RequestError: 400 where there is no such tool.
     """
     offered = [tool.get("function", tool) for tool in tools]
+    if not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in offered):
+        raise RequestError(400, "tools: each needs a function with a name")
     if asked != "required":
         function = asked.get("function") if isinstance(asked, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
-        offered = [one for one in offered if one.get("name") == name]
+        offered = [one for one in offered if one["name"] == name]
         if not offered:
             raise RequestError(
                 400, "tool_choice: 'none', 'auto', 'required', or "
@@ -73,21 +85,18 @@ def call_of(
             )  # fmt: skip
     if not offered:
         raise RequestError(400, "tool_choice: required needs 'tools'")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": one.get("name")},
-                "arguments": one.get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for one in offered
-    ]
-    body = " | ".join(_json(call, "tools") for call in calls)
+    body = " | ".join(map(_call, offered))
     begin, end = (_literal(mark, token) for mark in (OPEN, CLOSE))
     return f'start: {begin} "\\n" ({body}) "\\n" {end}\n'
+
+
+def _call(tool: Mapping[str, Any]) -> str:
+    """A call of a tool. Its parameters stay a schema of their own, as `$ref` begins at its root."""
+    name = json.dumps(tool["name"], ensure_ascii=False)
+    arguments = tool.get("parameters")
+    schema = _json({"type": "object"} if arguments in (None, True, {}) else arguments, "parameters")
+    begin = json.dumps(f'{{"name": {name}, "arguments": ')
+    return f'{begin} {schema} "}}"'
 
 
 def _literal(mark: str, token: Callable[[str], int | None]) -> str:
@@ -101,6 +110,8 @@ def _json(schema: Any, name: str) -> str:
             schema = json.loads(schema)
         except ValueError:
             raise RequestError(400, f"{name}: the schema is no JSON") from None
+    if schema is True:
+        schema = {}
     if not isinstance(schema, Mapping):
         raise RequestError(400, f"{name}: a JSON schema is an object")
     return f"%json {json.dumps({**schema, 'x-guidance': _ONE_LINE})}"

@@ -39,7 +39,7 @@ class ThreadSafeTokenizer:
                 422, f"{base.name} has no tokenizer that loads: {error}"
             ) from error  # fmt: skip
         self._tokenizer.chat_template = template or self._tokenizer.chat_template
-        self.name, self.context = base.name, base.context
+        self.name, self.context, self.vocab = base.name, base.context, base.vocab
         self.eos = frozenset(base.eos_ids() | self._template_end())
         self._lock = threading.Lock()
 
@@ -97,10 +97,11 @@ class ThreadSafeTokenizer:
         return ids
 
     def token(self, text: str) -> int | None:
-        """The id of a text that is one token; None where it is several."""
+        """The id of a text that is one token of the model; None where it is several, or one that
+        only the tokenizer knows."""
         with self._lock:
             ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return int(ids[0]) if len(ids) == 1 else None
+        return int(ids[0]) if len(ids) == 1 and ids[0] < self.vocab else None
 
     def _check_tools(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]

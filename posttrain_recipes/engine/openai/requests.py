@@ -127,7 +127,7 @@ class BaseCompletionRequest:
     ignore_eos: bool | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     logit_bias: dict[int, float] | None = None
     response_format: dict[str, Any] | None = None
     guided_json: Any = None
@@ -191,7 +191,9 @@ class BaseCompletionRequest:
     def form(self, token: TokenOf) -> str | None:
         """The form that a reply is to have, as a grammar; None for any. Raises RequestError 400."""
         forms = [
-            constraints.response_format(self.response_format) if self.response_format else None,
+            None if self.response_format is None else constraints.response_format(
+                self.response_format
+            ),
             None if self.guided_json is None else constraints.json_of(
                 self.guided_json, "guided_json"
             ),

@@ -27,6 +27,10 @@ GAP = 0.03
 """Nats a token (root mean square) from which on `auto` reads again. In float32 the embedded engine
 is below 1e-4, in bfloat16 below this; hosted servers are said to be near 0.05."""
 
+ENOUGH = 64
+"""Tokens that the gap is measured on: noise of GAP and noise of 0.05 nats then differ by 7 standard
+errors. Of a group of short replies it is a matter of luck."""
+
 Asked = list[list["tinker.APIFuture[list[float | None]]"]]
 
 
@@ -34,8 +38,8 @@ class Behaviour:
     """Sees to log q of a stage's rollouts. May be used from many threads at once.
 
     Args:
-        how: whether they are read again; `auto` measures on the first group that comes.
-        measure: whether the first group is read in any case, to say how far it is off.
+        how: whether they are read again; `auto` measures on the first `ENOUGH` tokens that come.
+        measure: whether those are read in any case, to say how far they are off.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Behaviour:
         self.waiter = waiter
         self._first = threading.Lock()
         self._again: bool | None = None if measure else False
+        self._gaps: list[float] = []
 
     def ask(self, rollouts: Sequence[Rollout], sampler: tinker.SamplingClient) -> Asked:
         """Have the sampler's own weights read rollouts, without waiting, where that is to be."""
@@ -66,17 +71,20 @@ class Behaviour:
                 own = [value * wrote for value, wrote in zip(read, segment.sampled, strict=True)]
                 rollout.segments[place] = replace(segment, logprobs=own)
 
-    def _measured(self, rollouts: Sequence[Rollout], sampler: tinker.SamplingClient) -> bool:
+    def _measured(self, rollouts: Sequence[Rollout], sampler: tinker.SamplingClient) -> bool | None:
+        """What the gap so far tells; None while too few tokens were read."""
         told = [list(rollout.segments) for rollout in rollouts]
         self.take(rollouts, _asked(rollouts, sampler))
-        gaps = [gap for rollout in rollouts for gap in rollout.gaps]
-        off = rms(gaps)
+        self._gaps += [gap for rollout in rollouts for gap in rollout.gaps]
+        off = rms(self._gaps)
         again = self.how == "recomputed" or (self.how == "auto" and off > GAP)
-        if off > GAP and self.how != "recomputed":
-            log.warning("%s; %s", gap_told(gaps), _READ if again else _NOT_READ)
         if not again:
             for rollout, segments in zip(rollouts, told, strict=True):
                 rollout.segments = segments
+        if len(self._gaps) < ENOUGH:
+            return None
+        if off > GAP and self.how != "recomputed":
+            log.warning("%s; %s", gap_told(self._gaps), _READ if again else _NOT_READ)
         return again
 
 
