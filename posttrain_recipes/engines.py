@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from posttrain_recipes import machine, probe, sdk
+from posttrain_recipes import dialects, machine, probe, sdk
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import Address, without_password
 from posttrain_recipes.plugin import (
@@ -29,7 +29,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.shape import Shape
 from posttrain_recipes.shown import redact
-from posttrain_recipes.waiting import explain, in_thread
+from posttrain_recipes.waiting import explain, in_thread, no_free_slot
 from posttrain_recipes.watching import Pauses, Watch
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Hosted(Engine):
 
 
 class Server(Engine):
-    """Any server that speaks Tinker's protocol: `ptl serve` elsewhere, SkyRL, ..."""
+    """Any server that speaks Tinker's protocol: `ptl serve` elsewhere, SkyRL, TuFT, ..."""
 
     name = "server"
 
@@ -254,21 +254,62 @@ class Server(Engine):
             default="${env:TINKER_API_KEY}", repr=False
         )
         """The key that it asks for; write it as ${env:NAME}, never in plain text."""
+        dialect: Literal["auto", "current", "0.25"] = "auto"
+        """The form of the protocol that it speaks, by the SDK that it was written for. `0.25` puts
+        a translator between, in this process; `auto` tells it by answers that change nothing."""
+        startup_timeout: Annotated[float, Affects.NOTHING] = Field(default=300.0, gt=0)
+        """Seconds that the first training check may take: a server may load or compile a model
+        for it."""
 
     config: Config
+    spoken: str | None = None
+    """What `auto` came to; None where the server was not asked, or did not answer."""
 
     @property
     def identity(self) -> str:
-        """The server's address."""
-        return self.config.base_url
+        """The server's address, and its dialect where that is not the current one."""
+        address, dialect = self.config.base_url, self.dialect
+        return address if dialect in (None, "current") else f"{address} (dialect {dialect})"
+
+    @property
+    def dialect(self) -> str | None:
+        """What it speaks; None as long as that is not known."""
+        return self.spoken if self.config.dialect == "auto" else self.config.dialect
+
+    def settle(self, folder: Path | None, measure: bool) -> str | None:
+        """Ask the server what it speaks, where the recipe leaves that open and there is time."""
+        if self.config.dialect == "auto" and measure:
+            with contextlib.suppress(PtlError):  # told when it is connected to
+                self.spoken = dialects.told(self.config.base_url, _key(self.config.api_key))
+        if self.dialect != "0.25":
+            return None
+        self.open_options = dialects.OPEN
+        return f"engine: {self.config.base_url} speaks the dialect 0.25, which is translated"
+
+    def settled(self) -> Mapping[str, str]:
+        """The dialect, where it was asked for."""
+        return {"dialect": self.spoken} if self.spoken else {}
 
     @contextmanager
     def connect(
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
     ) -> Iterator[Connection]:
         """Log in and see that the models are served."""
-        with _remote(self.config.base_url, self.config.api_key, models) as connection:
-            yield replace(connection, missing=lambda names: _probed(connection, models, names))
+        address, key = self.config.base_url, _key(self.config.api_key)
+        dialect = self.dialect or dialects.told(address, key) or "current"
+        with ExitStack() as ends:
+            door = None
+            if dialect == "0.25":
+                sdk.check()
+                door = ends.enter_context(dialects.translated(address, key))
+            connection = ends.enter_context(_remote(address, key, models, door))
+            lacks = dialects.LACKS if door else {}
+
+            def missing(names: Collection[str]) -> dict[str, str]:
+                startup_s = self.config.startup_timeout
+                return _probed(connection, models, names, lacks, startup_s, self.rank)
+
+            yield replace(connection, missing=missing)
 
 
 @hookimpl
@@ -286,34 +327,70 @@ def _embedded_lacks(names: Collection[str]) -> dict[str, str]:
 
 
 def _probed(
-    connection: Connection, models: Mapping[str, str], names: Collection[str]
+    connection: Connection,
+    models: Mapping[str, str],
+    names: Collection[str],
+    lacks: Mapping[str, str],
+    startup_s: float,
+    rank: int,
 ) -> dict[str, str]:
     """What a server turns out not to do, of these and what they stand on, with one of its models.
 
     A server that is made for another version of the SDK may hang a client rather than fail it.
+
+    Args:
+        lacks: what it is known not to do, with why: it is not tried.
+        startup_s: seconds for the first training check, beyond those of the others.
+        rank: of the adapters that it is tried with.
+
+    Raises:
+        PtlError: the server has no free slot for an adapter.
     """
-    found = probe.probe(
-        connection.service,
-        connection.rest,
-        next(iter(models)),
-        names,
-        check_s=PROBE_S / 2,
-        within_s=PROBE_S,
+    known = {name: lacks[name] for name in probe.with_requirements(names) if name in lacks}
+    if known:
+        return {name: why for name, why in known.items() if name in names} or known
+    found = list(
+        probe.probe(
+            connection.service,
+            connection.rest,
+            next(iter(models)),
+            names,
+            check_s=PROBE_S / 2,
+            within_s=PROBE_S,
+            startup_s=startup_s,
+            rank=rank,
+        )
     )
-    missing = {one.name: one.detail for one in found if one.verdict != "yes"}
+    if full := next((one.detail for one in found if one.full), None):
+        raise no_free_slot(full)
+    missing = {one.name: _root(one, found) for one in found if one.verdict != "yes"}
     return {name: why for name, why in missing.items() if name in names} or missing
 
 
+def _root(one: probe.Outcome, found: Sequence[probe.Outcome]) -> str:
+    """Why a check did not pass; of one that was not tried, what it stands on and why that did
+    not."""
+    below = next((other for other in found if one.detail == f"needs {other.name}"), None)
+    return one.detail if below is None else f"{one.detail}: {_root(below, found)}"
+
+
 @contextmanager
-def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> Iterator[Connection]:
+def _remote(
+    base_url: str | None,
+    api_key: str,
+    models: Mapping[str, str],
+    door: dialects.Loopback | None = None,
+) -> Iterator[Connection]:
+    """Clients of a server, by way of a translator where there is one."""
     sdk.check()
     _check_address(base_url)
     key, where = _key(api_key), base_url or "hosted Tinker"
+    to = (door.base_url, door.api_key) if door else (base_url, key)
 
     def ask() -> tuple[tinker.ServiceClient, tinker.RestClient, dict[str, Offer]]:
-        service, rest = _clients(base_url, key)
+        service, rest = _clients(*to)
         served = rest.get_server_capabilities().result().supported_models
-        return service, rest, offers(served)
+        return service, rest, Offer.by_name(served)
 
     try:
         # The SDK tries for minutes where nobody answers.
@@ -350,15 +427,6 @@ def _remote(base_url: str | None, api_key: str, models: Mapping[str, str]) -> It
             lambda: watch.trouble or pauses.trouble,
             offers=served,
         )
-
-
-def offers(served: Sequence[tinker.SupportedModel]) -> dict[str, Offer]:
-    """What the models of a server's capabilities are served for, by name."""
-    named = sorted((one for one in served if one.model_name), key=lambda one: one.model_name)
-    return {
-        one.model_name: Offer(one.max_context_length, one.trainable, one.sampleable)
-        for one in named
-    }
 
 
 @contextmanager

@@ -230,6 +230,12 @@ class LoraConfig(PluginConfig):
     train_unembed: bool = False
     """Adapt the output embedding."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the engine must obey: some adapt attention and MLP whatever they are told."""
+        switches = (self.train_attn, self.train_mlp, self.train_unembed)
+        return () if switches == (True, True, False) else ("lora:parts",)
+
 
 RESERVED = frozenset(
     {

@@ -341,8 +341,7 @@ class Method(Plugin):
     family: ClassVar[Family] = Family.IMITATION
     """What it learns from, which tells the number of `learning_rate: auto`."""
     streams: ClassVar[bool] = False
-    """Whether its records may be a `Streamed`, of which it asks for those of one batch at a time;
-    otherwise they are all held."""
+    """Whether its records may be a `Streamed`, asked for one batch at a time; else all are held."""
     starts_over: ClassVar[bool] = False
     """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
 
@@ -435,6 +434,11 @@ class Engine(Plugin):
     precision: str = ""
     """The numbers that it computes in, where a recipe or `settle` says so and results depend on it;
     empty for those of the service, and for float32 on this machine."""
+
+    open_options: Mapping[str, Any] = {}
+    """What options of methods are on it where a recipe leaves them open; `settle` decides it."""
+    rank: int = 4
+    """The rank of the adapters that it is tried with; that of the recipe, once there is one."""
 
     @property
     def basis(self) -> str:

@@ -7,8 +7,12 @@ import importlib.metadata
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from posttrain_recipes.errors import PtlError
+
+if TYPE_CHECKING:
+    import tinker
 
 OLDEST, BEFORE = (0, 38), (1, 0)
 """The versions that this program works with: from the first on, below the second."""
@@ -87,6 +91,16 @@ def connection_of(sampler: object) -> object:
     """What the clients of one connection to a server share; the sampler itself where that is not
     told."""
     return getattr(sampler, "holder", None) or sampler
+
+
+def session_beside(service: tinker.ServiceClient) -> tinker.ServiceClient | None:
+    """A client of the same server with a session of its own; None where `service` does not tell
+    which that is."""
+    import tinker
+
+    if not isinstance(service, tinker.ServiceClient):
+        return None
+    return tinker.ServiceClient(base_url=service._base_url, api_key=service._api_key)
 
 
 def no_longer_known(error: Exception) -> bool:

@@ -242,6 +242,30 @@ _OF_A_FUTURE = re.compile(
 """What the SDK puts around an engine's words."""
 
 
+_FULL = re.compile(
+    r"no (free|available) (lora |adapter )?slots?\b|maximum number of (lora )?(adapters|models)"
+    r"|too many (lora )?(adapters|models)|max_lora_adapters|no capacity for another adapter"
+    r"|already has an? '?\w+'? model",
+    re.I,
+)
+"""How servers say that they hold as many adapters as they can."""
+
+
+def says_full(words: str) -> bool:
+    """Whether a server's words say that it has no free slot for an adapter."""
+    return bool(_FULL.search(words))
+
+
+def no_free_slot(words: str) -> PtlError:
+    """The error of a server that holds as many adapters as it can; `words` are its own."""
+    return PtlError(
+        "the server has no free slot for another adapter",
+        why=words,
+        hint="end the runs that use it, wait for those that ended (it may keep their adapters for "
+        "minutes), or start it with more slots",
+    )
+
+
 def explain(error: Exception) -> Exception:
     """What the SDK raised, as a `PtlError` where it came from the engine."""
     import tinker
@@ -262,6 +286,8 @@ def explain(error: Exception) -> Exception:
         return RefusedError("the engine could not do what was asked", why=str(error))
     if isinstance(error, tinker.TinkerError):
         why = _OF_A_FUTURE.sub(r"\1", str(error))
+        if says_full(why):
+            return no_free_slot(why)
         return PtlError("the engine could not do what was asked", why=why)
     return error
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import models, probe, registry
+from posttrain_recipes.cli import check_page
 from posttrain_recipes.cli.options import check_address, check_model, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.engines import Local, Server
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Connection
 from posttrain_recipes.waiting import EngineWaiter
 
@@ -58,26 +59,77 @@ def list_engines(as_json: bool) -> None:
     metavar="CAPABILITY",
     help="Check this, and what it stands on; exit status 1 where the server lacks it. Repeatable.",
 )
+@click.option(
+    "--dialect",
+    type=click.Choice(["auto", "current", "0.25"]),
+    default="auto",
+    show_default=True,
+    help="The form of the protocol that the server speaks.",
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(1, 512),
+    default=probe.RANK,
+    show_default=True,
+    help="Of the adapters; some servers keep to that of the first.",
+)
+@click.option(
+    "--startup-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the first training check, and the first of sampling, may take.",
+)
+@click.option(
+    "--markdown",
+    metavar="LABEL",
+    help="Print a page of Markdown, with this name for the server, such as 'SkyRL 0.3.0': what it "
+    "does, and which recipes of this package run on it.",
+)
 @json_option
-def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_json: bool) -> None:
+def check(
+    base_url: str | None,
+    model: str | None,
+    only: tuple[str, ...],
+    dialect: str,
+    rank: int,
+    startup_timeout: float,
+    markdown: str | None,
+    as_json: bool,
+) -> None:
     """Try everything that a Tinker server may do, each on a few tokens, and say what it does.
 
-    Its names are what a plugin's `needs` names. What is saved on the server meanwhile is deleted.
+    Its names are what a plugin's `needs` names. What is saved on the server meanwhile is deleted,
+    and no more than four adapters are held at a time.
     """
     # One check is of a call that the SDK calls deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="posttrain_recipes.probe")
     check_address(base_url, "--base-url (or TINKER_BASE_URL)")
+    if markdown is not None and (only or as_json):
+        raise UsageError("--markdown is of all checks, and no JSON: leave out --only and --json")
     names = probe.with_requirements(only) if only else None
     found: list[probe.Outcome] = []
-    with _connected(base_url, model) as (connection, name):
-        if not as_json:
-            click.echo(f"{base_url or 'the embedded engine'}, model {name}\n")
-        for outcome in probe.probe(connection.service, connection.rest, name, names):
+    aloud = not as_json and markdown is None
+    with _connected(base_url, model, dialect) as (connection, name, spoken):
+        if aloud:
+            told = f", dialect {spoken}" if spoken not in (None, "current") else ""
+            click.echo(f"{base_url or 'the embedded engine'}, model {name}{told}\n")
+        for outcome in probe.probe(
+            connection.service,
+            connection.rest,
+            name,
+            names,
+            startup_s=startup_timeout,
+            rank=rank,
+        ):
             found.append(outcome)
-            if not as_json:
+            if aloud:
                 _tell(outcome)
     if as_json:
         answer([asdict(one) for one in found])
+    elif markdown is not None:
+        click.echo(check_page.page(markdown, name, spoken, found), nl=False)
     else:
         count = sum(one.verdict == "yes" for one in found)
         lacking = ", ".join(one.name for one in found if one.verdict == "no")
@@ -87,8 +139,10 @@ def check(base_url: str | None, model: str | None, only: tuple[str, ...], as_jso
 
 
 @contextmanager
-def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connection, str]]:
-    """A connection, and a model to try things on."""
+def _connected(
+    base_url: str | None, model: str | None, dialect: str
+) -> Iterator[tuple[Connection, str, str | None]]:
+    """A connection, a model to try things on, and the dialect of a server."""
     if base_url is None:
         name = model or SMALL
         check_model(name, "--model")
@@ -97,9 +151,10 @@ def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connec
             home = Path(folder)
             location = models.resolve(name)
             with engine.connect({name: location}, home, home / "engine.log") as connection:
-                yield connection, name
+                yield connection, name, None
         return
-    server = Server(Server.Config(base_url=base_url))
+    server = Server(Server.Config.model_validate({"base_url": base_url, "dialect": dialect}))
+    server.settle(None, measure=True)
     asked = {model: model} if model else {}
     with server.connect(asked, Path(), Path()) as connection:
         if model is None:
@@ -108,7 +163,7 @@ def _connected(base_url: str | None, model: str | None) -> Iterator[tuple[Connec
             model = next((one.model_name for one in served if one.model_name), None)
         if model is None:
             raise PtlError(f"{base_url} does not say what it serves", hint="name one with --model")
-        yield connection, model
+        yield connection, model, server.dialect
 
 
 def _tell(outcome: probe.Outcome) -> None:

@@ -32,8 +32,11 @@ def of(plan: Plan) -> dict[str, list[str]]:
             *(("eval", planned.eval) for planned in stage.evals),
         ]
         if stage.method is not None:
-            trains = not isinstance(stage.method, DataMethod)
-            add(TRAINS if trains else (), f"stage '{stage.name}'")
+            if not isinstance(stage.method, DataMethod):
+                add(TRAINS, f"stage '{stage.name}'")
+                add(tuple(stage.lora.needs), f"'lora' of stage '{stage.name}'")
+                options = getattr(stage.method.config, "needs", ())
+                add(tuple(options), f"options of stage '{stage.name}'")
             plugins.insert(0, ("method", stage.method))
         plugins += [("reward", inner) for _, plugin in plugins for inner in plugin.rewards.values()]
         for kind, plugin in plugins:
@@ -114,6 +117,8 @@ def check(plan: Plan, connection: Connection, wait: Waiter) -> None:
             hint="name another model, or a smaller number, at each of these options",
         )
     wanted = of(plan)
+    if plan.stages:
+        plan.engine.rank = plan.stages[0].lora.rank
     missing: Mapping[str, str] = wait(in_thread(lambda: connection.missing(list(wanted))))
     if not missing:
         return

@@ -59,6 +59,11 @@ def filled(
 ) -> dict[str, Any]:
     """The options of a stage's method with a number for each `auto`; notes where none is found."""
     found = dict(given)
+    forced = builder.engine.open_options if builder.engine else {}
+    for name, value in forced.items():
+        if name in config.model_fields and name not in found:
+            found[name] = value
+            builder.pins[f"{method.name}: {name} {value:g}: the engine does nothing else"] = None
     for name in options(config):
         if found.get(name, config.model_fields[name].default) == AUTO:
             found[name] = _rate(builder, method, name, (*key, name))
@@ -92,7 +97,11 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
 def settle(builder: Builder) -> None:
     """Have the engine decide what its options leave to the recipe's model, and note it."""
     engine = builder.engine
-    if engine is None or not engine.loads or builder.model not in builder.models:
+    if engine is None or builder.model not in builder.models:
+        return
+    if not engine.loads:  # its models need not be on this machine
+        if told := engine.settle(None, builder.ask):
+            builder.pins[told] = None
         return
     location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
     if builder.ask and folder(location) is None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain_recipes.probe.bench import Bench, Check, Outcome, UnsupportedError
+from posttrain_recipes.probe.bench import RANK, Bench, Check, Outcome, UnsupportedError
 from posttrain_recipes.probe.running import CHECKS, probe, with_requirements
 
 __all__ = [
     "CHECKS",
     "EMBEDDED_LACKS",
+    "RANK",
     "Bench",
     "Check",
     "Outcome",

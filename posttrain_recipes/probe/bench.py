@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from posttrain_recipes import models, sdk
+from posttrain_recipes.waiting import says_full
 
 if TYPE_CHECKING:
     import tinker
@@ -16,6 +21,14 @@ if TYPE_CHECKING:
 
 class UnsupportedError(Exception):
     """The server lacks the capability; the message says what it did instead."""
+
+
+class AbandonedError(Exception):
+    """The check was given up: nobody waits for it."""
+
+
+class FullError(Exception):
+    """The server has no free slot for the adapter that a check needs; the message is its own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,8 @@ class Outcome:
     verdict: Literal["yes", "no", "untried"]
     detail: str = ""
     seconds: float = 0.0
+    full: bool = False
+    """Whether it is untried because the server has no free slot for an adapter."""
 
 
 class Checks(dict[str, Check]):
@@ -54,9 +69,15 @@ class Checks(dict[str, Check]):
         return add
 
 
+T = TypeVar("T")
+_CHECK: ContextVar[object] = ContextVar("check", default=None)
 TOKENS = [37, 91, 5, 64, 120, 18, 77, 33, 140, 52, 11, 98, 25, 66, 109, 7, 83, 41, 130, 29]
 """Ids that every vocabulary has. What they say does not matter."""
 RANK = 4
+MOST = 4
+"""Adapters that are held at a time, at most."""
+RELEASE_S = 15.0
+"""How long the end of a session is waited for."""
 TOLERANCE = 0.05
 """How far two log-probabilities of the same token may be apart: servers compute in bfloat16."""
 
@@ -65,6 +86,9 @@ TOLERANCE = 0.05
 class Bench:
     """Clients of the server at test, and the few things that every check does with them.
 
+    Servers hold so many adapters and no more. Those of a check are of sessions of their own, and
+    given back as it goes on; with the two that checks share, at most `MOST` are held at a time.
+
     `wait_s` bounds each wait: an old SDK waits for ever where a server never answers.
     """
 
@@ -72,9 +96,14 @@ class Bench:
     rest: tinker.RestClient
     model: str
     wait_s: float = 60.0
+    rank: int = RANK
     saved: list[str] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
     """What the SDK was asked since the last `give_up`."""
+    opened: list[tinker.ServiceClient] = field(default_factory=list)
+    """The sessions of the present check."""
+    check: object = None
+    """What the present check is known by."""
 
     def wait(self, future: Any) -> Any:
         """The result of what an SDK returned, now or as a future."""
@@ -82,6 +111,11 @@ class Bench:
 
     def wait_all(self, *futures: Any) -> list[Any]:
         """The results of what was sent together."""
+        try:
+            self._go_on()
+        except AbandonedError:
+            _cancel(futures)
+            raise
         self.asked += (one for one in futures if hasattr(one, "result"))
         return [
             one.result(timeout=self.wait_s) if hasattr(one, "result") else one for one in futures
@@ -90,14 +124,64 @@ class Bench:
     def give_up(self) -> None:
         """Cancel what was asked and has no answer: the SDK would poll for it for ever."""
         asked, self.asked = self.asked, []
-        for one in asked:
-            future = one.future() if hasattr(one, "future") else one
-            future.cancel()
+        _cancel(asked)
 
-    def trainer(self, **options: Any) -> tinker.TrainingClient:
-        """A client with a new adapter of rank 4."""
-        options = {"rank": RANK, "seed": 1, **options}
-        return self.wait(self.service.create_lora_training_client(self.model, **options))
+    def as_check(self, run: Callable[[], T]) -> Callable[[], T]:
+        """`run` as the present check, in whatever thread it is called."""
+        me = self.check = object()
+
+        def work() -> T:
+            _CHECK.set(me)
+            return run()
+
+        return work
+
+    def abandon(self) -> None:
+        """Have the present check end at its next request, if it is still under way."""
+        self.check = None
+
+    def _go_on(self) -> None:
+        me = _CHECK.get()
+        if me is not None and me is not self.check:
+            raise AbandonedError
+
+    def trainer(
+        self, service: tinker.ServiceClient | None = None, **options: Any
+    ) -> tinker.TrainingClient:
+        """A client with a new adapter on attention and MLP, of `service` or of a session of its
+        own."""
+        options = {"rank": self.rank, "seed": 1, "train_unembed": False, **options}
+        service = service or self.own_session()
+        return self._made(service.create_lora_training_client(self.model, **options))
+
+    @cached_property
+    def shared(self) -> tinker.ServiceClient:
+        """The session of the adapters that checks share; `service` may be that of a run."""
+        return sdk.session_beside(self.service) or self.service
+
+    def own_session(self) -> tinker.ServiceClient:
+        """A session that ends with the check, or with the next `release`."""
+        self._go_on()
+        session = sdk.session_beside(self.service)
+        if session is None:
+            return self.service
+        self.opened.append(session)
+        return session
+
+    def _made(self, client: Any) -> Any:
+        try:
+            return self.wait(client)
+        except Exception as error:
+            if says_full(str(error)):
+                raise FullError(str(error)) from error
+            raise
+
+    def release(self) -> None:
+        """Give back the adapters of the check's own sessions."""
+        ended, self.opened = self.opened, []
+        for one in ended:
+            with contextlib.suppress(Exception):  # a server without such a call keeps them
+                one.close("success").result(timeout=RELEASE_S)
 
     def save(self, client: tinker.TrainingClient, what: str, **options: Any) -> str:
         """Save the client's state and return its path; it is deleted when all checks are done."""
@@ -106,16 +190,23 @@ class Bench:
         return path
 
     def clean_up(self) -> None:
-        """Delete what was saved: on a hosted server it costs money."""
+        """Delete what was saved, which costs money on a hosted server; give back all adapters."""
         for path in dict.fromkeys(self.saved):
             with contextlib.suppress(Exception):
                 self.wait(self.rest.delete_checkpoint_from_tinker_path(path))
         self.saved.clear()
+        if "shared" in vars(self) and self.shared is not self.service:
+            self.opened.append(self.shared)
+        self.release()
 
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, where this machine can load it."""
         try:
+            if (folder := Path(models.resolve(self.model))).is_dir():
+                from transformers import AutoTokenizer
+
+                return AutoTokenizer.from_pretrained(folder)
             return self.fresh.get_tokenizer()
         except Exception as error:
             raise UnsupportedError(f"its tokenizer cannot be loaded here: {error}") from None
@@ -123,12 +214,12 @@ class Bench:
     @cached_property
     def fresh(self) -> tinker.TrainingClient:
         """An adapter that no check trains."""
-        return self.trainer()
+        return self.trainer(self.shared)
 
     @cached_property
     def trained(self) -> tinker.TrainingClient:
         """An adapter after one step, for checks that save it."""
-        client = self.trainer()
+        client = self.trainer(self.shared)
         self.step(client, [self.datum()])
         return client
 
@@ -138,13 +229,14 @@ class Bench:
         return self.wait(self.service.create_sampling_client(base_model=self.model))
 
     def resume(self, path: str, *, optimizer: bool) -> tinker.TrainingClient:
-        """A client made from a saved state."""
+        """A client made from a saved state, of a session of its own."""
+        service = self.own_session()
         create = (
-            self.service.create_training_client_from_state_with_optimizer
+            service.create_training_client_from_state_with_optimizer
             if optimizer
-            else self.service.create_training_client_from_state
+            else service.create_training_client_from_state
         )
-        return self.wait(create(path))
+        return self._made(create(path))
 
     def name(self, what: str) -> str:
         """A name for a checkpoint that nobody else takes."""
@@ -204,6 +296,12 @@ class Bench:
     def arrays(output: Any) -> list[list[float]]:
         """The log-probabilities that came back, a list for each datum."""
         return [list(out["logprobs"].data) for out in output.loss_fn_outputs]
+
+
+def _cancel(asked: Iterable[Any]) -> None:
+    for one in asked:
+        if hasattr(one, "result"):
+            (one.future() if hasattr(one, "future") else one).cancel()
 
 
 def total(output: Any) -> float:

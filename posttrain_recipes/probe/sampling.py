@@ -178,7 +178,7 @@ def logprobs(bench: Bench) -> str:
 
 @check("sample:trained", "sample from weights in training", "train", "prompt_logprobs")
 def trained(bench: Bench) -> None:
-    """The sampler has the weights of when it was made, and keeps them."""
+    """The sampler has the weights of when it was made."""
     client = bench.trainer()
     bench.step(client, [bench.datum()])
     sampler = bench.wait(client.save_weights_and_get_sampling_client())
@@ -187,8 +187,27 @@ def trained(bench: Bench) -> None:
     base = list(bench.wait(bench.sampler.compute_logprobs(prompt))[1:])
     differ(values, base, "the sampler has the base model's weights")
     agree(values, bench.logprobs(client)[:7], "it has other weights than the trainer")
+
+
+@check("sample:snapshot", "a sampler keeps its weights as training goes on", "sample:trained")
+def snapshot(bench: Bench) -> None:
+    """Neither does training change it, nor does sampling from it change what is trained."""
+    client = bench.trainer()
+    bench.step(client, [bench.datum()])
+    sampler = bench.wait(client.save_weights_and_get_sampling_client())
+    prompt = bench.prompt()
+
+    def sampled() -> list[float]:
+        return list(bench.wait(sampler.compute_logprobs(prompt))[1:])
+
+    values = sampled()
     bench.step(client, [bench.datum(5)])
-    agree(list(bench.wait(sampler.compute_logprobs(prompt))[1:]), values, "it changed by training")
+    trained = bench.logprobs(client)
+    agree(sampled(), values, "it changed by training")
+    newer = bench.wait(client.save_weights_and_get_sampling_client())
+    bench.wait(newer.compute_logprobs(prompt))
+    agree(sampled(), values, "it changed as a newer one was made")
+    agree(bench.logprobs(client), trained, "sampling from it changed the weights in training")
 
 
 @check("loss:stable_reinforce", "train on sampled tokens by StableReinforce", "sample:trained")

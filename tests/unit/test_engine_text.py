@@ -68,7 +68,7 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 @pytest.mark.parametrize(
     "more",
     [
-        {"tool_choice": "required"}, {"response_format": {"type": "json_object"}},
+        {"tool_choice": "required"}, {"response_format": {"type": "xml"}},
         {"logit_bias": {"one": 5}}, {"frequency_penalty": 2.5},
         {"temperature": -1}, {"temperature": "hot"}, {"top_p": 0},
         {"n": 0}, {"n": 1000}, {"max_tokens": 0}, {"messages": []}, {"model": None},

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from posttrain_recipes.engine.generate.grammar import Grammar
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.decoder import DecoderWeights
 from posttrain_recipes.engine.model.kernels import product
@@ -64,6 +65,7 @@ class GenerationRequest:
     target_logprobs: Cells | None = None
     alt_tokens: AltTokens | None = None
     last_logits: Tensor | None = None  # (V,), after the prompt, kept where max_new is 1
+    grammar: Grammar | None = None  # at the beginning of each of its replies
 
 
 def prepare(base: BaseModel, wire_request: SampleRequest, ticket: Any = None) -> GenerationRequest:
@@ -108,12 +110,16 @@ def prepare(base: BaseModel, wire_request: SampleRequest, ticket: Any = None) ->
     stop_ids, stop_strings = _stops(base, params.stop)
     seed = None if params.seed is None else params.seed & (2**64 - 1)
     request = GenerationRequest(ticket, wire_request, prompt, max_new, stop_ids, stop_strings, seed)
+    if wire_request.rules is not None and wire_request.rules.grammar:
+        request.grammar = Grammar.of(base, wire_request.rules.grammar)
     if wire_request.target_prompt_logprobs is not None:
         request.targets = _targets(base, prompt.size, wire_request.target_prompt_logprobs)
     return request
 
 
 def _check_rules(base: BaseModel, rules: LogitRules) -> None:
+    if rules.grammar and rules.min_tokens:
+        raise RequestError(400, "min_tokens: a reply in a form ends where the form does")
     if rules.logit_bias:
         base.check_ids(np.array(list(rules.logit_bias), dtype=np.int64), "logit_bias")
         if not all(-100 <= bias <= 100 for bias in rules.logit_bias.values()):

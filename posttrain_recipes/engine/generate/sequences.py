@@ -29,6 +29,7 @@ class SequenceState:
         entropy = None if self.request.seed is None else [self.request.seed, index]
         self._rng = np.random.default_rng(entropy)
         self._draws: list[float] = []
+        self.grammar = self.request.grammar and self.request.grammar.copy()
 
     @property
     def finished(self) -> bool:
@@ -51,6 +52,8 @@ class SequenceState:
         """Append a token and its log-probability (nats). Sets `stopped` if it ends the sequence."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        if self.grammar is not None:
+            self.grammar.take(token)
         strings, rules = self.request.stop_strings, self.request.wire_request.rules
         early = rules is not None and len(self.tokens) < rules.min_tokens
         self.stopped = not early and (
@@ -125,6 +128,8 @@ def _by_rules(logits: Tensor, sequences: Sequence[SequenceState]) -> Tensor:
         rules = seq.request.wire_request.rules
         if rules is None:
             continue
+        if seq.grammar is not None:
+            seq.grammar.only(row)
         said = torch.tensor(seq.tokens, dtype=torch.long, device=row.device)
         if rules.repetition_penalty != 1.0:
             prompt = torch.from_numpy(seq.request.prompt).to(row.device)

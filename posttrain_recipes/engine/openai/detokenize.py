@@ -96,6 +96,12 @@ class ThreadSafeTokenizer:
                 ) from error
         return ids
 
+    def token(self, text: str) -> int | None:
+        """The id of a text that is one token; None where it is several."""
+        with self._lock:
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return int(ids[0]) if len(ids) == 1 else None
+
     def _check_tools(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
     ) -> None:

@@ -7,6 +7,7 @@ without effect gives a reply to another question than was asked.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -14,9 +15,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from posttrain_recipes.engine import wire
+from posttrain_recipes.engine.openai import constraints
 from posttrain_recipes.engine.wire import LogitRules, RequestError
 
 T = TypeVar("T")
+TokenOf = Callable[[str], int | None]
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -30,7 +33,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none",),
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
     "best_of": (1,),
@@ -127,6 +129,10 @@ class BaseCompletionRequest:
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     logit_bias: dict[int, float] | None = None
+    response_format: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[Any] | None = None
     seed: int | None = None
     n: int | None = Field(default=None, ge=1, le=128)
     stream: bool | None = None
@@ -182,8 +188,28 @@ class BaseCompletionRequest:
             top_p=1.0 if self.top_p is None else self.top_p,
         )
 
-    def rules(self) -> LogitRules | None:
-        """What changes the logits before a token is sampled; None where nothing does."""
+    def form(self, token: TokenOf) -> str | None:
+        """The form that a reply is to have, as a grammar; None for any. Raises RequestError 400."""
+        forms = [
+            constraints.response_format(self.response_format) if self.response_format else None,
+            None if self.guided_json is None else constraints.json_of(
+                self.guided_json, "guided_json"
+            ),
+            None if self.guided_regex is None else constraints.regex(self.guided_regex),
+            None if self.guided_choice is None else constraints.choice(self.guided_choice),
+        ]  # fmt: skip
+        asked = [form for form in forms if form is not None]
+        if len(asked) > 1:
+            raise RequestError(400, "response_format and guided_*: one of them")
+        if asked and self.ignore_eos:
+            raise RequestError(400, "ignore_eos: a reply in a form ends where the form does")
+        return asked[0] if asked else None
+
+    def rules(self, token: TokenOf = lambda text: None) -> LogitRules | None:
+        """What changes the logits before a token is sampled; None where nothing does.
+
+        `token` is the id of a text that is one token of the model. Raises RequestError 400.
+        """
         rules = LogitRules(
             self.min_p or 0.0,
             self.min_tokens or 0,
@@ -191,6 +217,7 @@ class BaseCompletionRequest:
             self.frequency_penalty or 0.0,
             self.repetition_penalty or 1.0,
             dict(self.logit_bias or {}),
+            self.form(token) or "",
         )
         return None if rules == LogitRules() else rules
 
@@ -220,6 +247,14 @@ class ChatCompletionRequest(BaseCompletionRequest):
     def offered(self) -> list[dict[str, Any]]:
         """The tools that the model is told of, and whose calls are looked for in its reply."""
         return [] if self.tool_choice == "none" else list(self.tools or ())
+
+    def form(self, token: TokenOf) -> str | None:
+        wanted = super().form(token)
+        if self.tool_choice in (None, "none", "auto"):
+            return wanted
+        if wanted is not None:
+            raise RequestError(400, "response_format: a call of a tool has a form of its own")
+        return constraints.call_of(self.tools or (), self.tool_choice, token)
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them."""
@@ -290,13 +325,8 @@ def parse(kind: type[T], body: bytes) -> T:
         _check(given.get("sampling_params") or {}, GenerateParams)
         if request.stream:
             raise RequestError(400, "stream: this engine does not stream generate requests")
-    if isinstance(request, ChatCompletionRequest) and request.tool_choice not in (
-        None, "none", "auto",
-    ):  # fmt: skip
-        raise RequestError(
-            400,
-            "tool_choice: this engine cannot make a model call a tool: 'auto' and 'none' are done",
-        )
+    if isinstance(request, BaseCompletionRequest):
+        request.form(lambda text: None)  # raises what is wrong with it
     if isinstance(request, CompletionRequest) and request.stream and request.scores_prompt:
         raise RequestError(400, "echo with logprobs is not streamed: leave out 'stream'")
     if isinstance(request, BaseCompletionRequest) and request.stream and request.limit == 0:

@@ -57,7 +57,7 @@ class ResponseFormat(ABC):
             prompt_logprobs=self.request.scores_prompt or None,
             topk_prompt_logprobs=(self.request.top or 0) if self.request.scores_prompt else 0,
             topk_sample_logprobs=self.request.top or 0,
-            rules=self.request.rules(),
+            rules=self.request.rules(self.tokenizer.token),
             on_token=on_token,
         )
 

@@ -159,7 +159,8 @@ class LogitRules:
     multiplies the negative ones (arXiv 1909.05858, section 4.1); `frequency_penalty` is taken off
     for each time that a token is in the reply, `presence_penalty` once; `logit_bias` is added;
     before `min_tokens` tokens nothing ends the reply; `min_p` leaves the tokens that are at least
-    so likely as a share of the likeliest, after the temperature (arXiv 2407.01082).
+    so likely as a share of the likeliest, after the temperature (arXiv 2407.01082). First of all,
+    `grammar` (Lark's, as llguidance reads it) leaves the tokens that may come next in such a reply.
     """
 
     min_p: float = 0.0
@@ -168,6 +169,7 @@ class LogitRules:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = field(default_factory=dict)
+    grammar: str = ""
 
 
 @dataclass(frozen=True)

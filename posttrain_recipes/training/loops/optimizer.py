@@ -55,6 +55,16 @@ class OptimizerConfig(PluginConfig):
     to be trained on, come to this. What a reference, teacher or judge only reads is not counted."""
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What of the optimizer the engine must obey: some take it without effect."""
+        asked = {
+            "optimizer:grad_clip": self.grad_clip > 0,
+            "optimizer:betas": (self.adam_beta1, self.adam_beta2) != (0.9, 0.95),
+            "optimizer:weight_decay": self.weight_decay > 0,
+        }
+        return tuple(name for name, needed in asked.items() if needed)
+
+    @property
     def peak(self) -> float:
         """The learning rate as a number. A plan puts one in the place of `auto`; in options that
         are made by hand, of which no model is known, `auto` is `BASE`."""

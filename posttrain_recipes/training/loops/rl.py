@@ -97,6 +97,11 @@ class RolloutConfig(PolicyConfig, OptimizerConfig):
         whole = self.epochs * math.ceil(groups / self.batch_size)
         return min(whole, self.max_steps // self.updates_per_batch) if self.max_steps else whole
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The optimizer's, and samplers that stay as they are where training overtakes them."""
+        return (*super().needs, *(("sample:snapshot",) if self.max_staleness else ()))
+
 
 @dataclass
 class Step:
