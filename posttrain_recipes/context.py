@@ -267,15 +267,6 @@ class Offer:
     trainable: bool | None = None
     sampleable: bool | None = None
 
-    @classmethod
-    def by_name(cls, served: Sequence[tinker.SupportedModel]) -> dict[str, Offer]:
-        """Of the models of a server's capabilities, by name."""
-        named = {one.model_name: one for one in served if one.model_name}
-        return {
-            name: cls(one.max_context_length, one.trainable, one.sampleable)
-            for name, one in sorted(named.items())
-        }
-
 
 @dataclass(frozen=True)
 class Connection:

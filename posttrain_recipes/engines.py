@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from posttrain_recipes import dialects, machine, probe, sdk
+from posttrain_recipes import connecting, dialects, machine, probe, sdk
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.options import Address, without_password
+from posttrain_recipes.options import Address
 from posttrain_recipes.plugin import (
     Affects,
     Connection,
@@ -42,8 +39,6 @@ CONNECT_SECONDS = 30.0
 """How long an engine may take to say what it can do."""
 PROBE_S = 120.0
 """How long a server may take to show all that a recipe needs."""
-CLOSE_SECONDS = 5.0
-"""How long the end of a session is waited for."""
 LARGE = 50_000_000
 """Parameters of a model that is worth another precision: a smaller one is fast in float32."""
 PAYS = 1.5
@@ -151,8 +146,8 @@ class Local(Engine):
         """Start the engine on a free loopback port and stop it at the end."""
         sdk.check()
         with _embedded(models, data_dir, log_path, self.dtype) as engine:
-            service, rest = _clients(engine.base_url, engine.api_key)
-            with _session(service, lambda: engine.is_alive):
+            service, rest = connecting.clients(engine.base_url, engine.api_key)
+            with connecting.session(service, lambda: engine.is_alive):
                 yield Connection(
                     service,
                     rest,
@@ -280,7 +275,9 @@ class Server(Engine):
         """Ask the server what it speaks, where the recipe leaves that open and there is time."""
         if self.config.dialect == "auto" and measure:
             with contextlib.suppress(PtlError):  # told when it is connected to
-                self.spoken = dialects.told(self.config.base_url, _key(self.config.api_key))
+                self.spoken = dialects.told(
+                    self.config.base_url, connecting.key_of(self.config.api_key)
+                )
         if self.dialect != "0.25":
             return None
         self.open_options = dialects.OPEN
@@ -295,7 +292,7 @@ class Server(Engine):
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
     ) -> Iterator[Connection]:
         """Log in and see that the models are served."""
-        address, key = self.config.base_url, _key(self.config.api_key)
+        address, key = self.config.base_url, connecting.key_of(self.config.api_key)
         dialect = self.dialect or dialects.told(address, key) or "current"
         with ExitStack() as ends:
             door = None
@@ -383,14 +380,14 @@ def _remote(
 ) -> Iterator[Connection]:
     """Clients of a server, by way of a translator where there is one."""
     sdk.check()
-    _check_address(base_url)
-    key, where = _key(api_key), base_url or "hosted Tinker"
+    connecting.check_address(base_url)
+    key, where = connecting.key_of(api_key), base_url or "hosted Tinker"
     to = (door.base_url, door.api_key) if door else (base_url, key)
 
     def ask() -> tuple[tinker.ServiceClient, tinker.RestClient, dict[str, Offer]]:
-        service, rest = _clients(*to)
+        service, rest = connecting.clients(*to)
         served = rest.get_server_capabilities().result().supported_models
-        return service, rest, Offer.by_name(served)
+        return service, rest, connecting.offers(served)
 
     try:
         # The SDK tries for minutes where nobody answers.
@@ -418,7 +415,7 @@ def _remote(
     with (
         Pauses(address) as pauses,
         Watch(address, key) as watch,
-        _session(service, lambda: watch.alive),
+        connecting.session(service, lambda: watch.alive),
     ):
         yield Connection(
             service,
@@ -427,69 +424,3 @@ def _remote(
             lambda: watch.trouble or pauses.trouble,
             offers=served,
         )
-
-
-@contextmanager
-def _session(service: tinker.ServiceClient, alive: Callable[[], bool]) -> Iterator[None]:
-    """Tell the engine how the session ended: an open one would send heartbeats for ever."""
-    status: Literal["success", "errored", "interrupted"] = "success"
-    try:
-        yield
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except BaseException:
-        status = "errored"
-        raise
-    finally:
-        closing = in_thread(lambda: service.close(status).result())
-        if alive():
-            with contextlib.suppress(Exception):  # nothing depends on it
-                closing.result(timeout=CLOSE_SECONDS)
-
-
-def _key(api_key: str) -> str:
-    if api_key.startswith("${env:"):
-        name = api_key[len("${env:") : -1]
-        value = os.environ.get(name)
-        if not value:
-            raise PtlError(
-                f"the environment variable {name} is not set",
-                hint=f"export {name}=... (keys: https://tinker-console.thinkingmachines.ai), or "
-                "use 'engine: local', which needs none",
-            )
-        api_key = value
-    if not (api_key.isascii() and api_key.isprintable()):
-        raise PtlError(
-            "the engine's api_key has characters that no request can carry",
-            hint="look at the variable that it is read from: is there a line too many?",
-        )
-    return api_key
-
-
-def _check_address(base_url: str | None) -> None:
-    """Raise PtlError where the environment's address holds a password: it is shown when the server
-    does not answer. That of a recipe was checked with it."""
-    try:
-        without_password(base_url or os.environ.get("TINKER_BASE_URL", ""))
-    except ValueError as error:
-        raise PtlError(f"TINKER_BASE_URL {error}") from None
-
-
-def _clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, tinker.RestClient]:
-    """Clients of the SDK, quiet and kept off proxies where the engine is on this machine."""
-    host = urlsplit(base_url).hostname if base_url else None
-    if host in ("127.0.0.1", "localhost", "::1"):
-        for variable in ("NO_PROXY", "no_proxy"):
-            hosts = [h for h in os.environ.get(variable, "").split(",") if h]
-            os.environ[variable] = ",".join(dict.fromkeys([*hosts, host]))
-        os.environ.setdefault("TINKER_TELEMETRY", "0")
-    sdk.check_names()
-    import tinker
-
-    # Whatever it logs as an error it also raises, and then it is told once.
-    logging.getLogger("tinker").setLevel(logging.CRITICAL)
-    return (
-        tinker.ServiceClient(base_url=base_url, api_key=api_key),
-        tinker.RestClient(base_url=base_url, api_key=api_key),
-    )

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.e2e.test_serve import read_exports, serve
 from tests.unit.test_full_presets import RECIPES, ROWS, mappings
 
-CI = {"grpo_arithmetic", "sft_then_dpo", "distill_on_policy"}
+CI = {"grpo_arithmetic"}
 """The others take minutes together: .ci/nightly runs them."""
 SERVED = sorted(
     yaml.safe_load((ROOT / "posttrain_recipes/planning/prices.yaml").read_text())["models"]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from posttrain_recipes import registry
+from posttrain_recipes.connecting import offers
 from posttrain_recipes.engine.core import hosted as double
 from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.planning import hosted, needs
@@ -251,7 +252,7 @@ def test_it_is_refused_before_the_engine_is_asked_for_anything(plan: Plan) -> No
         )
     ]
     nobody: Any = None
-    connection = Connection(nobody, nobody, offers=Offer.by_name(served))
+    connection = Connection(nobody, nobody, offers=offers(served))
     with pytest.raises(UsageError, match="does not do with its models") as caught:
         needs.check(plan, connection, nobody)
     assert "stages.one.model: ptl/nano is not trained there" in str(caught.value)

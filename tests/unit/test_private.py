@@ -296,13 +296,13 @@ def test_the_watch_of_an_engine_shows_no_password() -> None:
 def test_a_key_that_no_request_can_carry_is_not_repeated(
     ptl: Ptl, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    from posttrain_recipes.engines import _key
+    from posttrain_recipes.connecting import key_of
 
     said = ptl("chat", "--base-url", "http://127.0.0.1:9", "--prompt", "x", "--api-key", key)
     assert said.code == 2
     assert SECRET not in said.out + said.err
     with pytest.raises(PtlError) as caught:
-        _key(key)
+        key_of(key)
     assert SECRET not in str(caught.value)
 
 
