@@ -341,8 +341,7 @@ class Method(Plugin):
     family: ClassVar[Family] = Family.IMITATION
     """What it learns from, which tells the number of `learning_rate: auto`."""
     streams: ClassVar[bool] = False
-    """Whether its records may be a `Streamed`, of which it asks for those of one batch at a time;
-    otherwise they are all held."""
+    """Whether its records may be a `Streamed`, asked for one batch at a time; else all are held."""
     starts_over: ClassVar[bool] = False
     """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
 

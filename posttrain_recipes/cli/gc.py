@@ -9,9 +9,10 @@ import click
 
 from posttrain_recipes import engines, registry
 from posttrain_recipes.cli.options import home_option, json_option
-from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.cli.streams import answer, say
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.running import collect
+from posttrain_recipes.shown import line, redact
 from posttrain_recipes.store import Store, default_home
 
 
@@ -49,7 +50,13 @@ def gc(
             hint=unreadable[0].hint,
         )
     tracked = collect.tracked_uris(where) if runs else set()
-    there = collect.on_services(runs, registry.load(), where) if hosted else {}
+    deaf: list[str] = []
+
+    def silent(spec: str, error: PtlError) -> None:
+        deaf.append(spec)
+        say(f"not looked through: {line(redact(error.what))}")
+
+    there = collect.on_services(runs, registry.load(), where, silent) if hosted else {}
     garbage = collect.find(runs, stored, tracked, keep_last, there)
     failed: list[tuple[collect.Garbage, str]] = []
     gone = garbage
@@ -84,5 +91,5 @@ def gc(
         left = held.keys() - {item.uri for item in gone}
         taken = sum(held[item.uri] or 0 for item in gone if item.uri in held) / 1e6
         click.echo(f"{taken:.1f} MB of them on services; {len(left)} checkpoints stay there")
-    if failed:
+    if failed or deaf:
         raise SystemExit(1)

@@ -109,19 +109,21 @@ def spec_of(run: RunRecord) -> str:
 
 
 def on_services(
-    runs: Sequence[RunRecord], registry: Registry, home: Path
+    runs: Sequence[RunRecord],
+    registry: Registry,
+    home: Path,
+    silent: Callable[[str, PtlError], None],
 ) -> dict[str, dict[str, int | None]]:
     """By engine as JSON, what there is on the services that runs used, with bytes where they tell
-    them; without what was published there.
-
-    Raises:
-        PtlError: one does not answer.
-    """
+    them; without what was published there. `silent` is told of each that does not answer."""
     found = {}
     for spec in sorted({spec_of(run) for run in runs if run.engine != "local"}):
-        engine = engine_of(json.loads(spec), registry)
-        with private.files(), engine.connect({}, home / "engine", home / "gc.log") as connection:
-            found[spec] = _listed(connection)
+        try:
+            engine, log = engine_of(json.loads(spec), registry), home / "gc.log"
+            with private.files(), engine.connect({}, home / "engine", log) as connection:
+                found[spec] = _listed(connection)
+        except PtlError as error:
+            silent(spec, error)
     return found
 
 

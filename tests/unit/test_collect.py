@@ -257,3 +257,15 @@ def test_all_pages_are_read_and_what_is_published_is_left() -> None:
     found = collect._listed(connection)
     assert len(found) == 249
     assert uri("a", 7) not in found
+
+
+def test_a_service_that_does_not_answer_is_told_and_the_others_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    with Store(tmp_path).open(record(1, "finished", finished("a"), engine="tinker")) as directory:
+        directory.save()
+    found = CliRunner().invoke(gc, ["--hosted", "--home", str(tmp_path)])
+    assert found.exit_code == 1
+    assert "not looked through: the environment variable TINKER_API_KEY is not set" in found.output
+    assert "0 checkpoints deleted" in found.output
