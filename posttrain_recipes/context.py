@@ -170,6 +170,8 @@ class StageContext:
     """The weights that an option refers to. Raises `PtlError` where the engine lacks them."""
     cache: Path | None = None
     """A directory for what may be kept from run to run, as what a judge said."""
+    exact: bool = False
+    """Whether log-probabilities that come with samples are known to be those that are read."""
     ttl_s: int | None = None
     """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
     end by the runner. None: until it is deleted, as on an engine that does not bill for it."""

@@ -51,6 +51,7 @@ class Local(Engine):
 
     name = "local"
     loads = True
+    exact = True
 
     class Config(PluginConfig):
         """Options of the embedded engine."""

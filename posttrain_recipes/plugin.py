@@ -434,7 +434,8 @@ class Engine(Plugin):
     precision: str = ""
     """The numbers that it computes in, where a recipe or `settle` says so and results depend on it;
     empty for those of the service, and for float32 on this machine."""
-
+    exact: ClassVar[bool] = False
+    """Whether what it tells of a sample's log-probabilities is known to be what it reads of it."""
     open_options: Mapping[str, Any] = {}
     """What options of methods are on it where a recipe leaves them open; `settle` decides it."""
     rank: int = 4

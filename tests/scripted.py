@@ -110,7 +110,14 @@ class Rolled:
 
 def source(method: Any, tasks: Sequence[Task]) -> Rolled:
     stage: Any = SimpleNamespace(
-        name="s", seed=0, rewards=(), renderer=Renderer(), resolve=None, start=None, cache=None
+        name="s",
+        seed=0,
+        rewards=(),
+        renderer=Renderer(),
+        resolve=None,
+        start=None,
+        cache=None,
+        exact=False,
     )
     waiter = CancellableWaiter()
     scorer = RolloutScorer(stage, method.config, waiter)

@@ -120,6 +120,7 @@ def _sample(
         wait=serving.wait,
         rewards=stage.rewards,
         resolve=lambda ref: serving.resolve(ref, stage.model, stage.renderer),
+        exact=serving.plan.engine.exact,
     )
     source: Source = stage.method.source(context, waiter)
     scorer = RolloutScorer(context, stage.method.config, waiter)

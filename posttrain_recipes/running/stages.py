@@ -173,6 +173,7 @@ class StageWork:
             resume=kept.resume,
             resolve=lambda ref: self.serving.resolve(ref, stage.model, stage.renderer),
             cache=self.directory.path.parents[1] / "cache",
+            exact=self.plan.engine.exact,
             ttl_s=TTL_S if self.plan.engine.billed else None,
         )
         sink.during.check()

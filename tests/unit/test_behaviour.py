@@ -198,6 +198,15 @@ def test_a_recipe_has_the_last_word(
     assert all(word in caplog.text for word in words)
 
 
+def test_of_an_engine_that_is_known_nothing_is_read_unless_asked_for() -> None:
+    server = Noisy(0.05)
+    settled("auto", server, measure=False)
+    settled("sampled", server, measure=False)
+    assert server.read == 0
+    for rollouts in settled("recomputed", server, measure=False):
+        assert own(rollouts) == [-1.0] * 80
+
+
 def test_at_another_temperature_nothing_is_read() -> None:
     server = Noisy(0.5)
     settled("auto", server, measure=False)

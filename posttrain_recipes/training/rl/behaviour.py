@@ -39,7 +39,8 @@ class Behaviour:
 
     Args:
         how: whether they are read again; `auto` measures on the first `ENOUGH` tokens that come.
-        measure: whether those are read in any case, to say how far they are off.
+        measure: whether those are read in any case, to say how far they are off: not where that is
+            known, as of the embedded engine.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Behaviour:
         self.how = how
         self.waiter = waiter
         self._first = threading.Lock()
-        self._again: bool | None = None if measure else False
+        self._again: bool | None = None if measure else how == "recomputed"
         self._gaps: list[float] = []
 
     def ask(self, rollouts: Sequence[Rollout], sampler: tinker.SamplingClient) -> Asked:

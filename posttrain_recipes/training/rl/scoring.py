@@ -196,7 +196,7 @@ class RolloutScorer:
         context = RewardContext(stage.seed, stage.renderer, waiter, stage.resolve, stage.cache)
         self.scorer.open(context)
         self.behaviour = Behaviour(
-            config.behaviour_logprobs, waiter, measure=config.temperature == 1
+            config.behaviour_logprobs, waiter, measure=config.temperature == 1 and not stage.exact
         )
         self.reference: tinker.SamplingClient | None = None
         if config.reference is not None:

@@ -52,7 +52,7 @@ class CompletionConfig(DivergenceConfig):
     """log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
     the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
     like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
-    square) in the stage's first groups."""
+    square) in the stage's first groups, and takes the embedded engine's as they are."""
     on_reward_error: OnError = "drop"
     """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
     episode) out of its group, zero counts it as 0, stop ends the stage."""
