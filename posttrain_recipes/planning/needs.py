@@ -96,6 +96,8 @@ def _too_long(where: str, plugin: Plugin, model: str, offer: Offer) -> Iterator[
         return
     for option, room in (("max_length", 0), ("max_tokens", 1)):  # a prompt has a token at least
         value = getattr(plugin.config, option, None)
+        if option == "max_length" and option not in plugin.config.model_fields_set:
+            continue  # a bound that nobody chose: records may all be shorter
         if isinstance(value, int) and value + room > offer.context:
             yield (
                 f"{where}.{option}: {value:,} is more than the {offer.context:,} tokens that "

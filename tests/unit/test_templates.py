@@ -463,7 +463,7 @@ def test_what_is_read_of_a_reply_and_what_was_written(renderer: Any) -> None:
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "parts"])
 def test_what_is_served_is_asked_and_ended_as_it_was_trained(renderer: Any, family: str) -> None:
     made = renderer(FAMILIES[family][0])
-    base = SimpleNamespace(name="m", context=64, tokenizer=made._tokenizer, eos_ids=set)
+    base = SimpleNamespace(name="m", context=64, vocab=64, tokenizer=made._tokenizer, eos_ids=set)
     served = ThreadSafeTokenizer(base)  # type: ignore[arg-type]
     messages = talk("u Hi.", "a Hello.", "u Who?")
     turns = [message.as_dict() for message in messages]
