@@ -15,7 +15,7 @@ TURNED_AWAY = 20
 """Every so manieth request for samples is."""
 PAUSED = 10
 """Every so manieth answer is waited for in a queue that is paused."""
-UNPAID = 30
+UNPAID = 300
 """So manieth poll hears that there is no money; the SDK waits 5 s, and goes on."""
 TAKEN = (
     "Checkpoint with the same name already exists. Please choose a different name to avoid "
