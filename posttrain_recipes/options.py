@@ -381,36 +381,29 @@ class RewardRef(PluginConfig):
 
 def marked(config: Any, mark: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """The value of every option that has a mark, with its path, in the order of the fields."""
-    if isinstance(config, BaseModel):
-        for name, info in type(config).model_fields.items():
-            value = getattr(config, name)
-            if mark in info.metadata:
-                yield (name,), value
-            for path, found in marked(value, mark):
-                yield (name, *path), found
-    elif isinstance(config, Mapping):
-        for name, value in config.items():
-            for path, found in marked(value, mark):
-                yield (name, *path), found
-    elif isinstance(config, list | tuple):
-        for index, value in enumerate(config):
-            for path, found in marked(value, mark):
-                yield (index, *path), found
+    fields = type(config).model_fields if isinstance(config, BaseModel) else {}
+    for key, value in _inside(config):
+        if key in fields and mark in fields[key].metadata:
+            yield (key,), value
+        for path, found in marked(value, mark):
+            yield (key, *path), found
 
 
 def references(config: Any, kind: type[T]) -> Iterator[tuple[tuple[str | int, ...], T]]:
     """Every reference of `kind` in the options, with its path, in the order of the fields."""
     if isinstance(config, kind):
         yield (), config
-    elif isinstance(config, BaseModel):
-        for name in type(config).model_fields:
-            for path, found in references(getattr(config, name), kind):
-                yield (name, *path), found
+        return
+    for key, value in _inside(config):
+        for path, found in references(value, kind):
+            yield (key, *path), found
+
+
+def _inside(config: Any) -> Iterator[tuple[Any, Any]]:
+    """What stands right in options, a mapping or a list, by its name, key or place."""
+    if isinstance(config, BaseModel):
+        yield from ((name, getattr(config, name)) for name in type(config).model_fields)
     elif isinstance(config, Mapping):
-        for name, value in config.items():
-            for path, found in references(value, kind):
-                yield (name, *path), found
+        yield from config.items()
     elif isinstance(config, list | tuple):
-        for index, value in enumerate(config):
-            for path, found in references(value, kind):
-                yield (index, *path), found
+        yield from enumerate(config)
