@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,6 +25,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from posttrain_recipes.engine import app as engine_app
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
+from tests.listening import listening
 
 KEY = "tml-" + "k" * 32
 PROTOBUF = "application/x-protobuf"
@@ -199,29 +198,6 @@ def inner(text: str) -> str:
 def outer(text: str) -> str:
     """Ids of models as this server has them: they say nothing of sessions."""
     return re.sub(r"([0-9a-f-]{36}):train:(\d+)", r"model_\1_\2", text)
-
-
-@contextlib.contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """The address of an ASGI application, in a thread of this process."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    )
-    started, startup = threading.Event(), server.startup
-
-    async def told(sockets: Any = None) -> None:
-        await startup(sockets)
-        started.set()
-
-    server.startup = told  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert started.wait(60)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(60)
 
 
 @contextlib.contextmanager

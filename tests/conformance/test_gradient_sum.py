@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
-import uvicorn
 
 from posttrain_recipes import probe
 from posttrain_recipes.engine import app as engine_app
@@ -19,6 +17,7 @@ from posttrain_recipes.engine.http.auth import Access
 from posttrain_recipes.engine.train.loss_functions import BuiltinLoss
 from posttrain_recipes.engine.wire import Datum
 from tests.engine_model import build
+from tests.listening import listening
 
 TOKEN = "tml-" + "t" * 32
 
@@ -27,27 +26,11 @@ TOKEN = "tml-" + "t" * 32
 def serving(folder: Path) -> Iterator[tinker.ServiceClient]:
     """An engine in a thread of this process, and a client of it."""
     service = Service({"m": str(build(folder / "model"))}, folder / "data")
-    server = uvicorn.Server(
-        uvicorn.Config(engine_app.build(service, Access(TOKEN)), port=0, log_level="error")
-    )
-    started = threading.Event()
-    startup = server.startup
-
-    async def told(sockets: list[object] | None = None) -> None:
-        await startup(sockets)  # type: ignore[arg-type]
-        started.set()
-
-    server.startup = told  # type: ignore[method-assign, assignment]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert started.wait(60)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        with tinker.ServiceClient(base_url=f"http://127.0.0.1:{port}", api_key=TOKEN) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(60)
+    with (
+        listening(engine_app.build(service, Access(TOKEN))) as address,
+        tinker.ServiceClient(base_url=address, api_key=TOKEN) as client,
+    ):
+        yield client
 
 
 @pytest.mark.parametrize("divided", [False, True])

@@ -4,7 +4,6 @@ taken away from there."""
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.running import stages
 from posttrain_recipes.store import RunRecord, Store
 from tests.conftest import Ptl
-from tests.e2e.test_serve import read_exports, serve
+from tests.e2e.hosted_double import double, rest_of, service_of
 
 ROW = (
     '{"messages": [{"role": "user", "content": "%d+1?"}, {"role": "assistant", "content": "x"}]}\n'
@@ -30,26 +29,18 @@ ROW = (
 
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    home = tmp_path_factory.mktemp("hosted")
-    options = ("--like=hosted", "--sample-only=ptl/tiny", f"--home={home}")
-    process = serve("--port=0", "--log-level=warning", *options)
-    yield read_exports(process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
+    with double(tmp_path_factory.mktemp("hosted"), "--sample-only=ptl/tiny") as exported:
+        yield exported
 
 
 @pytest.fixture
 def rest(hosted: dict[str, str]) -> tinker.RestClient:
-    return tinker.RestClient(base_url=hosted["TINKER_BASE_URL"], api_key=hosted["TINKER_API_KEY"])
+    return rest_of(hosted)
 
 
 @pytest.fixture
 def service(hosted: dict[str, str]) -> Iterator[tinker.ServiceClient]:
-    with tinker.ServiceClient(
-        base_url=hosted["TINKER_BASE_URL"], api_key=hosted["TINKER_API_KEY"]
-    ) as service:
+    with service_of(hosted) as service:
         yield service
 
 

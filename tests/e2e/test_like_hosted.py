@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.store import Store
 from tests.conftest import ROOT
-from tests.e2e.test_serve import read_exports, serve
+from tests.e2e.hosted_double import double, rest_of, service_of
 from tests.unit.test_full_presets import RECIPES, ROWS, mappings
 
 CI = {"grpo_arithmetic"}
@@ -44,28 +43,15 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    home = tmp_path_factory.mktemp("hosted")
     offered = [f"--model={name}={models.resolve('ptl/nano')}" for name in SERVED]
-    process = serve(
-        "--port=0",
-        "--log-level=warning",
-        "--like=hosted",
-        f"--home={home}",
-        *offered,
-        "--sample-only=openai/gpt-oss-120b",
-    )
-    yield read_exports(process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
+    home = tmp_path_factory.mktemp("hosted")
+    with double(home, *offered, "--sample-only=openai/gpt-oss-120b") as exported:
+        yield exported
 
 
 @pytest.fixture
 def service(hosted: dict[str, str]) -> Iterator[tinker.ServiceClient]:
-    with tinker.ServiceClient(
-        base_url=hosted["TINKER_BASE_URL"], api_key=hosted["TINKER_API_KEY"]
-    ) as service:
+    with service_of(hosted) as service:
         yield service
 
 
@@ -107,8 +93,7 @@ def test_what_it_does_not_train_it_refuses(
 
 
 def test_it_says_which_models_are_trained(hosted: dict[str, str]) -> None:
-    rest = tinker.RestClient(base_url=hosted["TINKER_BASE_URL"], api_key=hosted["TINKER_API_KEY"])
-    told = rest.get_server_capabilities().result().supported_models
+    told = rest_of(hosted).get_server_capabilities().result().supported_models
     assert {one.model_name for one in told if not one.trainable} == {"openai/gpt-oss-120b"}
     assert {one.model_name for one in told} == set(SERVED)
 

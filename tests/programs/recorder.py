@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import uvicorn
 from tinker.proto import tinker_public_pb2 as pb
 
 from posttrain_recipes.engine.app import build
 from posttrain_recipes.engine.core.service import Service
 from posttrain_recipes.engine.http.auth import Access
+from tests.listening import listening
 
 TOKEN = "tml-of-an-engine-that-takes-notes"
 UNTOLD = ("client/", "telemetry", "session_heartbeat", "retrieve_future", "healthz")
@@ -109,25 +108,8 @@ def recording(models: dict[str, str], folder: Path) -> Iterator[tuple[str, Recor
     substitutes = {"stable_reinforce": "ppo"}
     service = Service(models, folder, substitutes=substitutes)
     recorder = Recorder(build(service, Access(TOKEN)))
-    config = uvicorn.Config(recorder, port=0, log_config=None, log_level="warning", ws="none")
-    server = uvicorn.Server(config)
-    ready = threading.Event()
-    started = server.startup
-
-    async def startup(sockets: Any = None) -> None:
-        await started(sockets)
-        ready.set()
-
-    server.startup = startup  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert ready.wait(60)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}", recorder
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    with listening(recorder) as address:
+        yield address, recorder
 
 
 def written(asked: set[Asked]) -> list[list[Any]]:
