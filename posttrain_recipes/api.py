@@ -119,7 +119,8 @@ def run(
     fresh: bool = False,
     from_stage: str | None = None,
     until: str | None = None,
-    jobs: int = 1,
+    jobs: int | str = 1,
+    shared: str | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """Run a recipe; an unfinished run of the same recipe goes on where it stopped.
@@ -129,7 +130,9 @@ def run(
         fresh: start from nothing, whatever earlier runs left.
         from_stage: run this stage and those after it again.
         until: stop after this stage; the next run goes on with the rest.
-        jobs: how many stages that do not need each other may run at the same time.
+        jobs: how many stages that do not need each other may run at the same time; `ray` or
+            `ray:ADDRESS`: each is a task of a Ray cluster.
+        shared: where all nodes of a cluster see checkpoints: any URL that fsspec knows.
         reporter: hears what happens; by default nobody does.
 
     Raises:
@@ -137,10 +140,12 @@ def run(
         PtlError: the run failed; what it had is kept.
     """
     from posttrain_recipes.running import runner
+    from posttrain_recipes.running.cluster.ray_tasks import parallel
 
+    many = parallel(jobs, shared)
     planned = plan(recipe, preset=preset, overrides=overrides)
     scope = Scope(fresh, from_stage, until)
-    return Result(runner.run(planned, default_home(home), reporter, scope=scope, jobs=jobs))
+    return Result(runner.run(planned, default_home(home), reporter, scope=scope, jobs=many))
 
 
 def runs(home: str | Path | None = None) -> list[Result]:

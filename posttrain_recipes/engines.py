@@ -104,6 +104,14 @@ class Local(Engine):
                 raise PtlError(str(error)) from None
         return True
 
+    def files(self, uri: str, data_dir: Path) -> Sequence[Path]:
+        """Its folder, and the description of the training run that it is of. Its name holds that of
+        the session that saved it, which no other engine has, and a hash of every file lies in it:
+        so one that was copied here is as good as one that was trained here."""
+        from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
+
+        return CheckpointStore(data_dir).places(parse_path(uri))
+
     def settle(self, folder: Path | None, measure: bool) -> str | None:
         """Take what `auto` comes to for the recipe's model."""
         why = ""

@@ -480,6 +480,12 @@ class Engine(Plugin):
         """Delete a checkpoint; False where only a connection can."""
         return False
 
+    def files(self, uri: str, data_dir: Path) -> Sequence[Path]:
+        """What a checkpoint is made of where the engine keeps it on this machine: its directory,
+        then files beside it. Copied to the same places below another `data_dir`, they are the same
+        checkpoint for an engine of that."""
+        return ()
+
     def seconds(self, folder: Path, usage: Usage) -> float | None:
         """How long so many tokens of the model in `folder` take, before any were computed; None
         where only a run tells. May take some seconds at first."""

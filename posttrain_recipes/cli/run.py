@@ -21,10 +21,16 @@ from posttrain_recipes.reporting import report
 @scope_options
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    metavar="N",
-    help="Run up to N stages that do not need each other at the same time.",
+    default="1",
+    metavar="N|ray[:ADDRESS]",
+    help="Run up to N stages that do not need each other at the same time; or each as a task of a "
+    "Ray cluster: the one that is there, else a new one on this machine.",
+)
+@click.option(
+    "--shared",
+    metavar="URL",
+    help="With --jobs ray: where all nodes see checkpoints, as s3://bucket/folder. "
+    "[default: $PTL_SHARED or a directory of the home]",
 )
 @json_option
 def run(
@@ -33,7 +39,8 @@ def run(
     overrides: tuple[str, ...],
     home: Path | None,
     scope: Scope,
-    jobs: int,
+    jobs: str,
+    shared: str | None,
     as_json: bool,
 ) -> int:
     """Run RECIPE: train its stages and measure each before and after.
@@ -44,13 +51,15 @@ def run(
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     from posttrain_recipes.cli.progress import Lines, Live
     from posttrain_recipes.running import runner
+    from posttrain_recipes.running.cluster.ray_tasks import parallel
     from posttrain_recipes.store import default_home
 
-    live = sys.stdout.isatty() and not as_json and jobs == 1
+    many = parallel(jobs, shared)
+    live = sys.stdout.isatty() and not as_json and many == 1
     out = Lasting(sys.stderr if as_json else sys.stdout)
     reporter = Live(out) if live else Lines(out)
     try:
-        record = runner.run(planned, default_home(home), reporter, scope=scope, jobs=jobs)
+        record = runner.run(planned, default_home(home), reporter, scope=scope, jobs=many)
     except KeyboardInterrupt:
         reporter.interrupted(planned.path)
         sys.exit(130)

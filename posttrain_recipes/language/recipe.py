@@ -254,7 +254,7 @@ _SUFFIXES = (".yaml", ".yml")
 _KEYS = frozenset(
     (
         *("name", "description", "model", "engine", "seed", "lora", "renderer", "stages"),
-        *("matrix", "extends", "presets", "expect", "limits"),
+        *("matrix", "extends", "presets", "expect", "limits", "resources"),
     )
 )
 """What stands at the top of a recipe."""

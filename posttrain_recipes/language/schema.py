@@ -67,6 +67,7 @@ def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> d
             definitions.update(_plugin(registry.entries[kind][name]))
     definitions["lora"] = _flattened(_lora(), "lora", definitions)
     definitions["renderer"] = _flattened(_renderer(), "renderer", definitions)
+    definitions["resources"] = _resources()
     definitions["stage"] = _stage()
     definitions["repeat"] = _repeat()
     definitions["compare"] = _compare()
@@ -127,6 +128,11 @@ def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> d
                 "description": "What is done, in order; each starts from the one before it.",
             },
             "limits": _limits(),
+            "resources": {
+                "$ref": "#/$defs/resources",
+                "description": "What each stage asks of the node that it runs on; read by "
+                "`ptl run --jobs ray`.",
+            },
             "matrix": {
                 "$ref": "#/$defs/matrix",
                 "description": "Values to try: the recipe runs with each combination of them.",
@@ -160,6 +166,28 @@ def _limits() -> dict[str, Any]:
             ),
             "max_hours": bound("number", "Hours that the run is worked on."),
             "max_tokens": bound("integer", "Tokens: trained, read and written, by evals too."),
+        },
+    }
+
+
+def _resources() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "minProperties": 1,
+        "properties": {
+            "cpus": {"type": "number", "exclusiveMinimum": 0, "default": 1, "description": "CPUs."},
+            "gpus": {
+                "type": "number",
+                "minimum": 0,
+                "default": 0,
+                "description": "GPUs; a part of one lets stages share it.",
+            },
+            "memory_gb": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "description": "Memory, in 10^9 bytes.",
+            },
         },
     }
 
@@ -238,6 +266,7 @@ def _stage() -> dict[str, Any]:
             "seed": {"type": "integer", "minimum": 0, "description": "Overrides the recipe's."},
             "lora": ref("lora", "Overrides the recipe's; only where the stage starts from base."),
             "renderer": ref("renderer", "Overrides the recipe's."),
+            "resources": ref("resources", "Overrides the recipe's, key by key."),
         },
     }
 

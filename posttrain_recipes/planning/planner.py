@@ -30,6 +30,7 @@ from posttrain_recipes.planning.plans import (
     Plan,
     PlannedEval,
     PlannedStage,
+    Resources,
 )
 from posttrain_recipes.plugin import (
     Dataset,
@@ -240,6 +241,7 @@ def _stage(
         stop=stop,
         fingerprint=known.fingerprint,
         inputs=known.inputs,
+        resources=Resources(**data.get("resources", {}) | spec.get("resources", {})),
         needs=frozenset(name for name in needs if name in builder.above),
         planned=tuple((f"what {what} is made of", one, depends.held(one)) for what, one in called),
         written=spec.get("method", {}),

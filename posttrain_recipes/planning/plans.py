@@ -109,6 +109,21 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a stage asks of the node of a cluster that it runs on."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory_gb: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus:g} CPU{'' if self.cpus == 1 else 's'}"]
+        parts += [f"{self.gpus:g} GPU{'' if self.gpus == 1 else 's'}"] if self.gpus else []
+        parts += [f"{self.memory_gb:g} GB of memory"] if self.memory_gb else []
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True)
 class PlannedEval:
     """An eval with its name and its data."""
 
@@ -152,6 +167,7 @@ class PlannedStage:
     keep: Yardstick | None = None
     """What tells the best of its checkpoints, which is its result; None: that is the last."""
     stop: Stop | None = None
+    resources: Resources = Resources()
     needs: frozenset[str] = frozenset()
     """Earlier stages whose weights or records it uses, the one it starts from among them."""
     planned: tuple[tuple[str, Plugin, tuple[str | None, ...]], ...] = ()

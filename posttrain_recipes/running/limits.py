@@ -87,7 +87,7 @@ class Spending:
     def step(self, stage: PlannedStage, kept: StageRecord) -> None:
         """A step is done: ask for a stop where the next ones could pass a bound."""
         now, tokens = time.monotonic(), kept.paid.usage.tokens
-        began, before = self._last[stage.name]
+        began, before = self._last.get(stage.name, (now, tokens))  # a node tells of its first
         self._longest = max(self._longest, now - began)
         self._largest = max(self._largest, tokens - before)
         self._last[stage.name] = now, tokens

@@ -26,6 +26,9 @@ from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import activity, billing, death, ending, preflight, texts, tokenizers
+from posttrain_recipes.running.cluster import driver
+from posttrain_recipes.running.cluster.driver import ClusterStages
+from posttrain_recipes.running.cluster.ray_tasks import Cluster
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
@@ -54,7 +57,7 @@ def run(
     reporter: Reporter | None = None,
     *,
     scope: Scope | None = None,
-    jobs: int = 1,
+    jobs: int | Cluster = 1,
 ) -> RunRecord:
     """Run a plan to its end and return what is known about it.
 
@@ -62,7 +65,8 @@ def run(
         home: the directory that runs, checkpoints and tracking are kept in.
         reporter: hears what happens.
         scope: which stages, and whether to take what earlier runs left.
-        jobs: how many stages that do not need each other may run at the same time.
+        jobs: how many stages that do not need each other may run at the same time; or the cluster
+            of which each of them takes a node.
 
     Raises:
         PtlError: the run failed; what it had is kept and the same call goes on from there.
@@ -102,7 +106,9 @@ def run(
         record.status, record.error = "running", None
         reporter.run_started(plan, record, resumed=earlier is not None)
         directory.save()
-        spending = Spending(plan, record, prices, interrupts, jobs)
+        spending = Spending(plan, record, prices, interrupts)
+        if isinstance(jobs, int):
+            spending.jobs = jobs
 
         def end(status: str, error: str | None) -> None:
             record.seconds = spending.seconds
@@ -110,7 +116,8 @@ def run(
 
         try:
             with spending.meter.installed():
-                _Run(plan, kept, directory, reporter, interrupts, scope, spending).work()
+                cluster = None if isinstance(jobs, int) else jobs
+                _Run(plan, kept, directory, reporter, interrupts, scope, spending, cluster).work()
         except StopAsked as stop:
             end("stopped", str(stop))
             raise PtlError(
@@ -181,8 +188,10 @@ class _Run:
         interrupts: Interrupts,
         scope: Scope,
         spending: Spending,
+        cluster: Cluster | None,
     ) -> None:
         self.spending = spending
+        self.cluster = cluster
         self.plan = plan
         self.kept = kept
         self.directory = directory
@@ -222,7 +231,7 @@ class _Run:
         ):
             self.directory.save()
             self.connection = connection
-            if self.spending.jobs > 1:
+            if self.spending.jobs > 1 or self.cluster is not None:
                 self._side_by_side(run)
             else:
                 for stage in self.scope.stages(self.plan):
@@ -338,17 +347,21 @@ class _Run:
             seen = texts.check(self.plan, ahead, self.serving.renderer, self.reporter.warning)
             for text in seen.looked:
                 self.reporter.note(text)
-            self.history = History.of(self.kept.runs(), self.serving.lost, self.kept.runs_dir)
-            self.stages = StageWork(
-                self.plan,
-                self.directory,
-                self.serving,
-                self.reporter,
-                self.spending,
-                self._made,
-                seen.first,
-            )
-            yield connection
+            with self._workers(seen.first) as self.stages:
+                self.history = History.of(self.kept.runs(), self.serving.lost, self.kept.runs_dir)
+                yield connection
+
+    @contextmanager
+    def _workers(self, first: dict[str, list[list[int]]]) -> Iterator[StageWork | ClusterStages]:
+        """What runs a stage: this process, or nodes of a cluster."""
+        shared = (self.plan, self.directory, self.serving, self.reporter, self.spending)
+        if self.cluster is None:
+            yield StageWork(*shared, self._made, first)
+            return
+        self.reporter.doing("connecting to Ray")
+        with driver.opened(self.cluster, *shared, self.interrupts, self._made, first) as stages:
+            self.spending.jobs = stages.most
+            yield stages
 
     def _made(self, stage: str) -> Path:
         """Where the records that a stage of this run made lie."""

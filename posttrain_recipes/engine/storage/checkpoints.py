@@ -220,6 +220,11 @@ class CheckpointStore:
     def _place(self, path: CheckpointPath) -> Path:
         return self._run_folder(path.run) / path.kind / path.name
 
+    def places(self, path: CheckpointPath) -> tuple[Path, Path]:
+        """Where a checkpoint and the record of its training run lie, whether they are there or
+        not."""
+        return self._place(path), self._run_folder(path.run) / "run.json"
+
     def find(self, path: CheckpointPath) -> Kept:
         """A checkpoint. Raises RequestError 404 if it is not there (any more), 422 if its
         description is damaged or is that of another one."""

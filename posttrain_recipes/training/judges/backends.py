@@ -105,7 +105,7 @@ def open_judge(config: GradingConfig, context: RewardContext) -> Judge:
         who = served.identity or served.checkpoint.sampler_uri or served.checkpoint.base_model
     if not config.cache or context.cache is None:
         return judge
-    return CachedJudge(judge, f"{who} {config.max_tokens}", context.cache / "verdicts.sqlite")
+    return CachedJudge(judge, f"{who} {config.max_tokens}", context.cache / VERDICTS)
 
 
 # --- an endpoint ---------------------------------------------------------------------------------
@@ -229,6 +229,31 @@ def _odds(choice: dict[str, Any], first: str, second: str) -> float | None:
 # --- what was said before ------------------------------------------------------------------------
 
 
+VERDICTS = "verdicts.sqlite"
+"""The file of a cache in which answers of judges are kept."""
+
+
+def copy_verdicts(cache: Path, to: Path) -> None:
+    """Copy the answers that are kept in a cache, which others may add to meanwhile."""
+    if (cache / VERDICTS).is_file():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            closing(sqlite3.connect(cache / VERDICTS, timeout=30)) as kept,
+            closing(sqlite3.connect(to)) as copy,
+        ):
+            kept.backup(copy)
+
+
+def add_verdicts(cache: Path, of: Path) -> None:
+    """Add answers that `copy_verdicts` copied to those of a cache."""
+    if of.is_file():
+        CachedJudge.create(cache / VERDICTS)
+        with closing(sqlite3.connect(cache / VERDICTS, timeout=30)) as kept:
+            kept.execute("ATTACH ? AS other", (str(of),))
+            with kept:
+                kept.execute("INSERT OR IGNORE INTO verdicts SELECT * FROM other.verdicts")
+
+
 class CachedJudge:
     """A `Judge` whose answers are kept in an SQLite file; missing ones are not.
 
@@ -240,8 +265,13 @@ class CachedJudge:
         self.who = who
         self.path = path
         self.misses = 0
+        self.create(path)
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """Make the file, unless it is there."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._connect()) as db, db:
+        with closing(sqlite3.connect(path, timeout=30)) as db, db:
             db.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, said TEXT)")
 
     def texts(self, questions: Sequence[Messages], attempt: int) -> list[str | None]:
