@@ -22,11 +22,11 @@ from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
-from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import activity, billing, death, ending, preflight, texts, tokenizers
-from posttrain_recipes.running.cluster import driver
+from posttrain_recipes.running.cluster import driver, ray_tasks
 from posttrain_recipes.running.cluster.driver import ClusterStages
 from posttrain_recipes.running.cluster.ray_tasks import Cluster
 from posttrain_recipes.running.events import Reporter, patient
@@ -74,6 +74,8 @@ def run(
     """
     reporter, scope = patient(reporter or Reporter()), scope or Scope()
     scope.check(plan)
+    if not isinstance(jobs, int):
+        ray_tasks.check(jobs, plan)
     mlstore.configured_uri()  # refuses what is no address before anything is spent
     kept = Store(home)
     prices = pricing.load(home)
@@ -356,6 +358,8 @@ class _Run:
         """What runs a stage: this process, or nodes of a cluster."""
         shared = (self.plan, self.directory, self.serving, self.reporter, self.spending)
         if self.cluster is None:
+            if any(stage.resources != Resources() for stage in self.plan.stages):
+                self.reporter.doing("'resources:' is read by --jobs ray alone, and not here")
             yield StageWork(*shared, self._made, first)
             return
         self.reporter.doing("connecting to Ray")

@@ -238,22 +238,28 @@ def track_reused(
         name=stage.name, index=stage.index, params=report.stage_params(stage), tags=tags
     ) as child:
         kept.tracking_id = child.run_id
-        for step, metrics in curves.steps(runs / kept.reused_from, stage.name).items():
-            child.log_metrics({**metrics, **overview(metrics)}, step)
-        made = kept.checkpoint
-        if made and made.state_uri and stage.method:
-            child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
-        for when, step in (("before", 0), ("after", kept.total_steps)):
-            weights = kept.start if when == "before" else made
-            for m in getattr(kept, when):
-                found = EvalResult(m.metrics, (), m.higher_is_better)
-                uri = weights.sampler_uri if weights else None
-                child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
-        for m in kept.during:
-            child.log_during(m.name, EvalResult(m.metrics), m.step or 0)
+        log_kept(runs / kept.reused_from, stage, kept, child)
         for text in kept.notes:
             child.note(text)
     directory.save()
+
+
+def log_kept(run: Path, stage: PlannedStage, kept: StageRecord, child: StageRun) -> None:
+    """Log the curves and evals of a stage as the directory of a run and its record have them; what
+    MLflow has already is not logged twice."""
+    for step, metrics in curves.steps(run, stage.name).items():
+        child.log_metrics({**metrics, **overview(metrics)}, step)
+    made = kept.checkpoint
+    if made and made.state_uri and stage.method:
+        child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
+    for when, step in (("before", 0), ("after", kept.total_steps)):
+        weights = kept.start if when == "before" else made
+        for m in getattr(kept, when):
+            found = EvalResult(m.metrics, (), m.higher_is_better)
+            uri = weights.sampler_uri if weights else None
+            child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
+    for m in kept.during:
+        child.log_during(m.name, EvalResult(m.metrics), m.step or 0)
 
 
 class Sink:

@@ -1,4 +1,4 @@
-"""The driver of a run whose stages are tasks of a cluster: it alone writes to the home and MLflow."""
+"""The driver of a run whose stages are tasks of a cluster: it alone writes to home and MLflow."""
 
 from __future__ import annotations
 
@@ -19,13 +19,22 @@ from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint
 from posttrain_recipes.reporting import report
 from posttrain_recipes.running.cluster import node
-from posttrain_recipes.running.cluster.node import ENGINE, Job, Outcome
-from posttrain_recipes.running.cluster.ray_tasks import Cluster, Task, Tasks, connected
-from posttrain_recipes.running.cluster.relay import Begun, Call, Event, Saved, Used, become, make
+from posttrain_recipes.running.cluster.node import ENGINE, Job, StageEnd
+from posttrain_recipes.running.cluster.ray_tasks import Cluster, StageTask, Tasks, connected
+from posttrain_recipes.running.cluster.relay import (
+    Begun,
+    Call,
+    Event,
+    StageSaved,
+    Used,
+    become,
+    make,
+)
 from posttrain_recipes.running.cluster.shared import SharedHome
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving
+from posttrain_recipes.running.stages import log_kept
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord
 from posttrain_recipes.training.judges.backends import add_verdicts, copy_verdicts
 from posttrain_recipes.waiting import Interrupts
@@ -73,8 +82,6 @@ class ClusterStages:
         """Take in what a node left of a stage when this run's driver was killed."""
         told = node.told_of(self.shared, kept.name)
         if told is not None and told.fingerprint == kept.fingerprint and not kept.fresh:
-            # A node ends it once more, so that all of it comes to MLflow.
-            told.status = "killed" if told.done else told.status
             take_in(told, kept, self.plan, self.shared, self.directory.record)
             self.directory.save()
 
@@ -133,8 +140,8 @@ class ClusterStages:
         )
 
     def _follow(
-        self, task: Task, stage: PlannedStage, kept: StageRecord, child: StageRun
-    ) -> Outcome:
+        self, task: StageTask, stage: PlannedStage, kept: StageRecord, child: StageRun
+    ) -> StageEnd:
         """Take in what a task tells until it ends."""
         asked: KeyboardInterrupt | None = None
         outcome = None
@@ -173,7 +180,7 @@ class ClusterStages:
         self._told = self._told | {lacking} if lacking else set()
 
     def _take(
-        self, event: Event, task: Task, stage: PlannedStage, kept: StageRecord, child: StageRun
+        self, event: Event, task: StageTask, stage: PlannedStage, kept: StageRecord, child: StageRun
     ) -> None:
         if isinstance(event, Begun):
             if task.begun:
@@ -184,9 +191,13 @@ class ClusterStages:
             else:
                 self.reporter.doing(f"stage '{stage.name}' runs on {event.node}")
             task.begun = True
+            if event.step:
+                # What an earlier node had no time to tell.
+                self.shared.pull(*node.own_files(self.directory.record.id, stage.name))
+                log_kept(self.directory.path, stage, kept, child)
         elif isinstance(event, Call):
             make(event, self.reporter if event.of == "reporter" else child, stage, kept)
-        elif isinstance(event, Saved):
+        elif isinstance(event, StageSaved):
             take_in(event.record, kept, self.plan, self.shared, self.directory.record)
             self.directory.save()
         elif isinstance(event, Used):

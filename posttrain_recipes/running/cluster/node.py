@@ -29,7 +29,7 @@ from posttrain_recipes.running.cluster.relay import (
     Link,
     Outbox,
     RelayChild,
-    Saved,
+    StageSaved,
     relay_reporter,
 )
 from posttrain_recipes.running.cluster.shared import SharedHome
@@ -73,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageEnd:
     """How a stage ended: well, where nothing is said."""
 
     what: str = ""
@@ -124,7 +124,7 @@ def places(engine: Engine, uri: str, home: Path) -> list[str]:
     return [str(path.relative_to(home)) for path in engine.files(uri, data)]
 
 
-def run(job: Job, link: Link, folder: Path) -> Outcome:
+def run(job: Job, link: Link, folder: Path) -> StageEnd:
     """Run a stage, or go on with it where an earlier try of it was lost.
 
     Args:
@@ -138,9 +138,9 @@ def run(job: Job, link: Link, folder: Path) -> Outcome:
         try:
             _work(job, folder, home, shared, outbox, interrupts)
         except KeyboardInterrupt:
-            return Outcome(stopped=True)
+            return StageEnd(stopped=True)
         except PtlError as error:
-            return Outcome(
+            return StageEnd(
                 error.what.replace(str(home), job.home),
                 _elsewhere(error.why, home, job),
                 _elsewhere(error.hint, home, job),
@@ -149,15 +149,16 @@ def run(job: Job, link: Link, folder: Path) -> Outcome:
         except Exception as error:
             import traceback
 
-            return Outcome(
+            return StageEnd(
                 f"stage '{job.stage}' failed on node {socket.gethostname()}: "
                 f"{type(error).__name__}: {error}",
                 why=_elsewhere("".join(traceback.format_exception(error)).rstrip(), home, job),
             )
         finally:
-            shared.push(*own_files(job.record.id, job.stage))
+            if outbox.flush():
+                shared.push(*own_files(job.record.id, job.stage))
             outbox.close()
-    return Outcome()
+    return StageEnd()
 
 
 def _elsewhere(text: str | None, home: Path, job: Job) -> str | None:
@@ -221,7 +222,12 @@ def _known(job: Job, home: Path, shared: SharedHome) -> tuple[RunRecord, StageRe
 def told_of(shared: SharedHome, stage: str) -> StageRecord | None:
     """What the last node that ran a stage has left of it; None where none did."""
     text = shared.read(record_file(stage))
-    return None if text is None else store.parse(json.loads(text)).stage(stage)
+    if text is None:
+        return None
+    told = store.parse(json.loads(text)).stage(stage)
+    # Of one that is done the driver missed the end: it is told once more.
+    told.status = "killed" if told.done else told.status
+    return told
 
 
 def _planned(
@@ -254,8 +260,8 @@ def _planned(
 
 
 class _Directory(RunDirectory):
-    """The run as one node has it. To save is to share: checkpoints, files, then the record, and
-    only then the driver is told."""
+    """The run as one node has it. To save is to share: checkpoints and files, then to tell the
+    driver, and then to share the record, from which a later try goes on."""
 
     def __init__(
         self,
@@ -281,9 +287,11 @@ class _Directory(RunDirectory):
                 self._shared.push(*files)
             copy_verdicts(self.home / CACHE, self.home / verdicts_file(stage))
             self._shared.push(*own_files(self.record.id, stage), verdicts_file(stage))
-            store.write_atomic(self.home / record_file(stage), store.dump(self.record))
-            self._shared.push(record_file(stage))
-            self._outbox.add(Saved(self.kept))
+            self._outbox.add(StageSaved(self.kept))
+            # What the record has was told before, or a later try would leave it untold.
+            if self._outbox.flush():
+                store.write_atomic(self.home / record_file(stage), store.dump(self.record))
+                self._shared.push(record_file(stage))
             for uri in self._there.keys() - wanted.keys():
                 with suppress(PtlError):  # the driver deletes all of it in the end
                     self._shared.remove(self._there[uri][0])

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pickle
 import signal
+import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,16 @@ from posttrain_recipes.errors import MissingExtraError, PtlError, UsageError
 from posttrain_recipes.planning.plans import Plan, Resources
 from posttrain_recipes.registry import GROUP
 from posttrain_recipes.running.cluster import node
-from posttrain_recipes.running.cluster.node import Job, Outcome
-from posttrain_recipes.running.cluster.relay import Event
+from posttrain_recipes.running.cluster.node import Job, StageEnd
+from posttrain_recipes.running.cluster.relay import Event, SupersededError
 from posttrain_recipes.version import __version__
 from posttrain_recipes.waiting import TICK
 
 if TYPE_CHECKING:
     pass
 
+ANSWER_S = 10.0
+"""How long a cluster may take to accept a connection."""
 RETRIES = 3
 """How often Ray runs a stage again whose node or process died."""
 LEFT_OUT = (".git", ".venv", "venv", ".ptl", "__pycache__", "node_modules", "mlruns")
@@ -92,12 +95,12 @@ class Mailbox:
         self._tries[stage] = self._tries.get(stage, 0) + 1
         return self._tries[stage]
 
-    def put(self, stage: str, number: int, batch: Sequence[bytes]) -> str | None:
-        """See `Link.put`."""
+    def put(self, stage: str, number: int, batch: Sequence[bytes]) -> tuple[bool, str | None]:
+        """Whether events were taken, and why the stage should stop."""
         if number != self._tries.get(stage):
-            return "another node goes on with the stage"
+            return False, None
         self._waiting[stage] += batch
-        return self._stops.get(stage)
+        return True, self._stops.get(stage)
 
     def take(self, stage: str) -> list[bytes]:
         """What has come of a stage since the last time."""
@@ -117,13 +120,16 @@ class _ToMailbox:
     number: int
 
     def put(self, batch: Sequence[bytes]) -> str | None:
-        return ray_get(self.mailbox.put.remote(self.stage, self.number, list(batch)))
+        taken, why = ray_get(self.mailbox.put.remote(self.stage, self.number, list(batch)))
+        if not taken:
+            raise SupersededError
+        return why
 
 
-def _work(job: Job, mailbox: Any, version: str) -> Outcome:
+def _work(job: Job, mailbox: Any, version: str) -> StageEnd:
     """The task: a stage on a node."""
     if version != __version__:
-        return Outcome(
+        return StageEnd(
             f"the node has posttrain_recipes {__version__}, and the driver {version}",
             hint="install the same version on every node",
         )
@@ -132,7 +138,7 @@ def _work(job: Job, mailbox: Any, version: str) -> Outcome:
 
 
 @dataclass
-class Task:
+class StageTask:
     """A stage that Ray runs, or is going to."""
 
     stage: str
@@ -146,7 +152,7 @@ class Task:
             waiting = ray_get(self.mailbox.take.remote(self.stage))
         yield from map(pickle.loads, waiting)
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> StageEnd | None:
         """How it ended; None where it has not, after a moment.
 
         Raises:
@@ -216,7 +222,7 @@ class Tasks:
             return None
         return str(wanted)
 
-    def submit(self, job: Job, wanted: Resources) -> Task:
+    def submit(self, job: Job, wanted: Resources) -> StageTask:
         """Have a stage run on a node that has what it wants."""
         import ray
 
@@ -224,26 +230,25 @@ class Tasks:
         if wanted.memory_gb is not None:
             options["memory"] = int(wanted.memory_gb * 1e9)
         work = ray.remote(_work).options(max_retries=RETRIES, name=job.stage, **options)
-        return Task(job.stage, self.mailbox, work.remote(job, self.mailbox, __version__))
+        return StageTask(job.stage, self.mailbox, work.remote(job, self.mailbox, __version__))
 
 
-@contextmanager
-def connected(cluster: Cluster, plan: Plan, home: Path) -> Iterator[Tasks]:
-    """Ray for as long as the context lasts: the cluster that was asked for, or a new one here.
+def check(cluster: Cluster, plan: Plan) -> None:
+    """See, before anything is begun, that stages of a plan can run on a cluster.
 
     Raises:
-        UsageError: the plan's engine is none of this machine's, or the folder is too large to send.
-        PtlError: there is no such cluster.
+        UsageError: the plan's engine is none of this machine's.
+        PtlError: Ray is not installed, or nothing answers at the cluster's address.
     """
     if not plan.engine.loads:
         raise UsageError(
             f"--jobs ray starts an engine on each node, and the recipe's is '{plan.engine.name}'",
             hint="--jobs N runs N stages at the same time on an engine that is elsewhere",
         )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Data is often left out of git, and a recipe cannot be run without it.
+    os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
     try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Data is often left out of git, and a recipe cannot be run without it.
-        os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
         import ray
     except ImportError:
         raise MissingExtraError(
@@ -255,6 +260,33 @@ def connected(cluster: Cluster, plan: Plan, home: Path) -> Iterator[Tasks]:
             why="what the recipe reads is sent to nodes when ptl connects",
             hint="call ray.shutdown() before",
         )
+    # Ray itself tries for minutes.
+    host, _, port = (cluster.address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), ANSWER_S).close()
+        except OSError as error:
+            raise _none_at(cluster, str(error)) from None
+
+
+def _none_at(cluster: Cluster, why: str) -> PtlError:
+    return PtlError(
+        f"there is no Ray at {cluster.address or 'this machine'}",
+        why=why,
+        hint="'ray start --head' starts one; a recipe's folder, which is sent to every node, may "
+        "have 500 MB",
+    )
+
+
+@contextmanager
+def connected(cluster: Cluster, plan: Plan, home: Path) -> Iterator[Tasks]:
+    """Ray for as long as the context lasts: the cluster that was asked for, or a new one here.
+
+    Raises:
+        PtlError: there is no such cluster, or the folder is too large to send.
+    """
+    import ray
+
     with _own_signals():
         try:
             ray.init(
@@ -264,12 +296,7 @@ def connected(cluster: Cluster, plan: Plan, home: Path) -> Iterator[Tasks]:
                 logging_level="ERROR",
             )
         except Exception as error:
-            raise PtlError(
-                f"there is no Ray at {cluster.address or 'this machine'}",
-                why=str(error).strip().split("\n")[0],
-                hint="'ray start --head' starts one; a recipe's folder, which is sent to every "
-                "node, may have 500 MB",
-            ) from None
+            raise _none_at(cluster, str(error).strip().split("\n")[0]) from None
     try:
         with _own_output():
             yield Tasks()

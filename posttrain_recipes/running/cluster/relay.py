@@ -26,7 +26,12 @@ class Link(Protocol):
 
     def put(self, batch: Sequence[bytes]) -> str | None:
         """Hand over events in their order. Returns why the stage should stop, None where it should
-        not. Raises where there is no driver any more."""
+        not. Raises `SupersededError` where another node has the stage now, and anything else where
+        there is no driver any more."""
+
+
+class SupersededError(Exception):
+    """Another node goes on with the stage: this one was taken for dead."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Saved:
+class StageSaved:
     """What is known of the stage; the checkpoints that it names are below the URL."""
 
     record: StageRecord
@@ -65,7 +70,7 @@ class Used:
     lost: Spent
 
 
-Event = Begun | Call | Saved | Used
+Event = Begun | Call | StageSaved | Used
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class Outbox:
         self._waiting: list[bytes] = []
         self._adding, self._sending = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
+        self._superseded = False
         self._thread = threading.Thread(target=self._send_always, name="outbox", daemon=True)
         self._thread.start()
 
@@ -129,22 +135,26 @@ class Outbox:
         """Send what waits; nothing more comes."""
         self._closed.set()
         self._thread.join()
-        self._send()
+        self.flush()
 
     def _send_always(self) -> None:
         while not self._closed.wait(EVERY_S):
-            self._send()
+            self.flush()
 
-    def _send(self) -> None:
+    def flush(self) -> bool:
+        """Send what waits. False where another node has the stage."""
         with self._sending:
             with self._adding:
                 batch, self._waiting = self._waiting, []
             try:
                 why = self._link.put(batch)
+            except SupersededError:
+                why, self._superseded = "another node goes on with the stage", True
             except Exception as error:  # of the cluster's own kinds
                 why = f"the driver cannot be reached any more ({type(error).__name__})"
         if why is not None:
             self._stop(why)
+        return not self._superseded
 
 
 class RelayChild:

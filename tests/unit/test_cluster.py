@@ -1,0 +1,225 @@
+"""What a driver and the nodes of a cluster say to each other and share, without a cluster."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.planning.plans import Resources
+from posttrain_recipes.running.cluster import ray_tasks, relay
+from posttrain_recipes.running.cluster.ray_tasks import Cluster, Mailbox, parallel
+from posttrain_recipes.running.cluster.relay import Call, Outbox, RelayChild, StageSaved
+from posttrain_recipes.running.cluster.shared import SharedHome
+from posttrain_recipes.store import StageRecord
+from posttrain_recipes.training.judges import backends
+
+
+@pytest.mark.parametrize(
+    ("jobs", "shared", "found"),
+    [
+        ("4", None, 4),
+        (2, None, 2),
+        ("ray", None, Cluster()),
+        ("ray:10.0.0.1:6379", "s3://bucket/a", Cluster("10.0.0.1:6379", "s3://bucket/a")),
+        ("ray:ray://head:10001", None, Cluster("ray://head:10001")),
+    ],
+)
+def test_jobs_is_a_number_or_a_cluster(
+    jobs: int | str, shared: str | None, found: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ray_tasks.SHARED, raising=False)
+    assert parallel(jobs, shared) == found
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", "rays", "", "1.5", "٣"])
+def test_anything_else_is_refused(jobs: str) -> None:
+    with pytest.raises(UsageError, match="--jobs"):
+        parallel(jobs)
+
+
+def test_shared_is_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--shared"):
+        parallel("4", "s3://bucket/a")
+    monkeypatch.setenv(ray_tasks.SHARED, "gs://bucket/b")
+    assert parallel("ray") == Cluster(None, "gs://bucket/b")
+
+
+def test_resources_in_words() -> None:
+    assert str(Resources()) == "1 CPU"
+    assert str(Resources(4, 0.5, 16)) == "4 CPUs and 0.5 GPUs and 16 GB of memory"
+
+
+@pytest.fixture(params=["directory", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    kinds = {"directory": str(tmp_path / "shared"), "memory": f"memory://{tmp_path.name}"}
+    return kinds[request.param]
+
+
+def test_what_is_pushed_is_pulled_to_the_same_place(url: str, tmp_path: Path) -> None:
+    mine, other = SharedHome(url, tmp_path / "a"), SharedHome(url, tmp_path / "b")
+    mine.mark("word")
+    other.check("word")
+    with pytest.raises(PtlError, match="not the same place"):
+        other.check("another")
+    folder = tmp_path / "a" / "engine" / "runs" / "x" / "weights" / "w"
+    folder.mkdir(parents=True)
+    (folder / "adapter.safetensors").write_bytes(b"123")
+    (folder / "checkpoint.json").write_text("{}")
+    (folder.parents[1] / "run.json").write_text("{}")
+    (tmp_path / "a" / "curve.jsonl").write_text("1\n")
+    names = ["engine/runs/x/weights/w", "engine/runs/x/run.json"]
+    mine.push(*names, "curve.jsonl", "nothing")
+    other.pull_checkpoint(names)
+    other.pull("curve.jsonl", "nothing")
+    there = tmp_path / "b"
+    assert (there / "engine/runs/x/weights/w/adapter.safetensors").read_bytes() == b"123"
+    assert (there / "engine/runs/x/run.json").is_file()
+    assert not (there / "nothing").exists()
+    (tmp_path / "a" / "curve.jsonl").write_text("1\n2\n")
+    mine.push("curve.jsonl")
+    other.pull("curve.jsonl")
+    assert (there / "curve.jsonl").read_text() == "1\n2\n"
+    assert other.read("curve.jsonl") == b"1\n2\n"
+    assert other.read("nothing") is None
+    mine.remove(names[0])
+    assert SharedHome(url, tmp_path / "c").read(f"{names[0]}/checkpoint.json") is None
+    mine.remove()
+    mine.remove()
+
+
+def test_a_checkpoint_is_whole_or_not_there(url: str, tmp_path: Path) -> None:
+    """A download that fails leaves nothing where an engine would look."""
+    mine, other = SharedHome(url, tmp_path / "a"), SharedHome(url, tmp_path / "b")
+    (tmp_path / "a" / "w").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / "a" / "w" / name).write_text(name)
+    mine.push("w")
+    brought: list[str] = []
+    whole = other._files.get_file
+
+    def failing(at: str, to: str) -> None:
+        brought.append(at)
+        if len(brought) == 2:
+            raise OSError("the network is down")
+        whole(at, to)
+
+    other._files = type("Failing", (), {"__getattr__": lambda _, n: getattr(mine._files, n)})()
+    other._files.get_file = failing
+    with pytest.raises(PtlError, match="cannot be read or written"):
+        other.pull_checkpoint(["w"])
+    assert not (tmp_path / "b" / "w").exists()
+    other.pull_checkpoint(["w"])
+    assert {file.name for file in (tmp_path / "b" / "w").iterdir()} == {"one", "two"}
+
+
+def test_an_unknown_protocol_is_told() -> None:
+    with pytest.raises(UsageError, match="nothing can be shared"):
+        SharedHome("nosuch://a/b", Path("home"))
+
+
+class Kept:
+    """A link that keeps what it is handed."""
+
+    def __init__(self, why: str | None = None, gone: bool = False) -> None:
+        self.batches: list[bytes] = []
+        self.why, self.gone = why, gone
+
+    def put(self, batch: Sequence[bytes]) -> str | None:
+        if self.gone:
+            raise ConnectionError
+        self.batches += batch
+        return self.why
+
+
+def test_events_come_in_order_and_as_they_were() -> None:
+    import pickle
+
+    link = Kept()
+    outbox = Outbox(link, lambda why: None)
+    kept = StageRecord("sft", "f", "sft")
+    for step in range(5):
+        kept.total_steps = step
+        outbox.add(StageSaved(kept))
+        RelayChild(outbox, "id").log_metrics({"loss": 1.0}, step)
+    outbox.close()
+    events = [pickle.loads(one) for one in link.batches]
+    saved = [event.record.total_steps for event in events if isinstance(event, StageSaved)]
+    calls = [event.args[1] for event in events if isinstance(event, Call)]
+    assert saved == calls == list(range(5))
+
+
+@pytest.mark.parametrize(("link", "why"), [(Kept("bound"), "bound"), (Kept(gone=True), "driver")])
+def test_a_node_is_told_to_stop(link: Kept, why: str) -> None:
+    heard: list[str] = []
+    outbox = Outbox(link, heard.append)
+    outbox.close()
+    assert heard
+    assert all(why in one for one in heard)
+
+
+def test_a_record_becomes_another() -> None:
+    kept, told = StageRecord("a", "f", None), StageRecord("a", "f", None, status="finished")
+    relay.become(kept, told)
+    assert kept == told
+
+
+def test_only_the_last_node_of_a_stage_is_heard() -> None:
+    mailbox = Mailbox()
+    first, second = mailbox.begin("sft"), mailbox.begin("sft")
+    assert mailbox.put("sft", first, [b"old"]) == (False, None)
+    assert mailbox.put("sft", second, [b"new"]) == (True, None)
+    assert mailbox.take("sft") == [b"new"]
+    assert mailbox.take("sft") == []
+    mailbox.stop("sft", "a bound")
+    assert mailbox.put("sft", second, []) == (True, "a bound")
+    assert mailbox.put("other", mailbox.begin("other"), []) == (True, None)
+
+
+def test_a_node_that_was_taken_for_dead_shares_nothing_more() -> None:
+    class Link:
+        def put(self, batch: Sequence[bytes]) -> str | None:
+            raise relay.SupersededError
+
+    heard: list[str] = []
+    outbox = Outbox(Link(), heard.append)
+    assert not outbox.flush()
+    outbox.close()
+    assert "another node" in heard[0]
+
+
+def test_what_judges_said_is_added_to_a_cache(tmp_path: Path) -> None:
+    def kept(cache: Path) -> dict[str, str]:
+        with sqlite3.connect(cache / backends.VERDICTS) as db:
+            return dict(db.execute("SELECT key, said FROM verdicts"))
+
+    for cache, rows in (("node", [("a", "1"), ("b", "2")]), ("driver", [("b", "3")])):
+        backends.CachedJudge.create(tmp_path / cache / backends.VERDICTS)
+        with sqlite3.connect(tmp_path / cache / backends.VERDICTS) as db:
+            db.executemany("INSERT INTO verdicts VALUES (?, ?)", rows)
+    backends.copy_verdicts(tmp_path / "node", tmp_path / "copy" / "sft.sqlite")
+    backends.add_verdicts(tmp_path / "driver", tmp_path / "copy" / "sft.sqlite")
+    assert kept(tmp_path / "driver") == {"a": "1", "b": "3"}
+    backends.copy_verdicts(tmp_path / "none", tmp_path / "copy" / "none.sqlite")
+    backends.add_verdicts(tmp_path / "new", tmp_path / "copy" / "none.sqlite")
+    assert not (tmp_path / "new").exists()
+    backends.add_verdicts(tmp_path / "new", tmp_path / "copy" / "sft.sqlite")
+    assert kept(tmp_path / "new") == {"a": "1", "b": "2"}
+
+
+def test_packages_of_plugins_are_found_with_their_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, metadata = tmp_path / "ptl_some", tmp_path / "ptl_some-1.0.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (package / "__init__.py").write_text("")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: ptl-some\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[posttrain_recipes]\nsome = ptl_some\n")
+    (metadata / "RECORD").write_text("ptl_some-1.0.dist-info/entry_points.txt,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [path for path in ray_tasks.plugin_packages() if path.is_relative_to(tmp_path)]
+    assert found == [package, metadata]
