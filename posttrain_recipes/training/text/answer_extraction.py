@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from textwrap import dedent
 from typing import Literal
 
 from posttrain_recipes.training.text.numbers import (
@@ -29,6 +30,7 @@ _SENTENCE = re.compile(r".*?(?=[.!?]+(?:\s|$)|\n|$)")
 _DECIMAL = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _BOX = "\\boxed{"
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_DEFINES = re.compile(r"^\s*(?:async )?(?:def|class) ", re.MULTILINE)
 
 
 def extract(text: str, how: Extract) -> str | None:
@@ -64,7 +66,7 @@ def final_number(text: str, how: NumberIn = "auto") -> Number | None:
     if how == "auto":
         tags = _TAGGED.findall(text)
         text = tags[-1] if tags else text
-    ways: tuple[NumberIn, ...] = ("boxed", "hashes", "number") if how == "auto" else (how,)
+    ways: tuple[Extract, ...] = ("boxed", "hashes", "number") if how == "auto" else (how,)
     for way in ways:
         if way == "number":
             said = _announced(text) if how == "auto" else None
@@ -105,6 +107,16 @@ def fenced(text: str) -> str:
     """What stands in the last fenced block of a reply (```), or all of it where there is none."""
     blocks = _FENCE.findall(text)
     return (blocks[-1] if blocks else text).strip()
+
+
+def python_code(text: str) -> str:
+    """The program of a reply: the last fenced block that defines something, else the last one; what
+    stands between `[BEGIN]` and `[DONE]`, as in MBPP's paper; else all of it."""
+    blocks = _FENCE.findall(text)
+    found = text.rpartition("[BEGIN]")[2].partition("[DONE]")[0]
+    if blocks:
+        found = next((one for one in reversed(blocks) if _DEFINES.search(one)), blocks[-1])
+    return dedent(found).strip("\n")
 
 
 def equal(found: str | None, answer: str, *, ignore_case: bool = False) -> bool:
