@@ -485,7 +485,8 @@ def _eval(
         return None
     else:
         or_else = ", or hold some out with 'test_size:' in the stage's dataset"
-        has_none = f"eval '{name}' has no data: give it a 'dataset:'"
+        path = "a 'path:' or " if plugin.data_options else ""
+        has_none = f"eval '{name}' has no data: give it {path}a 'dataset:'"
         builder.fault(key, has_none + (or_else if has_dataset else ""))
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)

@@ -53,15 +53,14 @@ class HumanEval(Programs):
 
 
 def body(code: str) -> str:
-    """What a reply says of the body of a function, indented where all of it, or its first line
-    alone, lost that; where it did not, only up to what comes after the function."""
+    """What a reply says of the body of a function, up to what comes after the function; indented
+    where the first line alone, or all of it, lost that."""
     first, _, rest = code.partition("\n")
     if not first.strip() or first[0].isspace():
         return _NEXT.split(code)[0]
-    following = [line for line in rest.split("\n") if line.strip()]
-    least = 8 if first.rstrip().endswith(":") else 4
-    if all(len(line) - len(line.lstrip()) >= least for line in following[:1]) and all(
-        line[0].isspace() for line in following
-    ):
+    rest = _NEXT.split(f"\n{rest}")[0].removeprefix("\n")
+    depths = [len(line) - len(line.lstrip()) for line in rest.split("\n") if line.strip()]
+    inside = 8 if first.rstrip().endswith(":") else 4
+    if all(depth >= inside for depth in depths[:1]) and all(depths):
         return f"    {first}\n{rest}"
     return indent(code, "    ")

@@ -138,6 +138,8 @@ class Suite(Eval):
     ) -> Workload | None:
         """By the prompts in their form; not known where their examples cannot be read."""
         prompts = [cast(Prompt, record) for record in sample]
+        if any(part.digest() is None for parts in self.sources.values() for part in parts):
+            return None  # not on this machine
         try:
             asked = [replace(p, messages=self.messages(p)) for p in prompts if not self.fault(p)]
         except PtlError:  # the run says it
