@@ -634,6 +634,32 @@ def test_examples_are_the_published_ones_by_default(
     assert found.eval.workload(load_records(found.data, found.wants), 1, len) is None
 
 
+@pytest.mark.usefixtures("users_cache")
+def test_examples_that_cannot_be_had_are_told_with_what_to_name(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        asked.append(1)
+        raise ConnectionError("no network")
+
+    asked: list[int] = []
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    at(monkeypatch, None)
+    found = of_file(project, "gsm8k", num_fewshot=8)
+    with pytest.raises(UsageError) as caught:
+        evaluate(found, Sampler(lambda asked, _: "7"))
+    assert "no examples: cannot load the dataset openai/gsm8k (split train[:8])" in str(
+        caught.value
+    )
+    assert caught.value.hint == "name a file of examples with 'fewshot:'"
+    for record in load_records(found.data, found.wants):
+        with pytest.raises(UsageError):  # as preflight looks at each
+            found.eval.rendered(record, lambda ref: Renderer())  # type: ignore[arg-type,return-value]
+    assert len(asked) == 1, "it is asked for once, as that may take long"
+
+
 # --- what it takes -------------------------------------------------------------------------------
 
 

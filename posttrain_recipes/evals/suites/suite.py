@@ -153,13 +153,14 @@ class Suite(Eval):
     # --- examples --------------------------------------------------------------------------------
 
     @cached_property
-    def _examples(self) -> list[Prompt] | PtlError:
+    def _examples(self) -> list[Prompt] | UsageError:
         """All that there are, or why there are none: looked for once, as the hub may take long."""
         try:
             loaded = (one for part in self.sources.get("fewshot", ()) for one in part.load())
             found = [cast(Prompt, convert(record, Prompt)) for record in loaded]
         except PtlError as error:
-            return error
+            hint = error.hint if self.config.fewshot else "name a file of examples with 'fewshot:'"
+            return UsageError(f"no examples: {error.what}", why=error.why, hint=hint)
         for example in found:
             if fault := self.fault(example):
                 return UsageError(f"{example.source}: {fault}", hint="it is one of the examples")
@@ -173,12 +174,12 @@ class Suite(Eval):
         """The examples that stand before a question.
 
         Raises:
-            PtlError: they cannot be read, or there are fewer than `num_fewshot`.
+            UsageError: they cannot be read, or there are fewer than `num_fewshot`.
         """
         count = getattr(self.config, "num_fewshot", 0)
         if not count:
             return []
-        if isinstance(self._examples, PtlError):
+        if isinstance(self._examples, UsageError):
             raise self._examples
         fitting = (example for example in self._examples if self.fits(example, prompt))
         found = list(islice(fitting, count))
