@@ -21,6 +21,7 @@ from posttrain_recipes.planning import overlap, planner
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import PlannedEval
 from posttrain_recipes.plugin import EvalContext, EvalResult, Message, PerRecord
+from posttrain_recipes.running import texts
 from posttrain_recipes.training.sandbox import runner
 from posttrain_recipes.training.text.answer_extraction import python_code
 from posttrain_recipes.workload import Usage
@@ -696,3 +697,15 @@ def test_a_long_prompt_is_seen_with_its_examples(project: Project, tmp_path: Pat
     [record] = load_records(found.data, found.wants)
     [shown] = found.eval.rendered(record, lambda ref: Renderer())  # type: ignore[arg-type,return-value,misc]
     assert "".join(map(chr, shown.tokens)).startswith("What is half of 2469?\n\nIt is a half.")
+
+
+@pytest.mark.parametrize(("name", "tokenized"), [("gsm8k", True), ("exact_match", False)])
+def test_only_a_form_of_its_own_has_every_record_tokenized(
+    project: Project, name: str, tokenized: bool
+) -> None:
+    """Of other evals a record that is short by its bytes is not too long, and that is enough."""
+    project.write("d.jsonl", lines(GSM8K))
+    spec = {"use": name, "dataset": {"use": "jsonl", "path": "d.jsonl"}}
+    [use] = texts._uses(project.plan(recipe(spec)).stages[0])
+    bound = texts._bound(use, SimpleNamespace(context=4096, frame=8))  # type: ignore[arg-type]
+    assert (bound is None) == tokenized
