@@ -93,65 +93,15 @@ from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
-    "API_VERSION",
-    "OLDEST_API_VERSION",
-    "Affects",
-    "AskedOf",
-    "Checkpoint",
-    "Connection",
-    "Conversation",
-    "CountTokens",
-    "DataMethod",
-    "Dataset",
-    "DatasetConfig",
-    "DatasetRef",
-    "Engine",
-    "Episode",
-    "Estimate",
-    "Eval",
-    "EvalContext",
-    "EvalResult",
-    "Family",
-    "FromData",
-    "FromModel",
-    "Labelled",
-    "LearningRate",
-    "LoraConfig",
-    "Message",
-    "Method",
-    "ModelRef",
-    "NoEffect",
-    "Offer",
-    "PerRecord",
-    "Plugin",
-    "PluginConfig",
-    "Preference",
-    "Prompt",
-    "PtlError",
-    "Record",
-    "Rendered",
-    "Renderer",
-    "RendererConfig",
-    "Resume",
-    "Reward",
-    "RewardContext",
-    "RewardRef",
-    "Sample",
-    "ServedModel",
-    "StageContext",
-    "StageSink",
-    "Streamed",
-    "Task",
-    "Turn",
-    "Usage",
-    "UsageError",
-    "Waiter",
-    "Workload",
-    "checkpoint_name",
-    "effective",
-    "hookimpl",
-    "sampling_client",
-]
+    "API_VERSION", "OLDEST_API_VERSION", "Affects", "AskedOf", "Checkpoint", "Connection",
+    "Conversation", "CountTokens", "DataMethod", "Dataset", "DatasetConfig", "DatasetRef", "Engine",
+    "Episode", "Estimate", "Eval", "EvalContext", "EvalResult", "Family", "FromData", "FromModel",
+    "Labelled", "LearningRate", "LoraConfig", "Message", "Method", "ModelRef", "NoEffect", "Offer",
+    "PerRecord", "Plugin", "PluginConfig", "Preference", "Prompt", "PtlError", "Record", "Rendered",
+    "Renderer", "RendererConfig", "Resume", "Reward", "RewardContext", "RewardRef", "Sample",
+    "ServedModel", "StageContext", "StageSink", "Streamed", "Task", "Turn", "Usage", "UsageError",
+    "Waiter", "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
+]  # fmt: skip
 
 API_VERSION = 1
 """The version of this module's API. A plugin module says `PTL_API = 1`; it is raised when a plugin
@@ -404,6 +354,21 @@ class Eval(Plugin):
 
     takes: ClassVar[tuple[type[Record], ...]]
     """Record types that it can evaluate on."""
+    data_options: ClassVar[tuple[str, ...]] = ()
+    """Options by which `own_data` chooses. Results are known by what the data hold, not by them."""
+    sources: Mapping[str, Sequence[Dataset]] = {}
+    """What `own_data` brings beside the records to evaluate on; the planner fills it."""
+
+    def own_data(self) -> Mapping[str, DatasetRef]:
+        """Datasets that it brings. `dataset` is what it evaluates on where the recipe names none;
+        those of other names, such as examples, are in `sources` when it evaluates."""
+        return {}
+
+    def rendered(
+        self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
+    ) -> Sequence[Rendered] | None:
+        """What the model reads of a record, as a method's `rendered`."""
+        return None
 
     def measures(self) -> Sequence[str]:
         """Names of its metrics, the main one first, so that bounds on them can be checked before

@@ -17,4 +17,10 @@ def ptl_evals() -> Mapping[str, str]:
         "mean_reward": "posttrain_recipes.evals.mean_reward:MeanReward",
         "win_rate": "posttrain_recipes.evals.win_rate:WinRate",
         "episodes": "posttrain_recipes.evals.episodes:Episodes",
+        "gsm8k": "posttrain_recipes.evals.suites.gsm8k:GSM8K",
+        "mbpp": "posttrain_recipes.evals.suites.mbpp:MBPP",
+        "humaneval": "posttrain_recipes.evals.suites.humaneval:HumanEval",
+        "ifeval": "posttrain_recipes.evals.suites.ifeval:IFEval",
+        "mmlu": "posttrain_recipes.evals.suites.multiple_choice:MMLU",
+        "multiple_choice": "posttrain_recipes.evals.suites.multiple_choice:MultipleChoice",
     }

@@ -37,7 +37,7 @@ from posttrain_recipes.planning.plans import (
     model_location,
 )
 from posttrain_recipes.planning.tokens import tokenizer_file
-from posttrain_recipes.plugin import Dataset, Engine, Plugin
+from posttrain_recipes.plugin import Dataset, Engine, Eval, Plugin
 from posttrain_recipes.registry import Registry, suggest
 from posttrain_recipes.shown import is_address, redact
 from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
@@ -217,6 +217,26 @@ def dataset(builder: Builder, spec: Any, key: Key) -> Dataset | None:
     for name in made.reads():
         _check_reads(builder, name, (*key, "stage"))
     return made if len(builder.faults) == before else None
+
+
+def own_data(
+    builder: Builder, made: Eval, spec: Mapping[str, Any], key: Key
+) -> dict[str, Dataset | None]:
+    """The datasets that an eval brings, None for one with a fault; those beside its records become
+    its `sources`. It brings no `dataset` where the recipe names one."""
+    refs = dict(made.own_data())
+    if "dataset" in spec:
+        refs.pop("dataset", None)
+        for option in made.data_options:
+            if option in spec:
+                message = "says what it is measured on, and so does 'dataset:'; remove one of them"
+                builder.fault((*key, option), message)
+    found = {
+        name: dataset(builder, ref.model_dump(), key if name == "dataset" else (*key, name))
+        for name, ref in refs.items()
+    }
+    made.sources = {name: [part] for name, part in found.items() if part and name != "dataset"}
+    return found
 
 
 def reads(made: Dataset) -> list[str]:

@@ -11,14 +11,14 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain_recipes import content
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import DatasetRef, ModelRef, RewardRef, effective, references
-from posttrain_recipes.plugin import Dataset, Plugin
+from posttrain_recipes.plugin import Dataset, Eval, Plugin
 
 SCHEME = 4
 """How fingerprints are made. Raised when they are made otherwise, for then all stages are new."""
@@ -71,7 +71,11 @@ def of_plugin(plugin: Plugin) -> dict[str, Any]:
     if rewards:
         found["rewards"] = rewards
     held = plugin.digest()
+    sources = {name: [of_plugin(part) for part in parts] for name, parts in _parts(plugin).items()}
     if not isinstance(plugin, Dataset):
+        for name in plugin.data_options if isinstance(plugin, Eval) else ():
+            config.pop(name, None)
+        found |= {"sources": sources} if sources else {}
         return {**found, "content": held} if held else found
     for path, _ in references(plugin.config, DatasetRef):
         config.pop(str(path[0]), None)
@@ -81,8 +85,12 @@ def of_plugin(plugin: Plugin) -> dict[str, Any]:
             config.pop(name, None)
     if plugin.reads():
         config.pop("stage", None)
-    sources = {name: [of_plugin(part) for part in parts] for name, parts in plugin.sources.items()}
     return {**found, "digest": held, "sources": sources}
+
+
+def _parts(plugin: Plugin) -> Mapping[str, Sequence[Dataset]]:
+    """The datasets within a dataset, or beside the records of an eval."""
+    return plugin.sources if isinstance(plugin, Dataset | Eval) else {}
 
 
 def _forget(options: Any, path: tuple[str | int, ...]) -> None:
@@ -106,8 +114,7 @@ def _has(options: Any, part: str | int) -> bool:
 def held(plugin: Plugin) -> tuple[str | None, ...]:
     """What the files that a plugin names hold now, and those of the plugins within it."""
     inner: list[Plugin] = [*plugin.rewards.values()]
-    if isinstance(plugin, Dataset):
-        inner += [part for parts in plugin.sources.values() for part in parts]
+    inner += [part for parts in _parts(plugin).values() for part in parts]
     return (plugin.digest(), *(one for part in inner for one in held(part)))
 
 

@@ -471,25 +471,25 @@ def _eval(
     if plugin is None:
         return None
     name = spec.get("name", plugin.name)
-    if "dataset" in spec:
-        dataset = building.dataset(builder, spec["dataset"], (*key, "dataset"))
+    brought = building.own_data(builder, plugin, spec, key)
+    if "dataset" in spec or "dataset" in brought:
+        where: Key = (*key, "dataset") if "dataset" in spec else key
+        dataset = brought.get("dataset")
+        if "dataset" in spec:
+            dataset = building.dataset(builder, spec["dataset"], where)
         if dataset is None:
             return None
         held_out = dataset.config.test_size > 0
-        where: Key = (*key, "dataset")
-        data = _data(builder, dataset, where, 0, spec["dataset"], held_out=held_out)
+        data = _data(builder, dataset, where, 0, spec.get("dataset", spec), held_out=held_out)
     elif stage_data is not None and stage_data.dataset.config.test_size > 0:
         data = replace(stage_data, held_out=True)
     elif stage_data is None and has_dataset:
         return None
     else:
-        builder.fault(
-            key,
-            f"eval '{name}' has no data: give it a 'dataset:'"
-            + (
-                ", or hold some out with 'test_size:' in the stage's dataset" if has_dataset else ""
-            ),
-        )
+        or_else = ", or hold some out with 'test_size:' in the stage's dataset"
+        path = "a 'path:' or " if plugin.data_options else ""
+        has_none = f"eval '{name}' has no data: give it {path}a 'dataset:'"
+        builder.fault(key, has_none + (or_else if has_dataset else ""))
         return None
     wants = _handed_over(builder, data.dataset, plugin, key)
     auto.resolve(builder, plugin, data, wants)

@@ -17,7 +17,11 @@ from posttrain_recipes.shown import cell, code, line
 from posttrain_recipes.shown import markdown as words
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
-SHARES = ("exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success")
+SHARES = (
+    "exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success",
+    "acc", "acc_norm", "pass_at_1", "pass_at_10", "pass_at_100", "prompt_strict", "prompt_loose",
+    "instruction_strict", "instruction_loose",
+)  # fmt: skip
 """Metrics that are shares and read best in percent."""
 
 

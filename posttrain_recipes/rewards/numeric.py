@@ -10,16 +10,17 @@ from pydantic import Field
 
 from posttrain_recipes.plugin import PluginConfig, Reward, Sample
 from posttrain_recipes.training.text import answer_extraction
-from posttrain_recipes.training.text.numbers import Number, last_number, numbers_in, read_number
 
 
 class Numeric(Reward):
     """1 where the number that the reply comes to is the reference, within a tolerance; else 0.
 
-    The number is the last one in a box (`\\boxed{}`), else what stands after `####`, else the last
-    number of the reply. Numbers are read as people write them and compared by value: `1,000`, `.5`,
-    `1e-3`, `2 x 10^4`, `1/2`, `\\frac{1}{2}`, `2 1/2`, `50%`, `$3.50`, `12 km` (units are not
-    compared, and a percent sign may be left out). A reference is read whole.
+    The number is the last one in a box (`\\boxed{}`), else what stands after `####`, else after the
+    last "answer is" or "answer:", else the last number of the reply; where the reply has `<answer>`
+    tags, of what stands in the last of them. Numbers are read as people write them and compared by
+    value: `1,000`, `1{,}000`, `.5`, `1e-3`, `2 x 10^4`, `1/2`, `\\frac{1}{2}`, `2 1/2`, `50%`,
+    `$3.50`, `12 km` (units are not compared, and a percent sign may be left out). A reference is
+    read whole.
     """
 
     name = "numeric"
@@ -27,8 +28,8 @@ class Numeric(Reward):
     class Config(PluginConfig):
         """Options of the reward."""
 
-        extract: Literal["auto", "number", "hashes", "boxed", "whole"] = "auto"
-        """Where the number stands: auto (boxed, else hashes, else the last one), or that alone."""
+        extract: answer_extraction.NumberIn = "auto"
+        """Where the number stands: auto (see above), or that alone."""
         parser: Literal["builtin", "math_verify"] = "builtin"
         """What reads the numbers: builtin, or Hugging Face's Math-Verify, which reads expressions
         (`\\sqrt{2}/2`) and knows no tolerance; it comes with `posttrain-recipes[math]`."""
@@ -51,43 +52,17 @@ class Numeric(Reward):
 
     def digest(self) -> str:
         """What reads the numbers: a result by another reader is not taken for one of this."""
-        return "numbers 2"
+        return answer_extraction.READER
 
     def _by_value(self, sample: Sample) -> float | None:
-        wanted, config = self._reference(sample.answer or ""), self.config
+        config = self.config
+        wanted = answer_extraction.reference_number(sample.answer or "", config.extract)
         if wanted is None:
             return None
-        found = self._said(sample.completion)
+        found = answer_extraction.final_number(sample.completion, config.extract)
         if found is None:
             return 0.0
         return float(found.equals(wanted, config.relative, config.absolute))
-
-    def _reference(self, text: str) -> Number | None:
-        """A reference is often the bare number, however the reply is asked to say it."""
-        for way in ("boxed", "hashes") if self.config.extract != "whole" else ():
-            part = answer_extraction.extract(text, way)
-            if part is not None:
-                return read_number(part)
-        return read_number(text) or _last(text)
-
-    def _said(self, text: str) -> Number | None:
-        how = self.config.extract
-        ways: tuple[answer_extraction.Extract, ...] = (
-            ("boxed", "hashes", "number") if how == "auto" else (how,)
-        )
-        for way in ways:
-            if way == "number":
-                return _last(text)
-            part = answer_extraction.extract(text, way)
-            if part is not None:
-                alone = way != "whole" and len(numbers_in(part)) == 1  # as in `x = 7`
-                return read_number(part) or (_last(part) if alone else None)
-        return None
-
-
-def _last(text: str) -> Number | None:
-    found = last_number(text)
-    return None if found is None else read_number(found)
 
 
 def _by_algebra(sample: Sample) -> float | None:

@@ -16,7 +16,7 @@ from posttrain_recipes.errors import PtlError, TooLongError, UsageError
 from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage, model_location
-from posttrain_recipes.plugin import Method, Plugin, Record, Rendered, Task
+from posttrain_recipes.plugin import Eval, Method, Plugin, Record, Rendered, Task
 from posttrain_recipes.running import sampled
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.rendered import Renderers, renderers_of
@@ -342,7 +342,7 @@ def _no_room(use: _Use, renderer: ChatRenderer, made: Sequence[Rendered]) -> Too
 
 def _bound(use: _Use, renderer: ChatRenderer) -> int | None:
     """Tokens that a record may have; None where only its own code tells."""
-    if getattr(type(use.user), "rendered", Method.rendered) is not Method.rendered:
+    if getattr(type(use.user), "rendered", None) not in (None, Method.rendered, Eval.rendered):
         return None
     config = use.user.config
     own = getattr(config, "max_length", None)

@@ -72,8 +72,10 @@ def identity_checks(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     nothing, or is not though it affects the outcome."""
     config = entry.config.model_validate(placeholder(options, entry))
     before = _identity(entry, config)
+    by_content = getattr(entry.cls, "data_options", ())  # of evals
+    by_content = KNOWN_BY_CONTENT if entry.kind == "dataset" else by_content
     for name, other, mark in flips(config):
-        if entry.kind == "dataset" and name in KNOWN_BY_CONTENT:
+        if name in by_content:
             continue
         changed = type(config).model_validate({**_plain(config), name: other})
         same = _identity(entry, changed) == before

@@ -190,9 +190,9 @@ def _bench(entry: Entry, options: Mapping[str, Any]) -> Iterator[_Bench]:
         else:
             assert issubclass(entry.cls, Eval)
             data = records.write(entry.cls.takes[0], path / "data.jsonl")
-            stage["eval"] = [
-                {"name": "watch", "dataset": {"use": "jsonl", "path": str(data)}, **spec}
-            ]
+            given = {"use": "jsonl", "path": str(data)}
+            own = {} if set(entry.cls.data_options) & options.keys() else {"dataset": given}
+            stage["eval"] = [{"name": "watch", **own, **spec}]
         recipe = path / "recipe.yaml"
         # JSON is YAML.
         recipe.write_text(json.dumps({"name": "check", "model": MODEL, "stages": [stage]}))
@@ -283,7 +283,9 @@ def _changes_no_weight(
 
 
 def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
-    _make(entry, options)
+    made: Eval = _make(entry, options)
+    if made.own_data() and not set(made.data_options) & options.keys():
+        raise Skip("it brings its own data, which may be far: give it a file, as --set path=FILE")
     with _bench(entry, options) as bench:
         first = _watched(bench.run(_EventLog()))
         if not first:

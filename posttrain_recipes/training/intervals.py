@@ -34,7 +34,9 @@ def proportion(successes: float, count: int) -> Estimate:
     z2 = Z95 * Z95 / count
     centre = (share + z2 / 2) / (1 + z2)
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), count)
+    # Of 0 and 1 an end is the share itself, but for rounding.
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Estimate(share, min(share, low), max(share, high), count)
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:

@@ -17,8 +17,11 @@ from posttrain_recipes.reporting import report
 from posttrain_recipes.running.runner import new_record
 from tests.conftest import Project, Ptl
 
-FIXED = {"generations": 128, "self_play": 16}
-"""What is for people to read, and moves in a game."""
+FIXED = {
+    "generations": 128, "self_play": 16, "gsm8k": 512, "mbpp": 512, "humaneval": 512,
+    "ifeval": 1280,
+}  # fmt: skip
+"""What is for people to read, moves in a game, and what is compared with published numbers."""
 
 RECIPE = """
 name: mine

@@ -57,6 +57,13 @@ def test_nothing_is_unknown() -> None:
     assert proportion(0, 0).count == 0
 
 
+def test_a_share_of_none_or_all_lies_within_its_interval() -> None:
+    for count in range(1, 300):
+        for hits in (0, count):
+            found = proportion(hits, count)
+            assert found.low <= found.value <= found.high, (hits, count)
+
+
 # --- means ---------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,10 @@ HALF = Fraction(1, 2)
         ("3.50 €", Fraction(7, 2)),
         (r"\$5", 5), ("12 km", 12), ("12km/h", 12), (r"12\text{ cm}", 12), ("9 m^2", 9),
         ("90°", 90),
-        (r"90^\circ", 90), ("5 apples", 5), ("**42**", 42), (r"1{,}000", 1000), (r"1\,000", None),
+        (r"90^\circ", 90), ("5 apples", 5), ("**42**", 42), (r"1{,}000", 1000), (r"1\,000", 1000),
+        (r"10,\!000", 10000), ("1 234 567", 1234567), ("1\u202f234", 1234), ("1'234", 1234),
+        ("½", HALF), ("1½", Fraction(3, 2)), ("3⁄4", Fraction(3, 4)), ("3 / 4", Fraction(3, 4)),
+        ("10^3", 1000), ("2^{10}", 1024), ("1 234 km", 1234),
     ],
 )  # fmt: skip
 def test_a_number_is_read_by_its_value(text: str, value: Fraction | int | None) -> None:
@@ -85,6 +88,26 @@ def score(reply: str, answer: str, **options: object) -> float | None:
         ("#### 42\nThat is all, in 3 steps.", "42", 1.0), ("it has no number", "42", 0.0),
         ("42", "no number", None), ("13", "18 - 5 = 13", 1.0), ("3 x 10^4", "30000", 1.0),
         ("3", "3 and 4", 0.0), ("#### 41 42x", "42", 0.0),
+        # What models write in the wild.
+        (r"So \boxed{\text{42}}.", "42", 1.0), (r"\boxed{\text{42 apples}}", "42", 1.0),
+        (r"\boxed{\frac{\text{3}}{4}}", "0.75", 1.0), (r"\boxed{{42}}", "42", 1.0),
+        (r"\boxed{\dfrac{3}{4}}, in 2 steps", "3/4", 1.0), (r"\boxed{-\frac{7}{2}}", "-3.5", 1.0),
+        (r"\boxed{\$1{,}234.50}", "1234.5", 1.0), (r"\boxed{1\,234}", "1234", 1.0),
+        (r"\boxed{1 234}", "1234", 1.0), (r"\boxed{60 \text{ cm}}", "60", 1.0),
+        (r"\boxed{50\%}", "50", 1.0), (r"\boxed{42 \text{ m}^2}", "42", 1.0),
+        (r"\boxed{41}, no: \boxed{42}", "42", 1.0), ("18 apples", "18", 1.0),
+        ("It goes at 5 km/h.", "5", 1.0), ("50 percent", "50%", 1.0), ("50 per cent", "0.5", 1.0),
+        ("1 1/2", "1.5", 1.0), ("1.5e3", "1500", 1.0), ("It is **42**.", "42", 1.0),
+        ("The answer is 42.", "42", 1.0), ("The answer is 42. I used 3 steps.", "42", 1.0),
+        ("Final answer: 42 (in 3 steps)", "42", 1.0), ("**Answer:** 18\n2 checks done", "18", 1.0),
+        ("The answer is: **$18** per day, over 7 days", "18", 1.0),
+        ("The final answer is $42$. I hope it is correct, 100%.", "42", 1.0),
+        ("The answer is 16 - 3 = 13. It took 2 steps.", "13", 1.0),
+        ("The answer is not 5 but 7.", "7", 1.0), ("The answer is clear. So 5 + 2 = 7", "7", 1.0),
+        ("The answer is 3.5 of 10.", "3.5", 1.0), ("the answer is 1 234", "1234", 1.0),
+        ("<answer>42</answer> I checked 3 times", "42", 1.0),
+        (r"<answer>\boxed{42}</answer>", "42", 1.0), ("<answer>none</answer> 42", "42", 0.0),
+        ("rows 5 100", "100", 1.0), ("in 2020 300 people", "300", 1.0),
     ],
 )  # fmt: skip
 def test_a_reply_is_right_by_value(reply: str, answer: str, expected: float | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from posttrain_recipes.plugin import CountTokens, EvalContext, Record, Usage, Workload
 from posttrain_recipes.records import Prompt, Sample
-from posttrain_recipes.training.requests import reply, sample
+from posttrain_recipes.training.requests import derive_seed, reply, sample
 from posttrain_recipes.training.text.examples import Example
 from posttrain_recipes.workload import mean
 
@@ -19,38 +19,51 @@ IN_FLIGHT = 256
 
 
 def workload(
-    some: Sequence[Record], prompts: int, tokens: CountTokens, max_tokens: int
+    some: Sequence[Record], prompts: int, tokens: CountTokens, max_tokens: int, count: int = 1
 ) -> Workload:
-    """One reply to each of `prompts`, judged by `some` of them: each is read once, and a reply
-    may end before `max_tokens`."""
+    """`count` replies to each of `prompts`, judged by `some` of them: each is read once, and a
+    reply may end before `max_tokens`."""
     lengths = [tokens(cast(Prompt, record).messages) for record in some]
-    usage = Usage(prefill=round(prompts * mean(lengths)), sample=prompts * max_tokens)
+    usage = Usage(prefill=round(prompts * mean(lengths)), sample=prompts * count * max_tokens)
     return Workload(usage, at_most=True)
 
 
 def generate(
-    context: EvalContext, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float
+    context: EvalContext,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    temperature: float,
+    count: int = 1,
 ) -> list[Sample]:
-    """One reply to each prompt, in order; temperature 0 is greedy. The seed is the context's."""
+    """`count` replies to each prompt, in order; temperature 0 is greedy. The seed is the context's.
+
+    The replies to one prompt stand side by side.
+    """
     samples: list[Sample] = []
+
+    def seed(place: int) -> int:
+        # That of a further reply follows from the first one's, which neighbours may not share.
+        return context.seed + place if count == 1 else derive_seed(context.seed, place)
+
     for begin in range(0, len(prompts), IN_FLIGHT):
         block = prompts[begin : begin + IN_FLIGHT]
         futures = [
             sample(
                 context.sampler,
                 context.renderer.prompt(prompt.messages),
-                1,
+                count,
                 max_tokens=max_tokens,
                 temperature=temperature,
-                seed=context.seed + begin + offset,
+                seed=seed(begin + offset),
                 stop=context.renderer.stop,
             )
             for offset, prompt in enumerate(block)
         ]
         for prompt, future in zip(block, futures, strict=True):
-            sequence = context.wait(future).sequences[0]
-            samples.append(reply(prompt, sequence, context.renderer))
-            context.progress(len(samples), len(prompts), "replies")
+            sequences = context.wait(future).sequences
+            samples += [reply(prompt, one, context.renderer) for one in sequences]
+            context.progress(len(samples), count * len(prompts), "replies")
     return samples
 
 

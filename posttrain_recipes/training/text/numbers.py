@@ -1,13 +1,15 @@
 """Numbers as people write them, in running text and in LaTeX, read by their value.
 
-`1,000`, `-3.5`, `.5`, `1e-3`, `2 x 10^{4}`, `1/2`, `\\frac{1}{2}`, `2 1/2`, `50%`, `$3.50`,
-`12 km`. Values are exact (fractions), so that comparing them is. What needs algebra (`\\sqrt{2}`,
-`\\pi`) is no number here.
+`1,000`, `1{,}000`, `1\\,000`, `-3.5`, `.5`, `1e-3`, `2 x 10^{4}`, `2^{10}`, `1/2`, `½`,
+`\\frac{1}{2}`, `2 1/2`, `50%`, `$3.50`, `12 km`. Values are exact (fractions), so that comparing
+them is. What needs algebra (`\\sqrt{2}`, `\\pi`) is no number here.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -23,18 +25,31 @@ _WORDS = re.compile(r"(?:[A-Za-z°μµ²³€£¥$]|\^ ?[23])[\w°/²³^ .-]*")
 """A unit or a few words after a number."""
 _POWER = re.compile(r"\^ ?[23]")
 
+_GOES_ON = re.compile(r" *(?:[-+*/=^×·÷<>]|\\[a-z]|x \d|to |or |and \d)")
+"""What makes a number the first part of a sum or of several."""
+
 _ARGUMENT = r"\s*(?:\{\s*([^{}]*?)\s*\}|(\d))"
 _FRACTION = re.compile(rf"\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}")
 _TEN = re.compile(r"\s*(?:\\times|\\cdot|[x×*·])\s*10\s*\^\s*\{?\s*([+-]?\d+)\s*\}?")
-_LATEX = (
+_RAISED = re.compile(r"(?<![\w.^)}])(\d{1,4}) ?\^ ?(?:\{ ?(\d{1,2}) ?\}|(\d{1,2})(?!\d))")
+_BETWEEN, _THOUSAND = r"(?<=\d)", r"(?=\d{3}(?!\d))"
+_SPACED = re.compile(r"([-+]?\d{1,3})((?: \d{3})+)(?![\d/])")
+"""A whole answer as `1 234 567`; in running text these may be numbers that stand side by side."""
+_LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}"), r" \1"),
     (re.compile(r"\\(?:left|right|displaystyle)\b"), ""),
+    (re.compile(rf"{_BETWEEN}(?:\\[,;:! ]|~|[\u00a0\u202f\u2009'’_]|\{{,\}}){_THOUSAND}"), ","),
+    (re.compile(r",\\!"), ","),
     (re.compile(r"\\[,;:! ]|~|\u00a0|\u202f|\u2009"), " "),
     (re.compile(r"\\[()\[\]]|\\?\$"), ""),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
     (re.compile(r"[\u2212\u2013\u2012]"), "-"),
+    (re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "),  # 1½ is one and a half
+    (re.compile("[¼-¾⅐-⅞]"), lambda match: unicodedata.normalize("NFKC", match[0])),
+    (re.compile(r"\u2044|(?<=\d) / (?=\d)"), "/"),
+    (re.compile(r"(?<=\d) ?per ?cent\b"), "%"),
 )
 
 
@@ -69,7 +84,8 @@ def plain(text: str) -> str:
     for pattern, by in _LATEX:
         text = pattern.sub(by, text)
     text = _FRACTION.sub(_slashed, text)
-    return _TEN.sub(r"e\1", text)
+    text = _TEN.sub(r"e\1", text)
+    return _RAISED.sub(lambda match: str(int(match[1]) ** int(match[2] or match[3])), text)
 
 
 def _slashed(match: re.Match[str]) -> str:
@@ -90,13 +106,23 @@ def last_number(text: str) -> str | None:
     return found[-1] if found else None
 
 
+def leading_number(text: str) -> Number | None:
+    """The number that a text begins with; None where a sum or the like goes on after it."""
+    body = _bare(text)
+    match = _NUMBER.match(body)
+    if match is None or re.match(
+        r" *(?:[-+*/=^×·÷<>]|\\[a-z]|x \d|to |or |and \d)", body[match.end() :]
+    ):
+        return None
+    return _read(match)
+
+
 def read_number(text: str) -> Number | None:
     """A text that is one number, with a sign, currency, unit or a full stop about it.
 
     None where it is anything else: two numbers, a sum, words before a number.
     """
-    body = plain(text).strip().strip("*_`").strip().rstrip(".").strip()
-    body = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", body)
+    body = _bare(text)
     match = _NUMBER.match(body)
     if match is None:
         return None
@@ -104,6 +130,15 @@ def read_number(text: str) -> Number | None:
     if rest and (_WORDS.fullmatch(rest) is None or _NUMBER.search(_POWER.sub("", rest))):
         return None
     return _read(match)
+
+
+def _bare(text: str) -> str:
+    """A text made plain, without marks, currency and full stop about it."""
+    body = plain(text).strip().strip("*_`").strip().rstrip(".").strip()
+    body = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", body)
+    if spaced := _SPACED.match(body):
+        body = spaced[1] + spaced[2].replace(" ", "") + body[spaced.end() :]
+    return body
 
 
 def _number(text: str) -> Number | None:
