@@ -123,7 +123,7 @@ class OnThreads(Tasks):
                 sent.extend(batch)
                 return mailbox.put(job.stage, number, batch)[1]
 
-        return node.run(job, Link(), self.folder)
+        return node.run(job, Link(), node.Here("a thread", self.folder))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,24 @@ def cluster() -> Iterator[Any]:
 
 
 class Heard(Reporter):
-    """Kills a node once both variants have saved something."""
+    """Kills the node of the first variant that has saved something."""
 
     def __init__(self, cluster: Any) -> None:
         self.cluster = cluster
-        self.saved_by: set[str] = set()
+        self.nodes: dict[str, str] = {}
         self.warnings: list[str] = []
 
+    def doing(self, what: str) -> None:
+        if found := re.search(r"runs on node (\w+)", what):
+            self.nodes[worker()] = found.group(1)
+
     def saved(self, resume: Resume) -> None:
-        if worker().startswith("tuned"):
-            self.saved_by.add(worker())
-        if len(self.saved_by) == 2 and len(self.cluster.workers) == 2:
-            self.cluster.remove_node(self.cluster.workers.pop(), allow_graceful=False)
+        if worker().startswith("tuned") and len(self.cluster.workers) == 2:
+            for node in self.cluster.workers:
+                if node.node_id.startswith(self.nodes[worker()]):
+                    self.cluster.workers.remove(node)
+                    self.cluster.remove_node(node, allow_graceful=False)
+                    return
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)

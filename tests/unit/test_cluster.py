@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,40 @@ def test_a_checkpoint_is_whole_or_not_there(url: str, tmp_path: Path) -> None:
     assert not (tmp_path / "b" / "w").exists()
     other.pull_checkpoint(["w"])
     assert {file.name for file in (tmp_path / "b" / "w").iterdir()} == {"one", "two"}
+
+
+def test_what_is_deleted_meanwhile_is_passed_over(url: str, tmp_path: Path) -> None:
+    mine, other = SharedHome(url, tmp_path / "a"), SharedHome(url, tmp_path / "b")
+    (tmp_path / "a" / "w").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / "a" / "w" / name).write_text(name)
+    mine.push("w")
+    whole = mine._files.get_file
+
+    def deleting(at: str, to: str) -> None:
+        whole(at, to)
+        mine.remove("w/two")
+
+    other._files = type("Deleting", (), {"__getattr__": lambda _, n: getattr(mine._files, n)})()
+    other._files.get_file = deleting
+    other.pull_checkpoint(["w"])
+    assert not (tmp_path / "b" / "w").exists()
+    mine.push("w")
+    other.pull("w")
+    assert {file.name for file in (tmp_path / "b" / "w").iterdir()} == {"one"}
+
+
+def test_stages_push_the_same_checkpoint_at_once(url: str, tmp_path: Path) -> None:
+    mine = SharedHome(url, tmp_path / "a")
+    (tmp_path / "a" / "w").mkdir(parents=True)
+    for number in range(20):
+        (tmp_path / "a" / "w" / f"{number}").write_bytes(b"1" * 10_000)
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(mine.push, "w") for _ in range(8)]:
+            done.result()
+    other = SharedHome(url, tmp_path / "b")
+    other.pull("w")
+    assert len(list((tmp_path / "b" / "w").iterdir())) == 20
 
 
 def test_an_unknown_protocol_is_told() -> None:

@@ -7,7 +7,6 @@ nothing is lost with the node.
 from __future__ import annotations
 
 import json
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -73,6 +72,15 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Here:
+    """The node that a job has come to."""
+
+    name: str
+    folder: Path
+    """What relative paths of the recipe start from."""
+
+
+@dataclass(frozen=True)
 class StageEnd:
     """How a stage ended: well, where nothing is said."""
 
@@ -124,19 +132,15 @@ def places(engine: Engine, uri: str, home: Path) -> list[str]:
     return [str(path.relative_to(home)) for path in engine.files(uri, data)]
 
 
-def run(job: Job, link: Link, folder: Path) -> StageEnd:
-    """Run a stage, or go on with it where an earlier try of it was lost.
-
-    Args:
-        folder: what relative paths of the recipe start from, here.
-    """
+def run(job: Job, link: Link, here: Here) -> StageEnd:
+    """Run a stage, or go on with it where an earlier try of it was lost."""
     interrupts = Interrupts()
     outbox = Outbox(link, interrupts.ask)
     with private.files(), tempfile.TemporaryDirectory(prefix="ptl-") as place:
         home = Path(place)
         shared = SharedHome(job.shared, home)
         try:
-            _work(job, folder, home, shared, outbox, interrupts)
+            _work(job, here, home, shared, outbox, interrupts)
         except KeyboardInterrupt:
             return StageEnd(stopped=True)
         except PtlError as error:
@@ -150,8 +154,7 @@ def run(job: Job, link: Link, folder: Path) -> StageEnd:
             import traceback
 
             return StageEnd(
-                f"stage '{job.stage}' failed on node {socket.gethostname()}: "
-                f"{type(error).__name__}: {error}",
+                f"stage '{job.stage}' failed on {here.name}: {type(error).__name__}: {error}",
                 why=_elsewhere("".join(traceback.format_exception(error)).rstrip(), home, job),
             )
         finally:
@@ -167,12 +170,12 @@ def _elsewhere(text: str | None, home: Path, job: Job) -> str | None:
 
 
 def _work(
-    job: Job, folder: Path, home: Path, shared: SharedHome, outbox: Outbox, interrupts: Interrupts
+    job: Job, here: Here, home: Path, shared: SharedHome, outbox: Outbox, interrupts: Interrupts
 ) -> None:
     shared.check(job.mark)
     record, kept = _known(job, home, shared)
-    outbox.add(Begun(socket.gethostname(), kept.resume.step if kept.resume else 0))
-    plan, stage = _planned(job, folder, record, kept)
+    outbox.add(Begun(here.name, kept.resume.step if kept.resume else 0))
+    plan, stage = _planned(job, here, record, kept)
     engine = plan.engine
     shared.pull(*job.reads, *own_files(record.id, stage.name))
     for uri in saved_uris(kept):
@@ -231,29 +234,28 @@ def told_of(shared: SharedHome, stage: str) -> StageRecord | None:
 
 
 def _planned(
-    job: Job, folder: Path, record: RunRecord, kept: StageRecord
+    job: Job, here: Here, record: RunRecord, kept: StageRecord
 ) -> tuple[Plan, PlannedStage]:
     """The plan of the run, made anew of the files that are on this node.
 
     Raises:
         PtlError: they are not what the driver has.
     """
-    node = socket.gethostname()
     hint = (
         "keep what a recipe reads in its folder, which is sent to every node, or where each node "
         "has the same; and the same versions of ptl and of plugins on all of them"
     )
     try:
-        plan = plan_again(record, registry.load(), folder)
+        plan = plan_again(record, registry.load(), here.folder)
     except PtlError as error:
         raise PtlError(
-            f"on node {node} the recipe cannot be planned", why=str(error), hint=hint
+            f"on {here.name} the recipe cannot be planned", why=str(error), hint=hint
         ) from None
     stage = next(one for one in plan.stages if one.name == job.stage)
     if stage.fingerprint != kept.fingerprint:
         changed = "; ".join(differences(kept.inputs, stage)) or "something that it depends on"
         raise PtlError(
-            f"on node {node} stage '{stage.name}' would not be the same", why=changed, hint=hint
+            f"on {here.name} stage '{stage.name}' would not be the same", why=changed, hint=hint
         )
     # The driver keeps the run within its bounds, and says when to stop.
     return replace(plan, limits=Limits()), stage

@@ -128,13 +128,17 @@ class _ToMailbox:
 
 def _work(job: Job, mailbox: Any, version: str) -> StageEnd:
     """The task: a stage on a node."""
+    import ray
+
     if version != __version__:
         return StageEnd(
             f"the node has posttrain_recipes {__version__}, and the driver {version}",
             hint="install the same version on every node",
         )
     number = ray_get(mailbox.begin.remote(job.stage))
-    return node.run(job, _ToMailbox(mailbox, job.stage, number), Path.cwd())
+    own = ray.get_runtime_context().get_node_id()
+    here = node.Here(f"node {own[:8]} ({socket.gethostname()})", Path.cwd())
+    return node.run(job, _ToMailbox(mailbox, job.stage, number), here)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,8 +74,10 @@ class SharedHome:
             with self._reached():
                 to = self._at(name)
                 self._files.makedirs(to.rpartition("/")[0], exist_ok=True)
-                self._files.put_file(str(path), f"{to}.part")
-                self._files.mv(f"{to}.part", to)
+                # Several stages may push the same checkpoint at once.
+                part = f"{to}.{secrets.token_hex(4)}.part"
+                self._files.put_file(str(path), part)
+                self._files.mv(part, to)
             self._sent[name] = now
 
     def _local(self, names: Iterable[str]) -> Iterator[str]:
@@ -99,17 +102,22 @@ class SharedHome:
                 told = {k: v for k, v in info.items() if k in ("size", "mtime", "ETag", "updated")}
                 if self._known.get(own) == told and (self.home / own).is_file():
                     continue
-                self._bring(at, self.home / own)
-                self._known[own] = told
+                if self._bring(at, self.home / own):
+                    self._known[own] = told
 
-    def _bring(self, at: str, to: Path) -> None:
+    def _bring(self, at: str, to: Path) -> bool:
+        """Whether it was still there: a node deletes what it does not need any more."""
         to.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(prefix=".pull-", dir=to.parent)
         os.close(handle)
         try:
             with self._reached():
-                self._files.get_file(at, part)
+                try:
+                    self._files.get_file(at, part)
+                except FileNotFoundError:
+                    return False
             os.replace(part, to)
+            return True
         finally:
             Path(part).unlink(missing_ok=True)
 
@@ -141,10 +149,10 @@ class SharedHome:
         aside.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=aside))
         try:
-            for at in found:
-                self._bring(at, part / at[len(self._at(name)) :].lstrip("/"))
-            place.parent.mkdir(parents=True, exist_ok=True)
-            part.rename(place)
+            places = {at: part / at[len(self._at(name)) :].lstrip("/") for at in found}
+            if all(self._bring(at, to) for at, to in places.items()):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                part.rename(place)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
