@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 
 from pydantic import Field
@@ -87,7 +88,8 @@ class ReasoningGymCurriculum(Dataset):
             UsageError: no rated prompts of `reasoning_gym`, or some that have no level.
         """
         config = self.config
-        found, form, known_by = _measured(self.sources["rates"][0].load())
+        source = self.sources["rates"][0]
+        found, form, known_by = _measured(islice(source.load(), source.config.limit))
         sources = []
         for one in found:
             level = one.level(config.raise_at)
@@ -100,14 +102,15 @@ class ReasoningGymCurriculum(Dataset):
         return prompts(sources, "train", seed, size, form, config.tell)
 
 
-def _measured(records: Iterator[Record] | object) -> tuple[list[Measured], forms.Form, int]:
+def _measured(records: Iterable[Record]) -> tuple[list[Measured], forms.Form, int]:
     """What rated prompts tell: of each task, how its answers are written, and a number that is
     another one where anything is."""
     rates: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     known_by, form = hashlib.sha256(), None
-    for record in records:  # type: ignore[attr-defined]
-        found = item_of(record.metadata) if isinstance(record, Prompt) else None
-        if found is None or RATE not in record.metadata:
+    for record in records:
+        kept = record.metadata if isinstance(record, Prompt) else {}
+        found = item_of(kept)
+        if found is None or RATE not in kept:
             raise UsageError(
                 f"{record.source}: no rated prompt of reasoning-gym",
                 hint="'rates' reads what a stage with the method 'pass_rates' made of "
@@ -119,9 +122,9 @@ def _measured(records: Iterator[Record] | object) -> tuple[list[Measured], forms
                 f"{record.source}: a prompt of '{item.task}' without a level",
                 hint="name the levels in the dataset of the stage that rates: 'level: [0, 1, 2]'",
             )
-        rate = float(record.metadata[RATE])
+        rate = float(kept[RATE])
         rates[item.task, item.config][item.level].append(rate)
-        known_by.update(f"{record.metadata[ITEM]}{rate}".encode())
+        known_by.update(f"{kept[ITEM]}{rate}".encode())
     if form is None:
         raise UsageError("the stage that rates left no prompts")
     measured = [

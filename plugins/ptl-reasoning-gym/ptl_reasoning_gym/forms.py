@@ -17,7 +17,11 @@ _ASKED: dict[Form, str] = {
     "number": "The last number of the reply counts as the answer.",
     "whole": "Reply with the answer alone.",
 }
-_SAID: dict[Form, str] = {"tag": "<answer>{}</answer>", "boxed": "\\boxed{{{}}}", "hashes": "#### {}"}
+_SAID: dict[Form, str] = {
+    "tag": "<answer>{}</answer>",
+    "boxed": "\\boxed{{{}}}",
+    "hashes": "#### {}",
+}
 
 
 def asked(question: str, form: Form) -> str:

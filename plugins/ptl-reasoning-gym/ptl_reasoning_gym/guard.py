@@ -2,7 +2,8 @@
 
 `score_answer` of four tasks calls `eval` on an answer, and that of five others sympy's
 `parse_expr`, which does. An answer is what a model wrote, so that a model could open files by it,
-or keep the machine busy for ever with `9**9**9`.
+or keep the machine busy for ever with `9**9**9`. Others make fractions of numbers, and `1e999999999`
+is as large.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ PARSED = {
 
 _ACTS = re.compile(r"[(*<]")
 """Calls, powers, repetitions and shifts: nothing without one of these does any harm."""
+_HUGE = re.compile(r"\d\.?[eE][+-]?[\d_]{5}")
+"""A number with an exponent of five digits or more."""
 _FUNCTIONS = {
     *("sin", "cos", "tan", "exp", "log", "ln", "sqrt", "asin", "acos", "atan"),
     *("sinh", "cosh", "tanh", "sec", "csc", "cot", "Abs"),
@@ -38,6 +41,8 @@ _DEEP = 32.0
 
 def harmless(task: str, answer: str) -> bool:
     """Whether the answer can be scored: it only says something, and does nothing."""
+    if _HUGE.search(answer):
+        return False
     if task in EVALUATED:
         return _ACTS.search(answer) is None
     if task in PARSED:

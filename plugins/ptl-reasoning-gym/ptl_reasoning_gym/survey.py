@@ -73,7 +73,10 @@ def _of_levels(task: str, count: int) -> list[str]:
             signal.setitimer(signal.ITIMER_REAL, 0)
     return [
         f"level {', '.join(levels)} {what}"
-        for levels, what in ((refused, "is refused by the task"), (late, f"takes {LATE_S:.0f} s for three items"))
+        for levels, what in (
+            (refused, "is refused by the task"),
+            (late, f"takes {LATE_S:.0f} s for three items"),
+        )
         if levels
     ]
 
@@ -91,13 +94,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write tasks.json")
     write = parser.parse_args().write
     signal.signal(signal.SIGALRM, too_late)
-    known = {}
+    known: dict[str, dict[str, Any]] = {}
     for task in sorted(DATASETS):
         if task == "composite":
             known[task] = {"fields": [], "levels": 0, "unusable": "name the tasks under 'tasks'"}
             continue
         known[task], said = found_of(task)
-        said += [known[task]["unusable"]] if "unusable" in known[task] else []
+        said += [str(known[task]["unusable"])] if "unusable" in known[task] else []
         if said:
             print(f"| `{task}` | {'; '.join(said)} |", flush=True)
     if write:

@@ -3,13 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import pytest
 from ptl_reasoning_gym.curriculum import ReasoningGymCurriculum
 from ptl_reasoning_gym.datasets import ReasoningGym, item_of
 
-import posttrain_recipes as ptl
 from posttrain_recipes.plugin import Conversation, Dataset, Message, Prompt, Record, UsageError
 from posttrain_recipes.testing import check_plugin
 
@@ -85,9 +83,15 @@ def test_every_task_has_a_level_of_its_own_and_keeps_its_share() -> None:
 
 
 def test_it_has_no_state_and_items_differ_from_round_to_round() -> None:
-    first, later = rated({("gcd", 0): 0.2, ("gcd", 1): 0.0}), rated({("gcd", 0): 0.3, ("gcd", 1): 0.0})
+    first, later = (
+        rated({("gcd", 0): 0.2, ("gcd", 1): 0.0}),
+        rated({("gcd", 0): 0.3, ("gcd", 1): 0.0}),
+    )
     assert list(curriculum(first).load()) == list(curriculum(first).load())
-    asked = [{p.messages for p in curriculum(one).load()} for one in (first, later, rated({("gcd", 0): 0.2}))]
+    asked = [
+        {p.messages for p in curriculum(one).load()}
+        for one in (first, later, rated({("gcd", 0): 0.2}))
+    ]
     assert not asked[0] & asked[1]
     measured = {p.messages for p in first}
     assert not asked[0] & measured
@@ -132,3 +136,8 @@ def _others() -> list[Record]:
 def test_other_records_are_refused(records: Callable[[], list[Record]], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         list(curriculum(records()).load())
+
+
+def test_it_conforms() -> None:
+    rates = {"use": "collected", "stage": "rates"}
+    check_plugin("dataset", "reasoning_gym_curriculum", work=False, rates=rates)

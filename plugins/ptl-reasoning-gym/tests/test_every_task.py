@@ -20,7 +20,9 @@ def test_what_is_said_of_a_task(task: str) -> None:
     signal.signal(signal.SIGALRM, survey.too_late)
     found, said = survey.found_of(task)
     assert found == library.table()[task]
-    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if f"| `{task}` |" in line]
+    rows = [
+        line for line in README.read_text(encoding="utf-8").splitlines() if f"| `{task}` |" in line
+    ]
     for one in said:
         if not one.endswith(("ms an item",)) and not one.startswith("nonsense"):
             assert any(one in row for row in rows), (one, rows)

@@ -103,7 +103,9 @@ def test_several_tasks_have_their_shares() -> None:
 
 
 def test_config_goes_before_the_level() -> None:
-    stream = Stream(Source("chain_sum", 3, json.dumps({"max_digits": 6, "min_digits": 6})), "train", 0)
+    stream = Stream(
+        Source("chain_sum", 3, json.dumps({"max_digits": 6, "min_digits": 6})), "train", 0
+    )
     item, _ = next(iter(stream))
     made = library.instance(item.task, item.level, item.config, item.seed)
     plain = library.instance("chain_sum", 3, "{}", 0)
@@ -137,7 +139,8 @@ def test_options_that_the_task_refuses_are_told_with_its_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"task": "gcd", "tasks": [{"task": "lcm"}]}, {"tasks": [{"task": "lcm"}], "level": 1}]
+    "options",
+    [{}, {"task": "gcd", "tasks": [{"task": "lcm"}]}, {"tasks": [{"task": "lcm"}], "level": 1}],
 )
 def test_one_task_or_several(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="'tasks'"):

@@ -63,7 +63,9 @@ def test_a_sentence_earns_nothing_raw_and_all_where_its_answer_is_found() -> Non
 def test_partly_right_answers_count_or_do_not() -> None:
     right = GCD.entry()["answer"]
     half = sample(f"<answer>{right}{'9' * len(right)}</answer>")
-    kept, dropped = (ReasoningGymReward(ReasoningGymReward.Config(partial=p)) for p in (True, False))
+    kept, dropped = (
+        ReasoningGymReward(ReasoningGymReward.Config(partial=p)) for p in (True, False)
+    )
     assert kept.score([half]) == [0.5]
     assert dropped.score([half, sample(f"<answer>{right}</answer>")]) == [0.0, 1.0]
 
@@ -124,13 +126,27 @@ def test_no_answer_is_run(task: str, attack: str, tmp_path: object) -> None:
     assert judged.score == 0.0
 
 
-@pytest.mark.parametrize("answer", ["x**5/5 + C", "(3 + 4)*2 - 1/2", "-cos(3*x)/3", "x**(-2)", "e**x"])
+@pytest.mark.parametrize("task", ["coin_flip", "countdown", "decimal_chain_sum", "power_function"])
+@pytest.mark.parametrize(
+    "answer", ["1e999999999", "-2.5E-99999999", "3.e+10000000", "1e1_0000_0000"]
+)
+def test_no_number_is_too_large_to_compare(task: str, answer: str) -> None:
+    judged = judge(sample(f"<answer>{answer}</answer>", Item(task, None, "{}", 0, 0)))
+    assert judged is not None
+    assert judged.score == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["x**5/5 + C", "(3 + 4)*2 - 1/2", "-cos(3*x)/3", "x**(-2)", "e**x"]
+)
 def test_arithmetic_is_harmless(answer: str) -> None:
     assert guard.harmless("simple_integration", answer)
 
 
 def test_the_item_goes_through_a_file() -> None:
-    config = ReasoningGym.Config(task="gcd", config={"max_value": 50}, size=1, seed=5, answer="boxed")
+    config = ReasoningGym.Config(
+        task="gcd", config={"max_value": 50}, size=1, seed=5, answer="boxed"
+    )
     (prompt,) = ReasoningGym(config).load()
     assert isinstance(prompt, Prompt)
     assert item_of(json.loads(json.dumps(dict(prompt.metadata)))) == item_of(prompt.metadata)
