@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
 from pydantic import Field
 
@@ -13,7 +13,6 @@ from posttrain_recipes.plugin import (
     Eval,
     EvalContext,
     EvalResult,
-    FromData,
     PerRecord,
     PluginConfig,
     Prompt,
@@ -42,9 +41,8 @@ class ReasoningGymEval(Eval):
     class Config(PluginConfig):
         """Options of the eval."""
 
-        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
-        """Longest reply in tokens.
-        By default it follows from the answers in the data; 256 where those do not tell."""
+        max_tokens: int = Field(default=256, ge=1)
+        """Longest reply in tokens."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
 

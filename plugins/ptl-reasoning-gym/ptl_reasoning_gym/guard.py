@@ -2,7 +2,7 @@
 
 `score_answer` of four tasks calls `eval` on an answer, and that of five others sympy's
 `parse_expr`, which does. An answer is what a model wrote, so that a model could open files by it,
-or keep the machine busy for ever with `9**9**9`. Others make fractions of numbers, and `1e999999999`
+or keep the machine busy for ever with `9**9**9`. Others make fractions of numbers: `1e999999999`
 is as large.
 """
 
