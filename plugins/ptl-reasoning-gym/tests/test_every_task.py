@@ -24,7 +24,8 @@ def test_what_is_said_of_a_task(task: str) -> None:
         line for line in README.read_text(encoding="utf-8").splitlines() if f"| `{task}` |" in line
     ]
     for one in said:
-        if not one.endswith(("ms an item",)) and not one.startswith("nonsense"):
+        of_this_machine = one.endswith("ms an item") or " takes " in one
+        if not of_this_machine and not one.startswith("nonsense"):
             assert any(one in row for row in rows), (one, rows)
 
 
