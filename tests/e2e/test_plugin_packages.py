@@ -13,6 +13,11 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+SLOW = [
+    path
+    for path in PACKAGES
+    if any("mark.nightly" in test.read_text(encoding="utf-8") for test in path.glob("tests/*.py"))
+]
 PUBLIC = ("posttrain_recipes.plugin", "posttrain_recipes.training", "posttrain_recipes.testing")
 """What a plugin imports of this package: the plugin API, the loops, and the checks in its tests."""
 
@@ -35,13 +40,25 @@ def test_it_imports_the_public_api_alone(package: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_it_passes_its_tests_where_it_is_installed(package: Path, tmp_path: Path) -> None:
+    _passes(package, tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("package", SLOW, ids=lambda path: path.name)
+def test_it_passes_those_that_take_long(package: Path, tmp_path: Path) -> None:
+    _passes(package, tmp_path, "-m", "nightly")
+
+
+def _passes(package: Path, tmp_path: Path, *options: str) -> None:
+    """Install a package as a stranger's would be, and run its tests."""
     site = tmp_path / "site"
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     install = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(site)]
     subprocess.run([*install, str(package)], check=True)
     path = os.pathsep.join([str(site), *filter(None, sys.path)])
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"],
+        [*pytest_, "--import-mode=importlib", *options],
         cwd=package,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
