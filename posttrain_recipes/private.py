@@ -16,7 +16,7 @@ from pathlib import Path
 UMASK = 0o077
 HOME = ".ptl"
 """What a home is called where nothing else is said: all that is in one of that name is ours."""
-_LOGS = ("compare.html", "preflight.log", "gc.log")
+_LOGS = ("compare.html", "leaderboard.html", "preflight.log", "gc.log")
 OURS = ("runs", "engine", "artifacts", "cache", "prices.yaml", *_LOGS)
 """What else lies in a home, beside `mlflow.db` and what SQLite and its lock put next to that."""
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "plan": "Show what a run would do, and what it would reuse.",
     "preflight": "Look for what can go wrong before anything is spent.",
     "run": "Run a recipe, or go on with an interrupted run.",
+    "eval": "Run a suite of evals on a run, a checkpoint or a model.",
     "runs": "List runs.",
     "show": "Show a run: results, samples, checkpoints.",
     "report": "Write a run's results, curves and replies as one page.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from posttrain_recipes.cli.options import check_ending, folded, home_option, jso
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
 from posttrain_recipes.reporting import comparisons, report
+from posttrain_recipes.reporting.comparisons import Table
 from posttrain_recipes.store import default_home
 
 
@@ -54,17 +56,22 @@ def compare(
     for title, tables in found.sections:
         if title:
             click.echo(f"\n{title}" if found.differing else title)
-        for table in tables:
-            name = report.metric_label(table.eval, table.eval, table.metric)
-            rows = [(f"  {way}", *rest) for way, *rest in comparisons.shown(table)]
-            click.echo(f"\n{name} ({table.direction})")
-            click.echo(report.columns(rows, right=(1, 2, 3, 4)))
-        click.echo()
-        for note in comparisons.notes(tables):
-            click.echo(folded(note))
+        show(tables)
     if output is not None:
         click.echo(display_path(output))
         if found.differing and output.suffix.lower() in (".csv", ".tsv"):
             click.echo("options that differ are not in it; they are in .html, .md and .json")
         if open_browser:
             click.launch(output.resolve().as_uri())
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Print tables, and what has to be known to read them."""
+    for table in tables:
+        name = report.metric_label(table.eval, table.eval, table.metric)
+        rows = [(f"  {way}", *rest) for way, *rest in comparisons.shown(table)]
+        click.echo(f"\n{name} ({table.direction})")
+        click.echo(report.columns(rows, right=(1, 2, 3, 4)))
+    click.echo()
+    for note in comparisons.notes(tables):
+        click.echo(folded(note))

@@ -137,10 +137,13 @@ class Lines(Reporter):
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
+        if stage.method is None and when == "after":
+            return  # the same as before: nothing was trained
+        told = f"{when:6} " if stage.method else ""
         for name, estimate in r.metrics.items():
             label = report.metric_label(planned.name, planned.eval.name, name)
             value = report.show(estimate, name in report.SHARES)
-            self.line(f"  {when:6} {label}: {value} (n={estimate.count})")
+            self.line(f"  {told}{label}: {value} (n={estimate.count})")
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         self.stages.pop(worker(), None)
@@ -174,11 +177,13 @@ class Lines(Reporter):
             self.line()
             self.line(folded(NO_EVALS))
             return
-        table = [("stage", "eval", "n", "before", "after", "change", "")]
+        table: list[tuple[str, ...]] = [("stage", "eval", "n", "before", "after", "change", "")]
         for row in rows:
             before, after = (report.show(e, row.percent) for e in (row.before, row.after))
             change = report.show_change(row)
             table.append((row.stage, row.label, str(row.count), before, after, change, row.verdict))
+        if not any(stage.method for stage in record.stages):
+            table = [("stage", "eval", "n", "value"), *(row[:4] for row in table[1:])]
         self.line()
         for text in report.columns(table, right=(2, 3, 4, 5, 6)).split("\n"):
             self.line(text)

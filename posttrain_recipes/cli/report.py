@@ -8,12 +8,14 @@ import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import check_ending, home_option
-from posttrain_recipes.errors import display_path
+from posttrain_recipes.cli.streams import say
+from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.store import default_home, write_atomic
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False)
+@click.option("--all", "everything", is_flag=True, help="All runs: their evals, the best first.")
 @click.option(
     "-o",
     "--output",
@@ -22,18 +24,34 @@ from posttrain_recipes.store import default_home, write_atomic
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
 @home_option
-def report(run: str, output: Path | None, open_browser: bool, home: Path | None) -> None:
+def report(
+    run: str | None,
+    everything: bool,
+    output: Path | None,
+    open_browser: bool,
+    home: Path | None,
+) -> None:
     """Write the report of RUN again: results, curves, replies side by side, how to repeat it.
 
     RUN is an id of 'ptl runs', or a recipe's name for its last run. Every run ends with
     report.html and report.md in its directory; the page needs no network and no server.
+    With --all: a leaderboard, which is leaderboard.html in the home.
     """
+    from posttrain_recipes.reporting.leaderboard import Leaderboard
     from posttrain_recipes.reporting.page import Pages
 
+    if (run is None) != everything:
+        raise UsageError("name a run, or say --all", hint="'ptl runs' lists them")
     if output is not None:
         check_ending(output, (".html", ".htm", ".md"), "'ptl show RUN --json' prints JSON")
-    pages = Pages(default_home(home), api.show(run, home).record)
+    folder = default_home(home)
+    pages = Leaderboard(folder) if run is None else Pages(folder, api.show(run, home).record)
+    if isinstance(pages, Leaderboard):
+        for one in pages.unreadable:
+            say(f"{one}; {one.hint}")
+        output = output or folder / "leaderboard.html"
     if output is None:
+        assert isinstance(pages, Pages)
         output, _ = pages.write()
     else:
         write_atomic(output, pages.markdown() if output.suffix.lower() == ".md" else pages.html())

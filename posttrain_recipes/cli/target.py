@@ -1,17 +1,19 @@
-"""Resolves the TARGET of `ptl chat` and `ptl export`: a model, a checkpoint's path, or a run."""
+"""Resolves a TARGET: a model, a checkpoint's path, a run or one of its stages."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import ggufs, models
 from posttrain_recipes.cli.options import check_model
 from posttrain_recipes.cli.streams import say
 from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.language.suite import Measurand
 from posttrain_recipes.options import AS_EVER, RendererConfig
+from posttrain_recipes.planning.plans import BASE
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
 
 if TYPE_CHECKING:
@@ -132,3 +134,51 @@ def require_here(target: ChatTarget, home: Path) -> None:
         )
     if record.files is None:
         say(f"warning: {target.said} is not verified: an earlier version saved it without hashes")
+
+
+def measurand(text: str, home: Path, engine: Any, model: str | None) -> Measurand:
+    """What `ptl eval` measures: a target as a suite takes it.
+
+    Args:
+        engine: as a recipe has it; None: that of the run, else the local one.
+        model: the base model of a checkpoint that `home` does not know.
+
+    Raises:
+        UsageError: there is no such thing, or its base model is not known.
+    """
+    target = find(text, home)
+    run = named(Store(home).runs(), text.partition("/")[0])
+    of_run = run is not None and target.said.startswith(f"{run.id}/")
+    own = run.resolved.get("engine", "local") if run is not None and of_run else "local"
+    base = model or target.base
+    if not base:
+        raise UsageError(
+            f"of which base model {text} is, is not known",
+            why=f"it is not in {display_path(home / 'engine')}",
+            hint="name it with --model, and where it is served with --engine",
+        )
+    start = BASE
+    if target.model.startswith(SCHEME):
+        start = target.model
+        if (engine or own) == "local":
+            require_here(target, home)
+            start = _first_of_same(start, home)
+    shown = {k: v for k, v in target.renderer.model_dump(mode="json").items() if v is not None}
+    renderer = shown if target.renderer != AS_EVER else {}
+    return Measurand(target.said, base, start, engine or own, renderer)
+
+
+def _first_of_same(path: str, home: Path) -> str:
+    """The oldest checkpoint with the same weights: what was measured of it is known."""
+    from posttrain_recipes.engine.storage.checkpoints import ADAPTER_FILE, CheckpointStore
+
+    store = CheckpointStore(home / "engine")
+    there = [record for record, _ in reversed(store.checkpoints())]
+    own = next(record for record in there if record.path == path)
+    held = (own.files or {}).get(ADAPTER_FILE)
+    for record in there:
+        same = (record.files or {}).get(ADAPTER_FILE) == held and record.lora == own.lora
+        kind = record.path.split("/")[3:4] == path.split("/")[3:4]
+        if held and same and kind and record.base_model == own.base_model:
+            return record.path
+    return path

@@ -38,8 +38,17 @@ def parse(text: str, file: str) -> Node:
     """YAML text as nodes. Only plain data: no tags, no duplicate keys; `1e-4` is a float.
 
     Raises:
-        RecipeError: with the line and column of what cannot be read.
+        RecipeError: with the line and column of what cannot be read; it is no mapping.
     """
+    root = parse_any(text, file)
+    if not isinstance(root.value, dict):
+        fault = Fault(root.at, "", "a recipe is a mapping: 'name:', 'model:', 'stages:'")
+        raise RecipeError([fault])
+    return root
+
+
+def parse_any(text: str, file: str) -> Node:
+    """As `parse`, of a list or a single value too."""
     try:
         tree = yaml.compose(text, Loader=_Loader)
     except RecursionError:
@@ -52,9 +61,6 @@ def parse(text: str, file: str) -> Node:
         raise RecipeError([Fault(Location(file), "", f"not YAML: {error}")]) from None
     if tree is None:
         raise RecipeError([Fault(Location(file, 1, 1), "", "the recipe is empty")])
-    if not isinstance(tree, yaml.MappingNode):
-        fault = Fault(_place(tree, file), "", "a recipe is a mapping: 'name:', 'model:', 'stages:'")
-        raise RecipeError([fault])
     return _Converter(file).convert(tree)
 
 

@@ -267,7 +267,7 @@ def _parsed(path: Path) -> Node:
     Raises:
         RecipeError: it cannot be read, or is no recipe.
     """
-    text, file = _read(path), display_path(path)
+    text, file = read_text(path), display_path(path)
     if path.suffix.lower() in _SUFFIXES or _is_pipe(path):
         return parse(text, file)
     try:
@@ -285,7 +285,8 @@ def _parsed(path: Path) -> Node:
     )
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path, what: str = "recipe") -> str:
+    """The text of a recipe's file, or of what stands in for one. Raises `UsageError`."""
     try:
         if _is_pipe(path):
             return _piped(path)
@@ -293,7 +294,7 @@ def _read(path: Path) -> str:
         with path.open(encoding="utf-8-sig") as file:
             return _bounded(file, path)
     except FileNotFoundError:
-        raise UsageError(f"there is no recipe {display_path(path)}", hint=_nearby(path)) from None
+        raise UsageError(f"there is no {what} {display_path(path)}", hint=_nearby(path)) from None
     except UnicodeDecodeError as error:
         why = f"the byte at position {error.start} is none of UTF-8"
         raise UsageError(f"{display_path(path)} is not UTF-8 text", why=why) from None

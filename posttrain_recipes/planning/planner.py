@@ -304,7 +304,8 @@ def _start(builder: Builder, spec: dict[str, Any], index: int, names: list[Any])
         return start
     where: Key = (*key, "init_from")
     if start.startswith("tinker://"):
-        if start.count("/") != 4 or "/weights/" not in start:
+        sampled = "method" not in spec and "/sampler_weights/" in start
+        if start.count("/") != 4 or not (sampled or "/weights/" in start):
             builder.fault(
                 where,
                 "is not a training state; it reads tinker://RUN/weights/NAME"

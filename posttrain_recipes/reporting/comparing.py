@@ -16,7 +16,7 @@ from posttrain_recipes.language.expansion import expand
 from posttrain_recipes.language.nodes import Node
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.records import PerRecord
-from posttrain_recipes.reporting import comparisons, plots, report
+from posttrain_recipes.reporting import comparisons, plots, report, statistics
 from posttrain_recipes.reporting.comparisons import ArmGroup, Cell, Table
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
 from posttrain_recipes.shown import cell as cell_of
@@ -240,3 +240,13 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(inner, f"{path}.{named}" if named else f"{path}[{index}]")
     elif not path.endswith(".name"):
         yield path, report.plain(value)
+
+
+def worse(table: Table) -> Iterator[str]:
+    """What is worse than the first of a table, in words: by tests with p < 0.05, adjusted for all
+    of those of its section."""
+    for cell in table.cells:
+        if statistics.verdict(cell.against, cell.adjusted, table.higher_is_better) == "worse":
+            name = report.metric_label(table.eval, table.eval, table.metric)
+            change = report.show_paired(cell.against, table.metric in report.SHARES)
+            yield f"{name} of {cell.arm} is {change} against {table.cells[0].arm}"

@@ -90,6 +90,8 @@ class Serving:
             return self.checkpoints[stage.start]
         if known is not None:
             return known
+        if "/sampler_weights/" in stage.start:
+            return Checkpoint(stage.model, None, stage.start)
         # A state cannot be sampled from: make a sampler of the same weights.
         from_state = self.connection.service.create_training_client_from_state
         client: tinker.TrainingClient = self.wait(

@@ -326,6 +326,9 @@ CASES: dict[str, Case] = {
     "plugins show": words(("plugins", "show", "loud"), ("plugins", "show", NAME)),
     "plugins check": words(("plugins", "check", "loud", "--read-only"), ("plugins", "check", NAME)),
     "plugins new": words(("plugins", "new", "reward", NAME), ("plugins", "new", NAME, "x")),
+    "eval": words(
+        ("eval", NAME, "--suite", "missing.txt"), ("eval", "ptl/tiny", "--suite", f"{NAME}.yaml")
+    ),
     "explain": words(("explain", "loud"), ("explain", NAME)),
     "schema": words(("schema", "-o", f"missing.txt/{NAME}"), ("schema",)),
     "data check": data_check,
