@@ -23,4 +23,5 @@ def ptl_evals() -> Mapping[str, str]:
         "ifeval": "posttrain_recipes.evals.suites.ifeval:IFEval",
         "mmlu": "posttrain_recipes.evals.suites.multiple_choice:MMLU",
         "multiple_choice": "posttrain_recipes.evals.suites.multiple_choice:MultipleChoice",
+        "safety": "posttrain_recipes.evals.suites.safety:Safety",
     }

@@ -20,7 +20,7 @@ from posttrain_recipes.store import Measured, RunRecord, StageRecord
 SHARES = (
     "exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success",
     "acc", "acc_norm", "pass_at_1", "pass_at_10", "pass_at_100", "prompt_strict", "prompt_loose",
-    "instruction_strict", "instruction_loose",
+    "instruction_strict", "instruction_loose", "safety", "refusal", "over_refusal",
 )  # fmt: skip
 """Metrics that are shares and read best in percent."""
 
