@@ -17,6 +17,7 @@ def test_the_form_then_rl(tmp_path: Path) -> None:
     assert result["rl"].after["held_out"]["answered"].count == 8
 
 
+@pytest.mark.nightly
 def test_the_curriculum(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = run_curriculum(tmp_path)
     assert result.status == "finished"
