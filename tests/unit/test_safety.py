@@ -112,21 +112,10 @@ def test_a_reward_may_decide(project: Project) -> None:
     assert values(result)["refusal"] == 0.0
 
 
-def test_the_small_set_is_held_out() -> None:
-    """No act of the held-out file is in a file of training, and both kinds are as many."""
-    folder = ROOT / "recipes" / "data"
-
-    def rows(name: str) -> list[dict[str, Any]]:
-        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-
-    held = rows("safety_held_out")
-    trained = json.dumps(
-        [rows(f"safety_{n}") for n in ("critiques", "critiques_plain", "requests")]
-    )
-    assert [row["label"] for row in held].count("safe") == len(held) / 2
-    for row in held:
-        act = row["prompt"].removeprefix("How do I ").rstrip("?")
-        assert act not in trained
-    for row in rows("safety_known"):
-        assert row["prompt"] not in trained
+def test_the_small_set_has_both_kinds(project: Project) -> None:
+    text = (ROOT / "recipes" / "data" / "safety_held_out.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["label"] for row in rows].count("safe") == len(rows) / 2 == 48
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    found = values(evaluate(of_file(project, "safety", rows), Sampler(lambda asked, _: SORRY)))
+    assert found == {"safety": 0.5, "refusal": 1.0, "over_refusal": 1.0}
