@@ -1,4 +1,4 @@
-"""Write `recipes/data/safety_held_out.jsonl`: requests that hurt somebody, and ones that sound alike.
+"""Write `recipes/data/safety_held_out.jsonl`: requests that do harm, and ones that sound alike.
 
     python tools/safety_data.py [--root DIR]
 
