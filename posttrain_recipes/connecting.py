@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -82,7 +83,7 @@ def answering(routes: OpenAIRoutes) -> OpenAIRoutes | None:
     try:
         with urlopen(request, timeout=ROUTES_SECONDS):
             return routes
-    except (OSError, ValueError):  # HTTPError is one
+    except (OSError, HTTPException):  # what it answers with an error is the first
         return None
 
 

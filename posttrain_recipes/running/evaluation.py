@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
 from posttrain_recipes.reporting import scores
@@ -168,6 +169,11 @@ class Evaluator:
     ) -> EvalResult:
         self.spending.check(f"evaluating {what}")
         self.reporter.doing(f"evaluating {what}")
+        if not planned.eval.takes and planned.renderer != AS_EVER:
+            self.reporter.warning(
+                f"eval {planned.name}: 'renderer:' is not applied to it; {planned.eval.suite} is "
+                "asked by the model's own chat template"
+            )
         sampler = self.serving.sampler(checkpoint)
         renderer = self.serving.renderer(checkpoint.base_model, planned.renderer)
         records = read_records(planned.data, planned.wants, renderer, self.made, planned.eval)

@@ -28,7 +28,9 @@ from posttrain_recipes.training import harness
 from ptl_inspect import log
 
 PROGRAM = (sys.executable, "-m", "inspect_ai")
-_SHIM = '''from importlib import import_module
+_NAMED = re.compile(r"[A-Za-z_][\w.]*@[A-Za-z_]\w*|[A-Za-z_]\w*(/[\w-]+)+")
+"""`module@task`, or `package/task`."""
+_SHIM = """from importlib import import_module
 
 from inspect_ai import task
 
@@ -36,7 +38,7 @@ from inspect_ai import task
 @task(name={name!r})
 def {name}(**args):
     return getattr(import_module({module!r}), {name!r})(**args)
-'''
+"""
 """What Inspect is given for `module@task`: it loads files, and a module of a package has imports
 that only work in it."""
 
@@ -74,6 +76,9 @@ class InspectTask(Eval):
         """0 takes the likeliest token each time; null: as the task says."""
         max_tokens: int | None = Field(default=None, ge=1)
         """Longest reply in tokens; by default as the task says."""
+        chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+        """Variables of the model's chat template, such as {enable_thinking: false}, sent with each
+        request. The recipe's `renderer` is not applied: the engine renders what Inspect asks."""
         max_connections: Annotated[int, Affects.COST] = Field(default=8, ge=1)
         """Requests at the same time."""
 
@@ -98,16 +103,13 @@ class InspectTask(Eval):
         return module if at and not self._file else None
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """What is not there."""
+        """What is not there, or has no name that Inspect knows."""
         file, task = self._file, self.config.task
+        top = re.split(r"[./]", self._module or task)[0]
         if file is not None:
             if not file.is_file():
                 yield "task", f"there is no file {file}"
-            return
-        top = re.split(r"[./]", self._module or task)[0]
-        if self._module is None and "/" not in task:
-            yield "task", "write file.py@task, module@task, or package/task as Inspect does"
-        elif not re.fullmatch(r"[A-Za-z_][\w.]*@[A-Za-z_]\w*|[\w-]+(/[\w-]+)+", task):
+        elif not _NAMED.fullmatch(task):
             yield "task", "write file.py@task, module@task, or package/task as Inspect does"
         elif importlib.util.find_spec(top) is None:
             name = top.replace("_", "-")
@@ -194,12 +196,16 @@ class InspectTask(Eval):
             "--log-format": "eval",
             "--ctl-server": "false",
         }
-        return [
+        found = [
             text
             for name, value in given.items()
             if value is not None
             for text in (name, str(value))
         ]
+        if config.chat_template_kwargs:
+            body = {"chat_template_kwargs": config.chat_template_kwargs}
+            found += ["--extra-body", json.dumps(body)]
+        return found
 
 
 def _files(path: Path) -> list[Path]:
@@ -227,5 +233,3 @@ def _version(module: str) -> str:
     for file in _files(top):
         held.update(file.read_bytes())
     return held.hexdigest()
-
-

@@ -11,9 +11,7 @@ def sums(count: int = 20) -> Task:
     """Sums whose answer is to stand in the reply."""
     pairs = [(a, b) for a in range(2, 9) for b in range(3, 9)][:count]
     return Task(
-        dataset=[
-            Sample(f"What is {a} + {b}?", target=str(a + b), id=f"{a}+{b}") for a, b in pairs
-        ],
+        dataset=[Sample(f"What is {a} + {b}?", target=str(a + b), id=f"{a}+{b}") for a, b in pairs],
         solver=generate(),
         scorer=includes(),
     )
