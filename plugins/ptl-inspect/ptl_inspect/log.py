@@ -22,6 +22,7 @@ LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 UNCERTAINTY = ("stderr", "bootstrap_stderr", "std", "var", "ci")
 """Metrics that say how sure another one is; ptl has its own intervals."""
+MEANS = ("accuracy", "mean")
 Log = Mapping[str, Any]
 
 
@@ -89,7 +90,7 @@ def result(log: Log, name: str) -> EvalResult:
             label = f"{_label(score, scored)}/{metric['name']}" if several else metric["name"]
             known = [one for one in values if one is not None]
             better[label] = True if metric["name"] == "accuracy" else None
-            if known and math.isclose(math.fsum(known) / len(known), value, abs_tol=1e-9):
+            if _is_mean(metric["name"], value, known):
                 metrics[label] = _interval(known, float(value))
                 per_record[label] = PerRecord(tuple(values))
                 shown[label] = values
@@ -105,6 +106,14 @@ def result(log: Log, name: str) -> EvalResult:
     return EvalResult(
         metrics, _samples(log, ids, shown), higher_is_better=better, scores=per_record
     )
+
+
+def _is_mean(metric: str, value: float, values: Sequence[float]) -> bool:
+    """Whether a metric is the mean over samples. Of values that are all alike any other is too, so
+    that only its name tells."""
+    if not values or not math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9):
+        return False
+    return metric in MEANS or len(set(values)) > 1
 
 
 def _label(score: Log, scored: Sequence[Log]) -> str:
