@@ -7,18 +7,22 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from posttrain_recipes import sdk
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import without_password
-from posttrain_recipes.plugin import Offer
+from posttrain_recipes.plugin import Offer, OpenAIRoutes
 from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
     import tinker
 
+ROUTES_SECONDS = 10.0
+"""How long a server may take to say whether it has OpenAI's routes."""
 CLOSE_SECONDS = 5.0
 """How long the end of a session is waited for."""
 
@@ -69,6 +73,18 @@ def key_of(api_key: str) -> str:
             hint="look at the variable that it is read from: is there a line too many?",
         )
     return api_key
+
+
+def answering(routes: OpenAIRoutes) -> OpenAIRoutes | None:
+    """The routes where the server knows them; None where it does not, or does not answer."""
+    request = Request(
+        f"{routes.base_url}/models", headers={"Authorization": f"Bearer {routes.api_key}"}
+    )
+    try:
+        with urlopen(request, timeout=ROUTES_SECONDS):
+            return routes
+    except (OSError, HTTPException):  # what it answers with an error is the first
+        return None
 
 
 def check_address(base_url: str | None) -> None:

@@ -104,6 +104,39 @@ def _resolves_nothing(ref: ModelRef) -> ServedModel:
     raise PtlError("no other model can be referred to here")
 
 
+@dataclass(frozen=True)
+class OpenAIRoutes:
+    """Where an engine answers as OpenAI's API does."""
+
+    base_url: str
+    """What `/chat/completions` and `/completions` follow, as `http://127.0.0.1:8765/oai/api/v1`."""
+    api_key: str = field(repr=False)
+    """Give it to a program by its environment: arguments are seen by others, and are logged."""
+
+
+@dataclass(frozen=True)
+class ServedWeights:
+    """Weights as a program asks for them that knows OpenAI's routes and nothing of Tinker."""
+
+    routes: OpenAIRoutes
+    model: str
+    """What a request says as its `model`: a sampler's `tinker://` path, or a base model."""
+    tokenizer: str
+    """Where the base model's tokenizer is: a directory, a GGUF file or an id on the hub."""
+
+
+def _serves_nothing() -> ServedWeights:
+    raise PtlError("nothing is served on OpenAI's routes here")
+
+
+def _keeps_nothing(name: str, content: str | bytes) -> None:
+    """No place for files. See `EvalContext.artifact`."""
+
+
+def _counts_nothing(read: int, written: int) -> None:
+    """Nobody counts. See `EvalContext.spent`."""
+
+
 class StageSink(Protocol):
     """Where a stage's numbers, checkpoints and records go; the runner provides it."""
 
@@ -244,6 +277,15 @@ class EvalContext:
     progress: Callable[[int, int, str], None] = untold
     """Says how far it is, as often as it likes: `progress(done, total, "replies")`. Without it
     people are told how many requests were answered."""
+    served: Callable[[], ServedWeights] = _serves_nothing
+    """The weights on OpenAI's routes, for programs that ask there (`training.harness` runs them).
+    Raises `PtlError` where the engine has none."""
+    artifact: Callable[[str, str | bytes], None] = _keeps_nothing
+    """A file to look at, such as a log: `artifact("log.eval", content)`. It is kept beside the run,
+    in `artifacts/STAGE/EVAL-WHEN/`, and in MLflow."""
+    spent: Callable[[int, int], None] = _counts_nothing
+    """Tokens that were read and written by other ways than `sampler`, as on those routes:
+    `spent(read, written)`. They count as the run's, in its limits and costs."""
 
 
 @dataclass(frozen=True)
@@ -289,3 +331,5 @@ class Connection:
     missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
     """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
     showed. May take a minute."""
+    openai: Callable[[], OpenAIRoutes | None] = field(default=lambda: None)
+    """Its OpenAI routes; None where it has none. May ask the engine."""

@@ -20,6 +20,7 @@ from posttrain_recipes.plugin import (
     Connection,
     Engine,
     Offer,
+    OpenAIRoutes,
     PluginConfig,
     Usage,
     hookimpl,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from posttrain_recipes.engine.launch import EngineProcess
 
 GONE = "is gone"
+OPENAI = "/oai/api/v1"
+"""Where Tinker has OpenAI's routes, below its address
+(tinker-docs.thinkingmachines.ai/inference/openai/overview)."""
 CONNECT_SECONDS = 30.0
 """How long an engine may take to say what it can do."""
 PROBE_S = 120.0
@@ -165,6 +169,7 @@ class Local(Engine):
                     log_path=engine.log_path,
                     log_start=engine.log_start,
                     missing=_embedded_lacks,
+                    openai=lambda: OpenAIRoutes(engine.base_url + OPENAI, engine.api_key),
                 )
 
 
@@ -240,8 +245,10 @@ class Hosted(Engine):
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
     ) -> Iterator[Connection]:
         """Log in and see that the models are served."""
-        with _remote(self.config.base_url, self.config.api_key, models) as connection:
-            yield connection
+        key = connecting.key_of(self.config.api_key)
+        routes = OpenAIRoutes(sdk.address(self.config.base_url).rstrip("/") + OPENAI, key)
+        with _remote(self.config.base_url, key, models) as connection:
+            yield replace(connection, openai=lambda: routes)
 
 
 class Server(Engine):
@@ -315,7 +322,8 @@ class Server(Engine):
                 startup_s = self.config.startup_timeout
                 return _probed(connection, models, names, lacks, startup_s, self.rank)
 
-            yield replace(connection, missing=missing)
+            routes = OpenAIRoutes(address.rstrip("/") + OPENAI, key)
+            yield replace(connection, missing=missing, openai=lambda: connecting.answering(routes))
 
 
 @hookimpl

@@ -46,10 +46,12 @@ from posttrain_recipes.context import (
     Connection,
     EvalContext,
     Offer,
+    OpenAIRoutes,
     Renderer,
     Resume,
     RewardContext,
     ServedModel,
+    ServedWeights,
     StageContext,
     StageSink,
     Waiter,
@@ -97,10 +99,11 @@ __all__ = [
     "Conversation", "CountTokens", "DataMethod", "Dataset", "DatasetConfig", "DatasetRef", "Engine",
     "Episode", "Estimate", "Eval", "EvalContext", "EvalResult", "Family", "FromData", "FromModel",
     "Labelled", "LearningRate", "LoraConfig", "Message", "Method", "ModelRef", "NoEffect", "Offer",
-    "PerRecord", "Plugin", "PluginConfig", "Preference", "Prompt", "PtlError", "Record", "Rendered",
-    "Renderer", "RendererConfig", "Resume", "Reward", "RewardContext", "RewardRef", "Sample",
-    "ServedModel", "StageContext", "StageSink", "Streamed", "Task", "Turn", "Usage", "UsageError",
-    "Waiter", "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
+    "OpenAIRoutes", "PerRecord", "Plugin", "PluginConfig", "Preference", "Prompt", "PtlError",
+    "Record", "Rendered", "Renderer", "RendererConfig", "Resume", "Reward", "RewardContext",
+    "RewardRef", "Sample", "ServedModel", "ServedWeights", "StageContext", "StageSink", "Streamed",
+    "Task", "Turn", "Usage", "UsageError", "Waiter", "Workload", "checkpoint_name", "effective",
+    "hookimpl", "sampling_client",
 ]  # fmt: skip
 
 API_VERSION = 1
@@ -353,11 +356,17 @@ class Eval(Plugin):
     """Measures a checkpoint on records that it was not trained on."""
 
     takes: ClassVar[tuple[type[Record], ...]]
-    """Record types that it can evaluate on."""
+    """Record types that it can evaluate on. `()`: the suite that it calls has data of its own,
+    which nobody here reads; it is handed none, and `digest` is to tell them from others."""
     data_options: ClassVar[tuple[str, ...]] = ()
     """Options by which `own_data` chooses. Results are known by what the data hold, not by them."""
     sources: Mapping[str, Sequence[Dataset]] = {}
     """What `own_data` brings beside the records to evaluate on; the planner fills it."""
+
+    @property
+    def suite(self) -> str:
+        """What it measures on, in messages and tables, where it takes no records."""
+        return self.name
 
     def own_data(self) -> Mapping[str, DatasetRef]:
         """Datasets that it brings. `dataset` is what it evaluates on where the recipe names none;

@@ -121,7 +121,8 @@ def _filled(text: str, width: int, indent: str = "") -> str:
 def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     cls = entry.cls
     if issubclass(cls, (Method, Eval)):
-        yield "data", f"{', '.join(t.__name__ for t in cls.takes)} records"
+        types = ", ".join(t.__name__ for t in cls.takes)
+        yield "data", f"{types} records" if types else "those of the suite that it calls"
     if issubclass(cls, Method):
         if cls.loss:
             yield "loss", cls.loss

@@ -66,6 +66,24 @@ class Uncompared:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """An eval whose suite has data of its own, which nobody here reads."""
+
+    stage: str
+    eval: str
+    suite: str
+    hint: ClassVar[str] = (
+        "compare its data with yours by hand, or measure by an eval that ptl reads the data of"
+    )
+
+    def __str__(self) -> str:
+        return (
+            f"eval {self.eval}: whether it asks what is trained on is not known, as ptl does not "
+            f"read the data of {self.suite}"
+        )
+
+
+@dataclass(frozen=True)
 class OddSplit:
     """A test split of another size than was asked for."""
 
@@ -124,7 +142,7 @@ class _TooLargeError(Exception):
 
 def find(
     plan: Plan, limit: int | None, *, splits: bool = True
-) -> list[Overlap | OddSplit | Uncompared]:
+) -> list[Overlap | OddSplit | Uncompared | Unread]:
     """What evals measure of what is trained on, each once, and what could not be told.
 
     Args:
@@ -135,12 +153,17 @@ def find(
     """
     reader = _DataReader(limit)
     stages = {stage.name: stage for stage in plan.stages}
-    found: dict[tuple[str, ...], Overlap | OddSplit | Uncompared] = {}
+    found: dict[tuple[str, ...], Overlap | OddSplit | Uncompared | Unread] = {}
     for stage in plan.stages:
         for planned in stage.evals:
             if planned.data.made_by:
                 continue
             key = (planned.name, str(planned.data.identity()))
+            if not planned.eval.takes:
+                if any(_trained(stage, stages)):
+                    unread = Unread(stage.name, planned.name, planned.eval.suite)
+                    found.setdefault(key, unread)
+                continue
             for data, wants, use in _trained(stage, stages):
                 pair = (*key, str(data.identity()))
                 own = planned.data.held_out and data.dataset is planned.data.dataset

@@ -13,13 +13,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain_recipes.conversion import can_become
 from posttrain_recipes.errors import Fault, RecipeError
 from posttrain_recipes.language import expansion, validation
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names
 from posttrain_recipes.options import AS_EVER, ModelRef, effective, references
-from posttrain_recipes.planning import auto, building, depends, ends, gates, rates, renderers
+from posttrain_recipes.planning import (
+    auto,
+    building,
+    depends,
+    ends,
+    gates,
+    handed,
+    rates,
+    renderers,
+)
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
 from posttrain_recipes.planning.hosted import check_rank
@@ -191,7 +199,7 @@ def _stage(
         stage_data = _data(builder, dataset, (*key, "dataset"), seed, spec["dataset"])
     wants = None
     if method is not None and dataset is not None:
-        wants = _handed_over(builder, dataset, method, (*key, "dataset"))
+        wants = handed.over(builder, dataset, method, (*key, "dataset"))
         auto.resolve(builder, method, stage_data, wants)
     check_rank(builder, lora, spec, key, method, start)
     scored = _rewards(builder, spec, key, method, wants)
@@ -344,45 +352,6 @@ def _lora(
     return lora or (parent.lora if parent else default)
 
 
-def _handed_over(
-    builder: Builder, dataset: Dataset, consumer: Method | Eval, key: Key
-) -> type[Record]:
-    """The type that the dataset's records are handed to `consumer` as."""
-    have = dataset.record_type()
-    if names := dataset.reads():
-        stage = builder.above.get(names[0])
-        made = stage.method.collects() if stage and stage.method else ()
-        fitting = [t for t in made if can_become(t, consumer.takes)]
-        have = next(iter(fitting or made), None)
-    if have is None:
-        return consumer.takes[0]
-    wanted = can_become(have, consumer.takes)
-    if wanted is None:
-        kind = "method" if isinstance(consumer, Method) else "eval"
-        takes = " or ".join(f"{t.__name__} records" for t in consumer.takes)
-        builder.fault(
-            key,
-            f"has {have.__name__} records, and {kind} '{consumer.name}' takes {takes}; "
-            f"{_example(consumer.takes[0])}",
-        )
-        return consumer.takes[0]
-    return wanted
-
-
-_FIELDS = {
-    "Conversation": "'messages', or 'prompt' and 'completion'",
-    "Prompt": "'prompt' and 'answer', or 'question' and 'answer'",
-    "Preference": "'prompt', 'chosen' and 'rejected'",
-    "Labelled": "'prompt', 'completion' and 'label'",
-}
-"""What a file of each type has; a `Task` is of an environment, never in a file."""
-
-
-def _example(record_type: type[Record]) -> str:
-    fields = _FIELDS.get(record_type.__name__)
-    return f"those have the fields {fields}" if fields else "those come from an environment"
-
-
 def _rewards(
     builder: Builder,
     spec: dict[str, Any],
@@ -473,7 +442,9 @@ def _eval(
         return None
     name = spec.get("name", plugin.name)
     brought = building.own_data(builder, plugin, spec, key)
-    if "dataset" in spec or "dataset" in brought:
+    if not plugin.takes:
+        data = handed.to_suite(builder, plugin, spec, key)
+    elif "dataset" in spec or "dataset" in brought:
         where: Key = (*key, "dataset") if "dataset" in spec else key
         dataset = brought.get("dataset")
         if "dataset" in spec:
@@ -492,7 +463,7 @@ def _eval(
         has_none = f"eval '{name}' has no data: give it {path}a 'dataset:'"
         builder.fault(key, has_none + (or_else if has_dataset else ""))
         return None
-    wants = _handed_over(builder, data.dataset, plugin, key)
+    wants = handed.over(builder, data.dataset, plugin, key)
     auto.resolve(builder, plugin, data, wants)
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage
 from posttrain_recipes.plugin import Checkpoint, EvalContext, EvalResult
 from posttrain_recipes.reporting import scores
@@ -19,10 +21,14 @@ from posttrain_recipes.running.health import cut
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import Measured, RunDirectory, StageRecord
 
 if TYPE_CHECKING:
     from posttrain_recipes.tracking.runs import StageRun
+
+
+Keep = Callable[[str, str | bytes], None]
 
 
 @dataclass
@@ -102,7 +108,11 @@ class Evaluator:
         # What comes to no end is made again by the next try: it is not an eval's cost.
         with self.spending.into(stage, kept, kept.lost):
             place = when if when in ("before", "after") else f"at step {checkpoint.step} of"
-            result = self._result(planned, checkpoint, f"{planned.name} {place} {stage.name}")
+            what = f"{planned.name} {place} {stage.name}"
+            folder = f"{planned.name}-{when}"
+            result = self._result(
+                planned, checkpoint, what, partial(self._file, stage, child, folder)
+            )
         kept.evaluation += kept.lost - before
         kept.lost = before
         scores.keep(self.directory, stage.name, planned.name, when, result)
@@ -116,12 +126,22 @@ class Evaluator:
             self.reporter.warning(f"stage '{stage.name}', {text}")
         return result
 
-    def _result(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
+    def _file(
+        self, stage: PlannedStage, child: StageRun, folder: str, name: str, content: str | bytes
+    ) -> None:
+        """Keep a file that an eval left to look at."""
+        path = store.artifacts_path(self.directory.path, stage.name) / folder / name
+        store.write_atomic(path, redact(content) if isinstance(content, str) else content)
+        child.write_file(path, f"artifacts/{folder}/{name}")
+
+    def _result(
+        self, planned: PlannedEval, checkpoint: Checkpoint, what: str, keep: Keep
+    ) -> EvalResult:
         key = (planned.fingerprint, _weights(checkpoint))
         with self._busy.setdefault(key, threading.Lock()):  # another stage may be at it
             if key not in self.results:
                 found = self._known(planned, checkpoint, what)
-                self.results[key] = found or self._evaluate(planned, checkpoint, what)
+                self.results[key] = found or self._evaluate(planned, checkpoint, what, keep)
             return self.results[key]
 
     def _known(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult | None:
@@ -144,13 +164,20 @@ class Evaluator:
                     return EvalResult(found.metrics, samples, found.higher_is_better, by_record)
         return None
 
-    def _evaluate(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult:
+    def _evaluate(
+        self, planned: PlannedEval, checkpoint: Checkpoint, what: str, keep: Keep
+    ) -> EvalResult:
         self.spending.check(f"evaluating {what}")
         self.reporter.doing(f"evaluating {what}")
+        if not planned.eval.takes and planned.renderer != AS_EVER:
+            self.reporter.warning(
+                f"eval {planned.name}: 'renderer:' is not applied to it; {planned.eval.suite} is "
+                "asked by the model's own chat template"
+            )
         sampler = self.serving.sampler(checkpoint)
         renderer = self.serving.renderer(checkpoint.base_model, planned.renderer)
         records = read_records(planned.data, planned.wants, renderer, self.made, planned.eval)
-        if not records:
+        if not records and planned.eval.takes:
             raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
         context = EvalContext(
             name=planned.name,
@@ -160,6 +187,9 @@ class Evaluator:
             sampler=sampler,
             wait=self.serving.wait,
             resolve=lambda ref: self.serving.resolve(ref, checkpoint.base_model, planned.renderer),
+            served=lambda: self.serving.served(checkpoint),
+            artifact=keep,
+            spent=self.spending.meter.count,
         )
         with activity.watched(f"evaluating {what}", self.reporter.sampling) as watch:
             return planned.eval.evaluate(replace(context, progress=watch.progress))

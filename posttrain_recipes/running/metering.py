@@ -79,6 +79,10 @@ class Meter:
             for name, (owner, _) in wrapped.items():
                 setattr(owner, name, originals[name])
 
+    def count(self, read: int, written: int) -> None:
+        """Tokens that a program took which the SDK does not know of."""
+        self._add(self._target, prefill=read, sample=written)
+
     def _trained(self, future: Any, data: Sequence[tinker.Datum], *_: Any, **__: Any) -> None:
         self._add(self._target, train=_tokens(data))
 

@@ -232,7 +232,8 @@ def _sources(plan: Plan) -> Iterator[tuple[str, Data, type[Record]]]:
         if stage.data is not None and stage.wants is not None:
             yield stage.name, stage.data, stage.wants
         for planned in stage.evals:
-            yield f"{stage.name}, eval {planned.name}", planned.data, planned.wants
+            if planned.eval.takes:
+                yield f"{stage.name}, eval {planned.name}", planned.data, planned.wants
 
 
 # --- the engine ----------------------------------------------------------------------------------

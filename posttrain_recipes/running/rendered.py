@@ -145,6 +145,10 @@ class Looker:
             folders = {made: self._made(made) for made in data.made_by}
             missing = [made for made, folder in folders.items() if folder is None]
             head = StageShown(stage.name, use, stage.model, data.label, wants.__name__)
+            if not user.takes:
+                note = "the suite that it calls has data of its own: there is nothing to show"
+                found.append(StageShown(**{**vars(head), "note": note}))
+                continue
             if missing:
                 note = (
                     f"stage '{missing[0]}' makes these records, and no run of it is kept: there "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import RendererConfig, asked
 from posttrain_recipes.planning.plans import (
     BASE,
@@ -20,7 +21,9 @@ from posttrain_recipes.plugin import (
     Connection,
     ModelRef,
     Offer,
+    OpenAIRoutes,
     ServedModel,
+    ServedWeights,
     Waiter,
     checkpoint_name,
     sampling_client,
@@ -81,6 +84,24 @@ class Serving:
     def sampler(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
         """A client that samples from `checkpoint`."""
         return sampling_client(self.connection.service, checkpoint, self.wait)
+
+    def served(self, checkpoint: Checkpoint) -> ServedWeights:
+        """Where programs that know OpenAI's routes find `checkpoint`.
+
+        Raises:
+            PtlError: the engine has no such routes.
+        """
+        routes: OpenAIRoutes | None = self.wait(in_thread(self.connection.openai))
+        if routes is None:
+            raise PtlError(
+                f"the engine ({self.plan.engine.identity}) has no OpenAI routes",
+                why="an eval that calls a suite has it ask there",
+                hint="take this eval out, or run on 'engine: local' or hosted Tinker, which have "
+                "them",
+            )
+        location = model_location(checkpoint.base_model, self.plan.path.parent)
+        model = checkpoint.sampler_uri or checkpoint.base_model
+        return ServedWeights(routes, model, location)
 
     def start(self, stage: PlannedStage, known: Checkpoint | None) -> Checkpoint:
         """The checkpoint that a stage starts from; `known` where an earlier try found it."""

@@ -258,6 +258,8 @@ def _uses(stage: PlannedStage) -> Iterator[_Use]:
     if stage.method is not None and stage.data is not None and stage.wants is not None:
         yield _Use(stage.name, stage, stage.method, stage.data, stage.wants, stage.renderer)
     for one in stage.evals:
+        if not one.eval.takes:
+            continue
         name = f"{stage.name}, eval {one.name}"
         yield _Use(name, stage, one.eval, one.data, one.wants, one.renderer)
 

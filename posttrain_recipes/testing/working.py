@@ -189,9 +189,10 @@ def _bench(entry: Entry, options: Mapping[str, Any]) -> Iterator[_Bench]:
                 stage["reward"] = {"use": "exact_match"}
         else:
             assert issubclass(entry.cls, Eval)
-            data = records.write(entry.cls.takes[0], path / "data.jsonl")
-            given = {"use": "jsonl", "path": str(data)}
-            own = {} if set(entry.cls.data_options) & options.keys() else {"dataset": given}
+            own: dict[str, Any] = {}
+            if entry.cls.takes and not set(entry.cls.data_options) & options.keys():
+                data = records.write(entry.cls.takes[0], path / "data.jsonl")
+                own = {"dataset": {"use": "jsonl", "path": str(data)}}
             stage["eval"] = [{"name": "watch", **own, **spec}]
         recipe = path / "recipe.yaml"
         # JSON is YAML.
@@ -286,6 +287,8 @@ def _evaluates(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     made: Eval = _make(entry, options)
     if made.own_data() and not set(made.data_options) & options.keys():
         raise Skip("it brings its own data, which may be far: give it a file, as --set path=FILE")
+    if not made.takes and not options:
+        raise Skip("it calls a suite, which may be long: say with --set what of it is to be run")
     with _bench(entry, options) as bench:
         first = _watched(bench.run(_EventLog()))
         if not first:

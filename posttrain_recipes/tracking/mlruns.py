@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain_recipes.records import Estimate, Messages, Sample
@@ -252,6 +252,11 @@ class TrackedRun:
         """Log a text file."""
         text = redact(text)
         self.write(f"log {path}", lambda client: client.log_text(self.run_id, text, path))
+
+    def write_file(self, file: Path, path: str) -> None:
+        """Log a file as it is, into the folder that `path` ends in."""
+        folder = str(PurePosixPath(path).parent)
+        self.write(f"log {path}", lambda client: client.log_artifact(self.run_id, file, folder))
 
 
 # --- how things look -----------------------------------------------------------------------------

@@ -5,7 +5,8 @@
     preference/  losses over log-probabilities of whole completions
     distill/     teachers, and learning from them on the student's own samples
     judges/      models that judge
-    sampling/    replies of a fixed model, for evals and for stages that make data
+    sampling/    replies of a fixed model, for evals and for stages that make data; and programs of
+                 others that ask it, in a process of their own
     text/        chat templates, examples, answers
     sandbox/     a model's code, where it can do no harm
     intervals    means and shares with their 95% intervals
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from posttrain_recipes.training.loops import supervised
     from posttrain_recipes.training.preference import completions, losses
     from posttrain_recipes.training.preference.pairs import PairConfig, PairMethod
+    from posttrain_recipes.training.sampling import harness
     from posttrain_recipes.training.sampling.generation import generate, log_likelihoods
     from posttrain_recipes.training.text.answer_extraction import equal, extract, fenced
     from posttrain_recipes.training.text.examples import Example, datum, tokenize
@@ -41,6 +43,7 @@ __all__ = [
     "extract",
     "fenced",
     "generate",
+    "harness",
     "log_likelihoods",
     "losses",
     "mean",

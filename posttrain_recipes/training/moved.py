@@ -35,6 +35,7 @@ MODULES = {
     "completions": "preference.completions",
     "losses": "preference.losses",
     "verdicts": "judges.verdicts",
+    "harness": "sampling.harness",
 }
 """Modules that it has by their own name: what is in them is called by it."""
 MOVED = {

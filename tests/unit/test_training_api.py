@@ -75,7 +75,7 @@ print(len([n for n in dir() if not n.startswith("_")]))
         [sys.executable, "-W", "error::DeprecationWarning", "-c", program],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(done.stdout) > 6
+    assert int(done.stdout) > 3  # the package, and the module twice
 
 
 def test_star_imports_dir_specs_and_patches_of_old_paths_work() -> None:
