@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import subprocess
 import sys
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,10 +50,8 @@ def test_it_passes_those_that_take_long(package: Path, tmp_path: Path) -> None:
 
 
 def _passes(package: Path, tmp_path: Path, *options: str) -> None:
-    """Install a package as a stranger's would be, and run its tests; a package whose own
-    requirements are not installed is skipped, and named."""
-    if missing := [name for name in needs(package) if not installed(name)]:
-        pytest.skip(f"{package.name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    """Install a package as a stranger's would be, and run its tests; one that can run none, as what
+    it stands on is not installed, is skipped."""
     site = tmp_path / "site"
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     install = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(site)]
@@ -71,19 +66,7 @@ def _passes(package: Path, tmp_path: Path, *options: str) -> None:
         text=True,
         check=False,
     )
+    if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
+        pytest.skip(f"what {package.name} stands on is not installed: {done.stdout}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
-
-
-def needs(package: Path) -> list[str]:
-    """The distributions that a package requires."""
-    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in project["dependencies"]]
-
-
-def installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
