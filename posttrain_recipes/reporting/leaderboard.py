@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from posttrain_recipes.records import PerRecord
@@ -37,7 +38,7 @@ class Board:
     name: str
     data: str
     entries: list[Ranked] = field(default_factory=list)
-    tables: Sequence[Table] = ()
+    tables: list[Table] = field(default_factory=list)
 
     def rank(self) -> None:
         """Put the best first, and test each against it."""
@@ -85,13 +86,26 @@ class Leaderboard:
         """Evals that measured one set of weights: there is nothing to rank."""
         for board in self.boards:
             board.rank()
+        tested = iter(comparisons.adjusted(self.tables))
+        for board in self.boards:
+            board.tables = list(islice(tested, len(board.tables)))
+
+    @property
+    def tables(self) -> list[Table]:
+        """Those of all boards."""
+        return [table for board in self.boards for table in board.tables]
 
     def html(self) -> str:
         """The page."""
         return plain(
             templates()
             .get_template("leaderboard.html")
-            .render(boards=self.boards, runs=len(self.records), alone=self.alone)
+            .render(
+                boards=self.boards,
+                tables=self.tables,
+                runs=len(self.records),
+                alone=self.alone,
+            )
         )
 
     def markdown(self) -> str:
@@ -104,7 +118,7 @@ class Leaderboard:
                 lines += ["", f"{words(name)} ({table.direction})", ""]
                 head, *rest = comparisons.shown(table)
                 lines += [_row(head), "|" + "---|" * len(head), *map(_row, rest)]
-            lines += ["", *(f"{words(note)}  " for note in comparisons.notes(board.tables))]
+        lines += ["", *(f"{words(note)}  " for note in comparisons.notes(self.tables))]
         return "\n".join(lines) + "\n"
 
 
