@@ -129,17 +129,21 @@ def _row(cells: Sequence[str]) -> str:
 def _entries(records: Sequence[RunRecord]) -> Iterator[Ranked]:
     """Every measurement before and after a stage, the oldest first; those of a method's own are of
     its training."""
+    trained = {
+        stage.checkpoint.sampler_uri: f"{record.id}/{stage.name}"
+        for record in reversed(records)  # the first that left it names it
+        for stage in record.stages
+        if stage.method and stage.checkpoint and not stage.reused_from
+    }
     for record in records:
         for stage in record.stages:
             for when, weights in (("before", stage.start), ("after", stage.checkpoint)):
                 if weights is None:
                     continue
-                said = f"{record.id}/{stage.name}"
-                if weights.sampler_uri is None:
-                    said = weights.base_model
-                elif when == "before":
-                    said = f"{record.id}/{stage.name} (its start)"
-                uri = weights.sampler_uri or weights.base_model
+                uri = weights.sampler_uri
+                start = f"the start of {record.id}/{stage.name}"
+                said = trained.get(uri, start) if uri else weights.base_model
                 for measured in getattr(stage, when):
                     if not measured.fingerprint.startswith(OWN):
-                        yield Ranked(uri, said, record, stage, when, measured)
+                        key = uri or weights.base_model
+                        yield Ranked(key, said, record, stage, when, measured)
