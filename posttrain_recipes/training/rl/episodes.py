@@ -428,7 +428,7 @@ def _some_driven(
 
 def _driven(policy: SampledPolicy, course: Future[Play], wait: Waiter) -> Play:
     try:
-        found = wait(course)
+        found: Play = wait(course)
     finally:
         policy.over.set()  # whoever still plays on gets no more replies
     if policy.failed and found.error:
