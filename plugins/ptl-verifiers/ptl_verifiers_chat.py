@@ -1,7 +1,7 @@
 """A harness of verifiers that chats in this process: the loop of its `null` harness.
 
-The harnesses of verifiers are programs, which `uv` fetches from the network as they first start. This
-one needs none. As with theirs, every model call goes through the episode's interception server.
+The harnesses of verifiers are programs, which `uv` fetches from the network as they first start.
+This one needs none. As with theirs, every model call goes through the episode's interception server.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
+from ptl_verifiers.toolsets import LocalTools
 from verifiers.v1.clients import ModelContext
 from verifiers.v1.configs.harness import HarnessConfig
 from verifiers.v1.dialects.chat import message_to_wire
@@ -21,8 +22,6 @@ from verifiers.v1.runtimes import ProgramResult, Runtime
 from verifiers.v1.task import TaskData
 from verifiers.v1.trace import Trace
 
-from ptl_verifiers.toolsets import LocalTools
-
 __all__ = ["ChatHarness"]
 
 
@@ -31,7 +30,7 @@ class ChatHarnessConfig(HarnessConfig):
 
 
 class ChatHarness(Harness[ChatHarnessConfig]):
-    """Asks the model, runs the tools that it calls, and ends with the first reply that calls none."""
+    """Asks the model and runs the tools that it calls, up to the first reply that calls none."""
 
     APPENDS_SYSTEM_PROMPT = True
     SUPPORTS_MCP = True
@@ -58,9 +57,13 @@ class ChatHarness(Harness[ChatHarnessConfig]):
             messages.append({"role": "user", "content": prompt})
         elif prompt is not None:
             messages += [message_to_wire(message) for message in prompt]
+        # Certificates take longer to read than a small model's reply.
+        secure = endpoint.startswith("https:")
         headers = {"Authorization": f"Bearer {secret}"}
         async with (
-            httpx.AsyncClient(headers=headers, timeout=None, trust_env=False) as http,
+            httpx.AsyncClient(
+                headers=headers, timeout=None, trust_env=False, verify=secure
+            ) as http,
             AsyncExitStack() as stack,
         ):
             tools = LocalTools(trace)
@@ -92,7 +95,11 @@ class ChatHarness(Harness[ChatHarnessConfig]):
                     if tool_interception_url:
                         gate = await http.post(
                             tool_interception_url,
-                            json={"tool_call_id": call["id"], "name": name, "arguments": _read(given)},
+                            json={
+                                "tool_call_id": call["id"],
+                                "name": name,
+                                "arguments": _read(given),
+                            },
                         )
                         decision = gate.json()
                         if gate.is_error or decision["action"] == "stop":

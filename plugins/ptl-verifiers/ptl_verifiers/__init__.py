@@ -1,7 +1,7 @@
 """Environments of verifiers for posttrain_recipes.
 
-A dataset, `verifiers`: the tasks of a taskset of verifiers 0.4, one of the Environments Hub say, each
-an environment that drives itself. It trains under `grpo` and is measured by the eval `episodes`.
+A dataset, `verifiers`: the tasks of a taskset of verifiers 0.4, one of the Environments Hub say,
+each an environment that drives itself. It trains under `grpo` and is measured by the eval `episodes`.
 """
 
 from __future__ import annotations

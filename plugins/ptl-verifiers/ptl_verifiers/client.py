@@ -1,4 +1,4 @@
-"""The policy as a model client of verifiers: messages in, text and tool calls with their tokens out.
+"""The policy as a model client of verifiers: messages in; text, tool calls and their tokens out.
 
 What an agent has written is not rendered again: a prompt that goes on from it begins with the very
 tokens that the trace holds, so that an episode is one sequence as long as the chat template only
@@ -60,7 +60,7 @@ class Talk:
     describe: bool = True
 
     def told(self, messages: Sequence[VerifiersMessage], tools: Sequence[Tool]) -> list[Message]:
-        """A conversation as the policy's chat template takes it, tools told of in its system message."""
+        """A conversation for the policy's chat template, tools told of in its system message."""
         said = [self._message(message, tools) for message in messages]
         about = self.about(tools) if tools and self.describe else ""
         if not about:
@@ -85,7 +85,9 @@ class Talk:
         if not isinstance(message, AssistantMessage):
             return Message(message.role, _text(message.content))
         calls = [self._call(call, tools) for call in message.tool_calls or ()]
-        return Message("assistant", "\n".join([part for part in [message.content or "", *calls] if part]))
+        return Message(
+            "assistant", "\n".join([part for part in [message.content or "", *calls] if part])
+        )
 
     def _call(self, call: ToolCall, tools: Sequence[Tool]) -> str:
         if self.format == "tag":

@@ -82,7 +82,9 @@ def found(plugin: str, group: str, directory: Path) -> Path | None:
     if not name.isidentifier():
         return None
     home = importlib.util.find_spec("verifiers")
-    shipped = [Path(at) / "v1" / group for at in home.submodule_search_locations or ()] if home else []
+    shipped = (
+        [Path(at) / "v1" / group for at in home.submodule_search_locations or ()] if home else []
+    )
     for place in [*shipped, directory]:
         for path in (place / name / "__init__.py", place / f"{name}.py"):
             if path.is_file():
@@ -114,7 +116,7 @@ class Verifiers(Dataset):
         args: dict[str, Any] = {}
         """Options of the taskset, as its config names them."""
         env_args: dict[str, Any] = {}
-        """Options of the environment, as its config names them: those of an agent under its name."""
+        """The same of the environment around it; those of an agent stand under its name."""
         size: int = Field(default=500, ge=1)
         """Tasks in all; fewer where the taskset has no more."""
         part: Literal["train", "held_out", "all"] = "train"
@@ -165,7 +167,10 @@ class Verifiers(Dataset):
     def digest(self) -> str:
         """Hashes of the modules' files, and the version of verifiers."""
         spec = self.spec
-        known = [f"verifiers {importlib.metadata.version('verifiers')}"]
+        try:
+            known = [f"verifiers {importlib.metadata.version('verifiers')}"]
+        except importlib.metadata.PackageNotFoundError:  # `requires` tells of it
+            known = ["verifiers is not installed"]
         for plugin, group in ((spec.taskset, "tasksets"), (spec.environment, "envs")):
             if plugin and (path := found(plugin, group, self.base_dir)):
                 files = sorted(path.parent.rglob("*.py")) if path.stem == "__init__" else [path]

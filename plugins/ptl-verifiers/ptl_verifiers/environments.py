@@ -26,7 +26,6 @@ from verifiers.v1.episode import Episode
 from verifiers.v1.interception.server import InterceptionServer
 from verifiers.v1.runtimes import PrimeConfig, SubprocessConfig
 from verifiers.v1.task import Task
-from verifiers.v1.trace import Trace
 from verifiers.v1.types import SamplingConfig
 from verifiers.v1.utils.loaders import (
     default_harness_id,
@@ -111,8 +110,12 @@ class Environment:
         except UsageError:
             raise
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise UsageError(f"verifiers refuses the options of '{spec.env}'", why=faults) from error
+            faults = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+            )
+            raise UsageError(
+                f"verifiers refuses the options of '{spec.env}'", why=faults
+            ) from error
         except Exception as error:  # it is anybody's code
             raise UsageError(
                 f"verifiers cannot make '{spec.env}'", why=f"{type(error).__name__}: {error}"
@@ -242,7 +245,11 @@ class Environment:
         scores = {name: one.score for name, one in trace.rewards.items() if one is not None}
         told = {name: float(value) for name, value in trace.metrics.items() if value is not None}
         return Played(
-            branches=[self._branch(one) for one in trace.branches if one.trainable and any(one.sampled_mask)],
+            branches=[
+                self._branch(one)
+                for one in trace.branches
+                if one.trainable and any(one.sampled_mask)
+            ],
             reward=float(trace.reward) if scores else None,
             metrics={**told, **scores},
             truncated=trace.is_truncated or client.cut,

@@ -7,6 +7,7 @@ would start on this machine are called here as functions instead, with the state
 from __future__ import annotations
 
 import contextvars
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,17 @@ def is_local(toolset: Toolset[Any, Any]) -> bool:
     return not getattr(config, "url", None) and isinstance(config.runtime, SubprocessConfig)
 
 
+def _server(name: str) -> MCPServer[Any]:
+    """A server that only lists and calls tools. Making one sets up the logging of the process, which
+    is put back."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    server: MCPServer[Any] = MCPServer(name)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return server
+
+
 class LocalTools:
     """The toolsets of one episode, for its trace."""
 
@@ -45,7 +57,7 @@ class LocalTools:
             self._share_state(toolset)
             await toolset.setup()
             await toolset.setup_task(self._trace.task.data)
-            server: MCPServer[Any] = MCPServer(toolset.server_name or type(toolset).__name__)
+            server = _server(toolset.server_name or type(toolset).__name__)
             toolset.register(server)
             for tool in await server.list_tools():
                 prefix = f"{toolset.server_name}_" if toolset.server_name else ""

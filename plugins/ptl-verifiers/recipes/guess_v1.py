@@ -37,8 +37,8 @@ class GuessTaskset(vf.Taskset[GuessTask, GuessTasksetConfig]):
     def load(self) -> Iterator[GuessTask]:
         draw, high = random.Random(0), self.config.high
         while True:
-            # The range moves, so that there are many games and what is held out was never seen.
-            low = draw.randint(1, 40)
+            # The range moves, so that there are many games; demonstrations have the odd ones.
+            low = draw.randrange(10, 99, 2)
             data = GuessData(
                 prompt=f"A number from {low} to {low + high - 1}.",
                 secret=draw.randint(low, low + high - 1),
@@ -70,7 +70,13 @@ class GuessEnv(vf.Env[GuessEnvConfig]):
                 found = guess == secret
                 if found or guesses == self.config.most:
                     break
-                hint = "A number, please." if guess is None else "Higher." if guess < secret else "Lower."
+                hint = (
+                    "A number, please."
+                    if guess is None
+                    else "Higher."
+                    if guess < secret
+                    else "Lower."
+                )
                 segment = await game.turn(hint)
         game.trace.record_reward("found", float(found), 1.0)
         game.trace.record_metric("legal", legal / max(1, guesses))
