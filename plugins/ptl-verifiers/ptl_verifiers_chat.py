@@ -1,7 +1,7 @@
 """A harness of verifiers that chats in this process: the loop of its `null` harness.
 
 The harnesses of verifiers are programs, which `uv` fetches from the network as they first start.
-This one needs none. As with theirs, every model call goes through the episode's interception server.
+This one needs none. As with theirs, model calls go through the episode's interception server.
 """
 
 from __future__ import annotations

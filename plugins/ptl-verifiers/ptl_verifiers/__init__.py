@@ -1,7 +1,7 @@
 """Environments of verifiers for posttrain_recipes.
 
 A dataset, `verifiers`: the tasks of a taskset of verifiers 0.4, one of the Environments Hub say,
-each an environment that drives itself. It trains under `grpo` and is measured by the eval `episodes`.
+each an environment that drives itself. It trains under `grpo`, and the eval `episodes` measures it.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def is_local(toolset: Toolset[Any, Any]) -> bool:
 
 
 def _server(name: str) -> MCPServer[Any]:
-    """A server that only lists and calls tools. Making one sets up the logging of the process, which
-    is put back."""
+    """A server that lists and calls tools. Making one sets up the logging of the process, which is
+    put back."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     server: MCPServer[Any] = MCPServer(name)
