@@ -1,9 +1,8 @@
-"""Writes `data/guesses.jsonl` and `data/calls.jsonl`: how the forms look, shown without skill.
+"""Writes `data/calls.jsonl`: how a tool is called, and one time in three how it is not.
 
     python demonstrations.py
 
-Guesses are drawn from the whole range, whatever the hints say. None of it is of a held-out task:
-demonstrations have ranges and numbers that the tasksets do not use.
+None of it is of a task: the numbers are larger than those of the taskset.
 """
 
 import json
@@ -13,23 +12,6 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parent / "data"
-
-
-def guesses(count: int) -> Iterator[list[tuple[str, str]]]:
-    """Games of `guess_v1` that are played by chance."""
-    draw = random.Random(1)
-    for _ in range(count):
-        low = draw.randrange(11, 99, 2)
-        high = low + 7
-        secret = draw.randint(low, high)
-        said = [("user", f"A number from {low} to {high}.")]
-        for _ in range(3):
-            guess = draw.randint(low, high)
-            said.append(("assistant", str(guess)))
-            if guess == secret:
-                break
-            said.append(("user", "Higher." if guess < secret else "Lower."))
-        yield said[:-1] if said[-1][0] == "user" else said
 
 
 def calls(count: int) -> Iterator[list[tuple[str, str]]]:
@@ -55,5 +37,4 @@ def write(name: str, talks: Iterator[list[tuple[str, str]]]) -> None:
 
 
 if __name__ == "__main__":
-    write("guesses.jsonl", guesses(320))
     write("calls.jsonl", calls(320))

@@ -56,13 +56,13 @@ def test_an_unknown_environment_is_told_before_anything_runs(env: str, told: str
     assert "prime env install" in message
 
 
-@pytest.mark.parametrize("env", ["sums_v1", "user-sim+sums_v1", "textarena", "best-of-n+guess_v1"])
+@pytest.mark.parametrize("env", ["sums_v1", "user-sim+sums_v1", "textarena", "best-of-n+sums_v1"])
 def test_a_known_one_has_no_problem(env: str) -> None:
     pytest.importorskip("verifiers")
     assert not list(dataset(env=env).problems())
 
 
-@pytest.mark.parametrize("recipe", ["sums", "guess", "calculator"])
+@pytest.mark.parametrize("recipe", ["sums", "running_sum", "calculator"])
 def test_a_check_of_a_recipe_imports_nothing_heavy(recipe: str) -> None:
     pytest.importorskip("verifiers")
     code = (

@@ -17,7 +17,8 @@ from ptl_verifiers.dataset import Verifiers, VerifiersTask
 
 from posttrain_recipes.plugin import Message, Played, PtlError, Reply, UsageError
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+TESTS = Path(__file__).parent
+RECIPES = TESTS.parent / "recipes"
 END, TURN = 0, 1
 
 
@@ -107,7 +108,7 @@ def test_a_single_turn() -> None:
 
 
 def test_several_turns_are_one_sequence() -> None:
-    task = first("guess_v1")
+    task = first("guess_v1", TESTS)
     low = int(task.task.data.prompt.split()[3])
     policy = Scripted(lambda read, n: str(low - 1 + n) if n else "dunno")
     played = task.play(policy)
@@ -119,8 +120,21 @@ def test_several_turns_are_one_sequence() -> None:
     assert played.metrics["legal"] == pytest.approx(2 / 3)
 
 
+def test_a_question_is_made_of_the_last_answer() -> None:
+    task = first("running_sum_v1")
+    more = task.task.data.more[0]
+    wrong = Scripted(lambda read, n: str(99 + n))
+    assert task.play(wrong).reward == 0.0
+    assert f"|user:What is 99 + {more}?||assistant:" in wrong.read[1]
+    right = Scripted(lambda read, n: f"It is {task.task.data.answer - (0 if n else more)}")
+    played = task.play(right)
+    assert played.reward == 1.0
+    assert played.metrics == {"asked": 2.0, "right": 1.0}
+    check_tokens(right, played)
+
+
 def test_a_template_that_rewrites_earlier_turns_makes_branches() -> None:
-    task = first("guess_v1")
+    task = first("guess_v1", TESTS)
     policy = Scripted(lambda read, n: "none", Letters(rewrites=True))
     played = task.play(policy)
     assert len(played.branches) == 3
@@ -184,7 +198,7 @@ def test_what_is_no_call_is_text() -> None:
 
 def test_the_bound_on_turns_ends_it_and_what_was_played_is_scored() -> None:
     task = first("calculator_v1", format="tag")
-    policy = Scripted(lambda read, n: "<calculate>12 * 3</calculate>", max_turns=3)
+    policy = Scripted(lambda read, n: "<calculate>12 * 3</calculate>" if n < 9 else "", max_turns=3)
     played = task.play(policy)
     assert len(policy.said) == 3
     assert played.truncated
@@ -271,12 +285,12 @@ def test_a_module_of_the_same_name_elsewhere_is_refused(tmp_path: Path) -> None:
 )
 def test_options_that_verifiers_refuses_are_named(options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError) as error:
-        first(**options)
+        first(directory=TESTS if options["env"] == "guess_v1" else RECIPES, **options)
     assert told in f"{error.value.what} {error.value.why} {error.value.hint}"
 
 
 def test_options_reach_the_taskset_and_the_environment() -> None:
-    task = first("guess_v1", args={"high": 2}, env_args={"most": 1})
+    task = first("guess_v1", TESTS, args={"high": 2}, env_args={"most": 1})
     assert task.task.data.high == 2
     policy = Scripted(lambda read, n: "none")
     task.play(policy)
@@ -315,7 +329,7 @@ def test_what_is_held_out_is_not_trained_on() -> None:
 def test_the_recipes_run(tmp_path: Path) -> None:
     import posttrain_recipes as ptl
 
-    for name in ("sums", "guess", "calculator"):
+    for name in ("sums", "running_sum", "calculator"):
         result = ptl.run(RECIPES / f"{name}.yaml", preset="tiny", home=tmp_path)
         assert result.status == "finished"
         assert result["rl"].after["held_out"]["return"].count == 8
