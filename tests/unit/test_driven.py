@@ -75,7 +75,7 @@ def course(one: Play) -> Any:
 
 def test_tokens_flags_and_log_probabilities_go_into_training_as_they_stand() -> None:
     sampler = Sampler(letters)
-    method = GRPO(GRPO.Config(group_size=3, max_tokens=4))
+    method = GRPO(GRPO.Config(group_size=3, max_tokens=4, behaviour_logprobs="sampled"))
     [group] = source(method, [Twice()]).roll(0, 5, sampler)
     assert len(group.rollouts) == 3
     for rollout in group.rollouts:
