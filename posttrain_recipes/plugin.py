@@ -58,6 +58,7 @@ from posttrain_recipes.context import (
     checkpoint_name,
     sampling_client,
 )
+from posttrain_recipes.driven import Branch, DrivenTask, Played, Policy, Reply
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.learning_rate import Family
 from posttrain_recipes.options import (
@@ -95,15 +96,16 @@ from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
-    "API_VERSION", "OLDEST_API_VERSION", "Affects", "AskedOf", "Checkpoint", "Connection",
-    "Conversation", "CountTokens", "DataMethod", "Dataset", "DatasetConfig", "DatasetRef", "Engine",
-    "Episode", "Estimate", "Eval", "EvalContext", "EvalResult", "Family", "FromData", "FromModel",
-    "Labelled", "LearningRate", "LoraConfig", "Message", "Method", "ModelRef", "NoEffect", "Offer",
-    "OpenAIRoutes", "PerRecord", "Plugin", "PluginConfig", "Preference", "Prompt", "PtlError",
-    "Record", "Rendered", "Renderer", "RendererConfig", "Resume", "Reward", "RewardContext",
-    "RewardRef", "Sample", "ServedModel", "ServedWeights", "StageContext", "StageSink", "Streamed",
-    "Task", "Turn", "Usage", "UsageError", "Waiter", "Workload", "checkpoint_name", "effective",
-    "hookimpl", "sampling_client",
+    "API_VERSION", "OLDEST_API_VERSION", "Affects", "AskedOf", "Branch", "Checkpoint", "Connection",
+    "Conversation", "CountTokens", "DataMethod", "Dataset", "DatasetConfig", "DatasetRef",
+    "DrivenTask", "Engine", "Episode", "Estimate", "Eval", "EvalContext", "EvalResult", "Family",
+    "FromData", "FromModel", "Labelled", "LearningRate", "LoraConfig", "Message", "Method",
+    "ModelRef", "NoEffect", "Offer", "OpenAIRoutes", "PerRecord", "Played", "Plugin",
+    "PluginConfig", "Policy", "Preference", "Prompt", "PtlError", "Record", "Rendered", "Renderer",
+    "RendererConfig", "Reply", "Resume", "Reward", "RewardContext", "RewardRef", "Sample",
+    "ServedModel", "ServedWeights", "StageContext", "StageSink", "Streamed", "Task", "Turn",
+    "Usage", "UsageError", "Waiter", "Workload", "checkpoint_name", "effective", "hookimpl",
+    "sampling_client",
 ]  # fmt: skip
 
 API_VERSION = 1

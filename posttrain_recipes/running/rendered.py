@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, RendererConfig, asked
 from posttrain_recipes.planning.plans import BASE, Plan, PlannedStage, model_location
-from posttrain_recipes.plugin import Message, Plugin, Record, Rendered, Renderer, Task
+from posttrain_recipes.plugin import DrivenTask, Message, Plugin, Record, Rendered, Renderer, Task
 from posttrain_recipes.records import ROLES
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.shown import plain
@@ -231,6 +231,8 @@ def _of_task(task: Task, renderer: ChatRenderer, source: str, play: bool) -> See
         return SeenRecord(
             source, note="an episode is played: 'ptl data show' begins one and shows it"
         )
+    if isinstance(task, DrivenTask):
+        return SeenRecord(source, note=f"the environment drives its episodes: {later}")
     episode = Play.of(task, renderer, EpisodeLimits(1, 1, 0.0, seconds=EPISODE_SECONDS))
     if episode.error:
         return SeenRecord(source, note=f"the environment cannot begin an episode: {episode.error}")

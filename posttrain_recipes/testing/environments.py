@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
-from posttrain_recipes.plugin import Dataset
+from posttrain_recipes.plugin import Dataset, DrivenTask
 from posttrain_recipes.records import Episode, Message, Task, Turn
 from posttrain_recipes.registry import Entry
 from posttrain_recipes.testing.findings import Finding, run_check
@@ -46,9 +46,10 @@ class _End:
 
 
 def environment_checks(entry: Entry, options: dict[str, Any]) -> list[Finding]:
-    """Every check of a dataset whose records are tasks; none of another dataset's."""
+    """Every check of a dataset whose records are tasks that are told replies; none of another's."""
     try:
-        if not _tasks(entry, options):
+        tasks = _tasks(entry, options)
+        if not tasks or isinstance(tasks[0], DrivenTask):
             return []
     except Exception:  # the checks of every dataset tell of it
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,15 @@ def test_prompts_with_tools_are_trained_on(tmp_path: Path) -> None:
     found = train(tmp_path, "twice", "stages.rl.dataset.describe=false")
     assert {told for _, told in found["reward/parts/tool_calls"]} == {0.0}, "nobody showed it how"
     assert len(found["train/loss"]) == len(found["reward/parts/exact_match"]) == 2
+
+
+def test_an_environment_that_drives_itself_is_played() -> None:
+    from posttrain_recipes.training.rl.episodes import EpisodeLimits, play
+    from tests.scripted import END, Renderer, Sampler, spell, wait
+
+    page: dict[str, Any] = {}
+    exec(FILES["riddles.py"], page)
+    tasks = [page["Riddle"](question="What is twice 21?", answer=one) for one in ("42", "41")]
+    sampler: Any = Sampler(lambda tokens, index, seed: [*spell("42"), END])
+    plays = play(tasks, 0, sampler, Renderer(), wait, EpisodeLimits(1, 8, 1.0))
+    assert [one.players[0].reward for one in plays] == [1.0, 0.0]

@@ -21,9 +21,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.plugin import Message, Renderer, Waiter
+from posttrain_recipes.plugin import Branch, DrivenTask, Message, Played, Renderer, Waiter
 from posttrain_recipes.records import Episode, Messages, Sample, Task, Turn
 from posttrain_recipes.training.requests import derive_seed, sample
+from posttrain_recipes.training.rl.driven import SampledPolicy, played
 from posttrain_recipes.training.rl.rollout import Segment
 from posttrain_recipes.training.rl.scoring import finite, within
 from posttrain_recipes.waiting import in_thread
@@ -98,6 +99,21 @@ class Player:
         self._ended = bool(tokens) and tokens[-1] in renderer.stop
         self.cut = self.cut or not self._ended
         return text
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch]) -> Player:
+        """Who wrote these, each of which is a conversation of its own."""
+        one = cls(_begins=[])
+        for branch in branches:
+            one._begins.append(len(one.messages))
+            one.messages += branch.messages
+            logprobs = [
+                p if own else 0.0 for p, own in zip(branch.logprobs, branch.sampled, strict=True)
+            ]
+            one.segments.append(Segment(list(branch.tokens), list(branch.sampled), logprobs))
+        roles = [message.role for message in one.messages]
+        one.opening = roles.index("assistant") if roles else 0
+        return one
 
 
 @dataclass(frozen=True)
@@ -248,6 +264,35 @@ class Play:
         what = f"the environment failed{times} in an episode of {self.task.source or 'its task'}"
         return PtlError(what, why=self.error, hint=hint)
 
+    @classmethod
+    def driven(cls, task: DrivenTask, policy: SampledPolicy, limits: EpisodeLimits) -> Play:
+        """Have a task drive an episode; begun again where it raises, as any other."""
+        one = cls(task, policy.renderer, limits)
+        while True:
+            try:
+                one._take(played(task, policy, limits.seconds))
+                one.error, one.late = "", False
+            except Exception as error:  # an environment is anybody's code
+                one._fail(error)
+            one.thrown_away = policy.thrown_away
+            if (
+                not one.error
+                or policy.failed
+                or policy.over.is_set()
+                or one.retried == limits.retries
+            ):
+                replies = [policy.replies[key] for key in policy.used]
+                heard = [each.result() for each in replies if each.done() and not each.exception()]
+                asked = Turn(())
+                one.said = [Said(asked, list(h.tokens), list(h.logprobs)) for h in heard]
+                return one
+            one.retried, policy = one.retried + 1, policy.again()
+
+    def _take(self, found: Played) -> None:
+        player = Player.of(found.branches)
+        player.reward, player.cut = finite(found.reward, "play()"), found.truncated
+        self.players, self.metrics, self.shown = [player], dict(found.metrics), found.shown
+
     def sample(self, seat: int) -> Sample:
         """What a seat went through, to read."""
         played = self.players[seat]
@@ -281,6 +326,8 @@ def play(
         over: told after each turn how many of them are over.
     """
     room = threading.Semaphore(AT_ONCE)
+    if any(isinstance(task, DrivenTask) for task in tasks):
+        return _some_driven(tasks, seed, sampler, renderer, wait, limits, over)
     blank = [Play(task, renderer, limits) for task in tasks]
     begun = [_done(one, one.begin, room) for one in blank]
     plays: list[Play] = [wait(one) for one in begun]
@@ -328,3 +375,62 @@ def _done(one: Play, step: Callable[[], None], room: threading.Semaphore) -> Fut
     done: Future[Play] = Future()
     done.set_result(one.tried(step))
     return done
+
+
+def _some_driven(
+    tasks: Sequence[Task],
+    seed: int,
+    sampler: tinker.SamplingClient,
+    renderer: Renderer,
+    wait: Waiter,
+    limits: EpisodeLimits,
+    over: Callable[[int], None],
+) -> list[Play]:
+    """`play` where some of the tasks, or all of them, drive themselves."""
+    room = threading.Semaphore(AT_ONCE)
+    begun: dict[int, tuple[SampledPolicy, Future[Play]]] = {}
+    plays: dict[int, Play] = {}
+    for place, task in enumerate(tasks):
+        if not isinstance(task, DrivenTask):
+            continue
+        policy = SampledPolicy(
+            sampler,
+            renderer,
+            limits.max_turns,
+            limits.max_tokens,
+            limits.temperature,
+            derive_seed(seed, "driven", place),
+        )
+
+        def work(task: DrivenTask = task, policy: SampledPolicy = policy) -> Play:
+            with room:
+                return Play.driven(task, policy, limits)
+
+        begun[place] = policy, in_thread(work)
+        if not task.concurrent:
+            plays[place] = _driven(*begun[place], wait)
+    for place, (policy, course) in begun.items():
+        plays[place] = _driven(policy, course, wait)
+        over(len(plays))
+    others = [place for place in range(len(tasks)) if place not in begun]
+    told = play(
+        [tasks[place] for place in others],
+        seed,
+        sampler,
+        renderer,
+        wait,
+        limits,
+        lambda count: over(len(begun) + count),
+    )
+    plays |= dict(zip(others, told, strict=True))
+    return [plays[place] for place in range(len(tasks))]
+
+
+def _driven(policy: SampledPolicy, course: Future[Play], wait: Waiter) -> Play:
+    try:
+        found: Play = wait(course)
+    finally:
+        policy.over.set()  # whoever still plays on gets no more replies
+    if policy.failed and found.error:
+        wait(policy.failed[0])  # the engine's failure, which is not the environment's
+    return found

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.options import Affects, FromData, ModelRef
-from posttrain_recipes.plugin import Renderer, StageContext, Waiter
+from posttrain_recipes.plugin import DrivenTask, Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Task
 from posttrain_recipes.training.requests import reply, sample
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
@@ -218,6 +218,8 @@ def episodes(
     limits = EpisodeLimits(
         config.max_turns, config.max_tokens, config.temperature, retries, config.reward_timeout
     )
+    if isinstance(tasks[0], DrivenTask):  # its episodes have one seat, and begin as they are played
+        return EpisodeSource(tasks, stage.renderer, config, waiter, limits)
     first = Play.of(tasks[0], stage.renderer, limits)
     if first.error:
         raise first.failure("begin an episode of it by hand")
