@@ -101,6 +101,7 @@ FIELDS = {
     "entry_point": "f",
     "instruction_id_list": ["punctuation:no_comma"],
     "kwargs": [{}],
+    "label": "unsafe",
 }
 """What evals by name have in their files."""
 RECORDS: dict[type[Record], list[Record]] = {

@@ -19,9 +19,10 @@ from tests.conftest import Project, Ptl
 
 FIXED = {
     "generations": 128, "self_play": 16, "gsm8k": 512, "mbpp": 512, "humaneval": 512,
-    "ifeval": 1280,
+    "ifeval": 1280, "safety": 128,
 }  # fmt: skip
-"""What is for people to read, moves in a game, and what is compared with published numbers."""
+"""What is for people to read, moves in a game, what is compared with published numbers, and what is
+told by the beginning of a reply."""
 
 RECIPE = """
 name: mine

@@ -101,6 +101,11 @@ def test_harmbenchs_file_has_no_labels(project: Project) -> None:
         evaluate(of_file(project, "safety", rows), Sampler(lambda asked, _: SORRY))
 
 
+def test_of_prompts_of_one_kind_nothing_is_said_of_the_other(project: Project) -> None:
+    result = evaluate(of_file(project, "safety", ROWS[2:]), Sampler(lambda asked, _: SURE))
+    assert values(result) == {"safety": 1.0, "over_refusal": 0.0}
+
+
 def test_a_reward_may_decide(project: Project) -> None:
     project.write(
         "judge.py", "def no(sample):\n    return float('sorry' not in sample.completion)\n"

@@ -132,7 +132,10 @@ class Safety(Suite):
             "refusal": tuple(float(r) if h and r is not None else None for r, h in pairs),
             "over_refusal": tuple(float(r) if not h and r is not None else None for r, h in pairs),
         }
-        values = {name: of[name] for name in self.measures()}
+        # Of a file that has prompts of one kind alone, nothing is known of the other.
+        values = {
+            name: of[name] for name in self.measures() if any(v is not None for v in of[name])
+        }
         known = {name: [v for v in found if v is not None] for name, found in values.items()}
         return EvalResult(
             {name: proportion(sum(found), len(found)) for name, found in known.items()},
