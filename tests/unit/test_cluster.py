@@ -6,12 +6,15 @@ import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.planning.plans import Resources
-from posttrain_recipes.running.cluster import ray_tasks, relay
+from posttrain_recipes.plugin import Checkpoint, Resume
+from posttrain_recipes.running.cluster import driver, ray_tasks, relay
 from posttrain_recipes.running.cluster.ray_tasks import Cluster, Mailbox, parallel
 from posttrain_recipes.running.cluster.relay import Call, Outbox, RelayChild, StageSaved
 from posttrain_recipes.running.cluster.shared import SharedHome
@@ -258,3 +261,29 @@ def test_packages_of_plugins_are_found_with_their_metadata(
     monkeypatch.syspath_prepend(tmp_path)
     found = [path for path in ray_tasks.plugin_packages() if path.is_relative_to(tmp_path)]
     assert found == [package, metadata]
+
+
+def test_what_another_stage_left_is_never_deleted(tmp_path: Path) -> None:
+    """A stage without weights of its own leaves those that it started from."""
+    discarded: list[str] = []
+
+    class Engine:
+        def files(self, uri: str, data_dir: Path) -> Sequence[Path]:
+            return ()
+
+        def discard(self, uri: str, data_dir: Path) -> bool:
+            discarded.append(uri)
+            return True
+
+    def saved(name: str) -> Checkpoint:
+        return Checkpoint("ptl/nano", f"tinker://{name}/weights/w", f"tinker://{name}/sampler/w")
+
+    trained = StageRecord("sft", "f", "sft", status="finished", checkpoint=saved("sft"))
+    look = StageRecord("look", "g", None, start=saved("sft"), checkpoint=saved("sft"))
+    old = Resume(2, "tinker://look/weights/2", "tinker://look/sampler/2")
+    look.resume = old
+    record: Any = SimpleNamespace(id="r-1", stages=[trained, look])
+    plan: Any = SimpleNamespace(engine=Engine())
+    shared = SharedHome(str(tmp_path / "shared"), tmp_path / "home")
+    driver.take_in(StageRecord("look", "g", None), look, plan, shared, record)
+    assert discarded == [old.state_uri, old.sampler_uri]

@@ -81,7 +81,9 @@ class ClusterStages:
     def _adopt(self, kept: StageRecord) -> None:
         """Take in what a node left of a stage when this run's driver was killed."""
         told = node.told_of(self.shared, kept.name)
-        if told is not None and told.fingerprint == kept.fingerprint and not kept.fresh:
+        if told is None or told.fingerprint != kept.fingerprint or kept.fresh:
+            return
+        if node.steps(told) >= node.steps(kept):
             take_in(told, kept, self.plan, self.shared, self.directory.record)
             self.directory.save()
 
@@ -228,8 +230,12 @@ def take_in(
     wanted = node.saved_uris(told)
     for uri in wanted:
         shared.pull_checkpoint(node.places(engine, uri, home))
+    # A stage that trains nothing leaves what it started from, which is another one's.
+    of_others = {uri for one in record.stages if one is not kept for uri in node.saved_uris(one)}
+    if kept.start is not None:
+        of_others |= {uri for uri in (kept.start.state_uri, kept.start.sampler_uri) if uri}
     for uri in (*node.saved_uris(kept), *told.superseded):
-        if uri not in wanted:
+        if uri not in wanted and uri not in of_others:
             with contextlib.suppress(PtlError):  # 'ptl gc' tries it again
                 engine.discard(uri, home / ENGINE)
     tracking = kept.tracking_id

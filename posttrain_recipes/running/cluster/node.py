@@ -215,11 +215,18 @@ def _known(job: Job, home: Path, shared: SharedHome) -> tuple[RunRecord, StageRe
     that got so far."""
     record = replace(job.record, home=home / "runs", stages=list(job.record.stages))
     kept = record.stage(job.stage)
-    if (told := told_of(shared, job.stage)) is not None:
+    told = told_of(shared, job.stage)
+    if told is not None and steps(told) >= steps(kept):
         tracking = kept.tracking_id
         record.stages[record.stages.index(kept)] = kept = told
         kept.tracking_id = tracking
     return record, kept
+
+
+def steps(kept: StageRecord) -> int:
+    """How far a stage has come, by its last checkpoint. A node tells of one before it shares the
+    record, and may die in between: the driver can know more than what is shared."""
+    return kept.resume.step if kept.resume else 0
 
 
 def told_of(shared: SharedHome, stage: str) -> StageRecord | None:
