@@ -137,7 +137,12 @@ def _work(job: Job, mailbox: Any, version: str) -> StageEnd:
         )
     number = ray_get(mailbox.begin.remote(job.stage))
     own = ray.get_runtime_context().get_node_id()
-    here = node.Here(f"node {own[:8]} ({socket.gethostname()})", Path.cwd())
+    name = f"node {own[:8]} ({socket.gethostname()})"
+    try:
+        here = node.Here(name, Path.cwd())
+    except FileNotFoundError:
+        what = f"on {name} the recipe's folder, which Ray had brought there, is gone again"
+        return StageEnd(what, hint="the same command goes on from what is saved")
     return node.run(job, _ToMailbox(mailbox, job.stage, number), here)
 
 
@@ -175,10 +180,11 @@ class StageTask:
         try:
             yield
         except ray.exceptions.RayError as error:
-            told = [line.strip() for line in str(error).splitlines() if line.strip()]
+            cause = getattr(error, "cause", None) or error  # what the task itself raised
+            told = [line.strip() for line in str(cause).splitlines() if line.strip()]
             raise PtlError(
                 f"stage '{self.stage}' was lost: Ray gave up its task, or was stopped",
-                why=": ".join(dict.fromkeys((told[0], told[-1]))) if told else type(error).__name__,
+                why=": ".join(dict.fromkeys((type(cause).__name__, *told[:1], *told[-1:]))),
                 hint="what it saved is kept: the same command goes on from there",
             ) from None
 
