@@ -14,11 +14,11 @@ import pytest
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.planning.plans import Resources
 from posttrain_recipes.plugin import Checkpoint, Resume
-from posttrain_recipes.running.cluster import driver, ray_tasks, relay
+from posttrain_recipes.running.cluster import driver, node, ray_tasks, relay
 from posttrain_recipes.running.cluster.ray_tasks import Cluster, Mailbox, parallel
 from posttrain_recipes.running.cluster.relay import Call, Outbox, RelayChild, StageSaved
 from posttrain_recipes.running.cluster.shared import SharedHome
-from posttrain_recipes.store import StageRecord
+from posttrain_recipes.store import RunRecord, StageRecord
 from posttrain_recipes.training.judges import backends
 
 
@@ -287,3 +287,42 @@ def test_what_another_stage_left_is_never_deleted(tmp_path: Path) -> None:
     shared = SharedHome(str(tmp_path / "shared"), tmp_path / "home")
     driver.take_in(StageRecord("look", "g", None), look, plan, shared, record)
     assert discarded == [old.state_uri, old.sampler_uri]
+
+
+def test_a_superseded_node_touches_nothing_that_is_shared(tmp_path: Path) -> None:
+    """The node that goes on with its stage resumes from what the first one shared."""
+    home, shared = tmp_path / "node", SharedHome(str(tmp_path / "shared"), tmp_path / "node")
+    kept = StageRecord("sft", "f", "sft")
+    record = RunRecord("r-1", "r", "p", "m", "local", "r.yaml", None, 0, {}, "now", [kept])
+
+    class Engine:
+        def files(self, uri: str, data_dir: Path) -> Sequence[Path]:
+            return (data_dir / uri.rpartition("/")[2],)
+
+    class Outgoing:
+        superseded = False
+
+        def add(self, event: object) -> None: ...
+
+        def flush(self) -> bool:
+            return not self.superseded
+
+    def saved(step: int) -> None:
+        for kind in ("w", "s"):
+            (home / "engine" / f"{kind}{step}").mkdir(parents=True)
+            (home / "engine" / f"{kind}{step}" / "checkpoint.json").write_text("{}")
+        kept.resume = Resume(step, f"tinker://a/w{step}", f"tinker://a/s{step}")
+
+    engine, outgoing = Engine(), Outgoing()
+    directory = node._Directory(home, record, kept, engine, shared, outgoing)  # type: ignore[arg-type]
+    saved(2)
+    directory.save()
+    saved(4)
+    directory.save()
+    files = {path.relative_to(tmp_path) for path in (tmp_path / "shared").rglob("*")}
+    assert not any(path.name == "w2" for path in files)
+    assert any(path.name == "w4" for path in files)
+    outgoing.superseded = True
+    saved(6)
+    directory.save()
+    assert {path.relative_to(tmp_path) for path in (tmp_path / "shared").rglob("*")} == files

@@ -174,7 +174,7 @@ def _work(
 ) -> None:
     shared.check(job.mark)
     record, kept = _known(job, home, shared)
-    outbox.add(Begun(here.name, kept.resume.step if kept.resume else 0))
+    outbox.add(Begun(here.name, steps(kept)))
     plan, stage = _planned(job, here, record, kept)
     engine = plan.engine
     shared.pull(*job.reads, *own_files(record.id, stage.name))
@@ -290,6 +290,8 @@ class _Directory(RunDirectory):
     def save(self) -> None:
         """Share what there is of the stage by now, and tell of it."""
         with self._sharing:
+            if not self._outbox.flush():
+                return  # another node has the stage: what is shared is its own by now
             stage = self.kept.name
             wanted = {uri: places(self._engine, uri, self.home) for uri in saved_uris(self.kept)}
             for files in wanted.values():
@@ -298,9 +300,10 @@ class _Directory(RunDirectory):
             self._shared.push(*own_files(self.record.id, stage), verdicts_file(stage))
             self._outbox.add(StageSaved(self.kept))
             # What the record has was told before, or a later try would leave it untold.
-            if self._outbox.flush():
-                store.write_atomic(self.home / record_file(stage), store.dump(self.record))
-                self._shared.push(record_file(stage))
+            if not self._outbox.flush():
+                return
+            store.write_atomic(self.home / record_file(stage), store.dump(self.record))
+            self._shared.push(record_file(stage))
             for uri in self._there.keys() - wanted.keys():
                 with suppress(PtlError):  # the driver deletes all of it in the end
                     self._shared.remove(self._there[uri][0])
