@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,14 +83,7 @@ class StageWork:
         self.directory.save()
         self.reporter.stage_started(stage, kept, len(self.plan.stages))
         began = time.monotonic()
-        with tracked.stage(
-            name=stage.name,
-            index=stage.index,
-            params=report.stage_params(stage),
-            tags={"ptl.stage": stage.name, "ptl.fingerprint": stage.fingerprint},
-            run_id=kept.tracking_id,
-        ) as child:
-            kept.tracking_id = child.run_id
+        with tracked_stage(stage, kept, tracked) as child:
             self.directory.save()
             for text in kept.warnings:  # of an earlier try
                 child.warn(text)
@@ -222,22 +216,34 @@ def _verb(method: Method) -> str:
     return "making records of" if isinstance(method, DataMethod) else "training"
 
 
+@contextmanager
+def tracked_stage(
+    stage: PlannedStage,
+    kept: StageRecord,
+    tracked: RecipeRun,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[StageRun]:
+    """The stage's run in MLflow, a new one or that of an earlier try; its record names it."""
+    with tracked.stage(
+        name=stage.name,
+        index=stage.index,
+        params=report.stage_params(stage),
+        tags={"ptl.stage": stage.name, "ptl.fingerprint": stage.fingerprint, **(tags or {})},
+        run_id=kept.tracking_id,
+    ) as child:
+        kept.tracking_id = child.run_id
+        yield child
+
+
 def track_reused(
     directory: RunDirectory, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun
 ) -> None:
     """Log a reused stage's curves and evals, from the earlier run, under this run as well."""
     if kept.tracking_id or not kept.reused_from:
         return
-    tags = {
-        "ptl.stage": stage.name,
-        "ptl.fingerprint": stage.fingerprint,
-        "ptl.reused_from": kept.reused_from,
-    }
     runs = directory.path.parent
-    with tracked.stage(
-        name=stage.name, index=stage.index, params=report.stage_params(stage), tags=tags
-    ) as child:
-        kept.tracking_id = child.run_id
+    tags = {"ptl.reused_from": kept.reused_from}
+    with tracked_stage(stage, kept, tracked, tags) as child:
         log_kept(runs / kept.reused_from, stage, kept, child)
         for text in kept.notes:
             child.note(text)

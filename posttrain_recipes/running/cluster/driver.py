@@ -17,7 +17,6 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning.plans import Plan, PlannedStage
 from posttrain_recipes.plugin import Checkpoint
-from posttrain_recipes.reporting import report
 from posttrain_recipes.running.cluster import node
 from posttrain_recipes.running.cluster.node import ENGINE, Job, StageEnd
 from posttrain_recipes.running.cluster.ray_tasks import Cluster, StageTask, Tasks, connected
@@ -34,7 +33,7 @@ from posttrain_recipes.running.cluster.shared import SharedHome
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving
-from posttrain_recipes.running.stages import log_kept
+from posttrain_recipes.running.stages import log_kept, tracked_stage
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord
 from posttrain_recipes.training.judges.backends import add_verdicts, copy_verdicts
 from posttrain_recipes.waiting import Interrupts
@@ -93,14 +92,7 @@ class ClusterStages:
         """Have a node evaluate, train and evaluate again, without repeating what there is."""
         stage.check_held()
         kept.start = start
-        with tracked.stage(
-            name=stage.name,
-            index=stage.index,
-            params=report.stage_params(stage),
-            tags={"ptl.stage": stage.name, "ptl.fingerprint": stage.fingerprint},
-            run_id=kept.tracking_id,
-        ) as child:
-            kept.tracking_id = child.run_id
+        with tracked_stage(stage, kept, tracked) as child:
             self.directory.save()
             job = self._job(stage, kept, start)
             self._follow(self.tasks.submit(job, stage.resources), stage, kept, child).check()
