@@ -31,6 +31,8 @@ class ChatTarget:
     said: str
     renderer: RendererConfig = AS_EVER
     """How the run asked it."""
+    run: RunRecord | None = None
+    """The run that it is of; None for a model, and for a checkpoint that is named by its path."""
 
 
 def find(text: str | None, home: Path) -> ChatTarget:
@@ -99,7 +101,7 @@ def _of_run(run: RunRecord, name: str) -> ChatTarget:
     assert checkpoint.sampler_uri is not None
     renderer = RendererConfig.model_validate(stage.inputs.get("renderer", {}))
     said = f"{run.id}/{stage.name}"
-    return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, said, renderer)
+    return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, said, renderer, run)
 
 
 def _record(path: str, home: Path) -> CheckpointRecord | None:
@@ -147,9 +149,7 @@ def measurand(text: str, home: Path, engine: Any, model: str | None) -> Measuran
         UsageError: there is no such thing, or its base model is not known.
     """
     target = find(text, home)
-    run = named(Store(home).runs(), text.partition("/")[0])
-    of_run = run is not None and target.said.startswith(f"{run.id}/")
-    own = run.resolved.get("engine", "local") if run is not None and of_run else "local"
+    own = target.run.resolved.get("engine", "local") if target.run else "local"
     base = model or target.base
     if not base:
         raise UsageError(
