@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -259,35 +260,43 @@ def _interpreter() -> str | None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="this is an ordinary user already")
 @pytest.mark.skipif(_interpreter() is None, reason="no Python here that another user may run")
-def test_the_same_holds_for_an_ordinary_user(tmp_path: Path) -> None:
-    package = tmp_path / "posttrain_recipes"
+def test_the_same_holds_for_an_ordinary_user() -> None:
+    # Not below tmp_path: another pytest that starts meanwhile closes its folder to other users.
+    with tempfile.TemporaryDirectory() as made:
+        told = _told_to_an_ordinary_user(Path(made))
+    for name, (held, through) in told.items():
+        assert "through" not in held, name
+        assert "through" in through, name
+
+
+def _told_to_an_ordinary_user(place: Path) -> dict[str, list[str]]:
+    """What each program printed with all walls, and with those left out that shall hold it."""
+    package = place / "posttrain_recipes"
     for file in ("__init__.py", "errors.py", "training/__init__.py", "training/sandbox"):
-        place = package / file
-        place.parent.mkdir(parents=True, exist_ok=True)
+        copy = package / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if file.endswith(".py"):
             whole = file == "errors.py"
-            place.write_text((ROOT / "posttrain_recipes" / file).read_text() if whole else "")
+            copy.write_text((ROOT / "posttrain_recipes" / file).read_text() if whole else "")
         else:
-            shutil.copytree(ROOT / "posttrain_recipes" / file, place)
-    for place in (tmp_path, *tmp_path.parents):
-        if place != Path("/tmp") and str(place).startswith("/tmp/"):
-            place.chmod(0o755)
+            shutil.copytree(ROOT / "posttrain_recipes" / file, copy)
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o755)
     asked = {n: (f"{TOOLS}\n{p}", sorted(w)) for n, (p, w) in WALLS.items()}
     python = _interpreter()
     assert python is not None
     done = subprocess.run(
         [python, "-c", DRIVER],
         input=json.dumps(asked),
-        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        env={"PYTHONPATH": str(place), "PATH": os.environ["PATH"], "HOME": str(place)},
         user=65534,
         group=65534,
         extra_groups=[],
-        cwd=tmp_path,
+        cwd=place,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for name, (held, through) in json.loads(done.stdout).items():
-        assert "through" not in held, name
-        assert "through" in through, name
+    told: dict[str, list[str]] = json.loads(done.stdout)
+    return told
