@@ -65,6 +65,9 @@ class Local(Engine):
         the losses are float32 whatever it is. `auto` takes bfloat16 on a GPU, and on a CPU for a
         model of 50 million parameters or more that this machine multiplies at least 1.5 times as
         fast in it, which is measured once; else float32."""
+        evals_beside: Annotated[int, Affects.NOTHING] = Field(default=0, ge=0)
+        """Stages whose evals may be under way while the next stages train. 0: a stage is evaluated
+        before the next one begins, as both would take the same cores."""
 
     config: Config
     dtype: str = ""
@@ -232,6 +235,9 @@ class Hosted(Engine):
         """The key; write it as ${env:NAME}, never in plain text."""
         base_url: Address | None = None
         """Another address of the service; by default the SDK's own."""
+        evals_beside: Annotated[int, Affects.NOTHING] = Field(default=2, ge=0)
+        """Stages whose evals may be under way while the next stages train. 0: a stage is evaluated
+        before the next one begins."""
 
     config: Config
 
@@ -271,6 +277,9 @@ class Server(Engine):
         startup_timeout: Annotated[float, Affects.NOTHING] = Field(default=300.0, gt=0)
         """Seconds that the first training check may take: a server may load or compile a model
         for it."""
+        evals_beside: Annotated[int, Affects.NOTHING] = Field(default=0, ge=0)
+        """Stages whose evals may be under way while the next stages train. 0: a stage is evaluated
+        before the next one begins, as most servers would do both in turn."""
 
     config: Config
     spoken: str | None = None

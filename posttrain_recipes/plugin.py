@@ -418,6 +418,12 @@ class Engine(Plugin):
     """The rank of the adapters that it is tried with; that of the recipe, once there is one."""
 
     @property
+    def beside(self) -> int:
+        """How many stages' evals may be under way while later stages train: those of its option
+        `evals_beside`, where it has one. 0: a stage is evaluated before what follows it begins."""
+        return int(getattr(self.config, "evals_beside", 0))
+
+    @property
     def basis(self) -> str:
         """What results depend on of it."""
         return f"{self.identity} {self.precision}".strip()

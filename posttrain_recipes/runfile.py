@@ -23,7 +23,7 @@ FORMAT = 3
 MEND = "put back a copy of it, or move its directory away; nothing changes it until then"
 COPIED = "move its directory away; a copy of all of .ptl can be read, with --home"
 RUN_STATES = ("running", "finished", "failed", "killed", "stopped")
-STAGE_STATES = ("waiting", *RUN_STATES, "reused", "skipped", "left_out")
+STAGE_STATES = ("waiting", *RUN_STATES, "trained", "reused", "skipped", "left_out")
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError)
 """What reading a file of another form raises."""
 T = TypeVar("T")

@@ -130,10 +130,10 @@ class StageRecord:
     fresh: str = ""
     """Why nothing of an earlier run is reused for it; empty where it may be."""
     status: str = "waiting"
-    """waiting, running, finished, reused, failed, killed, stopped, skipped (what it needs failed)
-    or left_out (its loop ended before)."""
+    """waiting, running, trained (its evals are under way or left), finished, reused, failed,
+    killed, stopped, skipped (what it needs failed) or left_out (its loop ended before)."""
     error: str | None = None
-    """Why it failed, was skipped or left out."""
+    """Why it or its evals failed, or why it was skipped or left out."""
     started: str | None = None
     finished: str | None = None
     seconds: float = 0.0
@@ -196,7 +196,7 @@ class StageRecord:
     @property
     def done(self) -> bool:
         """Whether its checkpoint can be built upon."""
-        return self.status in ("finished", "reused")
+        return self.status in ("trained", "finished", "reused")
 
 
 @dataclass

@@ -58,6 +58,7 @@ def plan(
             "remade": remade,
             "stages": stages,
             "estimate": asdict(ahead),
+            "evals_beside": planned.engine.beside,
             "prices": prices.note if planned.engine.billed else None,
             "unpriced": costs.unpriced(planned, prices),
         }
@@ -94,6 +95,8 @@ def plan(
             click.echo(f"   ahead   {stage['ahead']}")
     if any(stage["ahead"] for stage in stages):
         click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
+        if beside := costs.beside(planned):
+            click.echo(f"       {beside}")
         if planned.engine.billed:
             click.echo(f"       {prices.note}")
             for text in costs.unpriced(planned, prices):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -144,6 +145,10 @@ class Lines(Reporter):
             label = report.metric_label(planned.name, planned.eval.name, name)
             value = report.show(estimate, name in report.SHARES)
             self.line(f"  {told}{label}: {value} (n={estimate.count})")
+
+    def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.stages.pop(worker(), None)
+        self.line(f"  {stage.name} is trained; its evals go on beside what comes next")
 
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         self.stages.pop(worker(), None)
@@ -302,36 +307,49 @@ class StageProgress:
 
 
 class Live(Lines):
-    """A progress bar while training, a spinner while something else is under way, and a table."""
+    """A progress bar while training, a spinner while something else is under way, and a table.
+
+    Evals beside what trains, the only named workers here, have lines of their own, and the spinner
+    as long as no bar is there.
+    """
 
     def __init__(self, out: Lasting) -> None:
         super().__init__(out)
         self.console = terminal.console(out)
+        self.lock = threading.RLock()
+        """Held while the bar or the spinner changes: a terminal has one."""
         self.status: Status | None = None
         self.progress: Progress | None = None
 
     def line(self, text: str = "") -> None:
-        self.console.print(text, soft_wrap=True)
+        whose = f"  {worker()}: " if worker() else ""
+        self.console.print(f"{whose}{text.lstrip() if whose else text}", soft_wrap=True)
 
     def close(self) -> None:
-        if self.status is not None:
-            self.status.stop()
-            self.status = None
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        with self.lock:
+            if self.status is not None:
+                self.status.stop()
+                self.status = None
+            if self.progress is not None:
+                self.progress.stop()
+                self.progress = None
 
     def doing(self, what: str) -> None:
-        if self.progress is not None:
-            self.close()
-        if self.status is None:
-            self.status = self.console.status("", spinner="dots")
-            self.status.start()
-            terminal.guard()  # rich has put streams of its own in place
-        self.status.update(_text((what, "dim")))
+        with self.lock:
+            if self.progress is not None:
+                if worker():
+                    return
+                self.close()
+            if self.status is None:
+                self.status = self.console.status("", spinner="dots")
+                self.status.start()
+                terminal.guard()  # rich has put streams of its own in place
+            self.status.update(_text((what, "dim")))
 
     def sampling(self, progress: SamplingProgress) -> None:
         if self.progress is not None:
+            if worker():
+                return
             if progress.answered and not self.now.stepped:
                 told = f"{progress.answered:,} of {progress.asked:,} requests"
                 rate = f"{progress.written / max(progress.seconds, 1e-9):,.0f}"
@@ -360,9 +378,8 @@ class Live(Lines):
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.close()
         self.stages[worker()] = StageProgress(done)
-        self.progress = Progress(
+        bar = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[told]}", markup=False),
@@ -371,11 +388,12 @@ class Live(Lines):
             console=self.console,
             expand=True,
         )
-        self.task = self.progress.add_task(
-            "", total=total, completed=done, told="", rate="-", left="?"
-        )
-        self.progress.start()
-        terminal.guard()
+        self.task = bar.add_task("", total=total, completed=done, told="", rate="-", left="?")
+        with self.lock:
+            self.close()
+            self.progress = bar
+            bar.start()
+            terminal.guard()
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         training = self.now
@@ -390,12 +408,20 @@ class Live(Lines):
                 left=training.left(number, total),
             )
 
+    def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.close()
+        super().stage_trained(stage, record)
+
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
+        if worker():
+            super().stage_finished(stage, record)
+            return
         self.close()
         self.console.print(_text((f"  done in {duration(record.seconds)}", "dim")))
 
     def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
-        self.close()
+        if not worker():
+            self.close()
         super().stage_failed(stage, record)
 
     def warning(self, text: str) -> None:

@@ -44,6 +44,8 @@ def show(run: str, samples: int, billing: bool, home: Path | None, as_json: bool
         lines.append(f"  billed    {account_said}")
     for stage in record.stages:
         lines.append(f"  {stage.name:9} {stage.status}")
+        if stage.status == "trained":
+            lines[-1] += f", its evals {'under way' if record.status == 'running' else 'left'}"
         if stage.method and stage.records:
             lines[-1] += f", {_steps(stage)} on {stage.records} records"
         for name, rate in stage.numbers.items():

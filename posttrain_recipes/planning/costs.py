@@ -265,6 +265,22 @@ def unpriced(plan: Plan, prices: Prices) -> list[str]:
     return told + [f"prices of {model}: {note}" for model, note in noted if note]
 
 
+def goes_beside(stage: PlannedStage) -> bool:
+    """Whether the evals after a stage can go on while later ones train: it has some, of weights
+    that are not those before it."""
+    trains = stage.method is not None and not isinstance(stage.method, DataMethod)
+    return trains and bool(stage.evals)
+
+
+def beside(plan: Plan) -> str | None:
+    """That evals go on while later stages train, in words; None where they do not."""
+    if not (plan.engine.beside and any(map(goes_beside, plan.stages[:-1]))):
+        return None
+    most = plan.engine.beside
+    whose = "one stage" if most == 1 else f"up to {most} stages"
+    return f"evals of {whose} go on beside those that train next, which takes less time than this"
+
+
 def storage(plan: Plan, stage: PlannedStage, prices: Prices) -> str | None:
     """What a stage leaves on an engine that bills for keeping it; None where it leaves nothing."""
     trains = stage.method is not None and not isinstance(stage.method, DataMethod)

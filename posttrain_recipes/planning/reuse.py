@@ -322,10 +322,16 @@ def finished(
     """Whether a run has all that is asked for: nothing is left to train, make or measure."""
     return all(
         decision.action == "skip"
-        or (decision.action == "reuse" and decision.run is run and not decision.evals)
+        or (decision.action == "reuse" and decision.run is run and not _left(decision))
         for stage, decision in decided
         if stage in asked
     )
+
+
+def _left(decision: Decision) -> bool:
+    """Whether something of a stage that is reused is still to be measured, or written down."""
+    ended = decision.stage is not None and decision.stage.status != "trained"
+    return bool(decision.evals) or not ended
 
 
 def new_evals(stage: PlannedStage, kept: StageRecord) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,30 @@ class Evaluator:
     results: dict[tuple[str, str], EvalResult] = field(default_factory=dict)
     """By eval and weights."""
     _busy: dict[tuple[str, str], threading.Lock] = field(default_factory=dict)
+    _promised: dict[tuple[str, str], tuple[str, Future[None]]] = field(default_factory=dict)
+    """By eval and weights: the stage that finds it beside others, and the end of that."""
+
+    @contextmanager
+    def promised(self, stage: PlannedStage, checkpoint: Checkpoint) -> Iterator[None]:
+        """Have stages that start from this checkpoint wait for what this one finds of it, until the
+        context ends: it is measured once, and paid for where it was asked first."""
+        keys = {(planned.fingerprint, _weights(checkpoint)) for planned in stage.evals}
+        end: Future[None] = Future()
+        for key in keys:
+            self._promised[key] = stage.name, end
+        try:
+            yield
+        finally:
+            for key in keys:
+                del self._promised[key]
+            end.set_result(None)
+
+    def _awaited(
+        self, stage: PlannedStage, planned: PlannedEval, checkpoint: Checkpoint
+    ) -> Future[None] | None:
+        """The end of another stage's work that finds the same."""
+        whose, end = self._promised.get((planned.fingerprint, _weights(checkpoint)), ("", None))
+        return end if whose != stage.name else None
 
     def measure(
         self,
@@ -52,13 +78,20 @@ class Evaluator:
         child: StageRun,
         when: Literal["before", "after"],
         checkpoint: Checkpoint,
+        *,
+        waits: bool = True,
     ) -> None:
-        """Run those evals of the stage that `kept` has no result of yet."""
-        done: list[Measured] = getattr(kept, when)
+        """Run those evals of the stage that `kept` has no result of yet; without `waits` up to the
+        first one that another stage is at."""
         step = 0 if when == "before" else kept.total_steps
         for planned in stage.evals:
+            done: list[Measured] = getattr(kept, when)
             if any(m.fingerprint == planned.fingerprint for m in done):
                 continue
+            if (end := self._awaited(stage, planned, checkpoint)) is not None:
+                if not waits:
+                    return
+                self.serving.wait(end)
             result = self._of(stage, kept, child, planned, when, checkpoint)
             child.log_eval(
                 planned.name,
@@ -70,7 +103,7 @@ class Evaluator:
                 checkpoint_uri=checkpoint.sampler_uri,
             )
             child.log_samples(planned.name, when, result.samples, step)
-            done.append(_measured(planned, result))
+            done.insert(_place(when, done), _measured(planned, result))
             self.directory.save()
             self.reporter.evaluated(stage, planned, when, result)
 
@@ -198,6 +231,13 @@ class Evaluator:
 def step_name(step: int) -> str:
     """What an eval in the middle of a stage is called beside `before` and `after`."""
     return f"step-{step}"
+
+
+def _place(when: str, done: Sequence[Measured]) -> int:
+    """Where a result stands among others: of before, ahead of what the method measured itself,
+    which may be there already where an eval was waited for."""
+    own = [i for i, m in enumerate(done) if m.fingerprint.startswith(store.OWN)]
+    return own[0] if own and when == "before" else len(done)
 
 
 def _measured(planned: PlannedEval, result: EvalResult) -> Measured:

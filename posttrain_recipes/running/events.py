@@ -75,11 +75,15 @@ class Reporter:
     ) -> None:
         """An eval is done; `when` is before, after or, in the middle of training, `step 20`."""
 
+    def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:
+        """A stage has trained, and its evals go on beside what follows it."""
+
     def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
         """A stage is done."""
 
     def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
-        """A stage failed; what it saved is kept, and stages that do not need it go on."""
+        """A stage, or its evals beside others, failed; what it saved is kept, and stages that do
+        not need it go on."""
 
     def stage_skipped(self, stage: PlannedStage, record: StageRecord) -> None:
         """A stage is not run, because one that it needs did not finish."""

@@ -3,7 +3,8 @@
 A run of the same plan that did not finish is gone on with; a stage that an earlier run finished on
 the same inputs is reused. Everything that a resumed run needs is in `run.json` before the runner
 goes on to the next thing. A stage that fails takes along those that need it, and no others. Stages
-that do not need each other may run side by side, on one engine.
+that do not need each other may run side by side, on one engine, and the evals of a stage beside the
+stages after it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import activity, billing, death, ending, preflight, texts, tokenizers
+from posttrain_recipes.running.beside import Beside, failed_above, judged_before
 from posttrain_recipes.running.cluster import driver, ray_tasks
 from posttrain_recipes.running.cluster.driver import ClusterStages
 from posttrain_recipes.running.cluster.ray_tasks import Cluster
@@ -168,8 +170,10 @@ def new_record(plan: Plan, run_id: str) -> RunRecord:
 
 def _kept_words(record: RunRecord) -> str:
     """What a run that was stopped has."""
-    done = [stage.name for stage in record.stages if stage.done]
-    parts = [f"{', '.join(done)} done"] if done else []
+    parts = []
+    for word, statuses in (("done", ("finished", "reused")), ("trained", ("trained",))):
+        names = [stage.name for stage in record.stages if stage.status in statuses]
+        parts += [f"{', '.join(names)} {word}"] if names else []
     parts += [
         f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
         for stage in record.stages
@@ -206,6 +210,8 @@ class _Run:
         """Held while a stage looks for what earlier runs left."""
         self.stand_ins: dict[str, str] = {}
         """Stages of a loop that ended early -> the one of the last round that ran."""
+        last = scope.stages(plan)[-1]
+        self.beside = Beside(plan.engine.beside, last, interrupts, self._failed)
 
     def work(self) -> None:
         """Run every stage that is asked for; raises what the first one that failed raised."""
@@ -233,11 +239,12 @@ class _Run:
         ):
             self.directory.save()
             self.connection = connection
-            if self.spending.jobs > 1 or self.cluster is not None:
-                self._side_by_side(run)
-            else:
-                for stage in self.scope.stages(self.plan):
-                    self._stage(stage, run)
+            with self.beside:
+                if self.spending.jobs > 1 or self.cluster is not None:
+                    self._side_by_side(run)
+                else:
+                    for stage in self.scope.stages(self.plan):
+                        self._stage(stage, run)
             if self.plan.engine.billed:
                 billing.note_session(self.record, connection)
                 self.record.billed = billing.ask(connection.rest, self.record)
@@ -360,7 +367,7 @@ class _Run:
         if self.cluster is None:
             if any(stage.resources != Resources() for stage in self.plan.stages):
                 self.reporter.doing("'resources:' is read by --jobs ray alone, and not here")
-            yield StageWork(*shared, self._made, first)
+            yield StageWork(*shared, self._made, first, self.beside)
             return
         self.reporter.doing("connecting to Ray")
         with driver.opened(self.cluster, *shared, self.interrupts, self._made, first) as stages:
@@ -375,11 +382,13 @@ class _Run:
     def _stage(self, stage: PlannedStage, tracked: RecipeRun) -> None:
         kept = self.record.stage(stage.name)
         origin = self.plan.origins[stage.index - 1]
+        self.beside.settle(judged_before(stage, self.plan))
         if why := gates.ended(origin, self.plan.origins, self.record):
             self._leave_out(stage, origin, why)
             return
         needs = {name: self.stand_ins.get(name, name) for name in stage.needs}
         missing = [n for n, made in sorted(needs.items()) if not self.record.stage(made).done]
+        missing += failed_above(stage, self.plan, self.failures)
         if missing:
             kept.status, kept.error = "skipped", f"needs '{missing[0]}', which did not finish"
             self.directory.save()
@@ -388,13 +397,22 @@ class _Run:
         try:
             self._run_stage(stage, tracked)
         except Exception as error:
-            kept = self.record.stage(stage.name)
-            kept.status, kept.error = "failed", ending.first_line(error)
-            self.directory.save()
-            if isinstance(error, EngineLostError) or not self.connection.alive():
-                raise
-            self.failures[stage.name] = error
-            self.reporter.stage_failed(stage, kept)
+            self._failed(stage, error)
+
+    def _failed(self, stage: PlannedStage, error: Exception) -> None:
+        """Keep why a stage failed. One that has trained stays so: its evals alone are left.
+
+        Raises:
+            Exception: `error`, where the engine is gone.
+        """
+        kept = self.record.stage(stage.name)
+        kept.status = "trained" if kept.status == "trained" else "failed"
+        kept.error = ending.first_line(error)
+        self.directory.save()
+        if isinstance(error, EngineLostError) or not self.connection.alive():
+            raise error
+        self.failures[stage.name] = error
+        self.reporter.stage_failed(stage, kept)
 
     def _leave_out(self, stage: PlannedStage, origin: Origin, why: str) -> None:
         """Pass over a round of a loop that has ended: the round before stands in for it."""
@@ -411,7 +429,8 @@ class _Run:
         with self.choosing:
             kept = self._kept(stage)
         start = self.serving.start(stage, kept.start)
-        if kept.done and kept.checkpoint and not new_evals(stage, kept):
+        whole = kept.done and kept.status != "trained" and not new_evals(stage, kept)
+        if whole and kept.checkpoint:
             self.serving.checkpoints[stage.name] = kept.checkpoint
             track_reused(self.directory, stage, kept, tracked)
             self.reporter.stage_reused(stage, kept)

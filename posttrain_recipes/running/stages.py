@@ -6,8 +6,9 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
 from posttrain_recipes.running import activity, firstlook, rendered
+from posttrain_recipes.running.beside import Beside
 from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
@@ -65,6 +67,8 @@ class StageWork:
     """Where the records that a stage made lie."""
     first: dict[str, list[list[int]]] = field(default_factory=dict)
     """By base model, records as token ids: those that no stage has looked at yet."""
+    beside: Beside | None = None
+    """Where evals go on while later stages train; None where they do not."""
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(
@@ -74,16 +78,21 @@ class StageWork:
     def run(
         self, stage: PlannedStage, kept: StageRecord, start: Checkpoint, tracked: RecipeRun
     ) -> None:
-        """Evaluate, train and evaluate again, without repeating what `kept` has already."""
+        """Evaluate, train and evaluate again, without repeating what `kept` has already. The evals
+        after it may still be under way when this returns: see `Beside`."""
         stage.check_held()
         kept.start = start
         kept.started = kept.started or store.now()
         trained = kept.done
-        kept.status, kept.error = "reused" if trained else "running", None
+        ends = "reused" if kept.status in ("finished", "reused") else "finished"
+        if kept.status != "trained":
+            kept.status = "reused" if trained else "running"
+        kept.error = None
         self.directory.save()
         self.reporter.stage_started(stage, kept, len(self.plan.stages))
         began = time.monotonic()
-        with tracked_stage(stage, kept, tracked) as child:
+        with ExitStack() as held:
+            child = held.enter_context(tracked_stage(stage, kept, tracked))
             self.directory.save()
             for text in kept.warnings:  # of an earlier try
                 child.warn(text)
@@ -92,10 +101,39 @@ class StageWork:
             records = [] if trained else self._read(stage)
             if not trained:
                 self._look(stage)
-            self.evaluator.measure(stage, kept, child, "before", start)
+            # What decides while it trains is compared with what was found before.
+            waits = stage.method is None or any(planned.every for planned in stage.evals)
+            self.evaluator.measure(stage, kept, child, "before", start, waits=waits)
             if not trained:
                 kept.checkpoint = self._train(stage, kept, child, start, records)
             assert kept.checkpoint is not None
+            beside = self.beside if self.beside and self.beside.takes(stage) else None
+            if beside is not None:
+                kept.status = kept.status if trained else "trained"
+                self.directory.save()
+                self.reporter.stage_trained(stage, kept)
+                held.enter_context(self.evaluator.promised(stage, kept.checkpoint))
+            rest = partial(self._rest, held.pop_all(), stage, kept, child, began, ends)
+        if beside is not None:
+            beside.start(stage, rest)
+        else:
+            rest()
+
+    def _rest(
+        self,
+        held: ExitStack,
+        stage: PlannedStage,
+        kept: StageRecord,
+        child: StageRun,
+        began: float,
+        ends: str,
+    ) -> None:
+        """What comes once a stage has trained: its evals, and its end. `held` is its run in MLflow,
+        which ends here."""
+        assert kept.start is not None
+        assert kept.checkpoint is not None
+        with held:
+            self.evaluator.measure(stage, kept, child, "before", kept.start)
             self.evaluator.measure(stage, kept, child, "after", kept.checkpoint)
             child.log_metrics(report.spent(kept), kept.total_steps)
         kept.seconds += time.monotonic() - began
@@ -103,7 +141,7 @@ class StageWork:
             # Only now: until here a next try had gone on from the last step.
             kept.superseded += [kept.resume.state_uri, kept.resume.sampler_uri]
             kept.resume = kept.best
-        kept.status = "reused" if trained else "finished"
+        kept.status = ends
         kept.finished = store.now()
         self.directory.save()
         self.reporter.stage_finished(stage, kept)

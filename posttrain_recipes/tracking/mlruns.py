@@ -113,7 +113,7 @@ class TrackedRun:
         self._logged_params = set(run.data.params)
         for key in run.data.metrics:
             history = client.get_metric_history(run_id, key)
-            self._last_step[key] = max(metric.step for metric in history)
+            self._remember(key, {metric.step for metric in history})
             for metric in history:
                 if metric.step == 0:
                     self._at_start[key] = metric.value
@@ -209,6 +209,10 @@ class TrackedRun:
                 client.set_tag(self.run_id, key, value)
 
         self.write("set tags", write)
+
+    def _remember(self, key: str, steps: set[int]) -> None:
+        """The store has this metric at these steps."""
+        self._last_step[key] = max(steps)
 
     def is_new(self, key: str, step: int) -> bool:
         """Whether the store has yet to get this metric at `step`; asked once for each."""

@@ -57,6 +57,8 @@ class RecipeRun(TrackedRun):
         """Prompts, by eval, whose first replies are among this run's traces."""
         # Up to a second an evaluation that training need not wait for.
         self.trace_writer = ThreadPoolExecutor(1, "traces")
+        self._there: dict[str, set[int]] = {}
+        """By metric: where the store has it or will be given it. Stages end in any order."""
         source = {"mlflow.source.name": f"ptl run {recipe}", "ptl.recipe": recipe}
         super().__init__(tracker, name, {**source, **tags}, params, run_id)
         self.summary("")
@@ -80,6 +82,16 @@ class RecipeRun(TrackedRun):
                 yield stage
         finally:
             self.stage_status[name] = stage.status
+
+    def _remember(self, key: str, steps: set[int]) -> None:
+        self._there[key] = steps
+
+    def is_new(self, key: str, step: int) -> bool:
+        """Whether the store has yet to get this metric at `step`; asked once for each."""
+        there = self._there.setdefault(key, set())
+        new = step not in there
+        there.add(step)
+        return new
 
     def summary(self, markdown: str) -> None:
         """What the run's page says at its top: `markdown` (results), then the description."""
