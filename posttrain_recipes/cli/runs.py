@@ -31,7 +31,8 @@ def runs(home: Path | None, as_json: bool) -> None:
     table = [("run", "status", "began", "model", "stages")]
     for record in records:
         stages = " -> ".join(
-            stage.name + ("" if stage.done else f" ({stage.status})") for stage in record.stages
+            stage.name + ("" if stage.status in ("finished", "reused") else f" ({stage.status})")
+            for stage in record.stages
         )
         began = record.created[:16].replace("T", " ")
         table.append((record.id, record.status, began, record.model, stages))

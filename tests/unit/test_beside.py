@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.cli import progress
+from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.planning.plans import Plan, PlannedStage
-from posttrain_recipes.records import Checkpoint
+from posttrain_recipes.records import Checkpoint, Estimate, EvalResult
 from posttrain_recipes.running.beside import Beside, failed_above, judged_before
 from posttrain_recipes.running.evaluation import Evaluator
-from posttrain_recipes.waiting import Interrupts, StopAsked, worker
+from posttrain_recipes.store import StageRecord
+from posttrain_recipes.waiting import Interrupts, StopAsked, as_worker, worker
 from tests.conftest import Project, Ptl
+from tests.unit.test_evaluator import RECIPE as DEMO
 from tests.unit.test_evaluator import TRAINED, Bench
 
 RECIPE = """\
@@ -188,3 +193,28 @@ def test_the_engine_says_how_many_and_the_plan_tells_it(
     assert project.plan(recipe).engine.beside == most
     said = ptl("plan", "mine.yaml", "--home", str(Path("home")))
     assert ("go on beside" in said.out) == bool(most), said.out
+
+
+def test_evals_beside_leave_the_bar_of_what_trains_alone(project: Project) -> None:
+    sft, dpo = project.plan(DEMO).stages
+    told = io.StringIO()
+    live = progress.Live(Lasting(told))
+    live.training(dpo, 0, 8)
+    bar = live.progress
+
+    def evals() -> None:
+        live.doing("evaluating nll after sft")
+        live.evaluated(
+            sft, sft.evals[0], "after", EvalResult({"nll": Estimate(0.5, 0.4, 0.6, 4)}, ())
+        )
+        live.stage_finished(sft, StageRecord("sft", "", "sft"))
+
+    try:
+        as_worker("sft", evals).result(60)
+        assert live.progress is bar
+        assert live.status is None
+    finally:
+        live.close()
+    lines = [line.strip() for line in told.getvalue().splitlines()]
+    assert "sft: after  nll: 0.500 ±0.100 (n=4)" in lines
+    assert "sft: sft done in 0 s" in lines
