@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -212,11 +212,16 @@ class Registry:
         return [by_name[name] for by_name in self.entries.values() if name in by_name]
 
 
+def nearest(name: str, options: Collection[str]) -> str | None:
+    """What was most likely meant; None where nothing is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(options), n=1, cutoff=0.6)), None)
+
+
 def suggest(name: str, options: Sequence[str]) -> str:
     """`did you mean 'x'?`, or the list of what there is."""
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    near = nearest(name, options)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{near}'?"
     return f"there is: {', '.join(options)}" if options else "none is installed"
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import click
 
 from posttrain_recipes import registry, shipped
+from posttrain_recipes.cli import words
 from posttrain_recipes.cli.plugins import option_lines
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.language import synonyms
 from posttrain_recipes.learning_rate import HIDDEN, automatic
 from posttrain_recipes.options import LoraConfig
 from posttrain_recipes.planning import rates
 from posttrain_recipes.plugin import Eval, Method
-from posttrain_recipes.registry import Entry
+from posttrain_recipes.registry import Entry, Registry, nearest
 
 _WIDEST = 100
 RANK = LoraConfig().rank
@@ -29,15 +31,25 @@ RANK = LoraConfig().rank
 @click.command()
 @click.argument("name")
 def explain(name: str) -> None:
-    """Explain NAME, a plugin or a shipped recipe.
+    """Explain NAME: a plugin, a shipped recipe, an option, or another tool's word for one.
 
     Of a plugin: what it does, when to use it, the loss, the paper, its options. Of a recipe: what
-    it teaches, its methods, what it showed.
+    it teaches, its methods, what it showed. Of an option or one of its values (rloo, gspo, lr):
+    what it does, who has it, how it is written.
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
-    entries = registry.load().search(name)
-    if not entries:
-        _explain_recipe(_recipe(name), width)
+    found = registry.load()
+    entries = found.search(name) or found.search(name.lower())
+    recipe = shipped.lookup(name) or shipped.lookup(name.lower())
+    if entries:
+        _explain_plugins(entries, width)
+    elif recipe is not None:
+        _explain_recipe(recipe, width)
+    else:
+        _explain_word(name, found, width)
+
+
+def _explain_plugins(entries: Sequence[Entry], width: int) -> None:
     for index, entry in enumerate(entries):
         if index:
             click.echo()
@@ -57,15 +69,33 @@ def explain(name: str) -> None:
             click.echo(f"  {line}")
 
 
-def _recipe(name: str) -> Path:
-    """The shipped recipe of that name or path. Raises `UsageError` with the nearest name."""
-    path = shipped.lookup(name)
-    if path is None:
-        names = sorted({*shipped.recipes(), *(entry.name for entry in registry.load())})
+def _explain_word(word: str, found: Registry, width: int) -> None:
+    """An option, a value of one, or what another tool calls so. Raises `UsageError` with the
+    nearest word that there is."""
+    meanings = words.meanings(word, found)
+    elsewhere = synonyms.ELSEWHERE.get(synonyms.plain(word))
+    if not meanings and elsewhere is None:
+        names = {*shipped.recipes(), *(entry.name for entry in found)}
+        near = nearest(word.lower(), names) or nearest(word.lower(), words.all_words(found))
+        lists = "'ptl plugins list' shows the plugins, docs/effects.md the recipes"
         raise UsageError(
-            f"no plugin or shipped recipe is named '{name}'", hint=registry.suggest(name, names)
+            f"no plugin, shipped recipe or option is named '{word}'",
+            hint=f"did you mean '{near}'?" if near else lists,
         )
-    return path
+    if elsewhere is not None:
+        click.echo(_filled(f"'{word}' {elsewhere}", width))
+    elif not any(f"'{synonyms.plain(word)}'" in meaning.what for meaning in meanings):
+        click.echo(f"{word} of other tools is here:\n")
+    for index, meaning in enumerate(meanings):
+        if index:
+            click.echo()
+        click.echo(_filled(meaning.what, width))
+        click.echo(_filled(f"  {meaning.text}", width, "  "))
+        owners = dict.fromkeys(f"{entry.kind} {entry.name}" for entry in meaning.entries)
+        facts = [("of", ", ".join(owners)), ("write", meaning.write)]
+        for label, fact in facts:
+            if fact:
+                click.echo(_filled(f"  {label:<7}{fact}", width, " " * 9))
 
 
 def _explain_recipe(path: Path, width: int) -> None:
@@ -103,6 +133,28 @@ def _showed(recipe: str, *, claims: bool = False) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _showed_of(path: Path, entry: Entry) -> list[str]:
+    """What a recipe claims of its stages that use this method."""
+    stages = set(_stages_with(_yaml(path)["stages"], entry.name))
+    told = re.compile(r" after (\S+) ")
+    return [
+        one
+        for one in _showed(path.stem, claims=True)
+        if (stage := told.search(one)) and stage[1] in stages
+    ]
+
+
+def _stages_with(stages: Any, method: str) -> Iterator[str]:
+    """Names of stages that use a method, those in loops and comparisons too."""
+    for stage in stages:
+        inner = [stage.get("stages"), *(b.get("stages") for b in stage.get("compare") or ())]
+        for nested in filter(None, inner):
+            yield from _stages_with(nested, method)
+        used = stage.get("method")
+        if used and method == (used if isinstance(used, str) else used.get("use")):
+            yield stage.get("name", "")
+
+
 def wrapped(text: str, width: int) -> str:
     """Paragraphs refilled to `width` columns; what is indented or a list keeps its lines."""
     paragraphs = text.split("\n\n")
@@ -138,7 +190,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     recipes = list(_recipes(entry))
     if recipes:
         yield "recipe", ", ".join(_command(path) for path in recipes[:3])
-    showed = [f"{path.stem}: {one}" for path in recipes for one in _showed(path.stem, claims=True)]
+    showed = [f"{path.stem}: {one}" for path in recipes for one in _showed_of(path, entry)]
     if issubclass(cls, Method) and showed:
         yield "showed", "; ".join(showed[:3]) + " (docs/effects.md)"
     pages = (
@@ -152,8 +204,12 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
 
 
 def _recipes(entry: Entry) -> Iterator[Path]:
-    """Shipped recipes that use the plugin, the one of its name first."""
-    paths = sorted(shipped.recipes().values(), key=lambda p: (p.stem != entry.name, p))
+    """Shipped recipes that use the plugin, those of its name first: grpo, then grpo_arithmetic."""
+
+    def order(path: Path) -> tuple[bool, bool, Path]:
+        return path.stem != entry.name, not path.stem.startswith(f"{entry.name}_"), path
+
+    paths = sorted(shipped.recipes().values(), key=order)
     for path in paths:
         if entry.name in set(_used(_yaml(path), entry.kind)):
             yield path

@@ -117,16 +117,20 @@ def recognise(row: Row) -> Format:
 
 
 def _reject_leftovers(form: Format, row: Row) -> None:
-    """A row that falls back to a lesser form by a slip would lose data without a word."""
+    """A row that falls back to a lesser form by a slip would lose data without a word. A name that
+    is one of several with numbers (response_0, response_1) is no slip."""
     for here, gone in (("chosen", "rejected"), ("rejected", "chosen")):
         if here in row and gone not in row:
             raise RowError(f"has '{here}' but no '{gone}'; {did_you_mean(gone, row)}")
+    stems = Counter(key.rstrip("0123456789") for key in row)
+    numbered = {key for key in row if key[-1:].isdigit() and stems[key.rstrip("0123456789")] > 1}
     for fuller in FORMATS:
         extra = set(fuller.fields) - set(form.fields)
         if not set(form.fields) < set(fuller.fields) or len(extra) != 1:
             continue
         (name,) = extra
         others = [key for key in row if key not in FIELDS and key.lower() != f"{name}s"]
+        others = [key for key in others if key not in numbered]
         near = nearest(name, others, cutoff=0.82)
         if near is not None:
             raise RowError(f"has '{near}'; did you mean '{name}'? rename it")

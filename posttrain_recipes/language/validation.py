@@ -10,6 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from posttrain_recipes.errors import Fault
+from posttrain_recipes.language import synonyms
 from posttrain_recipes.language.nodes import NESTED, Key
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.language.schema import BOUND, NAME, recipe_schema
@@ -21,6 +22,10 @@ MISPLACED = {
     "until": "stands beside 'repeat:'",
     "matrix": "stands at the top of a recipe",
     "limits": "stands at the top of a recipe",
+    "seed": "stands at the top of a recipe, or in a stage beside 'method:'",
+    **dict.fromkeys(
+        ("dataset", "reward", "eval", "init_from"), "stands in a stage, beside 'method:'"
+    ),
 }
 """Words of the language with the place where they mean something."""
 WIRE = "is nothing that Tinker's protocol carries: an adapter has a rank and the layers it is on"
@@ -151,8 +156,8 @@ def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
         return f"'{name}' {MISPLACED[name]}"
     if key[-1:] == ("lora",) and name in LORA:
         return f"'{name}' {LORA[name]}"
-    owner = _owner(recipe, key)
-    return f"unknown {owner}; {suggest(name, known)}"
+    elsewhere = synonyms.hint(name, known)
+    return f"unknown {_owner(recipe, key)}; {elsewhere or suggest(name, known)}"
 
 
 def _in_stages(key: Key) -> bool:

@@ -9,6 +9,7 @@ short ones, as in TRL.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -16,6 +17,7 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     Conversation,
     CountTokens,
+    Message,
     Method,
     Record,
     StageContext,
@@ -27,6 +29,8 @@ from posttrain_recipes.training.text.examples import Example, datum, tokenize, u
 
 if TYPE_CHECKING:
     import tinker
+
+log = logging.getLogger(__name__)
 
 
 class SFT(Method):
@@ -59,10 +63,20 @@ class SFT(Method):
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's conversations."""
+        told = "train_on" in self.config.model_fields_set
 
         def example(record: Record) -> Example:
+            nonlocal told
+            messages = cast(Conversation, record).messages
+            if not told and _has_earlier_replies(messages):
+                told = True
+                log.warning(
+                    "%s: has replies before the last one; here and in others like it they are not "
+                    "learned: 'train_on: all' learns them, 'train_on: last' says it is meant",
+                    record.source or "a record",
+                )
             return tokenize(
-                cast(Conversation, record).messages,
+                messages,
                 stage.renderer,
                 train_on=self.config.train_on,
                 max_length=self.config.max_length,
@@ -72,6 +86,12 @@ class SFT(Method):
 
         examples = usable(example, stage.train, truncate=self.config.truncate)
         return supervised.train(stage, self.config, examples, Likelihood())
+
+
+def _has_earlier_replies(messages: Sequence[Message]) -> bool:
+    """Whether the assistant speaks before its last message, and nothing says if that counts."""
+    spoken = [message for message in messages if message.role == "assistant"]
+    return any(message.weight is None for message in spoken[:-1])
 
 
 class Likelihood:

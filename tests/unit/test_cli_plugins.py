@@ -84,7 +84,10 @@ def test_explain_of_a_name_that_a_method_has_too_is_the_methods_and_tells_what_i
 
 @pytest.mark.parametrize(
     ("words", "what"),
-    [(("explain", "dppo"), "plugin or shipped recipe"), (("plugins", "show", "dppo"), "plugin")],
+    [
+        (("explain", "dppo"), "plugin, shipped recipe or option"),
+        (("plugins", "show", "dppo"), "plugin"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(ptl: Ptl, words: Any, what: str) -> None:
     said = ptl(*words)

@@ -157,6 +157,29 @@ def test_sft_is_a_mean_over_the_tokens_of_the_batch(begin: Any) -> None:
     assert objective.usage(batch).train == 10
 
 
+@pytest.mark.parametrize(
+    ("options", "weight", "told"),
+    [({}, None, 1), ({"train_on": "last"}, None, 0), ({"train_on": "all"}, None, 0), ({}, 0.0, 0)],
+)
+def test_sft_tells_once_of_replies_that_it_does_not_learn(
+    begin: Any,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    weight: float | None,
+    told: int,
+) -> None:
+    turns = (
+        Message("user", "a"),
+        Message("assistant", "b", weight=weight),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    )
+    records = [Conversation(messages=turns, source=f"x.jsonl:{n}") for n in (1, 2)]
+    begin(SFT(SFT.Config(**options)), Stage(records))
+    assert caplog.text.count("x.jsonl:1: has replies before the last one") == told
+    assert "x.jsonl:2" not in caplog.text
+
+
 # --- losses of whole replies ---------------------------------------------------------------------
 
 Numbers = Mapping[str, np.ndarray]

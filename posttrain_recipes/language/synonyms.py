@@ -1,0 +1,213 @@
+"""What other tools call what a recipe has: TRL, axolotl, LLaMA-Factory, Unsloth, verl and
+tinker-cookbook.
+
+One table, for every hint: of a recipe's unknown key, and of `ptl explain WORD`. Names are compared
+without case, and with `_` for `-` and `.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+_SAME: Mapping[str, Sequence[str]] = {
+    "learning_rate": ("lr", "peak_lr", "max_lr", "actor_lr", "base_lr", "rate"),
+    "epochs": (
+        "num_train_epochs",
+        "num_epochs",
+        "n_epochs",
+        "total_epochs",
+        "train_epochs",
+    ),
+    "max_steps": ("steps", "num_steps", "total_steps", "train_steps", "max_train_steps", "iters"),
+    "batch_size": (
+        *(
+            "per_device_train_batch_size",
+            "micro_batch_size",
+            "train_batch_size",
+            "global_batch_size",
+        ),
+        *("bs", "batchsize", "groups_per_batch", "prompts_per_step", "rollout_batch_size"),
+    ),
+    "max_length": (
+        *("max_seq_length", "max_seq_len", "seq_len", "seq_length", "sequence_len", "cutoff_len"),
+        *("model_max_length", "context_length", "max_sequence_length", "max_prompt_length"),
+    ),
+    "max_tokens": (
+        *("max_new_tokens", "max_completion_length", "max_response_length", "response_length"),
+        *("max_tokens_to_sample", "generate_max_len", "max_generation_length", "max_output_tokens"),
+    ),
+    "group_size": (
+        *(
+            "num_generations",
+            "num_samples_per_prompt",
+            "n_samples_per_prompt",
+            "rollouts_per_example",
+        ),
+        *("num_return_sequences", "rollout_n", "samples_per_prompt", "generations", "n"),
+    ),
+    "n": ("num_generations", "num_return_sequences", "best_of", "num_samples"),
+    "samples": ("n", "n_samples", "num_samples"),
+    "warmup_steps": ("warmup", "num_warmup_steps", "lr_warmup_steps", "warmup_ratio"),
+    "schedule": ("lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule", "lr_decay_style"),
+    "grad_clip": ("max_grad_norm", "gradient_clipping", "clip_grad", "grad_norm", "clip_grad_norm"),
+    "kl_beta": (
+        *("beta", "kl_coef", "kl_penalty_coef", "init_kl_coef", "kl_loss_coef", "kl_coeff"),
+        *("kl_penalty", "adap_kl_ctrl"),
+    ),
+    "beta": ("dpo_beta", "pref_beta", "rl_beta", "orpo_alpha", "cpo_alpha", "kto_beta"),
+    "clip_high": ("epsilon_high", "clip_ratio_high", "clip_ratio_c", "cliprange_high", "delta"),
+    "clip_low": (
+        "epsilon",
+        "epsilon_low",
+        "clip_ratio",
+        "clip_ratio_low",
+        "cliprange",
+        "clip_range",
+    ),
+    "updates_per_batch": ("num_iterations", "mu", "ppo_epochs", "num_ppo_epochs", "num_substeps"),
+    "advantage": ("scale_rewards", "adv_estimator", "advantage_estimator", "advantage_type"),
+    "max_staleness": ("max_steps_off_policy", "async_level", "steps_off_policy", "max_async_level"),
+    "label_smoothing": ("label_smoothing_factor", "smoothing"),
+    "nll_weight": ("rpo_alpha", "sft_weight", "pref_ftx", "sft_loss_weight"),
+    "loss": ("loss_type", "loss_fn", "dpo_loss", "pref_loss", "policy_loss", "objective"),
+    "train_on": (
+        *("train_on_inputs", "completion_only_loss", "assistant_only_loss", "mask_history"),
+        *("roles_to_train", "train_on_responses_only", "train_on_what"),
+    ),
+    "save_every": (
+        "save_steps",
+        "checkpoint_every",
+        "save_interval",
+        "saves_per_epoch",
+        "save_freq",
+    ),
+    "every": ("eval_steps", "eval_every", "eval_interval", "test_freq"),
+    "shuffle": ("shuffle_dataset", "data_seed"),
+    "limit": ("max_samples", "max_train_samples", "num_examples", "num_train_samples"),
+    "test_size": ("val_set_size", "val_size", "eval_ratio", "validation_split"),
+    "format": ("type", "dataset_format"),
+    "columns": ("field_messages", "messages_field", "prompt_key", "message_property_mappings"),
+    "system": ("system_prompt", "default_system"),
+    "path": ("data_files", "file", "files", "data_path", "train_file", "filename"),
+    "num_fewshot": ("n_shot", "shots", "num_shots", "few_shot"),
+    "question": ("rubric", "judge_prompt", "prompt_template"),
+    "model": (
+        *(
+            "base_model",
+            "model_name",
+            "model_name_or_path",
+            "model_id",
+            "pretrained_model_name_or_path",
+        ),
+    ),
+    "rank": ("r",),
+}
+"""An option here, with what it is called elsewhere."""
+
+ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("gradient_accumulation_steps", "accumulation_steps", "grad_accum", "grad_acc_steps"),
+        "is not needed: 'batch_size' is what one step learns from, however the engine splits it",
+    ),
+    **dict.fromkeys(
+        ("packing", "sample_packing", "pad_to_max_length", "group_by_length", "padding"),
+        "is the engine's: each example is a sequence of its own, and nothing is padded for it",
+    ),
+    **dict.fromkeys(
+        ("bf16", "fp16", "tf32", "torch_dtype", "precision", "mixed_precision"),
+        "is the engine's: 'engine: {use: local, dtype: auto}'",
+    ),
+    **dict.fromkeys(
+        ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "qlora"),
+        "is not there: no engine here trains on a quantized base",
+    ),
+    **dict.fromkeys(
+        (
+            *("deepspeed", "fsdp", "gradient_checkpointing", "flash_attention", "flash_attn"),
+            *("attn_implementation", "use_vllm", "use_liger_kernel", "ddp_find_unused_parameters"),
+            *("dataloader_num_workers", "device", "device_map", "num_gpus", "tensor_parallel_size"),
+        ),
+        "is the engine's, and no matter of a recipe",
+    ),
+    **dict.fromkeys(
+        ("optim", "optimizer", "adam_epsilon", "adam_eps"),
+        "is not to be chosen: Tinker's protocol has Adam, with 'adam_beta1' and 'weight_decay'",
+    ),
+    **dict.fromkeys(
+        ("report_to", "wandb_project", "logging_steps", "log_every", "logging_dir", "run_name"),
+        "is not needed: MLflow has every step ('ptl ui')",
+    ),
+    **dict.fromkeys(
+        ("output_dir", "save_total_limit", "log_path", "overwrite_output_dir"),
+        "is not needed: runs lie in .ptl, or where 'ptl run --home DIR' says; 'ptl gc' cleans up",
+    ),
+    **dict.fromkeys(
+        ("adapter", "peft_type", "finetuning_type", "use_peft", "use_lora"),
+        "is not needed: every stage trains a LoRA adapter; 'lora: {rank: 32}' at the top sizes it",
+    ),
+    **dict.fromkeys(
+        ("lora_alpha", "alpha", "lora_dropout", "dropout", "target_modules", "lora_target"),
+        "is nothing that Tinker's protocol carries: 'lora:' at the top has the rank and the parts",
+    ),
+    **dict.fromkeys(
+        ("lora_r", "lora_rank", "lora_dim"),
+        "stands in 'lora: {rank: ...}', at the top or in a stage",
+    ),
+    **dict.fromkeys(
+        ("reward_funcs", "reward_function", "reward_fn", "reward_model_path", "reward_weights"),
+        "is the stage's 'reward:', beside 'method:'",
+    ),
+    **dict.fromkeys(
+        ("template", "chat_template", "tokenizer_name", "renderer_name"),
+        "is the recipe's 'renderer: {chat_template: ...}', at the top or in a stage",
+    ),
+    **dict.fromkeys(
+        (
+            "eval_strategy",
+            "evaluation_strategy",
+            "load_best_model_at_end",
+            "early_stopping_patience",
+        ),
+        "stands at the stage: 'eval: [{use: ..., every: 20}]', 'keep: {best: EVAL}', 'stop:'",
+    ),
+    **dict.fromkeys(
+        ("resume_from_checkpoint", "load_checkpoint_path", "auto_resume"),
+        "is not needed: the same command goes on; 'init_from:' of a stage names other weights",
+    ),
+}
+"""What is no option here, with where it is or why it is not."""
+
+_TO: dict[str, list[str]] = {}
+for _option, _names in _SAME.items():
+    for _name in _names:
+        _TO.setdefault(_name, []).append(_option)
+
+
+def names() -> Collection[str]:
+    """Every name that an option here has elsewhere."""
+    return _TO.keys()
+
+
+def plain(name: str) -> str:
+    """A name as the table has it: `num-train-epochs` and `Num_Train_Epochs` are the same."""
+    return name.strip().lower().replace("-", "_").replace(".", "_")
+
+
+def options(name: str) -> Sequence[str]:
+    """What that may be called here; empty where the table does not have it."""
+    return _TO.get(plain(name), ())
+
+
+def hint(name: str, known: Collection[str]) -> str | None:
+    """What to do about an unknown key: `'lr' is called 'learning_rate' here`.
+
+    Args:
+        known: the keys that may stand there.
+    """
+    here = [option for option in options(name) if option in known]
+    if here:
+        return f"'{name}' is called '{here[0]}' here"
+    if plain(name) in known:
+        return f"write '{plain(name)}'"
+    why = ELSEWHERE.get(plain(name))
+    return f"'{name}' {why}" if why else None
