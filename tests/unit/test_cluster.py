@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +55,18 @@ def test_shared_is_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_relative_directory_is_the_same_on_every_node() -> None:
     assert parallel("ray", "runs") == Cluster(None, str(Path.cwd() / "runs"))
+
+
+def test_a_node_that_tells_something_keeps_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes them from a task whose main thread waits for it."""
+
+    def get(ref: object) -> object:
+        assert threading.current_thread() is not threading.main_thread()
+        return ref
+
+    monkeypatch.setattr(ray_tasks, "ray_get", get)
+    put = SimpleNamespace(remote=lambda *_: (True, "a bound"))
+    assert ray_tasks._ToMailbox(SimpleNamespace(put=put), "sft", 1).put([]) == "a bound"
 
 
 def test_resources_in_words() -> None:

@@ -23,7 +23,7 @@ from posttrain_recipes.running.cluster import node
 from posttrain_recipes.running.cluster.node import Job, StageEnd
 from posttrain_recipes.running.cluster.relay import Event, SupersededError
 from posttrain_recipes.version import __version__
-from posttrain_recipes.waiting import TICK
+from posttrain_recipes.waiting import TICK, in_thread
 
 if TYPE_CHECKING:
     pass
@@ -85,6 +85,12 @@ def ray_get(ref: Any, timeout: float | None = None) -> Any:
     return ray.get(ref, timeout=timeout)
 
 
+def answer(ref: Any) -> Any:
+    """What Ray has of a reference, for a task: one whose main thread waits in `ray.get` gives its
+    CPUs back meanwhile, and Ray would begin with another stage on them. Raises as `ray.get`."""
+    return in_thread(lambda: ray_get(ref)).result()
+
+
 class Mailbox:
     """An actor beside the driver: nodes put events there, and learn whether to stop.
 
@@ -127,7 +133,7 @@ class _ToMailbox:
     number: int
 
     def put(self, batch: Sequence[bytes]) -> str | None:
-        taken, why = ray_get(self.mailbox.put.remote(self.stage, self.number, list(batch)))
+        taken, why = answer(self.mailbox.put.remote(self.stage, self.number, list(batch)))
         if not taken:
             raise SupersededError
         return why
@@ -142,7 +148,7 @@ def _work(job: Job, mailbox: Any, version: str) -> StageEnd:
             f"the node has posttrain_recipes {__version__}, and the driver {version}",
             hint="install the same version on every node",
         )
-    number = ray_get(mailbox.begin.remote(job.stage))
+    number = answer(mailbox.begin.remote(job.stage))
     own = ray.get_runtime_context().get_node_id()
     name = f"node {own[:8]} ({socket.gethostname()})"
     try:
