@@ -232,6 +232,9 @@ def _stage(
     called += [(f"eval '{e.name}'", e.eval) for e in evals]
     needs = {start} | {ref.stage for p in plugins if p for _, ref in references(p.config, ModelRef)}
     needs |= {name for source in sources if source for name in source.made_by}
+    resources = Resources(**data.get("resources", {}) | spec.get("resources", {}))
+    if why := resources.fault():
+        builder.fault((*key, "resources") if "resources" in spec else ("resources",), why)
     return PlannedStage(
         name=spec["name"],
         index=index + 1,
@@ -249,7 +252,7 @@ def _stage(
         stop=stop,
         fingerprint=known.fingerprint,
         inputs=known.inputs,
-        resources=Resources(**data.get("resources", {}) | spec.get("resources", {})),
+        resources=resources,
         needs=frozenset(name for name in needs if name in builder.above),
         planned=tuple((f"what {what} is made of", one, depends.held(one)) for what, one in called),
         written=spec.get("method", {}),

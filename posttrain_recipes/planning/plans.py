@@ -108,6 +108,10 @@ class Stop:
     """Evals in a row without a gain that end it."""
 
 
+MOST_MEMORY_GB = 1e6
+"""What is asked above that is a slip; Ray counts bytes in 64 bits and takes it for nothing."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a stage asks of the node of a cluster that it runs on."""
@@ -121,6 +125,17 @@ class Resources:
         parts += [f"{self.gpus:g} GPU{'' if self.gpus == 1 else 's'}"] if self.gpus else []
         parts += [f"{self.memory_gb:g} GB of memory"] if self.memory_gb else []
         return " and ".join(parts)
+
+    def fault(self) -> str | None:
+        """Why no cluster could ever give that; None where one could."""
+        if self.gpus > 1 and self.gpus % 1:
+            return f"gpus: a whole number, or a part of one, not {self.gpus:g}"
+        for name, value in (("cpus", self.cpus), ("gpus", self.gpus)):
+            if round(value, 4) != value:
+                return f"{name}: at most four decimals, not {value:g}"
+        if (self.memory_gb or 0) > MOST_MEMORY_GB:
+            return f"memory_gb: in 10^9 bytes, and no node has {self.memory_gb:,.0f} of them"
+        return None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from posttrain_recipes.running.cluster.ray_tasks import Cluster
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
-from posttrain_recipes.running.stages import StageWork, track_reused
+from posttrain_recipes.running.stages import StageWork, log_kept, track_reused, tracked_stage
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking import mlstore
@@ -253,17 +253,19 @@ class _Run:
                 ending.log_report(run, self.plan, self.kept, self.record, self.reporter, self.scope)
 
     def _side_by_side(self, tracked: RecipeRun) -> None:
-        """Run each stage as soon as what it needs is there, `jobs` of them at a time.
+        """Run each stage as soon as what it needs is there, so many at a time as was asked for.
 
         Where one has to stop, no other is begun, and those under way save what they have: each is
         told of the same signal, bound or loss of the engine.
         """
         ahead = list(self.scope.stages(self.plan))
+        # Ray has all of them at once: what waits there is what a cluster grows by.
+        most = self.spending.jobs if self.cluster is None else len(ahead)
         busy: dict[Future[None], PlannedStage] = {}
         stop: BaseException | None = None
         while busy or (ahead and stop is None):
             for stage in list(ahead) if stop is None else ():
-                if len(busy) < self.spending.jobs and self._ready(stage, ahead, busy.values()):
+                if len(busy) < most and self._ready(stage, ahead, busy.values()):
                     ahead.remove(stage)
                     work = partial(self._stage, stage, tracked)
                     busy[as_worker(stage.name, work)] = stage
@@ -364,6 +366,10 @@ class _Run:
     def _workers(self, first: dict[str, list[list[int]]]) -> Iterator[StageWork | ClusterStages]:
         """What runs a stage: this process, or nodes of a cluster."""
         shared = (self.plan, self.directory, self.serving, self.reporter, self.spending)
+        home = self.kept.home
+        to = self.cluster
+        place = driver.place_of(self.record, to.shared, home) if to is not None else None
+        self.taken = driver.take_over(self.plan, self.directory, self.reporter, place)
         if self.cluster is None:
             if any(stage.resources != Resources() for stage in self.plan.stages):
                 self.reporter.doing("'resources:' is read by --jobs ray alone, and not here")
@@ -371,7 +377,6 @@ class _Run:
             return
         self.reporter.doing("connecting to Ray")
         with driver.opened(self.cluster, *shared, self.interrupts, self._made, first) as stages:
-            self.spending.jobs = stages.most
             yield stages
 
     def _made(self, stage: str) -> Path:
@@ -437,6 +442,9 @@ class _Run:
             return
         if self.plan.engine.billed:
             billing.note_session(self.record, self.connection)
+        if stage.name in self.taken:
+            with tracked_stage(stage, kept, tracked) as child:
+                log_kept(self.directory.path, stage, kept, child)
         self.stages.run(stage, kept, start, tracked)
         assert kept.checkpoint is not None
         self.serving.checkpoints[stage.name] = kept.checkpoint

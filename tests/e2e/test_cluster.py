@@ -185,10 +185,16 @@ def test_a_lost_node_changes_nothing(
     assert [stage.status for stage in again.record.stages] == ["reused"] * 3
 
 
+@pytest.mark.parametrize("jobs", ["ray", 1])
 def test_what_a_driver_missed_is_taken_in(
-    recipe: Path, tmp_path: Path, on: Callable[[Tasks], None], monkeypatch: pytest.MonkeyPatch
+    jobs: str | int,
+    recipe: Path,
+    tmp_path: Path,
+    on: Callable[[Tasks], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A driver that is killed leaves a home that knows less than the nodes have shared."""
+    """A driver that is killed leaves a home that knows less than the nodes have shared. The run may
+    go on without them."""
     tasks = OnThreads(recipe.parent)
     on(tasks)
     home = tmp_path / "home"
@@ -201,15 +207,19 @@ def test_what_a_driver_missed_is_taken_in(
 
     monkeypatch.setattr(driver, "take_in", dies)
     with pytest.raises(KeyboardInterrupt):
-        ptl.run(recipe, home=home, jobs="ray")
+        ptl.run(recipe, home=home, jobs="ray", shared=str(tmp_path / "shared"))
     monkeypatch.undo()
     record = Store(home).runs()[0]
     assert record.stage("sft").resume is None
     on(tasks)
     heard = Recorder()
-    spread = ptl.run(recipe, home=home, jobs="ray", reporter=heard)
+    spread = ptl.run(recipe, home=home, jobs=jobs, reporter=heard)
     assert spread.run_id == record.id
     assert heard.begun["sft"] >= 2
+    assert list((tmp_path / "shared").iterdir()) == []
+    done = spread.record.stage("sft")
+    assert done.tracking_id
+    assert steps_in_mlflow(home, done.tracking_id) == list(range(1, done.total_steps + 1))
 
 
 def test_what_fails_on_a_node_is_told_here(

@@ -151,10 +151,24 @@ def test_what_a_node_does_not_see_is_told(recipe: Path, cluster: Any, tmp_path: 
     assert "in its folder" in str(raised.value)
 
 
-def test_no_cluster_there(recipe: Path, tmp_path: Path) -> None:
+def test_no_cluster_there(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PtlError) as raised:
         ptl.run(recipe, home=tmp_path / "home", jobs="ray:127.0.0.1:1")
     assert "there is no Ray at 127.0.0.1:1" in str(raised.value)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    with pytest.raises(PtlError) as raised:
+        ptl.run(recipe, home=tmp_path / "home", jobs="ray")
+    assert "there is no Ray at 127.0.0.1:2 (RAY_ADDRESS)" in str(raised.value)
+
+
+def test_a_ray_of_another_version_is_called_so(
+    recipe: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "__version__", "2.0.0")
+    with pytest.raises(PtlError) as raised:
+        ptl.run(recipe, home=tmp_path / "home", jobs=f"ray:{cluster.address}")
+    assert "of another version" in str(raised.value)
+    assert "Ray: 2.0.0" in str(raised.value)
 
 
 def test_other_engines_are_refused(recipe: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.planning.plans import Resources
 from posttrain_recipes.plugin import Checkpoint, Resume
-from posttrain_recipes.running.cluster import driver, node, ray_tasks, relay
+from posttrain_recipes.running.cluster import driver, node, ray_tasks, relay, shared
 from posttrain_recipes.running.cluster.ray_tasks import Cluster, Mailbox, parallel
 from posttrain_recipes.running.cluster.relay import Call, Outbox, RelayChild, StageSaved
 from posttrain_recipes.running.cluster.shared import SharedHome
@@ -52,9 +53,76 @@ def test_shared_is_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parallel("ray") == Cluster(None, "gs://bucket/b")
 
 
+def test_a_relative_directory_is_the_same_on_every_node() -> None:
+    assert parallel("ray", "runs") == Cluster(None, str(Path.cwd() / "runs"))
+
+
+def test_a_node_that_tells_something_keeps_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes them from a task whose main thread waits for it."""
+
+    def get(ref: object) -> object:
+        assert threading.current_thread() is not threading.main_thread()
+        return ref
+
+    monkeypatch.setattr(ray_tasks, "ray_get", get)
+    put = SimpleNamespace(remote=lambda *_: (True, "a bound"))
+    assert ray_tasks._ToMailbox(SimpleNamespace(put=put), "sft", 1).put([]) == "a bound"
+
+
 def test_resources_in_words() -> None:
     assert str(Resources()) == "1 CPU"
     assert str(Resources(4, 0.5, 16)) == "4 CPUs and 0.5 GPUs and 16 GB of memory"
+
+
+def test_resources_that_ray_refuses_or_takes_for_nothing() -> None:
+    for good in (Resources(), Resources(0.5, 0.25), Resources(1.5, 2, 64)):
+        assert good.fault() is None
+    for bad, key in (
+        (Resources(gpus=1.5), "gpus"),
+        (Resources(gpus=1e-5), "gpus"),
+        (Resources(cpus=1e-5), "cpus"),
+        (Resources(memory_gb=1e9), "memory_gb"),
+    ):
+        assert str(bad.fault()).startswith(f"{key}: ")
+
+
+def test_a_full_disk_is_left_without_halves_of_files(tmp_path: Path) -> None:
+    mine = SharedHome(str(tmp_path / "shared"), tmp_path / "a")
+    mine.mark("word")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "w").write_text("weights")
+
+    def full(here: str, there: str) -> None:
+        Path(there).write_text("wei")
+        raise OSError(28, "No space left on device")
+
+    mine._files.put_file, whole = full, mine._files.put_file
+    try:
+        with pytest.raises(PtlError, match="cannot be read or written"):
+            mine.push("w")
+    finally:
+        mine._files.put_file = whole
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == [shared.MARK]
+
+
+def test_a_stage_says_what_it_failed_of_where_nothing_can_be_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise PtlError("the first fault")
+
+    def full(*_: object) -> None:
+        raise PtlError("no space")
+
+    monkeypatch.setattr(SharedHome, "push", full)
+    record: Any = SimpleNamespace(id="r-1")
+    url = str(tmp_path / "shared")
+    SharedHome(url, tmp_path).mark("mine")
+    job = node.Job(record, "sft", url, "mine", "home", Checkpoint("ptl/nano"), {}, {}, ())
+    monkeypatch.setattr(node, "_work", lambda *_: None)
+    assert node.run(job, Kept(), node.Here("a node", tmp_path)).what == "no space"
+    monkeypatch.setattr(node, "_work", fails)
+    assert node.run(job, Kept(), node.Here("a node", tmp_path)).what == "the first fault"
 
 
 @pytest.fixture(params=["directory", "memory"])
@@ -289,7 +357,37 @@ def test_what_another_stage_left_is_never_deleted(tmp_path: Path) -> None:
     assert discarded == [old.state_uri, old.sampler_uri]
 
 
-def test_a_superseded_node_touches_nothing_that_is_shared(tmp_path: Path) -> None:
+def test_a_checkpoint_that_its_node_deleted_meanwhile_takes_no_place(tmp_path: Path) -> None:
+    """A driver that is slower than its nodes keeps what it has until it gets a newer one."""
+    discarded: list[str] = []
+
+    class Engine:
+        def files(self, uri: str, data_dir: Path) -> Sequence[Path]:
+            return (data_dir / uri.rpartition("/")[2],)
+
+        def discard(self, uri: str, data_dir: Path) -> bool:
+            discarded.append(uri)
+            return True
+
+    there = SharedHome(str(tmp_path / "shared"), tmp_path / "node")
+    (tmp_path / "node" / "engine" / "6").mkdir(parents=True)
+    (tmp_path / "node" / "engine" / "6" / "checkpoint.json").write_text("{}")
+    there.push("engine/6")
+    kept = StageRecord("sft", "f", "sft", resume=Resume(2, "tinker://a/2", "tinker://a/2"))
+    record: Any = SimpleNamespace(id="r-1", stages=[kept])
+    plan: Any = SimpleNamespace(engine=Engine())
+    home = SharedHome(str(tmp_path / "shared"), tmp_path / "home")
+    for step, has in ((4, 2), (6, 6)):
+        told = StageRecord("sft", "f", "sft")
+        told.resume = Resume(step, f"tinker://a/{step}", f"tinker://a/{step}")
+        driver.take_in(told, kept, plan, home, record)
+        assert kept.resume is not None
+        assert kept.resume.step == has
+        assert bool(discarded) == (step == 6)
+
+
+@pytest.mark.parametrize("by", ["another node", "another driver"])
+def test_a_superseded_node_touches_nothing_that_is_shared(by: str, tmp_path: Path) -> None:
     """The node that goes on with its stage resumes from what the first one shared."""
     home, shared = tmp_path / "node", SharedHome(str(tmp_path / "shared"), tmp_path / "node")
     kept = StageRecord("sft", "f", "sft")
@@ -314,7 +412,8 @@ def test_a_superseded_node_touches_nothing_that_is_shared(tmp_path: Path) -> Non
         kept.resume = Resume(step, f"tinker://a/w{step}", f"tinker://a/s{step}")
 
     engine, outgoing = Engine(), Outgoing()
-    directory = node._Directory(home, record, kept, engine, shared, outgoing)  # type: ignore[arg-type]
+    directory = node._Directory(home, record, kept, engine, shared, outgoing, "mine")  # type: ignore[arg-type]
+    shared.mark("mine")
     saved(2)
     directory.save()
     saved(4)
@@ -322,7 +421,10 @@ def test_a_superseded_node_touches_nothing_that_is_shared(tmp_path: Path) -> Non
     files = {path.relative_to(tmp_path) for path in (tmp_path / "shared").rglob("*")}
     assert not any(path.name == "w2" for path in files)
     assert any(path.name == "w4" for path in files)
-    outgoing.superseded = True
+    if by == "another node":
+        outgoing.superseded = True
+    else:
+        shared.mark("the next driver's")
     saved(6)
     directory.save()
     assert {path.relative_to(tmp_path) for path in (tmp_path / "shared").rglob("*")} == files

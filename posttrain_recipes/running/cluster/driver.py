@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning.plans import Plan, PlannedStage
@@ -29,11 +30,12 @@ from posttrain_recipes.running.cluster.relay import (
     become,
     make,
 )
-from posttrain_recipes.running.cluster.shared import SharedHome
+from posttrain_recipes.running.cluster.shared import MARK, SharedHome
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.running.stages import log_kept, tracked_stage
+from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord
 from posttrain_recipes.training.judges.backends import add_verdicts, copy_verdicts
 from posttrain_recipes.waiting import Interrupts
@@ -41,6 +43,8 @@ from posttrain_recipes.waiting import Interrupts
 if TYPE_CHECKING:
     from posttrain_recipes.tracking.runs import RecipeRun, StageRun
 
+PLACE = "shared"
+"""The file of a run's directory that says where its nodes share, until all of it is done."""
 LOOK_TICKS = 40
 """Between two looks, ten seconds, at whether any node has what a stage wants."""
 
@@ -67,24 +71,12 @@ class ClusterStages:
         self._told: set[str] = set()
         self._mark = secrets.token_hex(16)
         self.shared.mark(self._mark)
-        for kept in self.directory.record.stages:
-            if not kept.done:
-                self._adopt(kept)
 
     @property
     def most(self) -> int:
-        """How many stages may run at the same time."""
+        """How many stages nodes may run at the same time, by now: nodes come and go."""
         least = min(stage.resources.cpus for stage in self.plan.stages)
         return max(1, min(len(self.plan.stages), int(self.tasks.cpus / least)))
-
-    def _adopt(self, kept: StageRecord) -> None:
-        """Take in what a node left of a stage when this run's driver was killed."""
-        told = node.told_of(self.shared, kept.name)
-        if told is None or told.fingerprint != kept.fingerprint or kept.fresh:
-            return
-        if node.steps(told) >= node.steps(kept):
-            take_in(told, kept, self.plan, self.shared, self.directory.record)
-            self.directory.save()
 
     def run(
         self, stage: PlannedStage, kept: StageRecord, start: Checkpoint, tracked: RecipeRun
@@ -94,8 +86,15 @@ class ClusterStages:
         kept.start = start
         with tracked_stage(stage, kept, tracked) as child:
             self.directory.save()
-            job = self._job(stage, kept, start)
-            self._follow(self.tasks.submit(job, stage.resources), stage, kept, child).check()
+            task = self.tasks.submit(self._job(stage, kept, start), stage.resources)
+            try:
+                end = self._follow(task, stage, kept, child)
+            except Exception as error:
+                # Nobody listens any more: a node that goes on would hold what others wait for.
+                with contextlib.suppress(PtlError):
+                    task.stop(f"the driver cannot go on with it: {error}")
+                raise
+            end.check()
 
     def _job(self, stage: PlannedStage, kept: StageRecord, start: Checkpoint) -> Job:
         """Share what the stage needs, and say what it is to do."""
@@ -166,6 +165,7 @@ class ClusterStages:
 
     def _say_waiting(self, stage: PlannedStage) -> None:
         """Say once that no node has what a stage wants, as long as that is so."""
+        self.spending.jobs = self.most
         lacking = self.tasks.lacking(stage.resources)
         if lacking and lacking not in self._told:
             self.reporter.warning(
@@ -221,7 +221,12 @@ def take_in(
     add_verdicts(home / node.CACHE, home / verdicts)
     wanted = node.saved_uris(told)
     for uri in wanted:
-        shared.pull_checkpoint(node.places(engine, uri, home))
+        files = node.places(engine, uri, home)
+        shared.pull_checkpoint(files)
+        if files and not (home / files[0]).exists():
+            # Its node has saved the next one since, and tells of that later: what the home has
+            # stays until then.
+            return
     # A stage that trains nothing leaves what it started from, which is another one's.
     of_others = {uri for one in record.stages if one is not kept for uri in node.saved_uris(one)}
     if kept.start is not None:
@@ -233,6 +238,51 @@ def take_in(
     tracking = kept.tracking_id
     become(kept, told)
     kept.tracking_id, kept.superseded = tracking, []
+
+
+def take_over(plan: Plan, directory: RunDirectory, reporter: Reporter, url: str | None) -> set[str]:
+    """Take in what nodes shared of a run whose driver was killed, wherever the run is to go on.
+
+    Args:
+        url: where it will be shared from now on, None where no node takes part.
+
+    Returns: the stages of which there was something.
+
+    Raises:
+        PtlError: what is at `url` itself cannot be read.
+    """
+    place = directory.path / PLACE
+    before = place.read_text() if place.is_file() else url
+    if before is None:
+        return set()
+    home, record = directory.path.parents[1], directory.record
+    found: set[str] = set()
+    try:
+        shared = SharedHome(before, home)
+        if shared.read(MARK) is None:
+            if before == url:
+                return set()
+            raise PtlError("nothing is there any more")
+        shared.mark(secrets.token_hex(16))  # nodes that have not ended yet leave it alone
+        for kept in record.stages:
+            told = None if kept.done or kept.fresh else node.told_of(shared, kept.name)
+            if told is None or told.fingerprint != kept.fingerprint:
+                continue
+            if node.steps(told) >= node.steps(kept):
+                take_in(told, kept, plan, shared, record)
+                directory.save()
+                found.add(kept.name)
+        if before != url:
+            shared.remove()
+            place.unlink()
+    except PtlError as error:
+        if before == url:
+            raise
+        reporter.warning(
+            f"what nodes shared below {redact(before)} is not taken in, and stages go on from what "
+            f"is here: {error.why or error.what}"
+        )
+    return found
 
 
 @contextmanager
@@ -255,6 +305,8 @@ def opened(
     """
     home, record = directory.path.parents[1], directory.record
     shared = SharedHome(place_of(record, cluster.shared, home), home)
+    if redact(shared.url) == shared.url:  # a password in it is kept nowhere
+        store.write_atomic(directory.path / PLACE, shared.url)
     with connected(cluster, plan, home) as tasks:
         yield ClusterStages(
             plan, directory, serving, reporter, interrupts, spending, shared, tasks, made, first
@@ -264,6 +316,7 @@ def opened(
         shutil.rmtree(home / ".pull", ignore_errors=True)
         try:
             shared.remove()
+            (directory.path / PLACE).unlink(missing_ok=True)
             if cluster.shared is None:
                 (home / "shared").rmdir()
         except PtlError as error:

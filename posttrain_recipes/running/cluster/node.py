@@ -31,7 +31,7 @@ from posttrain_recipes.running.cluster.relay import (
     StageSaved,
     relay_reporter,
 )
-from posttrain_recipes.running.cluster.shared import SharedHome
+from posttrain_recipes.running.cluster.shared import MARK, SharedHome
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
@@ -139,29 +139,44 @@ def run(job: Job, link: Link, here: Here) -> StageEnd:
     with private.files(), tempfile.TemporaryDirectory(prefix="ptl-") as place:
         home = Path(place)
         shared = SharedHome(job.shared, home)
+        end = StageEnd()
         try:
             _work(job, here, home, shared, outbox, interrupts)
         except KeyboardInterrupt:
-            return StageEnd(stopped=True)
+            end = StageEnd(stopped=True)
         except PtlError as error:
-            return StageEnd(
-                error.what.replace(str(home), job.home),
-                _elsewhere(error.why, home, job),
-                _elsewhere(error.hint, home, job),
-                of_recipe=error.exit_code == 2,
-            )
+            end = _failed(error, home, job)
         except Exception as error:
             import traceback
 
-            return StageEnd(
+            end = StageEnd(
                 f"stage '{job.stage}' failed on {here.name}: {type(error).__name__}: {error}",
                 why=_elsewhere("".join(traceback.format_exception(error)).rstrip(), home, job),
             )
-        finally:
-            if outbox.flush():
+        try:
+            if outbox.flush() and ours(shared, job.mark):
                 shared.push(*own_files(job.record.id, job.stage))
+        except PtlError as error:
+            # Where the stage itself failed, that is what has to be told.
+            end = end if end.what or end.stopped else _failed(error, home, job)
+        finally:
             outbox.close()
-    return StageEnd()
+    return end
+
+
+def _failed(error: PtlError, home: Path, job: Job) -> StageEnd:
+    return StageEnd(
+        error.what.replace(str(home), job.home),
+        _elsewhere(error.why, home, job),
+        _elsewhere(error.hint, home, job),
+        of_recipe=error.exit_code == 2,
+    )
+
+
+def ours(shared: SharedHome, mark: str) -> bool:
+    """Whether what is shared is still this driver's: it may have been killed, and the next one have
+    begun, before its nodes ended."""
+    return shared.read(MARK) == mark.encode()
 
 
 def _elsewhere(text: str | None, home: Path, job: Job) -> str | None:
@@ -183,7 +198,7 @@ def _work(
     shared.pull(verdicts_file(stage.name))
     add_verdicts(home / CACHE, home / verdicts_file(stage.name))
     reporter = relay_reporter(outbox, kept)
-    directory = _Directory(home, record, kept, engine, shared, outbox)
+    directory = _Directory(home, record, kept, engine, shared, outbox, job.mark)
     log_path = directory.path / f"{ENGINE}-{stage.name}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     spending = Spending(plan, record, pricing.load(home), interrupts)
@@ -250,7 +265,8 @@ def _planned(
     """
     hint = (
         "keep what a recipe reads in its folder, which is sent to every node, or where each node "
-        "has the same; and the same versions of ptl and of plugins on all of them"
+        "has the same; set there the environment variables that it names, which are not sent; and "
+        "install the same versions of ptl and of plugins on all of them"
     )
     try:
         plan = plan_again(record, registry.load(), here.folder)
@@ -280,8 +296,10 @@ class _Directory(RunDirectory):
         engine: Engine,
         shared: SharedHome,
         outbox: Outbox,
+        mark: str,
     ) -> None:
         super().__init__(home / "runs" / record.id, record)
+        self._mark = mark
         self.home, self.kept = home, kept
         self._engine, self._shared, self._outbox = engine, shared, outbox
         self._there: dict[str, list[str]] = {}
@@ -290,7 +308,7 @@ class _Directory(RunDirectory):
     def save(self) -> None:
         """Share what there is of the stage by now, and tell of it."""
         with self._sharing:
-            if not self._outbox.flush():
+            if not self._outbox.flush() or not ours(self._shared, self._mark):
                 return  # another node has the stage: what is shared is its own by now
             stage = self.kept.name
             wanted = {uri: places(self._engine, uri, self.home) for uri in saved_uris(self.kept)}

@@ -23,7 +23,7 @@ from posttrain_recipes.running.cluster import node
 from posttrain_recipes.running.cluster.node import Job, StageEnd
 from posttrain_recipes.running.cluster.relay import Event, SupersededError
 from posttrain_recipes.version import __version__
-from posttrain_recipes.waiting import TICK
+from posttrain_recipes.waiting import TICK, in_thread
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +56,7 @@ def parallel(jobs: int | str, shared: str | None = None) -> int | Cluster:
     """
     text = str(jobs)
     if text == "ray" or text.startswith("ray:"):
-        return Cluster(text[4:] or None, shared or os.environ.get(SHARED) or None)
+        return Cluster(text[4:] or None, _absolute(shared or os.environ.get(SHARED)))
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
         raise UsageError(
             f"--jobs is '{text}'", hint="a number of stages, as 4, or 'ray', or 'ray:HOST:PORT'"
@@ -68,6 +68,13 @@ def parallel(jobs: int | str, shared: str | None = None) -> int | Cluster:
     return int(text)
 
 
+def _absolute(url: str | None) -> str | None:
+    """A URL, or a directory by its path on every node, where relative ones start elsewhere."""
+    if url and "://" not in url:
+        return os.path.abspath(os.path.expanduser(url))
+    return url or None
+
+
 # --- Ray -----------------------------------------------------------------------------------------
 
 
@@ -76,6 +83,12 @@ def ray_get(ref: Any, timeout: float | None = None) -> Any:
     import ray
 
     return ray.get(ref, timeout=timeout)
+
+
+def answer(ref: Any) -> Any:
+    """What Ray has of a reference, for a task: one whose main thread waits in `ray.get` gives its
+    CPUs back meanwhile, and Ray would begin with another stage on them. Raises as `ray.get`."""
+    return in_thread(lambda: ray_get(ref)).result()
 
 
 class Mailbox:
@@ -120,7 +133,7 @@ class _ToMailbox:
     number: int
 
     def put(self, batch: Sequence[bytes]) -> str | None:
-        taken, why = ray_get(self.mailbox.put.remote(self.stage, self.number, list(batch)))
+        taken, why = answer(self.mailbox.put.remote(self.stage, self.number, list(batch)))
         if not taken:
             raise SupersededError
         return why
@@ -135,7 +148,7 @@ def _work(job: Job, mailbox: Any, version: str) -> StageEnd:
             f"the node has posttrain_recipes {__version__}, and the driver {version}",
             hint="install the same version on every node",
         )
-    number = ray_get(mailbox.begin.remote(job.stage))
+    number = answer(mailbox.begin.remote(job.stage))
     own = ray.get_runtime_context().get_node_id()
     name = f"node {own[:8]} ({socket.gethostname()})"
     try:
@@ -271,7 +284,7 @@ def check(cluster: Cluster, plan: Plan) -> None:
             hint="call ray.shutdown() before",
         )
     # Ray itself tries for minutes.
-    host, _, port = (cluster.address or "").rpartition("://")[2].rpartition(":")
+    host, _, port = (_address(cluster) or "").rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         try:
             socket.create_connection((host, int(port)), ANSWER_S).close()
@@ -279,10 +292,23 @@ def check(cluster: Cluster, plan: Plan) -> None:
             raise _none_at(cluster, str(error)) from None
 
 
+def _address(cluster: Cluster) -> str | None:
+    """Where Ray is looked for; None: on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def _none_at(cluster: Cluster, why: str) -> PtlError:
+    where = _address(cluster) or "this machine"
+    where += "" if cluster.address or where == "this machine" else " (RAY_ADDRESS)"
+    if "Version mismatch" in why:
+        return PtlError(
+            f"the Ray at {where} is of another version",
+            why=" ".join(why.split()),
+            hint="install the same versions of Ray and Python here and on every node",
+        )
     return PtlError(
-        f"there is no Ray at {cluster.address or 'this machine'}",
-        why=why,
+        f"there is no Ray at {where}",
+        why=why.split("\n")[0],
         hint="'ray start --head' starts one; a recipe's folder, which is sent to every node, may "
         "have 500 MB",
     )
@@ -306,7 +332,7 @@ def connected(cluster: Cluster, plan: Plan, home: Path) -> Iterator[Tasks]:
                 logging_level="ERROR",
             )
         except Exception as error:
-            raise _none_at(cluster, str(error).strip().split("\n")[0]) from None
+            raise _none_at(cluster, str(error).strip()) from None
     try:
         with _own_output():
             yield Tasks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -76,8 +77,13 @@ class SharedHome:
                 self._files.makedirs(to.rpartition("/")[0], exist_ok=True)
                 # Several stages may push the same checkpoint at once.
                 part = f"{to}.{secrets.token_hex(4)}.part"
-                self._files.put_file(str(path), part)
-                self._files.mv(part, to)
+                try:
+                    self._files.put_file(str(path), part)
+                    self._files.mv(part, to)
+                except BaseException:  # a disk that is full has no room for halves of files
+                    with contextlib.suppress(Exception):
+                        self._files.rm_file(part)
+                    raise
             self._sent[name] = now
 
     def _local(self, names: Iterable[str]) -> Iterator[str]:
