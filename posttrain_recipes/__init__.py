@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.version import __version__
 
-__all__ = ["Result", "__version__", "plan", "run", "runs", "show", "validate"]
+__all__ = [
+    "Result",
+    "__version__",
+    "compare",
+    "plan",
+    "report",
+    "run",
+    "runs",
+    "show",
+    "validate",
+]
 
 if TYPE_CHECKING:
-    from posttrain_recipes.api import Result, plan, run, runs, show, validate
+    from posttrain_recipes.api import Result, compare, plan, report, run, runs, show, validate
 
 
 def __getattr__(name: str) -> Any:

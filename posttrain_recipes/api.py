@@ -3,82 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain_recipes import registry
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.planning import gates, overlap
-from posttrain_recipes.planning.gates import Gate
+from posttrain_recipes.planning import overlap
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import Scope
-from posttrain_recipes.records import Checkpoint, Estimate
-from posttrain_recipes.reporting import report
-from posttrain_recipes.store import RunRecord, Store, default_home
+from posttrain_recipes.results import Result as Result
+from posttrain_recipes.store import Store, default_home, write_atomic
 
 if TYPE_CHECKING:
+    from posttrain_recipes.reporting.comparing import Comparison
     from posttrain_recipes.running.events import Reporter
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one stage left."""
-
-    name: str
-    checkpoint: Checkpoint | None
-    before: Mapping[str, Mapping[str, Estimate]]
-    """Eval name -> metric -> estimate, before training."""
-    after: Mapping[str, Mapping[str, Estimate]]
-    """The same after training, on the same records."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run left. `result["sft"]` is a stage; printed, it is the before/after table."""
-
-    record: RunRecord
-
-    @property
-    def run_id(self) -> str:
-        """The run's id, as `ptl show` takes it."""
-        return self.record.id
-
-    @property
-    def status(self) -> str:
-        """running, finished, failed, killed or stopped."""
-        return self.record.status
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """The last stage's checkpoint."""
-        return self.record.stages[-1].checkpoint
-
-    @property
-    def stages(self) -> dict[str, StageResult]:
-        """Every stage by name, in the recipe's order."""
-        return {
-            s.name: StageResult(
-                s.name,
-                s.checkpoint,
-                {m.name: m.metrics for m in s.before},
-                {m.name: m.metrics for m in s.after},
-            )
-            for s in self.record.stages
-        }
-
-    @property
-    def gates(self) -> list[Gate]:
-        """The bounds that the recipe sets with `expect:`, and whether they hold."""
-        return gates.check(self.record)
-
-    def __getitem__(self, stage: str) -> StageResult:
-        return self.stages[stage]
-
-    def __str__(self) -> str:
-        return report.markdown(self.record)
 
 
 def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Plan:
@@ -159,3 +100,47 @@ def runs(home: str | Path | None = None) -> list[Result]:
 def show(run_id: str, home: str | Path | None = None) -> Result:
     """The run of that id, or the last one of the recipe of that name. Raises `UsageError`."""
     return Result(Store(default_home(home)).find(run_id))
+
+
+def compare(*runs: str, home: str | Path | None = None) -> Comparison:
+    """Compare runs with the first of them, in pairs where they were measured on the same records;
+    one run with branches or a matrix with itself.
+
+    Args:
+        runs: ids, or names of recipes for their last runs.
+
+    Returns:
+        What a notebook shows as a table; `.to_frame()` is a pandas frame of it.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    from posttrain_recipes.reporting.comparing import Comparison
+
+    names = list(dict.fromkeys(runs))
+    if not names:
+        raise UsageError("there is nothing to compare", hint="name a run, or several")
+    return Comparison(default_home(home), [show(name, home).record for name in names])
+
+
+def report(run: str, output: str | Path | None = None, *, home: str | Path | None = None) -> Path:
+    """Write a run's report, one page without a server, and return where it is.
+
+    Args:
+        run: its id, or the name of a recipe for its last run.
+        output: a file that ends in .html or .md; by default report.html in the run's directory.
+
+    Raises:
+        UsageError: there is no such run, or the file ends otherwise.
+    """
+    from posttrain_recipes.reporting.page import Pages
+
+    pages = Pages(default_home(home), show(run, home).record)
+    if output is None:
+        return pages.write()[0]
+    path = Path(output)
+    ending = path.suffix.lower()
+    if ending not in (".html", ".htm", ".md"):
+        raise UsageError(f"{path} says no form", hint="let it end in .html or .md")
+    write_atomic(path, pages.markdown() if ending == ".md" else pages.html())
+    return path

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.language.expansion import expand
 from posttrain_recipes.language.nodes import Node
@@ -24,6 +24,9 @@ from posttrain_recipes.shown import field, plain
 from posttrain_recipes.shown import markdown as words
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, write_atomic
 from posttrain_recipes.tracking import curves
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Comparison:
@@ -117,6 +120,24 @@ class Comparison:
                 stages=self.curves(),
             )
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The results, a row for each way and metric, in the columns of `ptl compare -o x.csv`."""
+        import pandas as pd
+
+        lines = [
+            _line(title, table, cell)
+            for title, tables in self.sections
+            for table in tables
+            for cell in table.cells
+        ]
+        return pd.DataFrame(lines, columns=list(_COLUMNS)).replace({"": math.nan, None: math.nan})
+
+    def __str__(self) -> str:
+        return _markdown(self)
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(index=False, na_rep=""))
 
     def as_json(self) -> Mapping[str, Any]:
         """As `ptl compare --json` prints it."""
