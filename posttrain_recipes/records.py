@@ -324,3 +324,6 @@ class EvalResult:
     scores: Mapping[str, PerRecord] = field(default_factory=dict, hash=False)
     """By metric name, for a test of before and after in pairs. For a metric that is not named here,
     the scores of the samples are taken where every sample has one."""
+    notes: tuple[str, ...] = ()
+    """What has to be known to read the numbers, such as what they leave out: sentences that stand
+    below every table that has them."""

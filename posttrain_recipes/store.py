@@ -64,6 +64,8 @@ class Measured:
     """By metric. Older runs name only those that are not better when higher."""
     step: int | None = None
     """Of an eval during a stage: the steps that were done."""
+    notes: list[str] = field(default_factory=list)
+    """What has to be known to read its numbers."""
 
     @property
     def main(self) -> str | None:
@@ -510,6 +512,7 @@ def measured(
 ) -> Measured:
     """An eval's result as it is kept, with the direction of every metric."""
     kept = Measured(name, eval_name, fingerprint, data, dict(result.metrics))
+    kept.notes = list(result.notes)
     for metric in result.metrics:
         unnamed = True if metric == kept.main else None
         kept.higher_is_better[metric] = result.higher_is_better.get(metric, unnamed)

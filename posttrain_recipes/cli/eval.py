@@ -85,12 +85,15 @@ def eval(
     from posttrain_recipes.reporting import comparing
     from posttrain_recipes.running import runner
 
+    folder, bounds = default_home(home), dict(map(_bound, fail_under))
+    if len(bounds) < len(set(fail_under)):
+        raise UsageError("--fail-under names the same result twice", hint="give it one bound")
+    targets = tuple(dict.fromkeys(targets))
     if fail_worse and len(targets) < 2:
         raise UsageError("--fail-worse compares with the first target", hint="name two or more")
-    folder, bounds = default_home(home), dict(map(_bound, fail_under))
     spec: Any = parse_value(engine, Location("--engine")).plain() if engine else None
     plans = []
-    for target in dict.fromkeys(targets):
+    for target in targets:
         of = measurand(target, folder, spec, model)
         plans.append(build(suites.recipe(suite, of, bounds), registry.load(), ask=True))
     reporter = Results(Lasting(sys.stderr if as_json else sys.stdout))

@@ -90,6 +90,11 @@ def _of_run(run: RunRecord, name: str) -> ChatTarget:
             f"run {run.id} has no {'stage' if missing else 'checkpoint of its stage'} '{name}'",
             hint=f"it has {', '.join(trained)}" if trained else "no stage of it has ended",
         )
+    if not trained and run.stages and all(s.done and s.method is None for s in run.stages):
+        raise UsageError(
+            f"run {run.id} measured {run.model} and trained nothing",
+            hint=f"name what it measured: {run.model}",
+        )
     if not trained:
         raise UsageError(
             f"run {run.id} has no checkpoint: no stage of it has ended",

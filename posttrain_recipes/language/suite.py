@@ -66,12 +66,18 @@ def recipe(path: Path, of: Measurand, bounds: Mapping[str, str]) -> Recipe:
         faults = [Fault(root.at, "", "has no evals: write them as a list, or under 'eval:'")]
     if faults:
         raise RecipeError(faults)
+    if given["eval"].value in (None, [], {}):
+        at = given["eval"].at
+        raise RecipeError([Fault(at, "", "the suite is empty: list an eval, '- {use: gsm8k}'")])
     stage = {"name": Node.of(name_of(of.said)), "init_from": Node.of(of.start)}
     stage["eval"] = given["eval"]
     if bounds or "expect" in given:
         own = given.get("expect", Node.of({}))
         if not isinstance(own.value, dict):
             raise RecipeError([Fault(own.at, "expect", "is to be a mapping of bounds")])
+        for name in set(own.value) & set(bounds):
+            text = f"has a bound here, and --fail-under {name} would take its place; leave one out"
+            raise RecipeError([Fault(own.value[name].at, f"expect.{name}", text)])
         stage["expect"] = Node(own.value | Node.of(dict(bounds)).value, own.at)
     top = {
         "name": Node.of(name_of(f"{path.stem}-{of.said}")),

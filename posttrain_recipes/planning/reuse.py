@@ -168,7 +168,11 @@ class History:
                 return Decision("resume", why, current, own, batches)
         if own and own.fresh:
             return Decision("run", gone or own.fresh)
-        for run, earlier in reversed(self._finished.get(stage.fingerprint, [])):
+        finished = self._finished.get(stage.fingerprint, [])[::-1]
+        if stage.method is None:  # of the same weights: what has most of the results goes first
+            asked = {planned.fingerprint for planned in stage.evals}
+            finished.sort(key=lambda one: -len(asked & {m.fingerprint for m in one[1].before}))
+        for run, earlier in finished:
             if earlier.checkpoint is None or earlier is own:
                 continue
             if self._records_lost(earlier):

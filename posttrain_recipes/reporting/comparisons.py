@@ -56,6 +56,8 @@ class Table:
     metric: str
     higher_is_better: bool | None
     cells: tuple[Cell, ...]
+    told: tuple[str, ...] = ()
+    """What the eval says has to be known to read its numbers."""
 
     @property
     def best(self) -> str:
@@ -183,6 +185,7 @@ def notes(found: Sequence[Table]) -> list[str]:
             if cell.why == why
         )
         said.append(f"Not tested ({why}): {named}.")
+    said += dict.fromkeys(f"{table.eval}: {text}." for table in found for text in table.told)
     return said
 
 
@@ -213,7 +216,10 @@ def _table(
                 judged.why,
             )
         )
-    return Table(name, metric, better, tuple(cells))
+    stages = [stage for seeds in group.arms.values() for stage in seeds.values()]
+    there = [measured for stage in stages if (measured := find(stage, name))]
+    told = dict.fromkeys(text for measured in there for text in measured.notes)
+    return Table(name, metric, better, tuple(cells), tuple(told))
 
 
 def _values(seeds: Mapping[str, StageRecord], name: str, metric: str) -> dict[str, Estimate]:

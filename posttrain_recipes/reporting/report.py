@@ -42,6 +42,8 @@ class TableRow:
     """The test of after against before; None: what the two tell, unpaired."""
     adjusted: float | None = None
     """Its p value, adjusted for the other tests of the table."""
+    told: tuple[str, ...] = ()
+    """What the eval says has to be known to read its numbers."""
 
     @property
     def count(self) -> int:
@@ -193,6 +195,7 @@ def stage_rows(record: RunRecord, stage: StageRecord) -> list[TableRow]:
                     measured[-1].higher_is_better.get(metric, True),
                     metric in SHARES,
                     judged,
+                    told=tuple(dict.fromkeys(text for one in measured for text in one.notes)),
                 )
             )
     return found
@@ -229,6 +232,7 @@ def notes(table: Sequence[TableRow]) -> list[str]:
                 f"{named([row])}: tested on {row.tested.count} records; "
                 f"{row.tested.left_out} have no value before or after."
             )
+    found += dict.fromkeys(f"{row.eval}: {text}." for row in table for text in row.told)
     untested: dict[str, list[TableRow]] = {}
     for row in table:
         if row.said.why:

@@ -194,7 +194,8 @@ class Evaluator:
                     self.reporter.doing(f"{what}: known from {when} {kept.name}")
                     run = runs / (kept.reused_from or record.id)
                     samples = tuple(store.load_samples(run, kept.name, found.name, when))
-                    return EvalResult(found.metrics, samples, found.higher_is_better, by_record)
+                    better, notes = found.higher_is_better, tuple(found.notes)
+                    return EvalResult(found.metrics, samples, better, by_record, notes)
         return None
 
     def _evaluate(

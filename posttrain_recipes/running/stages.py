@@ -84,6 +84,8 @@ class StageWork:
         kept.start = start
         kept.started = kept.started or store.now()
         trained = kept.done
+        if stage.method is None and kept.checkpoint:
+            kept.checkpoint = start  # the same weights may have had another name in an earlier run
         ends = "reused" if kept.status in ("finished", "reused") else "finished"
         if kept.status != "trained":
             kept.status = "reused" if trained else "running"
@@ -299,7 +301,7 @@ def log_kept(run: Path, stage: PlannedStage, kept: StageRecord, child: StageRun)
     for when, step in (("before", 0), ("after", kept.total_steps)):
         weights = kept.start if when == "before" else made
         for m in getattr(kept, when):
-            found = EvalResult(m.metrics, (), m.higher_is_better)
+            found = EvalResult(m.metrics, (), m.higher_is_better, notes=tuple(m.notes))
             uri = weights.sampler_uri if weights else None
             child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
     for m in kept.during:

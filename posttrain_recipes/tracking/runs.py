@@ -249,6 +249,8 @@ class StageRun(TrackedRun):
         """
         if not self.run_id:
             return
+        for text in result.notes:
+            self.note(f"{name}: {text}")
         model_id = self._evaluated[name, when] = self.parent.models.get(checkpoint_uri or "")
         ties: dict[str, Any] = {"model_id": model_id}
         if dataset_name and dataset_digest:
@@ -298,7 +300,8 @@ class StageRun(TrackedRun):
 
     def note(self, text: str) -> None:
         """Put a sentence at the top of the run's page."""
-        self._notes.append(text)
+        if text not in self._notes:
+            self._notes.append(text)
         self._show_results()
 
     def _show_results(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import posttrain_recipes as ptl
+from posttrain_recipes import models
 from posttrain_recipes.cli import cli
 from posttrain_recipes.store import Store
 from tests.e2e.test_run import ROOT
@@ -72,6 +74,16 @@ def test_a_suite_on_a_run_and_its_base(tmp_path: Path) -> None:
     assert code == 1
     assert "chat" in found["worse"][0]
     assert command(*args[:2], *args[3:], "--fail-under", "held=1.01")[0] == 1
+
+    # The same bytes under another name: known, and what is new of the suite is measured there.
+    copy, more = tmp_path / "copy", tmp_path / "more.yaml"
+    shutil.copytree(Path(models.__file__).parent / "nano", copy)
+    only = SUITE.splitlines()[0].replace("DATA", data)
+    more.write_text(f"{only}\n{only.replace('name: chat', 'name: less').replace('24', '4')}\n")
+    _, found = command("eval", copy, "--suite", more, "--home", home)
+    (again,) = found["runs"]
+    assert again["stages"][0]["reused_from"] == base
+    assert stages(home, again["id"])["chat"] == stages(home, base)["chat"]
 
     # Nothing was measured twice; an eval more is measured alone, and the same bytes under another
     # name are the same weights.

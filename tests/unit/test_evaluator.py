@@ -11,6 +11,7 @@ import pytest
 
 from posttrain_recipes.planning import pricing
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult, Message, Sample
+from posttrain_recipes.reporting import comparisons, report
 from posttrain_recipes.running.evaluation import Evaluator
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
@@ -42,6 +43,7 @@ class Bench:
     fails: int = 0
     asked: int = 0
     cut: int = 0
+    notes: tuple[str, ...] = ()
     heard: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,7 +77,8 @@ class Bench:
         samples = tuple(
             Sample((Message("user", "?"),), "reply", truncated=i < self.cut) for i in range(10)
         )
-        return EvalResult({"nll": Estimate(0.5, 0.4, 0.6, 1)}, samples, {"nll": False})
+        metrics = {"nll": Estimate(0.5, 0.4, 0.6, 1)}
+        return EvalResult(metrics, samples, {"nll": False}, notes=self.notes)
 
 
 def _ignore(*_: Any, **__: Any) -> None:
@@ -115,6 +118,18 @@ def test_an_interrupted_eval_is_paid_for_and_no_part_of_what_the_eval_takes(
     assert (kept.evaluation.usage.tokens, kept.lost.usage.tokens) == (10, 10)
     assert kept.spent.usage.tokens == 10
     assert bench.spending.tokens == 20, "a budget holds for all that was sent"
+
+
+def test_what_an_eval_leaves_out_stands_below_every_table(project: Project) -> None:
+    bench = Bench(project, notes=("3 of 9 records are left out",))
+    bench.measure(bench.evaluator(), 0, "before", Checkpoint("./model"))
+    bench.measure(bench.evaluator(), 0, "after", TRAINED)
+    bench.measure(bench.evaluator(), 1, "before", TRAINED)  # known from after the stage above
+    told = "nll: 3 of 9 records are left out."
+    assert bench.record.stages[1].before[0].notes == list(bench.notes)
+    assert report.notes(report.rows(bench.record)).count(told) == 1
+    group = comparisons.ArmGroup("all", {"a": {"": bench.record.stages[0]}})
+    assert told in comparisons.notes(comparisons.tables(group, lambda *_: {}))
 
 
 def test_replies_that_were_cut_are_told(project: Project) -> None:

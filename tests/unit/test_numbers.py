@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.rewards.numeric import Numeric
-from posttrain_recipes.training.text.answer_extraction import equal, extract
+from posttrain_recipes.training.text.answer_extraction import equal, extract, final_number
 from posttrain_recipes.training.text.numbers import last_number, read_number
 
 HALF = Fraction(1, 2)
@@ -36,6 +36,8 @@ HALF = Fraction(1, 2)
         (r"10,\!000", 10000), ("1 234 567", 1234567), ("1\u202f234", 1234), ("1'234", 1234),
         ("½", HALF), ("1½", Fraction(3, 2)), ("3⁄4", Fraction(3, 4)), ("3 / 4", Fraction(3, 4)),
         ("10^3", 1000), ("2^{10}", 1024), ("1 234 km", 1234),
+        ("1.5 million", 1500000), (r"2\text{ thousand}", 2000), ("$1 million", 1000000),
+        ("minus 5", -5), ("negative $5", -5), (r"\frac{1}{-2}", -HALF), (r"{1 \over 2}", HALF),
     ],
 )  # fmt: skip
 def test_a_number_is_read_by_its_value(text: str, value: Fraction | int | None) -> None:
@@ -161,3 +163,17 @@ def test_an_algebra_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatc
     assert key == "parser"
     assert "pip install 'posttrain-recipes[math]'" in why
     assert list(Numeric(Numeric.Config()).problems()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"The area is $12\pi$.", None), (r"so it is 3\sqrt{2}", None), (r"\boxed{\sqrt{2}}", None),
+        (r"\boxed{12\pi}", None), (r"\boxed{e^{2}}", None), (r"\boxed{5!}", None),
+        (r"The answer is \sqrt{2}", None), (r"\boxed{x = 5}", 5), ("The area is 12 cm^2.", 12),
+        ("10 minus 5 is 5", 5), ("It is 5!", 5), ("half of 10^3 is 500", 500),
+    ],
+)  # fmt: skip
+def test_a_part_of_an_expression_is_not_its_number(text: str, value: int | None) -> None:
+    found = final_number(text)
+    assert (None if found is None else found.value) == value

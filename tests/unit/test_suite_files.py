@@ -38,10 +38,22 @@ def test_a_list_is_a_stage_without_a_method(tmp_path: Path) -> None:
     assert str(found.locate(("stages", 0, "eval", 0, "limit"))) == f"{tmp_path}/held.yaml:1:23"
 
 
+def test_a_bound_of_the_suite_is_not_replaced(tmp_path: Path) -> None:
+    text = "eval: [{use: nll}]\nexpect: {nll: '<= 1'}\n"
+    with pytest.raises(RecipeError, match="--fail-under nll would take its place"):
+        recipe(suite(tmp_path, text), OF, {"nll": ">= 0"})
+
+
 def test_a_mapping_may_have_bounds_and_a_renderer(tmp_path: Path) -> None:
-    text = "eval: [{use: nll}]\nexpect: {nll: '<= 1', nll change: '< 0'}\nrenderer: {system: Hi.}\n"
+    text = (
+        "eval: [{use: nll}]\nexpect: {tone: '<= 1', nll change: '< 0'}\nrenderer: {system: Hi.}\n"
+    )
     found = recipe(suite(tmp_path, text), OF, {"nll": ">= 0.1"}).data
-    assert found["stages"][0]["expect"] == {"nll": ">= 0.1", "nll change": "< 0"}
+    assert found["stages"][0]["expect"] == {
+        "tone": "<= 1",
+        "nll change": "< 0",
+        "nll": ">= 0.1",
+    }
     assert found["renderer"] == {"system": "Hi."}
 
 
@@ -51,10 +63,12 @@ def test_a_mapping_may_have_bounds_and_a_renderer(tmp_path: Path) -> None:
         ("", "empty"),
         ("hello", "list of evals"),
         ("{}", "no evals"),
+        ("[]", "the suite is empty"),
+        ("eval: []", "the suite is empty"),
         ("stages: []", "'ptl run' is for recipes"),
         ("model: ptl/tiny\neval: []", "on the command line"),
         ("eval: []\nevals: []", "nothing that a suite has"),
-        ("eval: []\nexpect: 3", "mapping of bounds"),
+        ("eval: [nll]\nexpect: 3", "mapping of bounds"),
     ],
 )
 def test_anything_else_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -316,6 +315,20 @@ def test_the_right_choice_is_a_place_a_letter_or_a_text(project: Project, answer
 # --- programs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer"), [(["1", "2", "3"], "1"), (["B", "A"], "B"), (["7", "2", "0"], 2)]
+)
+def test_answers_that_are_places_and_texts_are_refused(
+    project: Project, choices: list[str], answer: Any
+) -> None:
+    row = {"question": "Which?", "choices": choices, "answer": answer}
+    with pytest.raises(UsageError, match=r"data\.jsonl:1: is the answer '\w' the text of a choice"):
+        evaluate(of_file(project, "multiple_choice", [row]), Sampler(lambda asked, _: "", "A"))
+    clear = {"question": "And?", "choices": ["x", "y"], "answer": "A"}  # so answers are no texts
+    both = of_file(project, "multiple_choice", [row, clear])
+    assert len(evaluate(both, Sampler(lambda asked, _: "", "A")).samples) == 2
+
+
 def test_pass_at_k_is_unbiased() -> None:
     assert pass_at_k(10, 0, 1) == 0
     assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
@@ -383,19 +396,19 @@ def test_arguments_are_as_the_checker_knows_them() -> None:
     }
 
 
-def test_what_the_checker_passes_unseen_is_left_out_aloud(
-    project: Project, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_the_checker_passes_unseen_is_left_out_aloud(project: Project) -> None:
     pytest.importorskip("tinker_cookbook")
     only = {
         "prompt": "Say it again.",
-        "instruction_id_list": ["combination:repeat_prompt"],
-        "kwargs": [{"prompt_to_repeat": "Say it again."}],
+        "instruction_id_list": ["combination:repeat_prompt", "words:odd"],
+        "kwargs": [{"prompt_to_repeat": "Say it again."}, {}],
     }
     found = of_file(project, "ifeval", [*IFEVAL, only])
-    with caplog.at_level(logging.WARNING):
-        result = evaluate(found, Sampler(lambda asked, _: "An apple"))
-    assert "left out: combination:repeat_prompt (1)" in caplog.text
+    result = evaluate(found, Sampler(lambda asked, _: "An apple"))
+    assert result.notes == (
+        "tinker-cookbook's checker passes 2 of 4 instructions without a look, and they are left "
+        "out, with 1 of 2 prompts that have no other: combination:repeat_prompt (1), words:odd (1)",
+    )
     assert result.scores["prompt_strict"] == PerRecord((1.0, None))
     assert result.metrics["prompt_strict"].count == 1
     with pytest.raises(PtlError, match="no instruction that can be checked"):
@@ -481,6 +494,19 @@ def test_the_hubs_data_are_those_that_are_published(
         ("ifeval", {"kwargs": []}, "'kwargs' is to be a list with one mapping"),
         ("ifeval", {"kwargs": [3, 4]}, "'kwargs' has something else than mappings"),
         ("ifeval", {"instruction_id_list": "x"}, "'instruction_id_list' is to be a list of names"),
+        (
+            "ifeval",
+            {"instruction_id_list": ["keywords:existence"], "kwargs": [{}]},
+            "the kwargs of keywords:existence have no 'keywords'",
+        ),
+        (
+            "ifeval",
+            {
+                "instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"num_words": 3, "relation": "around"}],
+            },
+            "relation of length_constraints:number_words is to be one of at least",
+        ),
         ("mmlu", {"answer": 4}, "its answer, '4', is none of the 4 choices"),
         ("mmlu", {"choices": ["Ice"]}, "has 1 choices, and 2 to 26 can be told apart"),
         ("mmlu", {"choices": ["Ice", 3]}, "'choices' is to be a list of texts"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import logging
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,8 +21,6 @@ from posttrain_recipes.plugin import EvalContext, EvalResult, Message, PerRecord
 from posttrain_recipes.training.intervals import proportion, ratio
 from posttrain_recipes.training.sampling import generation
 
-log = logging.getLogger(__name__)
-
 UNSEEN = {
     "detectable_format:constrained_response": "",
     "combination:repeat_prompt": "",
@@ -29,6 +29,26 @@ UNSEEN = {
 }
 """Instructions that tinker-cookbook's checker passes without a look, and the package with which it
 looks."""
+TAKES = {
+    "keywords:existence": ("keywords",),
+    "keywords:forbidden_words": ("forbidden_words",),
+    "keywords:frequency": ("keyword", "relation", "frequency"),
+    "keywords:letter_frequency": ("letter", "let_relation", "let_frequency"),
+    "language:response_language": ("language",),
+    "length_constraints:number_words": ("relation", "num_words"),
+    "length_constraints:number_sentences": ("relation", "num_sentences"),
+    "length_constraints:number_paragraphs": ("num_paragraphs",),
+    "length_constraints:nth_paragraph_first_word": ("nth_paragraph", "first_word"),
+    "detectable_content:number_placeholders": ("num_placeholders",),
+    "detectable_format:number_bullet_lists": ("num_bullets",),
+    "detectable_format:number_highlighted_sections": ("num_highlights",),
+    "detectable_format:multiple_sections": ("num_sections",),
+    "change_case:capital_word_frequency": ("capital_relation", "capital_frequency"),
+    "startend:end_checker": ("end_phrase",),
+}
+"""Arguments without which the checker takes any reply, or counts to a number of its own."""
+RELATIONS = ("at least", "at most", "less than", "exactly")
+"""Others are taken for kept, whatever the count is."""
 _COUNTS = {
     "relation": ("frequency", "num_words", "num_sentences", "num_paragraphs"),
     "let_relation": ("let_frequency",),
@@ -59,6 +79,11 @@ class IFEval(Suite):
 
     config: Config
 
+    def digest(self) -> str:
+        """What checks: other versions of it, and with or without langdetect, find others."""
+        with_languages = "with langdetect" if find_spec("langdetect") else ""
+        return f"rules 2, {version('tinker-cookbook')} {with_languages}".strip()
+
     def measures(self) -> Sequence[str]:
         return ["prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"]
 
@@ -70,9 +95,15 @@ class IFEval(Suite):
         if not isinstance(given, list) or len(given) != len(names):
             return "'kwargs' is to be a list with one mapping for each instruction"
         try:
-            list(map(arguments, given))
+            read = list(map(arguments, given))
         except ValueError:
             return "'kwargs' has something else than mappings"
+        for name, found in zip(names, read, strict=True):
+            for key in TAKES.get(name.strip(), ()):
+                if found.get(key) in (None, "", []):
+                    return f"the kwargs of {name} have no '{key}'"
+                if key.endswith("relation") and found[key] not in RELATIONS:
+                    return f"{key} of {name} is to be one of {', '.join(RELATIONS)}"
         return None
 
     def messages(self, prompt: Prompt) -> tuple[Message, ...]:
@@ -81,17 +112,7 @@ class IFEval(Suite):
     def evaluate(self, context: EvalContext) -> EvalResult:
         """Shares of prompts have Wilson's interval, those of instructions that over prompts."""
         check, config, prompts = checker(), self.config, self.asked(context)
-        unseen = Counter(name for p in prompts for name in _names(p) if not seen(name))
-        if unseen:
-            told = ", ".join(f"{name} ({count})" for name, count in sorted(unseen.items()))
-            hint = "; pip install langdetect" if "language:response_language" in unseen else ""
-            log.warning(
-                "eval '%s': tinker-cookbook's checker passes these instructions without a look, "
-                "and they are left out: %s%s",
-                context.name,
-                told,
-                hint,
-            )
+        rules = looked_at(check)
         samples = generation.generate(
             context, prompts, max_tokens=config.max_tokens, temperature=config.temperature
         )
@@ -100,7 +121,7 @@ class IFEval(Suite):
             wanted = [
                 (name, arguments(given))
                 for name, given in zip(_names(prompt), prompt.metadata["kwargs"], strict=True)
-                if seen(name)
+                if seen(name, rules)
             ]
             texts = readings(sample.completion)
 
@@ -129,7 +150,23 @@ class IFEval(Suite):
             tuple(scored),
             higher_is_better=dict.fromkeys(metrics, True),
             scores=scores_of,
+            notes=tuple(_left_out(prompts, rules)),
         )
+
+
+def _left_out(prompts: Sequence[Prompt], known: Collection[str]) -> Iterator[str]:
+    """What is said of the instructions that nothing looks at."""
+    unseen = Counter(name for p in prompts for name in _names(p) if not seen(name, known))
+    if not unseen:
+        return
+    told = ", ".join(f"{name} ({count})" for name, count in sorted(unseen.items()))
+    of, whole = sum(len(_names(p)) for p in prompts), len(prompts)
+    alone = sum(not any(seen(name, known) for name in _names(p)) for p in prompts)
+    hint = "; pip install langdetect" if "language:response_language" in unseen else ""
+    yield (
+        f"tinker-cookbook's checker passes {unseen.total()} of {of} instructions without a look, "
+        f"and they are left out, with {alone} of {whole} prompts that have no other: {told}{hint}"
+    )
 
 
 def _names(prompt: Prompt) -> list[str]:
@@ -153,10 +190,16 @@ def checker() -> Any:
     return verify_instruction
 
 
-def seen(name: str) -> bool:
-    """Whether the checker looks at an instruction."""
+def looked_at(check: Any) -> frozenset[str]:
+    """The instructions that a checker has a rule for: it passes others without a word, and has no
+    list of them but its own text."""
+    return frozenset(re.findall(r'"([a-z_]+:[a-z_0-9]+)"', inspect.getsource(check)))
+
+
+def seen(name: str, known: Collection[str]) -> bool:
+    """Whether the checker looks at an instruction; `known` are those that it has a rule for."""
     package = UNSEEN.get(name.strip())
-    return package is None or bool(package and find_spec(package))
+    return name.strip() in known and (package is None or bool(package and find_spec(package)))
 
 
 def arguments(given: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.evals.suites.options import FewShotConfig, Published
 from posttrain_recipes.evals.suites.suite import Suite, question, turns
 from posttrain_recipes.plugin import (
@@ -60,6 +61,26 @@ class MultipleChoice(Suite):
         if right(prompt) is None:
             return f"its answer, {prompt.answer!r}, is none of the {len(choices)} choices"
         return None
+
+    def asked(self, context: EvalContext) -> list[Prompt]:
+        """The records in their form.
+
+        Raises:
+            UsageError: as of every suite; or all answers are texts of choices, and other choices
+                are meant where they are read as places or letters.
+        """
+        prompts = super().asked(context)
+        if self.published is None and all(p.answer in p.metadata["choices"] for p in prompts):
+            for prompt in prompts:
+                choices, answer = prompt.metadata["choices"], prompt.answer
+                if choices[right(prompt) or 0] != answer:
+                    raise UsageError(
+                        f"eval '{context.name}': {prompt.source}: is the answer {answer!r} the "
+                        f"text of a choice, or its place? {choices}",
+                        why="all answers of the file can be read both ways",
+                        hint="write its letter; its place from 0 where the choices are letters",
+                    )
+        return prompts
 
     def fits(self, example: Prompt, prompt: Prompt) -> bool:
         """Examples are of the subject of the question."""
@@ -150,8 +171,8 @@ def right(prompt: Prompt) -> int | None:
     """The place of the right choice, from 0; None where the answer tells none."""
     choices: list[Any] = prompt.metadata["choices"]
     answer = (prompt.answer or "").strip()
-    if answer.isdecimal():
-        return int(answer) if int(answer) < len(choices) else None
+    if answer.isdecimal() and int(answer) < len(choices):
+        return int(answer)
     if len(answer) == 1 and answer.upper() in ascii_uppercase[: len(choices)]:
         return ascii_uppercase.index(answer.upper())
     return choices.index(answer) if answer in choices else None

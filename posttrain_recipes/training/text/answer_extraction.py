@@ -9,6 +9,7 @@ from typing import Literal
 from posttrain_recipes.training.text.numbers import (
     Number,
     last_number,
+    last_value,
     leading_number,
     numbers_in,
     read_number,
@@ -21,7 +22,7 @@ what stands in the last `\\boxed{}`."""
 NumberIn = Literal["auto", "number", "hashes", "boxed", "whole"]
 """Where a reply has its number; `auto`: see `final_number`."""
 
-READER = "numbers 3"
+READER = "numbers 4"
 """What reads numbers: a result by another reader is not taken for one of this."""
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -70,11 +71,12 @@ def final_number(text: str, how: NumberIn = "auto") -> Number | None:
     for way in ways:
         if way == "number":
             said = _announced(text) if how == "auto" else None
-            return said or _last(text)
+            return said or last_value(text)
         part = extract(text, way)
         if part is not None:
-            alone = way != "whole" and len(numbers_in(part)) == 1  # as in `x = 7`
-            return read_number(part) or (_last(part) if alone else None)
+            # As in `x = 7`; a factorial is not its number.
+            alone = way != "whole" and len(numbers_in(part)) == 1 and not part.endswith("!")
+            return read_number(part) or (last_value(part) if alone else None)
     return None
 
 
@@ -84,7 +86,7 @@ def reference_number(text: str, how: NumberIn = "auto") -> Number | None:
         part = extract(text, way)
         if part is not None:
             return read_number(part)
-    return read_number(text) or _last(text)
+    return read_number(text) or last_value(text)
 
 
 def _announced(text: str) -> Number | None:
@@ -95,12 +97,7 @@ def _announced(text: str) -> Number | None:
         return read_number(text)
     sentence = _SENTENCE.match(text, said[-1].end())
     part = sentence[0].replace("**", "") if sentence else ""
-    return read_number(part) or leading_number(part) or _last(part)
-
-
-def _last(text: str) -> Number | None:
-    found = last_number(text)
-    return None if found is None else read_number(found)
+    return read_number(part) or leading_number(part) or last_value(part)
 
 
 def fenced(text: str) -> str:

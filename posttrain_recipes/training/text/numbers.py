@@ -2,7 +2,7 @@
 
 `1,000`, `1{,}000`, `1\\,000`, `-3.5`, `.5`, `1e-3`, `2 x 10^{4}`, `2^{10}`, `1/2`, `½`,
 `\\frac{1}{2}`, `2 1/2`, `50%`, `$3.50`, `12 km`. Values are exact (fractions), so that comparing
-them is. What needs algebra (`\\sqrt{2}`, `\\pi`) is no number here.
+them is. What needs algebra (`\\sqrt{2}`, `12\\pi`) is no number here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ _WORDS = re.compile(r"(?:[A-Za-z°μµ²³€£¥$]|\^ ?[23])[\w°/²³^ .-]*")
 """A unit or a few words after a number."""
 _POWER = re.compile(r"\^ ?[23]")
 
+_APPLIED = re.compile(r"(?:\\(?:sqrt|log|ln|exp|sin|cos|tan)|√|\be *\^) *[{(\[]? *\Z")
+_OF_UNIT = re.compile(r"(?<!\be)(?<=[a-z])\^ ?\{? ?\Z")
+"""What makes a number the power of a unit, as in `12 cm^2`."""
+_TIMES = re.compile(r" *(?:\\pi\b|\\sqrt\b|π|√)")
+"""What makes a number a part of an expression, before and after it."""
+
 _GOES_ON = re.compile(r" *(?:[-+*/=^×·÷<>]|\\[a-z]|x \d|to |or |and \d)")
 """What makes a number the first part of a sum or of several."""
 
@@ -35,6 +41,7 @@ _RAISED = re.compile(r"(?<![\w.^)}])(\d{1,4}) ?\^ ?(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}
 _BETWEEN, _THOUSAND = r"(?<=\d)", r"(?=\d{3}(?!\d))"
 _SPACED = re.compile(r"([-+]?\d{1,3})((?: \d{3})+)(?![\d/])")
 """A whole answer as `1 234 567`; in running text these may be numbers that stand side by side."""
+_SCALES = {"thousand": "e3", "million": "e6", "billion": "e9", "trillion": "e12"}
 _LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}"), r" \1"),
     (re.compile(r"\\(?:left|right|displaystyle)\b"), ""),
@@ -50,6 +57,17 @@ _LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile("[¼-¾⅐-⅞]"), lambda match: unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"\u2044|(?<=\d) / (?=\d)"), "/"),
     (re.compile(r"(?<=\d) ?per ?cent\b"), "%"),
+    (
+        re.compile(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}|\{(\d+)\}\s*/\s*\{(\d+)\}"),
+        lambda match: f"{match[1] or match[3]}/{match[2] or match[4]}",
+    ),
+    (re.compile(r"(?<![\d)] )\b(?:minus|negative) (?=[$€£¥]?[\d.])", re.IGNORECASE), "-"),
+    (
+        re.compile(
+            rf"(?<![\d/,.eE^])({_PLAIN}) *(thousand|million|billion|trillion)\b", re.IGNORECASE
+        ),
+        lambda match: match[1] + _SCALES[match[2].lower()],
+    ),
 )
 
 
@@ -91,6 +109,8 @@ def plain(text: str) -> str:
 def _slashed(match: re.Match[str]) -> str:
     top, under = (match[1] or match[2] or ""), (match[3] or match[4] or "")
     before = match.string[: match.start()]
+    if under.startswith("-"):
+        top, under = top.removeprefix("-") if top.startswith("-") else f"-{top}", under[1:]
     gap = " " if before[-1:].isdigit() else ""  # 2\\frac{1}{2} is two and a half
     return f"{gap}{top}/{under}" if _number(top) and _number(under) else match[0]
 
@@ -104,6 +124,18 @@ def last_number(text: str) -> str | None:
     """The last of them; None where there is none."""
     found = numbers_in(text)
     return found[-1] if found else None
+
+
+def last_value(text: str) -> Number | None:
+    """The last number by its value; None where there is none, or where it is a part of an
+    expression that needs algebra, as 12 is of `12\\pi` and 2 of `\\sqrt{2}`."""
+    body, match = plain(text), None
+    for one in _NUMBER.finditer(body):
+        if not _OF_UNIT.search(body, max(0, one.start() - 6), one.start()):
+            match = one
+    if match is None or _APPLIED.search(body, max(0, match.start() - 12), match.start()):
+        return None
+    return None if _TIMES.match(body, match.end()) else read_number(match[0])
 
 
 def leading_number(text: str) -> Number | None:
