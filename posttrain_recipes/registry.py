@@ -212,9 +212,9 @@ class Registry:
         return [by_name[name] for by_name in self.entries.values() if name in by_name]
 
 
-def nearest(name: str, options: Collection[str]) -> str | None:
-    """What was most likely meant; None where nothing is near."""
-    return next(iter(difflib.get_close_matches(name, sorted(options), n=1, cutoff=0.6)), None)
+def nearest(name: str, options: Collection[str], cutoff: float = 0.6) -> str | None:
+    """What was most likely meant; None where nothing is near. `cutoff`: 0 to 1, 1 is the same."""
+    return next(iter(difflib.get_close_matches(name, sorted(options), n=1, cutoff=cutoff)), None)
 
 
 def suggest(name: str, options: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.language.suite import Measurand
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.planning.plans import BASE
+from posttrain_recipes.registry import nearest
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ def find(text: str | None, home: Path) -> ChatTarget:
     for one in unreadable:
         if one.id == name:
             raise one.error()
+    # Only what ends in a number, as an id does: hub models of an organisation may be alike.
+    near = re.fullmatch(r".+-\d+", name) and nearest(name, [run.id for run in runs], 0.8)
+    if near and text not in models.BUNDLED and not models.is_path(text):
+        raise UsageError(
+            f"'{name}' is no run in {display_path(home)}", hint=f"did you mean '{near}'?"
+        )
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
             text = str(Path(os.path.expanduser(text)).resolve())

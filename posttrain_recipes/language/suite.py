@@ -69,6 +69,18 @@ def recipe(path: Path, of: Measurand, bounds: Mapping[str, str]) -> Recipe:
     if given["eval"].value in (None, [], {}):
         at = given["eval"].at
         raise RecipeError([Fault(at, "", "the suite is empty: list an eval, '- {use: gsm8k}'")])
+    evals = given["eval"].value if isinstance(given["eval"].value, list) else []
+    faults = [
+        Fault(
+            node.key_at or node.at,
+            f"eval[{index}].every",
+            "is of a stage that trains: leave it out",
+        )
+        for index, one in enumerate(evals)
+        if isinstance(one.value, dict) and (node := one.value.get("every"))
+    ]
+    if faults:
+        raise RecipeError(faults)
     stage = {"name": Node.of(name_of(of.said)), "init_from": Node.of(of.start)}
     stage["eval"] = given["eval"]
     if bounds or "expect" in given:

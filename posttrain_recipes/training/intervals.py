@@ -31,12 +31,30 @@ def proportion(successes: float, count: int) -> Estimate:
     if count == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     share = successes / count
+    return Estimate(share, *_wilson(share, count), count)
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
     z2 = Z95 * Z95 / count
     centre = (share + z2 / 2) / (1 + z2)
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
     # Of 0 and 1 an end is the share itself, but for rounding.
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Estimate(share, min(share, low), max(share, high), count)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def share_of_parts(hits: Sequence[float], parts: Sequence[float]) -> Estimate:
+    """sum(hits) / sum(parts), where each record has some parts of which some are hits, with
+    Wilson's interval of the records' effective number, (sum parts)^2 / sum parts^2 (Kish 1965).
+
+    That holds where the parts of a record are all alike, and is wide where they are not; unlike the
+    delta method's it has a width where all are hits, and no more than [0, 1] where records are few.
+    Records without parts are not counted.
+    """
+    total = math.fsum(parts)
+    if total == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value, effective = math.fsum(hits) / total, total * total / math.fsum(n * n for n in parts)
+    return Estimate(value, *_wilson(value, effective), sum(n > 0 for n in parts))
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:

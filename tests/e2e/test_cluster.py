@@ -95,6 +95,8 @@ class OnThreads(Tasks):
     def cpus(self) -> int:
         return 2
 
+    gpus = 0
+
     def lacking(self, wanted: Resources) -> str | None:
         return None if wanted.gpus == 0 else str(wanted)
 

@@ -67,7 +67,7 @@ def test_what_a_target_means(home: Path, text: str | None, said: str) -> None:
     [
         ("a-1/last", "no checkpoint of its stage 'last'"), ("a-1/x", "no stage 'x'"),
         ("none-4", "no checkpoint: no stage of it has ended"), ("nope", "is no run in"),
-        ("./nope", "no directory"),
+        ("./nope", "no directory"), ("nine-4/last", "'nine-4' is no run in"),
     ],
 )  # fmt: skip
 def test_what_is_no_target_is_told(home: Path, text: str, says: str) -> None:

@@ -12,7 +12,14 @@ from scipy import optimize, stats
 from posttrain_recipes.records import Estimate, PerRecord
 from posttrain_recipes.reporting import statistics
 from posttrain_recipes.reporting.statistics import Compared
-from posttrain_recipes.training.intervals import mean, proportion, ratio, summary, t95
+from posttrain_recipes.training.intervals import (
+    mean,
+    proportion,
+    ratio,
+    share_of_parts,
+    summary,
+    t95,
+)
 
 DRAWS = 4000
 
@@ -152,6 +159,25 @@ def test_a_share_covers_at_small_counts(count: int) -> None:
     ]
     assert np.mean(covered) > 0.945
     assert all(one.low < one.high for one in bounds), "never of no width"
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("count", [3, 10, 50])
+def test_a_share_of_parts_covers_however_alike_the_parts_of_a_record_are(
+    count: int, alike: float
+) -> None:
+    """`alike`: how many records have parts that are all hits or all misses."""
+    random = np.random.default_rng(count)
+    covered = 0
+    for share in np.linspace(0.05, 0.95, 19).repeat(60):
+        sizes = random.integers(1, 4, count)
+        one = random.random(count) < share
+        own = random.binomial(sizes, share)
+        hits = np.where(random.random(count) < alike, one * sizes, own)
+        found = share_of_parts(hits.tolist(), sizes.tolist())
+        covered += found.low <= share <= found.high
+        assert 0 <= found.low < found.high <= 1
+    assert covered / (19 * 60) > 0.935
 
 
 # --- means ---------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ def test_a_mapping_may_have_bounds_and_a_renderer(tmp_path: Path) -> None:
         ("hello", "list of evals"),
         ("{}", "no evals"),
         ("[]", "the suite is empty"),
+        ("- {use: nll, every: 5, dataset: {use: jsonl, path: q.jsonl}}", "stage that trains"),
         ("eval: []", "the suite is empty"),
         ("stages: []", "'ptl run' is for recipes"),
         ("model: ptl/tiny\neval: []", "on the command line"),

@@ -18,7 +18,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.evals.suites.options import Published, SampledConfig, SuiteConfig
 from posttrain_recipes.evals.suites.suite import Suite
 from posttrain_recipes.plugin import EvalContext, EvalResult, Message, PerRecord, Prompt
-from posttrain_recipes.training.intervals import proportion, ratio
+from posttrain_recipes.training.intervals import proportion, share_of_parts
 from posttrain_recipes.training.sampling import generation
 
 UNSEEN = {
@@ -110,7 +110,7 @@ class IFEval(Suite):
         return prompt.messages
 
     def evaluate(self, context: EvalContext) -> EvalResult:
-        """Shares of prompts have Wilson's interval, those of instructions that over prompts."""
+        """Shares have Wilson's interval, those of instructions that of as many prompts."""
         check, config, prompts = checker(), self.config, self.asked(context)
         rules = looked_at(check)
         samples = generation.generate(
@@ -143,7 +143,7 @@ class IFEval(Suite):
             metrics[f"prompt_{kind}"] = proportion(sum(known), len(known))
             scores_of[f"prompt_{kind}"] = PerRecord(whole)
             parts = tuple(float(sum(pair[place])) for pair in found)
-            metrics[f"instruction_{kind}"] = ratio(parts, weights)
+            metrics[f"instruction_{kind}"] = share_of_parts(parts, weights)
             scores_of[f"instruction_{kind}"] = PerRecord(parts, weights)
         return EvalResult(
             {name: metrics[name] for name in self.measures()},

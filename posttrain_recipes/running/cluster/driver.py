@@ -69,6 +69,7 @@ class ClusterStages:
     def __post_init__(self) -> None:
         self.home = self.shared.home
         self._told: set[str] = set()
+        self._queued: set[str] = set()
         self._mark = secrets.token_hex(16)
         self.shared.mark(self._mark)
 
@@ -140,7 +141,7 @@ class ClusterStages:
         outcome = None
         for tick in itertools.count():
             if tick % LOOK_TICKS == 0:
-                self._say_waiting(stage)
+                self._say_waiting(stage, queued=tick > 0 and not task.begun)
             try:
                 self.interrupts.check()
             except KeyboardInterrupt as error:
@@ -163,10 +164,14 @@ class ClusterStages:
         assert outcome is not None
         return outcome
 
-    def _say_waiting(self, stage: PlannedStage) -> None:
-        """Say once that no node has what a stage wants, as long as that is so."""
+    def _say_waiting(self, stage: PlannedStage, *, queued: bool) -> None:
+        """Say once that no node has what a stage wants, as long as that is so, and once that it is
+        queued behind others."""
         self.spending.jobs = self.most
         lacking = self.tasks.lacking(stage.resources)
+        if queued and not lacking and stage.name not in self._queued:
+            self._queued.add(stage.name)
+            self.reporter.doing(f"stage '{stage.name}' waits for a node that is free")
         if lacking and lacking not in self._told:
             self.reporter.warning(
                 f"no node has {lacking}: stage '{stage.name}' waits for one; Ctrl-C ends the run"
@@ -308,6 +313,11 @@ def opened(
     if redact(shared.url) == shared.url:  # a password in it is kept nowhere
         store.write_atomic(directory.path / PLACE, shared.url)
     with connected(cluster, plan, home) as tasks:
+        if tasks.gpus and not any(stage.resources.gpus for stage in plan.stages):
+            reporter.warning(
+                f"the cluster has {tasks.gpus} GPUs and no stage asks for one: all train on "
+                "CPUs: 'resources: {gpus: 1}', in the recipe or in a stage, asks for one"
+            )
         yield ClusterStages(
             plan, directory, serving, reporter, interrupts, spending, shared, tasks, made, first
         )

@@ -235,6 +235,13 @@ class Tasks:
 
         return int(ray.cluster_resources().get("CPU", 1))
 
+    @property
+    def gpus(self) -> int:
+        """Of all nodes together."""
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
     def lacking(self, wanted: Resources) -> str | None:
         """What no node has of what is wanted, in words."""
         import ray
