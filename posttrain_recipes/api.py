@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import registry
 from posttrain_recipes.errors import UsageError
@@ -22,11 +22,20 @@ if TYPE_CHECKING:
     from posttrain_recipes.running.events import Reporter
 
 
-def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Plan:
+def _source(recipe: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
+    return recipe if isinstance(recipe, Mapping) else Path(recipe)
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
     """Check a recipe and say what running it would do. Asks the hub what its branches are now.
 
     Args:
-        recipe: path of the recipe.
+        recipe: path of the recipe, or the recipe itself as a mapping.
         preset: one of its presets; by default `quick` where it has one.
         overrides: as `--set` takes them, `stages.sft.method.learning_rate=1e-4`.
 
@@ -34,25 +43,30 @@ def plan(recipe: str | Path, *, preset: str | None = None, overrides: Sequence[s
         RecipeError: everything that is wrong with the recipe.
         UsageError: the file or the preset is not there.
     """
-    read = recipes.load(Path(recipe), preset=preset, overrides=overrides)
+    read = recipes.load(_source(recipe), preset=preset, overrides=overrides)
     return build(read, registry.load(), ask=True)
 
 
 def validate(
-    recipe: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[str]:
     """Raise `RecipeError` with everything that is wrong with a recipe, or return what may be.
 
     Needs no network. Warnings are of evals that measure on prompts that are trained on, in files on
     this machine.
     """
-    planned = build(recipes.load(Path(recipe), preset=preset, overrides=overrides), registry.load())
+    planned = build(
+        recipes.load(_source(recipe), preset=preset, overrides=overrides), registry.load()
+    )
     found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
     return [f"{one}; {one.hint}" for one in found]
 
 
 def run(
-    recipe: str | Path,
+    recipe: str | Path | Mapping[str, Any],
     *,
     preset: str | None = None,
     overrides: Sequence[str] = (),

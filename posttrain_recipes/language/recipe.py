@@ -90,8 +90,13 @@ class Recipe:
         return shown
 
 
-def load(path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    path: Path | Mapping[str, Any], *, preset: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
     """Read a recipe: `extends`, then the preset, then `--set` overrides; the last wins.
+
+    A mapping is a recipe as a program made it: as one that comes through a pipe, it lies nowhere,
+    and its relative paths start from the working directory.
 
     Without `preset`, the preset `quick` is used where the recipe has one.
 
@@ -99,7 +104,10 @@ def load(path: Path, *, preset: str | None = None, overrides: Sequence[str] = ()
         RecipeError: text that is not YAML, with the place.
         UsageError: a missing file, an unknown preset or an override that cannot be read.
     """
-    root = _load_file(path, seen=())
+    if isinstance(path, Mapping):
+        root, path = _given(path), PIPE
+    else:
+        root = _load_file(path, seen=())
     presets = _pop(root, "presets")
     choices = presets.value if presets and isinstance(presets.value, dict) else {}
     if presets is not None and not isinstance(presets.value, dict):
@@ -228,7 +236,11 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     if len(seen) >= MAX_CHAIN:
         raise UsageError(f"recipes extend each other in a chain of more than {MAX_CHAIN}")
     path = path if place == PIPE else place
-    root = _parsed(path)
+    return _extended(_parsed(path), path, (*seen, resolved))
+
+
+def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
+    """A recipe with what it extends below it; `path` is where it stands."""
     base = _pop(root, "extends")
     if base is None:
         return root
@@ -247,7 +259,20 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
         raise RecipeError([Fault(base.at, "extends", why)])
     if not there:
         raise RecipeError([Fault(base.at, "extends", f"there is no file {display_path(parent)}")])
-    return merge(_load_file(parent, (*seen, resolved)), root)
+    return merge(_load_file(parent, seen), root)
+
+
+def _given(recipe: Mapping[str, Any]) -> Node:
+    """A recipe that a program made, as nodes; what it extends starts from the working directory."""
+    try:
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            "the recipe holds what no recipe can",
+            why=" ".join(str(error).split()),
+            hint="write texts, numbers, lists and mappings",
+        ) from None
+    return _extended(parse(text, "the recipe"), PIPE, ())
 
 
 _SUFFIXES = (".yaml", ".yml")

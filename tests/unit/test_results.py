@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import posttrain_recipes as ptl
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.store import RunRecord
+from tests.conftest import Project
 from tests.unit.test_page import Tags, home, run
 
 __all__ = ["home", "run"]  # the fixtures
@@ -57,6 +59,30 @@ def test_runs_are_compared_as_a_frame(home: Path, run: RunRecord) -> None:
     assert "None" not in found._repr_html_()
     with pytest.raises(UsageError, match="nothing to compare"):
         ptl.compare(home=home)
+
+
+def test_a_recipe_may_be_a_mapping(project: Project) -> None:
+    recipe = {
+        "name": "mine",
+        "model": "./model",
+        "stages": [
+            {
+                "name": "sft",
+                "dataset": {"use": "jsonl", "path": "chat.jsonl"},
+                "method": {"use": "sft", "learning_rate": 1e-3},
+            }
+        ],
+    }
+    assert (
+        ptl.plan(recipe).stages[0].fingerprint
+        == project.plan(json.dumps(recipe)).stages[0].fingerprint
+    )
+    assert ptl.validate({"extends": "mine.yaml", "name": "another"}) == []
+    with pytest.raises(RecipeError) as caught:
+        ptl.validate({**recipe, "modle": 1})
+    assert "did you mean 'model'?" in str(caught.value)
+    with pytest.raises(UsageError, match="what no recipe can"):
+        ptl.validate({"name": object()})
 
 
 def test_a_report_is_written_in_the_form_of_its_name(home: Path, run: RunRecord) -> None:
