@@ -181,10 +181,11 @@ def test_every_preset_small_runs_for_two_steps(path: Path, tmp_path: Path) -> No
     overrides = ["model=ptl/tiny"]
     for stage in recipes.load(path, preset="small").data["stages"]:
         at = f"stages.{stage['name']}"
-        rl = stage["method"]["use"] == "grpo"
-        overrides += [f"{at}.method.max_steps=2", f"{at}.method.batch_size=4"]
-        overrides += [f"{at}.method.group_size=4"] * rl
-        evals = [one["name"] for one in stage["eval"] if isinstance(one, dict)]
+        makes = stage["method"]["use"] == "constitutional"
+        overrides += [f"{at}.dataset.limit=8" if makes else f"{at}.method.max_steps=2"]
+        overrides += [f"{at}.method.batch_size=4"]
+        overrides += [f"{at}.method.group_size=4"] * (stage["method"]["use"] == "grpo")
+        evals = [one["name"] for one in stage.get("eval", ()) if isinstance(one, dict)]
         overrides += [f"{at}.eval.{name}.dataset.limit=4" for name in evals]
     result = ptl.run(path, preset="small", overrides=overrides, home=tmp_path)
     _trained_for_two_steps(result, tmp_path)
