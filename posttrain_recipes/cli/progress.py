@@ -211,6 +211,14 @@ class Lines(Reporter):
         self.line(f"go on with: ptl run {display_path(path)}")
 
 
+def shortened(text: str, room: int) -> str:
+    """`text` in so many characters, without its middle: variants differ in how they end."""
+    if len(text) <= room:
+        return text
+    end = max(room - 1, 0) * 2 // 3
+    return f"{text[: max(room - 1 - end, 0)]}…{text[len(text) - end :]}"
+
+
 def _text(*parts: str | tuple[str, str]) -> Text:
     """Text in styles; what stands in it is no markup."""
     from rich.text import Text
@@ -357,8 +365,7 @@ class Live(Lines):
             return
         told = how_far(progress)
         room = self.console.width - len(told) - 5  # the spinner, a colon and spaces
-        what = progress.what if len(progress.what) <= room else f"{progress.what[: room - 1]}…"
-        self.doing(f"{what}: {told}")
+        self.doing(f"{shortened(progress.what, room)}: {told}")
 
     def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
         self.path = plan.path
