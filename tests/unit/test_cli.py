@@ -59,11 +59,15 @@ def files(folder: Path) -> set[str]:
 def test_init_writes_a_recipe_that_is_valid(ptl: Ptl, project: Project) -> None:
     said = ptl("init", "new/project")
     assert (said.code, said.err) == (0, "")
-    assert files(project.path / "new") == {f"project/{name}" for name in FILES}
+    own = {f"project/{name}" for name in (*FILES, "recipe.schema.json")}
+    assert files(project.path / "new") == own
+    first = (project.path / "new/project/recipe.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=recipe.schema.json"
     assert said.out.splitlines() == [
         "wrote new/project/recipe.yaml",
         "wrote new/project/data/train.jsonl",
         "wrote new/project/data/held_out.jsonl",
+        "wrote new/project/recipe.schema.json",
         "",
         "next: ptl run new/project/recipe.yaml",
     ]
