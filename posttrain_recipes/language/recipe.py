@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import yaml
 
+from posttrain_recipes import shipped
 from posttrain_recipes.errors import Fault, Location, RecipeError, UsageError, display_path
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
 from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value
@@ -312,16 +313,31 @@ def _why(error: Exception) -> str:
 
 
 def _nearby(path: Path) -> str:
+    """What to do where no recipe is at `path`: the nearest there, or one that ships."""
+    if path.suffix in ("", *_SUFFIXES) and (known := shipped.lookup(path.name)):
+        return f"'ptl init --recipe {known.stem}' writes the recipe of that name, with its data"
     if not path.exists() and not path.parent.is_dir():
         return "'ptl init' writes a recipe to start from"
     folder = path if path.is_dir() else path.parent
-    there = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    found = sorted(folder.glob("*.y*ml")) if folder.is_dir() else []
+    there = [p.name for p in found if _is_recipe(p)]
     near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
     if near:
         return f"did you mean {display_path(folder / near[0])}?"
     if there:
         return f"recipes in {display_path(folder)}: {', '.join(there)}"
     return "'ptl init' writes a recipe to start from"
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a YAML file is a recipe by its first lines: there are many other kinds."""
+    if not path.is_file():  # a pipe would be waited on
+        return False
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return re.search(r"(?m)^(stages|extends):", file.read(65536)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _pop(root: Node, key: str) -> Node | None:
