@@ -351,20 +351,20 @@ def _override(text: str, root: Node) -> Node:
     path, separator, value = text.partition("=")
     if not separator or not path.strip():
         raise UsageError(
-            f"--set {_said(text)!r} cannot be read",
+            f"--set {said(text)!r} cannot be read",
             hint="write --set stages.sft.method.learning_rate=1e-4",
         )
-    place = Location(f"--set {_said(text)}")
+    place = Location(f"--set {said(text)}")
     try:
         node = parse_value(value, place)
     except (yaml.YAMLError, RecipeError, RecursionError) as error:
-        raise UsageError(f"--set {_said(text)!r}: the value is not YAML", why=str(error)) from None
+        raise UsageError(f"--set {said(text)!r}: the value is not YAML", why=str(error)) from None
     for part in reversed(path.strip().split(".")):
         node = Node({part: replace(node, key_at=place)}, place)
     return node
 
 
-def _said(override: str) -> str:
+def said(override: str) -> str:
     """An override as messages have it: a key's value is not repeated."""
     path, equals, _ = override.partition("=")
     return f"{path}{equals}***" if is_key(path.strip().split(".")[-1]) else override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -431,3 +432,27 @@ def test_a_directory_of_runs_that_are_none_is_read(ptl: Ptl, project: Project) -
     assert "demo-1  unreadable" in said.out
     assert "demo-1 cannot be read: it is cut off, or no JSON" in said.err
     assert "demo-2" not in said.out
+
+
+# --- how to go on --------------------------------------------------------------------------------
+
+
+def test_the_command_that_goes_on_has_what_was_given(
+    ptl: Ptl, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("posttrain_recipes.running.runner.run", interrupted)
+    assert ptl("init").code == 0
+    plain = ptl("run", "recipe.yaml")
+    assert plain.code == 130
+    assert plain.out.splitlines()[-1] == "go on with: ptl run recipe.yaml"
+    changes = ("--set", "seed=1", "--set", "stages.sft.method.learning_rate=1e-3")
+    kept = ("--home", "my runs", "--until", "sft", "--jobs", "2")
+    said = ptl("run", *changes, "--fresh", *kept, "recipe.yaml", "--from", "sft")
+    (told,) = [line for line in said.out.splitlines() if line.startswith("go on with: ")]
+    words = shlex.split(told.removeprefix("go on with: "))
+    assert words[:3] == ["ptl", "run", "recipe.yaml"]
+    assert sorted(words[3:]) == sorted((*changes, *kept))
+    assert words[words.index("--home") + 1] == "my runs"
