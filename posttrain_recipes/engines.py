@@ -7,13 +7,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from posttrain_recipes import connecting, dialects, machine, probe, sdk
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, not_installed
 from posttrain_recipes.options import Address
 from posttrain_recipes.plugin import (
     Affects,
@@ -205,6 +206,9 @@ def kept_running() -> Iterator[None]:
 def _embedded(
     models: Mapping[str, str], data_dir: Path, log_path: Path, dtype: str = ""
 ) -> Iterator[EngineProcess]:
+    # Its own process would tell of it late, and in the words of whatever imports it first.
+    if find_spec("torch") is None:
+        raise not_installed("torch")
     from posttrain_recipes.engine import launch
 
     kept = _kept.get()

@@ -53,6 +53,25 @@ class MissingExtraError(PtlError):
     """A feature needs a package that is not installed; `hint` is the command that installs it."""
 
 
+SYSTEMS = ("fcntl", "resource", "pwd", "termios")
+"""Modules of Python that Windows does not have."""
+
+
+def not_installed(module: str) -> PtlError:
+    """What to tell of a module that cannot be found."""
+    if module in SYSTEMS:
+        return PtlError(
+            "ptl runs on Linux and macOS",
+            why=f"this system's Python has no '{module}'",
+            hint="on Windows, use WSL2: 'wsl --install', and install ptl inside it",
+        )
+    top = module.partition(".")[0]
+    return PtlError(
+        f"the package '{top}' is not installed here, and ptl needs it",
+        hint=f"pip install {top}",
+    )
+
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """The errors of a disk, or of a user's share of it, that has no space left."""
 

@@ -18,6 +18,7 @@ from posttrain_recipes.errors import (
     PtlError,
     RecipeError,
     display_path,
+    not_installed,
     unwritable,
 )
 from posttrain_recipes.version import __version__
@@ -129,6 +130,11 @@ def _code() -> int:
     except PtlError as error:
         print_error(error)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        print_error(not_installed(error.name))
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -11,7 +11,7 @@ import click
 
 from posttrain_recipes import registry
 from posttrain_recipes.cli.compare import show
-from posttrain_recipes.cli.options import home_option, json_option
+from posttrain_recipes.cli.options import again, home_option, json_option
 from posttrain_recipes.cli.streams import Lasting, answer
 from posttrain_recipes.cli.target import measurand
 from posttrain_recipes.errors import Location, UsageError
@@ -103,7 +103,7 @@ def eval(
             try:
                 records.append(runner.run(plan, folder, reporter, scope=Scope(fresh=fresh)))
             except KeyboardInterrupt:
-                reporter.interrupted(plan.path)
+                reporter.interrupted(again(click.get_current_context(), without=("fresh",)))
                 return 130
     found = comparing.Comparison(folder, records)
     tables = found.sections[0][1] if len(records) > 1 else []

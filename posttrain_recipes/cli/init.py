@@ -13,6 +13,8 @@ from posttrain_recipes import shipped
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.store import write_atomic
 
+EDITORS = f"# yaml-language-server: $schema={shipped.SCHEMA.name}\n#\n".encode()
+"""The first line of a recipe beside its schema: VS Code, for one, then completes every key."""
 FILES = ("recipe.yaml", "data/train.jsonl", "data/held_out.jsonl")
 """What a starter consists of; the package carries it."""
 
@@ -47,7 +49,9 @@ def _same(file: Path, content: bytes) -> bool:
 
 def _starter() -> Mapping[str, bytes]:
     source = resources.files("posttrain_recipes") / "starter"
-    return {name: (source / name).read_bytes() for name in FILES}
+    written = {name: (source / name).read_bytes() for name in FILES}
+    written[FILES[0]] = EDITORS + written[FILES[0]]
+    return {**written, shipped.SCHEMA.name: shipped.SCHEMA.read_bytes()}
 
 
 def _shipped(name: str) -> Mapping[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from click.core import ParameterSource
 from posttrain_recipes import models
 from posttrain_recipes.cli.streams import for_programs
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.language.recipe import said
 from posttrain_recipes.options import without_password
 from posttrain_recipes.shown import is_address
 
@@ -65,6 +67,31 @@ def home_option(function: F) -> F:
         type=click.Path(path_type=Path, file_okay=False),
         help="Where runs are kept. [default: $PTL_HOME or ./.ptl]",
     )(function)
+
+
+def again(context: click.Context, *, without: Sequence[str] = ()) -> str:
+    """The command that was given, as a person types it; a key in a `--set` is not repeated.
+
+    Args:
+        without: parameters that are left out, as those that ask for a new beginning.
+    """
+    words, arguments = ["ptl", context.info_name or ""], []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name in without or not given:
+            continue
+        value = context.params[name]
+        several = parameter.multiple if isinstance(parameter, click.Option) else parameter.nargs < 0
+        values = list(value) if several else [value]
+        if isinstance(parameter, click.Argument):
+            arguments += [str(one) for one in values]
+        elif getattr(parameter, "is_flag", False):
+            words.append(parameter.opts[0])
+        else:
+            shown = [said(str(one)) if name == "overrides" else str(one) for one in values]
+            words += [word for one in shown for word in (parameter.opts[0], one)]
+    return shlex.join([*words[:2], *arguments, *words[2:]])
 
 
 def check_ending(output: Path, endings: Sequence[str], hint: str | None = None) -> None:

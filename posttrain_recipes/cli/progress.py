@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING, TextIO, cast
 from posttrain_recipes.cli import terminal
 from posttrain_recipes.cli.options import folded
 from posttrain_recipes.cli.streams import Lasting
-from posttrain_recipes.errors import display_path
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.pricing import duration
@@ -200,15 +199,23 @@ class Lines(Reporter):
         for gate in gates.check(record):
             self.line(f"{'passed' if gate.passed else 'FAILED'}  {gate}")
 
-    def interrupted(self, path: Path) -> None:
-        """Say what was kept and how to go on."""
+    def interrupted(self, command: str) -> None:
+        """Say what was kept and which command goes on."""
         what = ", ".join(
             f"{name or 'the current stage'} is kept up to step {training.kept}"
             for name, training in self.stages.items()
             if training.kept
         )
         self.line(f"\nstopped; {what or 'nothing of the current stage was trained yet'}")
-        self.line(f"go on with: ptl run {display_path(path)}")
+        self.line(f"go on with: {command}")
+
+
+def shortened(text: str, room: int) -> str:
+    """`text` in so many characters, without its middle: variants differ in how they end."""
+    if len(text) <= room:
+        return text
+    end = max(room - 1, 0) * 2 // 3
+    return f"{text[: max(room - 1 - end, 0)]}…{text[len(text) - end :]}"
 
 
 def _text(*parts: str | tuple[str, str]) -> Text:
@@ -357,8 +364,7 @@ class Live(Lines):
             return
         told = how_far(progress)
         room = self.console.width - len(told) - 5  # the spinner, a colon and spaces
-        what = progress.what if len(progress.what) <= room else f"{progress.what[: room - 1]}…"
-        self.doing(f"{what}: {told}")
+        self.doing(f"{shortened(progress.what, room)}: {told}")
 
     def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
         self.path = plan.path
@@ -461,6 +467,6 @@ class Live(Lines):
         for note in report.notes(rows):
             self.console.print(Text(note, "dim"))
 
-    def interrupted(self, path: Path) -> None:
+    def interrupted(self, command: str) -> None:
         self.close()
-        super().interrupted(path)
+        super().interrupted(command)

@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes.cli.options import home_option, json_option, recipe_options, scope_options
+from posttrain_recipes.cli.options import (
+    again,
+    home_option,
+    json_option,
+    recipe_options,
+    scope_options,
+)
 from posttrain_recipes.cli.streams import Lasting, answer, say
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.reuse import Scope
@@ -61,7 +67,9 @@ def run(
     try:
         record = runner.run(planned, default_home(home), reporter, scope=scope, jobs=many)
     except KeyboardInterrupt:
-        reporter.interrupted(planned.path)
+        # What is new is begun by now: with these it would be begun once more.
+        context = click.get_current_context()
+        reporter.interrupted(again(context, without=("fresh", "first")))
         sys.exit(130)
     finally:
         reporter.close()

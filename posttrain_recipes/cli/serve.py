@@ -154,6 +154,8 @@ def serve(
             template = read(chat_template, Path())
         except TemplateError as error:
             raise UsageError(f"--chat-template: {error}") from None
+    import torch  # noqa: F401 - told of by its own name, and not by who imports it first
+
     from posttrain_recipes.engine.__main__ import run_server
     from posttrain_recipes.engine.core.hosted import HostedDouble
     from posttrain_recipes.engines import Local

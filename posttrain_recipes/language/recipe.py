@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import yaml
 
+from posttrain_recipes import shipped
 from posttrain_recipes.errors import Fault, Location, RecipeError, UsageError, display_path
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
 from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value
@@ -337,16 +338,31 @@ def _why(error: Exception) -> str:
 
 
 def _nearby(path: Path) -> str:
+    """What to do where no recipe is at `path`: the nearest there, or one that ships."""
+    if path.suffix in ("", *_SUFFIXES) and (known := shipped.lookup(path.name)):
+        return f"'ptl init --recipe {known.stem}' writes the recipe of that name, with its data"
     if not path.exists() and not path.parent.is_dir():
         return "'ptl init' writes a recipe to start from"
     folder = path if path.is_dir() else path.parent
-    there = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    found = sorted(folder.glob("*.y*ml")) if folder.is_dir() else []
+    there = [p.name for p in found if _is_recipe(p)]
     near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
     if near:
         return f"did you mean {display_path(folder / near[0])}?"
     if there:
         return f"recipes in {display_path(folder)}: {', '.join(there)}"
     return "'ptl init' writes a recipe to start from"
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a YAML file is a recipe by its first lines: there are many other kinds."""
+    if not path.is_file():  # a pipe would be waited on
+        return False
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return re.search(r"(?m)^(stages|extends):", file.read(65536)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _pop(root: Node, key: str) -> Node | None:
@@ -360,20 +376,20 @@ def _override(text: str, root: Node) -> Node:
     path, separator, value = text.partition("=")
     if not separator or not path.strip():
         raise UsageError(
-            f"--set {_said(text)!r} cannot be read",
+            f"--set {said(text)!r} cannot be read",
             hint="write --set stages.sft.method.learning_rate=1e-4",
         )
-    place = Location(f"--set {_said(text)}")
+    place = Location(f"--set {said(text)}")
     try:
         node = parse_value(value, place)
     except (yaml.YAMLError, RecipeError, RecursionError) as error:
-        raise UsageError(f"--set {_said(text)!r}: the value is not YAML", why=str(error)) from None
+        raise UsageError(f"--set {said(text)!r}: the value is not YAML", why=str(error)) from None
     for part in reversed(path.strip().split(".")):
         node = Node({part: replace(node, key_at=place)}, place)
     return node
 
 
-def _said(override: str) -> str:
+def said(override: str) -> str:
     """An override as messages have it: a key's value is not repeated."""
     path, equals, _ = override.partition("=")
     return f"{path}{equals}***" if is_key(path.strip().split(".")[-1]) else override

@@ -16,6 +16,10 @@ from posttrain_recipes.plugin import LoraConfig, RendererConfig
 from posttrain_recipes.registry import KINDS, Entry, Registry
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
+NAMED = "urn:posttrain-recipes:recipe.schema.json"
+"""The schema's `$id`: a name, since each environment has one of its own."""
+REQUIRED = ("name", "model", "stages")
+"""What a recipe says by itself, in its preset `quick`, or in the recipe that it extends."""
 BOUND = {
     "type": "string",
     "pattern": r"^\s*(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?\s*$",
@@ -85,68 +89,92 @@ def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> d
             },
         },
     }
+    keys = _keys(registry)
+    # What a recipe that extends another says is checked once it is merged, where a fault has a
+    # meaning: it may change one option of a stage, and name no model.
+    definitions["recipe"] = {
+        "properties": keys,
+        "allOf": [{"if": _in_quick(key), "else": {"required": [key]}} for key in REQUIRED],
+    }
+    told = {key: {"description": value["description"]} for key, value in keys.items()}
+    return {
+        "$schema": SCHEMA_ID,
+        "$id": NAMED,
+        "title": "posttrain_recipes recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            **told,
+            "presets": keys["presets"],
+            "extends": {"type": "string", "description": "A recipe that this one changes."},
+        },
+        "if": {"required": ["extends"]},
+        "else": {"$ref": "#/$defs/recipe"},
+        "$defs": definitions,
+    }
+
+
+def _in_quick(key: str) -> dict[str, Any]:
+    """Whether the preset that a bare run uses has the key."""
+    quick = {"type": "object", "properties": {"quick": {"required": [key]}}, "required": ["quick"]}
+    return {"properties": {"presets": quick}, "required": ["presets"]}
+
+
+def _keys(registry: Registry) -> dict[str, Any]:
+    """What stands at the top of a recipe that extends none."""
     overlay = {
         "type": "object",
         "description": "Keys of the recipe; stages are addressed by name.",
     }
     return {
-        "$schema": SCHEMA_ID,
-        "title": "posttrain_recipes recipe",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["name", "model", "stages"],
-        "properties": {
-            "name": {**NAME, "description": "The recipe's name; its runs are named after it."},
-            "description": {"type": "string", "description": "What the recipe does or teaches."},
-            "model": {
-                "type": "string",
-                "minLength": 1,
-                "description": "The base model: bundled (ptl/tiny, ptl/nano), a Hugging Face id "
-                "or a local directory.",
-            },
-            "engine": {
-                "description": "Where training runs: local (embedded, the default), tinker "
-                "(hosted) or a compatible server.",
-                "default": "local",
-                "if": {"type": "string"},
-                "then": {"enum": registry.names("engine")},
-                "else": {"$ref": "#/$defs/engine"},
-            },
-            "seed": {
-                "type": "integer",
-                "minimum": 0,
-                "default": 0,
-                "description": "Seeds data order, splits, adapters and sampling.",
-            },
-            "lora": {"$ref": "#/$defs/lora", "description": "The adapter that is trained."},
-            "renderer": {
-                "$ref": "#/$defs/renderer",
-                "description": "How conversations are rendered by the model's chat template.",
-            },
-            "stages": {
-                "$ref": "#/$defs/stages",
-                "description": "What is done, in order; each starts from the one before it.",
-            },
-            "limits": _limits(),
-            "resources": {
-                "$ref": "#/$defs/resources",
-                "description": "What each stage asks of the node that it runs on; read by "
-                "`ptl run --jobs ray`.",
-            },
-            "matrix": {
-                "$ref": "#/$defs/matrix",
-                "description": "Values to try: the recipe runs with each combination of them.",
-            },
-            "expect": _expect("of each way through the recipe"),
-            "presets": {
-                "type": "object",
-                "additionalProperties": overlay,
-                "description": "Named changes: `ptl run --preset NAME`; `quick` is what a bare "
-                "run uses.",
-            },
-            "extends": {"type": "string", "description": "A recipe that this one changes."},
+        "name": {**NAME, "description": "The recipe's name; its runs are named after it."},
+        "description": {"type": "string", "description": "What the recipe does or teaches."},
+        "model": {
+            "type": "string",
+            "minLength": 1,
+            "description": "The base model: bundled (ptl/tiny, ptl/nano), a Hugging Face id "
+            "or a local directory.",
         },
-        "$defs": definitions,
+        "engine": {
+            "description": "Where training runs: local (embedded, the default), tinker "
+            "(hosted) or a compatible server.",
+            "default": "local",
+            "if": {"type": "string"},
+            "then": {"enum": registry.names("engine")},
+            "else": {"$ref": "#/$defs/engine"},
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "default": 0,
+            "description": "Seeds data order, splits, adapters and sampling.",
+        },
+        "lora": {"$ref": "#/$defs/lora", "description": "The adapter that is trained."},
+        "renderer": {
+            "$ref": "#/$defs/renderer",
+            "description": "How conversations are rendered by the model's chat template.",
+        },
+        "stages": {
+            "$ref": "#/$defs/stages",
+            "description": "What is done, in order; each starts from the one before it.",
+        },
+        "limits": _limits(),
+        "resources": {
+            "$ref": "#/$defs/resources",
+            "description": "What each stage asks of the node that it runs on; read by "
+            "`ptl run --jobs ray`.",
+        },
+        "matrix": {
+            "$ref": "#/$defs/matrix",
+            "description": "Values to try: the recipe runs with each combination of them.",
+        },
+        "expect": _expect("of each way through the recipe"),
+        "presets": {
+            "type": "object",
+            "additionalProperties": overlay,
+            "description": "Named changes: `ptl run --preset NAME`; `quick` is what a bare "
+            "run uses.",
+        },
     }
 
 

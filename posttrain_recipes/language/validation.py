@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -224,6 +225,15 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def data_form(value: str) -> str:
+    """How to write data of which a recipe names only the place: a file, or an id of the hub."""
+    if value.lower().endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet")):
+        return f"{{use: jsonl, path: {value}}}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not value.startswith("."):
+        return f"{{use: huggingface, path: {value}}}"
+    return ""
+
+
 def _phrase(error: Any, key: Key, registry: Registry) -> str:
     value, rule = error.instance, error.validator_value
     shown = _show(value)
@@ -235,6 +245,8 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
             hint = "; write true or false"
         elif "object" in names and isinstance(value, str) and key:
             own = "{{use: {}}}" if "use" in error.schema.get("properties", {}) else ""
+            if key[-1] == "dataset" and (data := data_form(value)):
+                return f"must be {words}, not {shown}; write {data}"
             form = FORMS.get(str(key[-1]), own).format(value)
             hint = f"; write {form}" if form else ""
         elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
@@ -247,7 +259,9 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         if key and (key[-1] == "use" or key == ("engine",)):
             kinds = (p for p in reversed(key) if p in KINDS)
             kind = next(kinds, "plugin")
-            return f"unknown {kind} {shown}; {suggest(str(value), options)}"
+            data = data_form(value) if kind == "dataset" and isinstance(value, str) else ""
+            meant = f"write {data}" if data else suggest(str(value), options)
+            return f"unknown {kind} {shown}; {meant}"
         return f"must be one of {', '.join(options)}, not {shown}; {suggest(str(value), options)}"
     phrases = {
         "minimum": f"must be at least {rule}, not {shown}",

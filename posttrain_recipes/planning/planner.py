@@ -385,6 +385,9 @@ def _rewards(
     return rewards
 
 
+_NO_EVALS = "none stands above: write the eval itself here, {use: ..., name: ...}"
+
+
 def _evals(
     builder: Builder,
     spec: dict[str, Any],
@@ -404,7 +407,8 @@ def _evals(
                 found.append(builder.evals[item])
             elif not _named_anywhere(builder, item):
                 known = builder.registry.find("eval", item)
-                near = f"write {{use: {item}}}" if known else suggest(item, sorted(builder.evals))
+                near = suggest(item, sorted(builder.evals)) if builder.evals else _NO_EVALS
+                near = f"write {{use: {item}}}" if known else near
                 builder.fault(where, f"no eval above is named '{item}'; {near}")
             name = item
         else:

@@ -5,6 +5,7 @@ Colours are classes that the page's style gives values for light and dark.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -57,7 +58,7 @@ def curves(series: Mapping[str, Series]) -> str:
         )
     for index, points in enumerate(drawn.values()):
         line = f"line s{index % 6}"
-        smooth = _smooth(points) if len(points) >= SMOOTH_FROM else []
+        smooth = _smooth(points) if len(points) >= SMOOTH_FROM and _is_noisy(points) else []
         faint = " faint" if smooth else ""
         parts.append(_polyline(points, x, y, line + faint))
         if smooth:
@@ -153,6 +154,13 @@ def _thin(points: Series) -> Series:
         part = points[int(index * size) : int((index + 1) * size)]
         thinned.append((part[len(part) // 2][0], math.fsum(v for _, v in part) / len(part)))
     return thinned
+
+
+def _is_noisy(points: Series) -> bool:
+    """Whether a curve turns often. A mean of one that does not, as a learning rate, only lags."""
+    rises = [b > a for (_, a), (_, b) in itertools.pairwise(points) if b != a]
+    turns = sum(a != b for a, b in itertools.pairwise(rises))
+    return turns > len(points) / 10
 
 
 def _smooth(points: Series) -> Series:

@@ -118,7 +118,9 @@ def engine(
                 tick=activity.tick,
             )
             serving = Serving(plan, connection, wait, home / "engine")
-            yield PreflightFinding(name, "ok", f"answers, and serves {', '.join(plan.models)}")
+            # An engine that offers none loads what it is asked for, which is looked at below.
+            serves = f", and serves {', '.join(plan.models)}" if connection.offers else ""
+            yield PreflightFinding(name, "ok", f"answers{serves}")
             needs.check(plan, connection, wait)
             yield PreflightFinding(
                 name, "ok", f"can do all that is needed: {', '.join(needs.of(plan))}"

@@ -25,6 +25,7 @@ from posttrain_recipes import private
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import write_atomic
 from posttrain_recipes.tracking import mlstore
+from posttrain_recipes.tracking.mlruns import BEFORE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -143,6 +144,9 @@ class Mirror:
         experiment = parent.info.experiment_id
         where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         stages = list(self.local.search_runs([experiment], where, max_results=1000))
+        # What a stage started from has a run below the stage's.
+        for run_id in [s.data.tags[BEFORE] for s in stages if BEFORE in s.data.tags]:
+            stages.append(self.local.get_run(run_id))
         family = [parent, *sorted(stages, key=lambda run: run.info.start_time)]
         try:
             for run in family:
@@ -258,10 +262,12 @@ class Mirror:
                 continue
             if output.model_id not in memory.models:
                 model = self.local.get_logged_model(output.model_id)
+                # Of the stage that made it, also where the recipe's run, which names it, is first.
+                maker = memory.runs.get(model.source_run_id or "", copied)
                 made = self.remote.create_logged_model(
                     self.experiment,
                     model.name,
-                    copied.remote,
+                    maker.remote,
                     {**(model.tags or {}), MLFLOW_MODEL_IS_EXTERNAL: "true"},
                     model.params,
                 )

@@ -34,6 +34,9 @@ ERROR = "ptl.error"
 NOTE = "mlflow.note.content"
 """The tag that is the Markdown at the top of a run's page."""
 
+BEFORE = "ptl.before"
+"""The tag of a stage's run that names the run with its replies of before."""
+
 
 class TrackingBackend(Protocol):
     """The tracker that a run is written to."""
@@ -341,6 +344,18 @@ def results_table(results: Mapping[str, Mapping[str, Estimate]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def results_line(results: Mapping[str, Sequence[float]]) -> str:
+    """Values, one or before and after, in one line for a list of runs: `qa accuracy 0.1 → 0.9`.
+
+    Without slashes, up to the last of which MLflow cuts what it shows.
+    """
+    told = []
+    for name, values in results.items():
+        shown = " → ".join(f"{value:.3g}" for value in values)
+        told.append(f"{name.replace('/', ' ')} {shown}")
+    return "; ".join(told)
+
+
 def _estimate(found: Estimate) -> str:
     """A value with its interval; without one that is not known, as that of a single record."""
     value = f"**{found.value:.3g}**"
@@ -375,17 +390,22 @@ def _cell(text: str) -> str:
 
 
 def write_trace(
-    run: TrackedRun, title: str, tags: Mapping[str, str], sample: Sample, model_id: str | None
+    experiment_id: str,
+    run_id: str,
+    title: str,
+    tags: Mapping[str, str],
+    sample: Sample,
+    model_id: str | None,
 ) -> str:
-    """A sample as a trace of `run`, with its scores as feedback; returns the trace's id."""
+    """A sample as a trace of a run, with its scores as feedback; returns the trace's id."""
     import mlflow
     from mlflow.entities import AssessmentSource, SpanType
     from mlflow.entities.trace_location import MlflowExperimentLocation
 
     source = AssessmentSource(source_type="CODE", source_id="posttrain_recipes")
-    place = MlflowExperimentLocation(run.experiment_id)
+    place = MlflowExperimentLocation(experiment_id)
     with mlflow.start_span(
-        title, span_type=SpanType.CHAT_MODEL, trace_destination=place, run_id=run.run_id
+        title, span_type=SpanType.CHAT_MODEL, trace_destination=place, run_id=run_id
     ) as span:
         messages = [message.as_dict() for message in sample.prompt]
         span.set_inputs({"messages": messages})

@@ -9,14 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from posttrain_recipes.records import Estimate, EvalResult, Messages, Sample
+from posttrain_recipes.records import Estimate, EvalResult, Sample
 from posttrain_recipes.tracking.mlruns import (
+    BEFORE,
     NOTE,
     TrackedRun,
     TrackingBackend,
     dataset_input,
     flatten,
     metric_name,
+    results_line,
     results_table,
     samples_table,
     short_digest,
@@ -33,6 +35,9 @@ FLUSH_SECONDS = 5.0
 """Metrics are also written when the last write is this long ago."""
 MAX_TRACES = 32
 """Samples of one evaluation that are shown as traces, at 25 ms each."""
+SOURCE = "mlflow.source.name"
+"""The tag that MLflow shows in its list of runs, up to its last slash; metrics it shows there only
+once their columns are chosen."""
 
 
 class RecipeRun(TrackedRun):
@@ -53,13 +58,13 @@ class RecipeRun(TrackedRun):
         self.models: dict[str, str] = {}
         """URI of a checkpoint, or of its sampler -> the id of the model that MLflow shows it as."""
         self.stage_status: dict[str, str] = {}
-        self.shown_prompts: set[tuple[str, Messages]] = set()
-        """Prompts, by eval, whose first replies are among this run's traces."""
+        self._results: dict[str, dict[int, float]] = {}
+        """By eval and metric, and by how many stages were done: what was found."""
         # Up to a second an evaluation that training need not wait for.
         self.trace_writer = ThreadPoolExecutor(1, "traces")
         self._there: dict[str, set[int]] = {}
         """By metric: where the store has it or will be given it. Stages end in any order."""
-        source = {"mlflow.source.name": f"ptl run {recipe}", "ptl.recipe": recipe}
+        source = {SOURCE: f"ptl run {recipe}", "ptl.recipe": recipe}
         super().__init__(tracker, name, {**source, **tags}, params, run_id)
         self.summary("")
 
@@ -92,6 +97,19 @@ class RecipeRun(TrackedRun):
         new = step not in there
         there.add(step)
         return new
+
+    def found(self, values: Mapping[str, float], stages_done: int) -> None:
+        """Put results into the list of runs: from the first that is known to the last."""
+        with self._lock:
+            told = {}
+            for key, value in values.items():
+                self._results.setdefault(key, {})[stages_done] = value
+            for key, known in self._results.items():
+                known = {**known}
+                if f"eval/{key}" in self._at_start:
+                    known[0] = self._at_start[f"eval/{key}"]
+                told[key] = [known[at] for at in dict.fromkeys((min(known), max(known)))]
+            self.set_tags({SOURCE: results_line(told)})
 
     def summary(self, markdown: str) -> None:
         """What the run's page says at its top: `markdown` (results), then the description."""
@@ -131,13 +149,15 @@ class StageRun(TrackedRun):
         self._notes: list[str] = []
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
+        self._before_id = parent.run_id if index == 1 else ""
+        """The run with this stage's replies of before; empty where there is none yet."""
         labels = {
-            "mlflow.source.name": f"ptl run {parent.recipe}",
+            SOURCE: f"ptl run {parent.recipe}",
             "mlflow.parentRunId": parent.run_id,
             "ptl.recipe": parent.recipe,
             "ptl.stage": name,
         }
-        full_name = f"{parent.recipe}/{index}-{name}"
+        full_name = f"{parent.name}/{index}-{name}"
         super().__init__(parent.tracker, full_name, {**labels, **tags}, params, run_id)
 
     def _begin(self, tags: dict[str, str], run_id: str | None) -> str:
@@ -146,6 +166,7 @@ class StageRun(TrackedRun):
 
     def _continue(self, client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
         super()._continue(client, run, tags)
+        self._before_id = run.data.tags.get(BEFORE, self._before_id)
         for output in (run.outputs.model_outputs or ()) if run.outputs else ():
             self._know(output.model_id, client.get_logged_model(output.model_id).params or {})
         for key, value in self._at_start.items():
@@ -228,7 +249,9 @@ class StageRun(TrackedRun):
                     experiment_id=self.experiment_id,
                 )
                 created.append(model.model_id)
-            client.log_outputs(self.run_id, [LoggedModelOutput(created[0], step)])
+            # The recipe's run names them too: its stages' rows start collapsed.
+            for run in (self, self.parent):
+                client.log_outputs(run.run_id, [LoggedModelOutput(created[0], step)])
             self._know(created[0], params)
 
         self.write("log a checkpoint", write)
@@ -257,6 +280,7 @@ class StageRun(TrackedRun):
             ties |= {"dataset_name": dataset_name, "dataset_digest": short_digest(dataset_digest)}
         metrics: list[Metric] = []
         mirrored: list[Metric] = []
+        found_now: dict[str, float] = {}
         stages_done = self.index if when == "after" else self.index - 1
         for metric, estimate in result.metrics.items():
             key = metric_name(f"{name}/{metric}")
@@ -277,6 +301,13 @@ class StageRun(TrackedRun):
             ):
                 if self.parent.is_new(full, at):
                     mirrored += self.parent.metric(full, estimate.value, at)
+            found_now[key] = estimate.value
+        self.parent.found(found_now, stages_done)
+        told = {
+            key: [found[one].value for one in ("before", "after") if one in found]
+            for key, found in self._results.items()
+        }
+        self.set_tags({SOURCE: results_line(told)})
         self.flush()
         self.write_metrics(metrics)
         self._show_results()
@@ -308,11 +339,11 @@ class StageRun(TrackedRun):
         """Put warnings and results on the run's page, and where to read replies of before and
         after."""
         compare = self.url().replace(
-            f"{self.run_id}?", f"{self.run_id}/traces?compareToRunUuid={self.parent.run_id}&"
+            f"{self.run_id}?", f"{self.run_id}/traces?compareToRunUuid={self._before_id}&"
         )
         note = "".join(f"{text}\n\n" for text in self._notes)
         note += results_table(self._results)
-        if any("after" in found for found in self._results.values()):
+        if self._before_id and any("after" in found for found in self._results.values()):
             note += f"\n[Replies before and after, side by side]({compare.lstrip('/')})\n"
         self.set_tags({NOTE: note})
 
@@ -325,9 +356,9 @@ class StageRun(TrackedRun):
     ) -> None:
         """Prompts and replies, to read and compare: as traces and as a Markdown table.
 
-        Traces of before are on the recipe's run, those of after on the stage's: MLflow sets traces
-        of two runs side by side. What an earlier stage showed is not shown again: its last replies
-        are the first of this one.
+        MLflow sets traces of two runs side by side. Those of after are on the stage's run. Those of
+        before are on the recipe's run for the first stage, and for a later one on a run of their
+        own below it: the recipe's has the base model's, which this stage did not start from.
         """
         if not self.run_id or not samples:
             return
@@ -338,19 +369,30 @@ class StageRun(TrackedRun):
             # mlflow itself keeps quiet about traces that it drops.
             self.tracker.report("log traces", "the store does not answer")
             return
-        run: TrackedRun = self
-        samples = samples[:MAX_TRACES]
-        if when == "before":
-            run, known = self.parent, self.parent.shown_prompts
-            samples = [sample for sample in samples if (name, sample.prompt) not in known]
-            known |= {(name, sample.prompt) for sample in samples}
-        if not samples:
-            return
+        if when == "before" and not self._before_id:
+            self._begin_before()
+            if not self._before_id:
+                return
+        run_id = self._before_id if when == "before" else self.run_id
         model_id = self._evaluated.get((name, when))
         tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
         self.parent.trace_writer.submit(
-            self._write_traces, run, f"{name} {when}", tags, samples, model_id
+            self._write_traces, run_id, f"{name} {when}", tags, samples[:MAX_TRACES], model_id
         )
+
+    def _begin_before(self) -> None:
+        """A run for what the stage's start replied; it holds traces alone, and so ends at once."""
+        labels = {
+            SOURCE: f"what {self.stage} started from",
+            "mlflow.parentRunId": self.run_id,
+            "ptl.recipe": self.parent.recipe,
+            "ptl.stage": self.stage,
+        }
+        before = TrackedRun(self.tracker, f"{self.name} before", labels, {}, None)
+        if before.run_id:
+            before.close("FINISHED")
+            self._before_id = before.run_id
+            self.set_tags({BEFORE: before.run_id})
 
     def show_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """What the policy did at a step, as traces and as a Markdown table with its scores."""
@@ -362,12 +404,12 @@ class StageRun(TrackedRun):
         tags = {"shows": name, "stage": self.stage, "step": str(step)}
         title = f"{name} step {step}"
         self.parent.trace_writer.submit(
-            self._write_traces, self, title, tags, samples[:MAX_TRACES], None
+            self._write_traces, self.run_id, title, tags, samples[:MAX_TRACES], None
         )
 
     def _write_traces(
         self,
-        run: TrackedRun,
+        run_id: str,
         title: str,
         tags: Mapping[str, str],
         samples: Sequence[Sample],
@@ -375,7 +417,7 @@ class StageRun(TrackedRun):
     ) -> None:
         try:
             for sample in samples:
-                last = write_trace(run, title, tags, sample, model_id)
+                last = write_trace(self.experiment_id, run_id, title, tags, sample, model_id)
             if self._client is not None:
                 # Raises if it did not arrive.
                 self._client.get_trace(last, display=False)

@@ -218,11 +218,13 @@ def recipe_run(tracker: Tracker, name: str) -> Any:
     )
 
 
-def work(run: RecipeRun, steps: range) -> None:
+def work(run: RecipeRun, steps: range, index: int = 1) -> None:
     """A stage."""
-    with run.stage(name=f"sft-{steps.start}", index=1, params={"learning_rate": 0.1}) as stage:
+    params = {"learning_rate": 0.1}
+    with run.stage(name=f"sft-{steps.start}", index=index, params=params) as stage:
         stage.log_dataset("chat", "data/chat.jsonl", "ab" * 32, count=7)
         stage.log_eval("qa", "before", result(0.2), 0)
+        stage.log_samples("qa", "before", SAMPLES, 0)
         for step in steps:
             stage.log_metrics({"train/loss": 1 / step}, step)
         stage.log_checkpoint(f"tinker://{run.run_id}/weights/a", "s-1", steps.stop - 1)
@@ -262,7 +264,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
         guard.answers.set()
         watched.until(lambda: warnings)
         server.start()
-        work(run, range(50, 60))
+        work(run, range(50, 60), index=2)
         run.write_text("<html>", "report.html")
     assert tracker.problems == []
     assert len(warnings) == 1, "\n".join(warnings)
@@ -281,10 +283,15 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
         assert sorted((m.step, m.value) for m in history) == [(s, 1 / s) for s in range(*steps)]
         assert child.data.params["learning_rate"] == "0.1"
         assert [i.dataset.name for i in child.inputs.dataset_inputs] == ["chat"]
-        assert parent.info.run_id in child.data.tags["mlflow.note.content"], "links lead on"
+        before = child.data.tags.get("ptl.before", parent.info.run_id)
+        assert before in child.data.tags["mlflow.note.content"], "links lead on"
+        found = client.search_traces(locations=[parent.info.experiment_id], run_id=before)
+        assert {trace.info.tags["when"] for trace in found} == {"before"}
+    assert before != parent.info.run_id
     (output,) = children[0].outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert model.params["sampler_uri"] == "s-1"
+    assert model.source_run_id == children[0].info.run_id
     assert ("eval/qa/accuracy", 0.8) in {(m.key, m.value) for m in model.metrics}
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert files == {"recipe.yaml", "report.html"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,22 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     "a word for a mapping": (
         GOOD.replace("{use: dpo, beta: 0.1}", "dpo"),
         ["stages.dpo.method", 'must be a mapping (key: value), not "dpo"; write {use: dpo}'],
+    ),
+    "a file for a dataset": (
+        GOOD.replace("{use: jsonl, path: pairs.jsonl}", "data/chat.jsonl"),
+        ["stages.dpo.dataset", "write {use: jsonl, path: data/chat.jsonl}\n"],
+    ),
+    "a file for a dataset's plugin": (
+        GOOD.replace("use: jsonl, path: pairs", "use: pairs"),
+        ["stages.dpo.dataset.use", "write {use: jsonl, path: pairs.jsonl}\n"],
+    ),
+    "an id of the hub for a dataset": (
+        GOOD.replace("{use: jsonl, path: pairs.jsonl}", "owner/set"),
+        ["stages.dpo.dataset", "write {use: huggingface, path: owner/set}\n"],
+    ),
+    "a name of an eval where none stands above": (
+        re.sub(r"    eval:.*", "    eval: [held_out]", GOOD, count=1),
+        ["no eval above is named 'held_out'; none stands above: write the eval itself here"],
     ),
     "a template for its mapping": (
         GOOD.replace("stages:", "renderer: chatml\nstages:"),

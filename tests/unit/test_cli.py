@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,15 @@ def files(folder: Path) -> set[str]:
 def test_init_writes_a_recipe_that_is_valid(ptl: Ptl, project: Project) -> None:
     said = ptl("init", "new/project")
     assert (said.code, said.err) == (0, "")
-    assert files(project.path / "new") == {f"project/{name}" for name in FILES}
+    own = {f"project/{name}" for name in (*FILES, "recipe.schema.json")}
+    assert files(project.path / "new") == own
+    first = (project.path / "new/project/recipe.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=recipe.schema.json"
     assert said.out.splitlines() == [
         "wrote new/project/recipe.yaml",
         "wrote new/project/data/train.jsonl",
         "wrote new/project/data/held_out.jsonl",
+        "wrote new/project/recipe.schema.json",
         "",
         "next: ptl run new/project/recipe.yaml",
     ]
@@ -427,3 +432,27 @@ def test_a_directory_of_runs_that_are_none_is_read(ptl: Ptl, project: Project) -
     assert "demo-1  unreadable" in said.out
     assert "demo-1 cannot be read: it is cut off, or no JSON" in said.err
     assert "demo-2" not in said.out
+
+
+# --- how to go on --------------------------------------------------------------------------------
+
+
+def test_the_command_that_goes_on_has_what_was_given(
+    ptl: Ptl, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("posttrain_recipes.running.runner.run", interrupted)
+    assert ptl("init").code == 0
+    plain = ptl("run", "recipe.yaml")
+    assert plain.code == 130
+    assert plain.out.splitlines()[-1] == "go on with: ptl run recipe.yaml"
+    changes = ("--set", "seed=1", "--set", "stages.sft.method.learning_rate=1e-3")
+    kept = ("--home", "my runs", "--until", "sft", "--jobs", "2")
+    said = ptl("run", *changes, "--fresh", *kept, "recipe.yaml", "--from", "sft")
+    (told,) = [line for line in said.out.splitlines() if line.startswith("go on with: ")]
+    words = shlex.split(told.removeprefix("go on with: "))
+    assert words[:3] == ["ptl", "run", "recipe.yaml"]
+    assert sorted(words[3:]) == sorted((*changes, *kept))
+    assert words[words.index("--home") + 1] == "my runs"

@@ -287,12 +287,20 @@ def test_a_drawing_holds_every_number(low: float, high: float) -> None:
 
 
 def test_long_curves_are_thinned_and_smoothed() -> None:
-    points = [(step, math.sin(step / 50)) for step in range(10_000)]
+    points = [(step, math.sin(1.7 * step)) for step in range(10_000)]
     drawn = plots.curves({"loss": points})
     assert drawn.count("<polyline") == 2
     assert len(drawn) < 12_000
     assert plots.curves({"loss": []}) == ""
     assert 'cy="nan"' not in plots.intervals([Estimate(math.nan, 0, 0, 0), None], 0, 1)
+
+
+def test_a_learning_rate_is_drawn_as_it_is() -> None:
+    # Warmed up and taken down: a mean of it stays below its top.
+    rates = [(step, min(step / 10, (100 - step) / 90)) for step in range(101)]
+    assert plots.curves({"learning_rate": rates}).count("<polyline") == 1
+    noisy = [(step, rate + 0.1 * math.sin(1.7 * step)) for step, rate in rates]
+    assert plots.curves({"loss": noisy}).count("<polyline") == 2
 
 
 def test_a_curve_has_a_gap_where_its_value_is_no_number() -> None:

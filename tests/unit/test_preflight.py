@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+from posttrain_recipes.engines import Local
 from posttrain_recipes.errors import PtlError, UsageError
-from posttrain_recipes.plugin import Engine, Method, Prompt, Reward, Sample, hookimpl
+from posttrain_recipes.plugin import Engine, Method, Offer, Prompt, Reward, Sample, hookimpl
 from posttrain_recipes.running import preflight
 from posttrain_recipes.running.runner import run
 from posttrain_recipes.tracking.mlstore import import_mlflow
@@ -189,3 +190,16 @@ def test_an_engine_that_refuses_is_told(project: Project, install: Install) -> N
     assert finding.verdict == "failed"
     assert finding.message == "the engine refused the API key: 401"
     assert finding.hint == "check TINKER_API_KEY"
+
+
+@pytest.mark.parametrize(("offers", "told"), [({}, False), ({"ptl/nano": Offer()}, True)])
+def test_only_an_engine_that_lists_its_models_is_said_to_serve_one(
+    project: Project, monkeypatch: pytest.MonkeyPatch, offers: dict[str, Offer], told: bool
+) -> None:
+    connection = SimpleNamespace(alive=lambda: True, offers=offers)
+    monkeypatch.setattr(Local, "connect", lambda *_: nullcontext(connection))
+    monkeypatch.setattr(preflight, "Serving", lambda *_: SimpleNamespace())
+    plan = project.plan(RECIPE.replace("ENGINE", "local"))
+    first = next(iter(preflight.engine(plan, project.path)))
+    assert first.verdict == "ok"
+    assert ("serves ptl/nano" in first.message) == told

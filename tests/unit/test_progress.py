@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 
 from posttrain_recipes.cli import progress
-from posttrain_recipes.cli.progress import Lines, StageProgress
+from posttrain_recipes.cli.progress import Lines, Live, StageProgress
+from posttrain_recipes.cli.streams import Lasting
+from posttrain_recipes.records import Estimate
+from posttrain_recipes.reporting import report
+from posttrain_recipes.reporting.report import TableRow
 
 ROLLOUTS = {
     "train/loss": 1e-9,
@@ -56,3 +61,34 @@ def test_the_time_left_is_near_after_three_steps_though_the_first_was_slow(
         now += 90.0 if step == 0 else 10.0
         told.add({})
     assert told.left(done + 3, total) == "16 min 40 s"  # 100 steps of 10 s, not of 37 s
+
+
+def test_what_is_too_long_for_a_line_keeps_how_it_ends() -> None:
+    texts = [f"evaluating held_out after sft@learning_rate={rate}" for rate in ("1e-4", "2e-4")]
+    shown = [progress.shortened(text, 30) for text in texts]
+    assert [len(text) for text in shown] == [30, 30]
+    assert all(text.startswith("evaluating") for text in shown)
+    assert [text[-4:] for text in shown] == ["1e-4", "2e-4"]
+    assert progress.shortened(texts[0], 100) == texts[0]
+    assert progress.shortened(texts[0], 1) == "…"
+
+
+def test_variants_of_a_matrix_differ_in_80_columns_and_verdicts_are_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    found = [Estimate(value, value - 0.05, value + 0.05, 500) for value in (0.1, 0.9)]
+    rates = ("0.0001", "0.0002")
+    names = [f"sft@learning_rate={rate},rank=8" for rate in rates]
+    rows = [TableRow(n, "held_out", "acc", "held_out", *found, True, True) for n in names]
+    monkeypatch.setattr(report, "rows", lambda record: rows)
+    monkeypatch.setattr(report, "notes", lambda rows: [])
+    out = io.StringIO()
+    record: Any = None
+    Live(Lasting(out)).table(record)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.rstrip().endswith("better") for line in lines) == 2
+    stages = "".join(line.split()[0] for line in lines if line.strip())
+    assert all(name in stages for name in names)

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import posttrain_recipes as ptl
 from posttrain_recipes import registry
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.language import schema, validation
 from posttrain_recipes.language.parsing import parse
@@ -144,6 +148,7 @@ def test_a_schema_of_what_is_used_finds_what_the_whole_one_finds(
 def test_it_is_a_schema(generated: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(generated)
     assert generated["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert generated["$id"] == "urn:posttrain-recipes:recipe.schema.json"
 
 
 def properties(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -166,7 +171,8 @@ def test_an_editor_finds_a_description_for_every_option(generated: dict[str, Any
     bare = [
         path
         for path, option in found.items()
-        if "const" not in option and not option.get("description")
+        # ... nor is one completed that stands in a condition.
+        if "const" not in option and ".if." not in path and not option.get("description")
     ]
     assert bare == []
 
@@ -239,3 +245,65 @@ def test_a_preset_may_hold_any_key(validator: Draft202012Validator) -> None:
     good = data_of(ROOT / "recipes" / "sft.yaml", None)
     assert validator.is_valid(good | {"presets": {"later": {"limits": {"max_hours": 2}}}})
     assert not validator.is_valid(good | {"presets": {"later": 3}})
+
+
+RECIPE = data_of(ROOT / "recipes" / "sft.yaml", None)
+STAGE = RECIPE["stages"][0]["name"]
+VALUES = {
+    "name": st.sampled_from(["mine", "no name", 3]),
+    "model": st.sampled_from(["ptl/nano", ""]),
+    "engine": st.sampled_from(["local", "cloud", {"use": "local"}]),
+    "lora": st.sampled_from([{"rank": 4}, {"rank": 0}, {"r": 4}]),
+    "limits": st.sampled_from([{"max_hours": 2}, {}]),
+    "stages": st.sampled_from(
+        [
+            RECIPE["stages"],
+            {STAGE: {"method": {"batch_size": 8}}},
+            {STAGE: {"seed": 1, "eval": {"0": {"name": "other"}}}},
+            [{"name": "only"}],
+            [{"name": "a", "method": {"use": "sft", "lr": 1}}],
+        ]
+    ),
+}
+CHANGES = st.fixed_dictionaries({}, optional=VALUES)
+WRITTEN = st.one_of(
+    CHANGES.map(lambda change: {"extends": "base.yaml", **change}),
+    CHANGES.map(lambda change: RECIPE | change),
+    st.builds(lambda own, quick: own | {"presets": {"quick": quick}}, CHANGES, CHANGES),
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(written=WRITTEN)
+def test_an_editor_accepts_what_validate_accepts(
+    tmp_path: Path, validator: Draft202012Validator, written: dict[str, Any]
+) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(RECIPE))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(written))
+    try:
+        faults = validation.structural_faults(recipes.load(path), registry.load())
+    except PtlError:
+        return
+    if not faults:
+        assert [e.message for e in validator.iter_errors(written)] == []
+
+
+def test_a_recipe_that_extends_another_may_name_no_model(
+    tmp_path: Path, validator: Draft202012Validator
+) -> None:
+    change = {"extends": "base.yaml", "stages": {STAGE: {"method": {"batch_size": 8}}}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(change))
+    loaded = recipes.load(tmp_path / "recipe.yaml")
+    assert validation.structural_faults(loaded, registry.load()) == []
+    assert validator.is_valid(change)
+    assert not validator.is_valid(change | {"modle": "x"})
+    for key in ("name", "model", "stages"):
+        assert not validator.is_valid({k: v for k, v in RECIPE.items() if k != key})

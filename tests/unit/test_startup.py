@@ -100,3 +100,29 @@ assert not names & set(ptl.__all__), names & set(ptl.__all__)
 """
     result = run(code, tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+WITHOUT = """
+import sys
+sys.modules[{module!r}] = None
+sys.argv = {words!r}
+from posttrain_recipes.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        ("fcntl", ("runs",), "next: on Windows, use WSL2"),
+        ("torch", ("serve",), "next: pip install torch"),
+        ("torch", ("run", RECIPE, "--preset", "tiny"), "next: pip install torch"),
+    ],
+)
+def test_what_is_not_installed_is_told_without_a_traceback(
+    module: str, words: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    done = run(WITHOUT.format(module=module, words=["ptl", *words]), tmp_path)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -59,6 +59,15 @@ def test_a_recipe_through_standard_input(folder: Path) -> None:
     assert "-:7:19  stages.one.method" in wrong.output
 
 
+def test_a_recipe_that_is_missing_is_looked_for_among_recipes(folder: Path) -> None:
+    (folder / "recipes.yaml").write_text("services: {db: {image: postgres}}\n")
+    told = str(validate("recipe.yaml").output)
+    assert "r.yaml" in told.replace("recipe.yaml", "")
+    assert "recipes.yaml" not in told
+    for name in ("sft_then_dpo", "recipes/sft_then_dpo.yaml"):
+        assert "'ptl init --recipe sft_then_dpo' writes" in validate(name).output
+
+
 def test_a_recipe_through_a_pipe(folder: Path) -> None:
     """As the shell's `<(...)` makes one, which can be read once."""
     reading, writing = os.pipe()

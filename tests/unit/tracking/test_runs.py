@@ -33,7 +33,7 @@ def test_a_stage_is_a_child_of_its_recipe(tracker: Tracker, client: Any) -> None
 
     parent, child = client.get_run(run.run_id), client.get_run(stage.run_id)
     assert parent.info.run_name == "sft_then_dpo-1"
-    assert child.info.run_name == "sft_then_dpo/1-sft"
+    assert child.info.run_name == "sft_then_dpo-1/1-sft"
     assert child.data.tags["mlflow.parentRunId"] == run.run_id
     assert {parent.info.status, child.info.status} == {"FINISHED"}
     assert child.data.params == {
@@ -222,10 +222,13 @@ def test_checkpoints_are_models_and_evals_belong_to_them(tracker: Tracker, clien
     assert history(client, stage.run_id, "eval/qa/pass_at_8") == [(0, 0.5), (20, 0.7)]
     assert history(client, stage.run_id, "uncertainty/qa/pass_at_8_low")[0] == (0, 0.4)
     assert "| qa/pass_at_8 | **0.5** [0.4, 0.6] | **0.7** [" in child.data.tags[mlruns.NOTE]
-    assert f"compareToRunUuid={run.run_id}" in child.data.tags[mlruns.NOTE]
+    # MLflow shows the part of it that follows the last slash, in its list of runs.
+    assert child.data.tags["mlflow.source.name"] == "qa pass_at_8 0.5 → 0.7"
 
     parent = client.get_run(run.run_id)
-    assert not parent.outputs or not parent.outputs.model_outputs
+    named = [client.get_logged_model(o.model_id).name for o in parent.outputs.model_outputs]
+    assert sorted(named) == ["sft_then_dpo-dpo-step-20", "sft_then_dpo-sft-step-20"]
+    assert parent.data.tags["mlflow.source.name"] == "qa pass_at_8 0.1 → 0.7"
     # Over the stages, from the base model on.
     progress = [(0, 0.1), (1, 0.5), (2, 0.7)]
     assert history(client, run.run_id, "eval/qa/pass_at_8") == progress
@@ -240,8 +243,11 @@ def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
         with run.stage(name="sft", index=1) as first:
             first.log_samples("qa", "before", before, 0)
             first.log_samples("qa", "after", after, 20)
+            first.log_eval("qa", "after", result(0.5), 20)
         with run.stage(name="dpo", index=2) as second:
+            second.log_eval("qa", "before", result(0.5), 0)
             second.log_samples("qa", "before", after, 0)
+            second.log_eval("qa", "after", result(0.7), 20)
     assert tracker.problems == []
 
     def traces(run_id: str) -> list[Any]:
@@ -250,8 +256,17 @@ def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
 
     assert len(traces(run.run_id)) == runs.MAX_TRACES
     assert len(traces(first.run_id)) == 2
-    # Its first replies are the last ones of the stage before.
     assert traces(second.run_id) == []
+    tags = client.get_run(second.run_id).data.tags
+    # What a later stage started from is not what the base model replied.
+    started = client.get_run(tags["ptl.before"])
+    assert started.info.run_name == "sft_then_dpo-1/2-dpo before"
+    assert started.data.tags["mlflow.parentRunId"] == second.run_id
+    assert started.info.status == "FINISHED"
+    replies = {trace.info.response_preview for trace in traces(started.info.run_id)}
+    assert replies == {"1", "2"}
+    assert f"traces?compareToRunUuid={started.info.run_id}&" in tags[mlruns.NOTE]
+    assert run.run_id not in tags[mlruns.NOTE]
     (trace,) = [t for t in traces(first.run_id) if "1 + 1?" in t.info.request_preview]
     assert trace.info.response_preview == "2"
     assert trace.info.tags["when"] == "after"

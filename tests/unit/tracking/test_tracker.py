@@ -153,7 +153,7 @@ def test_what_stays_lost_is_said(
         for step in range(1, 101):
             stage.log_metrics({"train/loss": 1.0}, step)
         stage.close("FINISHED")
-    assert any("records of sft_then_dpo/1-sft: they are lost" in p for p in tracker.problems)
+    assert any("records of sft_then_dpo-1/1-sft: they are lost" in p for p in tracker.problems)
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
