@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Protocol
 
 from posttrain_recipes.context import Renderer
@@ -75,10 +76,13 @@ class Branch:
         lengths = len(self.tokens), len(self.sampled), len(self.logprobs)
         if len(set(lengths)) > 1:
             raise ValueError(f"a branch has {lengths} tokens, flags and log-probabilities")
+        for token in self.tokens:
+            if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
+                raise ValueError(f"a branch has {token!r} among its tokens, which is no token id")
         own = [one for one, said in zip(self.logprobs, self.sampled, strict=True) if said]
         if not own or self.sampled[0]:
             raise ValueError("a branch has a prompt and something that the policy wrote to it")
-        if not all(math.isfinite(one) and one <= 0 for one in own):
+        if not all(isinstance(one, Real) and math.isfinite(one) and one <= 0 for one in own):
             raise ValueError("a branch has log-probabilities that are none")
         if not any(message.role == "assistant" for message in self.messages):
             raise ValueError("a branch has no message of the assistant")
@@ -93,7 +97,8 @@ class Played:
     reward: float | None
     """What the episode is worth; None abstains."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What is worth knowing of it beside its reward: `success`."""
+    """What is worth knowing of it beside its reward, as finite numbers: `success`. None is left
+    out."""
     shown: str = ""
     """The episode for a person to look at, as Markdown, where its messages do not tell all."""
     truncated: bool = False

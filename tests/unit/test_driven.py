@@ -166,13 +166,54 @@ def test_it_plays_beside_environments_that_are_told_replies() -> None:
         ([1, 2], [True, True], [0.0, 0.0], "a prompt"),
         ([1, 2], [False, True], [0.0, math.nan], "are none"),
         ([1, 2], [False, True], [0.0, 0.5], "are none"),
+        ([1, 2], [False, True], [0.0, None], "are none"),
+        ([1, -5], [False, True], [0.0, -0.1], "-5 among its tokens"),
+        ([1, 2.7], [False, True], [0.0, -0.1], "2.7 among its tokens"),
+        ([None, 2], [False, True], [0.0, -0.1], "None among its tokens"),
     ],
 )
 def test_a_branch_that_cannot_be_trained_on_is_refused(
-    tokens: list[int], sampled: list[bool], logprobs: list[float], told: str
+    tokens: list[Any], sampled: list[bool], logprobs: list[Any], told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
         Branch(tokens, sampled, logprobs, (Message("assistant", "a"),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Twice):
+    value: Any = None
+
+    def play(self, policy: Policy) -> Played:
+        found = super().play(policy)
+        return Played(found.branches, found.reward, {"success": self.value, "known": 1})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "yes"])
+def test_a_metric_that_is_no_number_is_the_environments_fault(value: Any) -> None:
+    plays, _ = playing(Measured(value=value))
+    assert {one.error for one in plays} == {
+        f"ValueError: 'success' of play() returned {value!r}, which is not a finite number"
+    }
+
+
+def test_a_metric_that_is_not_known_is_left_out() -> None:
+    plays, _ = playing(Measured())
+    assert [one.metrics for one in plays] == [{"known": 1.0}] * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(Twice):
+    def play(self, policy: Policy) -> Played:
+        found = super().play(policy)
+        return found if len(self.begun) == 1 else Played([], found.reward)
+
+
+def test_episodes_without_branches_are_counted_and_told() -> None:
+    method = GRPO(GRPO.Config(group_size=3, max_tokens=4, behaviour_logprobs="sampled"))
+    [group] = source(method, [Forgetful()]).roll(0, 5, Sampler(letters))
+    assert len(group.rollouts) == 1
+    assert group.counts["abstained"] == 2
+    assert "gave no branches" in group.error
 
 
 def test_it_cannot_be_told_replies() -> None:

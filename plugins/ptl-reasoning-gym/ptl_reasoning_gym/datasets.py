@@ -63,7 +63,8 @@ def prompts(
     Raises:
         UsageError: a task does not take its options, or has no item of that part.
     """
-    streams = [Stream(source, part, seed) for source in sources]
+    asked: set[str] = set()
+    streams = [Stream(source, part, seed, asked) for source in sources]
     made = 0
     for _, item, _ in interleaved(streams):
         yield prompt(item, form, tell)
@@ -78,6 +79,9 @@ def prompts(
             f"reasoning-gym has no {part} items of {', '.join(s.task for s in sources)}",
             hint="widen 'config', or choose another level: there are too few questions",
         )
+    for stream in streams:
+        if not stream.tally.kept:
+            say(f"reasoning-gym: {_called(stream.source)}: none of the {made} {part} items is of it")
 
 
 def say(text: str) -> None:
@@ -89,15 +93,19 @@ def say(text: str) -> None:
 
 def _told(stream: Stream) -> str:
     tally, one = stream.tally, stream.source
-    level = "" if one.level is None else f" (level {one.level})"
     other = "training" if stream.part == "held_out" else "the held-out part"
     text = (
-        f"reasoning-gym: {one.task}{level}: {tally.kept} {stream.part} items of {tally.made} made; "
+        f"reasoning-gym: {_called(one)}: {tally.kept} {stream.part} items of {tally.made} made; "
         f"left out: {tally.others} whose question belongs to {other}"
     )
     if stream.part == "held_out":
         text += f", {tally.again} that ask what another one asks"
     return f"{text}; it has no more questions" if tally.spent else text
+
+
+def _called(source: Source) -> str:
+    level = "" if source.level is None else f" (level {source.level})"
+    return f"{source.task}{level}"
 
 
 class TaskConfig(PluginConfig):
@@ -126,6 +134,8 @@ class TaskConfig(PluginConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with it, by option."""
+        if len(set(self.levels)) < len(self.levels):
+            yield "level", "names a level twice, whose items would all be there twice"
         if any(level < 0 for level in self.levels):
             yield "level", "levels are counted from 0"
         yield from library.problems(self.task, self.config, self.levels)
@@ -183,6 +193,11 @@ class ReasoningGym(Dataset):
     def problems(self) -> Iterator[tuple[str, str]]:
         """Unknown tasks, options and levels, without importing the library."""
         for place, one in enumerate(self.config.each):
+            for before in self.config.each[:place]:
+                if (one.task, one.config) != (before.task, before.config):
+                    continue
+                if not one.levels and not before.levels or {*one.levels} & {*before.levels}:
+                    yield "tasks", f"[{place}] names '{one.task}' again; give it a larger 'weight'"
             for option, message in one.problems():
                 alone = self.config.task is not None
                 yield (option, message) if alone else ("tasks", f"[{place}] {option}: {message}")

@@ -51,7 +51,7 @@ class Tally:
     others: int = 0
     """Items whose question belongs to the other part."""
     again: int = 0
-    """Held-out items that ask what an earlier one asked."""
+    """Held-out items that ask what an earlier one asked, of this source or of another."""
     spent: bool = False
     """Whether there are no more."""
 
@@ -77,10 +77,12 @@ class Stream:
     source: Source
     part: Part
     seed: int
+    seen: set[str] = field(default_factory=set)
+    """Questions that were asked; several streams may share them."""
     tally: Tally = field(default_factory=Tally)
 
     def __iter__(self) -> Iterator[tuple[Item, Mapping[str, Any]]]:
-        begin, seen, vain, tally = first_seed(self.part, self.seed), set(), 0, self.tally
+        begin, vain, tally = first_seed(self.part, self.seed), 0, self.tally
         for number in range(STRIDE):
             if vain >= IN_VAIN:
                 break
@@ -92,10 +94,10 @@ class Stream:
             question = str(entry["question"])
             if part_of(question) != self.part:
                 tally.others += 1
-            elif self.part == "held_out" and question in seen:
+            elif self.part == "held_out" and question in self.seen:
                 tally.again += 1
             else:
-                seen.add(question)
+                self.seen.add(question)
                 tally.kept, vain = tally.kept + 1, 0
                 yield item, entry
         tally.spent = True

@@ -80,7 +80,7 @@ def describe(task: str) -> dict[str, Any]:
 
 
 def _near(name: str, there: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), there, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(repr(one) for one in near)}?"
     return f"there is: {', '.join(there)}" if there else "it has none"
@@ -111,12 +111,16 @@ def instance(task: str, level: int | None, config: str, seed: int) -> Any:
             made = dataclasses.replace(curriculum.generate_configuration(), **given)
         return cls(made)  # which has the config look at itself
     except Exception as error:
-        at = "" if level is None else f" at level {level}"
-        raise UsageError(
-            f"reasoning-gym cannot make '{task}'{at} with {config}",
-            why=str(error) or type(error).__name__,
-            hint="change 'config' or 'level'",
-        ) from error
+        raise _cannot(task, level, config, error) from error
+
+
+def _cannot(task: str, level: int | None, config: str, error: Exception) -> UsageError:
+    at = "" if level is None else f" at level {level}"
+    return UsageError(
+        f"reasoning-gym cannot make '{task}'{at} with {config}",
+        why=str(error) or type(error).__name__,
+        hint="change 'config' or 'level'",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,5 +146,8 @@ class Item:
 @lru_cache(maxsize=4096)
 def _entry(item: Item) -> dict[str, Any]:
     made = instance(item.task, item.level, item.config, item.seed)
-    entry: dict[str, Any] = made[item.index]
+    try:
+        entry: dict[str, Any] = made[item.index]
+    except Exception as error:  # of options that a config does not check, such as a number's type
+        raise _cannot(item.task, item.level, item.config, error) from error
     return entry

@@ -166,3 +166,35 @@ def test_no_module_imports_the_library_before_it_is_needed() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert "reasoning_gym.factory" not in ast.unparse(node), path
                 assert not ast.unparse(node).startswith(("import sympy", "import numpy")), path
+
+
+def test_held_out_items_ask_nothing_twice_whatever_levels_they_are_of() -> None:
+    tasks = [{"task": "coin_flip", "config": {"max_trials": most}} for most in (6, 7)]
+    asked = [question(one) for one in loaded(tasks=tasks, size=14, part="held_out")]
+    assert len(set(asked)) == len(asked) > 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "gcd", "level": [0, 1, 0]},
+        {"tasks": [{"task": "gcd"}, {"task": "lcm"}, {"task": "gcd", "weight": 2}]},
+        {"tasks": [{"task": "gcd", "level": 1}, {"task": "gcd", "level": [0, 1]}]},
+    ],
+)
+def test_the_same_items_are_not_taken_twice(options: dict[str, object]) -> None:
+    assert [place for place, _ in dataset(**options).problems()] == [
+        "tasks" if "tasks" in options else "level"
+    ]
+
+
+def test_a_task_without_a_single_item_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    loaded(tasks=[{"task": "gcd", "weight": 0.01}, {"task": "lcm", "level": 0}], size=20)
+    assert "gcd: none of the 20 train items is of it" in caplog.text
+    assert "lcm" not in caplog.text
+
+
+def test_a_wrong_type_of_an_option_is_told_with_the_tasks_words() -> None:
+    with pytest.raises(UsageError, match="cannot make 'gcd'") as raised:
+        loaded(task="gcd", config={"max_value": 20.5})
+    assert "non-integer" in str(raised.value)

@@ -218,7 +218,8 @@ class Play:
         if self.turn is None:
             episode = self._episode
             self.metrics, self.shown = within(
-                self.limits.seconds, lambda: (dict(episode.metrics()), episode.show())
+                self.limits.seconds,
+                lambda: (_numbers(episode.metrics(), "metrics()"), episode.show()),
             )
 
     def tried(self, step: Callable[[], None]) -> Play:
@@ -291,7 +292,8 @@ class Play:
     def _take(self, found: Played) -> None:
         player = Player.of(found.branches)
         player.reward, player.cut = finite(found.reward, "play()"), found.truncated
-        self.players, self.metrics, self.shown = [player], dict(found.metrics), found.shown
+        metrics = _numbers(found.metrics, "play()")
+        self.players, self.metrics, self.shown = [player], metrics, found.shown
 
     def sample(self, seat: int) -> Sample:
         """What a seat went through, to read."""
@@ -306,6 +308,13 @@ class Play:
             truncated=played.cut or self.unfinished,
             scores=dict(self.metrics),
         )
+
+
+def _numbers(metrics: Mapping[str, float], source: str) -> dict[str, float]:
+    """What an environment told of an episode. Raises `ValueError` where that is no number: the mean
+    over episodes would be none."""
+    found = {name: finite(value, f"'{name}' of {source}") for name, value in metrics.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def play(

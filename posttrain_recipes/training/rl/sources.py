@@ -170,7 +170,12 @@ class EpisodeSource:
             )
         groups = [self._group(plays, seat) for seat in range(self.seats)]
         groups[0].error = next((f"an environment: {one.error}" for one in failed), "")
+        told = [one for one in plays if one.players and isinstance(one.task, DrivenTask)]
+        empty = sum(not one.players[0].segments for one in told)
+        if empty and not failed:
+            groups[0].error = "an environment: play() gave no branches, so that nothing is learned"
         groups[0].counts.update(
+            abstained=empty,
             retried=sum(one.retried for one in plays),
             failed=sum(not one.late for one in failed),
             timed_out=sum(one.late for one in failed),
