@@ -29,9 +29,11 @@ class Effect:
 
     @property
     def measured(self) -> str:
-        """The eval's name."""
+        """The eval's name, and that of the metric where the claim names one."""
         subject = Subject.parse(self.subject)
-        return self.subject if subject is None else subject.eval
+        if subject is None:
+            return self.subject
+        return " ".join(filter(None, (subject.eval, subject.metric)))
 
     @property
     def change(self) -> bool:

@@ -83,15 +83,16 @@ Not measured in new forms yet: {names}.
 REAL = """\
 ## On a real model
 
-The bundled models are toys. Five recipes have a preset `small`, which trains SmolLM2-135M-Instruct
+The bundled models are toys. Six recipes have a preset `small`, which trains SmolLM2-135M-Instruct
 on two cores:
 
     python tools/small_model.py DIR
     {command}
 
 Weights: {weights}. What is claimed was committed before the first of these runs. `sft_then_rl` and
-`prompt_distill` were tried once before, on seed 100; the rate of `dpo` is one that
-`benchmarks/learning_rate.py` tried; the others were not tried. A claim holds where each seed keeps
+`prompt_distill` were tried once before, on seed 100, and `constitutional_safety` five times, by which
+its data, rates and steps were chosen; the rate of `dpo` is one that `benchmarks/learning_rate.py`
+tried; the others were not tried. A claim holds where each seed keeps
 its bound and, on the same held-out records before and after, moves with p < 0.01 (McNemar's exact
 test for shares and rules, paired t for `nll`; not adjusted). A limit on what may be lost needs the
 bound alone. What failed stays in. Before is one value where it is the same with every seed.
@@ -114,6 +115,12 @@ kept):
   (`instructed`); without it none did before, and 59% after. The rule counts too few, as it asks for
   three words of a list. The French is bad in either case ("Je ne sais pas, le 1er dernier journaux
   est déjà."): a prompt learned by heart is no better than what it made the model do.
+- `constitutional_safety`: refusals alone (`blunt`, 6 steps of 16) teach to refuse 90% of what harms
+  and all of what does not. SFT on what the critic rewrote wins most of the harmless requests back;
+  how many, and how much refusing it costs, swings with the seed (seed 0: 100% of the harmful and 33%
+  of the harmless are refused, seed 1: 71% and 12.5%), so that the limit of 15% does not hold. The
+  critic is what limits it: in a trial it judged two thirds of harmful requests rightly, and seven of
+  eight harmless ones.
 - `continual`: without replay, 112 of 128 answers of the first kind end as those of the second do
   (`99`, then `#### 47`). With 125 of the first stage's records among 500 new ones, 2 do; the first
   skill is where it was, and the second is learned as well.
