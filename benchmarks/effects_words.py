@@ -90,9 +90,9 @@ on two cores:
     {command}
 
 Weights: {weights}. What is claimed was committed before the first of these runs. `sft_then_rl` and
-`prompt_distill` were tried once before, on seed 100, and `constitutional_safety` five times, by which
-its data, rates and steps were chosen; the rate of `dpo` is one that `benchmarks/learning_rate.py`
-tried; the others were not tried. A claim holds where each seed keeps
+`prompt_distill` were tried once before, on seed 100, and `constitutional_safety` five times, by
+which its data, rates and steps were chosen; the rate of `dpo` is one that
+`benchmarks/learning_rate.py` tried; the others were not tried. A claim holds where each seed keeps
 its bound and, on the same held-out records before and after, moves with p < 0.01 (McNemar's exact
 test for shares and rules, paired t for `nll`; not adjusted). A limit on what may be lost needs the
 bound alone. What failed stays in. Before is one value where it is the same with every seed.
@@ -117,10 +117,10 @@ kept):
   est déjà."): a prompt learned by heart is no better than what it made the model do.
 - `constitutional_safety`: refusals alone (`blunt`, 6 steps of 16) teach to refuse 90% of what harms
   and all of what does not. SFT on what the critic rewrote wins most of the harmless requests back;
-  how many, and how much refusing it costs, swings with the seed (seed 0: 100% of the harmful and 33%
-  of the harmless are refused, seed 1: 71% and 12.5%), so that the limit of 15% does not hold. The
-  critic is what limits it: in a trial it judged two thirds of harmful requests rightly, and seven of
-  eight harmless ones.
+  how many, and how much refusing it costs, swings with the seed (seed 0: 100% of the harmful and
+  33% of the harmless are refused, seed 1: 71% and 12.5%), so that the limit of 15% does not hold.
+  The critic is what limits it: in a trial it judged two thirds of the harmful requests rightly, and
+  seven of eight harmless ones.
 - `continual`: without replay, 112 of 128 answers of the first kind end as those of the second do
   (`99`, then `#### 47`). With 125 of the first stage's records among 500 new ones, 2 do; the first
   skill is where it was, and the second is learned as well.

@@ -292,8 +292,9 @@ SMALL = [
 ]
 
 
-def test_five_recipes_have_the_preset() -> None:
+def test_six_recipes_have_the_preset() -> None:
     assert [path.stem for path in SMALL] == [
+        "constitutional_safety",
         "continual",
         "dpo",
         "prompt_distill",
