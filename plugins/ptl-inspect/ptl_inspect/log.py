@@ -47,7 +47,8 @@ def _unreadable(fault: Exception) -> PtlError:
     return PtlError(
         "inspect's log cannot be read",
         why=repr(fault),
-        hint="another version of inspect may write it otherwise; it is in artifacts/ beside the run",
+        hint="another version of inspect may write it otherwise; it is in artifacts/ beside the "
+        "run",
     )
 
 
