@@ -81,6 +81,10 @@ def eval(
             self.gates(record)
             self.line()
 
+        def interrupted(self, path: Path) -> None:
+            """A suite is no recipe, so that 'ptl run' cannot go on with it."""
+            self.line("\nstopped; go on with the same 'ptl eval'")
+
     from posttrain_recipes.planning.reuse import Scope
     from posttrain_recipes.reporting import comparing
     from posttrain_recipes.running import runner
