@@ -186,6 +186,12 @@ def test_what_it_prints_is_returned(tmp_path: Path) -> None:
     assert call(code, tmp_path, env={"KEY": "k"}).split() == [str(tmp_path.resolve()), "k"]
 
 
+def test_what_it_prints_has_no_key(tmp_path: Path) -> None:
+    code = "import os; print('401: no such key', os.environ['KEY'])"
+    said = call(code, tmp_path, env={"KEY": "tml-key"}, secrets=["tml-key", ""])
+    assert said == "401: no such key ***\n"
+
+
 def test_a_failure_is_told_with_its_code_and_last_words_but_no_key(tmp_path: Path) -> None:
     code = (
         "import os, sys; sys.stderr.write('x' * 5000 + 'no such task ' + os.environ['KEY']); "

@@ -31,15 +31,25 @@ def parse(text: str) -> Log:
     try:
         found: Log = json.loads(text)
         status, error = found["status"], found.get("error") or {}
-    except (ValueError, KeyError, TypeError) as fault:
-        raise PtlError("inspect's log cannot be read", why=str(fault)) from None
+        why = error.get("message")
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise _unreadable(fault) from None
     if status != "success":
         raise PtlError(
             f"inspect ended with status '{status}'",
-            why=str(error.get("message") or "its log does not say why")[:2000],
+            why=str(why or "its log does not say why")[:2000],
             hint="the log is in artifacts/ beside the run; 'inspect view' opens it",
         )
     return found
+
+
+def _unreadable(fault: Exception) -> PtlError:
+    return PtlError(
+        "inspect's log cannot be read",
+        why=repr(fault),
+        hint="another version of inspect may write it otherwise; it is in artifacts/ beside the "
+        "run",
+    )
 
 
 def usage(log: Log) -> tuple[int, int]:
@@ -68,9 +78,18 @@ def number(value: Any) -> float | None:
 def result(log: Log, name: str) -> EvalResult:
     """What the log says, every metric with Inspect's own value.
 
+    What is no number, or has no score, stands in the notes.
+
     Raises:
-        PtlError: it has no metric.
+        PtlError: it has no metric, or is not of Inspect's form.
     """
+    try:
+        return _result(log, name)
+    except (LookupError, TypeError, ValueError, AttributeError) as fault:
+        raise _unreadable(fault) from None
+
+
+def _result(log: Log, name: str) -> EvalResult:
     ids = [str(one) for one in log["eval"]["dataset"]["sample_ids"] or ()]
     ids = ids or list(dict.fromkeys(str(sample["id"]) for sample in log["samples"] or ()))
     scored = log["results"]["scores"] if log.get("results") else []
@@ -79,15 +98,23 @@ def result(log: Log, name: str) -> EvalResult:
     per_record: dict[str, PerRecord] = {}
     better: dict[str, bool | None] = {}
     shown: dict[str, list[float | None]] = {}
+    notes: list[str] = []
     for score in scored:
         values = _values(log, score, ids)
+        without = sum(one is None for one in values)
+        if without:
+            notes.append(
+                f"Inspect has no score of {_label(score, scored)} for {without} of {len(ids)} "
+                "samples: intervals and pairs are without them."
+            )
         for metric in score["metrics"].values():
             value = metric["value"]
-            if metric["name"] in UNCERTAINTY or not isinstance(value, int | float):
-                continue
-            if not math.isfinite(value):
+            if metric["name"] in UNCERTAINTY:
                 continue
             label = f"{_label(score, scored)}/{metric['name']}" if several else metric["name"]
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                notes.append(f"Inspect reports {label} as {value}: left out.")
+                continue
             known = [one for one in values if one is not None]
             better[label] = True if metric["name"] == "accuracy" else None
             if _is_mean(metric["name"], value, known):
@@ -104,7 +131,11 @@ def result(log: Log, name: str) -> EvalResult:
     main = next(iter(metrics))
     better[main] = True
     return EvalResult(
-        metrics, _samples(log, ids, shown), higher_is_better=better, scores=per_record
+        metrics,
+        _samples(log, ids, shown),
+        higher_is_better=better,
+        scores=per_record,
+        notes=tuple(notes),
     )
 
 

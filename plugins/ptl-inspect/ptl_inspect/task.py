@@ -168,8 +168,9 @@ class InspectTask(Eval):
             dump = [*PROGRAM, "log", "dump", str(files[0])]
             text = harness.call("inspect", dump, context.wait, cwd=folder, env=env, secrets=secrets)
         found = log.parse(text)
+        result = log.result(found, context.name)
         context.spent(*log.usage(found))
-        return log.result(found, context.name)
+        return result
 
     def _task(self, folder: Path) -> str:
         """What Inspect is told to run."""

@@ -112,3 +112,23 @@ def test_tokens_are_those_of_the_evaluated_model() -> None:
         "openai/gpt-4o": {"input_tokens": 99, "output_tokens": 99},
     }
     assert log.usage({**LOG, "stats": {"model_usage": used}}) == (10, 4)
+
+
+def test_what_is_missing_is_told_below_the_table() -> None:
+    lacking = copy.deepcopy(dict(LOG))
+    del lacking["reductions"][0]["samples"][1]
+    lacking["results"]["scores"][0]["metrics"]["accuracy"]["value"] = math.nan
+    assert log.result(lacking, "mixed").notes == (
+        "Inspect has no score of includes for 1 of 4 samples: intervals and pairs are without "
+        "them.",
+        "Inspect reports includes/accuracy as nan: left out.",
+    )
+    assert not log.result(LOG, "mixed").notes
+
+
+@pytest.mark.parametrize("part", ["samples", "eval"])
+def test_a_log_of_another_form_is_told(part: str) -> None:
+    with pytest.raises(PtlError, match="cannot be read"):
+        log.result({name: value for name, value in LOG.items() if name != part}, "mixed")
+    with pytest.raises(PtlError, match="cannot be read"):
+        log.parse('{"status": "error", "error": "boom"}')

@@ -60,9 +60,18 @@ def parse(results: str, samples: Mapping[str, str]) -> Told:
             )
             for task, text in samples.items()
         }
-        return Told({"results": found["results"], **found}, rows)
+        return Told({**found, "results": {**found["results"]}}, rows)
     except (ValueError, KeyError, TypeError) as fault:
-        raise PtlError("lm-eval's results cannot be read", why=repr(fault)) from None
+        raise _unreadable(fault) from None
+
+
+def _unreadable(fault: Exception) -> PtlError:
+    return PtlError(
+        "lm-eval's results cannot be read",
+        why=repr(fault),
+        hint="another version of lm-eval may write them otherwise; they are in artifacts/ beside "
+        "the run",
+    )
 
 
 def metrics(told: Told) -> Iterator[Metric]:
@@ -102,9 +111,18 @@ def _leaves(told: Told, task: str) -> Iterator[str]:
 def result(told: Told, name: str) -> EvalResult:
     """Every metric with lm-eval's own value.
 
+    What is no number, or has no samples, stands in the notes.
+
     Raises:
-        PtlError: there is none.
+        PtlError: there is none, or the samples are not of lm-eval's form.
     """
+    try:
+        return _result(told, name)
+    except (LookupError, TypeError, ValueError, AttributeError) as fault:
+        raise _unreadable(fault) from None
+
+
+def _result(told: Told, name: str) -> EvalResult:
     found: dict[str, Estimate] = {}
     per_record: dict[str, PerRecord] = {}
     better: dict[str, bool | None] = {}
@@ -132,7 +150,30 @@ def result(told: Told, name: str) -> EvalResult:
         for scores in [shown.get(task, {})]
         for place, row in enumerate(_first(told.rows[task]))
     )
-    return EvalResult(found, samples, higher_is_better=better, scores=per_record)
+    return EvalResult(
+        found, samples, higher_is_better=better, scores=per_record, notes=tuple(_notes(told))
+    )
+
+
+def _notes(told: Told) -> Iterator[str]:
+    """What is missing in the numbers."""
+    groups = told.results.get("groups") or {}
+    for task, found in {**groups, **told.results["results"]}.items():
+        for key, value in found.items():
+            name, comma, _ = key.partition(",")
+            if not comma or name.endswith("_stderr"):
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                yield f"lm-eval reports {name} of {task} as {value}: left out."
+    for task in told.results["results"]:
+        if (told.results.get("group_subtasks") or {}).get(task):
+            continue
+        kept, count = len(_first(told.rows.get(task, ()))), _count(told, task)
+        if kept < count:
+            yield (
+                f"lm-eval kept samples of {kept} of the {count} documents of {task}: "
+                "intervals and pairs are of those alone."
+            )
 
 
 def _values(told: Told, metric: Metric) -> list[float | None]:
@@ -167,7 +208,7 @@ def _interval(values: Sequence[float], value: float) -> Estimate:
 
 
 def _first(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the first filter: one for each document."""
+    """The rows of the first filter: one for each document. None where nothing was kept."""
     return [row for row in rows if row["filter"] == rows[0]["filter"]]
 
 

@@ -133,7 +133,11 @@ class LmEval(Eval):
                 secrets=[served.routes.api_key],
                 hint=hint if self.config.chat else None,
             )
-            files = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.json*")}
+            # A server's refusal may repeat the key that it was asked with.
+            files = {
+                path: harness.without(path.read_text(encoding="utf-8"), [served.routes.api_key])
+                for path in folder.rglob("*.json*")
+            }
         for path, text in files.items():
             context.artifact(path.name, text)
         found = [text for path, text in files.items() if path.name.startswith("results_")]
@@ -145,8 +149,9 @@ class LmEval(Eval):
             if path.name.startswith("samples_")
         }
         told = results.parse(found[0], samples)
+        result = results.result(told, context.name)
         context.spent(*results.usage(told, served.tokenizer))
-        return results.result(told, context.name)
+        return result
 
     def _options(self, context: EvalContext, served: ServedWeights, folder: Path) -> list[str]:
         config = self.config

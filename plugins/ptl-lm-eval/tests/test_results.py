@@ -133,3 +133,29 @@ def test_tokens_are_counted_in_what_is_kept(told: results.Told) -> None:
     assert read > 4 * 3 * 5
     assert written >= 0
     assert results.usage(told, "/no/such/tokenizer") == (0, 0)
+
+
+@pytest.mark.parametrize("value", [math.nan, None, "N/A"])
+def test_a_number_that_is_none_is_told_below_the_table(value: object) -> None:
+    reported = json.loads(RESULTS)
+    reported["results"]["sums_mc"]["acc,none"] = value
+    found = results.result(results.parse(json.dumps(reported), SAMPLES), "sums")
+    assert "sums_mc/acc" not in found.metrics
+    assert found.notes == (f"lm-eval reports acc of sums_mc as {value}: left out.",)
+
+
+def test_documents_without_samples_are_told() -> None:
+    kept = "\n".join(SAMPLES["sums_mc"].splitlines()[1:])
+    for text, count in (("", 0), (kept, 3)):
+        told = results.parse(RESULTS, {**SAMPLES, "sums_mc": text})
+        [note] = results.result(told, "sums").notes
+        assert f"samples of {count} of the 4 documents of sums_mc" in note
+    assert not results.result(results.parse(RESULTS, SAMPLES), "sums").notes
+
+
+@pytest.mark.parametrize("values", [{"resps": []}, {"arguments": {}}, {"filter": 3, "resps": None}])
+def test_samples_of_another_form_are_told(values: dict[str, object]) -> None:
+    with pytest.raises(PtlError, match="cannot be read"):
+        results.result(changed("sums_gen", 0, **values), "sums")
+    with pytest.raises(PtlError, match="cannot be read"):
+        results.parse('{"results": null}', SAMPLES)

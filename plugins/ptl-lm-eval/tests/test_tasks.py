@@ -29,6 +29,10 @@ if os.environ.get("FAILS"):
     sys.exit("no such task, said " + os.environ["OPENAI_API_KEY"])
 out = pathlib.Path(told[told.index("--output_path") + 1]) / "model"
 shutil.copytree(here / "recorded", out)
+if os.environ.get("TELLS"):
+    found = out / "results_recorded.json"
+    said = {**json.loads(found.read_text()), "asked_with": os.environ["OPENAI_API_KEY"]}
+    found.write_text(json.dumps(said))
 """
 
 
@@ -207,3 +211,12 @@ def test_the_recipe_is_one() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 def test_it_can_be_read() -> None:
     check_plugin("eval", "lm_eval", tasks=["sums"], work=False)
+
+
+def test_a_key_that_lm_eval_writes_down_is_not_kept(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELLS", "1")
+    kept: dict[str, str] = {}
+    made().evaluate(context(kept, []))
+    assert json.loads(kept["results_recorded.json"])["asked_with"] == "***"

@@ -81,9 +81,8 @@ def prompts(
         )
     for stream in streams:
         if not stream.tally.kept:
-            say(
-                f"reasoning-gym: {_called(stream.source)}: none of the {made} {part} items is of it"
-            )
+            task = _called(stream.source)
+            say(f"reasoning-gym: {task}: none of the {made} {part} items is of it")
 
 
 def say(text: str) -> None:
@@ -198,7 +197,7 @@ class ReasoningGym(Dataset):
             for before in self.config.each[:place]:
                 if (one.task, one.config) != (before.task, before.config):
                     continue
-                if (not one.levels and not before.levels) or {*one.levels} & {*before.levels}:
+                if {*(one.levels or [None])} & {*(before.levels or [None])}:
                     yield "tasks", f"[{place}] names '{one.task}' again; give it a larger 'weight'"
             for option, message in one.problems():
                 alone = self.config.task is not None

@@ -195,6 +195,5 @@ def test_a_task_without_a_single_item_is_told(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_wrong_type_of_an_option_is_told_with_the_tasks_words() -> None:
-    with pytest.raises(UsageError, match="cannot make 'gcd'") as raised:
+    with pytest.raises(UsageError, match="cannot make 'gcd'"):
         loaded(task="gcd", config={"max_value": 20.5})
-    assert "non-integer" in str(raised.value)

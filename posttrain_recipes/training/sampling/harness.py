@@ -44,7 +44,7 @@ def call(
         wait: as in `EvalContext`.
         cwd: where it works.
         env: variables beside those of this process.
-        secrets: what never stands in an error, such as the engine's key.
+        secrets: what never stands in an error or in what is returned, such as the engine's key.
         hint: what to do where it fails.
 
     Raises:
@@ -73,16 +73,21 @@ def call(
         texts = []
         for file in (out, err):
             file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
+            texts.append(without(file.read().decode(errors="replace"), secrets))
     if code != 0:
         said = "\n".join(text.strip() for text in texts if text.strip())
-        for secret in filter(None, secrets):
-            said = said.replace(secret, "***")
         how = (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
         raise PtlError(f"{what} {how}", why=said[-TOLD:].strip() or "it said nothing", hint=hint)
     return texts[0]
+
+
+def without(text: str, secrets: Sequence[str]) -> str:
+    """A text of such a program with `***` in the place of every secret."""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
