@@ -63,6 +63,7 @@ def run(code: str, home: Path) -> subprocess.CompletedProcess[str]:
         env={"PTL_HOME": str(home), "PATH": "", "HOME": str(home)},
         capture_output=True,
         text=True,
+        timeout=100,
         check=False,
     )
 
