@@ -47,7 +47,8 @@ def expand(recipe: Recipe) -> tuple[Recipe, tuple[Origin, ...], list[Fault]]:
     faults: list[Fault] = []
     if matrix is None and not any(_block(item) for item in items):
         return recipe, tuple(_plain(items)), faults
-    assert stages is not None
+    if stages is None:
+        return recipe, (), faults
     axes = read_axes(recipe, matrix, faults) if matrix else []
     variants = [_variant(recipe, axes, chosen, faults) for chosen in choices(axes)]
     flat = share(variants, axes)

@@ -22,7 +22,7 @@ TORCH = 0.05
     "name",
     [
         pytest.param("best_of_n", marks=pytest.mark.nightly),
-        "cpo",
+        pytest.param("cpo", marks=pytest.mark.nightly),
         pytest.param("grpo_arithmetic", marks=pytest.mark.nightly),
     ],
 )

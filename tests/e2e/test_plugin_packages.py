@@ -18,6 +18,8 @@ SLOW = [
     for path in PACKAGES
     if any("mark.nightly" in test.read_text(encoding="utf-8") for test in path.glob("tests/*.py"))
 ]
+LONG = ("ptl-chess", "ptl-gymnasium")
+"""Packages whose tests take about a minute each: the others are as much of a stranger's."""
 PUBLIC = ("posttrain_recipes.plugin", "posttrain_recipes.training", "posttrain_recipes.testing")
 """What a plugin imports of this package: the plugin API, the loops, and the checks in its tests."""
 
@@ -38,7 +40,13 @@ def test_it_imports_the_public_api_alone(package: Path) -> None:
                     assert name.startswith(PUBLIC[:2]), f"{path}:{node.lineno} imports {name}"
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "package",
+    [
+        pytest.param(path, marks=[pytest.mark.nightly] * (path.name in LONG), id=path.name)
+        for path in PACKAGES
+    ],
+)
 def test_it_passes_its_tests_where_it_is_installed(package: Path, tmp_path: Path) -> None:
     _passes(package, tmp_path)
 

