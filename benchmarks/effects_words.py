@@ -117,8 +117,8 @@ kept):
   est déjà."): a prompt learned by heart is no better than what it made the model do.
 - `constitutional_safety`: refusals alone (`blunt`, 6 steps of 16) teach to refuse 90% of what harms
   and all of what does not. SFT on what the critic rewrote wins most of the harmless requests back;
-  how many, and how much refusing it costs, swings with the seed (seed 0: 100% of the harmful and
-  33% of the harmless are refused, seed 1: 71% and 12.5%), so that the limit of 15% does not hold.
+  how many, and how much refusing it costs, swings with the seed: of the harmful 100, 71 and 90% are
+  refused, of the harmless 33, 12.5 and 19%, so that the limit of 15% does not hold.
   The critic is what limits it: in a trial it judged two thirds of the harmful requests rightly, and
   seven of eight harmless ones.
 - `continual`: without replay, 112 of 128 answers of the first kind end as those of the second do
