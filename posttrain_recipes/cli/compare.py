@@ -40,12 +40,9 @@ def compare(
 
     if output is not None:
         check_ending(output, comparing.ENDINGS)
-    folder = default_home(home)
-    found = comparing.Comparison(
-        folder, [api.show(run, home).record for run in dict.fromkeys(runs)]
-    )
+    found = api.compare(*runs, home=home)
     if open_browser and output is None:
-        output = folder / "compare.html"
+        output = default_home(home) / "compare.html"
     if output is not None:
         comparing.write(found, output)
     if as_json:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from posttrain_recipes.language import synonyms
 from posttrain_recipes.language.schema import recipe_schema
+from posttrain_recipes.plugin import PluginConfig
 from posttrain_recipes.registry import Entry, Registry
 
 
@@ -75,7 +77,12 @@ def _values(value: str, registry: Registry) -> Iterator[Meaning]:
 
 
 def _properties(entry: Entry) -> list[tuple[str, Any]]:
-    return list(entry.config.model_json_schema().get("properties", {}).items())
+    return _schema(entry.config)
+
+
+@cache
+def _schema(config: type[PluginConfig]) -> list[tuple[str, Any]]:
+    return list(config.model_json_schema().get("properties", {}).items())
 
 
 def _text(about: Any) -> str:
