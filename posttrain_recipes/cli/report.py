@@ -38,23 +38,19 @@ def report(
     With --all: a leaderboard, which is leaderboard.html in the home.
     """
     from posttrain_recipes.reporting.leaderboard import Leaderboard
-    from posttrain_recipes.reporting.page import Pages
 
     if (run is None) != everything:
         raise UsageError("name a run, or say --all", hint="'ptl runs' lists them")
     if output is not None:
         check_ending(output, (".html", ".htm", ".md"), "'ptl show RUN --json' prints JSON")
-    folder = default_home(home)
-    pages = Leaderboard(folder) if run is None else Pages(folder, api.show(run, home).record)
-    if isinstance(pages, Leaderboard):
-        for one in pages.unreadable:
-            say(f"{one}; {one.hint}")
-        output = output or folder / "leaderboard.html"
-    if output is None:
-        assert isinstance(pages, Pages)
-        output, _ = pages.write()
+    if run is not None:
+        output = api.report(run, output, home=home)
     else:
-        write_atomic(output, pages.markdown() if output.suffix.lower() == ".md" else pages.html())
+        folder = default_home(home)
+        board, output = Leaderboard(folder), output or folder / "leaderboard.html"
+        for one in board.unreadable:
+            say(f"{one}; {one.hint}")
+        write_atomic(output, board.markdown() if output.suffix.lower() == ".md" else board.html())
     click.echo(display_path(output))
     if open_browser:
         click.launch(output.resolve().as_uri())
