@@ -16,17 +16,36 @@ from posttrain_recipes.version import __version__
 __all__ = [
     "Result",
     "__version__",
+    "chat",
     "compare",
+    "eval",
+    "export",
     "plan",
     "report",
+    "reproduce",
     "run",
     "runs",
+    "serve",
     "show",
     "validate",
 ]
 
 if TYPE_CHECKING:
-    from posttrain_recipes.api import Result, compare, plan, report, run, runs, show, validate
+    from posttrain_recipes.api import (
+        Result,
+        chat,
+        compare,
+        eval,
+        export,
+        plan,
+        report,
+        reproduce,
+        run,
+        runs,
+        serve,
+        show,
+        validate,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 
 from posttrain_recipes.cli import chat as chatting
 from posttrain_recipes.cli import target as targets
-from posttrain_recipes.cli.chat import ChatClient, Talk, chat
+from posttrain_recipes.cli.chat import chat
 from posttrain_recipes.cli.export import export
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.inference.conversation import ChatClient, Talk
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 

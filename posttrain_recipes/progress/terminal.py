@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from posttrain_recipes.cli.streams import Lasting
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.shown import plain, redact
 
 if TYPE_CHECKING:
@@ -132,3 +134,8 @@ def show_click(error: click.ClickException) -> None:
     told = io.StringIO()
     error.show(told)
     click.echo(told.getvalue(), err=True, nl=False)
+
+
+def folded(text: str) -> str:
+    """A sentence below a table, in lines that fit the terminal."""
+    return textwrap.fill(text, min(100, shutil.get_terminal_size().columns), break_on_hyphens=False)
