@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes.version import __version__
 
 __all__ = [
+    "PtlError",
+    "RecipeError",
     "Result",
+    "UsageError",
     "__version__",
     "chat",
     "compare",
@@ -32,7 +35,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from posttrain_recipes.api import (
+        PtlError,
+        RecipeError,
         Result,
+        UsageError,
         chat,
         compare,
         eval,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,14 +15,16 @@ from posttrain_recipes.cli.options import home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.inference import conversation
 from posttrain_recipes.options import check_address
-from posttrain_recipes.progress.terminal import exact, styled
+from posttrain_recipes.progress.terminal import exact, styled, unguarded
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import default_home
 
 HELP = """\
 /system TEXT   say who the model is, and start over (alone: nobody)
 /reset         forget what was said
-/exit          leave; Ctrl-D does too. Ctrl-C stops a reply"""
+/exit          leave; Ctrl-D does too. Ctrl-C stops a reply
+Alt-Enter      begins a new line (where prompt-toolkit is installed)"""
+COMMANDS = ["/system", "/reset", "/help", "/exit"]
 
 
 @click.command()
@@ -73,12 +77,11 @@ def chat(
 
 
 def _converse(talk: conversation.Talk) -> None:
-    with suppress(ImportError):  # lines can be edited, and the last ones recalled
-        import readline  # noqa: F401
+    ask = _asker()
     styled(f"{talk.said}   /help for commands, Ctrl-D to leave", dim=True)
     while True:
         try:
-            text = input("> ").strip()
+            text = ask().strip()
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return
@@ -88,6 +91,39 @@ def _converse(talk: conversation.Talk) -> None:
             _command(talk, text)
         elif text:
             _reply(talk, text)
+
+
+def _asker() -> Callable[[], str]:
+    """How the next question is read: in a terminal by prompt_toolkit, where it is installed."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):
+            return _session()
+    with suppress(ImportError):  # lines can be edited, and the last ones recalled
+        import readline  # noqa: F401
+    return lambda: input("> ")
+
+
+def _session() -> Callable[[], str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    session: PromptSession[str] = PromptSession(
+        "> ",
+        completer=WordCompleter(COMMANDS, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+        output=create_output(unguarded(sys.stdout)),
+        prompt_continuation="  ",
+    )
+    return session.prompt
 
 
 def _command(talk: conversation.Talk, text: str) -> None:
