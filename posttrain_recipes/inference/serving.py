@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from posttrain_recipes import models, private
 from posttrain_recipes.atomic import require_writable
-from posttrain_recipes.engines import OPENAI, Local
+from posttrain_recipes.engines import Local
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning.renderers import TemplateError, read
 
@@ -30,7 +30,7 @@ class LocalServer:
     @property
     def openai_base_url(self) -> str:
         """For OpenAI's client."""
-        return self.base_url + OPENAI
+        return f"{self.base_url}/v1"
 
     @property
     def environ(self) -> dict[str, str]:

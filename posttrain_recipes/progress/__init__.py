@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ def told(progress: bool | None) -> Iterator[Reporter | None]:
         yield None
         return
     if notebook.is_notebook():
+        # tqdm's, which transformers brings: there is a bar already, and it is ours.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         shown = notebook.Notebook()
         try:
             yield shown
