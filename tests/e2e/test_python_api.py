@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import posttrain_recipes as ptl
+from posttrain_recipes import engines
 from posttrain_recipes import typed as t
 
 SUITE = [t.eval.nll(name="chat", dataset=t.dataset.jsonl(path="held_out.jsonl"))]
@@ -22,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, numbers in (("train", range(1, 9)), ("held_out", range(9, 13))):
         rows = [{"prompt": f"Say {n}.", "completion": str(n)} for n in numbers]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, engines.kept_running():
         patch.chdir(folder)
         patch.setenv("PTL_HOME", str(folder / "home"))
         yield folder
@@ -134,7 +135,7 @@ def test_a_notebook_shows_a_run_and_its_table(place: Path) -> None:
         "from posttrain_recipes import typed as t\n"
         "data = t.dataset.jsonl(path='held_out.jsonl')\n"
         "stage = t.stage(name='sft', dataset=data,\n"
-        "    method=t.method.sft(learning_rate=1e-3, max_steps=2, batch_size=4))\n"
+        "    method=t.method.sft(learning_rate=1e-3, max_steps=1, batch_size=4))\n"
         "result = ptl.run(t.recipe(name='cell', model='ptl/nano', stages=[stage]))\n"
     )
     cells = [nbformat.v4.new_code_cell(source) for source in (first, "result", "result.curves")]
@@ -143,7 +144,7 @@ def test_a_notebook_shows_a_run_and_its_table(place: Path) -> None:
     shown = [[o.get("data", {}).get("text/html", "") for o in c.outputs] for c in notebook.cells]
     assert len(shown[0]) == 1, notebook.cells[0].outputs
     (progress,) = shown[0]
-    assert '<progress value="2" max="2">' in progress
+    assert '<progress value="1" max="1">' in progress
     assert "done in" in progress
     assert "ptl-table" in shown[1][0]
     assert "train/loss" in shown[2][0]
