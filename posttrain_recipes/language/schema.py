@@ -159,6 +159,7 @@ def _keys(registry: Registry) -> dict[str, Any]:
             "description": "What is done, in order; each starts from the one before it.",
         },
         "limits": _limits(),
+        "watch": _watch(),
         "resources": {
             "$ref": "#/$defs/resources",
             "description": "What each stage asks of the node that it runs on; read by "
@@ -195,6 +196,33 @@ def _limits() -> dict[str, Any]:
             "max_hours": bound("number", "Hours that the run is worked on."),
             "max_tokens": bound("integer", "Tokens: trained, read and written, by evals too."),
         },
+    }
+
+
+def _watch() -> dict[str, Any]:
+    def count(least: int, most: int, default: Any, description: str) -> dict[str, Any]:
+        bounds = {"type": "integer", "minimum": least, "maximum": most}
+        return {**bounds, "default": default, "description": description}
+
+    properties = {
+        "prompts": count(1, 16, 3, "How many prompts, the first of the first eval."),
+        "every": {
+            "if": {"type": "string"},
+            "then": {"const": "auto"},
+            "else": {"type": "integer", "minimum": 1},
+            "default": "auto",
+            "description": "Steps between two answers; auto: at the start, about six times in "
+            "between, at the end, and not at all in a stage of fewer than 5 steps.",
+        },
+        "max_tokens": count(1, 1024, 64, "Longest reply in tokens."),
+    }
+    return {
+        "description": "The prompts that `ptl watch` shows answered again and again while a stage "
+        "trains; false: none. By default there are, unless the engine bills for tokens. It changes "
+        "no result, and nothing is trained again for it.",
+        "if": {"type": "object"},
+        "then": {"additionalProperties": False, "properties": properties},
+        "else": {"type": "boolean"},
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from posttrain_recipes.errors import TooLongError, UsageError
-from posttrain_recipes.plugin import Renderer, Streamed
+from posttrain_recipes.plugin import Renderer, Streamed, WatchedReply
 from posttrain_recipes.records import Message
 
 if TYPE_CHECKING:
@@ -37,6 +37,23 @@ class Example:
     def learned(self) -> float:
         """The sum of the weights; the first token is never predicted and does not count."""
         return sum(self.weights[1:])
+
+
+WATCHED = 2
+"""Examples of a step that are shown to people."""
+
+
+def watched_example(example: Example, logprobs: Sequence[float]) -> WatchedReply:
+    """An example for people to look at, from its first token that is learned.
+
+    Args:
+        logprobs: log p of the tokens from the second on (N - 1,), in nats.
+    """
+    pairs = list(zip(example.weights, [0.0, *logprobs], strict=False))
+    first = next((place for place, (weight, _) in enumerate(pairs) if weight and place), 0)
+    numbers = [float(value) if weight else None for weight, value in pairs[first:]]
+    prompt, tokens = example.tokens[:first], example.tokens[first : len(pairs)]
+    return WatchedReply(prompt, tokens, {"logprob": numbers})
 
 
 def tokenize(
