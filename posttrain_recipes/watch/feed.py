@@ -7,7 +7,7 @@ connects again. Stages that were reused are told from the run that trained them.
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,13 +45,17 @@ class Feed:
     def resumed(cls, home: Path, run: str, cursor: str) -> Feed:
         """One that goes on from what `cursor_text` said; from the beginning where that is empty, or
         anything else."""
-        pairs = re.findall(r"([A-Za-z][^=,]*)=(-1|\d{1,15})(?:,|$)", cursor)
-        return cls(home, run, {stage: int(offset) for stage, offset in pairs})
+        try:
+            told = json.loads(cursor)
+            offsets = {str(stage): max(TOLD, int(offset)) for stage, offset in told.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            offsets = {}
+        return cls(home, run, offsets)
 
     @property
     def cursor_text(self) -> str:
         """How far it is, for `resumed`."""
-        return ",".join(f"{stage}={offset}" for stage, offset in self.cursor.items())
+        return json.dumps(self.cursor)
 
     def poll(self) -> Iterator[Event]:
         """What there is to tell since the last call: `run`, `lines` and `refused` events."""

@@ -158,7 +158,8 @@ async def _events(feed: Feed, ended: Callable[[], bool]) -> AsyncIterator[str]:
         if last:
             yield _event("end", {"run": feed.run}, feed.cursor_text)
             return
-        yield _event("ready", {}, feed.cursor_text) if silent == 0.0 else ""
+        if silent == 0.0:
+            yield _event("ready", {}, feed.cursor_text)
         await asyncio.sleep(POLL_S)
         silent += POLL_S
         if silent >= BEAT_S:

@@ -76,3 +76,54 @@ function chart({ lines = [], points = [], low, high, last, step, percent, width 
   }
   return drawing;
 }
+
+// --- a reply, its tokens coloured by a number -----------------------------------------------------
+
+const COLOURS = {
+  advantage: ["advantage", "pushed down", "pushed up"],
+  log_ratio: ["log-ratio to the reference", "rarer than it was", "likelier than it was"],
+  reverse_kl: ["reverse KL to the teacher", "the teacher likes it better", "the teacher likes it less"],
+  logprob: ["log-probability", "unlikely", "certain"],
+};
+
+function legend(by, most) {
+  if (!by) return [];
+  const [, low, high] = COLOURS[by] || ["", "below 0", "above 0"];
+  const swatches = (by === "logprob" ? [-1, -0.6, -0.3, 0] : [-1, -0.5, 0, 0.5, 1]).map((part) => paint(make("span", { class: "swatch" }), part));
+  return [make("span", {}, `${number(-most)} ${low}`), ...swatches,
+    make("span", {}, by === "logprob" ? `0 ${high}` : `${high} ${number(most)}`)];
+}
+
+function paint(element, part) {
+  const strength = Math.min(1, Math.abs(part));
+  if (strength < 0.02) return element;
+  element.classList.add(part > 0 ? "up" : "down");
+  element.style.setProperty("--strength", `${Math.round(12 + 62 * strength)}%`);
+  return element;
+}
+
+function reply(one, by, most) {
+  const facts = [
+    one.reward !== null && ["reward", number(one.reward)],
+    one.advantage !== null && ["advantage", number(one.advantage)],
+    ["length", `${one.length} token${one.length === 1 ? "" : "s"}`],
+    one.ended && [one.ended === "stop" ? "ended by" : "cut by", one.ended === "stop" ? "itself" : one.ended],
+  ].filter(Boolean);
+  const numbers = one.numbers[by] || [];
+  const tokens = one.tokens.map((text, place) => {
+    const blank = text.replaceAll("\n", "⏎\n");
+    const value = numbers[place];
+    const made = make("span", { class: "token", tabindex: place ? "-1" : "0" }, blank);
+    made.told = [JSON.stringify(text), ...Object.entries(one.numbers).map(([name, all]) =>
+      `${(COLOURS[name] || [name])[0]} ${number(all[place])}`)].join("\n");
+    if (value === null || value === undefined) made.classList.add("none");
+    else paint(made, value / most);
+    return made;
+  });
+  const rest = one.length - one.tokens.length;
+  return make("article", { class: one.ended && one.ended !== "stop" ? "reply cut" : "reply" },
+    make("details", {}, make("summary", {}, "prompt"), make("pre", {}, one.prompt)),
+    make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
+    make("p", { class: "tokens", "aria-label": "Tokens; arrow keys go through them" }, ...tokens,
+      rest > 0 ? make("em", {}, one.secret ? "(left out: it holds a secret)" : ` … ${rest} more tokens`) : null));
+}
