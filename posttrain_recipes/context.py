@@ -146,6 +146,8 @@ class WatchedReply:
     """Of the reply as a whole."""
     ended: str = ""
     """What ended it: `stop`, or what cut it, as `max_tokens`. Empty: it was not written here."""
+    label: str = ""
+    """What it is among the others, as `chosen`."""
 
 
 Watch = Callable[[int, Sequence[WatchedReply]], None]

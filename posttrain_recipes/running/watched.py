@@ -217,6 +217,7 @@ def _shown(one: WatchedReply, renderer: Renderer, pair: Pairs) -> dict[str, Any]
         "reward": one.reward,
         "advantage": one.advantage,
         "ended": one.ended,
+        "label": one.label,
     }
     if redact(whole) != whole:  # no single token shows that it is a part of a secret
         return {**found, "secret": True, "tokens": [], "numbers": {}}

@@ -168,7 +168,11 @@ def test_replies_are_few_and_bounded_and_of_a_secret_no_token_is_shown(
     secret = WatchedReply([65], list(b"hunter22222"), {}, 0.0)
     watch.replies(2, [long, secret, *[long] * 4])
     first, second, *more = read(path)[1]["rollouts"]
-    assert (len(first["tokens"]), len(first["numbers"]["advantage"]), first["length"]) == (512, 512, 600)
+    assert (len(first["tokens"]), len(first["numbers"]["advantage"]), first["length"]) == (
+        512,
+        512,
+        600,
+    )
     assert (first["reward"], first["ended"], first["prompt"]) == (1.0, "max_tokens", "A")
     assert (second["tokens"], second["secret"]) == ([], True)
     assert (len(more), read(path)[1]["of"]) == (2, 6)
@@ -271,7 +275,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_a_run_without_the_file_is_told_by_what_else_it_has(home: Path) -> None:
     feed = Feed(home, "demo-1")
-    told = dict((name, data) for name, data in feed.poll() if name == "run")["run"]
+    told = {name: data for name, data in feed.poll() if name == "run"}["run"]
     assert [(one["name"], one["from"]) for one in told["stages"]] == [("sft", []), ("dpo", ["sft"])]
     (lines,) = [
         data["lines"]

@@ -38,9 +38,14 @@ def url(tmp_path: Path) -> Iterator[str]:
             log.add("film", step=step, source="the eval held", replies=[said | {"right": step > 2}])
             if step:
                 log.add("step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": 0.1})
-                tokens = {"tokens": ["2", HOSTILE, "x"], "numbers": {"advantage": [0.5, -0.5, None]}}
+                tokens = {
+                    "tokens": ["2", HOSTILE, "x"],
+                    "numbers": {"advantage": [0.5, -0.5, None]},
+                }
                 about = {"prompt": "p", "length": 3, "reward": 1, "advantage": 0.5}
-                log.add("rollouts", step=step, rollouts=[{**tokens, **about, "ended": "max_tokens"}])
+                log.add(
+                    "rollouts", step=step, rollouts=[{**tokens, **about, "ended": "max_tokens"}]
+                )
         found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9, "share": True}
         log.add("eval", when="before", step=0, metrics={"held": found})
     token, sock = "the-token", server.listening()
@@ -80,8 +85,8 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     # By keyboard as by mouse: numbers of a token, and the next one.
     window.run("document.querySelector('.token').focus()")
     assert "advantage 0.5" in window.run(text, "#tip")
-    key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown',{key:'ArrowRight',bubbles:true}))"
-    window.run(key)
+    right = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    window.run(f"document.activeElement.dispatchEvent({right})")
     assert "advantage -0.5" in window.run(text, "#tip")
     kinds = "return [...document.querySelectorAll('.token')].map((one) => one.className)"
     assert window.run(kinds) == ["token up", "token down", "token none"]

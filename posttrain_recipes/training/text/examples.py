@@ -43,17 +43,29 @@ WATCHED = 2
 """Examples of a step that are shown to people."""
 
 
-def watched_example(example: Example, logprobs: Sequence[float]) -> WatchedReply:
+def watched_example(
+    example: Example,
+    logprobs: Sequence[float],
+    reference: Sequence[float | None] = (),
+    label: str = "",
+) -> WatchedReply:
     """An example for people to look at, from its first token that is learned.
 
     Args:
         logprobs: log p of the tokens from the second on (N - 1,), in nats.
+        reference: log p_ref of the same; empty where no reference was asked.
     """
-    pairs = list(zip(example.weights, [0.0, *logprobs], strict=False))
-    first = next((place for place, (weight, _) in enumerate(pairs) if weight and place), 0)
-    numbers = [float(value) if weight else None for weight, value in pairs[first:]]
-    prompt, tokens = example.tokens[:first], example.tokens[first : len(pairs)]
-    return WatchedReply(prompt, tokens, {"logprob": numbers})
+    known = [0.0, *(float(value) for value in logprobs)]
+    count = min(len(known), len(example.tokens))
+    learned = [bool(weight) for weight in example.weights[:count]]
+    first = next((place for place in range(1, count) if learned[place]), 0)
+    own = range(first, count)
+    numbers = {"logprob": [known[t] if learned[t] else None for t in own]}
+    if reference:
+        theirs = [None, *reference]
+        pairs = ((known[t], theirs[t] if learned[t] else None) for t in own)
+        numbers["log_ratio"] = [None if q is None else p - q for p, q in pairs]
+    return WatchedReply(example.tokens[:first], example.tokens[first:count], numbers, label=label)
 
 
 def tokenize(

@@ -104,6 +104,7 @@ function paint(element, part) {
 
 function reply(one, by, most) {
   const facts = [
+    one.label && ["", one.label],
     one.reward !== null && ["reward", number(one.reward)],
     one.advantage !== null && ["advantage", number(one.advantage)],
     ["length", `${one.length} token${one.length === 1 ? "" : "s"}`],
