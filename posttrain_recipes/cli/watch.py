@@ -34,13 +34,13 @@ def watch(run: str | None, port: int, open_browser: bool, home: Path | None) -> 
     folder = default_home(home)
     record = Store(folder).find(run) if run is not None else _newest(folder)
     token, sock = server.new_token(), server.listening(port)
-    page = server.address(sock, token)
+    page, made = server.address(sock, token), server.server(folder, record.id, token, sock)
     click.echo(page)
     say(f"{record.id} is on this page; Ctrl-C ends it.")
     if open_browser:
         click.launch(page)
     with suppress(KeyboardInterrupt):
-        server.server(folder, record.id, token, sock).run(sockets=[sock])
+        made.run(sockets=[sock])
     say(f"\nended; 'ptl watch {record.id}' shows it again")
 
 

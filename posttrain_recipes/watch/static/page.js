@@ -246,7 +246,7 @@ function drawEvals(stage, about, last) {
   const total = Math.max(about.steps, stage.total, last);
   if (!found.size) { fill("evals", make("p", { class: "hint" }, "Nothing was measured yet.")); return; }
   // As many side by side as find room.
-  const columns = Math.min(found.size, Math.max(1, Math.floor($("evals").clientWidth / 250)));
+  const columns = Math.min(found.size, Math.max(1, Math.floor($("evals").clientWidth / 215)));
   const wide = Math.floor(($("evals").clientWidth - 12 * (columns - 1)) / columns);
   fill("evals", ...[...found].map(([name, points]) => {
     points.sort((a, b) => a.at - b.at);

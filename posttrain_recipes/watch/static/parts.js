@@ -121,9 +121,10 @@ function reply(one, by, most) {
     else paint(made, value / most);
     return made;
   });
+  const asked = one.prompt.replace(/<\|[^|>]*\|>/g, " ").replace(/\s+/g, " ").trim();
   const rest = one.length - one.tokens.length;
   return make("article", { class: one.ended && one.ended !== "stop" ? "reply cut" : "reply" },
-    make("details", {}, make("summary", {}, "prompt"), make("pre", {}, one.prompt)),
+    make("details", {}, make("summary", {}, asked || "prompt"), make("pre", {}, one.prompt)),
     make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
     make("p", { class: "tokens", "aria-label": "Tokens; arrow keys go through them" }, ...tokens,
       rest > 0 ? make("em", {}, one.secret ? "(left out: it holds a secret)" : ` … ${rest} more tokens`) : null));
