@@ -1,7 +1,7 @@
 """Records the page of `ptl watch` as an animated picture, by replaying a stage of a finished run.
 
-    ptl run recipes/grpo_arithmetic.yaml --home /tmp/shown
-    PYTHONPATH=. python tools/record_watch.py grpo_arithmetic --home /tmp/shown -o docs/watch.webp
+    ptl run recipes/distill_on_policy.yaml --home /tmp/shown
+    PYTHONPATH=. python tools/record_watch.py distill_on_policy --home /tmp/shown -o docs/watch.webp
 
 Wants Chromium with chromedriver (Debian: apt install chromium-driver) and Pillow. The same
 run gives the same pictures: the slider is moved, and nothing is waited for but the drawing.
@@ -44,9 +44,10 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=default_home(None))
     parser.add_argument("--stage", help="by default the last one")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/watch.webp"))
-    parser.add_argument("--size", default="1060x985", help="of the page, in pixels")
+    parser.add_argument("--size", default="1280x1190", help="of the page, in pixels")
+    parser.add_argument("--width", type=int, default=1000, help="of the picture")
     parser.add_argument("--seconds", type=float, default=9.0)
-    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--dark", action="store_true")
     asked = parser.parse_args()
     record = Store(asked.home).find(asked.run)
@@ -66,6 +67,8 @@ def main() -> None:
         )
         found = pictures(window, asked.frames)
     made.should_exit = True
+    scaled = asked.width, round(height * asked.width / width)
+    found = [picture.resize(scaled, Image.Resampling.LANCZOS) for picture in found]
     each = round(1000 * asked.seconds / len(found))
     times = [each] * (len(found) - 1) + [HOLD_MS]
     found[0].save(

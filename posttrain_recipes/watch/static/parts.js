@@ -121,7 +121,7 @@ function reply(one, by, most) {
     else paint(made, value / most);
     return made;
   });
-  const asked = one.prompt.replace(/<\|[^|>]*\|>/g, " ").replace(/\s+/g, " ").trim();
+  const asked = one.prompt.replace(/<\|[^|>]*\|>(system|user|assistant|tool)?/g, " ").replace(/\s+/g, " ").trim();
   const rest = one.length - one.tokens.length;
   return make("article", { class: one.ended && one.ended !== "stop" ? "reply cut" : "reply" },
     make("details", {}, make("summary", {}, asked || "prompt"), make("pre", {}, one.prompt)),
