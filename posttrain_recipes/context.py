@@ -150,7 +150,7 @@ class WatchedReply:
     """What it is among the others, as `chosen`."""
 
 
-Watch = Callable[[int, Sequence[WatchedReply]], None]
+ShowReplies = Callable[[int, Sequence[WatchedReply]], None]
 
 
 def _shows_nobody(step: int, replies: Sequence[WatchedReply]) -> None:
@@ -236,7 +236,7 @@ class StageContext:
     ttl_s: int | None = None
     """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
     end by the runner. None: until it is deleted, as on an engine that does not bill for it."""
-    watch: Watch = _shows_nobody
+    watch: ShowReplies = _shows_nobody
     """A few replies of an optimizer step (from 1) for `ptl watch`, which shows what is known of
     each token: `watch(step, replies)`. It may be called before the step is logged, and costs
     little: of more than four replies, and of more than 512 tokens, the others are left out."""

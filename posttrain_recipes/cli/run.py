@@ -60,7 +60,7 @@ def run(
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     from posttrain_recipes.cli.progress import Lines, Live
-    from posttrain_recipes.cli.watch import Beside
+    from posttrain_recipes.cli.watch import PageBeside
     from posttrain_recipes.running import runner
     from posttrain_recipes.running.cluster.ray_tasks import parallel
     from posttrain_recipes.running.events import also
@@ -70,7 +70,7 @@ def run(
     live = sys.stdout.isatty() and not as_json and many == 1
     out = Lasting(sys.stderr if as_json else sys.stdout)
     reporter = Live(out) if live else Lines(out)
-    page = Beside(default_home(home))
+    page = PageBeside(default_home(home))
     # The page's address stands above the lines.
     told = also(page, reporter) if watched else reporter
     try:

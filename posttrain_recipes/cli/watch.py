@@ -55,7 +55,7 @@ def _newest(home: Path) -> RunRecord:
     return runs[-1]
 
 
-class Beside(Reporter):
+class PageBeside(Reporter):
     """Starts the page in a process of its own as soon as a run has an id; it ends with this one."""
 
     def __init__(self, home: Path) -> None:

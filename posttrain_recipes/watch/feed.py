@@ -1,6 +1,6 @@
 """What the page is told of a run: its record, and the lines of `watch.jsonl` as they come.
 
-A `Feed` remembers how far it has told each stage, as a cursor that a page hands back when it
+A `RunFeed` remembers how far it has told each stage, as a cursor that a page hands back when it
 connects again. Stages that were reused are told from the run that trained them. Of runs older than
 `watch.jsonl` the curves are told that they have, and replies of their evals as two frames.
 """
@@ -31,7 +31,7 @@ Event = tuple[str, Any]
 
 
 @dataclass
-class Feed:
+class RunFeed:
     """Follows one run."""
 
     home: Path
@@ -42,7 +42,7 @@ class Feed:
     _record: RunRecord | None = None
 
     @classmethod
-    def resumed(cls, home: Path, run: str, cursor: str) -> Feed:
+    def resumed(cls, home: Path, run: str, cursor: str) -> RunFeed:
         """One that goes on from what `cursor_text` said; from the beginning where that is empty, or
         anything else."""
         try:

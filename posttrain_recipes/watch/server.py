@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.watch.feed import Feed
+from posttrain_recipes.watch.feed import RunFeed
 
 if TYPE_CHECKING:
     import uvicorn
@@ -135,7 +135,7 @@ def app(home: Path, run: str, token: str, port: int, ended: Callable[[], bool]) 
         return Route("/" if name == "page.html" else f"/{name}", file)
 
     async def events(request: Request) -> Response:
-        feed = Feed.resumed(home, run, request.headers.get("last-event-id", ""))
+        feed = RunFeed.resumed(home, run, request.headers.get("last-event-id", ""))
         return StreamingResponse(_events(feed, ended), media_type="text/event-stream")
 
     return Starlette(
@@ -144,7 +144,7 @@ def app(home: Path, run: str, token: str, port: int, ended: Callable[[], bool]) 
     )
 
 
-async def _events(feed: Feed, ended: Callable[[], bool]) -> AsyncIterator[str]:
+async def _events(feed: RunFeed, ended: Callable[[], bool]) -> AsyncIterator[str]:
     """What a feed tells, as Server-Sent Events."""
     yield "retry: 1000\n\n"
     silent = 0.0

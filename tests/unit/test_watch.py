@@ -21,7 +21,7 @@ from posttrain_recipes.running.events import Reporter, also
 from posttrain_recipes.running.watched import StageWatch, pairs, token_texts
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
 from posttrain_recipes.watch import server
-from posttrain_recipes.watch.feed import Feed
+from posttrain_recipes.watch.feed import RunFeed
 from posttrain_recipes.watchlog import WatchLog, WatchVersionError, read, tail, watch_path
 from tests.conftest import Project
 
@@ -274,12 +274,12 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_run_without_the_file_is_told_by_what_else_it_has(home: Path) -> None:
-    feed = Feed(home, "demo-1")
+    feed = RunFeed(home, "demo-1")
     told = {name: data for name, data in feed.poll() if name == "run"}["run"]
     assert [(one["name"], one["from"]) for one in told["stages"]] == [("sft", []), ("dpo", ["sft"])]
     (lines,) = [
         data["lines"]
-        for name, data in Feed(home, "demo-1").poll()
+        for name, data in RunFeed(home, "demo-1").poll()
         if name == "lines" and data["stage"] == "dpo"
     ]
     frames = [line for line in lines if line["kind"] == "film"]
@@ -288,14 +288,14 @@ def test_a_run_without_the_file_is_told_by_what_else_it_has(home: Path) -> None:
 
 
 def test_a_feed_goes_on_from_its_cursor(home: Path) -> None:
-    feed = Feed(home, "demo-1")
+    feed = RunFeed(home, "demo-1")
     list(feed.poll())
     made, _ = log(watch_path(home / "runs" / "demo-1", "sft"))
     made.add("step", step=2, total=2, metrics={})
-    resumed = Feed.resumed(home, "demo-1", feed.cursor_text)
+    resumed = RunFeed.resumed(home, "demo-1", feed.cursor_text)
     assert [data["lines"][0]["step"] for name, data in resumed.poll() if name == "lines"] == [2]
     for wrong in ("", "{", "[1]", '{"sft": "x"}'):
-        assert Feed.resumed(home, "demo-1", wrong).cursor == {}
+        assert RunFeed.resumed(home, "demo-1", wrong).cursor == {}
 
 
 @pytest.fixture
