@@ -129,6 +129,34 @@ def _serves_nothing() -> ServedWeights:
     raise PtlError("nothing is served on OpenAI's routes here")
 
 
+@dataclass(frozen=True)
+class WatchedReply:
+    """A reply of a step with what is known of its tokens, for people to look at (`ptl watch`)."""
+
+    prompt: Sequence[int]
+    """Token ids (P,) that it follows."""
+    tokens: Sequence[int]
+    """Its own token ids (T,); in an episode those of others in between too."""
+    numbers: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """By name, a number for each token (T,); None where there is none. Known by name and shown with
+    words of their own: `advantage`; in nats `log_ratio` (log p/p_ref, to the reference),
+    `reverse_kl` (log p/q, to the teacher) and `logprob`."""
+    reward: float | None = None
+    advantage: float | None = None
+    """Of the reply as a whole."""
+    ended: str = ""
+    """What ended it: `stop`, or what cut it, as `max_tokens`. Empty: it was not written here."""
+    label: str = ""
+    """What it is among the others, as `chosen`."""
+
+
+ShowReplies = Callable[[int, Sequence[WatchedReply]], None]
+
+
+def _shows_nobody(step: int, replies: Sequence[WatchedReply]) -> None:
+    """Nobody watches. See `StageContext.watch`."""
+
+
 def _keeps_nothing(name: str, content: str | bytes) -> None:
     """No place for files. See `EvalContext.artifact`."""
 
@@ -208,6 +236,10 @@ class StageContext:
     ttl_s: int | None = None
     """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
     end by the runner. None: until it is deleted, as on an engine that does not bill for it."""
+    watch: ShowReplies = _shows_nobody
+    """A few replies of an optimizer step (from 1) for `ptl watch`, which shows what is known of
+    each token: `watch(step, replies)`. It may be called before the step is logged, and costs
+    little: of more than four replies, and of more than 512 tokens, the others are left out."""
 
     def training_client(self) -> tinker.TrainingClient:
         """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""

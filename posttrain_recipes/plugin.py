@@ -55,6 +55,7 @@ from posttrain_recipes.context import (
     StageContext,
     StageSink,
     Waiter,
+    WatchedReply,
     checkpoint_name,
     sampling_client,
 )
@@ -104,8 +105,8 @@ __all__ = [
     "PluginConfig", "Policy", "Preference", "Prompt", "PtlError", "Record", "Rendered", "Renderer",
     "RendererConfig", "Reply", "Resume", "Reward", "RewardContext", "RewardRef", "Sample",
     "ServedModel", "ServedWeights", "StageContext", "StageSink", "Streamed", "Task", "Turn",
-    "Usage", "UsageError", "Waiter", "Workload", "checkpoint_name", "effective", "hookimpl",
-    "sampling_client",
+    "Usage", "UsageError", "Waiter", "WatchedReply", "Workload", "checkpoint_name", "effective",
+    "hookimpl", "sampling_client",
 ]  # fmt: skip
 
 API_VERSION = 1
@@ -299,6 +300,8 @@ class Method(Plugin):
     """Whether its records may be a `Streamed`, asked for one batch at a time; else all are held."""
     starts_over: ClassVar[bool] = False
     """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
+    writes: ClassVar[bool] = True
+    """Whether what it trains writes replies; the weights of a reward model score them."""
 
     def collects(self) -> tuple[type[Record], ...]:
         """Record types that it does leave for later stages, with the options that it has."""

@@ -3,6 +3,7 @@
     .ptl/runs/sft_then_dpo-1/run.json     recipe, stages, checkpoints, evals
                              samples/     what evals saw, as JSONL
                              scores/      what each metric is the mean of, record by record
+                             watch/       what `ptl watch` shows: see `watchlog`
                              engine.log
     .ptl/engine/                          checkpoints of the embedded engine
     .ptl/mlflow.db, .ptl/artifacts/       tracking
@@ -157,6 +158,8 @@ class StageRecord:
     evaluation: Spent = field(default_factory=Spent)
     lost: Spent = field(default_factory=Spent)
     """What evals took that were interrupted and made again: paid for, and no part of `spent`."""
+    watching: Spent = field(default_factory=Spent)
+    """What the replies of `watch:` took: paid for, and no part of `spent`."""
     usd: float | None = None
     """What it cost; None where that is not known or nothing is billed."""
     superseded: list[str] = field(default_factory=list)
@@ -192,8 +195,8 @@ class StageRecord:
 
     @property
     def paid(self) -> Spent:
-        """What it took with all that was interrupted and made again."""
-        return self.spent + self.lost
+        """What it took with all that was interrupted and made again, and with `watch:`."""
+        return self.spent + self.lost + self.watching
 
     @property
     def done(self) -> bool:

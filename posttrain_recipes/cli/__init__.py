@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "Run a suite of evals on a run, a checkpoint or a model.",
     "runs": "List runs.",
     "show": "Show a run: results, samples, checkpoints.",
+    "watch": "Show a run on a page that moves with it, or replay one.",
     "report": "Write a run's results, curves and replies as one page.",
     "compare": "Compare runs: what differs, results with tests, curves.",
     "reproduce": "Run a run again and say whether the same comes out.",

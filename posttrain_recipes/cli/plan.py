@@ -17,7 +17,7 @@ from posttrain_recipes.cli.options import (
     scope_options,
 )
 from posttrain_recipes.cli.streams import answer
-from posttrain_recipes.planning import costs, memory, pricing, rates, reuse
+from posttrain_recipes.planning import costs, film, memory, pricing, rates, reuse
 from posttrain_recipes.planning.plans import BASE, Plan
 from posttrain_recipes.planning.reuse import Scope, decisions
 from posttrain_recipes.store import Estimated, RunRecord, Store, default_home
@@ -93,6 +93,8 @@ def plan(
             click.echo(f"   leaves  {stage['leaves']}")
         if stage["ahead"]:
             click.echo(f"   ahead   {stage['ahead']}")
+        if stage["watch"]:
+            click.echo(f"   watch   {stage['watch']}, beside that")
     if any(stage["ahead"] for stage in stages):
         click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
         if beside := costs.beside(planned):
@@ -154,6 +156,9 @@ def _stages(
                 else None,
                 "estimate": asdict(estimate) if estimate else None,
                 "ahead": costs.describe(estimate, planned.engine.billed) if estimate else None,
+                "watch": film.ahead(planned, stage, estimate.steps or None, prices)
+                if estimate and decision.action != "reuse"
+                else None,
             }
         )
     return found, costs.total(ahead)

@@ -39,6 +39,9 @@ from posttrain_recipes.reporting import report
     help="With --jobs ray: where all nodes see checkpoints, as s3://bucket/folder. "
     "[default: $PTL_SHARED or a directory of the home]",
 )
+@click.option(
+    "--watch", "watched", is_flag=True, help="Show it on a page as it goes, as 'ptl watch' does."
+)
 @json_option
 def run(
     recipe: Path,
@@ -48,6 +51,7 @@ def run(
     scope: Scope,
     jobs: str,
     shared: str | None,
+    watched: bool,
     as_json: bool,
 ) -> int:
     """Run RECIPE: train its stages and measure each before and after.
@@ -56,18 +60,23 @@ def run(
     the same inputs is reused. Exit 1 where the recipe expects a result that the run does not have.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
+    from posttrain_recipes.cli.watch import PageBeside
     from posttrain_recipes.progress.lines import Lines
     from posttrain_recipes.progress.live import Live
     from posttrain_recipes.running import runner
     from posttrain_recipes.running.cluster.ray_tasks import parallel
+    from posttrain_recipes.running.events import also
     from posttrain_recipes.store import default_home
 
     many = parallel(jobs, shared)
     live = sys.stdout.isatty() and not as_json and many == 1
     out = Lasting(sys.stderr if as_json else sys.stdout)
     reporter = Live(out) if live else Lines(out)
+    page = PageBeside(default_home(home))
+    # The page's address stands above the lines.
+    told = also(page, reporter) if watched else reporter
     try:
-        record = runner.run(planned, default_home(home), reporter, scope=scope, jobs=many)
+        record = runner.run(planned, default_home(home), told, scope=scope, jobs=many)
     except KeyboardInterrupt:
         # What is new is begun by now: with these it would be begun once more.
         context = click.get_current_context()
@@ -75,6 +84,7 @@ def run(
         sys.exit(130)
     finally:
         reporter.close()
+        page.close()
         if out.lost:
             say(f"warning: some of the output could not be written ({out.lost}); the run went on")
     if as_json:

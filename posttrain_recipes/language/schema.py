@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
+from posttrain_recipes.language import run_keys
 from posttrain_recipes.options import REFERS_TO
 from posttrain_recipes.plugin import LoraConfig, RendererConfig
 from posttrain_recipes.registry import KINDS, Entry, Registry
@@ -71,7 +72,7 @@ def recipe_schema(registry: Registry, *, of: Collection[str] | None = None) -> d
             definitions.update(_plugin(registry.entries[kind][name]))
     definitions["lora"] = _flattened(_lora(), "lora", definitions)
     definitions["renderer"] = _flattened(_renderer(), "renderer", definitions)
-    definitions["resources"] = _resources()
+    definitions["resources"] = run_keys.resources()
     definitions["stage"] = _stage()
     definitions["repeat"] = _repeat()
     definitions["compare"] = _compare()
@@ -158,7 +159,8 @@ def _keys(registry: Registry) -> dict[str, Any]:
             "$ref": "#/$defs/stages",
             "description": "What is done, in order; each starts from the one before it.",
         },
-        "limits": _limits(),
+        "limits": run_keys.limits(),
+        "watch": run_keys.watch(),
         "resources": {
             "$ref": "#/$defs/resources",
             "description": "What each stage asks of the node that it runs on; read by "
@@ -174,48 +176,6 @@ def _keys(registry: Registry) -> dict[str, Any]:
             "additionalProperties": overlay,
             "description": "Named changes: `ptl run --preset NAME`; `quick` is what a bare "
             "run uses.",
-        },
-    }
-
-
-def _limits() -> dict[str, Any]:
-    def bound(type_: str, description: str) -> dict[str, Any]:
-        return {"type": type_, "exclusiveMinimum": 0, "description": description}
-
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "minProperties": 1,
-        "description": "Bounds on what a run may spend, all its tries together. It stops before "
-        "one is passed, keeps what it has, and goes on where it stopped once the bound is raised.",
-        "properties": {
-            "max_cost_usd": bound(
-                "number", "US dollars, by the table of prices; only hosted engines are billed."
-            ),
-            "max_hours": bound("number", "Hours that the run is worked on."),
-            "max_tokens": bound("integer", "Tokens: trained, read and written, by evals too."),
-        },
-    }
-
-
-def _resources() -> dict[str, Any]:
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "minProperties": 1,
-        "properties": {
-            "cpus": {"type": "number", "exclusiveMinimum": 0, "default": 1, "description": "CPUs."},
-            "gpus": {
-                "type": "number",
-                "minimum": 0,
-                "default": 0,
-                "description": "GPUs; a part of one lets stages share it.",
-            },
-            "memory_gb": {
-                "type": "number",
-                "exclusiveMinimum": 0,
-                "description": "Memory, in 10^9 bytes.",
-            },
         },
     }
 

@@ -35,6 +35,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import (
+    WATCHED,
     Attempt,
     OnPolicy,
     OnPolicyConfig,
@@ -153,14 +154,19 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
         ]
         T = sum(len(y.tokens) for _, y, _ in asked)
         data, student, taught = [], 0.0, 0.0
+        kl: list[dict[str, list[float | None]]] = []
         for item, y, read in asked:
             shares = [share for _, share in item.teachers]
             logq = teachers.reply_logprobs(read, shares, len(y.tokens), self.stage.wait)
             A = [(log_q - log_p) / T for log_q, log_p in zip(logq, y.logprobs, strict=True)]
+            if len(kl) < WATCHED:
+                kl.append({"reverse_kl": [p - q for q, p in zip(logq, y.logprobs, strict=True)]})
             data.append(teachers.policy_datum(y, y.logprobs, A))
             student, taught = student + sum(y.logprobs), taught + sum(logq)
+        attempts = [y for _, y, _ in asked]
+        self.watch(attempts, kl)
         self.showed(
-            [y for _, y, _ in asked],
+            attempts,
             {"kl": (student - taught) / T, "entropy": -student / T, "teacher/logp": taught / T},
         )
         return client.forward_backward(data, "importance_sampling")  # - sum_t rho_t A_t

@@ -63,6 +63,7 @@ class RewardModel(Method):
 
     name = "reward_model"
     takes: ClassVar[tuple[type[Record], ...]] = (Preference,)
+    writes = False
     needs = ("custom_loss", "targets:several")
     loss = "-log sigmoid(r(chosen) - r(rejected)), r = log p(yes) - log p(no) of a verdict"
     paper = "Stiennon et al. 2020, Learning to summarize from human feedback, arXiv 2009.01325"

@@ -17,6 +17,7 @@ a resume. Departs from the paper: no moving average of the student as the teache
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
@@ -41,6 +42,9 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.records import Messages
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import (
+    WATCHED,
+    Attempt,
+    Numbers,
     OnPolicy,
     OnPolicyConfig,
     StudentPrompt,
@@ -171,6 +175,7 @@ class _Demonstrated(OnPolicy[_Demonstration]):
             for y, future in asked
             if future is not None
         ]
+        self.watch(*_watched(learned[:WATCHED]))
         shown = teachers.shown([q for _, q in learned])
         self.showed(attempts, shown.metrics(0.0))
         if not learned:  # a step that changes nothing, so that the count of steps holds
@@ -182,3 +187,18 @@ class _Demonstrated(OnPolicy[_Demonstration]):
 
     def loss(self, loss_sum: float, shown: Mapping[str, float]) -> dict[str, float]:
         return {"train/loss": loss_sum, "kl": loss_sum - shown["teacher/entropy"]}
+
+
+def _watched(
+    learned: Sequence[tuple[Attempt, teachers.SoftTargets]],
+) -> tuple[list[Attempt], list[Numbers]]:
+    """log p/q of each token that the student wrote, where it is one of the teacher's likeliest."""
+    numbers: list[Numbers] = []
+    for y, q in learned:
+        found: list[float | None] = [None] * (len(y.tokens) - len(q.ids))
+        own = zip(y.tokens[-len(q.ids) :], y.logprobs[-len(q.ids) :], q.ids, q.weights, strict=True)
+        for token, log_p, ids, weights in own:
+            weight = float(weights[ids == token].sum())
+            found.append(log_p - math.log(weight) if weight > 0 else None)
+        numbers.append({"reverse_kl": found})
+    return [y for y, _ in learned], numbers

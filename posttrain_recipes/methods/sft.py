@@ -22,10 +22,18 @@ from posttrain_recipes.plugin import (
     Record,
     StageContext,
     Usage,
+    WatchedReply,
     Workload,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
-from posttrain_recipes.training.text.examples import Example, datum, tokenize, usable
+from posttrain_recipes.training.text.examples import (
+    WATCHED,
+    Example,
+    datum,
+    tokenize,
+    usable,
+    watched_example,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -111,6 +119,16 @@ class Likelihood:
         self, batch: Sequence[Example], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
         return {"train/loss": output.metrics["loss:sum"]}
+
+    def watched(
+        self, batch: Sequence[Example], output: tinker.ForwardBackwardOutput
+    ) -> list[WatchedReply]:
+        """The first examples, with the log-probabilities of what they teach."""
+        return [
+            watched_example(example, found["logprobs"].data)
+            for example, found in zip(batch[:WATCHED], output.loss_fn_outputs, strict=False)
+            if "logprobs" in found
+        ]
 
     def usage(self, batch: Sequence[Example]) -> Usage:
         return Usage(train=sum(len(example.tokens) for example in batch))

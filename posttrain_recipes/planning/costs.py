@@ -355,6 +355,8 @@ def took(stage: StageRecord) -> str | None:
         parts.append(beside(show_usd(stage.usd), usd_ahead))
     if lost := stage.lost.usage.tokens:
         parts.append(f"and {lost:,} tokens of evals that were interrupted")
+    if watching := stage.watching.usage.tokens:
+        parts.append(f"and {watching:,} tokens of the prompts of 'watch:'")
     return ", ".join(parts)
 
 

@@ -30,6 +30,7 @@ from posttrain_recipes.planning import (
 )
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
+from posttrain_recipes.planning.film import filmstrip
 from posttrain_recipes.planning.hosted import check_rank
 from posttrain_recipes.planning.plans import (
     BASE,
@@ -120,6 +121,7 @@ def _build(
         origins=origins,
         pins=tuple(builder.pins),
         identities=builder.identities,
+        watch=filmstrip(data.get("watch"), engine.billed),
         same_tokenizer=tuple(builder.same_tokenizer),
         path=recipe.path,
         preset=recipe.preset,

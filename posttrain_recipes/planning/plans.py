@@ -213,6 +213,30 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Filmstrip:
+    """The prompts that are answered again and again while a stage trains, for `ptl watch`."""
+
+    prompts: int = 3
+    every: int | None = None
+    """Steps between two times; None: as `steps` spreads them."""
+    max_tokens: int = 64
+
+    def steps(self, total: int) -> list[int]:
+        """After which of `total` steps they are answered: the start (0), the end, and in between,
+        where `every` is not given, about six times, more often at first, when most changes. Then a
+        stage of fewer than five steps has none, not even of its start."""
+        if self.every is not None:
+            return sorted({0, *range(self.every, total, self.every), total})
+        if total < FEWEST_STEPS:
+            return []
+        return sorted({0, *(max(1, round(total * part)) for part in SPREAD), total})
+
+
+FEWEST_STEPS = 5
+SPREAD = (1 / 16, 1 / 8, 1 / 4, 2 / 5, 3 / 5, 4 / 5)
+
+
+@dataclass(frozen=True)
 class SameTokenizer:
     """A model that must have the same tokenizer as a stage's model, to be checked once the engine
     is up: no file on this machine tells."""
@@ -252,6 +276,8 @@ class Plan:
     """What names on the hub were found to stand for, in words."""
     identities: Mapping[str, str] = field(default_factory=dict)
     """What tells the base models from others, as it was when they were planned."""
+    watch: Filmstrip | None = None
+    """What `watch:` asks for; None: nothing is answered again. No fingerprint depends on it."""
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
 

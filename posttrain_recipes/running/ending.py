@@ -18,7 +18,7 @@ from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.page import Pages
 from posttrain_recipes.running.events import Reporter
-from posttrain_recipes.running.stages import track_reused
+from posttrain_recipes.running.tracked import track_reused
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, Store
 from posttrain_recipes.tracking.tracker import Tracker

@@ -111,6 +111,23 @@ def patient(reporter: Reporter) -> Reporter:
     return told
 
 
+def also(reporter: Reporter, other: Reporter) -> Reporter:
+    """A reporter that passes every event on to both; neither misses one where the other fails."""
+    told, first, second = Reporter(), patient(reporter), patient(other)
+    for name in vars(Reporter):
+        if not name.startswith("_"):
+            setattr(told, name, _both(getattr(first, name), getattr(second, name)))
+    return told
+
+
+def _both(first: Callable[..., object], second: Callable[..., object]) -> Callable[..., None]:
+    def tell(*args: Any, **more: Any) -> None:
+        first(*args, **more)
+        second(*args, **more)
+
+    return tell
+
+
 def _guarded(name: str, call: Callable[..., object]) -> Callable[..., None]:
     failed = False
 

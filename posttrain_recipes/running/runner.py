@@ -34,7 +34,8 @@ from posttrain_recipes.running.cluster.ray_tasks import Cluster
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
-from posttrain_recipes.running.stages import StageWork, log_kept, track_reused, tracked_stage
+from posttrain_recipes.running.stages import StageWork
+from posttrain_recipes.running.tracked import log_kept, track_reused, tracked_stage
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking import mlstore
@@ -472,6 +473,7 @@ class _Run:
             training=kept.training,
             evaluation=kept.evaluation,
             lost=kept.lost,
+            watching=kept.watching,
             usd=kept.usd,
         )
         if decision.run and decision.stage:

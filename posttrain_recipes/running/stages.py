@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,14 @@ from posttrain_recipes.running import activity, firstlook, rendered
 from posttrain_recipes.running.beside import Beside
 from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
-from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.running.events import Reporter, also
 from posttrain_recipes.running.health import Health, overview
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.making import Made, provenance
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.running.serving import Serving
+from posttrain_recipes.running.tracked import tracked_stage
+from posttrain_recipes.running.watched import Watching
 from posttrain_recipes.store import RunDirectory, Spent, StageRecord
 from posttrain_recipes.streamed import Streamed
 from posttrain_recipes.tracking import curves
@@ -71,6 +73,9 @@ class StageWork:
     """Where evals go on while later stages train; None where they do not."""
 
     def __post_init__(self) -> None:
+        shared = (self.plan, self.directory, self.serving, self.spending, self.made)
+        self.watching = Watching(*shared, self.reporter.warning)
+        self.reporter = also(self.reporter, self.watching)
         self.evaluator = Evaluator(
             self.directory, self.serving, self.reporter, self.spending, self.made
         )
@@ -209,6 +214,7 @@ class StageWork:
             cache=self.directory.path.parents[1] / "cache",
             exact=self.plan.engine.exact,
             ttl_s=TTL_S if self.plan.engine.billed else None,
+            watch=sink.watch.replies,
         )
         sink.during.check()
         self.spending.check(f"training {stage.name}")
@@ -256,58 +262,6 @@ def _verb(method: Method) -> str:
     return "making records of" if isinstance(method, DataMethod) else "training"
 
 
-@contextmanager
-def tracked_stage(
-    stage: PlannedStage,
-    kept: StageRecord,
-    tracked: RecipeRun,
-    tags: Mapping[str, str] | None = None,
-) -> Iterator[StageRun]:
-    """The stage's run in MLflow, a new one or that of an earlier try; its record names it."""
-    with tracked.stage(
-        name=stage.name,
-        index=stage.index,
-        params=report.stage_params(stage),
-        tags={"ptl.stage": stage.name, "ptl.fingerprint": stage.fingerprint, **(tags or {})},
-        run_id=kept.tracking_id,
-    ) as child:
-        kept.tracking_id = child.run_id
-        yield child
-
-
-def track_reused(
-    directory: RunDirectory, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun
-) -> None:
-    """Log a reused stage's curves and evals, from the earlier run, under this run as well."""
-    if kept.tracking_id or not kept.reused_from:
-        return
-    runs = directory.path.parent
-    tags = {"ptl.reused_from": kept.reused_from}
-    with tracked_stage(stage, kept, tracked, tags) as child:
-        log_kept(runs / kept.reused_from, stage, kept, child)
-        for text in kept.notes:
-            child.note(text)
-    directory.save()
-
-
-def log_kept(run: Path, stage: PlannedStage, kept: StageRecord, child: StageRun) -> None:
-    """Log the curves and evals of a stage as the directory of a run and its record have them; what
-    MLflow has already is not logged twice."""
-    for step, metrics in curves.steps(run, stage.name).items():
-        child.log_metrics({**metrics, **overview(metrics)}, step)
-    made = kept.checkpoint
-    if made and made.state_uri and stage.method:
-        child.log_checkpoint(made.state_uri, made.sampler_uri, kept.total_steps)
-    for when, step in (("before", 0), ("after", kept.total_steps)):
-        weights = kept.start if when == "before" else made
-        for m in getattr(kept, when):
-            found = EvalResult(m.metrics, (), m.higher_is_better, notes=tuple(m.notes))
-            uri = weights.sampler_uri if weights else None
-            child.log_eval(m.name, when, found, step, checkpoint_uri=uri)
-    for m in kept.during:
-        child.log_during(m.name, EvalResult(m.metrics), m.step or 0)
-
-
 class Sink:
     """Receives a stage's metrics, samples and checkpoints. See `plugin.StageSink`."""
 
@@ -346,6 +300,7 @@ class Sink:
                 list(self.health.step(metrics))  # told by an earlier try
         self.curves = CurveWriter(work.directory.path, stage.name)
         self.during = During(stage, kept, self._measure)
+        self.watch = work.watching.stage(stage, kept)
 
     def _measure(self, planned: PlannedEval, checkpoint: Checkpoint) -> None:
         self.child.flush()
@@ -357,6 +312,7 @@ class Sink:
         if self.begun:
             return
         self.begun = True
+        self.watch.begin()
         self.work.reporter.training(self.stage, self.done, total_steps)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -368,14 +324,16 @@ class Sink:
         for text in self.health.step(metrics, last=step >= self.kept.total_steps):
             self.warn(f"by step {step} {text}")
         self.work.spending.step(self.stage, self.kept)
+        self.watch.step(step, metrics)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is wanted after step `step`, as an eval is due there."""
-        return self.during.due(step)
+        return self.during.due(step) or self.watch.due(step)
 
     def review(self) -> bool:
         """Run the evals that are due on the last checkpoint. True where the stage ends with it."""
         told = len(self.kept.notes)
+        self.watch.review()
         ends = self.during.review(self.kept.resume)
         self._note(told)
         return ends
@@ -384,6 +342,7 @@ class Sink:
         """What the stage leaves, once it has trained."""
         if not isinstance(self.stage.method, DataMethod):
             self.review()
+            self.watch.end(last)
         told = len(self.kept.notes)
         made = self.during.result(last)
         for planned in self.during.evals:

@@ -316,6 +316,7 @@ CASES: dict[str, Case] = {
     "run": recipes("run"),
     "runs": words(("runs",), ("runs", "--json")),
     "show": words(("show", "demo"), ("show", NAME), ("show", "demo", "--json")),
+    "watch": words(("watch", NAME), ("watch", "--home", NAME), ("watch", "--port", NAME)),
     "report": words(("report", "demo"), ("report", NAME), ("report", "demo", "-o", f"{NAME}.html")),
     "compare": words(
         ("compare", "demo-1", "demo"), ("compare", NAME), ("compare", "demo", "--json")

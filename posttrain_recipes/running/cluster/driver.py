@@ -34,7 +34,7 @@ from posttrain_recipes.running.cluster.shared import MARK, SharedHome
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving
-from posttrain_recipes.running.stages import log_kept, tracked_stage
+from posttrain_recipes.running.tracked import log_kept, tracked_stage
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord
 from posttrain_recipes.training.judges.backends import add_verdicts, copy_verdicts

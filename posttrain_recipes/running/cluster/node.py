@@ -101,7 +101,7 @@ class StageEnd:
 
 def own_files(run_id: str, stage: str) -> list[str]:
     """What a stage writes beside a run, below the home."""
-    parts = [f"{part}/{stage}" for part in ("samples", "scores", "made", "artifacts")]
+    parts = [f"{part}/{stage}" for part in ("samples", "scores", "made", "artifacts", "watch")]
     parts += [f"curves/{stage}.jsonl", f"{ENGINE}-{stage}.log"]
     return [f"runs/{run_id}/{part}" for part in parts]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Protocol, TypeVar
 from pydantic import Field
 
 from posttrain_recipes.errors import TooLongError
-from posttrain_recipes.plugin import FromData, Message, Renderer, StageContext, Usage
+from posttrain_recipes.plugin import FromData, Message, Renderer, StageContext, Usage, WatchedReply
 from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops.supervised import GradientConfig
 from posttrain_recipes.training.requests import derive_seed, sample
@@ -52,6 +52,9 @@ class StudentPrompt(ABC):
     """Token ids (P,) that the student is shown."""
 
 
+WATCHED = 4
+"""Attempts of a step that are shown to people."""
+Numbers = Mapping[str, Sequence[float | None]]
 PromptT = TypeVar("PromptT", bound=StudentPrompt)
 
 
@@ -102,6 +105,22 @@ class OnPolicy(ABC, Generic[PromptT]):
                         tuple(sequence.logprobs or ()),
                     ),
                 )
+
+    def watch(self, attempts: Sequence[Attempt], numbers: Sequence[Numbers]) -> None:
+        """Have the first attempts of the step looked at, with `numbers` of their tokens (T,) by
+        name; said before `showed`."""
+        self.stage.watch(
+            self._step + 1,
+            [
+                WatchedReply(
+                    attempt.prompt,
+                    attempt.tokens,
+                    {**known, "logprob": attempt.logprobs},
+                    ended="max_tokens" if attempt.truncated else "stop",
+                )
+                for attempt, known in zip(attempts, numbers, strict=False)
+            ],
+        )
 
     def showed(self, attempts: Sequence[Attempt], metrics: Mapping[str, float]) -> None:
         """Keep what the step's attempts showed, for the log."""

@@ -35,7 +35,7 @@ from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, S
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
 from posttrain_recipes.training.rl.advantages import varies
-from posttrain_recipes.training.rl.metrics import batch_metrics, shown
+from posttrain_recipes.training.rl.metrics import batch_metrics, shown, watched
 from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
@@ -456,6 +456,7 @@ class RolloutLoop:
         self.clock = now
         if step.number > self.finished[0]:
             stage.sink.log(metrics, step.number)
+            stage.watch(step.number, watched(step.learned, self.config))
             self.finished = step.number, step.budgeted
             if left := self.collect(step.learned):
                 stage.sink.collect(left)

@@ -59,7 +59,11 @@ class GradientConfig(OptimizerConfig):
 
 
 class Objective(Protocol[Contra]):
-    """What a method adds to the loop."""
+    """What a method adds to the loop.
+
+    One that has a `watched(batch, output)`, which returns a few `WatchedReply`, has them shown
+    (`StageContext.watch`).
+    """
 
     def prepare(self, batch: Sequence[Contra]) -> None:
         """Start work that the batch will need, without waiting; called one step ahead."""
@@ -184,6 +188,7 @@ def train(
     pending: deque[_Step[Example]] = deque()
     finished = done, used
     clock, saves = time.monotonic(), Saves(config)
+    watched = getattr(objective, "watched", None)
 
     def finish(step: _Step[Example]) -> None:
         nonlocal last, clock, finished
@@ -203,6 +208,8 @@ def train(
         if step.number > finished[0]:
             stage.sink.log(metrics, step.number)
             finished = step.number, step.budgeted
+            if watched is not None:
+                stage.watch(step.number, watched(step.batch, output))
         if saved is not None:
             last = saved
             stage.sink.checkpoint(saved)

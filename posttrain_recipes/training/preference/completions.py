@@ -12,9 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from posttrain_recipes.plugin import Checkpoint, Message, Preference, StageContext, Usage
+from posttrain_recipes.plugin import (
+    Checkpoint,
+    Message,
+    Preference,
+    StageContext,
+    Usage,
+    WatchedReply,
+)
 from posttrain_recipes.training.loops import supervised
-from posttrain_recipes.training.text.examples import Example, datum, learned_whole, tokenize, usable
+from posttrain_recipes.training.text.examples import (
+    Example,
+    datum,
+    learned_whole,
+    tokenize,
+    usable,
+    watched_example,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -127,6 +141,8 @@ class Reference:
         self.sampler = stage.sampling_client(stage.start)
         self.asked: dict[int, list[tinker.APIFuture[list[float | None]]]] = {}
         self.known: dict[int, list[float]] = {}
+        self.by_token: dict[int, list[list[float | None]]] = {}
+        """Of the first record of each batch, log p of each token from the second on: for people."""
 
     def ask(self, batch: Sequence[Replies]) -> None:
         """Submit what is not known yet, without waiting."""
@@ -139,16 +155,20 @@ class Reference:
                     for e in item.examples
                 ]
 
-    def logps(self, item: Replies) -> list[float]:
-        """log p of each of the item's replies, in nats. It has to have been asked."""
+    def logps(self, item: Replies, shown: bool = False) -> list[float]:
+        """log p of each of the item's replies, in nats. It has to have been asked.
+
+        Args:
+            shown: keep it by token, too.
+        """
         if item.index not in self.known:
+            found = [self.wait(future)[1:] for future in self.asked.pop(item.index)]
             self.known[item.index] = [
-                sum(
-                    weight * (logprob or 0.0)
-                    for weight, logprob in zip(e.weights[1:], self.wait(f)[1:], strict=True)
-                )
-                for e, f in zip(item.examples, self.asked.pop(item.index), strict=True)
+                sum(w * (logprob or 0.0) for w, logprob in zip(e.weights[1:], own, strict=True))
+                for e, own in zip(item.examples, found, strict=True)
             ]
+            if shown:
+                self.by_token[item.index] = found
         return self.known[item.index]
 
 
@@ -174,7 +194,8 @@ class CompletionObjective:
         if self.reference is None:
             reference = torch.full_like(lengths, float("nan"))
         else:
-            reference = torch.tensor([self.reference.logps(item) for item in batch])
+            known = [self.reference.logps(item, item is batch[0]) for item in batch]
+            reference = torch.tensor(known)
 
         def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, Metrics]:
             sums = [
@@ -189,6 +210,25 @@ class CompletionObjective:
         self, batch: Sequence[Replies], output: tinker.ForwardBackwardOutput
     ) -> Mapping[str, float]:
         return loss_metrics(output)
+
+    def watched(
+        self, batch: Sequence[Replies], output: tinker.ForwardBackwardOutput
+    ) -> list[WatchedReply]:
+        """The replies of one record, of which the reference is known by token where one is."""
+        by_token = self.reference.by_token if self.reference is not None else {}
+        place = next((i for i, item in enumerate(batch) if item.index in by_token), 0)
+        item = batch[place]
+        count = len(item.examples)
+        labels = ("chosen", "rejected") if count == 2 else ("",) * count
+        outputs = output.loss_fn_outputs[place * count : (place + 1) * count]
+        references = by_token.get(item.index) or [[]] * count
+        return [
+            watched_example(example, found["logprobs"].data, reference, label)
+            for example, found, reference, label in zip(
+                item.examples, outputs, references, labels, strict=False
+            )
+            if "logprobs" in found
+        ]
 
     def usage(self, batch: Sequence[Replies]) -> Usage:
         return Usage(train=sum(len(e.tokens) for item in batch for e in item.examples))

@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from posttrain_recipes.plugin import WatchedReply
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl.advantages import std, varies
 from posttrain_recipes.training.rl.behaviour import rms
-from posttrain_recipes.training.rl.rollout import Group
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig
+from posttrain_recipes.training.rl.rollout import Group, Rollout
 
 SHOWN_GROUPS, SHOWN_REPLIES = 3, 4
 """Of a step's rollouts, what is shown to people."""
+WATCHED_GROUPS = 2
+"""Of these, for `ptl watch`."""
 
 
 def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -73,6 +77,46 @@ def shown(groups: Sequence[Group]) -> list[Sample]:
                 scores.update(reward=rollout.reward, advantage=rollout.advantage)
             samples.append(replace(rollout.sample, scores=scores))
     return samples
+
+
+def watched(groups: Sequence[Group], config: PolicyConfig) -> list[WatchedReply]:
+    """The best and the worst rollout of two groups, those that were learned from first, with what
+    is known of each token."""
+    ranked = sorted(groups, key=lambda group: not varies(group.rewards))[:WATCHED_GROUPS]
+    found = []
+    for group in ranked:
+        best = sorted(group.scored, key=lambda one: -(one.reward or 0.0)) or group.rollouts
+        found += [_watched(one, config) for one in ([best[0], best[-1]] if best[1:] else best)]
+    return found
+
+
+def _watched(rollout: Rollout, config: PolicyConfig) -> WatchedReply:
+    prompt: list[int] = []
+    tokens: list[int] = []
+    columns: dict[str, list[float | None]] = {"advantage": [], "log_ratio": [], "logprob": []}
+    references = rollout.reference or [[]] * len(rollout.segments)
+    for segment, reference in zip(rollout.segments, references, strict=True):
+        first = segment.sampled.index(True) if True in segment.sampled else len(segment.tokens)
+        prompt = prompt or segment.tokens[:first]
+        ours = segment.own(segment.logprobs)
+        costs = config.kl_costs(ours, reference)
+        own: dict[str, list[float]] = {
+            "advantage": [rollout.advantage - cost for cost in costs],
+            "log_ratio": [q - p for q, p in zip(ours, reference, strict=False)],
+            "logprob": ours,
+        }
+        tokens += segment.tokens[first:]
+        for name, values in own.items():
+            left = iter(values)
+            sampled = segment.sampled[first:]
+            columns[name] += [next(left, None) if mine else None for mine in sampled]
+    numbers = {
+        name: values for name, values in columns.items() if any(v is not None for v in values)
+    }
+    ended = "max_tokens" if rollout.sample.truncated else "stop"
+    scored = rollout.reward is not None
+    advantage = rollout.advantage if scored else None
+    return WatchedReply(prompt, tokens, numbers, rollout.reward, advantage, ended)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from posttrain_recipes.errors import TooLongError, UsageError
-from posttrain_recipes.plugin import Renderer, Streamed
+from posttrain_recipes.plugin import Renderer, Streamed, WatchedReply
 from posttrain_recipes.records import Message
 
 if TYPE_CHECKING:
@@ -37,6 +37,35 @@ class Example:
     def learned(self) -> float:
         """The sum of the weights; the first token is never predicted and does not count."""
         return sum(self.weights[1:])
+
+
+WATCHED = 2
+"""Examples of a step that are shown to people."""
+
+
+def watched_example(
+    example: Example,
+    logprobs: Sequence[float],
+    reference: Sequence[float | None] = (),
+    label: str = "",
+) -> WatchedReply:
+    """An example for people to look at, from its first token that is learned.
+
+    Args:
+        logprobs: log p of the tokens from the second on (N - 1,), in nats.
+        reference: log p_ref of the same; empty where no reference was asked.
+    """
+    known = [0.0, *(float(value) for value in logprobs)]
+    count = min(len(known), len(example.tokens))
+    learned = [bool(weight) for weight in example.weights[:count]]
+    first = next((place for place in range(1, count) if learned[place]), 0)
+    own = range(first, count)
+    numbers = {"logprob": [known[t] if learned[t] else None for t in own]}
+    if reference:
+        theirs = [None, *reference]
+        pairs = ((known[t], theirs[t] if learned[t] else None) for t in own)
+        numbers["log_ratio"] = [None if q is None else p - q for p, q in pairs]
+    return WatchedReply(example.tokens[:first], example.tokens[first:count], numbers, label=label)
 
 
 def tokenize(

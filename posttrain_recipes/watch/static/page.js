@@ -1,0 +1,345 @@
+// The page of `ptl watch`. Events fill `stages`; `draw` shows one stage at one step.
+// Text of models and data is only ever set as text: nothing that they wrote is markup here.
+"use strict";
+
+const stages = new Map();  // name -> {steps, evals, film, rollouts, left}, by step
+let run = null;            // what the server tells of the run
+let chosen = null;         // the stage that is shown; null: the one that is under way
+let at = Infinity;         // the step that is shown; Infinity follows
+let metric = null;
+let colour = null;
+let playing = null;
+let waiting = false;       // whether a drawing is due
+
+// The address keeps no key: by now there is a cookie.
+history.replaceState(null, "", location.pathname);
+
+// --- what comes ----------------------------------------------------------------------------------
+
+function of(name) {
+  if (!stages.has(name)) {
+    stages.set(name, {
+      steps: new Map(), evals: [], film: new Map(), rollouts: new Map(),
+      left: { step: 0, rollouts: 0 }, total: 0,
+    });
+  }
+  return stages.get(name);
+}
+
+function take(stage, line) {
+  if (line.left_out) stage.left[line.kind] += line.left_out;
+  if (line.total) stage.total = line.total;
+  if (line.kind === "step") stage.steps.set(line.step, line);
+  if (line.kind === "film") stage.film.set(line.step, line);
+  if (line.kind === "rollouts") stage.rollouts.set(line.step, line);
+  if (line.kind === "eval") {
+    stage.evals = stage.evals.filter((one) => one.when !== line.when
+      || Object.keys(one.metrics).join() !== Object.keys(line.metrics).join());
+    stage.evals.push(line);
+  }
+}
+
+const source = new EventSource("events");
+const heard = (name, act) => source.addEventListener(name, (event) => {
+  $("connection").hidden = true;
+  act(JSON.parse(event.data));
+  soon();
+});
+heard("run", (told) => { run = told; $("notice").hidden = true; });
+heard("lines", ({ stage, lines }) => lines.forEach((line) => take(of(stage), line)));
+heard("ready", () => { document.body.dataset.ready = "yes"; });
+heard("refused", ({ stage, why }) => notice(stage ? `${stage}: ${why}` : why));
+heard("end", (told) => {
+  source.close();
+  notice(`The run's process has ended. 'ptl watch ${told.run}' shows it again.`);
+});
+source.onerror = () => { $("connection").hidden = false; };
+
+function notice(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = false;
+}
+
+function soon() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; if (run) draw(); });
+}
+
+// --- drawing -------------------------------------------------------------------------------------
+
+function shown() {
+  const busy = run.stages.filter((one) => ["running", "failed", "killed"].includes(one.status));
+  const done = run.stages.filter((one) => of(one.name).steps.size || of(one.name).evals.length);
+  const name = chosen || (busy[0] || done[done.length - 1] || run.stages[0]).name;
+  return run.stages.find((one) => one.name === name);
+}
+
+function draw() {
+  const about = shown();
+  const stage = of(about.name);
+  const last = Math.max(0, ...stage.steps.keys(), ...stage.film.keys(), ...stage.rollouts.keys());
+  const step = Math.min(at, last);
+  drawHead(stage, step);
+  drawStages(about);
+  drawBar(stage, about, step, last);
+  drawFilm(stage, step);
+  drawCurve(stage, about, step, last);
+  drawEvals(stage, about, last);
+  drawReplies(stage, step);
+  const { left } = stage;
+  const parts = [left.step && `${left.step} steps`, left.rollouts && `the replies of ${left.rollouts} steps`];
+  $("cut").textContent = parts.some(Boolean)
+    ? `To bound the file, ${parts.filter(Boolean).join(" and ")} of this stage were left out.` : "";
+}
+
+function drawHead(stage, step) {
+  document.title = `${run.id} – ptl watch`;
+  $("run").textContent = run.id;
+  $("status").textContent = run.status;
+  $("status").className = `pill ${run.status}`;
+  $("about").textContent = [
+    run.description || run.recipe, `${run.model} on engine ${run.engine}`,
+    run.preset && `preset ${run.preset}`, run.error,
+  ].filter(Boolean).join(" · ");
+  let cost = run.cost;
+  const now = stage.steps.get(upTo(stage.steps.keys(), step));
+  if (now && now.cost && (run.status === "running" || at !== Infinity)) cost = now.cost;
+  const facts = [["tokens", Math.round(cost.tokens).toLocaleString("en")], ["time", duration(cost.seconds)]];
+  if (cost.usd !== null && cost.usd !== undefined) facts.push(["cost", `$${cost.usd.toFixed(cost.usd < 1 ? 4 : 2)}`]);
+  fill("cost", ...facts.map(([name, value]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+}
+
+function drawStages(about) {
+  const depth = new Map();
+  for (const one of run.stages) {
+    depth.set(one.name, 1 + Math.max(-1, ...one.needs.map((name) => depth.get(name) ?? -1)));
+  }
+  const rows = new Map();
+  const [wide, high, gapX, gapY] = [176, 58, 44, 14];
+  const place = new Map(run.stages.map((one) => {
+    const column = depth.get(one.name);
+    const row = rows.get(column) || 0;
+    rows.set(column, row + 1);
+    return [one.name, { x: column * (wide + gapX), y: row * (high + gapY) }];
+  }));
+  const width = (1 + Math.max(...depth.values())) * (wide + gapX) - gapX;
+  const height = Math.max(...rows.values()) * (high + gapY) - gapY;
+  const arrows = make("svg", { width, height, "aria-hidden": "true" });
+  const boxes = run.stages.map((one) => {
+    const { x, y } = place.get(one.name);
+    for (const name of one.needs.filter((other) => place.has(other))) {
+      const from = place.get(name);
+      const [x1, y1, x2, y2] = [from.x + wide, from.y + high / 2, x - 2, y + high / 2];
+      const bend = (x1 + x2) / 2;
+      arrows.append(
+        make("path", { class: one.from.includes(name) ? "arrow" : "arrow data",
+          d: `M${x1} ${y1}C${bend} ${y1} ${bend} ${y2} ${x2} ${y2}` }),
+        make("path", { class: "tip", d: `M${x2 + 2} ${y2}l-7 -4v8z` }));
+    }
+    const there = of(one.name);
+    const step = Math.max(0, ...there.steps.keys());
+    const total = one.steps || there.total;
+    const far = one.status === "running" && total ? `${step} of ${total} steps` : one.status;
+    const box = make("button", { class: `stage ${one.status}`, "aria-pressed": one === about,
+      title: [one.error, one.took, ...one.notes].filter(Boolean).join("\n") },
+    make("b", {}, one.name), make("span", {}, one.method || "evaluation"), make("i", {}, far));
+    box.style.left = `${x}px`;
+    box.style.top = `${y}px`;
+    box.onclick = () => { chosen = one.name; at = Infinity; stop(); soon(); };
+    return box;
+  });
+  const focused = [...$("stages").querySelectorAll("button")].indexOf(document.activeElement);
+  fill("stages", arrows, ...boxes);
+  $("stages").style.width = `${width}px`;
+  $("stages").style.height = `${height}px`;
+  if (focused >= 0 && boxes[focused]) boxes[focused].focus();
+}
+
+function drawBar(stage, about, step, last) {
+  $("slider").max = Math.max(1, last);
+  $("slider").value = step;
+  $("slider").disabled = !last;
+  const total = Math.max(about.steps, stage.total, last);
+  $("at").textContent = last ? `step ${step} of ${total}` : "no steps yet";
+  $("live").setAttribute("aria-pressed", at === Infinity);
+  $("live").textContent = run.status === "running" ? "follow" : "to the end";
+}
+
+function drawFilm(stage, step) {
+  const steps = sorted(stage.film.keys());
+  const frames = steps.map((one) => stage.film.get(one));
+  $("film-source").textContent = frames.length
+    ? `${frames[0].replies.length} prompts of ${frames[0].source}, and the likeliest reply after each of these steps`
+    : "This stage has none (watch: in the recipe).";
+  if (!frames.length) { fill("film"); return; }
+  const current = upTo(steps, step);
+  const row = (index) => make("tr", {}, make("th", { scope: "row" },
+    make("span", { class: "prompt" }, frames[0].replies[index].prompt),
+    frames[0].replies[index].answer ? make("small", {}, `expected: ${frames[0].replies[index].answer}`) : null),
+  ...frames.map((frame, place) => {
+    const { reply, right, cut } = frame.replies[index];
+    const mark = right === true ? "✓" : right === false ? "✗" : "";
+    const words = { true: "right", false: "wrong" }[right];
+    return make("td", { class: `${words || "open"} ${steps[place] === current ? "now" : ""} ${steps[place] > step ? "later" : ""}` },
+      make("span", { class: "mark", role: "img", "aria-label": words }, mark),
+      reply || make("em", {}, "(nothing)"), cut ? make("em", {}, " … cut") : null);
+  }));
+  const moved = $("film").dataset.current !== String(current);
+  fill("film", make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prompt"),
+    ...steps.map((one) => {
+      const button = make("button", { "aria-label": `step ${one}` }, one === 0 ? "start" : String(one));
+      button.onclick = () => { at = one; stop(); soon(); };
+      return make("th", { scope: "col", class: one === current ? "now" : "" }, button);
+    }))), make("tbody", {}, ...frames[0].replies.map((_, index) => row(index)))));
+  $("film").dataset.current = current;
+  const cell = $("film").querySelector("th.now");
+  if (moved && cell) {
+    $("film").scrollLeft = cell.offsetLeft - $("film").clientWidth / 2 + cell.offsetWidth / 2;
+  }
+}
+
+const FIRST = ["reward/mean", "train/loss", "kl", "rewards/accuracies"];
+
+function drawCurve(stage, about, step, last) {
+  const names = new Set([...stage.steps.values()].flatMap((line) => Object.keys(line.metrics)));
+  const order = [...FIRST.filter((name) => names.has(name)), ...[...names].filter((name) => !FIRST.includes(name)).sort()];
+  const name = names.has(metric) ? metric : order[0];
+  if (order.join() !== $("metric").dataset.names) {
+    fill("metric", ...order.map((one) => make("option", { value: one }, one)));
+    $("metric").dataset.names = order.join();
+  }
+  $("metric").hidden = !name;
+  if (!name) { fill("curve", make("p", { class: "hint" }, "No step yet.")); return; }
+  $("metric").value = name;
+  const values = sorted(stage.steps.keys()).map((s) => [s, stage.steps.get(s).metrics[name]])
+    .filter(([, v]) => typeof v === "number");
+  const smooth = [];
+  let mean = null;
+  const weight = values.length >= 40 ? 0.85 : 0.6;
+  for (const [s, v] of values) {
+    mean = mean === null ? v : weight * mean + (1 - weight) * v;
+    smooth.push([s, mean]);
+  }
+  const all = values.map(([, v]) => v);
+  const raw = values.length >= 10;
+  const drawing = chart({
+    width: $("curve").clientWidth,
+    lines: raw ? [{ values, kind: "raw" }, { values: smooth, kind: "smooth" }] : [{ values, kind: "smooth" }],
+    low: Math.min(...all), high: Math.max(...all), last: Math.max(about.steps, stage.total, last), step,
+  });
+  const here = stage.steps.get(upTo(stage.steps.keys(), step));
+  const value = here ? number(here.metrics[name]) : "–";
+  drawing.setAttribute("aria-label", `${name} over steps; ${value} at step ${step}`);
+  fill("curve", make("p", { class: "now-value" }, `${value} at step ${step}`), drawing);
+}
+
+function drawEvals(stage, about, last) {
+  const found = new Map();
+  for (const line of stage.evals) {
+    for (const [name, estimate] of Object.entries(line.metrics)) {
+      if (!found.has(name)) found.set(name, []);
+      found.get(name).push({ ...estimate, at: line.step, when: ["before", "after"].includes(line.when) ? line.when : "" });
+    }
+  }
+  const total = Math.max(about.steps, stage.total, last);
+  if (!found.size) { fill("evals", make("p", { class: "hint" }, "Nothing was measured yet.")); return; }
+  // As many side by side as find room.
+  const columns = Math.min(found.size, Math.max(1, Math.floor($("evals").clientWidth / 215)));
+  const wide = Math.floor(($("evals").clientWidth - 12 * (columns - 1)) / columns);
+  fill("evals", ...[...found].map(([name, points]) => {
+    points.sort((a, b) => a.at - b.at);
+    const low = Math.min(...points.map((one) => one.low));
+    const high = Math.max(...points.map((one) => one.high));
+    const drawing = chart({
+      width: wide, points, low, high, last: total, percent: points[0].share,
+      lines: [{ values: points.map((one) => [one.at, one.value]), kind: "between" }],
+    });
+    drawing.setAttribute("aria-label", `${name}: ${points.map((one) => `${one.when} ${number(one.value)}`).join(", ")}`);
+    return make("figure", {}, make("figcaption", {}, name, make("small", {}, ` n=${points[0].count}`)), drawing);
+  }));
+}
+
+// --- replies, and the colours of their tokens ----------------------------------------------------
+
+function drawReplies(stage, step) {
+  const from = upTo(stage.rollouts.keys(), step) ?? sorted(stage.rollouts.keys())[0];
+  const line = stage.rollouts.get(from);
+  $("rollouts-title").textContent = line && line.rollouts.every((one) => !one.ended) ? "Examples" : "Replies";
+  $("rollouts-step").textContent = line ? `of step ${from}${line.of ? `, ${line.rollouts.length} of ${line.of}` : ""}` : "";
+  const names = line ? [...new Set(line.rollouts.flatMap((one) => Object.keys(one.numbers)))] : [];
+  const order = [...Object.keys(COLOURS).filter((one) => names.includes(one)), ...names.filter((one) => !COLOURS[one])];
+  if (order.join() !== $("colour").dataset.names) {
+    fill("colour", ...order.map((one) => make("option", { value: one }, (COLOURS[one] || [one])[0])));
+    $("colour").dataset.names = order.join();
+  }
+  const by = order.includes(colour) ? colour : order[0];
+  $("colour").parentElement.hidden = !by;
+  const key = `${from} ${by} ${shown().name}`;
+  if ($("rollouts").dataset.key === key) return;  // focus stays where it is
+  $("rollouts").dataset.key = key;
+  if (!line) {
+    fill("rollouts", make("p", { class: "hint" }, "This stage has shown none: its method hands none over."));
+    fill("legend");
+    return;
+  }
+  if (by) $("colour").value = by;
+  const values = line.rollouts.flatMap((one) => one.numbers[by] || []).filter((v) => v !== null).map(Math.abs);
+  values.sort((a, b) => a - b);
+  const most = values[Math.floor(0.95 * (values.length - 1))] || 1;  // one outlier takes not all of the colour
+  fill("legend", ...legend(by, most));
+  fill("rollouts", ...line.rollouts.map((one) => reply(one, by, most)));
+}
+
+function tip(element) {
+  const box = $("tip");
+  if (!element || !element.told) { box.hidden = true; return; }
+  box.textContent = element.told;
+  box.hidden = false;
+  const { left, bottom, top } = element.getBoundingClientRect();
+  box.style.left = `${Math.max(8, Math.min(left, innerWidth - box.offsetWidth - 8))}px`;
+  box.style.top = `${bottom + box.offsetHeight + 12 > innerHeight ? top - box.offsetHeight - 6 : bottom + 6}px`;
+}
+
+new ResizeObserver(soon).observe(document.body);
+
+for (const event of ["mouseover", "focusin"]) $("rollouts").addEventListener(event, (e) => tip(e.target));
+for (const event of ["mouseout", "focusout"]) $("rollouts").addEventListener(event, () => tip(null));
+$("rollouts").addEventListener("keydown", (event) => {
+  const move = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+  const next = move && event.target[move];
+  if (event.key === "Escape") tip(null);
+  if (!next || !next.told) return;
+  event.target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+  event.preventDefault();
+});
+
+// --- the bar -------------------------------------------------------------------------------------
+
+function stop() {
+  clearInterval(playing);
+  playing = null;
+  $("play").textContent = "▶";
+  $("play").setAttribute("aria-label", "Play");
+}
+
+$("slider").oninput = () => { stop(); at = Number($("slider").value); soon(); };
+$("live").onclick = () => { stop(); at = Infinity; if (run && run.status === "running") chosen = null; soon(); };
+$("metric").onchange = () => { metric = $("metric").value; soon(); };
+$("colour").onchange = () => { colour = $("colour").value; soon(); };
+$("play").onclick = () => {
+  if (playing) { stop(); return; }
+  const last = Number($("slider").max);
+  if (at >= last) at = 0;
+  $("play").textContent = "❚❚";
+  $("play").setAttribute("aria-label", "Pause");
+  const start = performance.now() - 8000 * at / last;  // all of a stage takes eight seconds
+  playing = setInterval(() => {
+    at = Math.round(last * (performance.now() - start) / 8000);
+    if (at >= last) { at = last; stop(); }
+    soon();
+  }, 60);
+};
