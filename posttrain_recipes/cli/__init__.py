@@ -147,7 +147,7 @@ def _code() -> int:
         elif named and error.errno in READ_ONLY:
             what = f"{display_path(Path(error.filename))} cannot be used"
             hint = "look whom it belongs to, and what this user may do there"
-            print_error(PtlError(what, why=error.strerror, hint=hint))
+            print_error(PtlError(what, why=error.strerror, hint=hint, code="not-writable"))
         else:
             print_error(PtlError(str(error)))
         return 1
@@ -162,3 +162,4 @@ def print_error(error: PtlError) -> None:
         streams.say(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.")
     else:
         streams.say(f"error: {error}")
+    terminal.point(error.codes)

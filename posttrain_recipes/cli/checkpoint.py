@@ -105,7 +105,9 @@ def _addresses(kept: object) -> tuple[str | None, ...]:
 def new_directory(directory: Path) -> None:
     """Raise UsageError for a directory that has something in it."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} is there already", hint="name a new directory")
+        raise UsageError(
+            f"{directory} is there already", hint="name a new directory", code="already-there"
+        )
 
 
 @contextmanager
@@ -149,10 +151,12 @@ def _folder(path: str, home: Path) -> Path:
         folder = found.folder
         _check_finite(folder / ADAPTER[1])
     except RequestError as error:
-        raise PtlError(str(error)) from None
+        raise PtlError(str(error), code="bad-checkpoint") from None
     missing = [name for name in ADAPTER if not (folder / name).is_file()]
     if missing:
-        raise PtlError(f"the checkpoint is damaged: {folder} lacks {', '.join(missing)}")
+        raise PtlError(
+            f"the checkpoint is damaged: {folder} lacks {', '.join(missing)}", code="bad-checkpoint"
+        )
     return folder
 
 
@@ -166,10 +170,13 @@ def _check_finite(file: Path) -> None:
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise PtlError(f"{display_path(file)} cannot be read", why=str(error)) from None
+        raise PtlError(
+            f"{display_path(file)} cannot be read", why=str(error), code="bad-checkpoint"
+        ) from None
     if bad := sorted(name for name, values in tensors.items() if not np.isfinite(values).all()):
         raise PtlError(
             f"{display_path(file)} holds NaN or infinity, and is not exported",
             why=f"in {bad[0]}" + (f" and {len(bad) - 1} more" if bad[1:] else ""),
             hint="name an earlier checkpoint, or train again with a lower learning rate",
+            code="bad-checkpoint",
         )

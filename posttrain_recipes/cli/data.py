@@ -12,6 +12,7 @@ import click
 from posttrain_recipes.cli.data_show import show
 from posttrain_recipes.cli.options import check_model, json_option
 from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.cli.terminal import point
 from posttrain_recipes.datasets.reading import FileFormat
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def check(
         whole = {"ok": ok, "files": [report.as_dict() for report in reports]}
         answer(whole)
     if not ok:
+        point(list(dict.fromkeys(fault.code for report in reports for fault in report.faults)))
         context.exit(2)
 
 
@@ -127,9 +129,9 @@ def _token_counter(model: str, thinking: str) -> TokenCounter:
         place = Path(os.path.expanduser(model)).resolve()
         if is_gguf(model):
             if why := fault(place):
-                raise UsageError(f"{model}: {why}")
+                raise UsageError(f"{model}: {why}", code="bad-model")
         elif not place.is_dir():
-            raise UsageError(f"there is no model directory {model}")
+            raise UsageError(f"there is no model directory {model}", code="bad-model")
         model = str(place)
     options = RendererConfig.model_validate({"thinking": thinking})
     renderer = load_renderer(resolve(model), options)

@@ -14,6 +14,7 @@ from posttrain_recipes.cli.compare import show
 from posttrain_recipes.cli.options import again, home_option, json_option
 from posttrain_recipes.cli.streams import Lasting, answer
 from posttrain_recipes.cli.target import measurand
+from posttrain_recipes.cli.terminal import point
 from posttrain_recipes.errors import Location, UsageError
 from posttrain_recipes.language import suite as suites
 from posttrain_recipes.language.parsing import parse_value
@@ -116,7 +117,10 @@ def eval(
         for text in worse:
             click.echo(f"{'FAILED' if fail_worse else 'worse'}  {text}")
     failed = any(not gate.passed for record in records for gate in gates.check(record))
-    return 1 if failed or (fail_worse and worse) else 0
+    if failed or (fail_worse and worse):
+        point(["gate-failed"])
+        return 1
+    return 0
 
 
 def _bound(text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import click
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
 from posttrain_recipes.cli.streams import Lasting, answer
+from posttrain_recipes.cli.terminal import point
 from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import Store, default_home
 
@@ -71,4 +72,5 @@ def preflight(
             if finding.hint and finding.verdict != "ok":
                 click.echo(f"         next: {finding.hint}")
     if any(finding.verdict == "failed" for finding in found):
+        point(["preflight-failed"])
         raise SystemExit(1)

@@ -47,7 +47,7 @@ def reproduce(
 
     then = _find(run, tracking_uri, home)
     if then.status != "finished":
-        raise UsageError(f"run {then.id} did not finish: it is {then.status}")
+        raise UsageError(f"run {then.id} did not finish: it is {then.status}", code="no-such-run")
     out = sys.stderr if as_json else sys.stdout
     plan = reproduction.plan_again(then, registry.load(), base_dir)
     changed = list(reproduction.changes(then, plan))
@@ -57,6 +57,7 @@ def reproduce(
         raise UsageError(
             f"what {then.id} was made of has changed",
             hint="bring it back, or see what comes out all the same with --anyway",
+            code="changed",
         )
     reporter = Lines(Lasting(out))
     try:

@@ -16,6 +16,7 @@ from posttrain_recipes.cli.options import (
     scope_options,
 )
 from posttrain_recipes.cli.streams import Lasting, answer, say
+from posttrain_recipes.cli.terminal import point
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.reporting import report
@@ -78,4 +79,7 @@ def run(
     if as_json:
         answer(report.as_json(record))
     whole = record.status == "finished"
-    return 1 if whole and any(not gate.passed for gate in gates.check(record)) else 0
+    if whole and any(not gate.passed for gate in gates.check(record)):
+        point(["gate-failed"])
+        return 1
+    return 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -125,6 +126,16 @@ def _without_secrets(told: Any) -> Any:
         return redact(told)
     text = getattr(told, "plain", None)  # rich's Text, which keeps its style where it can
     return redact(text) if isinstance(text, str) and redact(text) != text else told
+
+
+def point(codes: Sequence[str]) -> None:
+    """Name on stderr, once for each kind of error, the command that tells more of it."""
+    for code in codes:
+        line = f"help: ptl explain {code}"
+        styles = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        with contextlib.suppress(OSError, ValueError):
+            text = click.style(line, dim=True) if styles else line
+            click.echo(text, file=_unguarded(sys.stderr))
 
 
 def show_click(error: click.ClickException) -> None:

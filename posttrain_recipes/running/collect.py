@@ -221,6 +221,7 @@ def tracked_uris(home: Path) -> set[str]:
             "MLflow does not say which checkpoints its runs name, so none is deleted",
             why=str(error).strip().split("\n")[0],
             hint=error.hint if isinstance(error, PtlError) else None,
+            code="tracking",
         ) from None
 
 
@@ -253,7 +254,7 @@ def engine_of(spec: Any, registry: Registry) -> Engine:
     name = options.pop("use")
     entry = registry.find("engine", name)
     if entry is None:
-        raise PtlError(f"there is no engine '{name}' here any more")
+        raise PtlError(f"there is no engine '{name}' here any more", code="no-such-checkpoint")
     made = entry.cls(entry.config.model_validate(options))
     assert isinstance(made, Engine)
     return made
