@@ -112,8 +112,9 @@ def check(
     if as_json:
         whole = {"ok": ok, "files": [report.as_dict() for report in reports]}
         answer(whole)
-    if not ok:
+    if not ok and not as_json:
         point(list(dict.fromkeys(fault.code for report in reports for fault in report.faults)))
+    if not ok:
         context.exit(2)
 
 
