@@ -2,9 +2,10 @@
 
     python tools/rl_curves.py [--home DIR]
 
-Three runs of `recipes/grpo_arithmetic.yaml` on the bundled model, some three minutes on two cores: as it ships; with a reward
-that is never paid (the answers have a word in front that the model cannot know); with a learning
-rate a hundred times too high. Runs that are kept in DIR are not repeated.
+Three runs of `recipes/grpo_arithmetic.yaml` on the bundled model, a minute each on two idle cores:
+as it ships; with a reward that is never paid (the answers have words in front that no reply has);
+with a learning rate a hundred times too high. A small price on divergence has it measured. Runs
+that are kept in DIR are not repeated.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import posttrain_recipes as ptl
 import yaml
+
+import posttrain_recipes as ptl
 from posttrain_recipes.reporting.plots import HEIGHT, WIDTH, curves
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +30,7 @@ METRICS = {
     "reward/mean": "reward/mean: does it learn?",
     "groups/zero_variance_share": "groups/zero_variance_share: groups that teach nothing",
     "policy/entropy": "policy/entropy: does it still try?",
-    "policy/kl_to_start": "KL to the start: how far has it moved?",
+    "policy/kl_reference_per_token": "policy/kl_reference_per_token: how far from the start?",
 }
 COLOURS = ("#3f51b5", "#e65100", "#00897b")
 HEAD, GAP = 40, 30
@@ -47,7 +49,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     text = (ROOT / "recipes" / "grpo_arithmetic.yaml").read_text(encoding="utf-8")
     base = yaml.safe_load(text)
     stage = base["stages"][0]
-    stage["method"]["max_steps"] = STEPS
+    stage["method"] |= {"max_steps": STEPS, "kl_beta": 0.001}  # so that the divergence is measured
     stage["dataset"]["path"] = str(ROOT / "recipes" / "data" / "sums.jsonl")
     held = str(ROOT / "recipes" / "data" / "sums_held_out.jsonl")
     stage["eval"] = [

@@ -1,4 +1,4 @@
-"""Pages of the site that are written from the code: recipe keys, plugins, commands, kinds of errors.
+"""Pages of the site that are written from the code: recipe keys, plugins, commands, errors.
 
 `site_hooks.py` hands them to MkDocs; nothing is written to `docs/`, so that nothing can be stale.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import yaml
+
 from posttrain_recipes import registry, shipped
 from posttrain_recipes.cli import cli
 from posttrain_recipes.cli.codes import SOURCE
@@ -92,10 +93,10 @@ def schema() -> dict[str, Any]:
     return recipe_schema(registry.load())
 
 
-def keys() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def every_key() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Every key: the section it stands in, its path as `EXAMPLES` has it, and its schema."""
     definitions = schema()["$defs"]
-    top = {**definitions["recipe"]["properties"], **{"extends": schema()["properties"]["extends"]}}
+    top = {**definitions["recipe"]["properties"], "extends": schema()["properties"]["extends"]}
     yield from _level("recipe", "", top)
     for section in ("stage", "repeat", "compare", "matrix"):
         yield from _level(section, section, definitions[section]["properties"])
@@ -183,10 +184,12 @@ def recipe_page() -> str:
         "[evals](plugins/evals.md) and [engines](plugins/engines.md).\n",
     ]
     last = ""
-    for section, path, about in keys():
+    for section, path, about in every_key():
         if section != last:
             _, title, words = SECTIONS[section]
-            parts.append(f"\n## {title}\n\n{words}\n\n| key | type | default | meaning | example |\n|---|---|---|---|---|\n")
+            parts.append(
+                f"\n## {title}\n\n{words}\n\n| key | type | default | meaning | example |\n|---|---|---|---|---|\n"
+            )
             last = section
         name = path.removeprefix(f"{section}.") if section != "recipe" else path
         default = f"`{_plain(about['default'])}`" if about.get("default") is not None else ""
@@ -390,6 +393,48 @@ def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("[", r"\[").replace("<", "&lt;").replace("*", r"\*")
 
 
+# --- other tools' words -------------------------------------------------------------------------
+
+
+def words_page() -> str:
+    """What other libraries call an option, with what it is called here."""
+    from posttrain_recipes.language import synonyms
+
+    names: dict[str, list[str]] = {}
+    for ours, words in synonyms._SAME.items():
+        for word in words:
+            names.setdefault(word, []).append(ours)
+    rows = [
+        f"| `{word}` | {' or '.join(f'`{n}`' for n in names[word])} |" for word in sorted(names)
+    ]
+    rest = [f"| `{word}` | {_words(text)} |" for word, text in sorted(synonyms.ELSEWHERE.items())]
+    return "\n".join(
+        [
+            f"{WRITTEN}# Words of other tools",
+            "",
+            "What TRL, axolotl, verl, LLaMA-Factory, OpenRLHF and the Tinker cookbook call an option, and what it is called here. `ptl explain WORD` says",
+            "the same, and a recipe with such a word is refused with ours.",
+            "",
+            "## Another name",
+            "",
+            "| there | here |",
+            "|---|---|",
+            *rows,
+            "",
+            "## Elsewhere, or not needed",
+            "",
+            "| there | here it |",
+            "|---|---|",
+            *rest,
+            "",
+        ]
+    )
+
+
+def _words(text: str) -> str:
+    return _cell(re.sub(r"'([^']+)'", r"`\1`", text))
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 TROUBLE = """# Troubleshooting
@@ -414,6 +459,7 @@ def pages() -> dict[str, str]:
         "reference/recipe.md": recipe_page(),
         **plugins,
         "reference/commands.md": commands_page(),
+        "reference/words.md": words_page(),
         "troubleshooting.md": troubleshooting_page(),
     }
 

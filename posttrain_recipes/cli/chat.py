@@ -179,9 +179,7 @@ class ChatClient:
         try:
             return self._opener.open(request)
         except urllib.error.HTTPError as error:
-            raise PtlError(
-                _message(error), hint=_hint(error.code), code="server-failed"
-            ) from None
+            raise PtlError(_message(error), hint=_hint(error.code), code="server-failed") from None
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise PtlError(

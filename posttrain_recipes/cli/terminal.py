@@ -32,8 +32,11 @@ class Guarded:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def write(self, text: str) -> int:
-        """Write `plain(redact(text))`; returns the length of `text`."""
+    def write(self, text: str | bytes) -> int:
+        """Write `plain(redact(text))`; returns the length of `text`. Click gives the scripts of
+        shell completion as bytes."""
+        if isinstance(text, bytes):
+            text = text.decode()
         self.write_exact(redact(text))
         return len(text)
 

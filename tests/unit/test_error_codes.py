@@ -26,10 +26,9 @@ def used() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "code":
                 found |= texts(node.value)
-            elif isinstance(node, ast.Assign) and "code" in ast.unparse(node.targets[0]).split(", "):
-                found |= texts(node.value)
-            elif isinstance(node, ast.arg) and node.arg == "code":
-                continue
+            elif isinstance(node, ast.Assign):
+                names = ast.unparse(node.targets[0]).strip("()").split(", ")
+                found |= texts(node.value) if "code" in names else set()
     return {text for text in found if text}
 
 
