@@ -11,6 +11,7 @@ import base64
 import hashlib
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -76,20 +77,30 @@ def _inline(path: Path, pictures: dict[str, bytes]) -> Any:
 
 def _plain(output: Any) -> None:
     """Without the colours of a terminal, and without what only a live page can draw."""
+    data = output.get("data", {})
+    for kind in [kind for kind in data if kind.startswith("application/")]:
+        del data[kind]
     if "text" in output:
-        output["text"] = _ANSI.sub("", output["text"])
-    data = output.get("data")
-    if data:
-        for kind in [kind for kind in data if kind.startswith("application/")]:
-            del data[kind]
-        if "text/plain" in data:
-            data["text/plain"] = _ANSI.sub("", data["text/plain"])
+        text = output.pop("text")
+        output.pop("name", None)
+        output.update(output_type="display_data", metadata={}, data={"text/markdown": _told(text)})
+    elif set(data) == {"text/plain"}:
+        output["data"] = {"text/markdown": _told(data["text/plain"])}
+
+
+def _told(text: str) -> str:
+    """What a cell printed, as a block; of a line that was written over, the last."""
+    lines = [line.rsplit("\r", 1)[-1] for line in _ANSI.sub("", text).rstrip().split("\n")]
+    fence = "`" * max(3, 1 + max((len(m) for m in re.findall("`+", text)), default=0))
+    return "\n".join([f'{fence}text title="Output"', *lines, fence])
 
 
 def _read(path: Path) -> Any:
     import nbformat
 
-    return nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.setdefault("language_info", {"name": "python"})
+    return notebook
 
 
 def _executed(path: Path) -> Any:
@@ -110,7 +121,9 @@ def _executed(path: Path) -> Any:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )
-        client.execute()
+        # Cells call the `ptl` of this environment, whether or not it is activated.
+        here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        client.execute(env={**os.environ, "PATH": here})
     CACHE.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, kept)
     return notebook
