@@ -28,7 +28,7 @@ RUN python -m pip install -c constraints.txt '.[export,gguf]'
 RUN useradd --create-home --uid 1000 ptl \
     && mkdir -p /runs /work \
     && chown ptl:ptl /runs /work
-USER ptl
+USER 1000
 WORKDIR /work
 VOLUME ["/runs"]
 EXPOSE 8000
