@@ -31,7 +31,7 @@ RUN useradd --create-home --uid 1000 ptl \
 USER 1000
 WORKDIR /work
 VOLUME ["/runs"]
-EXPOSE 8000
+EXPOSE 8765
 
 ENTRYPOINT ["ptl"]
 CMD ["--help"]

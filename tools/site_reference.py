@@ -230,7 +230,7 @@ presets:
 `ptl` itself reads [these variables](environment.md).
 
 ```yaml
-reward: {use: rubric, criteria: [Is it polite?], judge: {endpoint: {base_url: "https://example.com/v1", model: m, api_key: "${env:JUDGE_API_KEY}"}}}
+reward: {use: rubric, criteria: ["Is it polite?"], endpoint: {base_url: "https://example.com/v1", model: m, api_key: "${env:JUDGE_API_KEY}"}}
 ```
 """
 

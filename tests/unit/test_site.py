@@ -7,12 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 
 import posttrain_recipes
+from posttrain_recipes import registry
+from posttrain_recipes.language import recipe as recipes
+from posttrain_recipes.language.validation import structural_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(posttrain_recipes.__file__).parent
@@ -42,6 +46,34 @@ def test_every_key_says_what_it_means() -> None:
     assert not [
         path for _, path, about in site_reference.every_key() if not about.get("description")
     ]
+
+
+FRONT = ("index.md", "quickstart.md", "variants.md")
+
+
+def blocks() -> list[tuple[str, str]]:
+    """The recipes on the pages for newcomers: blocks of YAML that are whole, with their page."""
+    pages = [*(ROOT / "docs" / "how-to").glob("*.md"), *map((ROOT / "docs").joinpath, FRONT)]
+    found = []
+    for page in pages:
+        for _, text in re.findall(r"^( *)```yaml\n(.*?)^ *```$", page.read_text(), re.M | re.S):
+            block = textwrap.dedent(text)
+            if {"model", "stages"} <= set(
+                re.findall(r"^(\w+):", block, re.M)
+            ) and "..." not in block:
+                found.append((page.name, block))
+    return found
+
+
+@pytest.mark.parametrize(("page", "text"), blocks())
+def test_a_recipe_on_a_page_has_the_form_of_one(page: str, text: str) -> None:
+    recipe = recipes.load(yaml.safe_load(text))
+    assert [str(fault) for fault in structural_faults(recipe, registry.load())] == []
+
+
+def test_there_are_recipes_on_pages() -> None:
+    pages = {page for page, _ in blocks()}
+    assert {"quickstart.md", "index.md", "own-data.md", "own-reward.md", "from-trl.md"} <= pages
 
 
 def literals(path: Path) -> set[str]:
