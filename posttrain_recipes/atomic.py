@@ -29,6 +29,7 @@ def require_directory(folder: Path) -> None:
                 raise PtlError(
                     f"{display_path(path)} is a file, where a directory has to be",
                     hint="move that file away, or keep runs elsewhere, with --home or PTL_HOME",
+                    code="not-writable",
                 )
             return
 

@@ -65,12 +65,14 @@ def key_of(api_key: str) -> str:
                 f"the environment variable {name} is not set",
                 hint=f"export {name}=... (keys: https://tinker-console.thinkingmachines.ai), or "
                 "use 'engine: local', which needs none",
+                code="not-set",
             )
         api_key = value
     if not (api_key.isascii() and api_key.isprintable()):
         raise PtlError(
             "the engine's api_key has characters that no request can carry",
             hint="look at the variable that it is read from: is there a line too many?",
+            code="bad-key",
         )
     return api_key
 
@@ -93,7 +95,7 @@ def check_address(base_url: str | None) -> None:
     try:
         without_password(base_url or os.environ.get("TINKER_BASE_URL", ""))
     except ValueError as error:
-        raise PtlError(f"TINKER_BASE_URL {error}") from None
+        raise PtlError(f"TINKER_BASE_URL {error}", code="wrong-value") from None
 
 
 def clients(base_url: str | None, api_key: str) -> tuple[tinker.ServiceClient, tinker.RestClient]:

@@ -101,7 +101,7 @@ class RewardLike(Protocol):
 
 
 def _resolves_nothing(ref: ModelRef) -> ServedModel:
-    raise PtlError("no other model can be referred to here")
+    raise PtlError("no other model can be referred to here", code="bad-plugin")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ServedWeights:
 
 
 def _serves_nothing() -> ServedWeights:
-    raise PtlError("nothing is served on OpenAI's routes here")
+    raise PtlError("nothing is served on OpenAI's routes here", code="bad-plugin")
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,14 @@ def convert(record: Record, wanted: type[Record]) -> Record:
     if isinstance(record, Conversation) and wanted is Prompt:
         *before, last = record.messages
         if not before:
-            raise UsageError(f"{record.source}: is a reply alone, and leaves no prompt")
+            raise UsageError(
+                f"{record.source}: is a reply alone, and leaves no prompt", code="wrong-data"
+            )
         if last.tool_calls:
             raise UsageError(
                 f"{record.source}: ends with a call of a tool, and a reference answer is text",
                 hint="evaluate such records with 'nll', or leave them out",
+                code="wrong-data",
             )
         if last.role == "assistant":
             return Prompt(
@@ -98,10 +101,13 @@ def convert(record: Record, wanted: type[Record]) -> Record:
             return Conversation(
                 messages=(*record.messages, Message("assistant", reply)), source=record.source
             )
-        raise UsageError(f"{record.source}: a prompt without an answer cannot be imitated")
+        raise UsageError(
+            f"{record.source}: a prompt without an answer cannot be imitated", code="wrong-data"
+        )
     raise UsageError(
         f"{record.source}: is a {type(record).__name__}, not a {wanted.__name__}",
         hint="'ptl data check' tells which lines differ from the first",
+        code="wrong-data",
     )
 
 

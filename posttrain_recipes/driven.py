@@ -125,4 +125,5 @@ class DrivenTask(Task):
         raise PtlError(
             f"{self.source or type(self).__name__} drives its own episodes",
             hint="use a method that plays them, as grpo does, or the eval 'episodes'",
+            code="wrong-data",
         )

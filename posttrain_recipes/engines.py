@@ -109,7 +109,7 @@ class Local(Engine):
             CheckpointStore(data_dir).delete(parse_path(uri))
         except RequestError as error:
             if error.status != 404:
-                raise PtlError(str(error)) from None
+                raise PtlError(str(error), code="bad-key") from None
         return True
 
     def files(self, uri: str, data_dir: Path) -> Sequence[Path]:
@@ -426,6 +426,7 @@ def _remote(
         raise PtlError(
             f"{where} did not answer within {CONNECT_SECONDS:.0f} s",
             hint="check the network and the address; 'engine: local' needs neither",
+            code="engine-unreachable",
         ) from None
     except Exception as error:
         told = explain(error)
@@ -433,13 +434,20 @@ def _remote(
         why = (told.why if isinstance(told, PtlError) else str(error)) or ""
         why = redact(why.replace(key, "***"))
         hint = "check its address and key"
-        raise PtlError(f"{where}: {what}", why=why or None, hint=hint) from None
+        refused = isinstance(told, PtlError) and told.code == "bad-key"
+        raise PtlError(
+            f"{where}: {what}",
+            why=why or None,
+            hint=hint,
+            code="bad-key" if refused else "engine-unreachable",
+        ) from None
     missing = [name for name in models if served and name not in served]
     if missing:
         raise PtlError(
             f"{where} does not serve the model {', '.join(missing)}",
             why=f"it serves {', '.join(served)}",
             hint="change 'model:', or use 'engine: local'",
+            code="engine-cannot",
         )
     address = sdk.address(base_url)
     with (

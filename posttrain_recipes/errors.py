@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -20,15 +20,32 @@ class PtlError(Exception):
         what: one sentence that says what happened.
         why: the cause, where it is not plain from `what`.
         hint: what the reader should do next.
+        code: its kind, by which `ptl explain CODE` tells more; by default that of the class. The
+            kinds are the sections of `troubleshooting.md`.
     """
 
     exit_code = 1
+    code = "failed"
 
-    def __init__(self, what: str, *, why: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str | None = None,
+        hint: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        if code is not None:
+            self.code = code
         self.what = what
         self.why = why
         self.hint = hint
         super().__init__(what)
+
+    @property
+    def codes(self) -> Sequence[str]:
+        """Its kind; the kinds of its faults where it has several."""
+        return [self.code]
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -47,14 +64,19 @@ class UsageError(PtlError):
     """The command was given something it cannot work on (exit 2)."""
 
     exit_code = 2
+    code = "wrong-use"
 
 
 class TooLongError(UsageError):
     """A record of more tokens than a method or the model takes."""
 
+    code = "too-long"
+
 
 class MissingExtraError(PtlError):
     """A feature needs a package that is not installed; `hint` is the command that installs it."""
+
+    code = "missing-package"
 
 
 SYSTEMS = ("fcntl", "resource", "pwd", "termios")
@@ -68,11 +90,13 @@ def not_installed(module: str) -> PtlError:
             "ptl runs on Linux and macOS",
             why=f"this system's Python has no '{module}'",
             hint="on Windows, use WSL2: 'wsl --install', and install ptl inside it",
+            code="wrong-system",
         )
     top = module.partition(".")[0]
     return PtlError(
         f"the package '{top}' is not installed here, and ptl needs it",
         hint=f"pip install {top}",
+        code="missing-package",
     )
 
 
@@ -95,8 +119,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> PtlError:
     """What to tell of a file or directory that cannot be written."""
-    hint = None
+    hint, code = None, "not-writable"
     if error.errno in DISK_FULL:
+        code = "out-of-disk"
         hint = (
             "free some space there: 'ptl gc' deletes checkpoints that no run names any more. Or "
             "keep runs elsewhere, with --home or PTL_HOME"
@@ -104,7 +129,10 @@ def unwritable(path: Path, error: OSError) -> PtlError:
     elif error.errno in READ_ONLY:
         hint = "name a place where this user may write; runs are kept in --home or PTL_HOME"
     return PtlError(
-        f"{display_path(path)} cannot be written", why=error.strerror or str(error), hint=hint
+        f"{display_path(path)} cannot be written",
+        why=error.strerror or str(error),
+        hint=hint,
+        code=code,
     )
 
 
@@ -133,6 +161,8 @@ class Fault:
     key: str
     """The path of the key, as `stages.sft.method.learning_rate`; empty for the whole file."""
     message: str
+    code: str = field(default="wrong-value", compare=False)
+    """Its kind, as that of a `PtlError`."""
 
     def __str__(self) -> str:
         # A key may be any text: told on one line.
@@ -147,6 +177,7 @@ class Fault:
             "column": self.location.column,
             "key": self.key,
             "message": self.message,
+            "code": self.code,
         }
 
 
@@ -157,7 +188,13 @@ class RecipeError(PtlError):
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = sorted(faults, key=lambda fault: (fault.location, fault.key))
-        super().__init__("\n".join(str(fault) for fault in self.faults))
+        first = self.faults[0].code if self.faults else None
+        super().__init__("\n".join(str(fault) for fault in self.faults), code=first)
+
+    @property
+    def codes(self) -> Sequence[str]:
+        """The kinds of its faults, each once."""
+        return list(dict.fromkeys(fault.code for fault in self.faults))
 
 
 def display_path(path: Path) -> str:

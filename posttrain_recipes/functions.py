@@ -64,18 +64,20 @@ class UserFunction:
         """
         if self.path is None:
             raise UsageError(
-                f"there is no {self.beside}, and no module '{self.module}' is installed"
+                f"there is no {self.beside}, and no module '{self.module}' is installed",
+                code="bad-function",
             )
         try:
             tree = ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
         except (SyntaxError, ValueError, OSError) as error:
-            raise UsageError(f"{self.path} is not Python: {error}") from None
+            raise UsageError(f"{self.path} is not Python: {error}", code="bad-function") from None
         there = [node for node in tree.body if isinstance(node, kinds)]
         found = [node for node in there if node.name == self.name]
         if not found:
             names = ", ".join(node.name for node in there)
             raise UsageError(
-                f"{self.path.name} has no function '{self.name}'; it has {names or 'no functions'}"
+                f"{self.path.name} has no function '{self.name}'; it has {names or 'no functions'}",
+                code="bad-function",
             )
         return found[-1]
 
@@ -97,17 +99,19 @@ class UserFunction:
             UsageError: it is not there, or its module cannot be imported.
         """
         if self.path is None:
-            raise UsageError(f"there is no module '{self.module}'")
+            raise UsageError(f"there is no module '{self.module}'", code="bad-function")
         beside = self.path == self.beside
         try:
             module = _load(self.path) if beside else importlib.import_module(self.module)
         except Exception as error:  # the module is the user's, and may do anything
             raise UsageError(
-                f"{self.path} cannot be imported", why=f"{type(error).__name__}: {error}"
+                f"{self.path} cannot be imported",
+                why=f"{type(error).__name__}: {error}",
+                code="bad-function",
             ) from error
         function = getattr(module, self.name, None)
         if not callable(function):
-            raise UsageError(f"{self.path} has no function '{self.name}'")
+            raise UsageError(f"{self.path} has no function '{self.name}'", code="bad-function")
         return function
 
 

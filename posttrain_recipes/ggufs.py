@@ -66,7 +66,7 @@ def metadata(location: str) -> dict[str, Any]:
     """
     file = Path(location)
     if why := fault(file):
-        raise PtlError(f"{location}: {why}")
+        raise PtlError(f"{location}: {why}", code="bad-model")
     told = file.stat()
     return _metadata(location, told.st_mtime_ns, told.st_size)
 
@@ -85,6 +85,7 @@ def _metadata(location: str, time: int, size: int) -> dict[str, Any]:
             f"{location} cannot be read as GGUF",
             why=str(error),
             hint="it may be cut short: compare its size with its origin's",
+            code="bad-model",
         ) from None
     return {**found, "tensors": [tensor.name for tensor in reader.tensors]}
 
@@ -111,13 +112,16 @@ def config(location: str) -> Any:
             f"{location} cannot be a base model",
             why=f"transformers does not read its {lost[0]}: positions would be others",
             hint=HINT,
+            code="bad-model",
         )
     try:
         made = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     except ImportError:
         raise needed("a model of a GGUF file") from None
     except (ValueError, KeyError, OSError) as error:
-        raise PtlError(f"{location} does not load", why=str(error), hint=HINT) from None
+        raise PtlError(
+            f"{location} does not load", why=str(error), hint=HINT, code="bad-model"
+        ) from None
     arch = told.get("general.architecture", "")
     if size := told.get(f"{arch}.attention.key_length"):
         made.head_dim = size
@@ -133,6 +137,7 @@ def config(location: str) -> Any:
             f"{location} cannot be a base model",
             why=f"transformers does not read its rope scaling, {scaling!r}",
             hint=HINT,
+            code="bad-model",
         )
     listed = ends(location)
     made.eos_token_id = listed if len(listed) > 1 else next(iter(listed), None)
@@ -190,7 +195,7 @@ def tokenizer(location: str) -> Any:
     elif kind == "gpt2":
         made = _byte_level(location, told)
     elif kind is None:
-        raise PtlError(f"there is no tokenizer in {location}", hint=HINT)
+        raise PtlError(f"there is no tokenizer in {location}", hint=HINT, code="bad-model")
     else:
         made = _by_transformers(location)
     tokens = told.get("tokenizer.ggml.tokens", [])
@@ -231,6 +236,7 @@ def _byte_level(location: str, told: Mapping[str, Any]) -> Any:
             f"the tokenizer of {location} cannot be loaded",
             why=f"it splits text by the rules {pre!r}, and ptl knows {', '.join(SPLITS)}",
             hint=HINT,
+            code="bad-model",
         )
     tokens = told["tokenizer.ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in told.get("tokenizer.ggml.merges", [])]
@@ -271,5 +277,8 @@ def _by_transformers(location: str) -> Any:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)._tokenizer
     except Exception as error:  # whatever its many converters raise
         raise PtlError(
-            f"the tokenizer of {location} cannot be loaded", why=str(error), hint=HINT
+            f"the tokenizer of {location} cannot be loaded",
+            why=str(error),
+            hint=HINT,
+            code="bad-model",
         ) from None

@@ -23,7 +23,11 @@ def default_home(given: str | Path | None = None) -> Path:
     if "://" in text or not text.strip():
         kind = "an address" if text.strip() else "empty"
         what = f"{named} is {kind}, and runs are kept in a directory"
-        raise UsageError(what, hint=f"{hint}; MLFLOW_TRACKING_URI names a server that shows them")
+        raise UsageError(
+            what,
+            hint=f"{hint}; MLFLOW_TRACKING_URI names a server that shows them",
+            code="not-writable",
+        )
     try:
         home = Path(text).expanduser().resolve()
         home.stat()
@@ -31,12 +35,18 @@ def default_home(given: str | Path | None = None) -> Path:
         try:
             Path.cwd()
         except OSError:
-            raise UsageError("the current directory is not there any more", hint="cd") from None
+            raise UsageError(
+                "the current directory is not there any more", hint="cd", code="not-writable"
+            ) from None
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{named} {shown!r} is no directory for runs: {why}", hint=hint) from None
+        raise UsageError(
+            f"{named} {shown!r} is no directory for runs: {why}", hint=hint, code="not-writable"
+        ) from None
     if why := _unfit(home):
-        raise UsageError(f"{named} {shown!r} is no directory for runs: {why}", hint=hint)
+        raise UsageError(
+            f"{named} {shown!r} is no directory for runs: {why}", hint=hint, code="not-writable"
+        )
     return home
 
 

@@ -37,7 +37,9 @@ def load_model(location: str, dtype: Any) -> Any:
     """
     if os.path.isabs(location) and not is_local(location):
         raise PtlError(
-            f"there is no model in {location}", hint="put it back there, if it was moved or removed"
+            f"there is no model in {location}",
+            hint="put it back there, if it was moved or removed",
+            code="bad-model",
         )
     try:
         model, told = _loaded(location, dtype)
@@ -45,7 +47,10 @@ def load_model(location: str, dtype: Any) -> Any:
         raise
     except Exception as error:  # safetensors, pickle, torch and checks of configs have their own
         raise PtlError(
-            f"the files of {location} cannot be loaded", why=in_a_line(error), hint=_AGAIN
+            f"the files of {location} cannot be loaded",
+            why=in_a_line(error),
+            hint=_AGAIN,
+            code="bad-model",
         ) from None
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     lacking = sorted(set(told["missing_keys"]) - tied)
@@ -56,7 +61,9 @@ def load_model(location: str, dtype: Any) -> Any:
     if lacking:
         more = f", and {len(lacking) - 1} more" if lacking[1:] else ""
         hint = ggufs.HINT if ggufs.is_gguf(location) else _AGAIN
-        raise PtlError(f"{location} lacks weights", why=f"{lacking[0]}{more}", hint=hint)
+        raise PtlError(
+            f"{location} lacks weights", why=f"{lacking[0]}{more}", hint=hint, code="bad-model"
+        )
     return model
 
 

@@ -204,7 +204,11 @@ class Registry:
         """The plugin; raises `UsageError` with the nearest name."""
         entry = self.find(kind, name)
         if entry is None:
-            raise UsageError(f"unknown {kind} '{name}'", hint=suggest(name, self.names(kind)))
+            raise UsageError(
+                f"unknown {kind} '{name}'",
+                hint=suggest(name, self.names(kind)),
+                code="unknown-name",
+            )
         return entry
 
     def engine(self, spec: Any) -> Engine:
@@ -213,7 +217,7 @@ class Registry:
         name = options.pop("use")
         entry = self.find("engine", name)
         if entry is None:
-            raise PtlError(f"there is no engine '{name}' here any more")
+            raise PtlError(f"there is no engine '{name}' here any more", code="no-such-checkpoint")
         made = entry.cls(entry.config.model_validate(options))
         assert isinstance(made, Engine)
         return made
@@ -255,7 +259,9 @@ def _api_version(module: Any) -> int | None:
         "upgrade posttrain-recipes" if stated > API_VERSION else "look for a newer release of it"
     )
     raise PtlError(
-        f"it is written for version {stated} of the plugin API, and this is {API_VERSION}: {advice}"
+        f"it is written for version {stated} of the plugin API, and this is {API_VERSION}: "
+        f"{advice}",
+        code="wrong-version",
     )
 
 
@@ -391,6 +397,7 @@ def _collect(
         raise PtlError(
             "two plugins share a name: " + "; ".join(clashes),
             hint="uninstall all but one of them",
+            code="bad-plugin",
         )
     return registry
 

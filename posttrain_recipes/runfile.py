@@ -49,7 +49,7 @@ class Unreadable:
 
     def error(self) -> PtlError:
         """What is wrong, for whoever asks for this run."""
-        return PtlError(str(self), hint=self.hint)
+        return PtlError(str(self), hint=self.hint, code="bad-run")
 
     def __str__(self) -> str:
         return f"run {self.id} cannot be read: {self.why}"

@@ -76,6 +76,7 @@ def write(kind: str, name: str, directory: Path | None = None) -> list[Path]:
         raise UsageError(
             f"{display_path(folder)} is already there; nothing was written",
             hint="name another directory: ptl plugins new KIND NAME DIR",
+            code="already-there",
         )
     written = []
     for path, text in texts.items():

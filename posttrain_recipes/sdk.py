@@ -33,7 +33,9 @@ def check() -> None:
     try:
         version = importlib.metadata.version("tinker")
     except importlib.metadata.PackageNotFoundError:
-        raise PtlError("the SDK 'tinker' is not installed", hint=hint) from None
+        raise PtlError(
+            "the SDK 'tinker' is not installed", hint=hint, code="missing-package"
+        ) from None
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if found < OLDEST:
         why = f"it needs {wanted}: older ones lack what {', and what '.join(SINCE.values())}"
@@ -46,6 +48,7 @@ def check() -> None:
         why=why,
         hint=f"{hint}; programs with another SDK can use 'ptl serve' from an environment of their "
         "own",
+        code="wrong-version",
     )
 
 
@@ -65,6 +68,7 @@ def check_names() -> None:
             "the SDK 'tinker' that is installed lacks what is used of it",
             why="; ".join(missing),
             hint=f"pip install 'tinker>={_dotted(OLDEST)},<{_dotted(BEFORE)}'",
+            code="wrong-version",
         )
 
 

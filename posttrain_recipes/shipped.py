@@ -47,7 +47,7 @@ def find(name: str) -> Path:
         known = recipes()
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(known)}"
-        raise UsageError(f"no shipped recipe is named '{name}'", hint=hint)
+        raise UsageError(f"no shipped recipe is named '{name}'", hint=hint, code="unknown-name")
     return path
 
 

@@ -367,6 +367,7 @@ class Store:
         raise UsageError(
             f"there is no run '{run_id}' in {self.home}",
             hint=f"the last runs: {recent}" if recent else "'ptl run RECIPE' makes one",
+            code="no-such-run",
         )
 
     def path(self, run_id: str) -> Path:
@@ -404,6 +405,7 @@ class Store:
                 raise PtlError(
                     f"run {record.id} is being worked on by process {holder or 'that just began'}",
                     hint="wait for it, stop it, or start another with --fresh",
+                    code="run-busy",
                 ) from None
             except PtlError:  # the disk is full
                 if not (self.path(record.id) / "run.json").exists():
@@ -455,7 +457,9 @@ class Store:
                 raise unwritable(self.runs_dir, error) from None
             why = f"{error.filename or self.runs_dir}: {error.strerror}"
             hint = "name another directory with --home or PTL_HOME"
-            raise UsageError(f"no run can be kept in {self.home}", why=why, hint=hint) from None
+            raise UsageError(
+                f"no run can be kept in {self.home}", why=why, hint=hint, code="not-writable"
+            ) from None
         with lock as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

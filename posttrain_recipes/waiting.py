@@ -49,14 +49,20 @@ def as_worker(name: str, function: Callable[[], T]) -> Future[T]:
 class GoneError(PtlError):
     """Something that was asked for does not exist (any more), such as an expired checkpoint."""
 
+    code = "no-such-checkpoint"
+
 
 class RefusedError(PtlError):
     """The engine understood what was asked and cannot do it, as with a checkpoint that is damaged
     (422)."""
 
+    code = "engine-refused"
+
 
 class EngineLostError(PtlError):
     """The engine is gone, or refuses everything: no stage can go on."""
+
+    code = "engine-gone"
 
 
 class StopAsked(KeyboardInterrupt):
@@ -263,6 +269,7 @@ def no_free_slot(words: str) -> PtlError:
         why=words,
         hint="end the runs that use it, wait for those that ended (it may keep their adapters for "
         "minutes), or start it with more slots",
+        code="engine-cannot",
     )
 
 
@@ -278,7 +285,10 @@ def explain(error: Exception) -> Exception:
         )
     if isinstance(error, tinker.AuthenticationError):
         return EngineLostError(
-            "the engine refused the API key", why=str(error), hint="check TINKER_API_KEY"
+            "the engine refused the API key",
+            why=str(error),
+            hint="check TINKER_API_KEY",
+            code="bad-key",
         )
     if isinstance(error, tinker.NotFoundError):
         return GoneError("the engine does not have what was asked for", why=str(error))
@@ -288,7 +298,7 @@ def explain(error: Exception) -> Exception:
         why = _OF_A_FUTURE.sub(r"\1", str(error))
         if says_full(why):
             return no_free_slot(why)
-        return PtlError("the engine could not do what was asked", why=why)
+        return PtlError("the engine could not do what was asked", why=why, code="engine-refused")
     return error
 
 

@@ -110,7 +110,7 @@ def reproduce(
 
     then = _find(named(run), tracking_uri, home)
     if then.status != "finished":
-        raise UsageError(f"run {then.id} did not finish: it is {then.status}")
+        raise UsageError(f"run {then.id} did not finish: it is {then.status}", code="no-such-run")
     folder = None if base_dir is None else Path(base_dir)
     plan = reproduction.plan_again(then, registry.load(), folder)
     changed = list(reproduction.changes(then, plan))
@@ -119,6 +119,7 @@ def reproduce(
             f"what {then.id} was made of has changed",
             why="; ".join(changed),
             hint="bring it back, or see what comes out all the same with --anyway (anyway=True)",
+            code="changed",
         )
     with told(False if reporter else progress) as shown:
         now = runner.run(plan, default_home(home), reporter or shown, scope=Scope(fresh=True))

@@ -149,9 +149,10 @@ def _code() -> int:
         elif named and error.errno in READ_ONLY:
             what = f"{display_path(Path(error.filename))} cannot be used"
             hint = "look whom it belongs to, and what this user may do there"
-            print_error(PtlError(what, why=error.strerror, hint=hint))
+            print_error(PtlError(what, why=error.strerror, hint=hint, code="not-writable"))
         else:
-            print_error(PtlError(str(error)))
+            full = error.errno in DISK_FULL
+            print_error(PtlError(str(error), code="out-of-disk" if full else None))
         return 1
     return code if isinstance(code, int) else 0
 
@@ -164,3 +165,5 @@ def print_error(error: PtlError) -> None:
         streams.say(f"\n{count} fault{'s' if count != 1 else ''}; nothing was run.")
     else:
         streams.say(f"error: {error}")
+    # Of what has no kind of its own there is nothing more to tell.
+    terminal.point([code for code in error.codes if code != PtlError.code])

@@ -14,6 +14,7 @@ from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
 from posttrain_recipes.models import check_model
+from posttrain_recipes.progress.terminal import point
 
 if TYPE_CHECKING:
     from posttrain_recipes.datasets.checking import Report, TokenCounter
@@ -112,6 +113,8 @@ def check(
     if as_json:
         whole = {"ok": ok, "files": [report.as_dict() for report in reports]}
         answer(whole)
+    if not ok and not as_json:
+        point(list(dict.fromkeys(fault.code for report in reports for fault in report.faults)))
     if not ok:
         context.exit(2)
 
@@ -128,9 +131,9 @@ def _token_counter(model: str, thinking: str) -> TokenCounter:
         place = Path(os.path.expanduser(model)).resolve()
         if is_gguf(model):
             if why := fault(place):
-                raise UsageError(f"{model}: {why}")
+                raise UsageError(f"{model}: {why}", code="bad-model")
         elif not place.is_dir():
-            raise UsageError(f"there is no model directory {model}")
+            raise UsageError(f"there is no model directory {model}", code="bad-model")
         model = str(place)
     options = RendererConfig.model_validate({"thinking": thinking})
     renderer = load_renderer(resolve(model), options)

@@ -59,7 +59,9 @@ def show(
         from posttrain_recipes.registry import suggest
 
         names = [stage.name for stage in planned.stages]
-        raise UsageError(f"unknown stage '{only}'; {suggest(only or '', names)}")
+        raise UsageError(
+            f"unknown stage '{only}'; {suggest(only or '', names)}", code="unknown-name"
+        )
     from posttrain_recipes.running.rendered import Looker
     from posttrain_recipes.store import Store, default_home
 

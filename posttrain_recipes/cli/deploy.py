@@ -92,8 +92,12 @@ def _check(found: Found) -> None:
             why="vLLM on Modal takes it from there",
             hint="give --merge: the whole model is written beside the app, with the commands that "
             "put it on a Modal Volume",
+            code="cannot-export",
         )
     if refused := vllm.faults(found.adapter):
         raise UsageError(
-            "vLLM does not serve this adapter", why="; ".join(refused), hint="give --merge"
+            "vLLM does not serve this adapter",
+            why="; ".join(refused),
+            hint="give --merge",
+            code="cannot-export",
         )

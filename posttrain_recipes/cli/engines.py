@@ -164,7 +164,11 @@ def _connected(
             served = wait(connection.rest.get_server_capabilities()).supported_models
             model = next((one.model_name for one in served if one.model_name), None)
         if model is None:
-            raise PtlError(f"{base_url} does not say what it serves", hint="name one with --model")
+            raise PtlError(
+                f"{base_url} does not say what it serves",
+                hint="name one with --model",
+                code="engine-cannot",
+            )
         yield connection, model, server.dialect
 
 

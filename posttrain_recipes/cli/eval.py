@@ -16,6 +16,7 @@ from posttrain_recipes.errors import Location, UsageError
 from posttrain_recipes.language.parsing import parse_value
 from posttrain_recipes.planning import gates
 from posttrain_recipes.progress.streams import Lasting
+from posttrain_recipes.progress.terminal import point
 from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, default_home
 
@@ -111,7 +112,10 @@ def eval(
         for text in worse:
             click.echo(f"{'FAILED' if fail_worse else 'worse'}  {text}")
     failed = any(not gate.passed for record in records for gate in gates.check(record))
-    return 1 if failed or (fail_worse and worse) else 0
+    if failed or (fail_worse and worse):
+        point(["gate-failed"])
+        return 1
+    return 0
 
 
 def _bound(text: str) -> tuple[str, str]:

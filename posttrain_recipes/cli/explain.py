@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from posttrain_recipes import registry, shipped
-from posttrain_recipes.cli import words
+from posttrain_recipes.cli import codes, words
 from posttrain_recipes.cli.plugins import option_lines
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language import synonyms
@@ -31,11 +31,12 @@ RANK = LoraConfig().rank
 @click.command()
 @click.argument("name")
 def explain(name: str) -> None:
-    """Explain NAME: a plugin, a shipped recipe, an option, or another tool's word for one.
+    """Explain NAME: a plugin, a recipe, an option, another tool's word for one, a kind of error.
 
     Of a plugin: what it does, when to use it, the loss, the paper, its options. Of a recipe: what
     it teaches, its methods, what it showed. Of an option or one of its values (rloo, gspo, lr):
-    what it does, who has it, how it is written.
+    what it does, who has it, how it is written. Of a kind of error (unknown-key, out-of-memory), as
+    the last line of its message names it: what it looks like, why, what to do.
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     found = registry.load()
@@ -45,6 +46,9 @@ def explain(name: str) -> None:
         _explain_plugins(entries, width)
     elif recipe is not None:
         _explain_recipe(recipe, width)
+    elif (section := codes.sections().get(name.lower())) is not None:
+        click.echo(f"{section.code}, a kind of error\n")
+        click.echo(wrapped(section.plain(), width))
     else:
         _explain_word(name, found, width)
 
@@ -75,12 +79,13 @@ def _explain_word(word: str, found: Registry, width: int) -> None:
     meanings = words.meanings(word, found)
     elsewhere = synonyms.ELSEWHERE.get(synonyms.plain(word))
     if not meanings and elsewhere is None:
-        names = {*shipped.recipes(), *(entry.name for entry in found)}
+        names = {*shipped.recipes(), *codes.sections(), *(entry.name for entry in found)}
         near = nearest(word.lower(), names) or nearest(word.lower(), words.all_words(found))
         lists = "'ptl plugins list' shows the plugins, docs/effects.md the recipes"
         raise UsageError(
             f"no plugin, shipped recipe or option is named '{word}'",
             hint=f"did you mean '{near}'?" if near else lists,
+            code="unknown-name",
         )
     if elsewhere is not None:
         click.echo(_filled(f"'{word}' {elsewhere}", width))

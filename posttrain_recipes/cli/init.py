@@ -33,6 +33,7 @@ def init(directory: Path, name: str | None) -> None:
         raise UsageError(
             f"{first} is already there; nothing was written",
             hint=f"name another directory: ptl init{wanted} my_project",
+            code="already-there",
         )
     for path, content in files.items():
         if path in there:  # what two recipes share

@@ -151,7 +151,9 @@ def _first_line(file: Path, option: str) -> str:
     try:
         lines = file.read_text(encoding="utf-8").split()
     except OSError as error:
-        raise UsageError(f"cannot read {option} {file}", why=error.strerror) from None
+        raise UsageError(
+            f"cannot read {option} {file}", why=error.strerror, code="no-such-file"
+        ) from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read {option} {file}", why="it is no text") from None
     if len(lines) != 1:

@@ -157,7 +157,9 @@ def find(name: str) -> list[Entry]:
     entries = found.search(name)
     if not entries:
         names = sorted({entry.name for entry in found})
-        raise UsageError(f"no plugin is named '{name}'", hint=registry.suggest(name, names))
+        raise UsageError(
+            f"no plugin is named '{name}'", hint=registry.suggest(name, names), code="unknown-name"
+        )
     return entries
 
 

@@ -12,6 +12,7 @@ from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.progress.streams import Lasting
+from posttrain_recipes.progress.terminal import point
 from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import Store, default_home
 
@@ -73,4 +74,5 @@ def preflight(
             if finding.hint and finding.verdict != "ok":
                 click.echo(f"         next: {finding.hint}")
     if any(finding.verdict == "failed" for finding in found):
+        point(["preflight-failed"])
         raise SystemExit(1)

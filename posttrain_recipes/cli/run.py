@@ -19,6 +19,7 @@ from posttrain_recipes.cli.streams import answer, say
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.progress.streams import Lasting
+from posttrain_recipes.progress.terminal import point
 from posttrain_recipes.reporting import report
 
 
@@ -90,4 +91,7 @@ def run(
     if as_json:
         answer(report.as_json(record))
     whole = record.status == "finished"
-    return 1 if whole and any(not gate.passed for gate in gates.check(record)) else 0
+    if whole and any(not gate.passed for gate in gates.check(record)):
+        point(["gate-failed"])
+        return 1
+    return 0

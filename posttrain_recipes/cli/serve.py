@@ -39,6 +39,7 @@ def _substitutes(given: tuple[str, ...]) -> dict[str, str]:
                 why="a loss stands in only for one that this engine does not have, and that gives "
                 "it all that it reads",
                 hint=f"one of {', '.join(known)}",
+                code="unknown-name",
             )
         found[name] = other
     return found
@@ -165,7 +166,11 @@ def serve(
     offered = serving.named_models(served, "--model")
     if unknown := [name for name in sample_only if name not in offered]:
         there = ", ".join(offered)
-        raise UsageError(f"--sample-only {unknown[0]}: it is not offered", hint=f"one of {there}")
+        raise UsageError(
+            f"--sample-only {unknown[0]}: it is not offered",
+            hint=f"one of {there}",
+            code="unknown-name",
+        )
     engine = Local(Local.Config(dtype=dtype))
     first = Path(next(iter(offered.values())))
     told = engine.settle(first if first.is_dir() else None, measure=True)
@@ -222,4 +227,5 @@ def serve(
             f"cannot serve on {host}:{port}",
             why=error.strerror or str(error),
             hint="take another --port; 0 is free" if taken else "give another --host",
+            code="server-failed",
         ) from None

@@ -38,7 +38,7 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, home: Path | None) -> 
     folder = default_home(home)
     records = [api.show(run, home).record for run in runs]
     if not (folder / mlstore.DATABASE).is_file():
-        raise UsageError(f"there are no runs in {folder}")
+        raise UsageError(f"there are no runs in {folder}", code="no-such-run")
     mirror = Mirror(folder, uri)
     try:
         mirror.open()
@@ -55,6 +55,7 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, home: Path | None) -> 
             f"MLflow at {mirror.shown} could not be brought up to date",
             why=redact(str(error).split("\n")[0]),
             hint="what was copied is remembered; the same command goes on from there",
+            code="tracking",
         ) from None
     if not chosen:
         click.echo(f"{mirror.shown} has everything that was meant for it")

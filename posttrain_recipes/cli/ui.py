@@ -58,6 +58,7 @@ def ui(host: str, port: int | None, home: Path | None, open_browser: bool) -> No
             raise UsageError(
                 f"There are no runs in {display_path(home)}.",
                 hint="Run a recipe first, with 'ptl run RECIPE', or name another --home.",
+                code="no-such-run",
             )
         uri, experiment = mlstore.local_uri(home), _experiment(home / mlstore.DATABASE)
     port = _usable_port(host, port)
@@ -108,6 +109,7 @@ def _usable_port(host: str, port: int | None) -> int:
         f"Cannot listen on {host}:{port or FIRST_PORT}.",
         why=reason.strerror,
         hint="Name another --port or --host.",
+        code="tracking",
     )
 
 
@@ -154,6 +156,7 @@ def _wait(server: subprocess.Popen[bytes], page: str, log: IO[str]) -> None:
         "MLflow's server does not answer.",
         why="\n       ".join(lines[-5:]) or None,
         hint="'ptl report RUN --open' shows a run without a server.",
+        code="tracking",
     )
 
 

@@ -10,6 +10,7 @@ from posttrain_recipes import api
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import Fault, Location, PtlError, RecipeError, display_path
+from posttrain_recipes.progress.terminal import point
 
 
 @click.command()
@@ -39,7 +40,7 @@ def validate(
                 if error.exit_code != 2:
                     raise
                 message = "; ".join(filter(None, (error.what, error.why, error.hint)))
-                fault = Fault(Location(display_path(path)), "", message)
+                fault = Fault(Location(display_path(path)), "", message, error.code)
                 faults.setdefault((fault.location, "", message), fault)
         results.append((path, list(faults.values()), list(warnings)))
     if as_json:
@@ -61,6 +62,7 @@ def validate(
                 click.echo(str(fault))
             state = f"{len(found)} fault{'s' if len(found) != 1 else ''}" if found else "ok"
             click.echo(f"{display_path(path)}: {state}")
+        point(list(dict.fromkeys(fault.code for _, found, _ in results for fault in found)))
     return 2 if any(found for _, found, _ in results) else 0
 
 

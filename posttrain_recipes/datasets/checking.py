@@ -113,7 +113,7 @@ class Report:
         for message in messages:
             self.fault_count += 1
             if len(self.faults) < KEPT_FAULTS:
-                self.faults.append(Fault(Location(self.path, line), "", message))
+                self.faults.append(Fault(Location(self.path, line), "", message, code="bad-row"))
 
     def as_dict(self) -> dict[str, Any]:
         """The report as `ptl data check --json` prints it."""
@@ -157,7 +157,7 @@ def check_file(
             "a limit in tokens needs a tokenizer", hint="name the model whose tokenizer counts"
         )
     if problems := column_problems(columns or {}):
-        raise UsageError(f"columns: {problems[0]}")
+        raise UsageError(f"columns: {problems[0]}", code="wrong-value")
     report = Report(display_path(path), tokens=Lengths() if count_tokens else None)
     if missing := missing_file(path, str(path)):
         report.add(0, missing)

@@ -54,6 +54,7 @@ class Collected(Dataset):
             raise UsageError(
                 f"stage '{self.config.stage}' left no {self._wants.__name__} records in {folder}",
                 why=f"it left {names} records" if there else "it left no records at all",
+                code="no-records",
             )
         exact = self._wants if self._wants in fitting else fitting[0]
         path = folder / f"{exact.__name__.lower()}.jsonl"

@@ -67,7 +67,10 @@ class MessageRenderer(Qwen3InstructRenderer):
         self, messages: list[CookbookMessage], role: str = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
         if prefill:
-            raise UsageError("an environment begins the reply itself (prefill), which ptl cannot")
+            raise UsageError(
+                "an environment begins the reply itself (prefill), which ptl cannot",
+                code="bad-function",
+            )
         told = json.dumps([_plain(message) for message in messages])
         return tinker.ModelInput.from_ints(self.tokenizer.encode(told))
 
@@ -79,7 +82,10 @@ def _plain(message: CookbookMessage) -> tuple[str, str]:
     text = ""
     for part in parts:
         if part["type"] not in ("text", "thinking"):
-            raise UsageError(f"a message has a part of type '{part['type']}'; ptl reads text alone")
+            raise UsageError(
+                f"a message has a part of type '{part['type']}'; ptl reads text alone",
+                code="bad-function",
+            )
         text += part.get("text", "")
     for call in message.get("tool_calls") or ():
         said = {"name": call.function.name, "arguments": json.loads(call.function.arguments)}
@@ -129,10 +135,15 @@ def made(
             found = _wait(found())[split == "test"]
     except Exception as error:  # it is the user's, and may do anything
         raise UsageError(
-            f"'{function.__name__}' makes no environments", why=f"{type(error).__name__}: {error}"
+            f"'{function.__name__}' makes no environments",
+            why=f"{type(error).__name__}: {error}",
+            code="bad-function",
         ) from error
     if found is None:
-        raise UsageError(f"'{function.__name__}' makes no environments for 'split: {split}'")
+        raise UsageError(
+            f"'{function.__name__}' makes no environments for 'split: {split}'",
+            code="bad-function",
+        )
     if isinstance(found, RLDataset):
         dataset = found
         found = (one for index in range(len(dataset)) for one in dataset.get_batch(index))
@@ -141,6 +152,7 @@ def made(
             f"it returns a {type(found).__name__}",
             hint="return a list of functions that each make a MessageEnv or an Env, a list of "
             "EnvGroupBuilders, or an RLDataset",
+            code="bad-function",
         )
     for one in found:
         if isinstance(one, EnvGroupBuilder):
@@ -152,6 +164,7 @@ def made(
                 f"it returns {type(one).__name__} objects",
                 hint="an environment is played once, and a task is begun many times: return "
                 "functions that make it, as functools.partial(MyEnv, question)",
+                code="bad-function",
             )
 
 
@@ -171,6 +184,7 @@ def _single(builder: EnvGroupBuilder) -> EnvGroupBuilder:
             raise UsageError(
                 f"{kind.__name__} {does} ({hook}), and ptl plays its environments one by one",
                 hint="give the environment itself, with its own reward and end",
+                code="bad-function",
             )
     return builder
 
@@ -181,6 +195,7 @@ def _first(builder: EnvGroupBuilder) -> Env:
         raise UsageError(
             f"{type(builder).__name__} makes groups of {len(envs)} environments",
             hint="have it make one: the method's group_size says how often each is played",
+            code="bad-function",
         )
     return _bridged(envs[0])
 
@@ -190,7 +205,10 @@ def _bridged(env: Any) -> Env:
     if isinstance(env, MessageEnv):
         return EnvFromMessageEnv(_renderer(), env)
     if not isinstance(env, Env):
-        raise UsageError(f"a {type(env).__name__} is no Env and no MessageEnv of tinker-cookbook")
+        raise UsageError(
+            f"a {type(env).__name__} is no Env and no MessageEnv of tinker-cookbook",
+            code="bad-function",
+        )
     if isinstance(env, EnvFromMessageEnv):
         env.renderer, env.max_trajectory_tokens = _renderer(), None
     return env
@@ -205,7 +223,10 @@ class CookbookEpisode(Episode):
         """What each step told, by name."""
         began = _wait(env.initial_observation())
         if isinstance(began, InitialObservationOverflow):
-            raise UsageError("an environment's first prompt is too long for its own bounds")
+            raise UsageError(
+                "an environment's first prompt is too long for its own bounds",
+                code="bad-function",
+            )
         self.heard = _messages(began[0])
         """The conversation as the environment last told it."""
         self.next: Turn | None = Turn(self.heard)
@@ -250,4 +271,5 @@ def _messages(observation: tinker.ModelInput) -> tuple[Message, ...]:
             "an environment writes its observations with a renderer of its own",
             hint=f"make it with the renderer that the function is handed (a first parameter "
             f"'renderer'), or with get_renderer('{NAME}', get_tokenizer('{NAME}'))",
+            code="bad-function",
         ) from None

@@ -81,6 +81,7 @@ class Curriculum(Dataset):
             raise UsageError(
                 f"no record has a '{config.by}' within minimum and maximum",
                 why=f"they are from {min(n for n, _ in rated):g} to {max(n for n, _ in rated):g}",
+                code="no-records",
             )
         kept.sort(key=lambda one: -one[0] if config.descending else one[0])
         yield from (record for _, record in kept)
@@ -95,6 +96,7 @@ class Curriculum(Dataset):
         raise UsageError(
             f"{record.source}: '{self.config.by}' {found}; a curriculum needs a number in it",
             hint="only prompts keep such fields; say 'by: length' for other records",
+            code="wrong-data",
         )
 
 

@@ -126,21 +126,27 @@ class HuggingFace(Dataset):
                 raise UsageError(
                     f"'{config.path}' was written by save_to_disk, which keeps no '{option}'",
                     hint=f"remove '{option}:'",
+                    code="wrong-value",
                 )
         name, _, part = config.split.partition("[")
         whole = type(self.config).model_fields["split"].default
         if not isinstance(found, datasets.DatasetDict) and name != whole:
-            raise UsageError(f"'{config.path}' has no splits", hint="remove 'split:'")
+            raise UsageError(
+                f"'{config.path}' has no splits", hint="remove 'split:'", code="wrong-value"
+            )
         if isinstance(found, datasets.DatasetDict):
             if name not in found:
                 raise UsageError(
-                    f"'{config.path}' has no split '{name}'", hint=f"there is: {', '.join(found)}"
+                    f"'{config.path}' has no split '{name}'",
+                    hint=f"there is: {', '.join(found)}",
+                    code="wrong-value",
                 )
             found = found[name]
         if part:
             raise UsageError(
                 f"'{config.path}' was written by save_to_disk, of which no part can be named",
                 hint=f"write 'split: {name}', and 'limit:' for its first records",
+                code="wrong-value",
             )
         rows: Iterable[dict[str, Any]] = found
         return rows
@@ -161,7 +167,7 @@ class HuggingFace(Dataset):
                 f"check the id on https://huggingface.co/datasets/{config.path}; "
                 "a gated or private one needs HF_TOKEN"
             )
-        return PtlError(what, why=why, hint=hint)
+        return PtlError(what, why=why, hint=hint, code="hub")
 
 
 def _written(value: Any) -> Any:

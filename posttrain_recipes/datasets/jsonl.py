@@ -130,7 +130,9 @@ class Jsonl(Dataset):
                     raise row
                 record = parser.parse(row, line)
             except RowError as error:
-                raise UsageError(f"{parser.name}:{line}  {error}", hint=hint) from None
+                raise UsageError(
+                    f"{parser.name}:{line}  {error}", hint=hint, code="bad-row"
+                ) from None
             if told is not None and len(parser.unused) + len(parser.metadata) > len(told):
                 tell_unused(parser, wants, told)
                 told = {*parser.unused, *parser.metadata}

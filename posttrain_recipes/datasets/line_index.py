@@ -86,6 +86,7 @@ class LineIndex:
             raise UsageError(
                 f"{display_path(self.path)} was edited while it was read",
                 hint="run it again; a run keeps to what the file held as it began",
+                code="changed",
             )
         return raw if self._lines is None else raw.partition(b"\n")[0]
 

@@ -57,7 +57,7 @@ def records(
                 if len(told) < _TOLD:
                     told.append(f"{where}  {error}")
                 continue
-            raise UsageError(f"{where}  {error}", hint=hint) from None
+            raise UsageError(f"{where}  {error}", hint=hint, code="bad-row") from None
         yield record
         made += 1
         if made == config.limit:
@@ -72,7 +72,7 @@ def records(
         )
     tell_unused(parser, wants)
     if not made:
-        raise UsageError(f"{parser.name} has no records", hint=hint)
+        raise UsageError(f"{parser.name} has no records", hint=hint, code="no-records")
 
 
 def tell_unused(parser: RowParser, wants: type[Record] | None, told: Collection[str] = ()) -> None:

@@ -68,6 +68,7 @@ def _wait_until_started(server: object, thread: threading.Thread) -> None:
             raise PtlError(
                 "the translator for the server's dialect did not start",
                 hint="'dialect: current' does without it, if the server speaks that",
+                code="engine-unreachable",
             )
         pause.wait(0.01)
         waited += 0.01

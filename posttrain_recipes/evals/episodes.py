@@ -87,6 +87,7 @@ class Episodes(Eval):
             raise UsageError(
                 f"the environment abstains in every episode of the eval '{context.name}'",
                 hint="do the prompts have what its reward compares with?",
+                code="environment-failed",
             )
         told = sorted({name for one in plays for name in one.metrics})
         # What only some episodes tell of, such as the moves of a game that was won, is of others

@@ -62,6 +62,7 @@ class ExactMatch(Eval):
                 raise UsageError(
                     f"{prompt.source}: eval '{context.name}' needs an answer to compare with",
                     hint="add an 'answer' to each prompt, or use the 'generations' eval",
+                    code="wrong-data",
                 )
         config = self.config
         samples = generation.generate(

@@ -68,7 +68,10 @@ def fetched(
         adapter = kept.folder(found.model, home)
         _check_finite(adapter / ADAPTER[1])
         if missing := [name for name in ADAPTER if not (adapter / name).is_file()]:
-            raise PtlError(f"the checkpoint is damaged: {adapter} lacks {', '.join(missing)}")
+            raise PtlError(
+                f"the checkpoint is damaged: {adapter} lacks {', '.join(missing)}",
+                code="bad-checkpoint",
+            )
         yield Found(found, adapter, base_of(adapter), run, stage)
         return
     with tempfile.TemporaryDirectory(prefix="ptl-export-") as folder:
@@ -113,7 +116,9 @@ def _addresses(kept: object) -> tuple[str | None, ...]:
 def new_directory(directory: Path) -> None:
     """Raise UsageError for a directory that has something in it."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} is there already", hint="name a new directory")
+        raise UsageError(
+            f"{directory} is there already", hint="name a new directory", code="already-there"
+        )
 
 
 @contextmanager
@@ -156,10 +161,13 @@ def _check_finite(file: Path) -> None:
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise PtlError(f"{display_path(file)} cannot be read", why=str(error)) from None
+        raise PtlError(
+            f"{display_path(file)} cannot be read", why=str(error), code="bad-checkpoint"
+        ) from None
     if bad := sorted(name for name, values in tensors.items() if not np.isfinite(values).all()):
         raise PtlError(
             f"{display_path(file)} holds NaN or infinity, and is not exported",
             why=f"in {bad[0]}" + (f" and {len(bad) - 1} more" if bad[1:] else ""),
             hint="name an earlier checkpoint, or train again with a lower learning rate",
+            code="bad-checkpoint",
         )

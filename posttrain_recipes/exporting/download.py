@@ -65,7 +65,10 @@ def download(connection: Connection, uri: str, out: Path, wait: Waiter) -> str:
                 wait(connection.rest.delete_checkpoint_from_tinker_path(exported))
     missing = [name for name in ADAPTER if not (out / name).is_file()]
     if missing:
-        raise PtlError(f"what the service gives of {uri} is no adapter: it lacks {missing[0]}")
+        raise PtlError(
+            f"what the service gives of {uri} is no adapter: it lacks {missing[0]}",
+            code="bad-checkpoint",
+        )
     as_peft(out, models.resolve(base))
     return base
 
@@ -93,7 +96,9 @@ def as_peft(adapter: Path, base: str) -> None:
         names = _modules(adapter)
         config = json.loads((adapter / ADAPTER[0]).read_text(encoding="utf-8"))
     except Exception as error:  # safetensors has an error of its own
-        raise PtlError("the adapter of the service cannot be read", why=in_a_line(error)) from None
+        raise PtlError(
+            "the adapter of the service cannot be read", why=in_a_line(error), code="bad-checkpoint"
+        ) from None
     if odd := [name for name in names if not _known(name, base)]:
         _convert(adapter, base, odd)
     else:
@@ -156,6 +161,7 @@ def _convert(adapter: Path, base: str, odd: Sequence[str]) -> None:
             raise PtlError(
                 "tinker-cookbook cannot make a PEFT adapter of what the service gives",
                 why=in_a_line(error),
+                code="bad-checkpoint",
             ) from None
         for file in adapter.iterdir():
             file.unlink()
@@ -166,7 +172,8 @@ def _convert(adapter: Path, base: str, odd: Sequence[str]) -> None:
     if lost:
         raise PtlError(
             f"the adapter that the service gives does not fit its base model: {base} has no "
-            f"{lost[0]}, and tinker-cookbook knows no other name for it"
+            f"{lost[0]}, and tinker-cookbook knows no other name for it",
+            code="bad-checkpoint",
         )
 
 
@@ -175,10 +182,17 @@ def _fetch(rest: Any, uri: str, out: Path, wait: Waiter) -> None:
     for name, address in sorted(wait(rest.get_external_weights_urls(uri)).urls.items()):
         place = (out / name).resolve()
         if not place.is_relative_to(out.resolve()) or place == out.resolve():
-            raise PtlError(f"the service names a file outside of the checkpoint: {name!r}")
+            raise PtlError(
+                f"the service names a file outside of the checkpoint: {name!r}",
+                code="bad-checkpoint",
+            )
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with urlopen(address, timeout=ANSWER_S) as answer, place.open("wb") as file:
                 shutil.copyfileobj(answer, file)
         except URLError as error:
-            raise PtlError(f"{name} of {uri} cannot be downloaded", why=str(error.reason)) from None
+            raise PtlError(
+                f"{name} of {uri} cannot be downloaded",
+                why=str(error.reason),
+                code="server-failed",
+            ) from None

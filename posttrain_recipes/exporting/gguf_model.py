@@ -89,6 +89,7 @@ def check(config: Any) -> str:
             f"a {arch} model is not written as GGUF",
             why=f"ptl writes {', '.join(ARCHITECTURES.values())}",
             hint="write it with --merge, and convert that with convert_hf_to_gguf.py of llama.cpp",
+            code="cannot-export",
         )
     scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if scaling not in ("default", "llama3"):
@@ -104,7 +105,12 @@ def check(config: Any) -> str:
 
 
 def _unknown(why: str) -> PtlError:
-    return PtlError("this model is not written as GGUF", why=why, hint="write it with --merge")
+    return PtlError(
+        "this model is not written as GGUF",
+        why=why,
+        hint="write it with --merge",
+        code="cannot-export",
+    )
 
 
 def _head_size(config: Any) -> int:
@@ -263,6 +269,8 @@ def _encoded(name: str, values: Array, kind: Kind) -> Array:
         half = np.ascontiguousarray(values.astype(np.float16))
     if not np.isfinite(half).all():
         raise PtlError(
-            f"a weight of {name} is too large for float16", hint="write it with --gguf q8_0"
+            f"a weight of {name} is too large for float16",
+            hint="write it with --gguf q8_0",
+            code="cannot-export",
         )
     return half

@@ -63,6 +63,7 @@ class Words:
                 why="ptl writes tokenizers that are byte-level BPE, and its tokenizer is none",
                 hint="write it with --merge, and convert that with convert_hf_to_gguf.py of "
                 "llama.cpp",
+                code="cannot-export",
             )
         by_id = {number: token for token, number in tokenizer.get_vocab().items()}
         added = tokenizer._tokenizer.get_added_tokens_decoder()

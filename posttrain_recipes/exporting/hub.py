@@ -42,6 +42,7 @@ def check(name: str) -> None:
         raise PtlError(
             "there is no token for the Hugging Face hub",
             hint=f"make one that may write at {TOKENS}, and set HF_TOKEN, or run 'hf auth login'",
+            code="bad-key",
         )
     with _told(name):
         try:
@@ -141,10 +142,12 @@ def _told(name: str, directory: Path | None = None) -> Iterator[None]:
         )
         server = str(getattr(error, "server_message", None) or "").strip()
         why = f"it answered {status}" + (f": {redact(plain(server))[:300]}" if server else "")
-        raise PtlError(what, why=why, hint=hint + kept) from None
+        raise PtlError(what, why=why, hint=hint + kept, code="hub") from None
     except OfflineModeIsEnabled:
         raise PtlError(
-            "nothing is pushed: HF_HUB_OFFLINE is set", hint=f"unset it for --push{kept}"
+            "nothing is pushed: HF_HUB_OFFLINE is set",
+            hint=f"unset it for --push{kept}",
+            code="hub",
         ) from None
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         reached = isinstance(error, RuntimeError | ValueError)  # what moves large files raises them
@@ -154,4 +157,5 @@ def _told(name: str, directory: Path | None = None) -> Iterator[None]:
             if str(error).strip()
             else None,
             hint=f"look at the network, and at HF_ENDPOINT where that is set{kept}",
+            code="hub",
         ) from None

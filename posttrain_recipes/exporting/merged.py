@@ -32,7 +32,9 @@ def base_of(adapter: Path) -> str:
         return str(config["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PtlError(
-            f"{adapter / ADAPTER[0]} names no base model", why=pretrained.in_a_line(error)
+            f"{adapter / ADAPTER[0]} names no base model",
+            why=pretrained.in_a_line(error),
+            code="bad-checkpoint",
         ) from None
 
 
@@ -62,7 +64,7 @@ def load(adapter: Path, option: str = "--merge") -> WholeModel:
         raise
     except Exception as error:  # transformers has no error of its own
         why = pretrained.in_a_line(error)
-        raise PtlError(f"the base model {base} does not load", why=why) from None
+        raise PtlError(f"the base model {base} does not load", why=why, code="bad-model") from None
     try:
         if _on_head(adapter):
             _untie(model)
@@ -76,6 +78,7 @@ def load(adapter: Path, option: str = "--merge") -> WholeModel:
             f"the adapter cannot be added to the base model {base}",
             why=pretrained.in_a_line(error),
             hint="the base model has to be the one that it was trained on",
+            code="bad-checkpoint",
         ) from None
     return WholeModel(merged, tokenizer, own)
 
@@ -94,7 +97,7 @@ def merge(adapter: Path, out: Path, dtype: str | None) -> None:
     try:
         _save(merged.model.to(wanted), out)
     except SafetensorError as error:  # it hides what the system said
-        raise PtlError(f"{out} cannot be written", why=str(error)) from None
+        raise PtlError(f"{out} cannot be written", why=str(error), code="not-writable") from None
     merged.tokenizer.save_pretrained(out)
 
 

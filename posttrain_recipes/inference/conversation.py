@@ -73,7 +73,9 @@ class ChatClient:
         with self._open("models") as answer, _understood(self.base_url):
             offered = [str(model["id"]) for model in json.load(answer).get("data", [])]
         if not offered:
-            raise PtlError(f"{self.base_url} offers no model", hint="name one")
+            raise PtlError(
+                f"{self.base_url} offers no model", hint="name one", code="server-failed"
+            )
         return offered[0]
 
     def stream(self, body: dict[str, Any]) -> Iterator[str]:
@@ -87,7 +89,8 @@ class ChatClient:
                 event = json.loads(data)
                 if "error" in event:
                     told = event["error"]
-                    raise PtlError(str(told.get("message", told) if hasattr(told, "get") else told))
+                    said = str(told.get("message", told) if hasattr(told, "get") else told)
+                    raise PtlError(said, code="server-failed")
                 for choice in event.get("choices", ()):
                     if part := choice.get("delta", {}).get("content"):
                         yield str(part)
@@ -99,10 +102,12 @@ class ChatClient:
         try:
             return self._opener.open(request)
         except urllib.error.HTTPError as error:
-            raise PtlError(_message(error), hint=_hint(error.code)) from None
+            raise PtlError(_message(error), hint=_hint(error.code), code="server-failed") from None
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise PtlError(f"{self.base_url} cannot be reached", why=str(reason)) from None
+            raise PtlError(
+                f"{self.base_url} cannot be reached", why=str(reason), code="server-failed"
+            ) from None
 
 
 @contextmanager
@@ -115,9 +120,12 @@ def _understood(base_url: str) -> Iterator[None]:
             f"{base_url} gives an answer that is not understood",
             why=f"{type(error).__name__} while it was read",
             hint="is it a server of OpenAI's chat completions? its address ends in /v1",
+            code="server-failed",
         ) from None
     except OSError as error:
-        raise PtlError(f"{base_url} broke off its answer", why=str(error)) from None
+        raise PtlError(
+            f"{base_url} broke off its answer", why=str(error), code="server-failed"
+        ) from None
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -23,7 +23,9 @@ def record(path: str, home: Path) -> CheckpointRecord | None:
     except RequestError as error:
         if error.status == 404:
             return None
-        raise PtlError(f"the checkpoint {path} cannot be used", why=str(error)) from None
+        raise PtlError(
+            f"the checkpoint {path} cannot be used", why=str(error), code="bad-checkpoint"
+        ) from None
 
 
 def folder(path: str, home: Path) -> Path:
@@ -41,7 +43,7 @@ def folder(path: str, home: Path) -> Path:
         kept.verify(found)
         return found.folder
     except RequestError as error:
-        raise PtlError(str(error)) from None
+        raise PtlError(str(error), code="bad-checkpoint") from None
 
 
 def first_of_same(path: str, home: Path) -> str:

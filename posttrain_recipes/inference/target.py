@@ -59,7 +59,9 @@ def find(text: str | None, home: Path) -> Target:
     near = re.fullmatch(r".+-\d+", name) and nearest(name, [run.id for run in runs], 0.8)
     if near and text not in models.BUNDLED and not models.is_path(text):
         raise UsageError(
-            f"'{name}' is no run in {display_path(home)}", hint=f"did you mean '{near}'?"
+            f"'{name}' is no run in {display_path(home)}",
+            hint=f"did you mean '{near}'?",
+            code="no-such-run",
         )
     if text in models.BUNDLED or text.count("/") == 1 or models.is_path(text):
         if models.is_path(text):
@@ -72,6 +74,7 @@ def find(text: str | None, home: Path) -> Target:
         hint=f"the last runs: {recent}"
         if recent
         else "models: ptl/tiny, ptl/nano, ORGANISATION/MODEL on the hub, or ./DIRECTORY",
+        code="no-such-run",
     )
 
 
@@ -79,9 +82,9 @@ def require_model(path: str) -> None:
     """Raise UsageError for a path at which there is no model."""
     if ggufs.is_gguf(path):
         if why := ggufs.fault(Path(path)):
-            raise UsageError(f"{path}: {why}")
+            raise UsageError(f"{path}: {why}", code="bad-model")
     elif not Path(path).is_dir():
-        raise UsageError(f"there is no directory {path}")
+        raise UsageError(f"there is no directory {path}", code="no-such-file")
 
 
 def _trained(run: RunRecord) -> list[StageRecord]:
@@ -95,16 +98,19 @@ def _of_run(run: RunRecord, name: str) -> Target:
         raise UsageError(
             f"run {run.id} has no {'stage' if missing else 'checkpoint of its stage'} '{name}'",
             hint=f"it has {', '.join(trained)}" if trained else "no stage of it has ended",
+            code="no-such-checkpoint",
         )
     if not trained and run.stages and all(s.done and s.method is None for s in run.stages):
         raise UsageError(
             f"run {run.id} measured {run.model} and trained nothing",
             hint=f"name what it measured: {run.model}",
+            code="no-such-checkpoint",
         )
     if not trained:
         raise UsageError(
             f"run {run.id} has no checkpoint: no stage of it has ended",
             hint=f"'ptl show {run.id}' says how far it came",
+            code="no-such-checkpoint",
         )
     stage = trained[name] if name else list(trained.values())[-1]
     checkpoint = stage.checkpoint
@@ -129,6 +135,7 @@ def require_here(target: Target, home: Path) -> None:
         raise UsageError(
             f"the checkpoint {target.model} is not in {display_path(home / 'engine')}",
             hint="name the --home it was trained in, or the --base-url of the engine that has it",
+            code="no-such-checkpoint",
         )
     if record.files is None:
         told = f"{target.said} is not verified: an earlier version saved it without hashes"
@@ -153,6 +160,7 @@ def measurand(text: str, home: Path, engine: Any, model: str | None) -> Measuran
             f"of which base model {text} is, is not known",
             why=f"it is not in {display_path(home / 'engine')}",
             hint="name it with --model, and where it is served with --engine",
+            code="no-such-checkpoint",
         )
     start = BASE
     if target.model.startswith(SCHEME):

@@ -42,7 +42,9 @@ def parse(text: str, file: str) -> Node:
     """
     root = parse_any(text, file)
     if not isinstance(root.value, dict):
-        fault = Fault(root.at, "", "a recipe is a mapping: 'name:', 'model:', 'stages:'")
+        fault = Fault(
+            root.at, "", "a recipe is a mapping: 'name:', 'model:', 'stages:'", code="bad-yaml"
+        )
         raise RecipeError([fault])
     return root
 
@@ -52,15 +54,19 @@ def parse_any(text: str, file: str) -> Node:
     try:
         tree = yaml.compose(text, Loader=_Loader)
     except RecursionError:
-        raise RecipeError([Fault(Location(file), "", _TOO_DEEP)]) from None
+        raise RecipeError([Fault(Location(file), "", _TOO_DEEP, code="bad-yaml")]) from None
     except _TooMany as error:
-        raise RecipeError([Fault(_at_mark(error.mark, file), "", _TOO_MANY)]) from None
+        raise RecipeError(
+            [Fault(_at_mark(error.mark, file), "", _TOO_MANY, code="bad-yaml")]
+        ) from None
     except yaml.MarkedYAMLError as error:
         raise RecipeError([_syntax_fault(error, text, file)]) from None
     except yaml.YAMLError as error:
-        raise RecipeError([Fault(Location(file), "", f"not YAML: {error}")]) from None
+        raise RecipeError(
+            [Fault(Location(file), "", f"not YAML: {error}", code="bad-yaml")]
+        ) from None
     if tree is None:
-        raise RecipeError([Fault(Location(file, 1, 1), "", "the recipe is empty")])
+        raise RecipeError([Fault(Location(file, 1, 1), "", "the recipe is empty", code="bad-yaml")])
     return _Converter(file).convert(tree)
 
 
@@ -91,12 +97,12 @@ def _syntax_fault(error: yaml.MarkedYAMLError, text: str, file: str) -> Fault:
     where = _at_mark(mark, file) if mark else Location(file)
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
     if re.search(r"[:\[,{]\s*>=?\s*[-.\d]", line):
-        return Fault(where, "", "a bound with '>' stands in quotes: \">= 0.8\"")
+        return Fault(where, "", "a bound with '>' stands in quotes: \">= 0.8\"", code="bad-yaml")
     if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in (error.problem or ""):
-        return Fault(where, "", "a tab; YAML is indented with spaces")
+        return Fault(where, "", "a tab; YAML is indented with spaces", code="bad-yaml")
     problem = (error.problem or "not YAML").replace("could not find expected", "missing")
     context = f" {error.context}" if error.context else ""
-    return Fault(where, "", f"not YAML: {problem}{context}")
+    return Fault(where, "", f"not YAML: {problem}{context}", code="bad-yaml")
 
 
 def _at_mark(mark: yaml.Mark, file: str) -> Location:
@@ -124,11 +130,11 @@ class _Converter:
         at = _place(node, self.file)
         self.count += 1
         if self.count > MAX_NODES:
-            raise RecipeError([Fault(at, path, _TOO_MANY)])
+            raise RecipeError([Fault(at, path, _TOO_MANY, code="bad-yaml")])
         if any(node is above for above in self.open):
-            raise RecipeError([Fault(at, path, "an alias that contains itself")])
+            raise RecipeError([Fault(at, path, "an alias that contains itself", code="bad-yaml")])
         if len(self.open) == MAX_DEPTH:
-            raise RecipeError([Fault(at, path, _TOO_DEEP)])
+            raise RecipeError([Fault(at, path, _TOO_DEEP, code="bad-yaml")])
         self.open.append(node)
         try:
             return Node(self._value(node, at, path), at, key_at)
@@ -137,7 +143,9 @@ class _Converter:
 
     def _value(self, node: yaml.Node, at: Location, path: str) -> Any:
         if node.tag not in _TAGS:
-            self.faults.append(Fault(at, path, f"the tag {node.tag} is not allowed in a recipe"))
+            self.faults.append(
+                Fault(at, path, f"the tag {node.tag} is not allowed in a recipe", code="bad-yaml")
+            )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -155,7 +163,9 @@ class _Converter:
         except UnicodeDecodeError:
             whole = ""
         if not whole or "\0" in whole:
-            self.faults.append(Fault(at, path, "a NUL, or half of a character: that is no text"))
+            self.faults.append(
+                Fault(at, path, "a NUL, or half of a character: that is no text", code="bad-yaml")
+            )
         return whole
 
     def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
@@ -163,16 +173,20 @@ class _Converter:
         for key_node, value_node in node.value:
             at = _place(key_node, self.file)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.faults.append(Fault(at, path, "a key must be a plain word"))
+                self.faults.append(Fault(at, path, "a key must be a plain word", code="bad-yaml"))
                 continue
             key = self._text(key_node.value, at, path)
             inner = f"{path}.{key}" if path else key
             if key == "<<":
-                self.faults.append(Fault(at, path, "merge keys are not read; use 'extends:'"))
+                self.faults.append(
+                    Fault(at, path, "merge keys are not read; use 'extends:'", code="bad-yaml")
+                )
             elif key in found:
                 first = found[key].key_at
                 line = first.line if first else 0
-                self.faults.append(Fault(at, inner, f"given twice; first on line {line}"))
+                self.faults.append(
+                    Fault(at, inner, f"given twice; first on line {line}", code="bad-yaml")
+                )
             else:
                 found[key] = self._node(value_node, at, inner)
         return found

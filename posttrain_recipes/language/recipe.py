@@ -64,9 +64,11 @@ class Recipe:
             node = child
         return node.key_at if of_key and node.key_at else node.at
 
-    def fault(self, key: Key, message: str, *, of_key: bool = False) -> Fault:
+    def fault(
+        self, key: Key, message: str, *, of_key: bool = False, code: str = "wrong-value"
+    ) -> Fault:
         """A fault at `key`; stages are named by their name, not their number."""
-        return Fault(self.locate(key, of_key=of_key), self.show_key(key), message)
+        return Fault(self.locate(key, of_key=of_key), self.show_key(key), message, code)
 
     def show_key(self, key: Key) -> str:
         """`key` as a person writes it: `stages.sft.method.learning_rate`, `eval[0]`."""
@@ -122,6 +124,7 @@ def load(
             raise UsageError(
                 f"{display_path(path)} has no preset '{preset}'",
                 hint=there if choices else "this recipe has no presets; run it without --preset",
+                code="unknown-name",
             )
         chosen = choices[preset]
         if not isinstance(chosen.value, dict):
@@ -165,7 +168,9 @@ def _own_place(path: Path) -> Path:
             return PIPE
         return path.resolve(strict=path.is_symlink()) if path.is_symlink() else path
     except (OSError, RuntimeError, ValueError) as error:  # a link in a circle, or to nothing
-        raise UsageError(f"cannot read {_short(path)}", why=str(error)) from None
+        raise UsageError(
+            f"cannot read {_short(path)}", why=str(error), code="no-such-file"
+        ) from None
 
 
 def _piped(path: Path) -> str:
@@ -205,6 +210,7 @@ def _bounded(file: IO[str], path: Path) -> str:
         raise UsageError(
             f"{display_path(path)} is no recipe: it has more than {MAX_BYTES / 1e6:.0f} MB",
             hint="data files are named under 'dataset:'",
+            code="bad-yaml",
         )
     return text
 
@@ -215,7 +221,9 @@ def _refuse_other_kinds(path: Path) -> None:
     kinds = {"a directory": stat.S_ISDIR, "a socket": stat.S_ISSOCK}
     kinds |= {"a device": lambda m: stat.S_ISCHR(m) or stat.S_ISBLK(m)}
     if kind := next((name for name, test in kinds.items() if test(mode)), None):
-        raise UsageError(f"{display_path(path)} is {kind}, not a recipe", hint=_nearby(path))
+        raise UsageError(
+            f"{display_path(path)} is {kind}, not a recipe", hint=_nearby(path), code="bad-yaml"
+        )
 
 
 def _resolved(path: Path) -> Path:
@@ -223,9 +231,13 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except FileNotFoundError:
         why = "the current directory is not there any more"
-        raise UsageError(f"cannot read {display_path(path)}", why=why) from None
+        raise UsageError(
+            f"cannot read {display_path(path)}", why=why, code="no-such-file"
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"cannot read {_short(path)}", why=_why(error)) from None
+        raise UsageError(
+            f"cannot read {_short(path)}", why=_why(error), code="no-such-file"
+        ) from None
 
 
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
@@ -233,9 +245,11 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Node:
     resolved = _resolved(place)
     if resolved in seen:
         chain = " -> ".join(display_path(p) for p in (*seen, resolved))
-        raise UsageError(f"recipes extend each other in a circle: {chain}")
+        raise UsageError(f"recipes extend each other in a circle: {chain}", code="wrong-value")
     if len(seen) >= MAX_CHAIN:
-        raise UsageError(f"recipes extend each other in a chain of more than {MAX_CHAIN}")
+        raise UsageError(
+            f"recipes extend each other in a chain of more than {MAX_CHAIN}", code="wrong-value"
+        )
     path = path if place == PIPE else place
     return _extended(_parsed(path), path, (*seen, resolved))
 
@@ -259,7 +273,16 @@ def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
         why = f"{display_path(parent)} is not a file"
         raise RecipeError([Fault(base.at, "extends", why)])
     if not there:
-        raise RecipeError([Fault(base.at, "extends", f"there is no file {display_path(parent)}")])
+        raise RecipeError(
+            [
+                Fault(
+                    base.at,
+                    "extends",
+                    f"there is no file {display_path(parent)}",
+                    code="no-such-file",
+                )
+            ]
+        )
     return merge(_load_file(parent, seen), root)
 
 
@@ -281,6 +304,7 @@ def dumped(given: object, what: str) -> str:
             f"{what} holds what no recipe can",
             why=" ".join(str(error).split()),
             hint="write texts, numbers, lists and mappings",
+            code="wrong-value",
         ) from None
 
 
@@ -323,7 +347,14 @@ def _parsed(path: Path) -> Node:
             return root
         where = Location(file, min(other).line if other else 1)
     raise RecipeError(
-        [Fault(where, "", "this is no recipe; a recipe is YAML, and its name ends in .yaml")]
+        [
+            Fault(
+                where,
+                "",
+                "this is no recipe; a recipe is YAML, and its name ends in .yaml",
+                code="bad-yaml",
+            )
+        ]
     )
 
 
@@ -336,12 +367,18 @@ def read_text(path: Path, what: str = "recipe") -> str:
         with path.open(encoding="utf-8-sig") as file:
             return _bounded(file, path)
     except FileNotFoundError:
-        raise UsageError(f"there is no {what} {display_path(path)}", hint=_nearby(path)) from None
+        raise UsageError(
+            f"there is no {what} {display_path(path)}", hint=_nearby(path), code="no-such-file"
+        ) from None
     except UnicodeDecodeError as error:
         why = f"the byte at position {error.start} is none of UTF-8"
-        raise UsageError(f"{display_path(path)} is not UTF-8 text", why=why) from None
+        raise UsageError(
+            f"{display_path(path)} is not UTF-8 text", why=why, code="bad-yaml"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {_short(path)}", why=_why(error)) from None
+        raise UsageError(
+            f"cannot read {_short(path)}", why=_why(error), code="no-such-file"
+        ) from None
 
 
 def _short(path: Path) -> str:
@@ -433,7 +470,9 @@ def expand_environment(value: Any, environ: Mapping[str, str] = os.environ) -> A
         name = match.group(1)
         if name not in environ:
             raise UsageError(
-                f"the environment variable {name} is not set", hint=f"export {name}=..."
+                f"the environment variable {name} is not set",
+                hint=f"export {name}=...",
+                code="not-set",
             )
         return environ[name]
 

@@ -64,7 +64,7 @@ def recipe(
     if not isinstance(given, dict):
         raise RecipeError([Fault(root.at, "", "a suite is a list of evals: '- {use: gsm8k}'")])
     faults = [
-        Fault(node.key_at or node.at, key, _misplaced(key))
+        Fault(node.key_at or node.at, key, _misplaced(key), code="unknown-key")
         for key, node in given.items()
         if key not in KEYS
     ]

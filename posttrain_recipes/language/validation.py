@@ -107,13 +107,19 @@ def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
         known = list(error.schema.get("properties", {}))
         for name in sorted(set(error.instance) - set(known)):
             message = _unknown(recipe, key, name, [k for k in known if k != "use"])
-            yield recipe.fault((*key, name), message, of_key=True)
+            yield recipe.fault((*key, name), message, of_key=True, code="unknown-key")
     elif error.validator == "required":
         for name in error.validator_value:
             if name not in error.instance:
-                yield recipe.fault(key, _missing(key, name, registry))
+                yield recipe.fault(key, _missing(key, name, registry), code="missing-key")
     else:
-        yield recipe.fault(key, _phrase(error, key, registry))
+        named = error.validator in ("enum", "const") and _names_plugin(key)
+        code = "unknown-name" if named else "wrong-value"
+        yield recipe.fault(key, _phrase(error, key, registry), code=code)
+
+
+def _names_plugin(key: Key) -> bool:
+    return bool(key) and (key[-1] == "use" or key == ("engine",))
 
 
 def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
@@ -256,7 +262,7 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         return f"must be {words}, not {shown}{hint}"
     if error.validator in ("enum", "const"):
         options = [str(option) for option in (rule if error.validator == "enum" else [rule])]
-        if key and (key[-1] == "use" or key == ("engine",)):
+        if _names_plugin(key):
             kinds = (p for p in reversed(key) if p in KINDS)
             kind = next(kinds, "plugin")
             data = data_form(value) if kind == "dataset" and isinstance(value, str) else ""

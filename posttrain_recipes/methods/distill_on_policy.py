@@ -135,6 +135,7 @@ def _teachers_of(record: Prompt, all_teachers: Sequence[Teacher]) -> list[tuple[
         raise UsageError(
             f"{record.source}: none of the teachers has a 'where' that holds for this prompt",
             hint="add a teacher without 'where', or remove the record",
+            code="wrong-data",
         )
     whole = sum(weight for _, weight in own)
     return [(number, weight / whole) for number, weight in own]

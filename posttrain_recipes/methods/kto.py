@@ -155,6 +155,7 @@ def mismatched(records: Sequence[Labelled], seed: int) -> list[int]:
         raise UsageError(
             "kto needs replies to more than one prompt",
             why="its baseline is how likely replies to other prompts are",
+            code="wrong-data",
         )
 
     def drawn(*parts: object) -> float:

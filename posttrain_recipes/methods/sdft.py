@@ -139,7 +139,10 @@ class SDFT(Method):
         """The prompt with the demonstration in its last message."""
         *before, last, demonstration = record.messages
         if last.role != "user":
-            raise UsageError(f"{record.source}: its last reply does not answer a user's message")
+            raise UsageError(
+                f"{record.source}: its last reply does not answer a user's message",
+                code="wrong-data",
+            )
         said = {"question": last.content, "answer": demonstration.content}
         text = _PLACES.sub(lambda place: said[place[1]], self.config.template)
         return (*before, Message("user", text))

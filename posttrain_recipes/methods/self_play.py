@@ -97,5 +97,6 @@ class SelfPlay(RolloutMethod):
             raise UsageError(
                 f"stage '{stage.name}': this environment has one seat, and self-play needs two",
                 hint="use the method grpo in it, or an environment without an opponent of its own",
+                code="wrong-data",
             )
         return source

@@ -95,6 +95,7 @@ class TeacherSamples(DataMethod):
             raise UsageError(
                 f"stage '{stage.name}' is to choose by reward and has no 'reward:'",
                 hint="add one, or remove 'best' and 'min_reward'",
+                code="missing-key",
             )
         teacher = datagen.served(stage, config.teacher)
         groups = datagen.batches(cast(Sequence[Prompt], stage.train), config.batch_size)

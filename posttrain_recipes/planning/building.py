@@ -80,9 +80,11 @@ class Builder:
     same_tokenizer: list[SameTokenizer] = field(default_factory=list)
     """What has to have the tokenizer of a stage's model, and may not: a run looks again."""
 
-    def fault(self, key: Key, message: str, *, of_key: bool = False) -> None:
+    def fault(
+        self, key: Key, message: str, *, of_key: bool = False, code: str = "wrong-value"
+    ) -> None:
         """Note what is wrong at `key`."""
-        self.faults.append(self.recipe.fault(key, message, of_key=of_key))
+        self.faults.append(self.recipe.fault(key, message, of_key=of_key, code=code))
 
     @cached_property
     def _identities(self) -> dict[str, str]:
@@ -143,7 +145,7 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
     try:
         entry.require()
     except MissingExtraError as error:
-        builder.fault((*key, "use"), f"{error.what}; {error.hint}")
+        builder.fault((*key, "use"), f"{error.what}; {error.hint}", code=error.code)
         return None
     options = {k: v for k, v in spec.items() if k != "use" and k not in core}
     try:
@@ -153,7 +155,7 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
             known = rates.filled(builder, entry.cls, entry.config, known, key)
         config = entry.config.model_validate(known)
     except UsageError as error:
-        builder.fault(key, f"{error.what}; {error.hint}")
+        builder.fault(key, f"{error.what}; {error.hint}", code=error.code)
         return None
     except ValidationError as error:
         # Forms are the schema's to judge; what it let pass are the plugin's own rules.
@@ -188,7 +190,8 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
 def _problems(builder: Builder, made: Plugin, key: Key) -> None:
     try:
         for option, message in made.problems():
-            builder.fault((*key, option), message)
+            code = "no-such-file" if "there is no file" in message else "wrong-value"
+            builder.fault((*key, option), message, code=code)
     except OSError as error:  # of a path that no system takes
         builder.fault(key, f"cannot be looked at: {error.strerror or error}")
 
@@ -248,23 +251,25 @@ def reads(made: Dataset) -> list[str]:
 def check_model(builder: Builder, model: str, key: Key) -> None:
     """Note a model that is known not to be there, or keep it among those that are needed."""
     if is_address(model):
-        builder.fault(key, f"is an address, and {models.WHAT}")
+        builder.fault(key, f"is an address, and {models.WHAT}", code="bad-model")
     elif model.startswith("ptl/") and model not in models.BUNDLED:
         near = suggest(model, list(models.BUNDLED))
-        builder.fault(key, f"unknown bundled model '{model}'; {near}")
+        builder.fault(key, f"unknown bundled model '{model}'; {near}", code="bad-model")
     elif ggufs.is_gguf(model):
         file = local_model(model, builder.recipe.base_dir)
         if why := ggufs.fault(file):
-            builder.fault(key, why)
+            builder.fault(key, why, code="bad-model")
         else:
             builder.models[model] = None
     elif (
         models.is_path(model)
         and not (local_model(model, builder.recipe.base_dir) / "config.json").is_file()
     ):
-        builder.fault(key, "there is no model directory with a config.json here")
+        builder.fault(key, "there is no model directory with a config.json here", code="bad-model")
     elif models.is_path(model) and not has_tokenizer(local_model(model, builder.recipe.base_dir)):
-        builder.fault(key, f"there is no tokenizer in this directory; {NO_TOKENIZER}")
+        builder.fault(
+            key, f"there is no tokenizer in this directory; {NO_TOKENIZER}", code="bad-model"
+        )
     else:
         builder.models[model] = None
 
@@ -303,7 +308,9 @@ def _check_model_ref(
             SameTokenizer(builder.model, model, where_written.location, where_written.key)
         )
     elif differ:
-        builder.fault(where, other_tokenizer(f"'{model}'", builder.model, differ))
+        builder.fault(
+            where, other_tokenizer(f"'{model}'", builder.model, differ), code="other-tokenizer"
+        )
 
 
 def other_tokenizer(theirs: str, ours: str, differ: str) -> str:
@@ -330,9 +337,17 @@ def check_earlier(builder: Builder, name: str, key: Key) -> bool:
         return True
     every = [s.get("name") for s in builder.recipe.data["stages"] if isinstance(s, dict)]
     if name in every:
-        builder.fault(key, f"stage '{name}' is not above this one, so there is nothing of it yet")
+        builder.fault(
+            key,
+            f"stage '{name}' is not above this one, so there is nothing of it yet",
+            code="unknown-name",
+        )
     else:
-        builder.fault(key, f"unknown stage '{name}'; {suggest(name, [BASE, *builder.above])}")
+        builder.fault(
+            key,
+            f"unknown stage '{name}'; {suggest(name, [BASE, *builder.above])}",
+            code="unknown-name",
+        )
     return False
 
 

@@ -111,4 +111,5 @@ def _check_made(stage: str, folder: Path) -> None:
                 f"the records that stage '{stage}' made are not those any more: {path}",
                 why="the file was edited or removed, and other stages are known by what it held",
                 hint=f"copy it elsewhere and read it with 'jsonl', or run with --from {stage}",
+                code="changed",
             )

@@ -135,6 +135,7 @@ def changed(what: str) -> UsageError:
         why="it is not what the stage is known by, so a result of it would be kept under a false "
         "name",
         hint="the same command again plans with what is there now",
+        code="changed",
     )
 
 

@@ -68,12 +68,18 @@ def _yardstick(
         if not builder.faults:  # or it is one of the evals that have a fault of their own
             names = [one.name for one in evals]
             near = suggest(subject.eval, names) if names else "it has none"
-            builder.fault(key, f"no eval of this stage is named '{subject.eval}'; {near}")
+            builder.fault(
+                key, f"no eval of this stage is named '{subject.eval}'; {near}", code="unknown-name"
+            )
         return None
     known = planned.eval.measures()
     if subject.metric and known and subject.metric not in known:
         near = suggest(subject.metric, sorted(known))
-        builder.fault(key, f"eval '{planned.name}' has no metric '{subject.metric}'; {near}")
+        builder.fault(
+            key,
+            f"eval '{planned.name}' has no metric '{subject.metric}'; {near}",
+            code="unknown-name",
+        )
     elif planned.every is None and not builder.faults:  # or it has one that is no number
         builder.fault(key, f"eval '{planned.name}' is not run during training; give it an 'every:'")
     return Yardstick(planned.name, subject.metric)

@@ -117,6 +117,7 @@ def check(plan: Plan, connection: Connection, wait: Waiter) -> None:
             f"the engine '{plan.engine.name}' does not do with its models what the recipe asks",
             why="\n    ".join(wrong),
             hint="name another model, or a smaller number, at each of these options",
+            code="engine-cannot",
         )
     wanted = of(plan)
     if plan.stages:
@@ -129,4 +130,5 @@ def check(plan: Plan, connection: Connection, wait: Waiter) -> None:
         f"the engine '{plan.engine.name}' cannot do what the recipe needs: {', '.join(missing)}",
         why="\n    ".join(lines),
         hint="choose another engine or method; 'ptl engines check' shows what an engine can do",
+        code="engine-cannot",
     )

@@ -193,9 +193,15 @@ def _stage(
         building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
     )
     if method is not None and "dataset" not in spec:
-        builder.fault(key, f"method '{method.name}' needs a 'dataset:' to train on")
+        builder.fault(
+            key, f"method '{method.name}' needs a 'dataset:' to train on", code="missing-key"
+        )
     if "method" not in spec and not spec.get("eval"):
-        builder.fault(key, "does nothing: give it a 'method:', or an 'eval:' to only evaluate")
+        builder.fault(
+            key,
+            "does nothing: give it a 'method:', or an 'eval:' to only evaluate",
+            code="missing-key",
+        )
     stage_data = None
     if dataset is not None:
         stage_data = _data(builder, dataset, (*key, "dataset"), seed, spec["dataset"])
@@ -328,9 +334,17 @@ def _start(builder: Builder, spec: dict[str, Any], index: int, names: list[Any])
     if start == spec.get("name"):
         builder.fault(where, "a stage cannot start from itself")
     elif start in names:
-        builder.fault(where, f"stage '{start}' comes later; a stage starts from one above it")
+        builder.fault(
+            where,
+            f"stage '{start}' comes later; a stage starts from one above it",
+            code="unknown-name",
+        )
     else:
-        builder.fault(where, f"unknown stage '{start}'; {suggest(start, [BASE, *earlier])}")
+        builder.fault(
+            where,
+            f"unknown stage '{start}'; {suggest(start, [BASE, *earlier])}",
+            code="unknown-name",
+        )
     return BASE
 
 
@@ -371,7 +385,7 @@ def _rewards(
         may_reward = wants is Task or (wants is None and "dataset" in spec)
         wanting = method is not None and method.takes_reward and method.needs_reward
         if method is not None and wanting and not may_reward:
-            builder.fault(key, f"method '{method.name}' needs a 'reward:'")
+            builder.fault(key, f"method '{method.name}' needs a 'reward:'", code="missing-key")
         return []
     if method is not None and not method.takes_reward:
         builder.fault(where, f"method '{method.name}' takes no reward; remove it", of_key=True)
@@ -411,7 +425,9 @@ def _evals(
                 known = builder.registry.find("eval", item)
                 near = suggest(item, sorted(builder.evals)) if builder.evals else _NO_EVALS
                 near = f"write {{use: {item}}}" if known else near
-                builder.fault(where, f"no eval above is named '{item}'; {near}")
+                builder.fault(
+                    where, f"no eval above is named '{item}'; {near}", code="unknown-name"
+                )
             name = item
         else:
             planned = _eval(builder, item, where, stage_data, "dataset" in spec, renderer)
@@ -470,7 +486,7 @@ def _eval(
         or_else = ", or hold some out with 'test_size:' in the stage's dataset"
         path = "a 'path:' or " if plugin.data_options else ""
         has_none = f"eval '{name}' has no data: give it {path}a 'dataset:'"
-        builder.fault(key, has_none + (or_else if has_dataset else ""))
+        builder.fault(key, has_none + (or_else if has_dataset else ""), code="missing-key")
         return None
     wants = handed.over(builder, data.dataset, plugin, key)
     auto.resolve(builder, plugin, data, wants)

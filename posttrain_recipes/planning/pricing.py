@@ -132,7 +132,9 @@ def _read(path: Path) -> _Table:
         return _Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(
-            f"the price table {display_path(path)} cannot be read", why=error.strerror
+            f"the price table {display_path(path)} cannot be read",
+            why=error.strerror,
+            code="prices",
         ) from None
     except (yaml.YAMLError, ValidationError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
@@ -141,6 +143,7 @@ def _read(path: Path) -> _Table:
             why="; ".join(lines[:4]),
             hint="it reads 'date:', 'source:' and 'models: {NAME: {prefill, sample, train}}', in "
             "USD per million tokens, and may have 'storage:', in USD per GB and month",
+            code="prices",
         ) from None
 
 

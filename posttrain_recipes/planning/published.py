@@ -46,6 +46,7 @@ def refresh(home: Path, address: str = ADDRESS, today: date | None = None) -> Pa
         raise UsageError(
             f"{display_path(path)} is a table of your own (source: {source}), and is left as it is",
             hint="move it away first, or name it with PTL_PRICES: that goes before",
+            code="prices",
         )
     models = parsed(_asked(address), address)
     when = today or date.today()
@@ -111,10 +112,12 @@ def _asked(address: str) -> str:
         with urlopen(request, timeout=ANSWER_S) as answer:
             body: bytes = answer.read(LARGEST + 1)
     except HTTPError as error:
-        raise PtlError(f"{address} answers {error.code} {error.reason}; {OFFLINE}") from None
+        raise PtlError(
+            f"{address} answers {error.code} {error.reason}; {OFFLINE}", code="prices"
+        ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or error
-        raise PtlError(f"{address} cannot be reached ({why}); {OFFLINE}") from None
+        raise PtlError(f"{address} cannot be reached ({why}); {OFFLINE}", code="prices") from None
     if len(body) > LARGEST:
         raise _nonsense(address, f"it has more than {LARGEST:,} bytes")
     return body.decode("utf-8", "replace")
@@ -124,4 +127,5 @@ def _nonsense(address: str, why: str) -> PtlError:
     return PtlError(
         f"what {address} answers is no table of prices: {why}; {OFFLINE}",
         hint="write prices.yaml by hand: 'ptl prices' shows the one that is used",
+        code="prices",
     )

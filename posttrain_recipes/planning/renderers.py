@@ -79,9 +79,9 @@ def check(builder: Builder, model: str, renderer: RendererConfig, key: Key) -> N
     if renderer.chat_template is not None:
         return
     if why := hosted.own_renderer(builder, model):
-        builder.fault(key, why)
+        builder.fault(key, why, code="chat-template")
     elif _lacks(model_location(model, builder.recipe.base_dir)):
-        builder.fault(key, NONE.format(model))
+        builder.fault(key, NONE.format(model), code="chat-template")
 
 
 def check_reference(builder: Builder, ref: ModelRef, model: str, key: Key) -> None:
@@ -140,7 +140,7 @@ def _read(builder: Builder, renderer: RendererConfig, key: Key) -> RendererConfi
     try:
         text = read(renderer.chat_template, builder.recipe.base_dir)
     except TemplateError as error:
-        builder.fault(key, str(error))
+        builder.fault(key, str(error), code="chat-template")
         return None
     return renderer.model_copy(update={"chat_template": text})
 

@@ -45,7 +45,9 @@ class Scope:
         for option, name in (("--from", self.first), ("--until", self.last)):
             if name is not None and name not in names:
                 raise UsageError(
-                    f"{option} {name}: {plan.name} has no such stage", hint=suggest(name, names)
+                    f"{option} {name}: {plan.name} has no such stage",
+                    hint=suggest(name, names),
+                    code="unknown-name",
                 )
         if self.first and self.last and names.index(self.last) < names.index(self.first):
             raise UsageError(f"--until {self.last} comes before --from {self.first}")

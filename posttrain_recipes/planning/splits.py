@@ -72,7 +72,9 @@ def _taken(sizes: Sequence[int], count: int) -> list[int]:
 def too_few(data: Data, count: int) -> UsageError:
     """What to say where a test split would leave nothing."""
     size = data.dataset.config.test_size
-    return UsageError(f"{data.label} has {count} records, too few for test_size={size}")
+    return UsageError(
+        f"{data.label} has {count} records, too few for test_size={size}", code="no-records"
+    )
 
 
 # --- large files ---------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ def with_requirements(names: Iterable[str]) -> list[str]:
         name = todo.pop()
         if name not in CHECKS:
             raise PtlError(
-                f"there is no capability '{name}'", hint="'ptl engines check --help' lists them"
+                f"there is no capability '{name}'",
+                hint="'ptl engines check --help' lists them",
+                code="unknown-name",
             )
         wanted.add(name)
         todo += [one for one in CHECKS[name].requires if one not in wanted]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -33,8 +34,11 @@ class Guarded:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def write(self, text: str) -> int:
-        """Write `plain(redact(text))`; returns the length of `text`."""
+    def write(self, text: str | bytes) -> int:
+        """Write `plain(redact(text))`; returns the length of `text`. Click gives the scripts of
+        shell completion as bytes."""
+        if isinstance(text, bytes):
+            text = text.decode()
         self.write_exact(redact(text))
         return len(text)
 
@@ -128,6 +132,16 @@ def _without_secrets(told: Any) -> Any:
         return redact(told)
     text = getattr(told, "plain", None)  # rich's Text, which keeps its style where it can
     return redact(text) if isinstance(text, str) and redact(text) != text else told
+
+
+def point(codes: Sequence[str]) -> None:
+    """Name on stderr, once for each kind of error, the command that tells more of it."""
+    for code in codes:
+        line = f"help: ptl explain {code}"
+        styles = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        with contextlib.suppress(OSError, ValueError):
+            text = click.style(line, dim=True) if styles else line
+            click.echo(text, file=unguarded(sys.stderr))
 
 
 def show_click(error: click.ClickException) -> None:

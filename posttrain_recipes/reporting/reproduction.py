@@ -72,7 +72,9 @@ def kept_in_mlflow(run_id: str, tracking_uri: str) -> RunRecord:
         return store.parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"what MLflow has of run {run_id} cannot be read", why=str(error) or None
+            f"what MLflow has of run {run_id} cannot be read",
+            why=str(error) or None,
+            code="tracking",
         ) from None
 
 

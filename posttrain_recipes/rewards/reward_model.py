@@ -43,7 +43,7 @@ class RewardModelReward(Reward):
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """Every reply has a score."""
         if self.context is None:
-            raise PtlError("the reward was not opened before it was asked")
+            raise PtlError("the reward was not opened before it was asked", code="bad-plugin")
         conversations = [
             (*sample.prompt, Message("assistant", sample.completion)) for sample in samples
         ]

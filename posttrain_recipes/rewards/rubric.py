@@ -52,6 +52,7 @@ class Rubric(backends.GradedReward):
             raise UsageError(
                 "the reward 'rubric' has no criteria",
                 hint="list some under 'criteria:', or name the field of the prompts that has them",
+                code="missing-key",
             )
         self.judge = backends.open_judge(self.config, context)
 
@@ -93,6 +94,7 @@ class Rubric(backends.GradedReward):
             raise UsageError(
                 f"the field '{self.config.field}' of a prompt is no list of criteria: {own!r}",
                 hint="write sentences, or objects with 'text' and 'weight'",
+                code="wrong-data",
             ) from None
 
 

@@ -220,6 +220,7 @@ def tracked_uris(home: Path) -> set[str]:
             "MLflow does not say which checkpoints its runs name, so none is deleted",
             why=str(error).strip().split("\n")[0],
             hint=error.hint if isinstance(error, PtlError) else None,
+            code="tracking",
         ) from None
 
 

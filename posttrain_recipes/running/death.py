@@ -21,7 +21,9 @@ def explain(connection: Connection) -> EngineLostError:
         return EngineLostError("the engine was lost", why=why, hint=goes_on)
     what = "the engine ended while the run needed it"
     if trouble:  # its log ends in the middle of something else
-        return EngineLostError(what, why=trouble, hint=f"{LESS_MEMORY}; {goes_on}")
+        return EngineLostError(
+            what, why=trouble, hint=f"{LESS_MEMORY}; {goes_on}", code="out-of-memory"
+        )
     tail = ""
     if log.is_file():
         own = log.read_bytes()[connection.log_start :].decode(errors="replace")

@@ -124,12 +124,17 @@ class During:
             metric = yardstick.metric or found.main
             if metric is None or metric not in found.metrics:
                 there = ", ".join(found.metrics)
-                raise PtlError(f"eval '{yardstick.eval}' found no '{metric}'; there is: {there}")
+                raise PtlError(
+                    f"eval '{yardstick.eval}' found no '{metric}'; there is: {there}",
+                    code="unknown-name",
+                )
             better = found.higher_is_better.get(metric)
             if better is None:
                 why = "it says of neither direction that it is the better one"
                 raise PtlError(
-                    f"checkpoints cannot be compared by {yardstick.eval}/{metric}", why=why
+                    f"checkpoints cannot be compared by {yardstick.eval}/{metric}",
+                    why=why,
+                    code="unknown-name",
                 )
             value = found.metrics[metric].value
             # NaN is never better, and anything is better than it.

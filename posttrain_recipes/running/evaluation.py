@@ -212,7 +212,9 @@ class Evaluator:
         renderer = self.serving.renderer(checkpoint.base_model, planned.renderer)
         records = read_records(planned.data, planned.wants, renderer, self.made, planned.eval)
         if not records and planned.eval.takes:
-            raise PtlError(f"eval '{planned.name}' has no records", why=planned.data.label)
+            raise PtlError(
+                f"eval '{planned.name}' has no records", why=planned.data.label, code="no-records"
+            )
         context = EvalContext(
             name=planned.name,
             seed=planned.data.eval_seed,

@@ -47,6 +47,7 @@ class Spending:
                         "known",
                         why=self.prices.note,
                         hint="write them into prices.yaml beside the runs, or use max_tokens",
+                        code="prices",
                     )
 
     def start(self) -> None:

@@ -69,6 +69,7 @@ def read_records(
         f"{len(faults)} of {len(records)} records of {data.label} cannot be used:\n  {shown}",
         hint="mend or remove them"
         + ("" if skips else ", or leave them out with 'bad_rows: skip' of the data set"),
+        code="bad-row",
     )
 
 

@@ -129,6 +129,7 @@ def run(
                 f"stopped: {stop}",
                 why=_kept_words(record),
                 hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
+                code="limit-reached",
             ) from None
         except KeyboardInterrupt:
             end("killed", "interrupted")
@@ -224,6 +225,7 @@ class _Run:
                 f"{len(self.failures)} stages failed: {', '.join(self.failures)}",
                 why="; ".join(f"{n}: {ending.first_line(e)}" for n, e in self.failures.items()),
                 hint="what is done is kept; the same command goes on with the rest",
+                code="stages-failed",
             )
         for error in self.failures.values():
             raise error
@@ -315,6 +317,7 @@ class _Run:
             raise UsageError(
                 "; ".join(f"{finding.check}: {finding.message}" for finding in failed),
                 hint=failed[0].hint,
+                code="preflight-failed",
             )
 
     def _estimate(self) -> None:

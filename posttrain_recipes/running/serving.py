@@ -98,6 +98,7 @@ class Serving:
                 why="an eval that calls a suite has it ask there",
                 hint="take this eval out, or run on 'engine: local' or hosted Tinker, which have "
                 "them",
+                code="engine-cannot",
             )
         location = model_location(checkpoint.base_model, self.plan.path.parent)
         model = checkpoint.sampler_uri or checkpoint.base_model

@@ -400,6 +400,8 @@ def check(
             warn("; ".join(filter(None, (f"{finding.check}: {finding.message}", finding.hint))))
     if failed:
         raise UsageError(
-            "\n".join(dict.fromkeys(finding.message for finding in failed)), hint=failed[0].hint
+            "\n".join(dict.fromkeys(finding.message for finding in failed)),
+            hint=failed[0].hint,
+            code="preflight-failed",
         )
     return texts

@@ -35,6 +35,13 @@ def check(plan: Plan, serving: Serving) -> None:
         models = pair.model, base
         differ = difference(*(serving.renderer(model).vocabulary for model in models))
         if differ:
-            faults.append(Fault(pair.location, pair.key, other_tokenizer(who, pair.model, differ)))
+            faults.append(
+                Fault(
+                    pair.location,
+                    pair.key,
+                    other_tokenizer(who, pair.model, differ),
+                    code="other-tokenizer",
+                )
+            )
     if faults:
         raise RecipeError(faults)

@@ -36,7 +36,7 @@ def check_address(uri: str) -> None:
     def refuse(why: str) -> None:
         short = redact(uri).encode(errors="backslashreplace").decode()
         short = short if len(short) <= 80 else f"{short[:80]}…"
-        raise UsageError(f"{short!r} is no address of MLflow: {why}", hint=HINT)
+        raise UsageError(f"{short!r} is no address of MLflow: {why}", hint=HINT, code="tracking")
 
     if len(uri) > LONGEST:
         refuse(f"it has {len(uri)} characters, and {LONGEST} are read")
@@ -86,7 +86,9 @@ def check_database(uri: str) -> None:
             with closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA schema_version").fetchone()
         except (OSError, sqlite3.Error) as error:
-            raise PtlError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+            raise PtlError(
+                f"{path}: {getattr(error, 'strerror', None) or error}", code="tracking"
+            ) from None
     elif scheme in PORTS:
         parts = urlsplit(uri)
         address = parts.hostname or "localhost", parts.port or PORTS[scheme]
@@ -94,7 +96,9 @@ def check_database(uri: str) -> None:
             try:
                 opened.enter_context(socket.create_connection(address, CONNECT_S))
             except OSError as error:
-                raise PtlError(f"{address[0]}:{address[1]} does not answer: {error}") from None
+                raise PtlError(
+                    f"{address[0]}:{address[1]} does not answer: {error}", code="tracking"
+                ) from None
 
 
 def has_tables(uri: str) -> bool:
@@ -133,7 +137,9 @@ def age(url: str, where: str) -> str:
             found = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version"))
             version = found.scalar()
     except sqlalchemy.exc.DatabaseError as error:
-        raise PtlError(f"{where} is no database of MLflow ({error.orig})") from None
+        raise PtlError(
+            f"{where} is no database of MLflow ({error.orig})", code="tracking"
+        ) from None
     finally:
         engine.dispose()
     if version == script.get_current_head():
@@ -141,7 +147,8 @@ def age(url: str, where: str) -> str:
     if version not in {one.revision for one in script.walk_revisions()}:
         raise PtlError(
             f"{where} was made by another MLflow than {mlflow.__version__}, a newer one it "
-            "seems: pip install -U mlflow"
+            "seems: pip install -U mlflow",
+            code="tracking",
         )
     return OLDER
 
@@ -176,7 +183,8 @@ def bring_forward(database: Path) -> str | None:
             old.backup(new)
         raise PtlError(
             f"{database} could not be migrated to MLflow {mlflow.__version__} ({error}); "
-            f"it is as it was, and a copy is {backup}"
+            f"it is as it was, and a copy is {backup}",
+            code="tracking",
         ) from None
     engine.dispose()
     return f"{database} was migrated to MLflow {mlflow.__version__}; what it was is {backup}"

@@ -257,7 +257,8 @@ def require_current(uri: str) -> None:
     if age(uri, redact(uri)) != CURRENT:
         raise PtlError(
             f"{redact(uri)} is of an older MLflow: back it up, then run "
-            f"'mlflow db upgrade {redact(uri)}'"
+            f"'mlflow db upgrade {redact(uri)}'",
+            code="tracking",
         )
 
 
@@ -282,6 +283,7 @@ def prepare_to_serve(home: Path) -> str | None:
             why="MLflow writes to the database that it shows",
             hint="copy the home to where this user may write, and name the copy with --home; "
             "'ptl report RUN -o FILE' needs no server",
+            code="not-writable",
         )
     import_mlflow()
     with private.files():
@@ -303,6 +305,7 @@ def frozen_uris(home: Path) -> set[str]:
             hint="free a little space by hand, and try again"
             if os.access(database, os.W_OK)
             else "let this user write there, and try again",
+            code="tracking",
         )
     address = f"file:{quote(str(database))}?immutable=1"
     with closing(sqlite3.connect(address, uri=True)) as connection:
@@ -331,6 +334,7 @@ def artifact_text(uri: str, run_id: str, path: str) -> str:
             f"MLflow at {redact(uri)} has no {path} of a run {run_id}",
             why=redact(str(error).split("\n")[0]),
             hint="the id is that of a recipe's run, which has its stages below it",
+            code="no-such-run",
         ) from None
 
 

@@ -39,10 +39,10 @@ KINDS = ("dataset", "method", "reward", "eval", "engine")
 PIECES = ("recipe", "stage", "repeat", "compare", "lora", "renderer", "resources")
 """What else the schema has a definition of."""
 
-__all__ = ["Piece", *KINDS, *PIECES]
+__all__ = ["RecipePart", *KINDS, *PIECES]
 
 
-class Piece(dict[str, Any]):
+class RecipePart(dict[str, Any]):
     """A part of a recipe, as the text would have it; printed, it is that text."""
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Kind:
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
-    def __getattr__(self, name: str) -> Callable[..., Piece]:
+    def __getattr__(self, name: str) -> Callable[..., RecipePart]:
         if name.startswith("__"):
             raise AttributeError(name)
         definition = schema()["$defs"].get(f"{self._kind}.{name}")
@@ -84,7 +84,7 @@ def schema() -> Mapping[str, Any]:
 
 def builder(
     name: str, definition: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> Callable[..., Piece]:
+) -> Callable[..., RecipePart]:
     """A function whose keywords are the properties of a definition.
 
     Raises:
@@ -92,13 +92,13 @@ def builder(
     """
     known = {key: each for key, each in definition["properties"].items() if key not in fixed}
 
-    def build(**options: Any) -> Piece:
+    def build(**options: Any) -> RecipePart:
         for key in options:
             if key not in known:
                 from posttrain_recipes.registry import suggest
 
                 raise UsageError(f"{name} has no option '{key}'", hint=suggest(key, list(known)))
-        return Piece({**fixed, **options})
+        return RecipePart({**fixed, **options})
 
     required = definition.get("required", ())
     build.__name__ = build.__qualname__ = name

@@ -12,7 +12,7 @@ from posttrain_recipes.registry import KINDS, Hooks
 from tests.conftest import ROOT
 
 GUIDE = (ROOT / "docs" / "authors.md").read_text(encoding="utf-8")
-REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs" / "reference" / "plugin-api.md").read_text(encoding="utf-8")
 HOOKS = [name for name in vars(Hooks) if name.startswith("ptl_")]
 
 

@@ -83,6 +83,7 @@ def test_init_overwrites_nothing(ptl: Ptl, project: Project) -> None:
     assert said.err == (
         "error: data/held_out.jsonl is already there; nothing was written\n"
         "  next: name another directory: ptl init my_project\n"
+        "help: ptl explain already-there\n"
     )
     assert (project.path / "data/held_out.jsonl").read_text() == "mine"
     assert not (project.path / "recipe.yaml").exists()
@@ -125,6 +126,7 @@ FAULT = {
     "column": 33,
     "key": "stages.sft.method.epoch",
     "message": "unknown option for method 'sft'; did you mean 'epochs'?",
+    "code": "unknown-key",
 }
 
 
@@ -155,6 +157,7 @@ def test_validate_as_json(ptl: Ptl, project: Project) -> None:
             "column": 0,
             "key": "",
             "message": "there is no recipe nope.yaml; did you mean mine.yaml?",
+            "code": "no-such-file",
         }
     ]
 
@@ -243,6 +246,7 @@ def test_a_broken_recipe_goes_to_stderr(ptl: Ptl, project: Project, command: str
         "  unknown option for method 'sft'; did you mean 'epochs'?\n"
         "\n"
         "1 fault; nothing was run.\n"
+        "help: ptl explain unknown-key\n"
     )
 
 
@@ -350,6 +354,7 @@ def test_an_unknown_run_is_told(ptl: Ptl, project: Project) -> None:
     assert said.err == (
         f"error: there is no run 'demo-7' in {project.path}/.ptl\n"
         "  next: 'ptl run RECIPE' makes one\n"
+        "help: ptl explain no-such-run\n"
     )
 
 

@@ -93,7 +93,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(ptl: Ptl, words: Any, what
     said = ptl(*words)
     assert (said.code, said.err) == (
         2,
-        f"error: no {what} is named 'dppo'\n  next: did you mean 'dpo'?\n",
+        f"error: no {what} is named 'dppo'\n  next: did you mean 'dpo'?\n"
+        "help: ptl explain unknown-name\n",
     )
 
 

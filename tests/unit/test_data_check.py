@@ -374,6 +374,7 @@ def test_the_command_prints_place_message_and_summary(monkeypatch: pytest.Monkey
         "  characters  min 2  mean 5.5  median 2  p95 9  max 9\n"
         "good/gsm8k.jsonl: ok, 2 records, question/answer (GSM8K) -> Prompt\n"
         "  characters  min 108  mean 131.5  median 108  p95 155  max 155\n"
+        "help: ptl explain bad-row\n"
     )
 
 

@@ -88,8 +88,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
             command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "No space left" in done.stderr
+    told, kind = done.stderr.splitlines()
+    assert "No space left" in told
+    assert kind == "help: ptl explain out-of-disk"
 
 
 def test_a_terminal_that_is_gone_stops_a_run_as_sigterm_does() -> None:

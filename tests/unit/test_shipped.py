@@ -34,7 +34,8 @@ def test_init_names_the_nearest_recipe(ptl: Ptl) -> None:
     said = ptl("init", "--recipe", "sft_then_dop")
     assert (said.code, said.err) == (
         2,
-        "error: no shipped recipe is named 'sft_then_dop'\n  next: did you mean 'sft_then_dpo'?\n",
+        "error: no shipped recipe is named 'sft_then_dop'\n  next: did you mean 'sft_then_dpo'?\n"
+        "help: ptl explain unknown-name\n",
     )
 
 

@@ -134,7 +134,10 @@ class IFEval(Suite):
             scores = {"prompt_strict": float(all(strict))} if wanted else {}
             scored.append(replace(sample, scores=scores))
         if not any(strict for strict, _ in found):
-            raise PtlError(f"eval '{context.name}': there is no instruction that can be checked")
+            raise PtlError(
+                f"eval '{context.name}': there is no instruction that can be checked",
+                code="wrong-data",
+            )
         metrics, scores_of = {}, {}
         weights = tuple(float(len(strict)) for strict, _ in found)
         for place, kind in enumerate(("strict", "loose")):
@@ -186,6 +189,7 @@ def checker() -> Any:
             "the installed tinker-cookbook has no checker of IFEval's instructions",
             why=str(error),
             hint="pip install 'tinker-cookbook>=0.5.8'",
+            code="missing-package",
         ) from None
     return verify_instruction
 

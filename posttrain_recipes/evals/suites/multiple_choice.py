@@ -79,6 +79,7 @@ class MultipleChoice(Suite):
                         f"text of a choice, or its place? {choices}",
                         why="all answers of the file can be read both ways",
                         hint="write its letter; its place from 0 where the choices are letters",
+                        code="wrong-data",
                     )
         return prompts
 

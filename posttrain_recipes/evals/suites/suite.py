@@ -113,7 +113,7 @@ class Suite(Eval):
         """The prompt in its form, with its examples."""
         prompt = cast(Prompt, record)
         if fault := self.fault(prompt):
-            raise UsageError(f"{prompt.source}: {fault}")
+            raise UsageError(f"{prompt.source}: {fault}", code="wrong-data")
         return [rendered.prompt(self.messages(prompt), renderers(None))]
 
     def asked(self, context: EvalContext) -> list[Prompt]:
@@ -130,6 +130,7 @@ class Suite(Eval):
                 f"eval '{context.name}': {len(faults)} of {len(prompts)} records are not of the "
                 f"form that {self.name} is published in:\n  {told}",
                 hint=f"mend or remove them; 'ptl explain {self.name}' names the fields",
+                code="wrong-data",
             )
         return [replace(prompt, messages=self.messages(prompt)) for prompt in prompts]
 
@@ -160,10 +161,16 @@ class Suite(Eval):
             found = [cast(Prompt, convert(record, Prompt)) for record in loaded]
         except PtlError as error:
             hint = error.hint if self.config.fewshot else "name a file of examples with 'fewshot:'"
-            return UsageError(f"no examples: {error.what}", why=error.why, hint=hint)
+            return UsageError(
+                f"no examples: {error.what}", why=error.why, hint=hint, code="wrong-data"
+            )
         for example in found:
             if fault := self.fault(example):
-                return UsageError(f"{example.source}: {fault}", hint="it is one of the examples")
+                return UsageError(
+                    f"{example.source}: {fault}",
+                    hint="it is one of the examples",
+                    code="wrong-data",
+                )
         return found
 
     def fits(self, example: Prompt, prompt: Prompt) -> bool:
@@ -188,6 +195,7 @@ class Suite(Eval):
                 f"{prompt.source}: {len(found)} examples fit this question, and "
                 f"num_fewshot={count}",
                 hint="lower 'num_fewshot', or name a file with more of them with 'fewshot:'",
+                code="wrong-data",
             )
         return found
 

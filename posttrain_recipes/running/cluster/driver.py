@@ -267,7 +267,7 @@ def take_over(plan: Plan, directory: RunDirectory, reporter: Reporter, url: str 
         if shared.read(MARK) is None:
             if before == url:
                 return set()
-            raise PtlError("nothing is there any more")
+            raise PtlError("nothing is there any more", code="cluster")
         shared.mark(secrets.token_hex(16))  # nodes that have not ended yet leave it alone
         for kept in record.stages:
             told = None if kept.done or kept.fresh else node.told_of(shared, kept.name)

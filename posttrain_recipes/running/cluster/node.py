@@ -222,7 +222,7 @@ def _work(
         try:
             work.run(stage, kept, job.start, tracked)
         except EngineLostError as error:  # this stage's own: the others have theirs
-            raise PtlError(error.what, why=error.why, hint=error.hint) from error
+            raise PtlError(error.what, why=error.why, hint=error.hint, code=error.code) from error
 
 
 def _known(job: Job, home: Path, shared: SharedHome) -> tuple[RunRecord, StageRecord]:
@@ -272,13 +272,19 @@ def _planned(
         plan = plan_again(record, registry.load(), here.folder)
     except PtlError as error:
         raise PtlError(
-            f"on {here.name} the recipe cannot be planned", why=str(error), hint=hint
+            f"on {here.name} the recipe cannot be planned",
+            why=str(error),
+            hint=hint,
+            code="cluster",
         ) from None
     stage = next(one for one in plan.stages if one.name == job.stage)
     if stage.fingerprint != kept.fingerprint:
         changed = "; ".join(differences(kept.inputs, stage)) or "something that it depends on"
         raise PtlError(
-            f"on {here.name} stage '{stage.name}' would not be the same", why=changed, hint=hint
+            f"on {here.name} stage '{stage.name}' would not be the same",
+            why=changed,
+            hint=hint,
+            code="cluster",
         )
     # The driver keeps the run within its bounds, and says when to stop.
     return replace(plan, limits=Limits()), stage

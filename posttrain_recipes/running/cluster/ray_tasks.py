@@ -199,6 +199,7 @@ class StageTask:
                 f"stage '{self.stage}' was lost: Ray gave up its task, or was stopped",
                 why=": ".join(dict.fromkeys((type(cause).__name__, *told[:1], *told[-1:]))),
                 hint="what it saved is kept: the same command goes on from there",
+                code="cluster",
             ) from None
 
     def stop(self, why: str) -> None:
@@ -274,6 +275,7 @@ def check(cluster: Cluster, plan: Plan) -> None:
         raise UsageError(
             f"--jobs ray starts an engine on each node, and the recipe's is '{plan.engine.name}'",
             hint="--jobs N runs N stages at the same time on an engine that is elsewhere",
+            code="cluster",
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Data is often left out of git, and a recipe cannot be run without it.
@@ -289,6 +291,7 @@ def check(cluster: Cluster, plan: Plan) -> None:
             "this process is connected to Ray already",
             why="what the recipe reads is sent to nodes when ptl connects",
             hint="call ray.shutdown() before",
+            code="cluster",
         )
     # Ray itself tries for minutes.
     host, _, port = (_address(cluster) or "").rpartition("://")[2].rpartition(":")
@@ -312,12 +315,14 @@ def _none_at(cluster: Cluster, why: str) -> PtlError:
             f"the Ray at {where} is of another version",
             why=" ".join(why.split()),
             hint="install the same versions of Ray and Python here and on every node",
+            code="wrong-version",
         )
     return PtlError(
         f"there is no Ray at {where}",
         why=why.split("\n")[0],
         hint="'ray start --head' starts one; a recipe's folder, which is sent to every node, may "
         "have 500 MB",
+        code="cluster",
     )
 
 

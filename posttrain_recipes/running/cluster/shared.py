@@ -39,6 +39,7 @@ class SharedHome:
                 why=str(error),
                 hint="install what fsspec names for it, on each node too, or name a directory that "
                 "every node sees",
+                code="cluster",
             ) from None
         self._sent: dict[str, tuple[int, int]] = {}
         self._known: dict[str, Any] = {}
@@ -61,6 +62,7 @@ class SharedHome:
                 why="a file that the driver wrote there is not seen here",
                 hint="name one that all of them see, as --shared s3://bucket/folder or a directory "
                 "that is mounted on each",
+                code="cluster",
             )
 
     def push(self, *names: str) -> None:
@@ -170,7 +172,9 @@ class SharedHome:
             if self._files.exists(at):
                 self._files.rm(at, recursive=True)
         except Exception as error:
-            raise PtlError(f"{redact(at)} was not deleted", why=str(error)) from None
+            raise PtlError(
+                f"{redact(at)} was not deleted", why=str(error), code="cluster"
+            ) from None
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -185,5 +189,5 @@ class SharedHome:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise PtlError(
-                f"{redact(self.url)} cannot be read or written", why=redact(why)
+                f"{redact(self.url)} cannot be read or written", why=redact(why), code="cluster"
             ) from error

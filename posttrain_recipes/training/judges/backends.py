@@ -182,6 +182,7 @@ class EndpointJudge:
                     f"the judge at {self.endpoint.base_url} cannot be reached",
                     why=str(error) or type(error).__name__,
                     hint="start it, or check 'base_url' of its 'endpoint'",
+                    code="server-failed",
                 ) from None
             except httpx.TransportError:
                 continue
@@ -193,6 +194,7 @@ class EndpointJudge:
                     f"{response.status_code} {response.reason_phrase}",
                     why=_reason(response),
                     hint="check 'base_url', 'model' and 'api_key' of its 'endpoint'",
+                    code="server-failed",
                 )
             try:
                 choice = response.json()["choices"][0]

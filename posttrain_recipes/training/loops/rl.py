@@ -176,7 +176,7 @@ class RolloutLoop:
         """
         stage, config = self.stage, self.config
         if not self.source.size:
-            raise UsageError(f"stage '{stage.name}' has nothing to sample from")
+            raise UsageError(f"stage '{stage.name}' has nothing to sample from", code="no-records")
         self.order = Order(range(self.source.size), config.batch_size, stage.seed, config.shuffle)
         self.batches = config.batches(self.source.size)
         self.total = self.batches * config.updates_per_batch
@@ -422,6 +422,7 @@ class RolloutLoop:
             f"no reply of a whole batch of stage '{self.stage.name}' has a reward",
             why=why or "every reward abstained: do the prompts have what it compares with?",
             hint="try the reward on one of the replies by hand",
+            code="reward-failed",
         )
 
     # --- what it showed --------------------------------------------------------------------------

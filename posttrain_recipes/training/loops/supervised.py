@@ -132,7 +132,9 @@ class Order(Generic[Example]):
         for after in range(1, count):
             if batch := self.examples.chosen([(chosen[-1] + after) % count]):
                 return batch
-        raise UsageError("none of the records can be used; the log has the first of them")
+        raise UsageError(
+            "none of the records can be used; the log has the first of them", code="no-records"
+        )
 
 
 def total_steps(config: GradientConfig, examples: int) -> int:
@@ -174,7 +176,7 @@ def train(
     """
 
     if not examples:
-        raise UsageError(f"stage '{stage.name}' has no records to train on")
+        raise UsageError(f"stage '{stage.name}' has no records to train on", code="no-records")
     total = total_steps(config, len(examples))
     order = Order(examples, config.batch_size, stage.seed, config.shuffle)
     last = stage.resume

@@ -1,6 +1,6 @@
 """Losses over log-probabilities of replies, as pure functions of tensors: one value each (B,).
 
-`h_B` is the margin of a pair, [log p - log p_ref](chosen) - [log p - log p_ref](rejected): sums
+`h_B` is the margin of a pair, (log p - log p_ref)(chosen) - (log p - log p_ref)(rejected): sums
 over the reply's tokens in nats, except where a loss says that it takes means.
 """
 

@@ -55,11 +55,14 @@ class SampledPolicy:
         bound = min(self.max_tokens, max_tokens or self.max_tokens)
         with self._lock:
             if self.closed or self.over.is_set():
-                raise PtlError("an episode that is over asks for a reply")
+                raise PtlError(
+                    "an episode that is over asks for a reply", code="environment-failed"
+                )
             if len(self.used) >= self.max_turns:
                 raise PtlError(
                     f"an episode asks for more than {self.max_turns} replies",
                     hint="end it at the policy's max_turns, or raise 'max_turns'",
+                    code="environment-failed",
                 )
             asked = tuple(prompt), bound
             key = (*asked, Counter(one[:2] for one in self.used)[asked])
@@ -90,7 +93,10 @@ class SampledPolicy:
                 [sequence] = done.result().sequences
                 logprobs = sequence.logprobs
                 if logprobs is None:
-                    raise PtlError("the engine gave no log-probabilities with its samples")
+                    raise PtlError(
+                        "the engine gave no log-probabilities with its samples",
+                        code="engine-cannot",
+                    )
                 told.set_result(Reply(list(sequence.tokens), list(logprobs)))
             except BaseException as error:
                 self.failed.append(done)

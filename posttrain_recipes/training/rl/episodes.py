@@ -263,7 +263,7 @@ class Play:
         """The error to raise for one that failed."""
         times = f" {self.retried + 1} times" if self.retried else ""
         what = f"the environment failed{times} in an episode of {self.task.source or 'its task'}"
-        return PtlError(what, why=self.error, hint=hint)
+        return PtlError(what, why=self.error, hint=hint, code="environment-failed")
 
     @classmethod
     def driven(cls, task: DrivenTask, policy: SampledPolicy, limits: EpisodeLimits) -> Play:

@@ -71,6 +71,8 @@ class WrongScores(PtlError):
     one score for four replies is not the score of each.
     """
 
+    code = "reward-failed"
+
 
 def each(returned: Any, count: int, source: str) -> list[Any]:
     """What a reward returned, as one value for each of `count` replies.
@@ -177,6 +179,7 @@ class Scorer:
                 f"reward '{name}' failed",
                 why=why,
                 hint="mend it, or set on_reward_error to 'drop' or 'zero' to go on without",
+                code="reward-failed",
             )
         return [0.0 if self.on_error == "zero" else None] * count
 

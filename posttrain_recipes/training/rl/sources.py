@@ -130,7 +130,9 @@ class PromptSource:
         rollouts = []
         for sequence in self.waiter(future).sequences:
             if sequence.logprobs is None:
-                raise UsageError("the engine gave no log-probabilities with its samples")
+                raise UsageError(
+                    "the engine gave no log-probabilities with its samples", code="engine-cannot"
+                )
             completion = reply(prompt, sequence, self.renderer)
             segment = Segment.reply(tokens, sequence.tokens, sequence.logprobs)
             whole = (*prompt.messages, Message("assistant", completion.completion))
@@ -219,6 +221,7 @@ def episodes(
         raise UsageError(
             f"stage '{stage.name}' learns from an environment, which rewards by itself",
             hint="remove its 'reward:'",
+            code="wrong-value",
         )
     limits = EpisodeLimits(
         config.max_turns, config.max_tokens, config.temperature, retries, config.reward_timeout

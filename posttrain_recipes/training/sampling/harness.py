@@ -62,7 +62,9 @@ def call(
                 start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
             )
         except OSError as error:
-            raise PtlError(f"{what} cannot be started", why=str(error), hint=hint) from None
+            raise PtlError(
+                f"{what} cannot be started", why=str(error), hint=hint, code="program-failed"
+            ) from None
         ended: Future[int] = Future()
         threading.Thread(target=lambda: ended.set_result(process.wait()), daemon=True).start()
         try:
@@ -79,7 +81,12 @@ def call(
         how = (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
-        raise PtlError(f"{what} {how}", why=said[-TOLD:].strip() or "it said nothing", hint=hint)
+        raise PtlError(
+            f"{what} {how}",
+            why=said[-TOLD:].strip() or "it said nothing",
+            hint=hint,
+            code="program-failed",
+        )
     return texts[0]
 
 

@@ -32,6 +32,7 @@ def rewarded(
         raise PtlError(
             f"eval '{context.name}': reward '{reward.label}' abstained on every reply",
             hint="do the prompts have what it compares with?",
+            code="reward-failed",
         )
     return [
         (sample if score is None else replace(sample, scores={reward.label: score}), score)

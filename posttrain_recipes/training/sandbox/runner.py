@@ -71,6 +71,8 @@ class SandboxResult:
 class NoSandboxError(UsageError):
     """This machine has no sandbox."""
 
+    code = "no-sandbox"
+
 
 @cache
 def why_not() -> str | None:
@@ -115,7 +117,12 @@ def run(program: str, limits: SandboxLimits | None = None) -> SandboxResult:
     """
     reason = why_not()
     if reason is not None:
-        raise UsageError("this machine has no sandbox to run programs in", why=reason, hint=HINT)
+        raise UsageError(
+            "this machine has no sandbox to run programs in",
+            why=reason,
+            hint=HINT,
+            code="no-sandbox",
+        )
     return execute(program, limits or SandboxLimits(), wall())
 
 

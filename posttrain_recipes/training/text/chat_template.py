@@ -163,10 +163,13 @@ class ChatRenderer:
         """
         spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not spoken:
-            raise UsageError("there is no assistant message to learn from")
+            raise UsageError("there is no assistant message to learn from", code="nothing-to-learn")
         learned = chosen(messages, spoken, train_on)
         if not learned:
-            raise UsageError("its messages are all of weight 0, so that there is nothing to learn")
+            raise UsageError(
+                "its messages are all of weight 0, so that there is nothing to learn",
+                code="nothing-to-learn",
+            )
         messages = messages[: spoken[-1] + 1]
         text = self._text(messages, generation=False)
         self._refuse_left_out(messages, learned, text)
@@ -254,7 +257,9 @@ class ChatRenderer:
                 return self._rendered(arguments_as_text(turns), tools, generation)
         except Exception as error:  # a template is a program of the model's author
             raise UsageError(
-                "the model's chat template refuses this conversation", why=str(error)
+                "the model's chat template refuses this conversation",
+                why=str(error),
+                code="chat-template",
             ) from None
 
     def _rendered(self, turns: list[dict[str, Any]], tools: list[Any], generation: bool) -> str:
@@ -303,7 +308,9 @@ class ChatRenderer:
             hint = f"set 'renderer: {{thinking: on}}', or {hint}"
         if "message" in lost and len(learned) > 1:
             hint = f"train on the last message only ('train_on: last'), or {hint}"
-        raise UsageError(f"the model's chat template leaves out {lost}", hint=hint)
+        raise UsageError(
+            f"the model's chat template leaves out {lost}", hint=hint, code="chat-template"
+        )
 
     def _unshown(
         self, messages: Sequence[Message], learned: Sequence[int], keep: bool
@@ -352,6 +359,7 @@ class ChatRenderer:
                 f"the tokenizer makes token {most} ({self._tokenizer.decode([most])!r}) of this, "
                 f"and the model's embedding ends at {rows - 1}",
                 hint="resize the model's embedding to its tokenizer, or take out what was added",
+                code="bad-model",
             )
         return tokens
 
@@ -479,7 +487,9 @@ def load_renderer(
     """
     if Path(location).is_dir() and not model_files.has_tokenizer(Path(location)):
         # transformers makes an empty one of the config's model type.
-        raise PtlError(f"there is no tokenizer in {location}", hint=model_files.NO_TOKENIZER)
+        raise PtlError(
+            f"there is no tokenizer in {location}", hint=model_files.NO_TOKENIZER, code="bad-model"
+        )
     try:
         tokenizer = load_tokenizer(location)
     except PtlError:
@@ -491,6 +501,7 @@ def load_renderer(
             hint="copy the model's files from its origin again"
             if Path(location).is_dir()
             else "check the model's name and the network, or use a local directory",
+            code="bad-model",
         ) from None
     if options is not None and options.chat_template is not None:
         tokenizer.chat_template = options.chat_template

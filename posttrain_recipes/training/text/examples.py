@@ -25,6 +25,8 @@ Made = TypeVar("Made")
 class NothingToLearn(UsageError):
     """A record of which no token that counts is within the length."""
 
+    code = "nothing-to-learn"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -87,7 +89,9 @@ def tokenize(
     try:
         tokens, weights = renderer.supervised(messages, train_on)
     except UsageError as error:
-        raise UsageError(f"{where}: {error.what}", why=error.why, hint=error.hint) from None
+        raise UsageError(
+            f"{where}: {error.what}", why=error.why, hint=error.hint, code=error.code
+        ) from None
     if len(tokens) > max_length:
         if not truncate:
             raise TooLongError(

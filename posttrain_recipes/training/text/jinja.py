@@ -26,9 +26,15 @@ def check(template: Any, location: str) -> None:
         raise PtlError(
             f"the tokenizer of {location} has no chat template",
             hint=f"{_NAME}; or use an instruction-tuned model",
+            code="chat-template",
         )
     if why := _fault(template):
-        raise PtlError(f"the chat template of {location} cannot be used", why=why, hint=_NAME)
+        raise PtlError(
+            f"the chat template of {location} cannot be used",
+            why=why,
+            hint=_NAME,
+            code="chat-template",
+        )
 
 
 def _fault(template: Any) -> str | None:

@@ -85,6 +85,7 @@ class Template:
                 raise UsageError(
                     "this reply does not begin where the model's chat template lets one begin",
                     hint="where it has thoughts ('<think>'), set 'renderer: {thinking: on}'",
+                    code="chat-template",
                 )
         through = text if index == len(messages) - 1 else self.render(messages[: index + 1], False)
         found = last_end(through, begin)
@@ -98,6 +99,7 @@ class Template:
                 "this model's chat template writes what follows a message otherwise for this one, "
                 "so that it cannot be told where it ends",
                 hint="train on the last message only",
+                code="chat-template",
             )
         ended = end_at(text, end)
         return ReplySpan(begin, ended or end, ended is not None, as_sampled)
@@ -120,7 +122,10 @@ class Template:
         marked = self.render((*messages[:index], said, *messages[index + 1 :]), False)
         head, mark, tail = marked.partition(MARK)
         if not mark or MARK in tail:
-            raise UsageError("this model's chat template does not show what the assistant says")
+            raise UsageError(
+                "this model's chat template does not show what the assistant says",
+                code="chat-template",
+            )
         return head, tail
 
 
