@@ -1,4 +1,4 @@
-"""Execute the notebooks of the learning path, each in a directory of its own that is empty at first.
+"""Execute the notebooks of the learning path, each in a directory that is empty at first.
 
     python tools/run_notebooks.py                          # all of docs/learn
     python tools/run_notebooks.py docs/learn/02_sft.ipynb --output DIR
