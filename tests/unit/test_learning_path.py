@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import posttrain_recipes as ptl
+from posttrain_recipes import shipped
 from tests.conftest import ROOT
 
 LEARN = ROOT / "docs" / "learn"
@@ -89,7 +90,11 @@ def test_recipes_are_valid(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Cells tagged `data` and `recipe` are run, in order; what they define is validated."""
     installed = {entry.name for entry in entry_points(group="posttrain_recipes")}
     missing = NEEDS.get(path.stem, set()) - installed
-    shutil.copytree(ROOT / "recipes", tmp_path, dirs_exist_ok=True)
+    for name in re.findall(r"^!ptl init \. --recipe (\w+)", _text(path, "code"), re.M):
+        recipe = shipped.find(name)
+        for part in (Path(recipe.name), *shipped.parts(recipe)):
+            (tmp_path / part).parent.mkdir(exist_ok=True)
+            shutil.copy(recipe.parent / part, tmp_path / part)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     recipes: dict[str, dict[str, Any]] = {}
