@@ -73,7 +73,7 @@ def _engine(model: Path, prompts: list[list[int]], most: int) -> list[list[int]]
 def _written(model: Path, folder: Path, kind: str) -> Path:
     import torch
 
-    from posttrain_recipes.export import gguf
+    from posttrain_recipes.exporting import gguf
     from posttrain_recipes.options import AS_EVER
     from posttrain_recipes.pretrained import load_model, load_tokenizer
 

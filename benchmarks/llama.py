@@ -25,7 +25,7 @@ def gguf(path: str, kind: str, folder: Path) -> Path:
     """The model in `path` as a GGUF file in `folder`: f16, q8_0, f32 or bf16."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain_recipes.export.gguf import FILE, write_model
+    from posttrain_recipes.exporting.gguf import FILE, write_model
     from posttrain_recipes.options import RendererConfig
 
     written: Any = "q8_0" if kind == "q8_0" else "f16"

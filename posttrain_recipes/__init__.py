@@ -14,19 +14,44 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes.version import __version__
 
 __all__ = [
+    "PtlError",
+    "RecipeError",
     "Result",
+    "UsageError",
     "__version__",
+    "chat",
     "compare",
+    "eval",
+    "export",
     "plan",
     "report",
+    "reproduce",
     "run",
     "runs",
+    "serve",
     "show",
     "validate",
 ]
 
 if TYPE_CHECKING:
-    from posttrain_recipes.api import Result, compare, plan, report, run, runs, show, validate
+    from posttrain_recipes.api import (
+        PtlError,
+        RecipeError,
+        Result,
+        UsageError,
+        chat,
+        compare,
+        eval,
+        export,
+        plan,
+        report,
+        reproduce,
+        run,
+        runs,
+        serve,
+        show,
+        validate,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -39,6 +39,10 @@ class PtlError(Exception):
         return "\n".join(lines)
 
 
+class PtlWarning(UserWarning):
+    """Something that should be known and stops nothing; the command line prints it as a line."""
+
+
 class UsageError(PtlError):
     """The command was given something it cannot work on (exit 2)."""
 

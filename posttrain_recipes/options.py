@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.shown import redact
 
 T = TypeVar("T")
@@ -212,6 +213,18 @@ def without_password(address: str) -> str:
     except ValueError:
         raise ValueError("is no address; write it as http://host:port") from None
     return address
+
+
+def check_address(address: str | None, option: str) -> None:
+    """Raise UsageError, which does not repeat it, for an address with a user or password in it."""
+    try:
+        without_password(address or "")
+    except ValueError:
+        raise UsageError(
+            f"the address of {option} is none, or has a user or a password in it",
+            why="it would stand in messages and logs",
+            hint="write http://host:port, and give the key by itself",
+        ) from None
 
 
 Address = Annotated[str, AfterValidator(without_password)]

@@ -207,6 +207,17 @@ class Registry:
             raise UsageError(f"unknown {kind} '{name}'", hint=suggest(name, self.names(kind)))
         return entry
 
+    def engine(self, spec: Any) -> Engine:
+        """The engine that a recipe names. Raises PtlError where it is not installed any more."""
+        options = {"use": spec} if isinstance(spec, str) else dict(spec)
+        name = options.pop("use")
+        entry = self.find("engine", name)
+        if entry is None:
+            raise PtlError(f"there is no engine '{name}' here any more")
+        made = entry.cls(entry.config.model_validate(options))
+        assert isinstance(made, Engine)
+        return made
+
     def search(self, name: str) -> list[Entry]:
         """Every plugin with that name, of whatever kind."""
         return [by_name[name] for by_name in self.entries.values() if name in by_name]

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from posttrain_recipes.cli import streams, terminal
+from posttrain_recipes.cli import streams
 from posttrain_recipes.errors import (
     DISK_FULL,
     READ_ONLY,
@@ -21,6 +21,7 @@ from posttrain_recipes.errors import (
     not_installed,
     unwritable,
 )
+from posttrain_recipes.progress import terminal
 from posttrain_recipes.version import __version__
 
 COMMANDS = {
@@ -57,7 +58,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """As click's, with all that is printed shown as it is."""
-        with terminal.guarded():
+        with terminal.guarded(), streams.own_warnings_as_lines():
             try:
                 return super().main(*args, **options)
             except SystemExit:
@@ -109,7 +110,7 @@ def cli() -> None:
 def main() -> None:
     """The console script `ptl`."""
     streams.open_missing()
-    with terminal.guarded():
+    with terminal.guarded(), streams.own_warnings_as_lines():
         try:
             code = _code()
         except SystemExit as left:

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes.cli.options import check_ending, folded, home_option, json_option
+from posttrain_recipes.cli.options import check_ending, home_option, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import display_path
+from posttrain_recipes.progress.terminal import folded
 from posttrain_recipes.reporting import comparisons, report
 from posttrain_recipes.reporting.comparisons import Table
 from posttrain_recipes.store import default_home

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from posttrain_recipes.cli.data_show import show
-from posttrain_recipes.cli.options import check_model, json_option
+from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
+from posttrain_recipes.models import check_model
 
 if TYPE_CHECKING:
     from posttrain_recipes.datasets.checking import Report, TokenCounter

@@ -13,7 +13,7 @@ import click
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
 from posttrain_recipes.cli.streams import answer
-from posttrain_recipes.cli.terminal import styled
+from posttrain_recipes.progress.terminal import styled
 from posttrain_recipes.shown import line
 
 if TYPE_CHECKING:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes.cli.checkpoint import Found, fetched, new_directory, written
-from posttrain_recipes.cli.export import Form, write_into
-from posttrain_recipes.cli.options import check_address, home_option
+from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.streams import say
 from posttrain_recipes.errors import UsageError, display_path
-from posttrain_recipes.export import modal_app, vllm
+from posttrain_recipes.exporting import modal_app, vllm
+from posttrain_recipes.exporting.checkpoint import Found, fetched, new_directory, written
+from posttrain_recipes.exporting.writing import Form, write_into
+from posttrain_recipes.options import check_address
 from posttrain_recipes.store import default_home
 
 
@@ -53,7 +55,7 @@ def deploy(
         raise UsageError("there is nothing to deploy to", hint="give --modal")
     check_address(base_url, "--base-url")
     home = default_home(home)
-    with fetched(target, home, base_url) as found:
+    with fetched(target, home, base_url, say) as found:
         label = modal_app.label(found.run.id if found.run else "model")
         directory = directory or Path(f"{label}-modal")
         new_directory(directory)
@@ -82,7 +84,7 @@ def deploy(
 
 
 def _check(found: Found) -> None:
-    from posttrain_recipes.export import card
+    from posttrain_recipes.exporting import card
 
     if not card.on_hub(found.base):
         raise UsageError(

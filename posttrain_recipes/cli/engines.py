@@ -13,12 +13,14 @@ import click
 
 from posttrain_recipes import models, probe, registry
 from posttrain_recipes.cli import check_page
-from posttrain_recipes.cli.options import check_address, check_model, json_option
+from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
-from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.engines import Local, Server
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.models import check_model
+from posttrain_recipes.options import check_address
 from posttrain_recipes.plugin import Connection
+from posttrain_recipes.progress.terminal import styled
 from posttrain_recipes.waiting import EngineWaiter
 
 SMALL = "ptl/nano"

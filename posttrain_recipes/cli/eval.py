@@ -9,16 +9,13 @@ from typing import Any
 
 import click
 
-from posttrain_recipes import registry
 from posttrain_recipes.cli.compare import show
 from posttrain_recipes.cli.options import again, home_option, json_option
-from posttrain_recipes.cli.streams import Lasting, answer
-from posttrain_recipes.cli.target import measurand
+from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import Location, UsageError
-from posttrain_recipes.language import suite as suites
 from posttrain_recipes.language.parsing import parse_value
 from posttrain_recipes.planning import gates
-from posttrain_recipes.planning.planner import build
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.reporting import report
 from posttrain_recipes.store import RunRecord, default_home
 
@@ -71,7 +68,8 @@ def eval(
     measured again. Several targets are compared with the first, in pairs.
     """
     from posttrain_recipes import engines
-    from posttrain_recipes.cli.progress import Lines
+    from posttrain_recipes.api.models import evals_of
+    from posttrain_recipes.progress.lines import Lines
 
     class Results(Lines):
         """What is found, and not what to do next: that is the same for every target."""
@@ -92,10 +90,7 @@ def eval(
     if fail_worse and len(targets) < 2:
         raise UsageError("--fail-worse compares with the first target", hint="name two or more")
     spec: Any = parse_value(engine, Location("--engine")).plain() if engine else None
-    plans = []
-    for target in targets:
-        of = measurand(target, folder, spec, model)
-        plans.append(build(suites.recipe(suite, of, bounds), registry.load(), ask=True))
+    plans = evals_of(targets, suite, folder, spec, model, bounds)
     reporter = Results(Lasting(sys.stderr if as_json else sys.stdout))
     records: list[RunRecord] = []
     with engines.kept_running():

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from posttrain_recipes.cli.checkpoint import Found, fetched, new_directory, written
-from posttrain_recipes.cli.options import check_address, home_option
-from posttrain_recipes.errors import UsageError, display_path, writing
-from posttrain_recipes.export import vllm
-from posttrain_recipes.export.merged import ADAPTER
-from posttrain_recipes.export.merged import merge as _merge
+from posttrain_recipes.cli.options import home_option
+from posttrain_recipes.cli.streams import say
+from posttrain_recipes.errors import UsageError, display_path
+from posttrain_recipes.exporting import writing
+from posttrain_recipes.exporting.writing import Form
+from posttrain_recipes.options import check_address
 from posttrain_recipes.store import default_home
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is written."""
-
-    merge: bool = False
-    gguf: str | None = None
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.gguf and self.merge:
-            raise UsageError("--gguf writes a merged model already", hint="leave --merge out")
-        if self.dtype and not self.merge:
-            raise UsageError(
-                "--dtype is of the weights that --merge writes",
-                hint="give --merge, or leave --dtype out"
-                + ("; --gguf f16 or q8_0 says it of GGUF" if self.gguf else ""),
-            )
-
-    @property
-    def said(self) -> str:
-        """As a noun."""
-        if self.gguf:
-            return f"model (GGUF, {self.gguf})"
-        return "model" if self.merge else "adapter"
 
 
 @click.command()
@@ -100,81 +69,24 @@ def export(
             "--private is of what --push puts on the hub", hint="give --push USER/NAME"
         )
     check_address(base_url, "--base-url")
-    home = default_home(home)
-    if directory is not None:
-        new_directory(directory)
-    if push is not None:
-        from posttrain_recipes.export import hub
-
-        hub.check(push)
-    with fetched(target, home, base_url) as found, _place(directory) as place:
-        notes = write(found, place, form, home)
-        if directory is not None:
-            on = "" if form.merge or form.gguf else f" on {found.base}"
-            click.echo(f"{found.target.said}: {form.said}{on} in {display_path(place)}")
-        for note in notes:
-            click.echo(f"note: {note}")
-        if push is not None:
-            click.echo(_push(found, place, form, push, hidden, kept=directory is not None))
-        if form == Form():
-            click.echo(_vllm(found, push or "" if directory is None else str(directory)))
-        if found.console:
-            click.echo(f"its training on the service: {found.console}")
-
-
-@contextlib.contextmanager
-def _place(directory: Path | None) -> Iterator[Path]:
-    if directory is not None:
-        yield directory.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="ptl-export-") as temporary:
-        yield Path(temporary).resolve() / "model"
-
-
-def write(found: Found, directory: Path, form: Form, home: Path) -> list[str]:
-    """Write a checkpoint to a new directory, which is there whole or not at all.
-
-    Returns:
-        What is otherwise than in training, in sentences.
-    """
-    with written(directory, home) as out:
-        return write_into(out, found, form)
-
-
-def write_into(out: Path, found: Found, form: Form) -> list[str]:
-    """The same to an empty directory, one file after the other."""
-    if form.gguf:
-        from posttrain_recipes.export import gguf
-
-        name = found.target.said.removeprefix("tinker://")
-        return gguf.write(found.adapter, out, form.gguf, name, found.target.renderer)  # type: ignore[arg-type]
-    if form.merge:
-        _merge(found.adapter, out, form.dtype)
-    else:
-        for name in ADAPTER:
-            shutil.copyfile(found.adapter / name, out / name)
-    template = found.target.renderer.chat_template
-    if template is not None:  # it was trained with another one than its base has
-        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return []
-
-
-def _push(found: Found, place: Path, form: Form, name: str, hidden: bool, *, kept: bool) -> str:
-    from posttrain_recipes.export import card, hub
-
-    kind = "gguf" if form.gguf else "model" if form.merge else "adapter"
-    license = card.license_of(found.base) or hub.license_of(found.base)
-    made = card.write(found.run, found.stage, found.base, kind, found.target.model, license)  # type: ignore[arg-type]
-    with writing(place):
-        (place / "README.md").write_text(made, encoding="utf-8")
-    return f"{found.target.said}: {form.said} at {hub.push(place, name, hidden, kept=kept)}"
-
-
-def _vllm(found: Found, where: str) -> str:
-    refused = vllm.faults(found.adapter)
-    if refused:
-        told = "; ".join(refused)
-        return f"vLLM does not serve this adapter as it is: {told}. It serves what --merge writes"
-    name = (found.run.id if found.run else "adapter").replace("/", "-")
-    template = found.target.renderer.chat_template is not None
-    return f"with vLLM: {vllm.command(found.adapter, found.base, name, where, template)}"
+    made = writing.export(
+        target,
+        directory,
+        default_home(home),
+        form,
+        push=push,
+        private=hidden,
+        base_url=base_url,
+        doing=say,
+    )
+    if made.path is not None:
+        on = f" on {made.base}" if made.base else ""
+        click.echo(f"{made.said}: {made.form}{on} in {display_path(made.path)}")
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    if made.url is not None:
+        click.echo(f"{made.said}: {made.form} at {made.url}")
+    if made.vllm is not None:
+        click.echo(made.vllm)
+    if made.console:
+        click.echo(f"its training on the service: {made.console}")

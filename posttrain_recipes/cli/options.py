@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,19 +12,11 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from posttrain_recipes import models
 from posttrain_recipes.cli.streams import for_programs
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language.recipe import said
-from posttrain_recipes.options import without_password
-from posttrain_recipes.shown import is_address
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def folded(text: str) -> str:
-    """A sentence below a table, in lines that fit the terminal."""
-    return textwrap.fill(text, min(100, shutil.get_terminal_size().columns), break_on_hyphens=False)
 
 
 def recipe_options(function: F) -> F:
@@ -104,30 +94,12 @@ def check_ending(output: Path, endings: Sequence[str], hint: str | None = None) 
         )
 
 
-def check_model(model: str, option: str) -> None:
-    """Raise UsageError, which does not repeat it, where an address is named as a model."""
-    if is_address(model):
-        raise UsageError(f"{option} is an address", hint=models.WHAT)
-
-
 def check_host(host: str) -> None:
     """Raise UsageError, which does not repeat it, for what is neither a name nor an IP address."""
     if not re.fullmatch(r"[\w.-]*|[0-9A-Fa-f:.]+(%[\w.-]+)?", host):
         raise UsageError(
             "--host is no host", hint="give a name or an IP address alone: 127.0.0.1, ::1, 0.0.0.0"
         )
-
-
-def check_address(address: str | None, option: str) -> None:
-    """Raise UsageError, which does not repeat it, for an address with a user or password in it."""
-    try:
-        without_password(address or "")
-    except ValueError:
-        raise UsageError(
-            f"the address of {option} is none, or has a user or a password in it",
-            why="it would stand in messages and logs",
-            hint="write http://host:port, and give the key by itself",
-        ) from None
 
 
 def secret_option(name: str, variable: str, what: str) -> Callable[[F], F]:

@@ -15,10 +15,10 @@ import click
 from posttrain_recipes import registry
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
-from posttrain_recipes.cli.terminal import styled
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.plugin import Method, PluginConfig
+from posttrain_recipes.progress.terminal import styled
 from posttrain_recipes.registry import KINDS, Entry
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import click
 
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option, json_option, recipe_options
-from posttrain_recipes.cli.streams import Lasting, answer
+from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import Store, default_home
 
@@ -45,7 +46,8 @@ def preflight(
     few groups of replies and says whether there is anything to learn from.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
-    from posttrain_recipes.cli.progress import Lines, Live
+    from posttrain_recipes.progress.lines import Lines
+    from posttrain_recipes.progress.live import Live
 
     where = default_home(home)
     found = [*checks.cheap(planned, where), *checks.data(planned)]

@@ -15,9 +15,10 @@ from posttrain_recipes.cli.options import (
     recipe_options,
     scope_options,
 )
-from posttrain_recipes.cli.streams import Lasting, answer, say
+from posttrain_recipes.cli.streams import answer, say
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.reuse import Scope
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.reporting import report
 
 
@@ -55,7 +56,8 @@ def run(
     the same inputs is reused. Exit 1 where the recipe expects a result that the run does not have.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
-    from posttrain_recipes.cli.progress import Lines, Live
+    from posttrain_recipes.progress.lines import Lines
+    from posttrain_recipes.progress.live import Live
     from posttrain_recipes.running import runner
     from posttrain_recipes.running.cluster.ray_tasks import parallel
     from posttrain_recipes.store import default_home

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import registry
-from posttrain_recipes.cli.terminal import exact
 from posttrain_recipes.language import schema as schemas
+from posttrain_recipes.progress.terminal import exact
 from posttrain_recipes.store import write_atomic
 
 

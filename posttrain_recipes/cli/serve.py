@@ -10,9 +10,9 @@ from typing import Literal
 
 import click
 
-from posttrain_recipes import models, private, sdk
+from posttrain_recipes import private, sdk
 from posttrain_recipes.atomic import require_writable
-from posttrain_recipes.cli.options import check_host, check_model, home_option, secret_option
+from posttrain_recipes.cli.options import check_host, home_option, secret_option
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.store import default_home
 
@@ -159,13 +159,10 @@ def serve(
     from posttrain_recipes.engine.__main__ import run_server
     from posttrain_recipes.engine.core.hosted import HostedDouble
     from posttrain_recipes.engines import Local
+    from posttrain_recipes.inference import serving
 
     key = token or f"tml-{secrets.token_urlsafe(24)}"
-    offered: dict[str, str] = {}
-    for entry in served or tuple(models.BUNDLED):
-        name, _, where = entry.partition("=")
-        check_model(where or name, "--model")
-        offered[name] = where or models.resolve(name)
+    offered = serving.named_models(served, "--model")
     if unknown := [name for name in sample_only if name not in offered]:
         there = ", ".join(offered)
         raise UsageError(f"--sample-only {unknown[0]}: it is not offered", hint=f"one of {there}")

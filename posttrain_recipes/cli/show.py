@@ -32,7 +32,7 @@ def show(run: str, samples: int, billing: bool, home: Path | None, as_json: bool
     if as_json:
         answer(report.as_json(record))
         return
-    from posttrain_recipes.cli.progress import Lines
+    from posttrain_recipes.progress.lines import Lines
 
     runs = Store(default_home(home)).runs_dir
     lines = [f"{record.id}: {record.status}, began {record.created}"]

@@ -6,15 +6,16 @@ What cannot be printed never ends what is under way: it is told once, where that
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from typing import Any, TextIO
 
 import click
 
+from posttrain_recipes.errors import PtlWarning
 from posttrain_recipes.shown import redact_all
 
 
@@ -35,55 +36,27 @@ def open_missing() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False, encoding="utf-8"))
 
 
-class Lasting(io.TextIOBase):
-    """A stream for what goes on whether or not anybody reads it: what cannot be written is lost."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.lost: str | None = None
-        """Why something could not be written."""
-        self._owner: Lasting | None = None
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream."""
-        return self._stream.encoding
-
-    def write(self, text: str) -> int:
-        """Write what can be written."""
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._try(self._stream.flush)
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        """The number of the stream."""
-        return self._stream.fileno()
-
-    def over(self, change: Callable[[TextIO], TextIO]) -> Lasting:
-        """The same, with another stream in place of its own; what is lost there is lost here."""
-        other = Lasting(change(self._stream))
-        other._owner = self
-        return other
-
-    def _try(self, call: Any) -> None:
-        try:
-            call()
-        except (OSError, ValueError) as error:
-            owner = self._owner or self
-            owner.lost = owner.lost or getattr(error, "strerror", None) or str(error)
-
-
 def say(text: str) -> None:
     """A line on stderr, where that can be written."""
     with contextlib.suppress(OSError, ValueError):
         click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def own_warnings_as_lines() -> Iterator[None]:
+    """Print warnings of this package on stderr as a person reads them; others as Python does."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category is PtlWarning:
+            say(f"warning: {message}")
+        else:
+            others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PtlWarning)
+        warnings.showwarning = show
+        yield
 
 
 def leave(code: int) -> None:
@@ -141,7 +114,7 @@ def alone(context: click.Context) -> Iterator[None]:
             os.dup2(kept, 1)
             os.close(kept)
         if (text := context.find_root().meta.pop(_ANSWER, None)) is not None:
-            from posttrain_recipes.cli import terminal
+            from posttrain_recipes.progress import terminal
 
             terminal.exact(f"{text}\n", out)
 

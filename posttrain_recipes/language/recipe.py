@@ -265,15 +265,31 @@ def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
 
 def _given(recipe: Mapping[str, Any]) -> Node:
     """A recipe that a program made, as nodes; what it extends starts from the working directory."""
+    return _extended(parse(dumped(recipe, "the recipe"), "the recipe"), PIPE, ())
+
+
+def dumped(given: object, what: str) -> str:
+    """What a program made, as the text that a person would have written.
+
+    Raises:
+        UsageError: `what` holds something that YAML does not.
+    """
     try:
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(_plain(given), sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as error:
         raise UsageError(
-            "the recipe holds what no recipe can",
+            f"{what} holds what no recipe can",
             why=" ".join(str(error).split()),
             hint="write texts, numbers, lists and mappings",
         ) from None
-    return _extended(parse(text, "the recipe"), PIPE, ())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 _SUFFIXES = (".yaml", ".yml")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from posttrain_recipes.errors import Fault, RecipeError, display_path
 from posttrain_recipes.language.nodes import Node
 from posttrain_recipes.language.parsing import parse_any
-from posttrain_recipes.language.recipe import Recipe, read_text
+from posttrain_recipes.language.recipe import Recipe, dumped, read_text
 
 KEYS = ("description", "eval", "expect", "renderer", "seed", "limits")
 """What a suite may hold beside its list."""
@@ -42,18 +42,24 @@ class Measurand:
     """How it was asked when it was trained, where the suite says nothing."""
 
 
-def recipe(path: Path, of: Measurand, bounds: Mapping[str, str]) -> Recipe:
-    """The recipe that runs the suite in `path` on something.
+def recipe(
+    suite: Path | Sequence[Any] | Mapping[str, Any], of: Measurand, bounds: Mapping[str, str]
+) -> Recipe:
+    """The recipe that runs a suite on something.
 
     Args:
+        suite: its file, or what would stand in it, with paths from the working directory.
         bounds: more of what `expect:` has.
 
     Raises:
         RecipeError: what the file holds is no suite.
         UsageError: the file cannot be read.
     """
-    file = display_path(path)
-    root = parse_any(read_text(path, "suite"), file)
+    if isinstance(suite, Path):
+        path, text, file = suite, read_text(suite, "suite"), display_path(suite)
+    else:
+        path, text, file = Path("suite"), dumped(suite, "the suite"), "the suite"
+    root = parse_any(text, file)
     given = {"eval": root} if isinstance(root.value, list) else root.value
     if not isinstance(given, dict):
         raise RecipeError([Fault(root.at, "", "a suite is a list of evals: '- {use: gsm8k}'")])

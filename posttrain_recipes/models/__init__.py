@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.ggufs import is_gguf
+from posttrain_recipes.shown import is_address
 
 _HERE = Path(__file__).resolve().parent
 
@@ -36,3 +38,9 @@ def resolve(name: str) -> str:
     """Return the directory of a bundled model, and any other name as it is."""
     path = BUNDLED.get(name)
     return name if path is None else str(path)
+
+
+def check_model(model: str, option: str) -> None:
+    """Raise UsageError, which does not repeat it, where an address is named as a model."""
+    if is_address(model):
+        raise UsageError(f"{option} is an address", hint=WHAT)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,15 +142,49 @@ def _measured(stage: Any) -> Iterator[tuple[str, Any]]:
             yield when, measured
 
 
-def as_json(then: RunRecord, now: RunRecord, changed: list[str]) -> Mapping[str, Any]:
-    """The verdict as `ptl reproduce --json` prints it."""
-    from dataclasses import asdict
+@dataclass(frozen=True)
+class Reproduction:
+    """A run, and the same run again."""
 
-    found = verdicts(then, now)
-    return {
-        "run": then.id,
-        "again": now.id,
-        "reproduced": all(verdict.reproduced for verdict in found),
-        "changed": changed,
-        "results": [{**asdict(v), "found": v.found} for v in found],
-    }
+    then: RunRecord
+    now: RunRecord
+    changed: Sequence[str]
+    """What is not as it was: data, models, versions of plugins; in words, by stage."""
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """Every metric of the earlier run, with what the later one found."""
+        return verdicts(self.then, self.now)
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the same came out, up to the noise of measuring."""
+        return all(verdict.reproduced for verdict in self.verdicts)
+
+    def __str__(self) -> str:
+        table: list[tuple[str, ...]] = [("stage", "eval", "", self.then.id, self.now.id, "")]
+        for v in self.verdicts:
+            shown = [report.show(e, v.percent) for e in (v.then, v.now)]
+            words = {"within": "within the intervals", "outside": "OUTSIDE the intervals"}
+            label = v.eval if v.metric == v.eval else f"{v.eval} {v.metric}"
+            table.append((v.stage, label, v.when, *shown, words.get(v.found, v.found)))
+        count = len(self.verdicts)
+        missed = sum(not v.reproduced for v in self.verdicts)
+        same = sum(v.found == "identical" for v in self.verdicts)
+        tail = f", {count - same} within the intervals" if count > same else ""
+        said = (
+            f"not reproduced: {missed} of {count} results are outside or missing"
+            if missed
+            else f"reproduced: {same} of {count} results identical{tail}"
+        )
+        return f"{report.columns(table, right=(3, 4))}\n\n{said}"
+
+    def as_json(self) -> Mapping[str, Any]:
+        """The verdict as `ptl reproduce --json` prints it."""
+        return {
+            "run": self.then.id,
+            "again": self.now.id,
+            "reproduced": self.reproduced,
+            "changed": list(self.changed),
+            "results": [{**asdict(v), "found": v.found} for v in self.verdicts],
+        }

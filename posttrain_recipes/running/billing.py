@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes import private, registry
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Connection
-from posttrain_recipes.running.collect import engine_of
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunRecord, Store
 from posttrain_recipes.waiting import explain
@@ -84,7 +83,7 @@ def refresh(home: Path, run: RunRecord) -> Billed:
         UsageError: the run's engine bills nothing.
         PtlError: it cannot be reached, or somebody works on the run.
     """
-    engine = engine_of(run.resolved.get("engine", run.engine), registry.load())
+    engine = registry.load().engine(run.resolved.get("engine", run.engine))
     if not engine.billed:
         raise UsageError(
             f"run {run.id} is of engine '{run.engine}', which bills nothing",

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
@@ -119,7 +118,7 @@ def on_services(
     found = {}
     for spec in sorted({spec_of(run) for run in runs if run.engine != "local"}):
         try:
-            engine, log = engine_of(json.loads(spec), registry), home / "gc.log"
+            engine, log = registry.engine(json.loads(spec)), home / "gc.log"
             with private.files(), engine.connect({}, home / "engine", log) as connection:
                 found[spec] = _listed(connection)
         except PtlError as error:
@@ -240,23 +239,11 @@ def delete(
     for spec in sorted({item.engine for item in garbage}):
         mine = [item for item in garbage if item.engine == spec]
         try:
-            engine = engine_of(json.loads(spec), registry)
+            engine = registry.engine(json.loads(spec))
             yield from _delete(mine, engine, home, failed)
         except PtlError as error:
             for item in mine:
                 failed(item, error.what)
-
-
-def engine_of(spec: Any, registry: Registry) -> Engine:
-    """The engine that a run's recipe has. Raises PtlError where it is not installed any more."""
-    options = {"use": spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop("use")
-    entry = registry.find("engine", name)
-    if entry is None:
-        raise PtlError(f"there is no engine '{name}' here any more")
-    made = entry.cls(entry.config.model_validate(options))
-    assert isinstance(made, Engine)
-    return made
 
 
 def _delete(

@@ -15,8 +15,9 @@ from tinker import types
 
 from posttrain_recipes import models
 from posttrain_recipes.cli.chat import chat
-from posttrain_recipes.cli.export import _merge, export
+from posttrain_recipes.cli.export import export
 from posttrain_recipes.engine import launch
+from posttrain_recipes.exporting.merged import merge as _merge
 
 NANO = "ptl/nano"
 IDS = [5, 6, 7, 8, 9, 10, 11]

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from tinker.proto import tinker_public_pb2 as pb
 
 from posttrain_recipes import registry
-from posttrain_recipes.cli.progress import Lines
 from posttrain_recipes.datasets.checking import check_file
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.planning import planner, reuse
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.plugin import Message, Sample
+from posttrain_recipes.progress.lines import Lines
 from posttrain_recipes.reporting import comparisons, report
 from posttrain_recipes.reporting.page import Pages
 from posttrain_recipes.running import collect, preflight

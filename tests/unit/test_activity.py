@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from posttrain_recipes import models, waiting
-from posttrain_recipes.cli.progress import QUIET_SECONDS, Lines, Live, how_far
-from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.evals import ptl_evals
 from posttrain_recipes.evals.exact_match import ExactMatch
 from posttrain_recipes.options import RewardRef
@@ -28,6 +26,9 @@ from posttrain_recipes.plugin import (
     Sample,
     ServedModel,
 )
+from posttrain_recipes.progress.lines import QUIET_SECONDS, Lines, how_far
+from posttrain_recipes.progress.live import Live
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.records import Checkpoint, Episode, Record, Task, Turn
 from posttrain_recipes.registry import load
 from posttrain_recipes.running import activity

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from posttrain_recipes import store
-from posttrain_recipes.cli.progress import Lines
 from posttrain_recipes.context import untold
 from posttrain_recipes.evals.nll import NLL
 from posttrain_recipes.evals.preference import PreferenceAccuracy
 from posttrain_recipes.plugin import Conversation, Eval, EvalContext, Message, Preference
+from posttrain_recipes.progress.lines import Lines
 from posttrain_recipes.records import EvalResult, PerRecord, Sample
 from posttrain_recipes.reporting import comparisons, report, scores
 from posttrain_recipes.reporting.comparing import Comparison

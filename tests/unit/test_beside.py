@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.cli import progress
-from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.planning.plans import Plan, PlannedStage
+from posttrain_recipes.progress import live as progress
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.records import Checkpoint, Estimate, EvalResult
 from posttrain_recipes.running.beside import Beside, failed_above, judged_before
 from posttrain_recipes.running.evaluation import Evaluator

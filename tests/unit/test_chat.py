@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from posttrain_recipes.cli import chat as chatting
-from posttrain_recipes.cli import target as targets
-from posttrain_recipes.cli.chat import ChatClient, Talk, chat
+from posttrain_recipes.cli.chat import _converse, chat
 from posttrain_recipes.cli.export import export
 from posttrain_recipes.errors import PtlError, UsageError
+from posttrain_recipes.inference import target as targets
+from posttrain_recipes.inference.conversation import ChatClient, Talk
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.store import RunRecord, StageRecord, Store
 
@@ -191,7 +191,7 @@ def test_a_conversation_remembers_until_it_is_told_to_forget(
     lines = iter(["one", "", "bad", "two", "/help", "/system you are a cat", "three", "/reset",
                   "four", "/exit"])  # fmt: skip
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    chatting._converse(Talk(ChatClient(server, "k"), "m", {}), "said")
+    _converse(Talk(ChatClient(server, "k"), "m", {}, said="said"))
     out = capsys.readouterr().out
     assert [body["messages"] for body in Fake.asked] == [
         said("one"), said("one", "one", "bad"), said("one", "one", "two"),
@@ -201,7 +201,7 @@ def test_a_conversation_remembers_until_it_is_told_to_forget(
     assert "/reset forgets what was said" in out
     assert "Ctrl-C stops a reply" in out
     monkeypatch.setattr("builtins.input", lambda _: (_ for _ in ()).throw(EOFError))
-    chatting._converse(Talk(ChatClient(server, "k"), "m", {}), "said")
+    _converse(Talk(ChatClient(server, "k"), "m", {}, said="said"))
 
 
 def said(*texts: str) -> list[dict[str, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from posttrain_recipes.cli.target import find
 from posttrain_recipes.errors import RecipeError
+from posttrain_recipes.inference.target import find
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.options import ModelRef, RendererConfig, asked, effective, references
 from posttrain_recipes.planning import renderers, tokens

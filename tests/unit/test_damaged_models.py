@@ -18,7 +18,7 @@ from posttrain_recipes import pretrained
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.wire import RequestError
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.export import merged
+from posttrain_recipes.exporting import merged
 from posttrain_recipes.models import BUNDLED
 
 WEIGHTS = "model.safetensors"

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from posttrain_recipes import models
 from posttrain_recipes.errors import MissingExtraError, PtlError
-from posttrain_recipes.export import download
+from posttrain_recipes.exporting import download
 
 NANO = str(models.resolve("ptl/nano"))
 PLAIN = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -14,8 +14,8 @@ import torch
 
 from posttrain_recipes import ggufs, pretrained
 from posttrain_recipes.errors import MissingExtraError, PtlError
-from posttrain_recipes.export import gguf, gguf_model
-from posttrain_recipes.export.gguf_tokens import Words
+from posttrain_recipes.exporting import gguf, gguf_model
+from posttrain_recipes.exporting.gguf_tokens import Words
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from tests import exported
 

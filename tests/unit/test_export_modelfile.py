@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment
 
-from posttrain_recipes.export import modelfile
-from posttrain_recipes.export.modelfile import Render, Turn
+from posttrain_recipes.exporting import modelfile
+from posttrain_recipes.exporting.modelfile import Render, Turn
 from posttrain_recipes.training.text.templates import NAMED
 from tests import exported
 

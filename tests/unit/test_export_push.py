@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from posttrain_recipes import models
 from posttrain_recipes.cli.export import export
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.export import card
-from posttrain_recipes.export.merged import ADAPTER
+from posttrain_recipes.exporting import card
+from posttrain_recipes.exporting.merged import ADAPTER
 from tests import exported
 from tests import hub as stand_in
 from tests.hub import Hub
@@ -111,7 +111,7 @@ def test_what_fails_leaves_an_empty_directory_as_it_was(
         (out / "model.safetensors").write_text("half")
         raise PtlError("no more")
 
-    monkeypatch.setattr("posttrain_recipes.cli.export._merge", fails)
+    monkeypatch.setattr("posttrain_recipes.exporting.writing._merge", fails)
     Path("out").mkdir()
     assert isinstance(ptl(home, "demo-1", "out", "--merge").exception, PtlError)
     assert list(Path("out").iterdir()) == []
@@ -276,7 +276,7 @@ def test_of_an_absolute_path_the_last_part_is_shared(value: Any, shared: Any) ->
 
 
 def test_the_licence_is_that_of_the_base_where_it_is_known(hub: Hub, tmp_path: Path) -> None:
-    from posttrain_recipes.export import hub as pushing
+    from posttrain_recipes.exporting import hub as pushing
 
     hub.licenses["org/base"] = "apache-2.0"
     assert pushing.license_of("org/base") == "apache-2.0"

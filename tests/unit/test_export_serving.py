@@ -23,8 +23,8 @@ from posttrain_recipes.cli.deploy import deploy
 from posttrain_recipes.cli.export import export
 from posttrain_recipes.engine.model.base import BaseModel, new_adapter, pick_device
 from posttrain_recipes.engine.wire import AdapterConfig
-from posttrain_recipes.export import modal_app, vllm
-from posttrain_recipes.export.modal_app import Served
+from posttrain_recipes.exporting import modal_app, vllm
+from posttrain_recipes.exporting.modal_app import Served
 from tests import exported
 from tests.conftest import ROOT
 

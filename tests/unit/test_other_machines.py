@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from posttrain_recipes import runfile, store
-from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.planning.reuse import Scope
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.running import ending
 from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.runner import new_record

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.cli import progress
-from posttrain_recipes.cli.progress import Lines, Live, StageProgress
-from posttrain_recipes.cli.streams import Lasting
+from posttrain_recipes.progress import lines as progress
+from posttrain_recipes.progress.lines import Lines, StageProgress
+from posttrain_recipes.progress.live import Live
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.report import TableRow

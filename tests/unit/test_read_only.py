@@ -20,8 +20,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from posttrain_recipes.atomic import require_writable
-from posttrain_recipes.cli.chat import _engine
-from posttrain_recipes.cli.target import ChatTarget
 from posttrain_recipes.engine import launch
 from posttrain_recipes.engine.storage.checkpoints import (
     ADAPTER_FILE,
@@ -32,6 +30,8 @@ from posttrain_recipes.engine.storage.checkpoints import (
 )
 from posttrain_recipes.engine.wire import AdapterConfig, RequestError
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.inference.conversation import _engine
+from posttrain_recipes.inference.target import Target
 from posttrain_recipes.tracking import mlstore
 from tests.conftest import Project, Ptl
 from tests.unit.test_cli import finished, keep
@@ -159,7 +159,7 @@ def test_chat_keeps_its_log_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(launch, "start", start)
     for cold in (contextlib.nullcontext(), frozen(home, errno.EROFS)):
-        with cold, pytest.raises(InterruptedError), _engine(ChatTarget("m", "m", "m"), home):
+        with cold, pytest.raises(InterruptedError), _engine(Target("m", "m", "m"), home):
             pass
     (data, log), (data_cold, log_cold) = seen
     assert (data, log) == (home / "engine", home / "engine" / "chat.log")

@@ -147,5 +147,5 @@ def test_verdicts(project: Project, home: Path, now: float | None, found: Any) -
     assert verdicts["before"].found == "identical"
     assert verdicts["after"].found == found
     assert verdicts["after"].reproduced == (found in ("identical", "within"))
-    shown = reproduction.as_json(record, again, [])
+    shown = reproduction.Reproduction(record, again, []).as_json()
     assert shown["reproduced"] == (found in ("identical", "within"))

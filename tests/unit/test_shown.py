@@ -20,10 +20,13 @@ import pytest
 from rich.console import Console
 
 from posttrain_recipes import shown
-from posttrain_recipes.cli import chat, cli, progress, terminal
-from posttrain_recipes.cli.streams import Lasting
+from posttrain_recipes.cli import cli
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.inference import conversation
 from posttrain_recipes.plugin import PluginConfig, Reward
+from posttrain_recipes.progress import live as progress
+from posttrain_recipes.progress import terminal
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.records import Estimate, Message, Sample
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.comparing import Comparison
@@ -282,8 +285,8 @@ def data_show(ptl: Ptl, project: Project) -> Iterator[Said]:
 
 def talk(ptl: Ptl, project: Project) -> Iterator[Said]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat.ChatClient, "first_model", lambda self: HOSTILE)
-        patch.setattr(chat.ChatClient, "stream", lambda self, body: iter(HOSTILE))
+        patch.setattr(conversation.ChatClient, "first_model", lambda self: HOSTILE)
+        patch.setattr(conversation.ChatClient, "stream", lambda self, body: iter(HOSTILE))
         yield ptl("chat", "--base-url", "http://127.0.0.1:1", "--prompt", NAME)
         lines = iter(["hello", "/reset"])
 
@@ -299,7 +302,7 @@ def talk(ptl: Ptl, project: Project) -> Iterator[Said]:
         def refused(self: Any, body: Any) -> Any:
             raise PtlError(HOSTILE, why=HOSTILE)
 
-        patch.setattr(chat.ChatClient, "stream", refused)
+        patch.setattr(conversation.ChatClient, "stream", refused)
         yield ptl("chat", "--base-url", "http://127.0.0.1:1", "--prompt", "x")
     yield ptl("chat", NAME, "--prompt", "x")
     yield ptl("chat", "--base-url", f"http-{NAME}", "--prompt", "x")

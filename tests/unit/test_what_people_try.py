@@ -234,7 +234,7 @@ def test_a_directory_as_the_store_of_mlflow(
 def test_what_comes_after_a_run_names_mlflow_where_it_was_tracked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from posttrain_recipes.cli import progress
+    from posttrain_recipes.progress import lines as progress
 
     monkeypatch.setattr(progress, "groups", lambda record: [])
     shown = [

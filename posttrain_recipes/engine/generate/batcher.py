@@ -347,7 +347,8 @@ class _CachedBatch:
             inputs["attention_mask"] = self.attention
         if self.base.keeps_logits:
             inputs["logits_to_keep"] = 1
-        out = self.base.model(**inputs, past_key_values=self.cache, use_cache=True)
+        cache = {} if (name := self.base.cache_argument) is None else {name: self.cache}
+        out = self.base.model(**inputs, **cache, use_cache=True)
         self.logits = out.logits[:, -1].float()
 
 

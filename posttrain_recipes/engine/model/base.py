@@ -88,7 +88,8 @@ class BaseModel:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         # Most models can compute the last positions' logits alone, which prefilling wants.
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self.caches = "past_key_values" in inspect.signature(self.model.forward).parameters
+        self.cache_argument = kv_cache.argument(self.model)
+        self.caches = self.cache_argument is not None
         self.rearranges = self.caches and kv_cache.rearranges(self.model.config)
         self.decoder = Decoder.of(self.model)
         self.kind = "cuda" if device.type == "cuda" else "cpu"

@@ -8,6 +8,7 @@ attention) stay as transformers makes them.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -68,6 +69,13 @@ def new_cache(config: Any) -> DynamicCache:
         if type(layer) is DynamicLayer:
             layer.__class__ = GrowingLayer
     return cache
+
+
+def argument(model: Any) -> str | None:
+    """What a model's `forward` calls the cache; None where it takes none. transformers 5.24 gave
+    it another name."""
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in taken), None)
 
 
 def rearranges(config: Any) -> bool:

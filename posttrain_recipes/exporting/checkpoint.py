@@ -1,23 +1,22 @@
-"""What `ptl export` and `ptl deploy` take away: a checkpoint, of this machine or of a service."""
+"""What is exported or deployed: a checkpoint, of this machine or of a service."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain_recipes import private, registry, sdk
-from posttrain_recipes.cli.streams import say
-from posttrain_recipes.cli.target import SCHEME, ChatTarget, find, require_here
 from posttrain_recipes.engines import Hosted
 from posttrain_recipes.errors import PtlError, UsageError, display_path, writing
-from posttrain_recipes.export.download import download
-from posttrain_recipes.export.merged import ADAPTER, base_of
+from posttrain_recipes.exporting.download import download
+from posttrain_recipes.exporting.merged import ADAPTER, base_of
+from posttrain_recipes.inference import kept
+from posttrain_recipes.inference.target import SCHEME, Target, find, require_here
 from posttrain_recipes.plugin import Engine
-from posttrain_recipes.running.collect import engine_of
 from posttrain_recipes.store import RunRecord, Store, named
 from posttrain_recipes.waiting import EngineWaiter
 
@@ -26,7 +25,7 @@ from posttrain_recipes.waiting import EngineWaiter
 class Found:
     """A checkpoint, and where it comes from."""
 
-    target: ChatTarget
+    target: Target
     adapter: Path
     """Its folder, with the files of a PEFT adapter."""
     base: str
@@ -40,11 +39,17 @@ class Found:
 
 
 @contextmanager
-def fetched(target: str, home: Path, base_url: str | None = None) -> Iterator[Found]:
+def fetched(
+    target: str,
+    home: Path,
+    base_url: str | None = None,
+    doing: Callable[[str], object] = lambda what: None,
+) -> Iterator[Found]:
     """The checkpoint of that name; one of a service is there as long as the context lasts.
 
     Args:
         base_url: the service that has it; None: that of its run, or this machine.
+        doing: is told of what takes its time, as a download.
 
     Raises:
         UsageError: there is none, or it is neither on this machine nor on a service that is named.
@@ -60,13 +65,16 @@ def fetched(target: str, home: Path, base_url: str | None = None) -> Iterator[Fo
     engine = _service(run, base_url)
     if engine is None:
         require_here(found, home)
-        adapter = _folder(found.model, home)
+        adapter = kept.folder(found.model, home)
+        _check_finite(adapter / ADAPTER[1])
+        if missing := [name for name in ADAPTER if not (adapter / name).is_file()]:
+            raise PtlError(f"the checkpoint is damaged: {adapter} lacks {', '.join(missing)}")
         yield Found(found, adapter, base_of(adapter), run, stage)
         return
     with tempfile.TemporaryDirectory(prefix="ptl-export-") as folder:
         adapter = Path(folder) / "adapter"
         adapter.mkdir()
-        say(f"downloading {found.said}")
+        doing(f"downloading {found.said}")
         log = Path(folder) / "engine.log"
         with private.files(), engine.connect({}, home / "engine", log) as connection:
             download(connection, found.model, adapter, EngineWaiter(connection.alive))
@@ -81,10 +89,10 @@ def _service(run: RunRecord | None, base_url: str | None) -> Engine | None:
         return Hosted(Hosted.Config(base_url=base_url))
     if run is None or run.engine == "local":
         return None
-    return engine_of(run.resolved.get("engine", run.engine), registry.load())
+    return registry.load().engine(run.resolved.get("engine", run.engine))
 
 
-def _origin(target: str, found: ChatTarget, home: Path) -> tuple[RunRecord | None, str]:
+def _origin(target: str, found: Target, home: Path) -> tuple[RunRecord | None, str]:
     """The run and the stage that a checkpoint is of."""
     runs, _ = Store(home).listed()
     if target.startswith(SCHEME):
@@ -136,24 +144,6 @@ def written(directory: Path, home: Path) -> Iterator[Path]:
             else:
                 for made in sorted(out.iterdir()):
                     os.replace(made, directory / made.name)
-
-
-def _folder(path: str, home: Path) -> Path:
-    from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
-    from posttrain_recipes.engine.wire import RequestError
-
-    kept = CheckpointStore(home / "engine")
-    try:
-        found = kept.find(parse_path(path))
-        kept.verify(found)
-        folder = found.folder
-        _check_finite(folder / ADAPTER[1])
-    except RequestError as error:
-        raise PtlError(str(error)) from None
-    missing = [name for name in ADAPTER if not (folder / name).is_file()]
-    if missing:
-        raise PtlError(f"the checkpoint is damaged: {folder} lacks {', '.join(missing)}")
-    return folder
 
 
 def _check_finite(file: Path) -> None:

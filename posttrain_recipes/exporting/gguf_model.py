@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from posttrain_recipes import ggufs
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.export.gguf_tokens import Words
+from posttrain_recipes.exporting.gguf_tokens import Words
 
 Kind = Literal["f32", "f16", "q8_0"]
 ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.errors import PtlError, UsageError, display_path
-from posttrain_recipes.export import card
-from posttrain_recipes.export.merged import ADAPTER
+from posttrain_recipes.exporting import card
+from posttrain_recipes.exporting.merged import ADAPTER
 from posttrain_recipes.shown import plain, redact
 
 SECONDS = 20.0

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from posttrain_recipes.cli.streams import Lasting
+from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.shown import plain, redact
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ def guarded() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def _unguarded(stream: TextIO) -> TextIO:
+def unguarded(stream: TextIO) -> TextIO:
+    """The stream itself, for what is ours to print and no text of others."""
     return stream.stream if isinstance(stream, Guarded) else stream
 
 
@@ -97,7 +100,7 @@ def exact(text: str, file: TextIO | None = None) -> None:
 
 def styled(text: str, end: str = "\n", **style: Any) -> None:
     """Print on stdout in a style of ours, `fg="red"` or `dim=True`; `text` may be anybody's."""
-    click.echo(click.style(plain(text), **style) + end, file=_unguarded(sys.stdout), nl=False)
+    click.echo(click.style(plain(text), **style) + end, file=unguarded(sys.stdout), nl=False)
 
 
 def console(out: Lasting) -> Console:
@@ -116,7 +119,7 @@ def console(out: Lasting) -> Console:
                 text, style, control = segment
                 yield segment if control else Segment(plain(text), style)
 
-    file = cast("IO[str]", out.over(_unguarded))
+    file = cast("IO[str]", out.over(unguarded))
     return Plain(file=file, highlight=False, markup=False, emoji=False)
 
 
@@ -132,3 +135,8 @@ def show_click(error: click.ClickException) -> None:
     told = io.StringIO()
     error.show(told)
     click.echo(told.getvalue(), err=True, nl=False)
+
+
+def folded(text: str) -> str:
+    """A sentence below a table, in lines that fit the terminal."""
+    return textwrap.fill(text, min(100, shutil.get_terminal_size().columns), break_on_hyphens=False)

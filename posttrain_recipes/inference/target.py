@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain_recipes import ggufs, models
-from posttrain_recipes.cli.options import check_model
-from posttrain_recipes.cli.streams import say
-from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.errors import PtlWarning, UsageError, display_path
+from posttrain_recipes.inference import kept
 from posttrain_recipes.language.suite import Measurand
+from posttrain_recipes.models import check_model
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.planning.plans import BASE
 from posttrain_recipes.registry import nearest
 from posttrain_recipes.store import RunRecord, StageRecord, Store, named
 
-if TYPE_CHECKING:
-    from posttrain_recipes.engine.storage.checkpoints import CheckpointRecord
-
 SCHEME = "tinker://"
 
 
 @dataclass(frozen=True)
-class ChatTarget:
-    """A model to chat with. `model` is its name on the engine, `base` the base model to serve."""
+class Target:
+    """What can be sampled from: `model`, its name on the engine, and `base`, the model to serve."""
 
     model: str
     base: str
@@ -37,7 +35,7 @@ class ChatTarget:
     """The run that it is of; None for a model, and for a checkpoint that is named by its path."""
 
 
-def find(text: str | None, home: Path) -> ChatTarget:
+def find(text: str | None, home: Path) -> Target:
     """The target of that name; without a name the last run's, or else the bundled model.
 
     Raises:
@@ -46,10 +44,10 @@ def find(text: str | None, home: Path) -> ChatTarget:
     runs, unreadable = Store(home).listed()
     if text is None:
         made = [run for run in runs if run.engine == "local" and _trained(run)]
-        return _of_run(made[-1], "") if made else ChatTarget("ptl/tiny", "ptl/tiny", "ptl/tiny")
+        return _of_run(made[-1], "") if made else Target("ptl/tiny", "ptl/tiny", "ptl/tiny")
     if text.startswith(SCHEME):
-        record = _record(text, home)
-        return ChatTarget(text, record.base_model if record else "", text)
+        record = kept.record(text, home)
+        return Target(text, record.base_model if record else "", text)
     check_model(text, "the target")
     name, _, stage = text.partition("/")
     if (run := named(runs, name)) is not None:
@@ -67,7 +65,7 @@ def find(text: str | None, home: Path) -> ChatTarget:
         if models.is_path(text):
             text = str(Path(os.path.expanduser(text)).resolve())
             require_model(text)
-        return ChatTarget(text, text, text)
+        return Target(text, text, text)
     recent = ", ".join(run.id for run in runs[-5:])
     raise UsageError(
         f"'{text}' is no run in {display_path(home)}, no checkpoint and no model",
@@ -90,7 +88,7 @@ def _trained(run: RunRecord) -> list[StageRecord]:
     return [stage for stage in run.stages if stage.checkpoint and stage.checkpoint.sampler_uri]
 
 
-def _of_run(run: RunRecord, name: str) -> ChatTarget:
+def _of_run(run: RunRecord, name: str) -> Target:
     trained = {stage.name: stage for stage in _trained(run)}
     if name and name not in trained:
         missing = name not in [stage.name for stage in run.stages]
@@ -114,25 +112,10 @@ def _of_run(run: RunRecord, name: str) -> ChatTarget:
     assert checkpoint.sampler_uri is not None
     renderer = RendererConfig.model_validate(stage.inputs.get("renderer", {}))
     said = f"{run.id}/{stage.name}"
-    return ChatTarget(checkpoint.sampler_uri, checkpoint.base_model, said, renderer, run)
+    return Target(checkpoint.sampler_uri, checkpoint.base_model, said, renderer, run)
 
 
-def _record(path: str, home: Path) -> CheckpointRecord | None:
-    """The description of a checkpoint of the engine in `home`; None if it is not there."""
-    from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
-    from posttrain_recipes.engine.wire import RequestError
-
-    if not (home / "engine" / "runs").is_dir():
-        return None
-    try:
-        return CheckpointStore(home / "engine").record(parse_path(path))
-    except RequestError as error:
-        if error.status == 404:
-            return None
-        raise PtlError(f"the checkpoint {path} cannot be used", why=str(error)) from None
-
-
-def require_here(target: ChatTarget, home: Path) -> None:
+def require_here(target: Target, home: Path) -> None:
     """See that the target's checkpoint lies in `home`, and say so where it cannot be verified.
 
     Raises:
@@ -141,14 +124,15 @@ def require_here(target: ChatTarget, home: Path) -> None:
     """
     if not target.model.startswith(SCHEME):
         return
-    record = _record(target.model, home)
+    record = kept.record(target.model, home)
     if record is None:
         raise UsageError(
             f"the checkpoint {target.model} is not in {display_path(home / 'engine')}",
             hint="name the --home it was trained in, or the --base-url of the engine that has it",
         )
     if record.files is None:
-        say(f"warning: {target.said} is not verified: an earlier version saved it without hashes")
+        told = f"{target.said} is not verified: an earlier version saved it without hashes"
+        warnings.warn(told, PtlWarning, stacklevel=2)
 
 
 def measurand(text: str, home: Path, engine: Any, model: str | None) -> Measurand:
@@ -175,23 +159,7 @@ def measurand(text: str, home: Path, engine: Any, model: str | None) -> Measuran
         start = target.model
         if (engine or own) == "local":
             require_here(target, home)
-            start = _first_of_same(start, home)
+            start = kept.first_of_same(start, home)
     shown = {k: v for k, v in target.renderer.model_dump(mode="json").items() if v is not None}
     renderer = shown if target.renderer != AS_EVER else {}
     return Measurand(target.said, base, start, engine or own, renderer)
-
-
-def _first_of_same(path: str, home: Path) -> str:
-    """The oldest checkpoint with the same weights: what was measured of it is known."""
-    from posttrain_recipes.engine.storage.checkpoints import ADAPTER_FILE, CheckpointStore
-
-    store = CheckpointStore(home / "engine")
-    there = [record for record, _ in reversed(store.checkpoints())]
-    own = next(record for record in there if record.path == path)
-    held = (own.files or {}).get(ADAPTER_FILE)
-    for record in there:
-        same = (record.files or {}).get(ADAPTER_FILE) == held and record.lora == own.lora
-        kind = record.path.split("/")[3:4] == path.split("/")[3:4]
-        if held and same and kind and record.base_model == own.base_model:
-            return record.path
-    return path

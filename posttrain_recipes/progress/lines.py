@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
-from posttrain_recipes.cli import terminal
-from posttrain_recipes.cli.options import folded
-from posttrain_recipes.cli.streams import Lasting
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.pricing import duration
 from posttrain_recipes.plugin import Resume
+from posttrain_recipes.progress.streams import Lasting
+from posttrain_recipes.progress.terminal import folded
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.comparisons import groups
@@ -25,9 +23,7 @@ from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 from posttrain_recipes.waiting import worker
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-    from rich.status import Status
-    from rich.text import Text
+    pass
 
 LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
@@ -39,7 +35,8 @@ QUIET_SECONDS = 15.0
 """In a pipe, what is under way is told of after so long a silence."""
 
 
-def _headline(plan: Plan) -> str:
+def headline(plan: Plan) -> str:
+    """What runs where: model, engine and preset."""
     preset = f", preset {plan.preset}" if plan.preset else ""
     return f"{plan.model} on engine {plan.engine.name}{preset}"
 
@@ -92,7 +89,7 @@ class Lines(Reporter):
             self.line(f"{record.id}: already finished with these inputs; --fresh runs it again")
         else:
             verb = "goes on" if resumed else "begins"
-            self.line(f"{record.id} {verb}: {_headline(plan)}")
+            self.line(f"{record.id} {verb}: {headline(plan)}")
 
     def estimated(self, plan: Plan, ahead: Estimated, prices: str) -> None:
         note = f" ({prices})" if plan.engine.billed else ""
@@ -218,13 +215,6 @@ def shortened(text: str, room: int) -> str:
     return f"{text[: max(room - 1 - end, 0)]}…{text[len(text) - end :]}"
 
 
-def _text(*parts: str | tuple[str, str]) -> Text:
-    """Text in styles; what stands in it is no markup."""
-    from rich.text import Text
-
-    return Text.assemble(*parts)
-
-
 def how_far(progress: SamplingProgress) -> str:
     """`64 of 200 replies, 1,234 tokens/s, 25 s left`."""
     parts = []
@@ -311,162 +301,3 @@ class StageProgress:
         # The first one starts up what the others find running.
         took = (now - self.first) / (steps - 1) if steps > 1 and self.first else now - self.began
         return duration(took * (total - number))
-
-
-class Live(Lines):
-    """A progress bar while training, a spinner while something else is under way, and a table.
-
-    Evals beside what trains, the only named workers here, have lines of their own, and the spinner
-    as long as no bar is there.
-    """
-
-    def __init__(self, out: Lasting) -> None:
-        super().__init__(out)
-        self.console = terminal.console(out)
-        self.lock = threading.RLock()
-        """Held while the bar or the spinner changes: a terminal has one."""
-        self.status: Status | None = None
-        self.progress: Progress | None = None
-
-    def line(self, text: str = "") -> None:
-        whose = f"  {worker()}: " if worker() else ""
-        self.console.print(f"{whose}{text.lstrip() if whose else text}", soft_wrap=True)
-
-    def close(self) -> None:
-        with self.lock:
-            if self.status is not None:
-                self.status.stop()
-                self.status = None
-            if self.progress is not None:
-                self.progress.stop()
-                self.progress = None
-
-    def doing(self, what: str) -> None:
-        with self.lock:
-            if self.progress is not None:
-                if worker():
-                    return
-                self.close()
-            if self.status is None:
-                self.status = self.console.status("", spinner="dots")
-                self.status.start()
-                terminal.guard()  # rich has put streams of its own in place
-            self.status.update(_text((what, "dim")))
-
-    def sampling(self, progress: SamplingProgress) -> None:
-        if self.progress is not None:
-            if worker():
-                return
-            if progress.answered and not self.now.stepped:
-                told = f"{progress.answered:,} of {progress.asked:,} requests"
-                rate = f"{progress.written / max(progress.seconds, 1e-9):,.0f}"
-                self.progress.update(self.task, told=told, rate=rate)
-            return
-        told = how_far(progress)
-        room = self.console.width - len(told) - 5  # the spinner, a colon and spaces
-        self.doing(f"{shortened(progress.what, room)}: {told}")
-
-    def run_started(self, plan: Plan, record: RunRecord, resumed: bool) -> None:
-        self.path = plan.path
-        if record.status == "finished":
-            super().run_started(plan, record, resumed)
-            return
-        verb = "goes on" if resumed else "begins"
-        self.console.print(_text((record.id, "bold"), f" {verb} ", (_headline(plan), "dim")))
-
-    def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
-        self.close()
-        self.stages[worker()] = StageProgress()
-        how = stage.method.name if stage.method else "evaluation"
-        head = f"\n{stage.index}/{count} {stage.name} "
-        self.console.print(_text((head, "bold"), (f"({how} from {stage.start})", "dim")))
-
-    def training(self, stage: PlannedStage, done: int, total: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self.stages[worker()] = StageProgress(done)
-        bar = Progress(
-            TextColumn("  step {task.completed}/{task.total}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[told]}", markup=False),
-            TextColumn("{task.fields[rate]} tok/s", style="dim", markup=False),
-            TextColumn("{task.fields[left]} left", style="dim", markup=False),
-            console=self.console,
-            expand=True,
-        )
-        self.task = bar.add_task("", total=total, completed=done, told="", rate="-", left="?")
-        with self.lock:
-            self.close()
-            self.progress = bar
-            bar.start()
-            terminal.guard()
-
-    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
-        training = self.now
-        training.add(metrics)
-        if self.progress is not None:
-            self.progress.update(
-                self.task,
-                completed=number,
-                total=total,
-                told=training.told(metrics),
-                rate=f"{training.tokens:,.0f}",
-                left=training.left(number, total),
-            )
-
-    def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:
-        self.close()
-        super().stage_trained(stage, record)
-
-    def stage_finished(self, stage: PlannedStage, record: StageRecord) -> None:
-        if worker():
-            super().stage_finished(stage, record)
-            return
-        self.close()
-        self.console.print(_text((f"  done in {duration(record.seconds)}", "dim")))
-
-    def stage_failed(self, stage: PlannedStage, record: StageRecord) -> None:
-        if not worker():
-            self.close()
-        super().stage_failed(stage, record)
-
-    def warning(self, text: str) -> None:
-        self.console.print("warning: ", style="yellow", end="")
-        self.console.print(text)
-
-    def run_finished(self, record: RunRecord) -> None:
-        self.close()
-        super().run_finished(record)
-
-    def table(self, record: RunRecord) -> None:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in ("stage", "eval"):
-            table.add_column(name, overflow="fold")
-        for name in ("n", "before", "after", "change"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        colours = {"better": "green", "worse": "red", "same": "dim"}
-        rows = report.rows(record)
-        for row in rows:
-            colour = colours.get(row.verdict, "")
-            table.add_row(
-                row.stage,
-                row.label,
-                str(row.count),
-                report.show(row.before, row.percent),
-                report.show(row.after, row.percent),
-                Text(report.show_change(row), colour),
-                Text(row.verdict, colour),
-            )
-        self.console.print()
-        self.console.print(table)
-        for note in report.notes(rows):
-            self.console.print(Text(note, "dim"))
-
-    def interrupted(self, command: str) -> None:
-        self.close()
-        super().interrupted(command)

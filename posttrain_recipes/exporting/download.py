@@ -21,7 +21,7 @@ from urllib.request import urlopen
 
 from posttrain_recipes import models
 from posttrain_recipes.errors import MissingExtraError, PtlError
-from posttrain_recipes.export.merged import ADAPTER
+from posttrain_recipes.exporting.merged import ADAPTER
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.plugin import Connection, Waiter
 from posttrain_recipes.pretrained import in_a_line

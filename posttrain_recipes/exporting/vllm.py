@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import ggufs
-from posttrain_recipes.export.merged import ADAPTER
+from posttrain_recipes.exporting.merged import ADAPTER
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be."""

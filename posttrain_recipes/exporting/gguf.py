@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.export import gguf_model, merged, modelfile
-from posttrain_recipes.export.gguf_tokens import Words
+from posttrain_recipes.exporting import gguf_model, merged, modelfile
+from posttrain_recipes.exporting.gguf_tokens import Words
 from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.pretrained import token_ids
 from posttrain_recipes.training.text.chat_template import ChatRenderer
