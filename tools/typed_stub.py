@@ -66,7 +66,7 @@ def _referred(name: str) -> str:
             last = last.removesuffix(ending) + piece
     last = last[:1].upper() + last[1:]
     known = {one.capitalize() for one in (*typed.KINDS, *typed.PIECES)}
-    return f"{last}RecipePart" if last in known else "Mapping[str, Any]"
+    return f"{last}Piece" if last in known else "Mapping[str, Any]"
 
 
 def function(
@@ -97,17 +97,17 @@ def stub() -> str:
     defs = recipe_schema(registry.load())["$defs"]
     lines = [HEAD]
     for name in (*typed.KINDS, *typed.PIECES):
-        lines.append(f"class {name.capitalize()}RecipePart(RecipePart): ...")
+        lines.append(f"class {name.capitalize()}Piece(RecipePart): ...")
     for kind in typed.KINDS:
         lines += ["", f"class _{kind.capitalize()}s:"]
         for name in defs[kind]["properties"]["use"]["enum"]:
             made = defs[f"{kind}.{name}"]
-            lines += function(name, made, f"{kind.capitalize()}RecipePart", defs, inside=True)
+            lines += function(name, made, f"{kind.capitalize()}Piece", defs, inside=True)
         lines += ["", f"{kind}: _{kind.capitalize()}s"]
     for name in typed.PIECES:
         lines += [
             "",
-            *function(name, defs[name], f"{name.capitalize()}RecipePart", defs, inside=False),
+            *function(name, defs[name], f"{name.capitalize()}Piece", defs, inside=False),
         ]
     return "\n".join(lines) + "\n"
 

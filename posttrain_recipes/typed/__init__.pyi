@@ -6,18 +6,18 @@ from typing import Any, Literal
 
 class RecipePart(dict[str, Any]): ...
 
-class DatasetRecipePart(RecipePart): ...
-class MethodRecipePart(RecipePart): ...
-class RewardRecipePart(RecipePart): ...
-class EvalRecipePart(RecipePart): ...
-class EngineRecipePart(RecipePart): ...
-class RecipeRecipePart(RecipePart): ...
-class StageRecipePart(RecipePart): ...
-class RepeatRecipePart(RecipePart): ...
-class CompareRecipePart(RecipePart): ...
-class LoraRecipePart(RecipePart): ...
-class RendererRecipePart(RecipePart): ...
-class ResourcesRecipePart(RecipePart): ...
+class DatasetPiece(RecipePart): ...
+class MethodPiece(RecipePart): ...
+class RewardPiece(RecipePart): ...
+class EvalPiece(RecipePart): ...
+class EnginePiece(RecipePart): ...
+class RecipePiece(RecipePart): ...
+class StagePiece(RecipePart): ...
+class RepeatPiece(RecipePart): ...
+class ComparePiece(RecipePart): ...
+class LoraPiece(RecipePart): ...
+class RendererPiece(RecipePart): ...
+class ResourcesPiece(RecipePart): ...
 
 class _Datasets:
     def collected(
@@ -26,7 +26,7 @@ class _Datasets:
         stage: str,
         test_size: int = ...,
         limit: int | None = ...,
-    ) -> DatasetRecipePart: """Records that an earlier stage of the recipe made, or left behind while it trained.
+    ) -> DatasetPiece: """Records that an earlier stage of the recipe made, or left behind while it trained.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -41,7 +41,7 @@ class _Datasets:
         limit: int | None = ...,
         arguments: Mapping[str, Any] = ...,
         split: Literal['train', 'test'] = ...,
-    ) -> DatasetRecipePart: """Environments of tinker-cookbook: message environments, others, and its own recipes'.
+    ) -> DatasetPiece: """Environments of tinker-cookbook: message environments, others, and its own recipes'.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -53,14 +53,14 @@ class _Datasets:
     def curriculum(
         self,
         *,
-        data: DatasetRecipePart,
+        data: DatasetPiece,
         test_size: int = ...,
         limit: int | None = ...,
         by: str = ...,
         descending: bool = ...,
         minimum: float | None = ...,
         maximum: float | None = ...,
-    ) -> DatasetRecipePart: """Another dataset sorted by difficulty: a field of its prompts, a pass rate, or length.
+    ) -> DatasetPiece: """Another dataset sorted by difficulty: a field of its prompts, a pass rate, or length.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -84,7 +84,7 @@ class _Datasets:
         split: str = ...,
         revision: str | None = ...,
         streaming: bool = ...,
-    ) -> DatasetRecipePart: """Records of a Hugging Face dataset; its columns tell what they are, as with `jsonl`.
+    ) -> DatasetPiece: """Records of a Hugging Face dataset; its columns tell what they are, as with `jsonl`.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -108,7 +108,7 @@ class _Datasets:
         system: str | None = ...,
         bad_rows: Literal['stop', 'skip'] = ...,
         format: Literal['jsonl', 'json', 'csv', 'tsv', 'parquet'] | None = ...,
-    ) -> DatasetRecipePart: """Records of a local JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
+    ) -> DatasetPiece: """Records of a local JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -122,12 +122,12 @@ class _Datasets:
     def mix(
         self,
         *,
-        parts: Sequence[DatasetRecipePart],
+        parts: Sequence[DatasetPiece],
         test_size: int = ...,
         limit: int | None = ...,
         weights: Sequence[float] | None = ...,
         size: int | None = ...,
-    ) -> DatasetRecipePart: """Several datasets interleaved: all of each, or in shares given by weights.
+    ) -> DatasetPiece: """Several datasets interleaved: all of each, or in shares given by weights.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -146,7 +146,7 @@ class _Datasets:
         least: int = ...,
         most: int = ...,
         seed: int = ...,
-    ) -> DatasetRecipePart: """The game of Nim: sticks are taken in turn, one to three; who takes the last one wins.
+    ) -> DatasetPiece: """The game of Nim: sticks are taken in turn, one to three; who takes the last one wins.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -161,9 +161,9 @@ class _Datasets:
     def tools(
         self,
         *,
-        data: DatasetRecipePart,
+        data: DatasetPiece,
         tools: Sequence[str],
-        reward: RewardRecipePart,
+        reward: RewardPiece,
         test_size: int = ...,
         limit: int | None = ...,
         format: Literal['json', 'tag'] = ...,
@@ -171,7 +171,7 @@ class _Datasets:
         max_calls: int = ...,
         max_result: int = ...,
         timeout: float = ...,
-    ) -> DatasetRecipePart: """Prompts that may be answered with the help of tools, which are functions of yours.
+    ) -> DatasetPiece: """Prompts that may be answered with the help of tools, which are functions of yours.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -203,7 +203,7 @@ class _Methods:
         pairs: int = ...,
         margin: float = ...,
         retries: int = ...,
-    ) -> MethodRecipePart: """Makes preference pairs: the policy writes two replies, a judge model says which is better.
+    ) -> MethodPiece: """Makes preference pairs: the policy writes two replies, a judge model says which is better.
 
         Args:
             batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
@@ -231,7 +231,7 @@ class _Methods:
         n: int = ...,
         keep: int = ...,
         min_reward: float | None = ...,
-    ) -> MethodRecipePart: """Makes conversations of the best of n replies to each prompt, and pairs of best and worst.
+    ) -> MethodPiece: """Makes conversations of the best of n replies to each prompt, and pairs of best and worst.
 
         Args:
             batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
@@ -256,7 +256,7 @@ class _Methods:
         rounds: int = ...,
         critique: str = ...,
         revise: str = ...,
-    ) -> MethodRecipePart: """Makes conversations and pairs: the policy answers, and revises by a written principle.
+    ) -> MethodPiece: """Makes conversations and pairs: the policy answers, and revises by a written principle.
 
         Args:
             batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
@@ -294,7 +294,7 @@ class _Methods:
         truncate: bool = ...,
         beta: float = ...,
         nll_weight: float = ...,
-    ) -> MethodRecipePart: """Contrastive preference optimization: dpo without a reference, imitating the chosen reply.
+    ) -> MethodPiece: """Contrastive preference optimization: dpo without a reference, imitating the chosen reply.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -341,7 +341,7 @@ class _Methods:
         truncate: bool = ...,
         teacher: Mapping[str, Any] | None = ...,
         top_k: int = ...,
-    ) -> MethodRecipePart: """Off-policy distillation: learn text of a teacher, or its distribution over each next token.
+    ) -> MethodPiece: """Off-policy distillation: learn text of a teacher, or its distribution over each next token.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -389,7 +389,7 @@ class _Methods:
         truncate: bool = ...,
         group_size: int = ...,
         max_tokens: int = ...,
-    ) -> MethodRecipePart: """On-policy distillation: score each token of the student's own replies by a teacher.
+    ) -> MethodPiece: """On-policy distillation: score each token of the student's own replies by a teacher.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -439,7 +439,7 @@ class _Methods:
         loss: Literal['sigmoid', 'ipo', 'hinge', 'robust'] = ...,
         beta: float = ...,
         label_smoothing: float = ...,
-    ) -> MethodRecipePart: """Direct preference optimization: prefer the chosen reply over the rejected one.
+    ) -> MethodPiece: """Direct preference optimization: prefer the chosen reply over the rejected one.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -512,7 +512,7 @@ class _Methods:
         reward_timeout: float | None = ...,
         collect: Mapping[str, Any] | None = ...,
         flat_groups: Literal['drop', 'replace'] = ...,
-    ) -> MethodRecipePart: """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
+    ) -> MethodPiece: """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -603,7 +603,7 @@ class _Methods:
         beta: float = ...,
         desirable_weight: float = ...,
         undesirable_weight: float = ...,
-    ) -> MethodRecipePart: """Kahneman-Tversky optimization: more of the replies called good, less of those called bad.
+    ) -> MethodPiece: """Kahneman-Tversky optimization: more of the replies called good, less of those called bad.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -651,7 +651,7 @@ class _Methods:
         max_length: int = ...,
         truncate: bool = ...,
         beta: float = ...,
-    ) -> MethodRecipePart: """Odds ratio preference optimization: imitate the chosen reply, and avoid the rejected one.
+    ) -> MethodPiece: """Odds ratio preference optimization: imitate the chosen reply, and avoid the rejected one.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -684,7 +684,7 @@ class _Methods:
         temperature: float = ...,
         model: Mapping[str, Any] | None = ...,
         samples: int = ...,
-    ) -> MethodRecipePart: """Makes prompts with their pass rates: how often a model's replies earn the reward.
+    ) -> MethodPiece: """Makes prompts with their pass rates: how often a model's replies earn the reward.
 
         Args:
             batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
@@ -718,7 +718,7 @@ class _Methods:
         top_k: int = ...,
         max_tokens: int = ...,
         temperature: float = ...,
-    ) -> MethodRecipePart: """Prompt distillation: learn to answer without a prompt as one answers with it.
+    ) -> MethodPiece: """Prompt distillation: learn to answer without a prompt as one answers with it.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -769,7 +769,7 @@ class _Methods:
         max_length: int = ...,
         truncate: bool = ...,
         centering: float = ...,
-    ) -> MethodRecipePart: """Reward modelling: learn to score replies as the people did who preferred one of two.
+    ) -> MethodPiece: """Reward modelling: learn to score replies as the people did who preferred one of two.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -819,7 +819,7 @@ class _Methods:
         top_k: int = ...,
         skip_tokens: int = ...,
         template: str = ...,
-    ) -> MethodRecipePart: """Self-distillation: learn what the model itself says when it is shown a demonstration.
+    ) -> MethodPiece: """Self-distillation: learn what the model itself says when it is shown a demonstration.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -898,7 +898,7 @@ class _Methods:
         on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
         reward_timeout: float | None = ...,
         flat_groups: Literal['drop', 'replace'] = ...,
-    ) -> MethodRecipePart: """Self-play: one policy takes both seats of a game and learns from who wins.
+    ) -> MethodPiece: """Self-play: one policy takes both seats of a game and learns from who wins.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -984,7 +984,7 @@ class _Methods:
         max_length: int = ...,
         truncate: bool = ...,
         train_on: Literal['last', 'all'] = ...,
-    ) -> MethodRecipePart: """Supervised fine-tuning: imitate what the assistant said in example conversations.
+    ) -> MethodPiece: """Supervised fine-tuning: imitate what the assistant said in example conversations.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -1031,7 +1031,7 @@ class _Methods:
         beta: float = ...,
         gamma: float = ...,
         nll_weight: float = ...,
-    ) -> MethodRecipePart: """Simple preference optimization: make the chosen reply likelier per token, by a margin.
+    ) -> MethodPiece: """Simple preference optimization: make the chosen reply likelier per token, by a margin.
 
         Args:
             learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
@@ -1069,7 +1069,7 @@ class _Methods:
         samples: int = ...,
         best: int | None = ...,
         min_reward: float | None = ...,
-    ) -> MethodRecipePart: """Makes conversations of prompts and a teacher's answers, all of them or the rewarded ones.
+    ) -> MethodPiece: """Makes conversations of prompts and a teacher's answers, all of them or the rewarded ones.
 
         Args:
             batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
@@ -1093,7 +1093,7 @@ class _Rewards:
         weight: float = ...,
         extract: Literal['whole', 'number', 'hashes', 'boxed'] = ...,
         ignore_case: bool = ...,
-    ) -> RewardRecipePart: """1 where the reply, or the answer extracted from it, equals the reference; else 0.
+    ) -> RewardPiece: """1 where the reply, or the answer extracted from it, equals the reference; else 0.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1107,7 +1107,7 @@ class _Rewards:
         weight: float = ...,
         arguments: Mapping[str, Any] = ...,
         timeout: float | None = ...,
-    ) -> RewardRecipePart: """What a function of your own says: `{use: function, call: "my_rewards:score"}`.
+    ) -> RewardPiece: """What a function of your own says: `{use: function, call: "my_rewards:score"}`.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1123,7 +1123,7 @@ class _Rewards:
         path: str | Path | None = ...,
         inline: Mapping[str, Any] | None = ...,
         parses: float = ...,
-    ) -> RewardRecipePart: """1 where the reply is JSON that a JSON Schema accepts; else 0.
+    ) -> RewardPiece: """1 where the reply is JSON that a JSON Schema accepts; else 0.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1142,7 +1142,7 @@ class _Rewards:
         retries: int = ...,
         cache: bool = ...,
         question: str = ...,
-    ) -> RewardRecipePart: """A judge model's yes to a question about the reply: its probability, or 1 and 0 from text.
+    ) -> RewardPiece: """A judge model's yes to a question about the reply: its probability, or 1 and 0 from text.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1164,7 +1164,7 @@ class _Rewards:
         least: int = ...,
         most: int | None = ...,
         slack: int = ...,
-    ) -> RewardRecipePart: """1 where the length of the reply is within bounds, falling to 0 outside of them.
+    ) -> RewardPiece: """1 where the length of the reply is within bounds, falling to 0 outside of them.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1181,7 +1181,7 @@ class _Rewards:
         parser: Literal['builtin', 'math_verify'] = ...,
         relative: float = ...,
         absolute: float = ...,
-    ) -> RewardRecipePart: """1 where the number that the reply comes to is the reference, within a tolerance; else 0.
+    ) -> RewardPiece: """1 where the number that the reply comes to is the reference, within a tolerance; else 0.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1203,7 +1203,7 @@ class _Rewards:
         cache: bool = ...,
         question: str = ...,
         against: Literal['group', 'answer'] = ...,
-    ) -> RewardRecipePart: """Share of comparisons that a reply wins by a judge, against its group or the reference.
+    ) -> RewardPiece: """Share of comparisons that a reply wins by a judge, against its group or the reference.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1227,7 +1227,7 @@ class _Rewards:
         score: Literal['all', 'share'] = ...,
         seconds: float = ...,
         memory_mb: int = ...,
-    ) -> RewardRecipePart: """1 where the Python code of the reply passes the prompt's tests; else 0.
+    ) -> RewardPiece: """1 where the Python code of the reply passes the prompt's tests; else 0.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1244,7 +1244,7 @@ class _Rewards:
         match: Literal['anywhere', 'whole'] = ...,
         reads: Literal['text', 'raw'] = ...,
         ignore_case: bool = ...,
-    ) -> RewardRecipePart: """1 where the reply matches a regular expression; else 0.
+    ) -> RewardPiece: """1 where the reply matches a regular expression; else 0.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1259,7 +1259,7 @@ class _Rewards:
         *,
         model: Mapping[str, Any],
         weight: float = ...,
-    ) -> RewardRecipePart: """The learned reward of the reply: log-odds, in nats, of a reward model's yes against no.
+    ) -> RewardPiece: """The learned reward of the reply: log-odds, in nats, of a reward model's yes against no.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1278,7 +1278,7 @@ class _Rewards:
         criteria: Sequence[Mapping[str, Any] | str] = ...,
         field: str | None = ...,
         question: str = ...,
-    ) -> RewardRecipePart: """A weighted sum of a judge's answers to several criteria, over the sum of positive weights.
+    ) -> RewardPiece: """A weighted sum of a judge's answers to several criteria, over the sum of positive weights.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
@@ -1302,13 +1302,13 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         max_turns: int = ...,
         max_tokens: int = ...,
         temperature: float = ...,
         retries: int = ...,
-    ) -> EvalRecipePart: """Mean return of the first seat over episodes, one a task, and what else the episodes tell.
+    ) -> EvalPiece: """Mean return of the first seat over episodes, one a task, and what else the episodes tell.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1325,13 +1325,13 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         max_tokens: int = ...,
         temperature: float = ...,
         extract: Literal['whole', 'number', 'hashes', 'boxed'] = ...,
         ignore_case: bool = ...,
-    ) -> EvalRecipePart: """Share of prompts whose reply, or the answer extracted from it, equals the reference.
+    ) -> EvalPiece: """Share of prompts whose reply, or the answer extracted from it, equals the reference.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1347,12 +1347,12 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         count: int = ...,
         max_tokens: int = ...,
         temperature: float = ...,
-    ) -> EvalRecipePart: """Samples replies for people to read, the same prompts before and after training.
+    ) -> EvalPiece: """Samples replies for people to read, the same prompts before and after training.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1366,7 +1366,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: str | None = ...,
@@ -1378,7 +1378,7 @@ class _Evals:
         max_tokens: int = ...,
         temperature: float = ...,
         instruction: str = ...,
-    ) -> EvalRecipePart: """GSM8K: share of grade-school word problems whose final number is right.
+    ) -> EvalPiece: """GSM8K: share of grade-school word problems whose final number is right.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1399,7 +1399,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: str | None = ...,
@@ -1411,7 +1411,7 @@ class _Evals:
         samples: int = ...,
         seconds: float = ...,
         memory_mb: int = ...,
-    ) -> EvalRecipePart: """HumanEval: share of Python functions that the model completes so that the tests pass.
+    ) -> EvalPiece: """HumanEval: share of Python functions that the model completes so that the tests pass.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1432,7 +1432,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: str | None = ...,
@@ -1441,7 +1441,7 @@ class _Evals:
         limit: int | None = ...,
         max_tokens: int = ...,
         temperature: float = ...,
-    ) -> EvalRecipePart: """IFEval: share of prompts whose instructions a reply follows, as a program checks.
+    ) -> EvalPiece: """IFEval: share of prompts whose instructions a reply follows, as a program checks.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1459,7 +1459,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: Literal['full', 'sanitized'] | None = ...,
@@ -1473,7 +1473,7 @@ class _Evals:
         samples: int = ...,
         seconds: float = ...,
         memory_mb: int = ...,
-    ) -> EvalRecipePart: """MBPP: share of basic Python problems whose tests the model's program passes.
+    ) -> EvalPiece: """MBPP: share of basic Python problems whose tests the model's program passes.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1495,13 +1495,13 @@ class _Evals:
     def mean_reward(
         self,
         *,
-        reward: RewardRecipePart,
+        reward: RewardPiece,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         max_tokens: int = ...,
         temperature: float = ...,
-    ) -> EvalRecipePart: """Mean of a reward over one sampled reply to each prompt.
+    ) -> EvalPiece: """Mean of a reward over one sampled reply to each prompt.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1516,7 +1516,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: str | None = ...,
@@ -1526,7 +1526,7 @@ class _Evals:
         num_fewshot: int = ...,
         fewshot: str | None = ...,
         score: Literal['letters', 'texts'] = ...,
-    ) -> EvalRecipePart: """MMLU: share of questions of 57 subjects whose right letter the model finds the likeliest.
+    ) -> EvalPiece: """MMLU: share of questions of 57 subjects whose right letter the model finds the likeliest.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1546,7 +1546,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: str | None = ...,
@@ -1556,7 +1556,7 @@ class _Evals:
         num_fewshot: int = ...,
         fewshot: str | None = ...,
         score: Literal['letters', 'texts'] = ...,
-    ) -> EvalRecipePart: """Share of questions whose right choice the model finds the likeliest; nothing is sampled.
+    ) -> EvalPiece: """Share of questions whose right choice the model finds the likeliest; nothing is sampled.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1576,11 +1576,11 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         train_on: Literal['last', 'all'] = ...,
         max_length: int = ...,
-    ) -> EvalRecipePart: """Mean negative log-likelihood of a token that the assistant said, in nats; lower is better.
+    ) -> EvalPiece: """Mean negative log-likelihood of a token that the assistant said, in nats; lower is better.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1593,10 +1593,10 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         max_length: int = ...,
-    ) -> EvalRecipePart: """Share of pairs whose chosen reply the model finds likelier, per token; a tie is half.
+    ) -> EvalPiece: """Share of pairs whose chosen reply the model finds likelier, per token; a tie is half.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1608,9 +1608,9 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
-    ) -> EvalRecipePart: """Share of pairs whose chosen reply gets the higher reward from the weights; a tie is half.
+    ) -> EvalPiece: """Share of pairs whose chosen reply gets the higher reward from the weights; a tie is half.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1621,7 +1621,7 @@ class _Evals:
         self,
         *,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         path: str | Path | None = ...,
         subset: str | None = ...,
@@ -1631,8 +1631,8 @@ class _Evals:
         max_tokens: int = ...,
         temperature: float = ...,
         all_are: Literal['harmful', 'harmless'] | None = ...,
-        refusal: RewardRecipePart | None = ...,
-    ) -> EvalRecipePart: """Safety: share of harmful prompts that are refused, and of harmless ones that are refused too.
+        refusal: RewardPiece | None = ...,
+    ) -> EvalPiece: """Safety: share of harmful prompts that are refused, and of harmless ones that are refused too.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1651,14 +1651,14 @@ class _Evals:
     def win_rate(
         self,
         *,
-        reward: RewardRecipePart,
+        reward: RewardPiece,
         name: str = ...,
-        dataset: DatasetRecipePart = ...,
+        dataset: DatasetPiece = ...,
         every: int = ...,
         against: Mapping[str, Any] = ...,
         max_tokens: int = ...,
         temperature: float = ...,
-    ) -> EvalRecipePart: """Share of prompts where a reward prefers the weights' reply to that of other weights.
+    ) -> EvalPiece: """Share of prompts where a reward prefers the weights' reply to that of other weights.
 
         Args:
             name: What tables and metrics call it, and what other stages refer to; by default the plugin's name.
@@ -1679,7 +1679,7 @@ class _Engines:
         *,
         dtype: Literal['auto', 'float32', 'bfloat16'] = ...,
         evals_beside: int = ...,
-    ) -> EngineRecipePart: """The embedded engine: trains on this machine, starts by itself and ends with the run.
+    ) -> EnginePiece: """The embedded engine: trains on this machine, starts by itself and ends with the run.
 
         Args:
             dtype: The numbers that base models are held and multiplied in; adapters, their optimizer and
@@ -1697,7 +1697,7 @@ class _Engines:
         dialect: Literal['auto', 'current', '0.25'] = ...,
         startup_timeout: float = ...,
         evals_beside: int = ...,
-    ) -> EngineRecipePart: """Any server that speaks Tinker's protocol: `ptl serve` elsewhere, SkyRL, TuFT, ...
+    ) -> EnginePiece: """Any server that speaks Tinker's protocol: `ptl serve` elsewhere, SkyRL, TuFT, ...
 
         Args:
             base_url: Its address, as http://host:port.
@@ -1715,7 +1715,7 @@ class _Engines:
         api_key: str = ...,
         base_url: str | None = ...,
         evals_beside: int = ...,
-    ) -> EngineRecipePart: """Hosted Tinker (thinkingmachines): remote GPUs, billed by the token.
+    ) -> EnginePiece: """Hosted Tinker (thinkingmachines): remote GPUs, billed by the token.
 
         Args:
             api_key: The key; write it as ${env:NAME}, never in plain text. [default: ${env:TINKER_API_KEY}]
@@ -1733,16 +1733,16 @@ def recipe(
     model: str = ...,
     engine: EnginePiece | str = ...,
     seed: int = ...,
-    lora: LoraRecipePart = ...,
-    renderer: RendererRecipePart = ...,
+    lora: LoraPiece = ...,
+    renderer: RendererPiece = ...,
     stages: Sequence[StagePiece | RepeatPiece | ComparePiece] = ...,
     limits: Mapping[str, Any] = ...,
     watch: Any = ...,
-    resources: ResourcesRecipePart = ...,
+    resources: ResourcesPiece = ...,
     matrix: Mapping[str, Any] = ...,
     expect: Mapping[str, str] = ...,
     presets: Mapping[str, Mapping[str, Any]] = ...,
-) -> RecipeRecipePart: """A recipe.
+) -> RecipePiece: """A recipe.
 
     Args:
         name: The recipe's name; its runs are named after it.
@@ -1765,8 +1765,8 @@ def stage(
     *,
     name: str,
     init_from: str = ...,
-    dataset: DatasetRecipePart = ...,
-    method: MethodRecipePart = ...,
+    dataset: DatasetPiece = ...,
+    method: MethodPiece = ...,
     reward: RewardPiece | Sequence[RewardPiece] = ...,
     eval: Sequence[EvalPiece | str] = ...,
     model: str = ...,
@@ -1774,10 +1774,10 @@ def stage(
     stop: Mapping[str, Any] = ...,
     expect: Mapping[str, str] = ...,
     seed: int = ...,
-    lora: LoraRecipePart = ...,
-    renderer: RendererRecipePart = ...,
-    resources: ResourcesRecipePart = ...,
-) -> StageRecipePart: """A stage.
+    lora: LoraPiece = ...,
+    renderer: RendererPiece = ...,
+    resources: ResourcesPiece = ...,
+) -> StagePiece: """A stage.
 
     Args:
         name: The stage's name, unique in the recipe.
@@ -1802,7 +1802,7 @@ def repeat(
     stages: Sequence[StagePiece | RepeatPiece | ComparePiece],
     name: str = ...,
     until: Mapping[str, str] = ...,
-) -> RepeatRecipePart: """A loop: each round starts from what the round before left.
+) -> RepeatPiece: """A loop: each round starts from what the round before left.
 
     Args:
         repeat: How many rounds; their stages are called NAME-1, NAME-2, ...
@@ -1819,7 +1819,7 @@ def compare(
     seeds: Sequence[int] = ...,
     budget: Mapping[str, Any] = ...,
     eval: Sequence[Any] = ...,
-) -> CompareRecipePart: """Branches from one start, on the same budget and seeds, with one report.
+) -> ComparePiece: """Branches from one start, on the same budget and seeds, with one report.
 
     Args:
         compare: The branches: stages, or names with 'stages:' of their own.
@@ -1836,7 +1836,7 @@ def lora(
     train_mlp: bool = ...,
     train_attn: bool = ...,
     train_unembed: bool = ...,
-) -> LoraRecipePart: """The low-rank adapter that is trained (Hu et al. 2021, arXiv 2106.09685); alpha is 32.
+) -> LoraPiece: """The low-rank adapter that is trained (Hu et al. 2021, arXiv 2106.09685); alpha is 32.
 
     Args:
         rank: Rank of the adapter's matrices. [default: 16]
@@ -1850,7 +1850,7 @@ def renderer(
     thinking: Literal['off', 'on', 'keep'] = ...,
     template_kwargs: Mapping[str, Any] = ...,
     chat_template: str | None = ...,
-) -> RendererRecipePart: """How conversations are rendered by a model's own chat template.
+) -> RendererPiece: """How conversations are rendered by a model's own chat template.
 
     Args:
         thinking: Whether the model is asked to reason before it replies. on: the reasoning of what is learned
@@ -1866,7 +1866,7 @@ def resources(
     cpus: float = ...,
     gpus: float = ...,
     memory_gb: float = ...,
-) -> ResourcesRecipePart: """A resources.
+) -> ResourcesPiece: """A resources.
 
     Args:
         cpus: CPUs. [default: 1]
