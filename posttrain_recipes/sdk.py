@@ -14,7 +14,7 @@ from posttrain_recipes.errors import PtlError
 if TYPE_CHECKING:
     import tinker
 
-OLDEST, BEFORE = (0, 38), (1, 0)
+OLDEST, BEFORE = (0, 38), (0, 39)
 """The versions that this program works with: from the first on, below the second."""
 SINCE = {
     "RestClient": "asks servers what they can do",

@@ -37,6 +37,7 @@ EXAMPLES = {
     "stages": "stages: [{name: sft, dataset: {use: jsonl, path: train.jsonl}, method: {use: sft}}]",
     "limits": "limits: {max_hours: 2}",
     "resources": "resources: {cpus: 4, gpus: 1}",
+    "watch": "watch: {prompts: 3, every: 20}",
     "matrix": "matrix: {stages.sft.method.learning_rate: [1e-4, 1e-3], seed: [0, 1, 2]}",
     "expect": "expect: {held_out: '>= 0.8', held_out change: '> 0'}",
     "presets": "presets: {quick: {stages: {sft: {method: {max_steps: 20}}}}}",

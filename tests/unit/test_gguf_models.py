@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from posttrain_recipes import ggufs, models
-from posttrain_recipes.cli import target
 from posttrain_recipes.engine.model.base import BaseModel, pick_device
 from posttrain_recipes.engine.wire import RequestError
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.exporting import gguf
+from posttrain_recipes.inference import target
 from posttrain_recipes.options import AS_EVER
 from posttrain_recipes.planning import plans
 from posttrain_recipes.records import Message

@@ -54,7 +54,7 @@ def test_another_one_is_told_with_what_to_install(
         sdk.check()
     told = f"{caught.value.what} {caught.value.why} {caught.value.hint}"
     assert says in told
-    assert "pip install 'tinker>=0.38,<1.0'" in told
+    assert "pip install 'tinker>=0.38,<0.39'" in told
     if version:
         assert version in told
 
