@@ -25,6 +25,11 @@ from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+ALIKE = (
+    *("ipo", "cpo", "simpo", "dpo_hh", "sft_gsm8k", "grpo_gsm8k", "sft_then_rlhf"),
+    *("iterative_rlhf", "multi_objective", "distill_compress", "distill_then_rl"),
+)
+"""Recipes whose way is another one's too: they run for two steps at night."""
 SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]
 
 RECIPE = """\
@@ -167,13 +172,20 @@ def test_recipes_are_found() -> None:
 
 
 @pytest.mark.usefixtures("quick_engines")
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.nightly] * (path.stem in ALIKE), id=path.stem)
+        for path in RECIPES
+    ],
+)
 def test_every_shipped_recipe_runs_for_two_steps(path: Path, tmp_path: Path) -> None:
     ptl.validate(path)
     result = ptl.run(path, preset="tiny", home=tmp_path)
     _trained_for_two_steps(result, tmp_path)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick_engines")
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
 def test_every_preset_small_runs_for_two_steps(path: Path, tmp_path: Path) -> None:
@@ -212,7 +224,11 @@ def _trained_for_two_steps(result: ptl.Result, home: Path) -> None:
 @pytest.mark.usefixtures("quick_engines")
 @pytest.mark.parametrize(
     ("stage", "step", "number"),
-    [("sft", 5, signal.SIGKILL), ("dpo", 3, signal.SIGKILL), ("sft", 3, signal.SIGTERM)],
+    [
+        ("sft", 5, signal.SIGKILL),
+        pytest.param("dpo", 3, signal.SIGKILL, marks=pytest.mark.nightly),
+        ("sft", 3, signal.SIGTERM),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_result(
     recipe: Path,
