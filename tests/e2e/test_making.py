@@ -94,6 +94,7 @@ def test_what_was_made_is_kept_told_of_and_reused(tmp_path: Path) -> None:
 GOOD_ROLLOUTS = f"""\
 name: good
 model: ptl/tiny
+watch: false
 lora: {{rank: 4}}
 stages:
   - name: rl
