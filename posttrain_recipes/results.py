@@ -146,7 +146,13 @@ class Result:
         return self.stages[stage]
 
     def __str__(self) -> str:
-        return report.markdown(self.record)
+        lines = [report.table(self.record) or "This recipe has no evals."]
+        lines += report.notes(report.rows(self.record))
+        lines += [f"{'passed' if gate.passed else 'FAILED'}  {gate}" for gate in self.gates]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Result({self.run_id}: {self.status})"
 
     def _repr_html_(self) -> str:
         """The before/after table, its intervals drawn, for a notebook."""

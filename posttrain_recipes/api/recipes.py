@@ -32,7 +32,7 @@ def plan(
     """Check a recipe and say what running it would do. Asks the hub what its branches are now.
 
     Args:
-        recipe: path of the recipe, or the recipe itself: a mapping, or a `typed.Recipe`.
+        recipe: path of the recipe, or the recipe itself: a mapping, or what `typed.recipe` makes.
         preset: one of its presets; by default `quick` where it has one.
         overrides: as `--set` takes them, `stages.sft.method.learning_rate=1e-4`.
 

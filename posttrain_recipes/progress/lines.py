@@ -173,22 +173,14 @@ class Lines(Reporter):
 
     def table(self, record: RunRecord) -> None:
         """Every metric before and after its stage."""
-        rows = report.rows(record)
-        if not rows:
-            self.line()
+        self.line()
+        table = report.table(record)
+        if not table:
             self.line(folded(NO_EVALS))
             return
-        table: list[tuple[str, ...]] = [("stage", "eval", "n", "before", "after", "change", "")]
-        for row in rows:
-            before, after = (report.show(e, row.percent) for e in (row.before, row.after))
-            change = report.show_change(row)
-            table.append((row.stage, row.label, str(row.count), before, after, change, row.verdict))
-        if not any(stage.method for stage in record.stages):
-            table = [("stage", "eval", "n", "value"), *(row[:4] for row in table[1:])]
-        self.line()
-        for text in report.columns(table, right=(2, 3, 4, 5, 6)).split("\n"):
+        for text in table.split("\n"):
             self.line(text)
-        for note in report.notes(rows):
+        for note in report.notes(report.rows(record)):
             self.line(folded(note))
 
     def gates(self, record: RunRecord) -> None:

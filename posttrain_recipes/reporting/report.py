@@ -249,14 +249,28 @@ def _estimate(measured: Measured | None, metric: str) -> Estimate | None:
     return measured.metrics.get(metric) if measured else None
 
 
+def table(record: RunRecord) -> str:
+    """The before/after table as plain text, as `ptl run` prints it; empty where there is none."""
+    lines: list[tuple[str, ...]] = [("stage", "eval", "n", "before", "after", "change", "")]
+    for row in rows(record):
+        before, after = (show(e, row.percent) for e in (row.before, row.after))
+        change = show_change(row)
+        lines.append((row.stage, row.label, str(row.count), before, after, change, row.verdict))
+    if len(lines) == 1:
+        return ""
+    if not any(stage.method for stage in record.stages):
+        lines = [("stage", "eval", "n", "value"), *(row[:4] for row in lines[1:])]
+    return columns(lines, right=(2, 3, 4, 5, 6))
+
+
 def markdown(record: RunRecord) -> str:
     """The before/after table, results first."""
     lines = [
         "| stage | eval | n | before | after | change | p | |",
         "|---|---|--:|--:|--:|--:|--:|---|",
     ]
-    table = rows(record)
-    for row in table:
+    found = rows(record)
+    for row in found:
         lines.append(
             f"| {cell(row.stage)} | {cell(row.label)} | {row.count} "
             f"| {show(row.before, row.percent)} | {show(row.after, row.percent)} "
@@ -268,7 +282,7 @@ def markdown(record: RunRecord) -> str:
         lines += ["", f"{'Passed' if gate.passed else '**Failed**'}: {words(str(gate))}."]
     lines += [
         "",
-        *(["\n".join(map(words, notes(table))), ""] if table else []),
+        *(["\n".join(map(words, notes(found))), ""] if found else []),
         f"Recipe {code(record.recipe)}, model {code(record.model)}, engine {code(record.engine)}, "
         f"seed {record.seed}" + (f", preset {code(record.preset)}" if record.preset else "") + ".",
         "Again: "
@@ -281,11 +295,11 @@ def as_json(record: RunRecord) -> dict[str, Any]:
     """Everything about a run, as `--json` prints it."""
     data = asdict(record)
     del data["home"]
-    table = rows(record)
+    found = rows(record)
     data["table"] = [
-        {**asdict(row), "change": row.change, "p": row.p, "verdict": row.verdict} for row in table
+        {**asdict(row), "change": row.change, "p": row.p, "verdict": row.verdict} for row in found
     ]
-    data["notes"] = notes(table)
+    data["notes"] = notes(found)
     checked = gates.check(record)
     data["gates"] = [asdict(gate) for gate in checked]
     data["passed"] = all(gate.passed for gate in checked)

@@ -19,6 +19,8 @@ ZERO_VARIANCE = 0.75
 """A larger share of zero-variance groups than this is worth a word."""
 CUT = 0.1
 """A larger share of replies that end at max_tokens than this is worth a word."""
+APART_NATS = 1.0
+"""The entropy of a policy that comes apart has doubled, and is by so many nats a token higher."""
 FALLING = -4.0
 """A reward falls where the slope of its line, over the last `2 * WINDOW` steps or over all so far,
 is this many of its standard errors below zero. Looked at every `WINDOW` steps: of 100 stages
@@ -33,6 +35,8 @@ OVERVIEW = {
 }
 """What tells at a glance how a step of RL went. MLflow sorts its sections by name and capitals go
 first: these stand above all others."""
+RAISE = "and have no end: raise max_tokens"
+"""What to do where replies are cut."""
 LITTLE_TO_LEARN = (
     "prompts of which the model gets some right and some wrong; sft first if it never does; "
     "'zero_variance_groups: replace', or a larger group_size"
@@ -69,7 +73,7 @@ class Health:
                 self.series.setdefault(name, []).append(value)
         for name, judge in JUDGES.items():
             if name not in self.told and (text := judge(self)):
-                self.told.add(name)
+                self.told |= {name, *FOLLOWS.get(name, ())}
                 yield text
 
     def last(self, name: str, count: int = WINDOW) -> list[float]:
@@ -78,26 +82,54 @@ class Health:
         return found[-count:] if len(found) >= count else []
 
 
-def _nothing_learned(health: Health) -> str | None:
-    learned = health.last("groups/learned")
-    if not learned or any(learned):
+def _comes_apart(health: Health) -> str | None:
+    every, rewards = (health.series.get(name, []) for name in ("policy/entropy", "reward/mean"))
+    if len(every) < 4 or len(rewards) < 4:
+        return None
+    begin, end = every[0], statistics.fmean(every[-3:])
+    reward = statistics.fmean(rewards[-3:])
+    if end < max(2 * begin, begin + APART_NATS) or reward > rewards[0]:
         return None
     return (
-        f"no group taught anything in {WINDOW} steps: all replies of a group had one reward; "
-        f"{LITTLE_TO_LEARN}"
+        f"the policy comes apart: in {len(every)} steps its entropy rose from {begin:.3f} to "
+        f"{end:.3f} nats a token, and the reward went from {rewards[0]:.3f} to {reward:.3f}; the "
+        "learning_rate is too high: 'learning_rate: auto' takes what is usual"
     )
+
+
+def _nothing_learned(health: Health) -> str | None:
+    every = health.series.get("groups/learned", [])
+    count = min(len(every), WINDOW) if health.ended else WINDOW
+    learned, rewards = health.last("groups/learned", count), health.last("reward/mean", count)
+    if count < 2 or not learned or any(learned):
+        return None
+    told = f"no group taught anything in {count} steps: "
+    if rewards and min(rewards) == max(rewards) > health.series["reward/mean"][0]:
+        return (
+            f"{told}every reply gets the same reward, {rewards[0]:g}, more than at the start; "
+            "nothing is left to learn of it: end the stage earlier ('max_steps', 'stop'), or read "
+            "the replies, whether they are what was meant"
+        )
+    if rewards and max(rewards) == min(rewards):
+        return (
+            f"{told}every reply got the same reward, {rewards[0]:g}; see first whether a right "
+            "answer is paid at all ('ptl preflight' tries the reference answer). If it is, the "
+            f"model lacks it: {LITTLE_TO_LEARN}"
+        )
+    return f"{told}all replies of a group had one reward; take {LITTLE_TO_LEARN}"
 
 
 def _little_learned(health: Health) -> str | None:
     shares = health.last("groups/zero_variance_share")
     if not shares or not any(health.last("groups/learned")):
         return None
-    share = statistics.fmean(shares)
-    if share <= ZERO_VARIANCE:
+    share, rewards = statistics.fmean(shares), health.last("reward/mean", 3)
+    full = rewards and min(rewards) == max(rewards) > health.series["reward/mean"][0]
+    if share <= ZERO_VARIANCE or full:  # of a reward that is reached there is another word
         return None
     return (
         f"{share:.0%} of the groups of the last {WINDOW} steps had one reward for all replies, and "
-        f"taught nothing; {LITTLE_TO_LEARN}"
+        f"taught nothing; take {LITTLE_TO_LEARN}"
     )
 
 
@@ -136,7 +168,7 @@ def _replies_are_cut(health: Health) -> str | None:
         return None
     steps = f"the last {len(shares)} steps" if len(shares) > 1 else "the only step"
     share = f"{statistics.fmean(shares):.0%} of the replies of {steps}"
-    return f"{share} were cut at {_bound(health.max_tokens)}, and have no end: raise it"
+    return f"{share} were cut at {_bound(health.max_tokens)}, {RAISE}"
 
 
 def _made_are_cut(what: str, metric: str, health: Health) -> str | None:
@@ -144,7 +176,7 @@ def _made_are_cut(what: str, metric: str, health: Health) -> str | None:
     if not shares or shares[0] <= CUT:
         return None
     share = f"{shares[0]:.0%} of the {what} of a batch"
-    return f"{share} were cut at {_bound(health.max_tokens)}, and have no end: raise it"
+    return f"{share} were cut at {_bound(health.max_tokens)}, {RAISE}"
 
 
 def cut(truncated: Sequence[bool], max_tokens: int | None) -> str | None:
@@ -152,7 +184,7 @@ def cut(truncated: Sequence[bool], max_tokens: int | None) -> str | None:
     count, every = sum(truncated), len(truncated)
     if count <= CUT * every:
         return None
-    return f"{count} of {every} replies were cut at {_bound(max_tokens)}, and have no end: raise it"
+    return f"{count} of {every} replies were cut at {_bound(max_tokens)}, {RAISE}"
 
 
 def _bound(max_tokens: int | None) -> str:
@@ -167,6 +199,7 @@ MADE = {
 }
 """What models write while records are made, by the metric of the share that is cut."""
 JUDGES: Mapping[str, Callable[[Health], str | None]] = {
+    "comes_apart": _comes_apart,
     "nothing_learned": _nothing_learned,
     "little_learned": _little_learned,
     "reward_falls": _reward_falls,
@@ -174,6 +207,11 @@ JUDGES: Mapping[str, Callable[[Health], str | None]] = {
     "replies_are_cut": _replies_are_cut,
     **{metric: partial(_made_are_cut, what, metric) for metric, what in MADE.items()},
 }
+FOLLOWS = {
+    "comes_apart": ("nothing_learned", "little_learned", "reward_falls", "replies_are_cut"),
+    "nothing_learned": ("little_learned",),
+}
+"""What else is seen of the same cause: its advice would lead elsewhere."""
 WATCHED = (
     "groups/learned",
     "groups/zero_variance_share",

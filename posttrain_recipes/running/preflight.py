@@ -297,11 +297,26 @@ def _tried(name: str, reward: Reward, prompts: Sequence[Prompt]) -> Iterator[Pre
                 + (f", and {best:.2f} for the reference answer" if best is not None else ""),
                 "a policy finds that out; have it score 0",
             )
+    if best == 0 and any(prompt.answer for prompt in prompts):
+        yield PreflightFinding(
+            name,
+            "warning",
+            f"the reference answer gets 0.00, as it stands in the data: {_short(prompts)}",
+            "where right replies have that form no reply can be paid: see 'extract' and the "
+            "pattern, or the function; where the reward asks for another form, all is well",
+        )
+        return
     if not bad:
         shown = "" if best is None else f"; the reference answer gets {best:.2f}"
         yield PreflightFinding(
             name, "ok", f"pays nothing for {len(spoiled)} kinds of bad answer{shown}"
         )
+
+
+def _short(prompts: Sequence[Prompt]) -> str:
+    """The first answer, to be seen."""
+    answer = next(prompt.answer for prompt in prompts if prompt.answer)
+    return repr(answer if len(answer) <= 40 else f"{answer[:40]}…")
 
 
 def _mean(

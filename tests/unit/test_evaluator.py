@@ -138,6 +138,6 @@ def test_replies_that_were_cut_are_told(project: Project) -> None:
     assert bench.record.stages[0].warnings == [], "one of ten is no warning"
     bench.cut = 5
     bench.measure(bench.evaluator(), 0, "after", TRAINED)
-    told = "nll after: 5 of 10 replies were cut at max_tokens, and have no end: raise it"
+    told = "nll after: 5 of 10 replies were cut at max_tokens, and have no end: raise max_tokens"
     assert bench.record.stages[0].warnings == [told]
     assert bench.heard[-2:] == [told, f"stage 'sft', {told}"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posttrain_recipes.running.health import Health, overview, slope_t
+from posttrain_recipes.running.health import RAISE, Health, overview, slope_t
 
 WELL = {
     "groups/learned": 4.0,
@@ -42,7 +42,7 @@ def test_a_stage_that_learns_is_not_spoken_of() -> None:
         ({"groups/learned": 0.0, "groups/zero_variance_share": 1.0}, "no group taught", 10),
         ({"groups/zero_variance_share": 0.8}, "80% of the groups of the last 10 steps", 10),
         ({"data/truncated": 0.5}, "50% of the replies of a batch were cut at max_tokens=64", 1),
-        ({"completions/clipped_ratio": 0.78}, "78% .* were cut at max_tokens=64, .* raise it", 5),
+        ({"completions/clipped_ratio": 0.78}, "78% .* were cut at .*: raise max_tokens", 5),
     ],
 )
 def test_what_is_wrong_from_the_start_is_told_once_with_what_to_do(
@@ -67,7 +67,7 @@ def test_what_is_cut_while_records_are_made_is_told_of_whoever_wrote_it(
     metric: str, what: str
 ) -> None:
     assert told([{metric: 0.05}] * 9) == []
-    words = f"25% of the {what} of a batch were cut at max_tokens=64, and have no end: raise it"
+    words = f"25% of the {what} of a batch were cut at max_tokens=64, {RAISE}"
     assert told([{metric: 0.0}, {metric: 0.25}, {metric: 0.5}], max_tokens=64) == [(2, words)]
 
 
@@ -136,3 +136,41 @@ def test_what_matters_of_a_step_of_rl_is_what_mlflow_shows_first() -> None:
     }
     assert min([*found, "completions/x", "during/x", "advantage/x"]) in found
     assert overview({"train/loss": 1.0, "completions/mean_length": 3.0}) == {}
+
+
+def test_a_policy_that_comes_apart_is_told_with_its_cause_alone() -> None:
+    """As a learning rate of a hundred times the usual does: other advice would not help."""
+    entropy = [0.44, 0.5, 1.9, 3.1, 3.4, 3.4]
+    reward = [0.38, 0.1, 0.0, 0.0, 0.0, 0.0]
+    steps = [
+        {"policy/entropy": e, "reward/mean": r, "completions/clipped_ratio": 0.9}
+        | {"groups/learned": 0.0, "groups/zero_variance_share": 1.0}
+        for e, r in zip(entropy + [3.4] * 30, reward + [0.0] * 30, strict=True)
+    ]
+    ((step, text),) = told(steps, max_tokens=12)
+    assert step == 4
+    assert "the learning_rate is too high" in text
+    rising = [{**one, "reward/mean": 0.3 + 0.1 * i} for i, one in enumerate(steps[:6])]
+    assert not any("comes apart" in text for _, text in told(rising))
+
+
+def test_a_reward_that_is_always_the_same_is_looked_at_before_the_model() -> None:
+    never = {**WELL, "groups/learned": 0.0, "reward/mean": 0.0}
+    ((_, text),) = told([never] * 20)
+    assert "every reply got the same reward, 0; see first whether a right answer is paid" in text
+
+
+def test_a_short_stage_without_a_lesson_is_told_at_its_end() -> None:
+    health = Health(max_tokens=8)
+    dead = {"groups/learned": 0.0, "reward/mean": 0.0, "groups/zero_variance_share": 1.0}
+    found = [list(health.step(dead, last=step == 4)) for step in range(1, 5)]
+    assert found[:3] == [[], [], []]
+    assert "no group taught anything in 4 steps" in found[3][0]
+
+
+def test_at_the_ceiling_nothing_is_advised_that_would_not_help() -> None:
+    rising = [{**WELL, "reward/mean": 0.1 * i} for i in range(10)]
+    full = {**WELL, "reward/mean": 1.0, "groups/learned": 0.0, "groups/zero_variance_share": 1.0}
+    found = [text for _, text in told(rising + [full] * 20)]
+    assert len([text for text in found if "nothing is left to learn" in text]) == 1
+    assert not any("sft first" in text for text in found)

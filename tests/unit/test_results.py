@@ -47,7 +47,8 @@ def test_a_notebook_shows_the_table_drawn_and_nothing_of_a_name_is_markup(
     assert shown.count("<svg") == 6
     assert "&lt;b onclick=x&gt;" in shown
     assert "script" not in Tags(shown).found
-    assert str(result).startswith("|")
+    assert str(result).startswith("stage ")
+    assert "&lt;" not in str(result)
 
 
 def test_runs_are_compared_as_a_frame(home: Path, run: RunRecord) -> None:
