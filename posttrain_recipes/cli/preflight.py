@@ -16,7 +16,7 @@ from posttrain_recipes.progress.terminal import point
 from posttrain_recipes.running import preflight as checks
 from posttrain_recipes.store import Store, default_home
 
-MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+MARKS = {"ok": "ok     ", "skipped": "skipped", "warning": "warning", "failed": "FAILED "}
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from posttrain_recipes.errors import PtlError
 
-Verdict = Literal["ok", "warning", "failed"]
+Verdict = Literal["ok", "skipped", "warning", "failed"]
 
 
 @dataclass(frozen=True)

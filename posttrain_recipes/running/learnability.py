@@ -45,7 +45,12 @@ def findings(
         start = _start(stage, serving, runs)
         if start is None or stage.data.made_by:
             what = f"starts from {stage.start}" if start is None else f"reads {stage.data.label}"
-            yield PreflightFinding(name, "ok", f"{what}, which is not trained yet: not tried")
+            yield PreflightFinding(
+                name,
+                "skipped",
+                f"{what}, which is not there yet: whether there is anything to learn was not tried",
+                "once the stages before it have run ('ptl run --until STAGE'), this can be tried",
+            )
             continue
         try:
             what = f"sampling groups for {stage.name}"

@@ -154,7 +154,9 @@ def rewards(plan: Plan) -> Iterator[PreflightFinding]:
         for reward, _ in stage.rewards:
             name = f"reward {reward.name} of {stage.name}"
             if reward.asks_model:
-                yield PreflightFinding(name, "ok", "asks a model, so it is not tried beforehand")
+                yield PreflightFinding(
+                    name, "skipped", "asks a model, so it is not tried beforehand"
+                )
                 continue
             try:
                 prompts = _prompts(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -314,6 +315,14 @@ class Sink:
         self.begun = True
         self.watch.begin()
         self.work.reporter.training(self.stage, self.done, total_steps)
+        asked = getattr(self.stage.method and self.stage.method.config, "max_steps", None)
+        epochs = getattr(self.stage.method and self.stage.method.config, "epochs", None)
+        if asked and epochs and total_steps < asked:
+            told = len(self.kept.notes)
+            text = f"max_steps is {asked}, and the data end after {total_steps} steps: epochs is "
+            text += f"{epochs}; {math.ceil(asked * epochs / total_steps)} would reach it"
+            self.kept.notes += [text] if text not in self.kept.notes else []
+            self._note(told)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics of optimizer step `step` (counted from 1)."""
