@@ -61,15 +61,24 @@ class Table:
 
     @property
     def best(self) -> str:
-        """The arm with the best value; empty where neither more nor less is better, where two share
-        what is shown of it, and where some were measured on other records or on one."""
+        """The arm with the best value; empty where neither more nor less is better, where it is not
+        told apart from the first (or, of the first, no other from it), where two share what is
+        shown of it, and where some were measured on other records or on one."""
         if self.higher_is_better is None or any(cell.why for cell in self.cells):
             return ""
         sign = 1 if self.higher_is_better else -1
         known = [c for c in self.cells if not math.isnan(c.estimate.value)]
         known.sort(key=lambda cell: -sign * cell.estimate.value)
         shown = [report.show_value(c.estimate.value, self.metric in report.SHARES) for c in known]
-        return known[0].arm if known and shown.count(shown[0]) == 1 else ""
+        best = known[0].arm if known and shown.count(shown[0]) == 1 else ""
+        first = self.cells[0].arm
+        compared = [c for c in self.cells if c.against and (best == first or c.arm == best)]
+        # A number that is a little higher wins nothing.
+        return best if any(self.verdict(c) in ("better", "worse") for c in compared) else ""
+
+    def verdict(self, cell: Cell) -> str:
+        """Of an arm against the first: better, worse, changed, same, or nothing without a test."""
+        return statistics.verdict(cell.against, cell.adjusted, self.higher_is_better)
 
     @property
     def direction(self) -> str:
@@ -139,7 +148,7 @@ def shown(table: Table) -> list[tuple[str, ...]]:
     """A table as people read it: a line for each arm, below a head; `*` marks the best."""
     percent = table.metric in report.SHARES
     rows: list[tuple[str, ...]] = [
-        ("way", "seeds", "value", f"against {table.cells[0].arm}", "p", "")
+        ("way", "seeds", "value", f"against {table.cells[0].arm}", "p", "", "")
     ]
     for cell in table.cells:
         tested = cell.against
@@ -151,6 +160,7 @@ def shown(table: Table) -> list[tuple[str, ...]]:
                 report.show(cell.estimate, percent),
                 report.show_paired(tested, percent),
                 report.show_p(cell.adjusted) if tested else "",
+                table.verdict(cell) if tested else "",
                 tested.test if tested else "",
             )
         )
@@ -163,7 +173,9 @@ def notes(found: Sequence[Table]) -> list[str]:
     tests = [cell.against for cell in cells if cell.against]
     said = []
     if any(table.best and len(table.cells) > 1 for table in found):
-        said.append("* best value; two that are shown alike have none.")
+        said.append("* best value, where it is told apart from the first way's.")
+    if tests:
+        said.append("better, worse, changed: p < 0.05, adjusted; same: not told apart.")
     if any(cell.seeds > 1 for cell in cells):
         said.append("Over several seeds, ± is half of Student's 95% interval of the mean.")
     if any(cell.seeds == 1 for table in found if len(table.cells) > 1 for cell in table.cells):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -153,7 +154,10 @@ def test_arms_are_compared_over_seeds(home: Path, run: RunRecord) -> None:
     assert second.against
     assert second.against.difference == pytest.approx(0.2)
     assert second.against.p == pytest.approx(0.25), "all differences are equal: the sign test"
-    assert table.best == "ipo"
+    assert table.verdict(second) == "same"
+    assert table.best == "", "a number that is a little higher wins nothing"
+    told = replace(table, cells=(first, replace(second, adjusted=0.01)))
+    assert (told.best, told.verdict(told.cells[1])) == ("ipo", "better")
 
 
 def test_arms_with_one_seed_are_compared_over_records(project: Project, home: Path) -> None:
