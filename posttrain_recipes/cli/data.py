@@ -13,12 +13,16 @@ from posttrain_recipes.cli.data_show import show
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
+from posttrain_recipes.errors import Location
 from posttrain_recipes.models import check_model
 from posttrain_recipes.progress.terminal import point
 
 if TYPE_CHECKING:
     from posttrain_recipes.datasets.checking import Report, TokenCounter
     from posttrain_recipes.records import Messages
+
+NAMED = 10
+"""Lines that are named of those with one and the same fault."""
 
 
 @click.group()
@@ -147,8 +151,15 @@ def _token_counter(model: str, thinking: str) -> TokenCounter:
 
 
 def _print(report: Report) -> None:
+    alike: dict[str, list[Location]] = {}
     for fault in report.faults:
-        click.echo(f"{fault.location}  {fault.message}")
+        alike.setdefault(fault.message, []).append(fault.location)
+    for message, (first, *others) in alike.items():
+        click.echo(f"{first}  {message}")
+        if others:
+            lines = ", ".join(str(place.line) for place in others[:NAMED])
+            more = f" and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
+            click.echo(f"  so {'is' if len(others) == 1 else 'are'} lines {lines}{more}")
     if (hidden := report.fault_count - len(report.faults)) > 0:
         click.echo(f"{report.path}  and {hidden:,} more; --limit-faults shows more")
     if report.ok:

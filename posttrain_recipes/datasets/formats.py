@@ -151,8 +151,9 @@ def _unknown(row: Row) -> RowError:
         return missing(best, row)
     names = ", ".join(f"'{key}'" for key in list(row)[:8]) or "none"
     return RowError(
-        f"is in no known form (its fields: {names}); name its columns, or use "
-        + ", ".join(form.name for form in FORMATS if form.common)
+        f"is in no known form (its fields: {names}); say what they are, as "
+        "'columns: {prompt: question, response: reply}' (in 'ptl data check' --columns "
+        "prompt=question), or use " + ", ".join(form.name for form in FORMATS if form.common)
     )
 
 

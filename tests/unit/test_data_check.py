@@ -17,6 +17,7 @@ from posttrain_recipes.options import RendererConfig
 from posttrain_recipes.plugin import Conversation, Message, Prompt
 from posttrain_recipes.records import Messages
 from tests import memory
+from tests.conftest import Project, Ptl
 
 DATA = Path(__file__).parents[1] / "fixtures" / "data"
 BROKEN = DATA / "broken"
@@ -119,7 +120,9 @@ EXPECTED: dict[str, list[tuple[int, str]]] = {
     "no_form.jsonl": [
         (
             1,
-            "is in no known form (its fields: 'text', 'id'); name its columns, or use "
+            "is in no known form (its fields: 'text', 'id'); say what they are, as "
+            "'columns: {prompt: question, response: reply}' (in 'ptl data check' --columns "
+            "prompt=question), or use "
             "prompt/chosen/rejected, messages, conversations, instruction/output, "
             "prompt/completion, prompt/response, question/answer, prompt/answer, prompt",
         )
@@ -486,3 +489,12 @@ def test_record_type_follows_the_form() -> None:
     assert check_file(GOOD / "messages.jsonl").record_type is Conversation
     assert check_file(GOOD / "gsm8k.jsonl").record_type is Prompt
     assert check_file(BROKEN / "no_form.jsonl").record_type is None
+
+
+def test_one_cause_is_told_once_with_its_lines(ptl: Ptl, project: Project) -> None:
+    project.write("qa.jsonl", '{"q": "a", "a": "b"}\n' * 30)
+    said = ptl("data", "check", "qa.jsonl")
+    assert said.code == 2
+    assert said.out.count("is in no known form") == 1
+    assert "  so are lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 19 more\n" in said.out
+    assert "30 bad lines" in said.out
