@@ -293,7 +293,9 @@ def _options(stage: StageRecord) -> dict[str, str]:
 
 
 def command(record: RunRecord) -> str:
-    """What runs the recipe again."""
+    """What runs the recipe's file again; empty for one that came from a program or a pipe."""
+    if record.path == "-":
+        return ""
     preset = f" --preset {record.preset}" if record.preset else ""
     return f"ptl run {record.path}{preset} --fresh"
 

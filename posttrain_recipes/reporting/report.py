@@ -285,8 +285,7 @@ def markdown(record: RunRecord) -> str:
         *(["\n".join(map(words, notes(found))), ""] if found else []),
         f"Recipe {code(record.recipe)}, model {code(record.model)}, engine {code(record.engine)}, "
         f"seed {record.seed}" + (f", preset {code(record.preset)}" if record.preset else "") + ".",
-        "Again: "
-        + code(f"ptl run {record.path}" + (f" --preset {record.preset}" if record.preset else "")),
+        "Again: " + code(f"ptl reproduce {record.id}"),
     ]
     return "\n".join(lines)
 
