@@ -148,6 +148,8 @@ class WatchedReply:
     """What ended it: `stop`, or what cut it, as `max_tokens`. Empty: it was not written here."""
     label: str = ""
     """What it is among the others, as `chosen`."""
+    answer: str = ""
+    """The reference answer of its prompt, where there is one."""
 
 
 ShowReplies = Callable[[int, Sequence[WatchedReply]], None]

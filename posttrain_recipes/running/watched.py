@@ -29,6 +29,8 @@ REPLIES = 4
 """Replies of a step that are kept."""
 TOKENS = 512
 """Tokens of one that are kept."""
+ANSWER = 200
+"""Characters of a reference answer that are kept."""
 
 
 Pairs = Callable[[int | None, tuple[int, ...]], str]
@@ -218,6 +220,7 @@ def _shown(one: WatchedReply, renderer: Renderer, pair: Pairs) -> dict[str, Any]
         "advantage": one.advantage,
         "ended": one.ended,
         "label": one.label,
+        "answer": one.answer[:ANSWER],
     }
     if redact(whole) != whole:  # no single token shows that it is a part of a secret
         return {**found, "secret": True, "tokens": [], "numbers": {}}

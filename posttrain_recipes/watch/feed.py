@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain_recipes import store
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.planning import costs
+from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.reporting import report
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import curves
@@ -113,6 +113,10 @@ def view(record: RunRecord) -> dict[str, Any]:
             "preset": record.preset,
             "status": record.status,
             "error": record.error,
+            "failed": sum(not gate.passed for gate in gates.check(record)),
+            "warnings": [
+                f"{stage.name}: {text}" for stage in record.stages for text in stage.warnings
+            ],
             "created": record.created,
             "cost": {
                 "tokens": sum(stage.paid.usage.tokens for stage in record.stages),

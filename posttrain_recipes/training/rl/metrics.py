@@ -116,7 +116,10 @@ def _watched(rollout: Rollout, config: PolicyConfig) -> WatchedReply:
     ended = "max_tokens" if rollout.sample.truncated else "stop"
     scored = rollout.reward is not None
     advantage = rollout.advantage if scored else None
-    return WatchedReply(prompt, tokens, numbers, rollout.reward, advantage, ended)
+    answer = rollout.sample.answer
+    return WatchedReply(
+        prompt, tokens, numbers, rollout.reward, advantage, ended, answer=answer or ""
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

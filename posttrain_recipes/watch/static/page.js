@@ -96,8 +96,10 @@ function draw() {
 function drawHead(stage, step) {
   document.title = `${run.id} – ptl watch`;
   $("run").textContent = run.id;
-  $("status").textContent = run.status;
-  $("status").className = `pill ${run.status}`;
+  const missed = run.failed && run.status === "finished" ? `, ${run.failed} expectation${run.failed > 1 ? "s" : ""} failed` : "";
+  $("status").textContent = run.status + missed;
+  $("status").className = `pill ${missed ? "failed" : run.status}`;
+  fill("warnings", ...run.warnings.map((text) => make("li", {}, text)));
   $("about").textContent = [
     run.description || run.recipe, `${run.model} on engine ${run.engine}`,
     run.preset && `preset ${run.preset}`, run.error,
@@ -165,6 +167,7 @@ function drawBar(stage, about, step, last) {
   $("at").textContent = last ? `step ${step} of ${total}` : "no steps yet";
   $("live").setAttribute("aria-pressed", at === Infinity);
   $("live").textContent = run.status === "running" ? "follow" : "to the end";
+  $("live").disabled = run.status !== "running" && step === last;
 }
 
 function drawFilm(stage, step) {
@@ -200,7 +203,7 @@ function drawFilm(stage, step) {
   }
 }
 
-const FIRST = ["reward/mean", "train/loss", "kl", "rewards/accuracies"];
+const FIRST = ["reward/mean", "train/loss", "kl", "rewards/accuracies", "groups/zero_variance_share", "policy/entropy", "policy/kl_reference", "completions/clipped_ratio", "completions/mean_length"];
 
 function drawCurve(stage, about, step, last) {
   const names = new Set([...stage.steps.values()].flatMap((line) => Object.keys(line.metrics)));
@@ -217,7 +220,7 @@ function drawCurve(stage, about, step, last) {
     .filter(([, v]) => typeof v === "number");
   const smooth = [];
   let mean = null;
-  const weight = values.length >= 40 ? 0.85 : 0.6;
+  const weight = values.length >= 100 ? 0.8 : 0.5;  // a crash is to look like one
   for (const [s, v] of values) {
     mean = mean === null ? v : weight * mean + (1 - weight) * v;
     smooth.push([s, mean]);
@@ -287,8 +290,10 @@ function drawReplies(stage, step) {
   if (by) $("colour").value = by;
   const values = line.rollouts.flatMap((one) => one.numbers[by] || []).filter((v) => v !== null).map(Math.abs);
   values.sort((a, b) => a - b);
-  const most = values[Math.floor(0.95 * (values.length - 1))] || 1;  // one outlier takes not all of the colour
-  fill("legend", ...legend(by, most));
+  // One outlier takes not all of the colour, and differences that mean nothing get none.
+  const most = Math.max(values[Math.floor(0.95 * (values.length - 1))] || 1, LEAST[by] || 0);
+  const nothing = by === "advantage" && !values.some(Boolean);
+  fill("legend", ...nothing ? [make("span", {}, "Nothing was pushed: all replies of a prompt got the same reward.")] : legend(by, most));
   fill("rollouts", ...line.rollouts.map((one) => reply(one, by, most)));
 }
 

@@ -86,6 +86,9 @@ const COLOURS = {
   logprob: ["log-probability", "unlikely", "certain"],
 };
 
+const LEAST = { logprob: 1, log_ratio: 0.1, reverse_kl: 0.1 };
+/* Nats that full colour stands for at least. */
+
 function legend(by, most) {
   if (!by) return [];
   const [, low, high] = COLOURS[by] || ["", "below 0", "above 0"];
@@ -105,6 +108,7 @@ function paint(element, part) {
 function reply(one, by, most) {
   const facts = [
     one.label && ["", one.label],
+    one.answer && ["expected", one.answer],
     one.reward !== null && ["reward", number(one.reward)],
     one.advantage !== null && ["advantage", number(one.advantage)],
     ["length", `${one.length} token${one.length === 1 ? "" : "s"}`],
