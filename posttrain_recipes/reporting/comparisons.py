@@ -177,7 +177,10 @@ def notes(found: Sequence[Table]) -> list[str]:
     if tests:
         said.append("better, worse, changed: p < 0.05, adjusted; same: not told apart.")
     if any(cell.seeds > 1 for cell in cells):
-        said.append("Over several seeds, ± is half of Student's 95% interval of the mean.")
+        said.append(
+            "Over several seeds, ± is half of Student's 95% interval of the mean. It is over seeds "
+            "alone: the eval's records are taken as given, and others may say otherwise."
+        )
     if any(cell.seeds == 1 for table in found if len(table.cells) > 1 for cell in table.cells):
         said.append(
             "With one seed, ± and p are over the eval's records. Seeds were not sampled: training "
