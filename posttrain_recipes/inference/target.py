@@ -85,6 +85,14 @@ def require_model(path: str) -> None:
             raise UsageError(f"{path}: {why}", code="bad-model")
     elif not Path(path).is_dir():
         raise UsageError(f"there is no directory {path}", code="no-such-file")
+    elif (Path(path) / "adapter_config.json").is_file() and not (
+        Path(path) / "config.json"
+    ).is_file():
+        raise UsageError(
+            f"{path} is an adapter, and no whole model",
+            hint="name the run that it is of; or write a whole model, 'ptl export RUN DIR --merge'",
+            code="bad-model",
+        )
 
 
 def _trained(run: RunRecord) -> list[StageRecord]:

@@ -215,3 +215,10 @@ def test_a_reply_that_is_stopped_is_remembered_as_far_as_it_was_heard(server: st
     assert [next(parts), next(parts)] == ["h", "e"]
     parts.close()  # type: ignore[attr-defined]
     assert talk.messages == said("hello", "he")
+
+
+def test_an_adapter_alone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is an adapter, and no whole model"):
+        targets.find(str(tmp_path / "out"), tmp_path / "home")
