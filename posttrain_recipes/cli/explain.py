@@ -23,6 +23,7 @@ from posttrain_recipes.options import LoraConfig
 from posttrain_recipes.planning import rates
 from posttrain_recipes.plugin import Eval, Method
 from posttrain_recipes.registry import Entry, Registry, nearest
+from posttrain_recipes.reporting import metric_words
 
 _WIDEST = 100
 RANK = LoraConfig().rank
@@ -35,7 +36,8 @@ def explain(name: str) -> None:
 
     Of a plugin: what it does, when to use it, the loss, the paper, its options. Of a recipe: what
     it teaches, its methods, what it showed. Of an option or one of its values (rloo, gspo, lr):
-    what it does, who has it, how it is written. Of a kind of error (unknown-key, out-of-memory), as
+    what it does, who has it, how it is written. Of a curve (zero_variance_share, entropy): what it
+    should do. Of a kind of error (unknown-key, out-of-memory), as
     the last line of its message names it: what it looks like, why, what to do.
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
@@ -49,6 +51,9 @@ def explain(name: str) -> None:
     elif (section := codes.sections().get(name.lower())) is not None:
         click.echo(f"{section.code}, a kind of error\n")
         click.echo(wrapped(section.plain(), width))
+    elif (metric := metric_words.find(name)) is not None:
+        click.echo(f"{metric}, a curve of training\n")
+        click.echo(wrapped(metric_words.METRICS[metric], width))
     else:
         _explain_word(name, found, width)
 
@@ -80,6 +85,7 @@ def _explain_word(word: str, found: Registry, width: int) -> None:
     elsewhere = synonyms.ELSEWHERE.get(synonyms.plain(word))
     if not meanings and elsewhere is None:
         names = {*shipped.recipes(), *codes.sections(), *(entry.name for entry in found)}
+        names |= {name.partition("/")[2] for name in metric_words.METRICS}
         near = nearest(word.lower(), names) or nearest(word.lower(), words.all_words(found))
         lists = "'ptl plugins list' shows the plugins, docs/effects.md the recipes"
         raise UsageError(
