@@ -19,15 +19,15 @@ METRICS = {
     "groups/learned": "How many prompts of a step taught something.",
     "policy/entropy": "Nats a token that the policy is unsure of. It falls slowly. Falling to 0 it "
     "tries nothing any more; rising without end the learning rate is too high.",
-    "policy/kl_reference": "How far the policy went from the reference, in nats a reply; printed as "
-    "kl. It is logged where kl_beta is above 0 or a reference is asked.",
+    "policy/kl_reference": "How far the policy went from the reference, in nats a reply; printed "
+    "as kl. It is logged where kl_beta is above 0 or a reference is asked.",
     "policy/clip_share": "The share of tokens whose ratio to the sampler lies outside the bounds.",
     "policy/ratio_mean": "p_new/p_old of the sampled tokens, on the mean: near 1.",
-    "completions/clipped_ratio": "The share of replies cut at max_tokens, printed as cut. Above 0.1, "
-    "raise max_tokens, unless the replies never end by themselves.",
+    "completions/clipped_ratio": "The share of replies cut at max_tokens, printed as cut. Above "
+    "0.1, raise max_tokens, unless the replies never end by themselves.",
     "completions/mean_length": "Tokens of a reply, on the mean; printed as len.",
-    "rewards/accuracies": "Of preference training: the share of pairs whose chosen reply gained more "
-    "over the reference than the rejected one.",
+    "rewards/accuracies": "Of preference training: the share of pairs whose chosen reply gained "
+    "more over the reference than the rejected one.",
     "rewards/margins": "Of preference training: how much more the chosen reply gained, times beta.",
     "logps/chosen": "log p of the chosen replies. Where it falls with that of the rejected, the "
     "model unlearns both.",
