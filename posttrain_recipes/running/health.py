@@ -84,11 +84,11 @@ class Health:
 
 def _comes_apart(health: Health) -> str | None:
     every, rewards = (health.series.get(name, []) for name in ("policy/entropy", "reward/mean"))
-    if len(every) < 4 or len(rewards) < 4:
-        return None
+    if len(every) < 4 or len(rewards) < 4 or not any(health.series.get("groups/learned", [1])):
+        return None  # where no group taught anything, entropy differs with the prompts
     begin, end = every[0], statistics.fmean(every[-3:])
     reward = statistics.fmean(rewards[-3:])
-    if end < max(2 * begin, begin + APART_NATS) or reward > rewards[0]:
+    if end < max(2 * begin, begin + APART_NATS) or reward >= rewards[0]:
         return None
     return (
         f"the policy comes apart: in {len(every)} steps its entropy rose from {begin:.3f} to "

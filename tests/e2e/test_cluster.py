@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_engines")
 
 RECIPE = """\
 name: nodes
+watch: false
 model: ptl/nano
 lora: {rank: 4}
 stages:

@@ -14,7 +14,7 @@ from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.gates import Bound, Subject
 from posttrain_recipes.records import Estimate
-from posttrain_recipes.reporting import comparisons, report
+from posttrain_recipes.reporting import comparisons, report, statistics
 from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 from tests.conftest import Project
@@ -143,9 +143,12 @@ def test_what_is_better_neither_way_has_changed_and_has_no_best_and_is_not_forgo
     old, new = (Estimate(v, v - 0.1, v + 0.1, 10) for v in (1.0, now))
     row = report.TableRow("play", "nim", "turns", "nim turns", old, new, better, False)
     assert row.verdict == verdict
+    apart = statistics.Paired(
+        now - 1.0, now - 1.1, now - 0.9, 0.01 if now > 2 else 0.6, 10, "paired"
+    )
     cells = [
-        comparisons.Cell(arm, value, 1, None, math.nan, 0, 0.0)
-        for arm, value in (("old", old), ("new", new))
+        comparisons.Cell("old", old, 1, None, math.nan, 0, 0.0),
+        comparisons.Cell("new", new, 1, apart, apart.p, 0, 0.0),
     ]
     assert comparisons.Table("nim", "turns", better, tuple(cells)).best == best
     path = [stage("play", {}, {}), stage("again", {}, {})]
