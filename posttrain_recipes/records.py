@@ -327,3 +327,6 @@ class EvalResult:
     notes: tuple[str, ...] = ()
     """What has to be known to read the numbers, such as what they leave out: sentences that stand
     below every table that has them."""
+    tested: bool = True
+    """Whether changes of its metrics are tested. False for what is there to be read: it has no
+    verdict, and the p values of the rest are not adjusted for it."""

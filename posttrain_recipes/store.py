@@ -67,6 +67,8 @@ class Measured:
     """Of an eval during a stage: the steps that were done."""
     notes: list[str] = field(default_factory=list)
     """What has to be known to read its numbers."""
+    tested: bool = True
+    """Whether its changes are tested."""
 
     @property
     def main(self) -> str | None:
@@ -519,7 +521,7 @@ def measured(
 ) -> Measured:
     """An eval's result as it is kept, with the direction of every metric."""
     kept = Measured(name, eval_name, fingerprint, data, dict(result.metrics))
-    kept.notes = list(result.notes)
+    kept.notes, kept.tested = list(result.notes), result.tested
     for metric in result.metrics:
         unnamed = True if metric == kept.main else None
         kept.higher_is_better[metric] = result.higher_is_better.get(metric, unnamed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,29 +72,14 @@ def plan(
         click.echo(f"  {pin}")
     if remade:
         click.echo(f"  {remade}")
-    for number, stage in enumerate(stages, 1):
-        click.echo(f"\n{number}. {stage['name']}: {stage['action']} ({stage['why']})")
-        click.echo(f"   from    {stage['from']}")
-        if stage["method"]:
-            click.echo(f"   method  {stage['method']}")
-            click.echo(f"   data    {stage['data']} as {stage['records']} records")
-        for name in stage["rewards"]:
-            click.echo(f"   reward  {name}")
-        for name in stage["evals"]:
-            click.echo(f"   eval    {name}")
-        for name in ("keep", "stop"):
-            if stage[name]:
-                click.echo(f"   {name}    {stage[name]}")
-        if stage["measures"]:
-            click.echo(f"   new     {', '.join(stage['measures'])}: to be measured")
-        if stage["memory"]:
-            click.echo(f"   memory  {stage['memory']}")
-        if stage["leaves"]:
-            click.echo(f"   leaves  {stage['leaves']}")
-        if stage["ahead"]:
-            click.echo(f"   ahead   {stage['ahead']}")
-        if stage["watch"]:
-            click.echo(f"   watch   {stage['watch']}, beside that")
+    for same, block in _alike(stages):
+        click.echo()
+        for number, stage in same:
+            click.echo(f"{number}. {stage['name']}: {stage['action']} ({stage['why']})")
+        if len(same) > 1:
+            click.echo(f"   each of these {len(same)}:")
+        for text in block:
+            click.echo(f"   {text}")
     if any(stage["ahead"] for stage in stages):
         click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
         if beside := costs.beside(planned):
@@ -103,6 +88,43 @@ def plan(
             click.echo(f"       {prices.note}")
             for text in costs.unpriced(planned, prices):
                 click.echo(f"       {text}")
+
+
+def _block(stage: Mapping[str, Any]) -> list[str]:
+    """What is said of a stage below its name."""
+    said = [("from", stage["from"])]
+    if stage["method"]:
+        said += [
+            ("method", stage["method"]),
+            ("data", f"{stage['data']} as {stage['records']} records"),
+        ]
+    said += [("reward", name) for name in stage["rewards"]]
+    said += [("eval", name) for name in stage["evals"]]
+    said += [(name, stage[name]) for name in ("keep", "stop")]
+    if stage["measures"]:
+        said.append(("new", f"{', '.join(stage['measures'])}: to be measured"))
+    said += [(name, stage[name]) for name in ("memory", "leaves", "ahead")]
+    if stage["watch"]:
+        said.append(("watch", f"{stage['watch']}, beside that"))
+    return [f"{name:<7} {text}" for name, text in said if text]
+
+
+def _alike(
+    stages: Sequence[Mapping[str, Any]],
+) -> list[tuple[list[tuple[int, Mapping[str, Any]]], list[str]]]:
+    """The stages with their numbers, in order, and what is said of them; those of one stage's
+    variants of which the same is said, but for the variant that they go on from, are together."""
+    found: dict[tuple[str, ...], list[tuple[int, Mapping[str, Any]]]] = {}
+    for number, stage in enumerate(stages, 1):
+        source, _, variant = stage["name"].partition("@")
+        said = _block(stage)
+        if variant:
+            said = [text.replace(f"@{variant}", "@(the same)") for text in said]
+        found.setdefault((source if variant else stage["name"], *said), []).append((number, stage))
+    return [
+        (same, list(said) if len(same) > 1 else _block(same[0][1]))
+        for (_, *said), same in found.items()
+    ]
 
 
 def _stages(

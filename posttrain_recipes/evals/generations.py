@@ -65,4 +65,5 @@ class Generations(Eval):
             tuple(samples),
             higher_is_better={"words": None, "cut_off": False},
             scores={"words": PerRecord(tuple(words)), "cut_off": PerRecord(tuple(cut))},
+            tested=False,
         )

@@ -259,6 +259,9 @@ def _against(
     by_record: ByRecord,
 ) -> Compared:
     values, baseline_values = _values(arm, name, metric), _values(baseline, name, metric)
+    there = [find(stage, name) for stage in (*arm.values(), *baseline.values())]
+    if any(measured and not measured.tested for measured in there):
+        return Compared(None, statistics.READ)
     shared = [seed for seed in values if seed in baseline_values]
     if len(shared) > 1:
         a, b = ([found[seed].value for seed in shared] for found in (values, baseline_values))
@@ -282,6 +285,8 @@ def on_records(
         or not {metric} <= measured.metrics.keys() & other.metrics.keys()
     ):
         return Compared(None, "not measured on both")
+    if not (measured.tested and other.tested):
+        return Compared(None, statistics.READ)
     same = measured.fingerprint == other.fingerprint
     if same and measured.fingerprint.startswith(OWN):
         # A method's own measurement is on the data of its stage.

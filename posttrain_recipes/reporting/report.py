@@ -93,13 +93,18 @@ def half(estimate: Estimate) -> float:
 
 
 def show(estimate: Estimate | None, percent: bool) -> str:
-    """`72.3% ±5.4`, or `1.842 ±0.051`; a dash where there is nothing. A single record has no ±."""
+    """`72.3% ±5.4`, or `1.842 ±0.051`; a dash where there is nothing. A single record has no ±.
+
+    A share of none or of all has an interval to one side: `0.0% +4.6`, `100.0% -4.6`.
+    """
     if estimate is None:
         return "-"
     value = show_value(estimate.value, percent)
     if math.isnan(estimate.low):
         return value
     spread = half(estimate)
+    if percent and estimate.value in (0, 1):
+        return f"{value} {'-' if estimate.value else '+'}{200 * spread:.1f}"
     return f"{value} ±{100 * spread:.1f}" if percent else f"{value} ±{spread:.3f}"
 
 
@@ -182,7 +187,9 @@ def stage_rows(record: RunRecord, stage: StageRecord) -> list[TableRow]:
         for metric in dict.fromkeys(metric for one in measured for metric in one.metrics):
             then, now = _estimate(old, metric), _estimate(new, metric)
             judged = Compared(None)
-            if then and now:
+            if not all(one.tested for one in measured):
+                judged = Compared(None, statistics.READ)
+            elif then and now:
                 judged = statistics.compare(now, then, news.get(metric), olds.get(metric))
             found.append(
                 TableRow(
@@ -215,6 +222,10 @@ def notes(table: Sequence[TableRow]) -> list[str]:
 
     tested = [row.tested for row in table if row.tested]
     found = ["± is half of a 95% confidence interval."]
+    if any(
+        e and row.percent and e.value in (0, 1) for row in table for e in (row.before, row.after)
+    ):
+        found.append("+ or - after a share of 0% or 100% is its interval, which goes one way.")
     if tested:
         pairs = "in pairs, record by record" if any(t.paired for t in tested) else "unpaired"
         several = f", adjusted for the {len(tested)} tests of this table (Holm)"

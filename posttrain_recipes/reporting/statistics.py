@@ -12,6 +12,8 @@ from posttrain_recipes.training.intervals import Z95, mean, spread, t95
 
 ALPHA = 0.05
 OTHER_RECORDS = "not the same records before and after"
+READ = "replies to read"
+"""Why what an eval shows is not tested."""
 
 
 @dataclass(frozen=True)

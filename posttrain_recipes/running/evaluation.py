@@ -195,7 +195,9 @@ class Evaluator:
                     run = runs / (kept.reused_from or record.id)
                     samples = tuple(store.load_samples(run, kept.name, found.name, when))
                     better, notes = found.higher_is_better, tuple(found.notes)
-                    return EvalResult(found.metrics, samples, better, by_record, notes)
+                    return EvalResult(
+                        found.metrics, samples, better, by_record, notes, found.tested
+                    )
         return None
 
     def _evaluate(
