@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from posttrain_recipes.cli.data_overlap import overlap
 from posttrain_recipes.cli.data_show import show
-from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.options import columns_option, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
 from posttrain_recipes.errors import Location
@@ -32,22 +33,7 @@ def data() -> None:
 
 
 data.add_command(show)
-
-
-def _columns(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    from posttrain_recipes.datasets.formats import column_problems
-
-    columns = {}
-    for value in values:
-        ours, equals, theirs = value.partition("=")
-        if not (ours and equals and theirs):
-            raise click.BadParameter(f"'{value}' must read OURS=THEIRS, as prompt=question")
-        columns[ours] = theirs
-    if problems := column_problems(columns):
-        raise click.BadParameter("; ".join(problems))
-    return columns
+data.add_command(overlap)
 
 
 @data.command()
@@ -56,13 +42,7 @@ def _columns(
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), help="Longer records are a fault; needs --model."
 )
-@click.option(
-    "--columns",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    callback=_columns,
-    help="A field under another name, as prompt=question; may be repeated.",
-)
+@columns_option
 @click.option(
     "--format",
     "form",
