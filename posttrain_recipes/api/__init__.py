@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from posttrain_recipes.api.models import chat, eval, export, serve
 from posttrain_recipes.api.recipes import plan, run, validate
-from posttrain_recipes.api.results import compare, report, reproduce, runs, show
+from posttrain_recipes.api.results import compare, pack, report, reproduce, runs, show
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.results import Result
 
@@ -17,6 +17,7 @@ __all__ = [
     "compare",
     "eval",
     "export",
+    "pack",
     "plan",
     "report",
     "reproduce",

@@ -13,6 +13,7 @@ from posttrain_recipes.results import Result
 from posttrain_recipes.store import RunRecord, Store, default_home, write_atomic
 
 if TYPE_CHECKING:
+    from posttrain_recipes.exporting.packing import Packed
     from posttrain_recipes.reporting.comparing import Comparison
     from posttrain_recipes.reporting.reproduction import Reproduction
     from posttrain_recipes.running.events import Reporter
@@ -75,6 +76,36 @@ def report(
         raise UsageError(f"{path} says no form", hint="let it end in .html or .md")
     write_atomic(path, pages.markdown() if ending == ".md" else pages.html())
     return path
+
+
+def pack(
+    run: str | Result,
+    output: str | Path | None = None,
+    *,
+    data: bool = True,
+    weights: bool = True,
+    home: str | Path | None = None,
+) -> Packed:
+    """Write a run as one archive: recipe, data and functions, a lock, the report, the adapters.
+
+    Args:
+        run: a result, its id, or the name of a recipe for its last run.
+        output: the new zip file; by default `RUN.zip` here.
+        data: the files that the recipe names.
+        weights: the adapters of its stages.
+
+    Returns:
+        `.path`, `.files`, and `.notes`: what is not in it, and what changed since the run.
+
+    Raises:
+        UsageError: there is no such run, it did not finish, or the file is there.
+        PtlError: it cannot be written.
+    """
+    from posttrain_recipes.exporting import packing
+
+    record = show(named(run), home).record
+    path = Path(f"{record.id}.zip" if output is None else output)
+    return packing.pack(record, default_home(home), path, data=data, weights=weights)
 
 
 def reproduce(

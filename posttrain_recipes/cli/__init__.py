@@ -37,6 +37,7 @@ COMMANDS = {
     "watch": "Show a run on a page that moves with it, or replay one.",
     "report": "Write a run's results, curves and replies as one page.",
     "compare": "Compare runs: what differs, results with tests, curves.",
+    "pack": "Write a run as one archive that another machine reads or runs.",
     "reproduce": "Run a run again and say whether the same comes out.",
     "sync": "Copy runs to the MLflow server that lacks them.",
     "prices": "Show what hosted Tinker costs, and read the published table.",
