@@ -27,7 +27,7 @@ def url(tmp_path: Path) -> Iterator[str]:
         created="2026-01-02T03:04:05+00:00", status="finished",
         stages=[
             StageRecord("rl", "f1", "grpo", {"start": "base"}, status="finished", total_steps=4),
-            StageRecord("dpo", "f2", "dpo", {"start": "f1"}, status="waiting"),
+            StageRecord("dpo@beta=0.1,seed=1", "f2", "dpo", {"start": "f1"}, status="waiting"),
         ],
     )  # fmt: skip
     with Store(tmp_path).open(record) as directory:
@@ -35,7 +35,10 @@ def url(tmp_path: Path) -> Iterator[str]:
         log = WatchLog(watch_path(directory.path, "rl"), pytest.fail)
         for step in range(5):
             said = {"prompt": "2+2?", "answer": "4", "reply": f"reply of {step}", "cut": False}
-            log.add("film", step=step, source="the eval held", replies=[said | {"right": step > 2}])
+            replies = [said | {"right": step > 2}]
+            if step == 4:  # a run that goes on may ask more than it did
+                replies += [said | {"prompt": "3+3?", "reply": "six"}]
+            log.add("film", step=step, source="the eval held", replies=replies)
             if step:
                 log.add("step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": 0.1})
                 tokens = {
@@ -74,11 +77,14 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     assert window.run(text, "#run") == "demo-1"
     assert window.run(text, "#at") == "step 4 of 4"
     assert window.run(text, "td.now") == "✓reply of 4"
+    cells = "return [...document.querySelectorAll('tr:last-child td')].map((one) => one.textContent)"
+    assert window.run(cells) == ["(not asked)"] * 4 + ["six"]
+    assert window.run(text, ".stage.waiting span") == "beta=0.1,seed=1"
 
     move = "const s = document.getElementById('slider'); s.value = 2; s.oninput()"
     window.run(move)
     window.until("return document.querySelector('td.now').textContent === '✗reply of 2'")
-    assert window.run("return document.querySelectorAll('td.later').length") == 2
+    assert window.run("return document.querySelectorAll('td.later').length") == 4
     assert window.run(text, "#rollouts-step") == "of step 2"
     assert window.run(text, ".now-value") == "0.5 at step 2"
 
@@ -99,4 +105,12 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
         window.size(width, 900)
         wide = window.until("return document.documentElement.scrollWidth")
         assert wide <= width
+    # On a narrow page each prompt stands whole above its replies.
+    seen = window.run(
+        "const box = (one) => one.getBoundingClientRect().toJSON();"
+        "return [document.querySelector('.prompt'), document.querySelector('td.now')].map(box)"
+    )
+    assert 0 <= seen[0]["left"] < seen[0]["right"] <= 390
+    assert seen[0]["bottom"] <= seen[1]["top"]
+    window.until("return document.querySelector('td.now').getBoundingClientRect().right <= 390")
     assert window.log() == []

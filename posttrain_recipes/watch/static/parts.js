@@ -57,7 +57,7 @@ function chart({ lines = [], points = [], low, high, last, step, percent, width 
     drawing.append(make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
       make("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, say(value)));
   }
-  drawing.append(make("text", { x: left, y: height - 5 }, "start"),
+  if (last) drawing.append(make("text", { x: left, y: height - 5 }, "start"),
     make("text", { x: width - right, y: height - 5, "text-anchor": "end" }, `step ${last}`));
   for (const { values, kind } of lines) {
     const d = values.map(([s, v], place) => `${place ? "L" : "M"}${x(s).toFixed(1)} ${y(v).toFixed(1)}`);
@@ -72,7 +72,7 @@ function chart({ lines = [], points = [], low, high, last, step, percent, width 
       make("path", { class: "whisker", d: `M${cx} ${y(from)}V${y(to)}M${cx - 4} ${y(from)}h8M${cx - 4} ${y(to)}h8` }),
       make("circle", { class: "point", cx, cy, r: 4.5 }));
     const side = at === 0 ? { x: cx + 9, "text-anchor": "start" } : { x: cx - 9, "text-anchor": "end" };
-    if (when) drawing.append(make("text", { class: "value", y: cy + 4, ...side }, `${when} ${say(value)}`));
+    if (when || !last) drawing.append(make("text", { class: "value", y: cy + 4, ...side }, `${when} ${say(value)}`.trim()));
   }
   return drawing;
 }
