@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import registry
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.planning import overlap
 from posttrain_recipes.planning.planner import build
@@ -19,8 +20,22 @@ if TYPE_CHECKING:
     from posttrain_recipes.running.events import Reporter
 
 
-def _source(recipe: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
-    return recipe if isinstance(recipe, Mapping) else Path(recipe)
+def _read(
+    recipe: str | Path | Mapping[str, Any], preset: str | None, overrides: Sequence[str]
+) -> recipes.Recipe:
+    if isinstance(overrides, str):
+        overrides = (overrides,)
+    wrong = ""
+    if not isinstance(recipe, str | Path | Mapping):
+        wrong = f"a recipe is a path or a mapping, and no {type(recipe).__name__}"
+    elif not isinstance(preset, str | None):
+        wrong = f"preset is a name, and no {type(preset).__name__}"
+    elif not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
+        wrong = "overrides is a list of texts, as ['stages.sft.method.learning_rate=1e-4']"
+    if wrong:
+        raise UsageError(wrong, code="wrong-value")
+    source = recipe if isinstance(recipe, Mapping) else Path(recipe)
+    return recipes.load(source, preset=preset, overrides=overrides)
 
 
 def plan(
@@ -40,8 +55,7 @@ def plan(
         RecipeError: everything that is wrong with the recipe.
         UsageError: the file or the preset is not there.
     """
-    read = recipes.load(_source(recipe), preset=preset, overrides=overrides)
-    return build(read, registry.load(), ask=True)
+    return build(_read(recipe, preset, overrides), registry.load(), ask=True)
 
 
 def validate(
@@ -55,9 +69,7 @@ def validate(
     Needs no network. Warnings are of evals that measure on prompts that are trained on, in files on
     this machine.
     """
-    planned = build(
-        recipes.load(_source(recipe), preset=preset, overrides=overrides), registry.load()
-    )
+    planned = build(_read(recipe, preset, overrides), registry.load())
     found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
     return [f"{one}; {one.hint}" for one in found]
 

@@ -136,6 +136,9 @@ class Comparison:
     def __str__(self) -> str:
         return _markdown(self)
 
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.names)})"
+
     def _repr_html_(self) -> str:
         return str(self.to_frame().to_html(index=False, na_rep=""))
 

@@ -168,6 +168,7 @@ class Pages:
             "description": record.resolved.get("description", ""),
             "rows": table,
             "notes": report.notes(table),
+            "nothing": report.nothing(record),
             "gates": gates.check(record),
             "groups": groups,
             "stages": [self._stage(stage, known) for stage in record.stages],

@@ -77,7 +77,9 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     assert window.run(text, "#run") == "demo-1"
     assert window.run(text, "#at") == "step 4 of 4"
     assert window.run(text, "td.now") == "✓reply of 4"
-    cells = "return [...document.querySelectorAll('tr:last-child td')].map((one) => one.textContent)"
+    cells = (
+        "return [...document.querySelectorAll('tr:last-child td')].map((one) => one.textContent)"
+    )
     assert window.run(cells) == ["(not asked)"] * 4 + ["six"]
     assert window.run(text, ".stage.waiting span") == "beta=0.1,seed=1"
 
