@@ -232,12 +232,8 @@ def _between(
 ) -> None:
     kind = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
-        least, most = (f"{bound:g}" if whole is False else f"{bound:.0f}" for bound in (low, high))
-        wide = (
-            ""
-            if low == -math.inf
-            else f" from {least}" + (f" to {most}" if high < math.inf else "")
-        )
+        wide = f" from {low:.0f}" if low > -math.inf else ""
+        wide += f" to {high:.0f}" if high < math.inf else ""
         _refuse(name, value, f"a {'whole ' if whole else ''}number{wide}")
 
 

@@ -107,9 +107,8 @@ class Exported:
         return f"Exported({self.said}: {self.form}{on} in {places})"
 
     def __str__(self) -> str:
-        return "\n".join(
-            [repr(self)[len("Exported(") : -1], *self.notes, *filter(None, (self.vllm,))]
-        )
+        said = repr(self)[len("Exported(") : -1]
+        return "\n".join([said, *self.notes, *filter(None, (self.vllm,))])
 
 
 def export(
