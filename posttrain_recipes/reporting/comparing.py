@@ -18,6 +18,7 @@ from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.records import PerRecord
 from posttrain_recipes.reporting import comparisons, plots, report, statistics
 from posttrain_recipes.reporting.comparisons import ArmGroup, Cell, Table
+from posttrain_recipes.reporting.overlaid import overlaid
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
 from posttrain_recipes.shown import cell as cell_of
 from posttrain_recipes.shown import field, plain
@@ -117,7 +118,12 @@ class Comparison:
                 records=self.records,
                 differing=self.differing,
                 sections=self.sections,
-                stages=self.curves(),
+                ways=[
+                    (pages.record.id, drawn)
+                    for pages in self.pages
+                    if (drawn := list(overlaid(pages.record, pages.curves, MAIN_CURVES)))
+                ],
+                stages=self.curves() if len(self.records) > 1 or not self.sections[0][0] else [],
             )
         )
 

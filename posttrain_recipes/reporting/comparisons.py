@@ -100,9 +100,9 @@ def groups(record: RunRecord) -> list[ArmGroup]:
         if stage is None:
             continue
         if origin.comparison and origin.last:
-            title, arm = origin.comparison, _arm(origin, origin.branch or "")
+            title, arm = origin.comparison, arm_of(origin, origin.branch or "")
         elif origin in leaves and origin.labels and not origin.comparison:
-            title, arm = f"{origin.source}, by what varies", _arm(origin, "")
+            title, arm = f"{origin.source}, by what varies", arm_of(origin, "")
         else:
             continue
         seed = dict(origin.labels).get("seed", "")
@@ -110,7 +110,8 @@ def groups(record: RunRecord) -> list[ArmGroup]:
     return [ArmGroup(title, arms) for title, arms in found.items() if _has_comparison(arms)]
 
 
-def _arm(origin: Origin, branch: str) -> str:
+def arm_of(origin: Origin, branch: str) -> str:
+    """What a stage's way is called: its branch, and what varies but for the seed."""
     rest = show_labels(tuple(label for label in origin.labels if label[0] != "seed"))
     return " ".join(filter(None, (branch, rest))) or origin.source
 

@@ -19,6 +19,7 @@ from posttrain_recipes.records import PerRecord, Sample
 from posttrain_recipes.reporting import comparisons, plots, report, scores
 from posttrain_recipes.reporting.billed import told
 from posttrain_recipes.reporting.comparisons import Table
+from posttrain_recipes.reporting.overlaid import overlaid
 from posttrain_recipes.reporting.report import TableRow
 from posttrain_recipes.shown import plain
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
@@ -171,6 +172,7 @@ class Pages:
             "nothing": report.nothing(record),
             "gates": gates.check(record),
             "groups": groups,
+            "overlaid": list(overlaid(record, self.curves, MAIN_CURVES)),
             "stages": [self._stage(stage, known) for stage in record.stages],
             "totals": self._totals(),
             "environment": made_in,
