@@ -61,7 +61,7 @@ def _drawn(
 ) -> Iterator[Overlaid]:
     lines: dict[str, dict[str, Series]] = {}
     classes: dict[str, str] = {}
-    for index, (way, stages) in enumerate(ways.items()):
+    for index, stages in enumerate(ways.values()):
         for stage in stages:
             classes[stage.name] = plots.colour(index)
             for metric, series in curves_of(stage).items():

@@ -322,6 +322,7 @@ def templates() -> Environment:
     made.filters.update(
         estimate=report.show,
         comparison_notes=comparisons.notes,
+        together=comparisons.together,
         change=report.show_change,
         duration=duration,
         cut=_cut,
