@@ -141,7 +141,7 @@ function drawFilm(stage, about, step) {
   const frames = steps.map((one) => stage.film.get(one));
   $("film-source").textContent = frames.length
     ? `${frames.at(-1).replies.length} prompt${frames.at(-1).replies.length === 1 ? "" : "s"} of ${frames.at(-1).source}, and the likeliest reply after each of these steps`
-    : !about.method ? "An evaluation has none." : ended(about) ? "This stage has none (watch: in the recipe)." : "None was answered yet.";
+    : !about.method ? "An evaluation has none." : ended(about) ? "This stage has none (watch: in the recipe)." : "None yet: watch: in the recipe says when.";
   if (!frames.length) { fill("film"); return; }
   const current = upTo(steps, step);
   // A run that goes on may ask other prompts than it did: each has a row, by its text.
