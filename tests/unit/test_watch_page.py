@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def url(tmp_path: Path) -> Iterator[str]:
                 replies += [said | {"prompt": "3+3?", "reply": "six"}]
             log.add("film", step=step, source="the eval held", replies=replies)
             if step:
-                log.add("step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": 0.1})
+                log.add("step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": math.nan})
                 tokens = {
                     "tokens": ["2", HOSTILE, "x"],
                     "numbers": {"advantage": [0.5, -0.5, None]},
@@ -51,6 +52,10 @@ def url(tmp_path: Path) -> Iterator[str]:
                 )
         found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9, "share": True}
         log.add("eval", when="before", step=0, metrics={"held": found})
+        nothing = found | {"value": math.nan, "low": math.nan, "high": math.nan}
+        log.add("eval", when="after", step=4, metrics={"none": nothing})
+        single = found | {"low": math.nan, "high": math.nan, "count": 1}
+        log.add("eval", when="after", step=4, metrics={"single": single})
     token, sock = "the-token", server.listening()
     made = server.server(tmp_path, "demo-1", token, sock)
     made.install_signal_handlers = lambda: None
@@ -99,6 +104,15 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     kinds = "return [...document.querySelectorAll('.token')].map((one) => one.className)"
     assert window.run(kinds) == ["token up", "token down", "token none"]
     assert "cut by" in window.run(text, "#rollouts")
+
+    # What is no number is drawn as none.
+    drawn = "return [...document.querySelectorAll('figure')].map((one) => [one.textContent.trim(), "
+    figures = window.run(drawn + "one.querySelectorAll('.point, .whisker').length])")
+    assert [(text.split()[0], marks) for text, marks in figures] == [
+        ("held", 2), ("noneIt", 0), ("single", 1)
+    ]  # fmt: skip
+    window.run("const s = document.querySelector('#metric'); s.value = 'kl'; s.onchange()")
+    window.until("return document.querySelector('#curve').textContent.includes('no number')")
 
     # What models and data wrote is text, and nothing runs.
     assert window.run("return document.images.length") == 0

@@ -206,6 +206,8 @@ function drawCurve(stage, about, step, last) {
     smooth.push([s, mean]);
   }
   const all = values.map(([, v]) => v);
+  const none = [...stage.steps.values()].filter((line) => line.metrics[name] === null).length;
+  if (!all.length) { fill("curve", make("p", { class: "hint" }, `${name} was no number (NaN or infinite) at any step.`)); return; }
   const raw = values.length >= 10;
   const drawing = chart({
     width: $("curve").clientWidth,
@@ -215,7 +217,8 @@ function drawCurve(stage, about, step, last) {
   const here = stage.steps.get(upTo(stage.steps.keys(), step));
   const value = here ? number(here.metrics[name]) : "–";
   drawing.setAttribute("aria-label", `${name} over steps; ${value} at step ${step}`);
-  fill("curve", make("p", { class: "now-value" }, `${value} at step ${step}`), drawing);
+  fill("curve", make("p", { class: "now-value" }, `${value} at step ${step}`), drawing,
+    none ? make("p", { class: "hint" }, `At ${none} of ${stage.steps.size} steps it was no number (NaN or infinite).`) : null);
 }
 
 function drawEvals(stage, about, last) {
@@ -223,7 +226,7 @@ function drawEvals(stage, about, last) {
   for (const line of stage.evals) {
     for (const [name, estimate] of Object.entries(line.metrics)) {
       if (!found.has(name)) found.set(name, []);
-      found.get(name).push({ ...estimate, at: line.step, when: ["before", "after"].includes(line.when) ? line.when : "" });
+      if (typeof estimate.value === "number") found.get(name).push({ ...estimate, at: line.step, when: ["before", "after"].includes(line.when) ? line.when : "" });
     }
   }
   const total = Math.max(about.steps, stage.total, last);
@@ -232,10 +235,13 @@ function drawEvals(stage, about, last) {
   const columns = Math.min(found.size, Math.max(1, Math.floor($("evals").clientWidth / 215)));
   const wide = Math.floor(($("evals").clientWidth - 12 * (columns - 1)) / columns);
   fill("evals", ...[...found].map(([name, points]) => {
+    if (!points.length) {
+      return make("figure", {}, make("figcaption", {}, name), make("p", { class: "hint" }, "It came to no number (NaN or infinite)."));
+    }
     points.sort((a, b) => a.at - b.at);
     if (!total) points = [{ ...points[points.length - 1], when: "" }];  // nothing was trained between them
-    const low = Math.min(...points.map((one) => one.low));
-    const high = Math.max(...points.map((one) => one.high));
+    const ends = points.flatMap((one) => [one.low, one.value, one.high]).filter((one) => typeof one === "number");
+    const [low, high] = [Math.min(...ends), Math.max(...ends)];
     const drawing = chart({
       width: wide, points, low, high, last: total, percent: points[0].share,
       lines: [{ values: points.map((one) => [one.at, one.value]), kind: "between" }],
@@ -274,7 +280,7 @@ function drawReplies(stage, about, step) {
   values.sort((a, b) => a - b);
   // One outlier takes not all of the colour, and differences that mean nothing get none.
   const most = Math.max(values[Math.floor(0.95 * (values.length - 1))] || 1, LEAST[by] || 0);
-  const nothing = by === "advantage" && !values.some(Boolean);
+  const nothing = by === "advantage" && values.length && !values.some(Boolean);
   fill("legend", ...nothing ? [make("span", {}, "Nothing was pushed: all replies of a prompt got the same reward.")] : legend(by, most));
   fill("rollouts", ...line.rollouts.map((one) => reply(one, by, most)));
 }

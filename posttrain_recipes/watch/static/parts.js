@@ -68,7 +68,8 @@ function chart({ lines = [], points = [], low, high, last, step, percent, width 
   }
   for (const { at, value, low: from, high: to, when } of points) {
     const [cx, cy] = [x(at), y(value)];
-    drawing.append(
+    const wide = typeof from === "number" && typeof to === "number";  // one record has no interval
+    drawing.append(!wide ? "" :
       make("path", { class: "whisker", d: `M${cx} ${y(from)}V${y(to)}M${cx - 4} ${y(from)}h8M${cx - 4} ${y(to)}h8` }),
       make("circle", { class: "point", cx, cy, r: 4.5 }));
     const side = at === 0 ? { x: cx + 9, "text-anchor": "start" } : { x: cx - 9, "text-anchor": "end" };
@@ -131,5 +132,5 @@ function reply(one, by, most) {
     make("details", {}, make("summary", {}, asked || "prompt"), make("pre", {}, one.prompt)),
     make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
     make("p", { class: "tokens", "aria-label": "Tokens; arrow keys go through them" }, ...tokens,
-      rest > 0 ? make("em", {}, one.secret ? "(left out: it holds a secret)" : ` … ${rest} more tokens`) : null));
+      rest > 0 ? make("em", {}, one.secret ? "(left out: it holds a secret)" : ` … ${rest} more token${rest === 1 ? "" : "s"}`) : null));
 }
