@@ -52,6 +52,8 @@ def compare(
         return
     if found.differing:
         click.echo(report.columns([("", *found.names), *found.differing]))
+        if any("-" in row[1:] for row in found.differing):
+            click.echo("-: the recipe does not say it")
     for place, (title, tables) in enumerate(found.sections):
         if title:
             click.echo(f"\n{title}" if found.differing or place else title)

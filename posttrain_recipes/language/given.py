@@ -54,4 +54,6 @@ def _plain(value: object, path: str = "") -> object:
             return kind(value)
     if value is None or isinstance(value, date):
         return value
+    if callable(value) and (name := getattr(value, "__name__", "")).isidentifier():
+        raise _NoValue(f"{path or 'it'} is the function {name}: call it, as {name}(...)")
     raise _NoValue(f"{path or 'it'} is of type {type(value).__name__}")

@@ -89,6 +89,7 @@ def test_runs_of_a_matrix_are_compared_way_by_way(
     )
     assert max(map(len, done.output.splitlines())) <= 80
     assert done.output.count("better, worse, changed") == 1
+    assert "\n-: the recipe does not say it\n" in done.output
 
 
 def test_runs_of_other_ways_are_all_compared_with_the_first(project: Project, home: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import posttrain_recipes as ptl
+from posttrain_recipes import typed
 from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.exporting.writing import Exported
 from posttrain_recipes.inference.conversation import ChatClient, Talk
@@ -113,6 +114,9 @@ def test_what_a_program_makes_is_read_as_what_it_stands_for() -> None:
     with pytest.raises(UsageError) as said:
         ptl.validate({"name": "x", "stages": [{"seed": {1, 2}}]})
     assert said.value.why == "stages[0].seed is of type set"
+    with pytest.raises(UsageError) as said:
+        ptl.validate({"name": "x", "stages": [{"method": typed.method.sft}]})
+    assert said.value.why == "stages[0].method is the function sft: call it, as sft(...)"
 
 
 @pytest.mark.parametrize(

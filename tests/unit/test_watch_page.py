@@ -41,7 +41,9 @@ def url(tmp_path: Path) -> Iterator[str]:
                 replies += [said | {"prompt": "3+3?", "reply": "six"}]
             log.add("film", step=step, source="the eval held", replies=replies)
             if step:
-                log.add("step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": math.nan})
+                log.add(
+                    "step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": math.nan}
+                )
                 tokens = {
                     "tokens": ["2", HOSTILE, "x"],
                     "numbers": {"advantage": [0.5, -0.5, None]},
