@@ -96,6 +96,7 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     assert window.run("return document.querySelectorAll('td.later').length") == 4
     assert window.run(text, "#rollouts-step") == "of step 2"
     assert window.run(text, ".now-value") == "0.5 at step 2"
+    assert "null" not in window.run(text, "body")
 
     # By keyboard as by mouse: numbers of a token, and the next one.
     window.run("document.querySelector('.token').focus()")

@@ -14,7 +14,7 @@ function make(tag, attributes = {}, ...inside) {
   return made;
 }
 
-const fill = (id, ...inside) => $(id).replaceChildren(...inside);
+const fill = (id, ...inside) => $(id).replaceChildren(...inside.filter((one) => one !== null));
 const sorted = (numbers) => [...numbers].sort((a, b) => a - b);
 const upTo = (numbers, step) => sorted(numbers).filter((one) => one <= step).pop();
 
