@@ -131,5 +131,10 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     )
     assert 0 <= seen[0]["left"] < seen[0]["right"] <= 390
     assert seen[0]["bottom"] <= seen[1]["top"]
-    window.until("return document.querySelector('td.now').getBoundingClientRect().right <= 390")
+    seen_now = "return document.querySelector('td.now')?.getBoundingClientRect().right <= 390"
+    window.until(seen_now)
+    for stage in (1, 0):  # one without a filmstrip, and back
+        window.run(f"document.querySelectorAll('.stage')[{stage}].click()")
+        window.until(f"return document.querySelectorAll('.stage')[{stage}].ariaPressed === 'true'")
+    window.until(seen_now)
     assert window.log() == []

@@ -142,7 +142,7 @@ function drawFilm(stage, about, step) {
   $("film-source").textContent = frames.length
     ? `${frames.at(-1).replies.length} prompt${frames.at(-1).replies.length === 1 ? "" : "s"} of ${frames.at(-1).source}, and the likeliest reply after each of these steps`
     : !about.method ? "An evaluation has none." : ended(about) ? "This stage has none (watch: in the recipe)." : "None yet: watch: in the recipe says when.";
-  if (!frames.length) { fill("film"); return; }
+  if (!frames.length) { fill("film"); $("film").dataset.view = ""; return; }
   const current = upTo(steps, step);
   // A run that goes on may ask other prompts than it did: each has a row, by its text.
   const rows = new Map();
@@ -167,7 +167,7 @@ function drawFilm(stage, about, step) {
       make("span", { class: "mark", role: "img", "aria-label": words }, mark),
       reply || make("em", {}, cells[place] ? "(nothing)" : "(not asked)"), cut ? make("em", {}, " … cut") : null);
   }));
-  const view = `${current} ${$("film").clientWidth}`;
+  const view = `${about.name} ${current} ${$("film").clientWidth}`;
   const moved = $("film").dataset.view !== view;
   fill("film", make("table", { role: "table" }, make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, make("th", { scope: "col", role: "columnheader" }, "prompt"),
     ...steps.map((one) => {
