@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import registry
 from posttrain_recipes.errors import UsageError
+from posttrain_recipes.language import named
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.planning import overlap
+from posttrain_recipes.planning import lock, overlap
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import Scope
@@ -20,22 +22,37 @@ if TYPE_CHECKING:
     from posttrain_recipes.running.events import Reporter
 
 
+def _source(recipe: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
+    if isinstance(recipe, Mapping):
+        return recipe
+    if not isinstance(recipe, str | Path):
+        raise UsageError(
+            f"a recipe is a path, a name or a mapping, and no {type(recipe).__name__}",
+            code="wrong-value",
+        )
+    return (named.find(recipe) if isinstance(recipe, str) else None) or Path(recipe)
+
+
 def _read(
     recipe: str | Path | Mapping[str, Any], preset: str | None, overrides: Sequence[str]
 ) -> recipes.Recipe:
     if isinstance(overrides, str):
         overrides = (overrides,)
-    wrong = ""
-    if not isinstance(recipe, str | Path | Mapping):
-        wrong = f"a recipe is a path or a mapping, and no {type(recipe).__name__}"
-    elif not isinstance(preset, str | None):
-        wrong = f"preset is a name, and no {type(preset).__name__}"
-    elif not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
-        wrong = "overrides is a list of texts, as ['stages.sft.method.learning_rate=1e-4']"
-    if wrong:
-        raise UsageError(wrong, code="wrong-value")
-    source = recipe if isinstance(recipe, Mapping) else Path(recipe)
-    return recipes.load(source, preset=preset, overrides=overrides)
+    if not isinstance(preset, str | None):
+        raise UsageError(f"preset is a name, and no {type(preset).__name__}", code="wrong-value")
+    if not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
+        raise UsageError(
+            "overrides is a list of texts, as ['stages.sft.method.learning_rate=1e-4']",
+            code="wrong-value",
+        )
+    return recipes.load(_source(recipe), preset=preset, overrides=overrides)
+
+
+def _file(recipe: str | Path | Mapping[str, Any]) -> Path:
+    found = _source(recipe)
+    if isinstance(found, Mapping):
+        raise UsageError("a recipe that a program made has no lock", hint="write it to a file")
+    return found
 
 
 def plan(
@@ -47,7 +64,8 @@ def plan(
     """Check a recipe and say what running it would do. Asks the hub what its branches are now.
 
     Args:
-        recipe: path of the recipe, or the recipe itself: a mapping, or what `typed.recipe` makes.
+        recipe: path of the recipe; the name of one that ships or of a package's (`ptl-chess:kqk`);
+            or the recipe itself: a mapping, or what `typed.recipe` makes.
         preset: one of its presets; by default `quick` where it has one.
         overrides: as `--set` takes them, `stages.sft.method.learning_rate=1e-4`.
 
@@ -85,6 +103,7 @@ def run(
     until: str | None = None,
     jobs: int | str = 1,
     shared: str | None = None,
+    locked: bool = False,
     progress: bool | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
@@ -98,6 +117,7 @@ def run(
         jobs: how many stages that do not need each other may run at the same time; `ray` or
             `ray:ADDRESS`: each is a task of a Ray cluster.
         shared: where all nodes of a cluster see checkpoints: any URL that fsspec knows.
+        locked: refuse to run on anything but what `ptl lock` wrote down beside the recipe.
         progress: whether a person is told how far it is; None: in a notebook and in a terminal.
         reporter: hears what happens, in place of that.
 
@@ -111,6 +131,9 @@ def run(
 
     many = parallel(jobs, shared)
     planned = plan(recipe, preset=preset, overrides=overrides)
+    if locked:
+        for text in lock.check(planned, _file(recipe)):
+            warnings.warn(text, stacklevel=2)
     scope = Scope(fresh, from_stage, until)
     with told(False if reporter else progress) as shown:
         record = runner.run(planned, default_home(home), reporter or shown, scope=scope, jobs=many)

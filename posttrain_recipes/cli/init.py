@@ -63,7 +63,8 @@ def _list() -> None:
         teaches = textwrap.wrap(shipped.description(path), room, break_on_hyphens=False)
         for first, text in zip((name, *[""] * len(teaches)), teaches, strict=False):
             click.echo(f"{first:<{widest}}  {text}")
-    click.echo("\n'ptl init --recipe NAME DIRECTORY' writes one, 'ptl explain NAME' tells of it")
+    click.echo("\n'ptl explain NAME' tells of one, 'ptl run NAME' runs it as it is, and")
+    click.echo("'ptl init --recipe NAME DIRECTORY' writes it with its data")
 
 
 def _same(file: Path, content: bytes) -> bool:

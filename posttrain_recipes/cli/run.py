@@ -43,6 +43,9 @@ from posttrain_recipes.reporting import report
 @click.option(
     "--watch", "watched", is_flag=True, help="Show it on a page as it goes, as 'ptl watch' does."
 )
+@click.option(
+    "--locked", is_flag=True, help="Refuse to run on anything but what 'ptl lock' wrote down."
+)
 @json_option
 def run(
     recipe: Path,
@@ -53,6 +56,7 @@ def run(
     jobs: str,
     shared: str | None,
     watched: bool,
+    locked: bool,
     as_json: bool,
 ) -> int:
     """Run RECIPE: train its stages and measure each before and after.
@@ -61,6 +65,11 @@ def run(
     the same inputs is reused. Exit 1 where the recipe expects a result that the run does not have.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
+    if locked:
+        from posttrain_recipes.planning import lock
+
+        for text in lock.check(planned, recipe):
+            say(f"warning: {text}")
     from posttrain_recipes.cli.watch import PageBeside
     from posttrain_recipes.progress.lines import Lines
     from posttrain_recipes.progress.live import Live

@@ -122,7 +122,7 @@ def test_what_a_program_makes_is_read_as_what_it_stands_for() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: ptl.run(None), "a recipe is a path or a mapping, and no NoneType"),
+        (lambda: ptl.run(None), "a recipe is a path, a name or a mapping, and no NoneType"),
         (lambda: ptl.plan("a.yaml", preset=3), "preset is a name, and no int"),
         (lambda: ptl.plan("a.yaml", overrides={"seed": 1}), "overrides is a list of texts"),
         (lambda: ptl.show(5), "by no int"),

@@ -34,7 +34,9 @@ def test_init_writes_a_shipped_recipe_with_all_that_it_needs(
 def test_init_lists_the_recipes_with_what_they_teach(ptl: Ptl, project: Project) -> None:
     before = set(project.path.iterdir())
     said = ptl("init", "--list")
-    names = [line.split()[0] for line in said.out.splitlines() if line and line[0] not in " '"]
+    names = [
+        line.split()[0] for line in said.out.partition("\n\n")[0].splitlines() if line[0] != " "
+    ]
     assert names == list(shipped.recipes())
     assert set(project.path.iterdir()) == before
 
