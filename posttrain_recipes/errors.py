@@ -166,7 +166,7 @@ class Fault:
 
     def __str__(self) -> str:
         # A key may be any text: told on one line.
-        head = f"{self.location}  {self.key}".rstrip().replace("\n", "\\n")
+        head = f"{self.location}  {self.key}".strip().replace("\n", "\\n")
         return f"{head}\n  {self.message}"
 
     def as_dict(self) -> dict[str, object]:

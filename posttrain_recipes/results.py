@@ -37,6 +37,11 @@ class StageResult:
     after: Mapping[str, Mapping[str, Estimate]]
     """The same after training, on the same records."""
 
+    def __repr__(self) -> str:
+        left = "no checkpoint" if self.checkpoint is None else f"step {self.checkpoint.step}"
+        known = ", ".join(dict.fromkeys((*self.before, *self.after))) or "none"
+        return f"StageResult({self.name}: {left}; evals: {known})"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -143,11 +148,19 @@ class Result:
                         yield {"stage": stage.name, "eval": name, "when": when, **_row(sample)}
 
     def __getitem__(self, stage: str) -> StageResult:
-        return self.stages[stage]
+        found = self.stages
+        if stage not in found:
+            raise KeyError(f"{self.run_id} has no stage {stage!r}; there is: {', '.join(found)}")
+        return found[stage]
+
+    def __hash__(self) -> int:
+        return hash(self.run_id)
 
     def __str__(self) -> str:
-        lines = [report.table(self.record) or "This recipe has no evals."]
-        lines += report.notes(report.rows(self.record))
+        table = report.rows(self.record)
+        lines = [report.table(self.record), *report.notes(table)]
+        if not table:
+            lines = [report.nothing(self.record)]
         lines += [f"{'passed' if gate.passed else 'FAILED'}  {gate}" for gate in self.gates]
         return "\n".join(lines)
 
@@ -165,11 +178,13 @@ class Result:
             for row in table
         )
         head = "".join(f"<th>{name}</th>" for name in _HEAD)
-        notes = "".join(f"<div>{html.escape(note)}</div>" for note in report.notes(table))
+        said = report.notes(table) if table else [report.nothing(self.record)]
+        notes = "".join(f"<div>{html.escape(note)}</div>" for note in said)
+        drawn = f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
         named = html.escape(f"{self.run_id}: {self.status}")
         return (
             f'{_STYLE}<div class="ptl-table"><b>{named}</b>'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
+            f"{drawn if table else ''}"
             f"<small>{notes}</small></div>"
         )
 

@@ -1,4 +1,4 @@
-"""What ships beside the code: recipes with their data, the schema, what the recipes showed.
+"""What ships beside the code: recipes with their data, the schema, the pages of documentation.
 
 In a checkout they lie at its top; a wheel carries them inside the package.
 """
@@ -14,10 +14,17 @@ from posttrain_recipes.errors import UsageError
 
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
-"""Where `recipes/`, `schemas/` and `docs/effects.md` are."""
+"""Where `recipes/`, `schemas/` and `docs/` are."""
 SCHEMA = ROOT / "schemas" / "recipe.schema.json"
 EFFECTS = ROOT / "docs" / "effects.md"
 
+_PAGE = re.compile(r"(?<![\w/.-])docs/[\w/-]+\.md\b")
+_MADE = {
+    "docs/reference/recipe.md": "'ptl schema'",
+    "docs/reference/commands.md": "'ptl --help'",
+    "docs/reference/words.md": "'ptl explain WORD'",
+}
+"""What tells the same as a page that only the site has, for it is written from the code."""
 _WORD = re.compile(r"[\w./-]+")
 
 
@@ -49,6 +56,31 @@ def find(name: str) -> Path:
         hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(known)}"
         raise UsageError(f"no shipped recipe is named '{name}'", hint=hint, code="unknown-name")
     return path
+
+
+def description(recipe: Path) -> str:
+    """What a shipped recipe says of itself in a sentence or two."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as safe, and faster
+    return str(yaml.load(recipe.read_text(encoding="utf-8"), loader)["description"])
+
+
+def with_pages(text: str) -> str:
+    """A text for the terminal, in which pages of the documentation are where they lie here."""
+
+    def where(found: re.Match[str]) -> str:
+        if found[0] in _MADE:
+            return _MADE[found[0]]
+        page = ROOT / found[0]
+        return shown(page) if page.is_file() else found[0]
+
+    return _PAGE.sub(where, text)
+
+
+def shown(path: Path) -> str:
+    """A path as it is opened from here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def parts(recipe: Path) -> list[Path]:

@@ -29,6 +29,13 @@ BUDGETS = {"step": 4 << 20, "rollouts": 8 << 20}
 """Bytes of a stage's lines of these kinds; all others are few, and bounded one by one."""
 AHEAD = 8
 """The part of a budget, one over this, that may be used before its time."""
+SHAPES: Mapping[str, Mapping[str, type]] = {
+    "step": {"step": int, "metrics": dict},
+    "eval": {"step": int, "when": str, "metrics": dict},
+    "film": {"step": int, "replies": list},
+    "rollouts": {"step": int, "rollouts": list},
+}
+"""What a line of a kind has at least; one without it is passed over, as half of a line is."""
 LONGEST = 4000
 """Characters of one text."""
 Line = dict[str, Any]
@@ -163,7 +170,10 @@ def parsed(line: bytes) -> Line | None:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("kind"), str) else None
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
+        return None
+    has = SHAPES.get(found["kind"], {})
+    return found if all(isinstance(found.get(key), kind) for key, kind in has.items()) else None
 
 
 def check(header: Line | None, path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from posttrain_recipes import registry
 from posttrain_recipes.api.results import named
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.results import Result
 from posttrain_recipes.store import default_home
 
@@ -75,7 +78,6 @@ def evals_of(
     bounds: Mapping[str, str],
 ) -> list[Plan]:
     """What `eval` runs: a plan for each target. Raises RecipeError and UsageError as it does."""
-    from posttrain_recipes.errors import UsageError
     from posttrain_recipes.inference.target import measurand
     from posttrain_recipes.language import suite as suites
     from posttrain_recipes.planning.planner import build
@@ -125,6 +127,10 @@ def export(
     """
     from posttrain_recipes.exporting import writing
 
+    _one_of("gguf", gguf, (None, "q8_0", "f16"))
+    _one_of("dtype", dtype, (None, "float32", "bfloat16", "float16"))
+    if not isinstance(directory, str | Path | None):
+        _refuse("directory", directory, "a path")
     return writing.export(
         named(target),
         None if directory is None else Path(directory),
@@ -162,6 +168,8 @@ def serve(
     """
     from posttrain_recipes.inference import serving
 
+    _one_of("dtype", dtype, ("auto", "float32", "bfloat16"))
+    _between("port", port, 0, 65535, whole=True)
     return serving.start(models, default_home(home), port, chat_template, dtype)
 
 
@@ -193,13 +201,41 @@ def chat(
     """
     from posttrain_recipes.inference import conversation
 
+    _between("temperature", temperature, 0, 2)
+    _between("max_tokens", max_tokens, 1, whole=True)
+    if seed is not None:
+        _between("seed", seed, whole=True)
     return conversation.begin(
         None if target is None else named(target),
         default_home(home),
         system=system,
         base_url=base_url,
         api_key=api_key,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
+        temperature=float(temperature),
+        max_tokens=int(max_tokens),
+        seed=None if seed is None else int(seed),
     )
+
+
+def _one_of(name: str, value: object, known: Sequence[str | None]) -> None:
+    if value not in known:
+        _refuse(name, value, " or ".join(map(repr, known)))
+
+
+def _between(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    whole: bool = False,
+) -> None:
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
+        wide = f" from {low:.0f}" if low > -math.inf else ""
+        wide += f" to {high:.0f}" if high < math.inf else ""
+        _refuse(name, value, f"a {'whole ' if whole else ''}number{wide}")
+
+
+def _refuse(name: str, value: object, wanted: str) -> NoReturn:
+    raise UsageError(f"{name} is {value!r}", hint=f"it is {wanted}", code="wrong-value")

@@ -25,7 +25,27 @@ if TYPE_CHECKING:
 def _source(recipe: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
     if isinstance(recipe, Mapping):
         return recipe
+    if not isinstance(recipe, str | Path):
+        raise UsageError(
+            f"a recipe is a path, a name or a mapping, and no {type(recipe).__name__}",
+            code="wrong-value",
+        )
     return (named.find(recipe) if isinstance(recipe, str) else None) or Path(recipe)
+
+
+def _read(
+    recipe: str | Path | Mapping[str, Any], preset: str | None, overrides: Sequence[str]
+) -> recipes.Recipe:
+    if isinstance(overrides, str):
+        overrides = (overrides,)
+    if not isinstance(preset, str | None):
+        raise UsageError(f"preset is a name, and no {type(preset).__name__}", code="wrong-value")
+    if not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
+        raise UsageError(
+            "overrides is a list of texts, as ['stages.sft.method.learning_rate=1e-4']",
+            code="wrong-value",
+        )
+    return recipes.load(_source(recipe), preset=preset, overrides=overrides)
 
 
 def _file(recipe: str | Path | Mapping[str, Any]) -> Path:
@@ -53,8 +73,7 @@ def plan(
         RecipeError: everything that is wrong with the recipe.
         UsageError: the file or the preset is not there.
     """
-    read = recipes.load(_source(recipe), preset=preset, overrides=overrides)
-    return build(read, registry.load(), ask=True)
+    return build(_read(recipe, preset, overrides), registry.load(), ask=True)
 
 
 def validate(
@@ -68,9 +87,7 @@ def validate(
     Needs no network. Warnings are of evals that measure on prompts that are trained on, in files on
     this machine.
     """
-    planned = build(
-        recipes.load(_source(recipe), preset=preset, overrides=overrides), registry.load()
-    )
+    planned = build(_read(recipe, preset, overrides), registry.load())
     found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
     return [f"{one}; {one.hint}" for one in found]
 

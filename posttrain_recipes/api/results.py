@@ -27,9 +27,9 @@ def runs(home: str | Path | None = None) -> list[Result]:
     return [Result(record) for record in found]
 
 
-def show(run: str, home: str | Path | None = None) -> Result:
+def show(run: str | Result, home: str | Path | None = None) -> Result:
     """The run of that id, or the last one of the recipe of that name. Raises `UsageError`."""
-    return Result(Store(default_home(home)).find(run))
+    return Result(Store(default_home(home)).find(named(run)))
 
 
 def compare(*runs: str | Result, home: str | Path | None = None) -> Comparison:
@@ -158,8 +158,18 @@ def reproduce(
 
 
 def named(run: str | Result) -> str:
-    """A run's id, or the name that is given."""
-    return run.run_id if isinstance(run, Result) else str(run)
+    """A run's id, or the name that is given. Raises `UsageError` for what is neither."""
+    if isinstance(run, Result):
+        return run.run_id
+    if isinstance(run, Path):
+        return str(run) if run.is_absolute() else f"./{run}"
+    if isinstance(run, str):
+        return run
+    raise UsageError(
+        f"a run is told by its id or a result, and by no {type(run).__name__}",
+        hint="give them one by one: compare(*runs)" if isinstance(run, list | tuple) else None,
+        code="wrong-value",
+    )
 
 
 def _find(run: str, tracking_uri: str | None, home: str | Path | None) -> RunRecord:

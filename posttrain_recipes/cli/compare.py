@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,10 +52,16 @@ def compare(
         return
     if found.differing:
         click.echo(report.columns([("", *found.names), *found.differing]))
-    for title, tables in found.sections:
+        if any("-" in row[1:] for row in found.differing):
+            click.echo("-: the recipe does not say it")
+    for place, (title, tables) in enumerate(found.sections):
         if title:
-            click.echo(f"\n{title}" if found.differing else title)
-        show(tables)
+            click.echo(f"\n{title}" if found.differing or place else title)
+        tabulate(tables)
+    every = [table for _, tables in found.sections for table in tables]
+    click.echo()
+    for note in comparisons.notes(every, len(found.sections)):
+        click.echo(folded(note))
     if output is not None:
         click.echo(display_path(output))
         if found.differing and output.suffix.lower() in (".csv", ".tsv"):
@@ -65,11 +72,25 @@ def compare(
 
 def show(tables: Sequence[Table]) -> None:
     """Print tables, and what has to be known to read them."""
-    for table in tables:
-        name = report.metric_label(table.eval, table.eval, table.metric)
-        rows = [(f"  {way}", *rest) for way, *rest in comparisons.shown(table)]
-        click.echo(f"\n{name} ({table.direction})")
-        click.echo(report.columns(rows, right=(1, 2, 3, 4)))
+    tabulate(tables)
     click.echo()
     for note in comparisons.notes(tables):
         click.echo(folded(note))
+
+
+def tabulate(tables: Sequence[Table]) -> None:
+    """Print tables."""
+    for same in comparisons.together(tables):
+        name = report.metric_label(same[0].eval, same[0].eval, same[0].metric)
+        head, *_ = comparisons.shown(same[0])
+        lines = [head, *(row for table in same for row in comparisons.shown(table)[1:])]
+        rows = [(f"  {way}", *rest) for way, *rest in lines]
+        said, text = same[0].direction, report.columns(rows, right=(1, 2, 3, 4))
+        if max(map(len, text.splitlines())) > shutil.get_terminal_size().columns:
+            tests = {row[-1] for row in rows[1:]} - {""}
+            if len(tests) == 1:  # of all lines: told once, above them
+                said, rows = f"{said}; {tests.pop()}", [(*row[:-1], "") for row in rows]
+            rows[0] = (*rows[0][:3], "against the first", *rows[0][4:])
+            text = report.columns(rows, right=(1, 2, 3, 4))
+        click.echo(f"\n{name} ({said})")
+        click.echo(text)

@@ -55,7 +55,8 @@ def show(
     that a stage makes are shown from its last run.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
-    stages = [stage for stage in planned.stages if only in (None, stage.name)]
+    # The variants of a matrix go by the name of their stage too.
+    stages = [s for s in planned.stages if only in (None, s.name, s.name.partition("@")[0])]
     if not stages:
         from posttrain_recipes.errors import UsageError
         from posttrain_recipes.registry import suggest

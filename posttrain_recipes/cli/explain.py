@@ -87,7 +87,7 @@ def _explain_word(word: str, found: Registry, width: int) -> None:
         names = {*shipped.recipes(), *codes.sections(), *(entry.name for entry in found)}
         names |= {name.partition("/")[2] for name in metric_words.METRICS}
         near = nearest(word.lower(), names) or nearest(word.lower(), words.all_words(found))
-        lists = "'ptl plugins list' shows the plugins, docs/effects.md the recipes"
+        lists = "'ptl plugins list' shows the plugins, 'ptl init --list' the recipes"
         raise UsageError(
             f"no plugin, shipped recipe or option is named '{word}'",
             hint=f"did you mean '{near}'?" if near else lists,
@@ -170,7 +170,7 @@ def wrapped(text: str, width: int) -> str:
     """Paragraphs refilled to `width` columns; what is indented or a list keeps its lines."""
     paragraphs = text.split("\n\n")
     return "\n\n".join(
-        paragraph
+        shipped.with_pages(paragraph)
         if any(line.startswith((" ", "- ")) for line in paragraph.splitlines())
         else _filled(paragraph, width)
         for paragraph in paragraphs
@@ -178,7 +178,14 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _filled(text: str, width: int, indent: str = "") -> str:
-    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
+    """Paths of pages are those of here; none is broken, so that it can be copied."""
+    return textwrap.fill(
+        shipped.with_pages(text),
+        width,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -210,7 +217,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     )
     for page in pages:
         if page.is_file():
-            yield "docs", _shown(page)
+            yield "docs", shipped.shown(page)
             break
 
 
@@ -249,9 +256,5 @@ def _used(value: Any, kind: str, under: str = "") -> Iterator[str]:
 def _command(recipe: Path) -> str:
     """How to run a shipped recipe: from where it lies, or from where `ptl init` puts it."""
     if shipped.in_checkout():
-        return f"ptl run {_shown(recipe)}"
+        return f"ptl run {shipped.shown(recipe)}"
     return f"ptl init --recipe {recipe.stem}"
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

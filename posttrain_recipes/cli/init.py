@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -21,9 +23,18 @@ FILES = ("recipe.yaml", "data/train.jsonl", "data/held_out.jsonl")
 
 @click.command()
 @click.argument("directory", default=".", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--recipe", "name", metavar="NAME", help="A shipped recipe instead, with its data.")
-def init(directory: Path, name: str | None) -> None:
+@click.option(
+    "--recipe",
+    "name",
+    metavar="NAME",
+    help="A shipped recipe instead, with its data: dpo, grpo_arithmetic; --list has all of them.",
+)
+@click.option("--list", "listed", is_flag=True, help="List the shipped recipes, and write nothing.")
+def init(directory: Path, name: str | None, listed: bool) -> None:
     """Write a starter recipe with its data into DIRECTORY (default: here)."""
+    if listed:
+        _list()
+        return
     files = _starter() if name is None else _shipped(name)
     there = {path for path in files if (directory / path).exists()}
     other = [path for path in files if path in there and not _same(directory / path, files[path])]
@@ -42,6 +53,18 @@ def init(directory: Path, name: str | None) -> None:
         write_atomic(target, content)
         click.echo(f"wrote {display_path(target)}")
     click.echo(f"\nnext: ptl run {display_path(directory / next(iter(files)))}")
+
+
+def _list() -> None:
+    found = shipped.recipes()
+    widest = max(map(len, found))
+    room = max(20, shutil.get_terminal_size().columns - widest - 2)
+    for name, path in found.items():
+        teaches = textwrap.wrap(shipped.description(path), room, break_on_hyphens=False)
+        for first, text in zip((name, *[""] * len(teaches)), teaches, strict=False):
+            click.echo(f"{first:<{widest}}  {text}")
+    click.echo("\n'ptl explain NAME' tells of one, 'ptl run NAME' runs it as it is, and")
+    click.echo("'ptl init --recipe NAME DIRECTORY' writes it with its data")
 
 
 def _same(file: Path, content: bytes) -> bool:

@@ -19,7 +19,13 @@ from posttrain_recipes.store import RunRecord, Store, default_home
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--port", default=0, help="Port; 0 takes a free one.", show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port; 0 takes a free one.",
+    show_default=True,
+)
 @click.option("--open/--no-open", "open_browser", default=False, help="Open it in a browser.")
 @home_option
 def watch(run: str | None, port: int, open_browser: bool, home: Path | None) -> None:

@@ -101,6 +101,15 @@ class Exported:
     console: str | None
     """Where hosted Tinker shows its training."""
 
+    def __repr__(self) -> str:
+        on = f" on {self.base}" if self.base else ""
+        places = " and ".join(str(place) for place in (self.path, self.url) if place)
+        return f"Exported({self.said}: {self.form}{on} in {places})"
+
+    def __str__(self) -> str:
+        said = repr(self)[len("Exported(") : -1]
+        return "\n".join([said, *self.notes, *filter(None, (self.vllm,))])
+
 
 def export(
     target: str,

@@ -184,6 +184,10 @@ class Talk:
         """The reply. Raises PtlError with the server's message."""
         return "".join(self.say(text))
 
+    def __repr__(self) -> str:
+        # Without the key.
+        return f"Talk({self.said}: {len(self.messages)} messages, at {self.server.base_url})"
+
     def reset(self) -> None:
         """Forget what was said."""
         self.messages = []

@@ -200,15 +200,16 @@ def parse_value(text: str, at: Location) -> Node:
     """
     tree = yaml.compose(text, Loader=_Loader)
     node = Node(None, at) if tree is None else _Converter(at.file).convert(tree)
-    return _at(node, at)
+    return placed(node, at)
 
 
-def _at(node: Node, place: Location) -> Node:
+def placed(node: Node, place: Location) -> Node:
+    """The node, and all in it, as what stands at one place."""
     value: Any = node.value
     if isinstance(value, dict):
-        value = {key: _at(inner, place) for key, inner in value.items()}
+        value = {key: placed(inner, place) for key, inner in value.items()}
     elif isinstance(value, list):
-        value = [_at(inner, place) for inner in value]
+        value = [placed(inner, place) for inner in value]
     return Node(value, place, place)
 
 

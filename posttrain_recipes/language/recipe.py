@@ -30,8 +30,9 @@ from posttrain_recipes.errors import (
     display_path,
 )
 from posttrain_recipes.language import named
+from posttrain_recipes.language.given import dumped
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
-from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value
+from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value, placed
 from posttrain_recipes.options import is_key
 
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -308,32 +309,9 @@ def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
 
 def _given(recipe: Mapping[str, Any]) -> Node:
     """A recipe that a program made, as nodes; what it extends starts from the working directory."""
-    return _extended(parse(dumped(recipe, "the recipe"), "the recipe"), PIPE, ())
-
-
-def dumped(given: object, what: str) -> str:
-    """What a program made, as the text that a person would have written.
-
-    Raises:
-        UsageError: `what` holds something that YAML does not.
-    """
-    try:
-        return yaml.safe_dump(_plain(given), sort_keys=False, allow_unicode=True)
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"{what} holds what no recipe can",
-            why=" ".join(str(error).split()),
-            hint="write texts, numbers, lists and mappings",
-            code="wrong-value",
-        ) from None
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+    what = "the recipe"
+    # Nobody sees the text that it is read from: its lines and columns would tell nothing.
+    return _extended(placed(parse(dumped(recipe, what), what), Location(what)), PIPE, ())
 
 
 _SUFFIXES = (".yaml", ".yml")

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain_recipes.errors import Fault, RecipeError, display_path
+from posttrain_recipes.errors import Fault, Location, RecipeError, display_path
+from posttrain_recipes.language.given import dumped
 from posttrain_recipes.language.nodes import Node
-from posttrain_recipes.language.parsing import parse_any
-from posttrain_recipes.language.recipe import Recipe, dumped, read_text
+from posttrain_recipes.language.parsing import parse_any, placed
+from posttrain_recipes.language.recipe import Recipe, read_text
 
 KEYS = ("description", "eval", "expect", "renderer", "seed", "limits")
 """What a suite may hold beside its list."""
@@ -60,6 +61,8 @@ def recipe(
     else:
         path, text, file = Path("suite"), dumped(suite, "the suite"), "the suite"
     root = parse_any(text, file)
+    if not isinstance(suite, Path):
+        root = placed(root, Location(file))
     given = {"eval": root} if isinstance(root.value, list) else root.value
     if not isinstance(given, dict):
         raise RecipeError([Fault(root.at, "", "a suite is a list of evals: '- {use: gsm8k}'")])

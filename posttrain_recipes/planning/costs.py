@@ -224,7 +224,7 @@ def _repeated(work: Workload, times: int) -> Workload:
 
 def _rate(spent: Sequence[Spent]) -> float | None:
     """Seconds per token."""
-    used = [part for part in spent if part.usage.tokens and part.seconds][:TRIES]
+    used = [part for part in spent if part.usage.tokens and part.seconds > 0][:TRIES]
     if not used:
         return None
     return sum(part.seconds for part in used) / sum(part.usage.tokens for part in used)

@@ -281,6 +281,13 @@ class Plan:
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
 
+    def __repr__(self) -> str:
+        # Of everything in it the stages are what a person asks for; `ptl plan` says the rest.
+        preset = f", preset {self.preset}" if self.preset else ""
+        first, more = [stage.name for stage in self.stages[:8]], len(self.stages) - 8
+        stages = " -> ".join(first) + (f" -> {more} more" if more > 0 else "")
+        return f"Plan({self.name}: {self.model} on engine {self.engine.name}{preset}; {stages})"
+
     def template_of(self, model: str) -> RendererConfig:
         """The chat template that a base model is first used with: options with nothing else."""
         for stage in self.stages:

@@ -7,17 +7,18 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain_recipes.language.expansion import expand
+from posttrain_recipes.language.expansion import expand, origins
 from posttrain_recipes.language.nodes import Node
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.records import PerRecord
 from posttrain_recipes.reporting import comparisons, plots, report, statistics
 from posttrain_recipes.reporting.comparisons import ArmGroup, Cell, Table
+from posttrain_recipes.reporting.overlaid import overlaid
 from posttrain_recipes.reporting.page import MAIN_CURVES, Pages, templates
 from posttrain_recipes.shown import cell as cell_of
 from posttrain_recipes.shown import field, plain
@@ -49,9 +50,17 @@ class Comparison:
         rows = [(path, *(found.get(path, "-") for found in leaves)) for path in paths]
         rows = [row for row in rows if len(set(row[1:])) > 1 and row[0] != "description"]
         auto = [_auto(record) for record in self.records]
-        return [
+        said = [{**found, **a} for found, a in zip(leaves, auto, strict=True)]
+        rows = [
             (path, *(a.get(path, v) for a, v in zip(auto, row, strict=True))) for path, *row in rows
         ]
+        known = {
+            f"stages.{origin.name}.": f"stages.{origin.name.partition('@')[0]}."
+            for record in self.records
+            for origin in origins(record.resolved)
+            if origin.labels
+        }
+        return _folded(rows, said, known)
 
     @cached_property
     def sections(self) -> list[tuple[str, list[Table]]]:
@@ -67,22 +76,23 @@ class Comparison:
         return found or [("", self._last_results())]
 
     def _last_results(self) -> list[Table]:
-        """By eval: the last stage of each run that has it."""
-        owners: dict[int, Pages] = {}
-        arms: dict[str, dict[str, dict[str, StageRecord]]] = {}
-        for pages in self.pages:
-            last = {m.name: stage for stage in pages.record.stages for m in stage.after}
-            for name, stage in last.items():
-                owners[id(stage)] = pages
-                arms.setdefault(name, {})[pages.record.id] = {"": stage}
+        """By eval: the last stage of each run that has it; of runs with a matrix or branches each
+        way that they have in common, or else all of them."""
+        owners = {id(stage): pages for pages in self.pages for stage in pages.record.stages}
 
         def by_record(stage: StageRecord, measured: Measured) -> Mapping[str, PerRecord]:
             return owners[id(stage)].scores(stage, measured)
 
+        ways: dict[str, _Ways] = {}
+        for pages in self.pages:
+            for name, found in _last(pages.record):
+                for way, seeds in found.items():
+                    ways.setdefault(name, {}).setdefault(way, {})[pages.record.id] = seeds
         return comparisons.adjusted(
-            table
-            for name, found in arms.items()
-            for table in comparisons.tables(ArmGroup(name, found), by_record)
+            replace(table, of=of)
+            for name, found in ways.items()
+            for of, arms in _compared(found)
+            for table in comparisons.tables(ArmGroup(name, arms), by_record)
             if table.eval == name
         )
 
@@ -117,7 +127,12 @@ class Comparison:
                 records=self.records,
                 differing=self.differing,
                 sections=self.sections,
-                stages=self.curves(),
+                ways=[
+                    (pages.record.id, drawn)
+                    for pages in self.pages
+                    if (drawn := list(overlaid(pages.record, pages.curves, MAIN_CURVES)))
+                ],
+                stages=self.curves() if len(self.records) > 1 or not self.sections[0][0] else [],
             )
         )
 
@@ -136,6 +151,9 @@ class Comparison:
     def __str__(self) -> str:
         return _markdown(self)
 
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.names)})"
+
     def _repr_html_(self) -> str:
         return str(self.to_frame().to_html(index=False, na_rep=""))
 
@@ -152,6 +170,75 @@ class Comparison:
                 for table in tables
             ],
         }
+
+
+_Seeds = Mapping[str, StageRecord]
+_Ways = dict[str, dict[str, _Seeds]]
+"""Of an eval: way -> run -> seed -> the stage that has it; the way of a run without is empty."""
+
+
+def _last(record: RunRecord) -> Iterator[tuple[str, Mapping[str, _Seeds]]]:
+    """By eval: the last stage that has it, or all the ways of what that is one way of."""
+    known = comparisons.groups(record)
+    last = {m.name: stage for stage in record.stages for m in stage.after}
+    for name, stage in last.items():
+        of = (g for g in known if any(stage is s for way in g.arms.values() for s in way.values()))
+        if (group := next(of, None)) is None:
+            yield name, {"": {"": stage}}
+            continue
+        there = {
+            way: {seed: s for seed, s in seeds.items() if comparisons.find(s, name)}
+            for way, seeds in group.arms.items()
+        }
+        yield name, {way: seeds for way, seeds in there.items() if seeds}
+
+
+def _compared(ways: _Ways) -> Iterator[tuple[str, Mapping[str, _Seeds]]]:
+    """What is compared of an eval: by way, the runs that have it; if no two have one in common,
+    every way of every run."""
+    shared = {way: runs for way, runs in ways.items() if len(runs) > 1}
+    if shared:
+        yield from ((way if len(ways) > 1 else "", runs) for way, runs in shared.items())
+        return
+    every = {
+        f"{run}, {way}" if way else run: seeds
+        for way, runs in ways.items()
+        for run, seeds in runs.items()
+    }
+    yield "", every
+
+
+def _folded(
+    rows: Sequence[tuple[str, ...]], said: Sequence[Mapping[str, str]], known: Mapping[str, str]
+) -> list[tuple[str, ...]]:
+    """The rows with those of a stage's variants as one, with all the values that they have.
+
+    Args:
+        rows: path and value in each run, of options that differ.
+        said: by run, the values of all options.
+        known: how paths of variants begin, with how those of their stage do.
+    """
+
+    def of_stage(path: str) -> str:
+        begins = max((b for b in known if path.startswith(b)), key=len, default="")
+        return known[begins] + path.removeprefix(begins) if begins else path
+
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        groups.setdefault(of_stage(row[0]), []).append(row)
+    values: list[dict[str, list[str]]] = [{} for _ in said]
+    for found, by_stage in zip(said, values, strict=True):
+        for path, value in found.items():
+            if of_stage(path) in groups:
+                by_stage.setdefault(of_stage(path), []).append(value)
+    folded: list[tuple[str, ...]] = []
+    for path, group in groups.items():
+        joined = [", ".join(dict.fromkeys(found.get(path, ["-"]))) for found in values]
+        if len(set(joined)) > 1:
+            folded.append((path, *joined))
+        elif all("-" not in row[1:] for row in group):  # the same values, of other variants
+            folded += group
+    return folded
 
 
 ENDINGS = (".html", ".htm", ".md", ".csv", ".tsv", ".json")
@@ -194,7 +281,7 @@ def _separated(found: Comparison, delimiter: str) -> str:
 def _line(title: str, table: Table, cell: Cell) -> list[Any]:
     value, tested = cell.estimate, cell.against
     return [
-        *(title, table.eval, table.metric, table.direction),
+        *(title or table.of, table.eval, table.metric, table.direction),
         *(cell.arm, "yes" if cell.arm == table.best else "", cell.seeds, value.count),
         *(value.value, value.low, value.high),
         *(
@@ -219,10 +306,11 @@ def _markdown(found: Comparison) -> str:
         lines += ["", *_rows([("option", *found.names), *found.differing])]
     for title, tables in found.sections:
         lines += ["", f"## {words(title) or 'Results'}"]
-        for table in tables:
-            name = report.metric_label(table.eval, table.eval, table.metric)
-            lines += ["", f"{words(name)} ({table.direction})", ""]
-            lines += _rows(comparisons.shown(table))
+        for same in comparisons.together(tables):
+            name = report.metric_label(same[0].eval, same[0].eval, same[0].metric)
+            lines += ["", f"{words(name)} ({same[0].direction})", ""]
+            head, *_ = comparisons.shown(same[0])
+            lines += _rows([head, *(r for table in same for r in comparisons.shown(table)[1:])])
         lines += ["", *(f"{words(note)}  " for note in comparisons.notes(tables))]
     return "\n".join(lines) + "\n"
 
@@ -270,4 +358,4 @@ def worse(table: Table) -> Iterator[str]:
         if statistics.verdict(cell.against, cell.adjusted, table.higher_is_better) == "worse":
             name = report.metric_label(table.eval, table.eval, table.metric)
             change = report.show_paired(cell.against, table.metric in report.SHARES)
-            yield f"{name} of {cell.arm} is {change} against {table.cells[0].arm}"
+            yield f"{name} of {table.named(cell)} is {change} against {table.cells[0].arm}"

@@ -58,6 +58,12 @@ class Table:
     cells: tuple[Cell, ...]
     told: tuple[str, ...] = ()
     """What the eval says has to be known to read its numbers."""
+    of: str = ""
+    """The way that all runs have, of tables that compare runs way by way."""
+
+    def named(self, cell: Cell) -> str:
+        """What a line is called: `learning_rate=0.001, mx-2`."""
+        return f"{self.of}, {cell.arm}" if self.of else cell.arm
 
     @property
     def best(self) -> str:
@@ -100,9 +106,9 @@ def groups(record: RunRecord) -> list[ArmGroup]:
         if stage is None:
             continue
         if origin.comparison and origin.last:
-            title, arm = origin.comparison, _arm(origin, origin.branch or "")
+            title, arm = origin.comparison, arm_of(origin, origin.branch or "")
         elif origin in leaves and origin.labels and not origin.comparison:
-            title, arm = f"{origin.source}, by what varies", _arm(origin, "")
+            title, arm = f"{origin.source}, by what varies", arm_of(origin, "")
         else:
             continue
         seed = dict(origin.labels).get("seed", "")
@@ -110,7 +116,8 @@ def groups(record: RunRecord) -> list[ArmGroup]:
     return [ArmGroup(title, arms) for title, arms in found.items() if _has_comparison(arms)]
 
 
-def _arm(origin: Origin, branch: str) -> str:
+def arm_of(origin: Origin, branch: str) -> str:
+    """What a stage's way is called: its branch, and what varies but for the seed."""
     rest = show_labels(tuple(label for label in origin.labels if label[0] != "seed"))
     return " ".join(filter(None, (branch, rest))) or origin.source
 
@@ -144,6 +151,15 @@ def adjusted(found: Iterable[Table]) -> list[Table]:
     ]
 
 
+def together(found: Sequence[Table]) -> list[list[Table]]:
+    """The tables that stand below one head: those of one metric, way by way."""
+    groups: dict[tuple[str, str, str], list[Table]] = {}
+    for index, table in enumerate(found):
+        key = (table.eval, table.metric, "" if table.of else str(index))
+        groups.setdefault(key, []).append(table)
+    return list(groups.values())
+
+
 def shown(table: Table) -> list[tuple[str, ...]]:
     """A table as people read it: a line for each arm, below a head; `*` marks the best."""
     percent = table.metric in report.SHARES
@@ -155,7 +171,7 @@ def shown(table: Table) -> list[tuple[str, ...]]:
         star = " *" if cell.arm == table.best and len(table.cells) > 1 else ""
         rows.append(
             (
-                f"{cell.arm}{star}",
+                f"{table.named(cell)}{star}",
                 str(cell.seeds),
                 report.show(cell.estimate, percent),
                 report.show_paired(tested, percent),
@@ -167,8 +183,12 @@ def shown(table: Table) -> list[tuple[str, ...]]:
     return rows
 
 
-def notes(found: Sequence[Table]) -> list[str]:
-    """What has to be known to read the tables: sentences for below them."""
+def notes(found: Sequence[Table], sections: int = 1) -> list[str]:
+    """What has to be known to read the tables: sentences for below them.
+
+    Args:
+        sections: in how many they stand; p values are adjusted for the tests of each.
+    """
     cells = [cell for table in found for cell in table.cells]
     tests = [cell.against for cell in cells if cell.against]
     said = []
@@ -189,12 +209,14 @@ def notes(found: Sequence[Table]) -> list[str]:
         )
     if tests:
         several = f", adjusted for these {len(tests)} tests (Holm)" if len(tests) > 1 else ""
+        if sections > 1:
+            several = ", adjusted for the tests of each part (Holm)"
         said.append(f"p values are two-sided{several}.")
     if any(not test.paired for test in tests):
         said.append("Unpaired tests see less; those runs kept no scores by record.")
     for why in dict.fromkeys(cell.why for cell in cells if cell.why):
         named = ", ".join(
-            f"{report.metric_label(table.eval, table.eval, table.metric)} of {cell.arm}"
+            f"{report.metric_label(table.eval, table.eval, table.metric)} of {table.named(cell)}"
             for table in found
             for cell in table.cells
             if cell.why == why

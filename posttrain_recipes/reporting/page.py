@@ -19,6 +19,7 @@ from posttrain_recipes.records import PerRecord, Sample
 from posttrain_recipes.reporting import comparisons, plots, report, scores
 from posttrain_recipes.reporting.billed import told
 from posttrain_recipes.reporting.comparisons import Table
+from posttrain_recipes.reporting.overlaid import overlaid
 from posttrain_recipes.reporting.report import TableRow
 from posttrain_recipes.shown import plain
 from posttrain_recipes.store import Measured, RunRecord, StageRecord, Store
@@ -168,8 +169,10 @@ class Pages:
             "description": record.resolved.get("description", ""),
             "rows": table,
             "notes": report.notes(table),
+            "nothing": report.nothing(record),
             "gates": gates.check(record),
             "groups": groups,
+            "overlaid": list(overlaid(record, self.curves, MAIN_CURVES)),
             "stages": [self._stage(stage, known) for stage in record.stages],
             "totals": self._totals(),
             "environment": made_in,
@@ -319,6 +322,7 @@ def templates() -> Environment:
     made.filters.update(
         estimate=report.show,
         comparison_notes=comparisons.notes,
+        together=comparisons.together,
         change=report.show_change,
         duration=duration,
         cut=_cut,

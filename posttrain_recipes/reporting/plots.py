@@ -23,8 +23,17 @@ SMOOTH_FROM = 40
 """A curve of so many points is drawn faintly, with a smoothed one over it."""
 
 
-def curves(series: Mapping[str, Series]) -> str:
-    """A chart of one or more curves over steps; empty where there is no point."""
+def colour(index: int) -> str:
+    """The classes of the curve of that number: six colours, then the same ones dashed, dotted."""
+    return f"s{index % 6}" + f" d{index // 6 % 3}" * (index >= 6)
+
+
+def curves(series: Mapping[str, Series], classes: Mapping[str, str] | None = None) -> str:
+    """A chart of one or more curves over steps; empty where there is no point.
+
+    Args:
+        classes: of curves that are not told apart by their order; see `colour`.
+    """
     finite = {
         name: [(step, value) for step, value in points if math.isfinite(value)]
         for name, points in series.items()
@@ -56,8 +65,9 @@ def curves(series: Mapping[str, Series]) -> str:
             f'<text class="tick" x="{x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
             f"{tick:,}</text>"
         )
-    for index, points in enumerate(drawn.values()):
-        line = f"line s{index % 6}"
+    for index, (name, points) in enumerate(drawn.items()):
+        looks = classes[name] if classes else f"s{index % 6}"
+        line = f"line {looks}"
         smooth = _smooth(points) if len(points) >= SMOOTH_FROM and _is_noisy(points) else []
         faint = " faint" if smooth else ""
         parts.append(_polyline(points, x, y, line + faint))
@@ -65,7 +75,7 @@ def curves(series: Mapping[str, Series]) -> str:
             parts.append(_polyline(smooth, x, y, line))
         if len(points) == 1:
             step, value = points[0]
-            parts.append(f'<circle class="dot s{index % 6}" cx="{x(step)}" cy="{y(value)}" r="3"/>')
+            parts.append(f'<circle class="dot {looks}" cx="{x(step)}" cy="{y(value)}" r="3"/>')
     label = escape(f"{', '.join(drawn)} over steps {x_low} to {x_high}")
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'

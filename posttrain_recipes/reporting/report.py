@@ -208,6 +208,13 @@ def stage_rows(record: RunRecord, stage: StageRecord) -> list[TableRow]:
     return found
 
 
+def nothing(record: RunRecord) -> str:
+    """Why a run has no table."""
+    if record.status == "finished":
+        return "This recipe has no evals."
+    return f"Nothing was measured: the run is {record.status}."
+
+
 def notes(table: Sequence[TableRow]) -> list[str]:
     """What has to be known to read the table: sentences for below it."""
     stages: dict[str, set[str]] = {}
@@ -288,7 +295,7 @@ def markdown(record: RunRecord) -> str:
             f"| {show_change(row)} | {show_p(row.p)} | {row.verdict} |"
         )
     if len(lines) == 2:
-        lines = ["This recipe has no evals."]
+        lines = [nothing(record)]
     for gate in gates.check(record):
         lines += ["", f"{'Passed' if gate.passed else '**Failed**'}: {words(str(gate))}."]
     lines += [

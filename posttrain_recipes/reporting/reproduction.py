@@ -155,6 +155,10 @@ class Reproduction:
         """Whether the same came out, up to the noise of measuring."""
         return all(verdict.reproduced for verdict in self.verdicts)
 
+    def __repr__(self) -> str:
+        same = "reproduced" if self.reproduced else "not reproduced"
+        return f"Reproduction({self.then.id} again as {self.now.id}: {same})"
+
     def __str__(self) -> str:
         table: list[tuple[str, ...]] = [("stage", "eval", "", self.then.id, self.now.id, "")]
         for v in self.verdicts:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.running import activity
@@ -20,12 +21,25 @@ if TYPE_CHECKING:
     import tinker
 
 
+@dataclass
+class _Counted:
+    """Where tokens go, and until when the time of it is counted."""
+
+    spent: Spent
+    until: float
+
+    def tick(self, now: float) -> None:
+        """Count the time up to now."""
+        self.spent.seconds += now - self.until
+        self.until = now
+
+
 class Meter:
     """Adds what is used to whatever `into` was last told to."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._here: ContextVar[Spent] = ContextVar("spent")
+        self._here: ContextVar[_Counted] = ContextVar("spent")
         self._last = Spent()
 
     @contextmanager
@@ -37,21 +51,29 @@ class Meter:
         """
         before, self._last = self._last, spent
         around = self._here.get(None)
-        token = self._here.set(spent)
         began = time.monotonic()
+        here = _Counted(spent, began)
+        token = self._here.set(here)
+        if around is not None:
+            with self._lock:
+                around.tick(began)
         try:
             yield
         finally:
             self._here.reset(token)
             self._last = before
-            took = time.monotonic() - began
-            spent.seconds += took
-            if around is not None:  # an eval in the middle of training: counted once
-                around.seconds -= took
+            now = time.monotonic()
+            with self._lock:
+                here.tick(now)
+                if around is not None:  # an eval in the middle of training: counted once
+                    # Both at once: what a killed run leaves must not be less than nothing.
+                    around.tick(now)
+                    around.spent.seconds -= now - began
 
     @property
     def _target(self) -> Spent:
-        return self._here.get(self._last)
+        here = self._here.get(None)
+        return self._last if here is None else here.spent
 
     def _add(self, target: Spent, **tokens: int) -> None:
         with self._lock:  # replies arrive on other threads

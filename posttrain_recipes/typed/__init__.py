@@ -32,7 +32,7 @@ from functools import cache
 from typing import Any
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.language.recipe import dumped
+from posttrain_recipes.language.given import dumped
 
 KINDS = ("dataset", "method", "reward", "eval", "engine")
 """Kinds of plugins: `t.method.sft` is a method."""

@@ -48,7 +48,7 @@ class RunFeed:
         try:
             told = json.loads(cursor)
             offsets = {str(stage): max(TOLD, int(offset)) for stage, offset in told.items()}
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             offsets = {}
         return cls(home, run, offsets)
 
@@ -71,6 +71,9 @@ class RunFeed:
         except (OSError, PtlError) as error:
             if self._record is None:
                 yield "refused", {"why": clean(str(error))}
+            elif isinstance(error, FileNotFoundError) and self._seen is not None:
+                self._seen = None
+                yield "refused", {"why": f"{self.run} was deleted; this is what it had by then"}
         for stage in self._record.stages if self._record else ():
             yield from self._stage(stage)
 
@@ -113,7 +116,7 @@ def view(record: RunRecord) -> dict[str, Any]:
             "preset": record.preset,
             "status": record.status,
             "error": record.error,
-            "failed": sum(not gate.passed for gate in gates.check(record)),
+            "missed": [str(gate) for gate in gates.check(record) if not gate.passed],
             "warnings": [
                 f"{stage.name}: {text}" for stage in record.stages for text in stage.warnings
             ],

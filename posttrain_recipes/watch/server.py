@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.watch.feed import RunFeed
+from posttrain_recipes.watchlog import clean
 
 if TYPE_CHECKING:
     import uvicorn
@@ -26,6 +27,7 @@ KINDS = {
     "page.html": "text/html",
     "page.css": "text/css",
     "parts.js": "text/javascript",
+    "stages.js": "text/javascript",
     "page.js": "text/javascript",
 }
 POLL_S = 0.4
@@ -168,7 +170,11 @@ async def _events(feed: RunFeed, ended: Callable[[], bool]) -> AsyncIterator[str
 
 
 def _event(name: str, data: object, cursor: str) -> str:
-    return f"event: {name}\nid: {cursor}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except ValueError:  # a file that others wrote may have numbers that no browser reads
+        text = json.dumps(clean(data), allow_nan=False)
+    return f"event: {name}\nid: {cursor}\ndata: {text}\n\n"
 
 
 def server(home: Path, run: str, token: str, sock: socket.socket) -> uvicorn.Server:

@@ -347,6 +347,14 @@ def test_learned_tokens_are_marked_where_there_is_no_colour(project: Project, pt
     assert "\x1b" not in said.out
 
 
+def test_variants_go_by_the_name_of_their_stage(project: Project, ptl: Ptl) -> None:
+    project.write("mine.yaml", RECIPE + "matrix: {seed: [1, 2]}\n")
+    said = ptl("data", "show", "mine.yaml", "--stage", "sft", "-n", "1")
+    assert (said.code, said.err) == (0, "")
+    assert "sft@seed=1 (sft): " in said.out
+    assert "sft@seed=2" in said.out
+
+
 def test_colour_is_for_terminals_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write("mine.yaml", RECIPE)
     show = [str(project.path / "mine.yaml"), "-n", "1"]

@@ -93,8 +93,10 @@ def test_an_eval_in_the_middle_of_training_is_counted_once(monkeypatch: pytest.M
     clock = iter([0.0, 10.0, 13.0, 20.0])
     monkeypatch.setattr("posttrain_recipes.running.metering.time.monotonic", lambda: next(clock))
     meter, training, evals = Meter(), Spent(), Spent()
-    with meter.into(training), meter.into(evals):
-        pass
+    with meter.into(training):
+        with meter.into(evals):
+            pass
+        assert training.seconds == 10.0, "a run that is killed now leaves no less than it took"
     assert (training.seconds, evals.seconds) == (17.0, 3.0)
 
 

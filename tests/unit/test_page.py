@@ -136,7 +136,7 @@ def test_the_page_tells_all_of_a_run(home: Path, run: RunRecord) -> None:
         assert "12,000" in text, "tokens sampled in all"
         assert "$1.50" in text
         assert "2,100 tokens, 2 s, $0.25" in text
-    assert html.count("<polyline") == 6
+    assert html.count("<polyline") == 6 + 6, "of each stage, and of all of them over one another"
     assert "kl" not in html.split("<h2>Stages</h2>")[1].split("options")[0]
     assert json.loads((Store(home).path("demo-1") / "environment.json").read_text())["python"]
 
@@ -257,7 +257,7 @@ def test_the_main_curves_of_rl_are_shown_at_once_and_compared(home: Path, run: R
         writer.add(step, {**batch_metrics([group]), "train/loss": 0.5})
     writer.close()
     page, _, rest = Pages(home, run).html().partition("more curves</summary>")
-    found = re.findall(r"<figcaption>([\w/]+)", page)
+    found = re.findall(r"<figcaption>([\w/]+)", page.partition("<h2>Stages</h2>")[2])
     main = [
         *("reward/mean", "groups/zero_variance_share", "completions/clipped_ratio", "train/loss"),
         *("policy/kl_reference", "policy/entropy", "completions/mean_length"),

@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from posttrain_recipes import registry, store
 from posttrain_recipes.cli.compare import compare
 from posttrain_recipes.records import Estimate
-from posttrain_recipes.reporting import reproduction
+from posttrain_recipes.reporting import plots, reproduction
 from posttrain_recipes.reporting.comparing import Comparison
+from posttrain_recipes.reporting.overlaid import overlaid
+from posttrain_recipes.reporting.page import Pages
 from posttrain_recipes.store import RunRecord
 from tests.conftest import Project
 from tests.unit.test_page import finish
@@ -58,6 +60,66 @@ def test_runs_are_compared_by_what_differs(project: Project, home: Path) -> None
     page = found.html()
     assert page.count("<polyline") == 2, "one chart with the curves of both"
     assert "stages.dpo.method.loss" in page
+
+
+MATRIX = RECIPE + "matrix:\n  stages.dpo.method.beta: [0.1, 0.2]\n  seed: [1, 2]\n"
+
+
+def matrix(project: Project, home: Path, text: str, least: int) -> RunRecord:
+    plan = project.plan(text)
+    hits = {s.name: least + 2 * place for place, s in enumerate(plan.stages)}
+    return finish(home, plan, {name: [i < n for i in range(12)] for name, n in hits.items()})
+
+
+def test_runs_of_a_matrix_are_compared_way_by_way(
+    project: Project, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = matrix(project, home, MATRIX, 1)
+    second = matrix(project, home, MATRIX.replace("{use: dpo,", "{use: dpo, loss: ipo,"), 4)
+    found = Comparison(home, [first, second])
+    assert found.differing == [("stages.dpo.method.loss", "-", "ipo")]
+    (_, tables), *_ = found.sections
+    assert [(t.of, [(c.arm, c.seeds) for c in t.cells]) for t in tables] == [
+        (f"beta={beta}", [("demo-1", 2), ("demo-2", 2)]) for beta in ("0.1", "0.2")
+    ]
+    assert found.html().count("beta=0.2, demo-2") == 1
+    monkeypatch.setenv("COLUMNS", "80")
+    done = CliRunner().invoke(
+        compare, [first.id, second.id, "--home", str(home)], standalone_mode=False
+    )
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert done.output.count("better, worse, changed") == 1
+    assert "\n-: the recipe does not say it\n" in done.output
+
+
+def test_runs_of_other_ways_are_all_compared_with_the_first(project: Project, home: Path) -> None:
+    first = matrix(project, home, MATRIX, 1)
+    second = matrix(project, home, MATRIX.replace("[0.1, 0.2]", "[0.3, 0.4]"), 4)
+    single = run(project, home, RECIPE, 4)
+    found = Comparison(home, [first, second])
+    assert found.differing == [("stages.dpo.method.beta", "0.1, 0.2", "0.3, 0.4")]
+    (_, (table,)), *_ = found.sections
+    ways = [f"demo-{run}, beta={beta}" for run, beta in ((1, 0.1), (1, 0.2), (2, 0.3), (2, 0.4))]
+    assert [cell.arm for cell in table.cells] == ways
+    (_, (table,)), *_ = Comparison(home, [single, first]).sections
+    assert [cell.arm for cell in table.cells] == ["demo-3", *ways[:2]]
+    assert {cell.why for cell in table.cells[1:]} == {"no two seeds in common"}
+
+
+def test_a_matrix_is_drawn_over_one_another(project: Project, home: Path) -> None:
+    record = matrix(project, home, MATRIX, 1)
+    pages = Pages(home, record)
+    (drawn,) = overlaid(record, pages.curves, ["train/loss", "kl"])
+    assert (drawn.title, drawn.ways, drawn.seeds) == (
+        "dpo", (("beta=0.1", "s0"), ("beta=0.2", "s1")), True
+    )  # fmt: skip
+    ((metric, drawing),) = drawn.drawings  # of kl nothing is finite
+    assert metric == "train/loss"
+    assert [drawing.count(f'class="line s{n}"') for n in range(3)] == [2, 2, 0]
+    page = pages.html()
+    assert page.index("Curves of each way") < page.index(drawing) < page.index("Before and after")
+    assert "demo-1, curves of each way" in Comparison(home, [record]).html()
+    assert plots.colour(7) == "s1 d1"
 
 
 def test_results_on_other_records_are_not_tested(project: Project, home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -28,6 +29,25 @@ def test_init_writes_a_shipped_recipe_with_all_that_it_needs(
     assert written[1:] == shown[1:]
     checked = ptl("validate", f"mine/{name}.yaml", "--preset", "tiny")
     assert checked.code == 0, checked.err
+
+
+def test_init_lists_the_recipes_with_what_they_teach(ptl: Ptl, project: Project) -> None:
+    before = set(project.path.iterdir())
+    said = ptl("init", "--list")
+    names = [
+        line.split()[0] for line in said.out.partition("\n\n")[0].splitlines() if line[0] != " "
+    ]
+    assert names == list(shipped.recipes())
+    assert set(project.path.iterdir()) == before
+
+
+def test_pages_that_only_the_site_has_are_told_by_what_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "(docs/reference/recipe.md), docs/evals.md, /a/docs/evals.md, docs/no-page.md"
+    page = shipped.ROOT / "docs" / "evals.md"
+    assert shipped.with_pages(text) == f"('ptl schema'), {page}, /a/docs/evals.md, docs/no-page.md"
 
 
 def test_init_names_the_nearest_recipe(ptl: Ptl) -> None:
@@ -95,5 +115,11 @@ def test_an_installed_wheel_explains_and_writes_recipes(site: Path, tmp_path: Pa
     assert "run      ptl init --recipe sft_then_dpo\n" in explained
     assert "showed   " in explained
     assert "recipe  ptl init --recipe sft, " in ptl("explain", "sft")
+    # Pages are where they lie in here, and none is named that is not there.
+    for name in ("sft", "unknown-key", "grpo_arithmetic", "too-long", "bad-row"):
+        pages = re.findall(r"\S*docs/\S+\.md", ptl("explain", name))
+        assert all(Path(page.strip("(),.:")).is_file() for page in pages), pages
+    assert Path(ptl("explain", "sft").partition("\ndocs ")[2].split()[0]).is_file()
+    assert "\nsft_then_dpo " in ptl("init", "--list")
     assert "next: ptl run x/sft_then_dpo.yaml" in ptl("init", "x", "--recipe", "sft_then_dpo")
     assert ptl("validate", "x/sft_then_dpo.yaml") == "x/sft_then_dpo.yaml: ok\n"

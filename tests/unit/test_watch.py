@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from posttrain_recipes import store, watchlog
+from posttrain_recipes.cli.watch import watch
 from posttrain_recipes.context import WatchedReply
 from posttrain_recipes.planning.film import filmstrip
 from posttrain_recipes.planning.plans import Filmstrip
@@ -73,6 +76,15 @@ def test_a_torn_line_is_passed_over_and_what_follows_is_read(path: Path) -> None
     lines, end = tail(path, offset)
     assert [line["step"] for line in lines] == [3]
     assert tail(path, end) == ([], end)
+
+
+def test_a_line_without_what_its_kind_has_is_passed_over(path: Path) -> None:
+    made, _ = log(path)
+    made.add("step", step=1, metrics={})
+    with path.open("ab") as file:
+        for wrong in ('"step"', '"step", "step": "x", "metrics": {}', '"film", "step": 1'):
+            file.write(f'{{"kind": {wrong}}}\n'.encode())
+    assert [line["kind"] for line in read(path)] == ["header", "step"]
 
 
 def test_a_later_version_is_refused_and_not_written_to(path: Path) -> None:
@@ -294,8 +306,28 @@ def test_a_feed_goes_on_from_its_cursor(home: Path) -> None:
     made.add("step", step=2, total=2, metrics={})
     resumed = RunFeed.resumed(home, "demo-1", feed.cursor_text)
     assert [data["lines"][0]["step"] for name, data in resumed.poll() if name == "lines"] == [2]
-    for wrong in ("", "{", "[1]", '{"sft": "x"}'):
+    for wrong in ("", "{", "[1]", '{"sft": "x"}', '{"sft": Infinity}'):
         assert RunFeed.resumed(home, "demo-1", wrong).cursor == {}
+
+
+def test_a_run_that_is_deleted_while_it_is_watched_is_told_once(home: Path) -> None:
+    feed = RunFeed(home, "demo-1")
+    list(feed.poll())
+    shutil.rmtree(home / "runs" / "demo-1")
+    ((name, told),) = feed.poll()
+    assert (name, told["why"]) == ("refused", "demo-1 was deleted; this is what it had by then")
+    assert not list(feed.poll())
+
+
+def test_what_no_browser_reads_does_not_end_the_events() -> None:
+    hostile = json.loads('{"half": "a\\ud800", "numbers": [NaN, 1e999, 0.5]}')
+    data = server._event("lines", hostile, "{}").encode().decode().split("data: ")[1]
+
+    def refused(word: str) -> Any:
+        raise AssertionError(word)
+
+    found = json.loads(data, parse_constant=refused)
+    assert found["numbers"] == [None, None, 0.5]
 
 
 @pytest.fixture
@@ -367,6 +399,12 @@ def test_the_source_of_the_page_sets_text_alone() -> None:
         assert len(text.splitlines()) <= 350, name
         for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
             assert way not in text, name
+
+
+def test_a_port_that_there_is_not_is_told() -> None:
+    found = CliRunner().invoke(watch, ["--port", "99999"])
+    assert found.exit_code == 2
+    assert "99999 is not in the range" in found.output
 
 
 def test_a_taken_port_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def url(tmp_path: Path) -> Iterator[str]:
         created="2026-01-02T03:04:05+00:00", status="finished",
         stages=[
             StageRecord("rl", "f1", "grpo", {"start": "base"}, status="finished", total_steps=4),
-            StageRecord("dpo", "f2", "dpo", {"start": "f1"}, status="waiting"),
+            StageRecord("dpo@beta=0.1,seed=1", "f2", "dpo", {"start": "f1"}, status="waiting"),
         ],
     )  # fmt: skip
     with Store(tmp_path).open(record) as directory:
@@ -35,9 +36,14 @@ def url(tmp_path: Path) -> Iterator[str]:
         log = WatchLog(watch_path(directory.path, "rl"), pytest.fail)
         for step in range(5):
             said = {"prompt": "2+2?", "answer": "4", "reply": f"reply of {step}", "cut": False}
-            log.add("film", step=step, source="the eval held", replies=[said | {"right": step > 2}])
+            replies = [said | {"right": step > 2}]
+            if step == 4:  # a run that goes on may ask more than it did
+                replies += [said | {"prompt": "3+3?", "reply": "six"}]
+            log.add("film", step=step, source="the eval held", replies=replies)
             if step:
-                log.add("step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": 0.1})
+                log.add(
+                    "step", step=step, total=4, metrics={"reward/mean": step / 4, "kl": math.nan}
+                )
                 tokens = {
                     "tokens": ["2", HOSTILE, "x"],
                     "numbers": {"advantage": [0.5, -0.5, None]},
@@ -48,6 +54,10 @@ def url(tmp_path: Path) -> Iterator[str]:
                 )
         found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9, "share": True}
         log.add("eval", when="before", step=0, metrics={"held": found})
+        nothing = found | {"value": math.nan, "low": math.nan, "high": math.nan}
+        log.add("eval", when="after", step=4, metrics={"none": nothing})
+        single = found | {"low": math.nan, "high": math.nan, "count": 1}
+        log.add("eval", when="after", step=4, metrics={"single": single})
     token, sock = "the-token", server.listening()
     made = server.server(tmp_path, "demo-1", token, sock)
     made.install_signal_handlers = lambda: None
@@ -74,13 +84,19 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     assert window.run(text, "#run") == "demo-1"
     assert window.run(text, "#at") == "step 4 of 4"
     assert window.run(text, "td.now") == "✓reply of 4"
+    cells = (
+        "return [...document.querySelectorAll('tr:last-child td')].map((one) => one.textContent)"
+    )
+    assert window.run(cells) == ["(not asked)"] * 4 + ["six"]
+    assert window.run(text, ".stage.waiting span") == "beta=0.1,seed=1"
 
     move = "const s = document.getElementById('slider'); s.value = 2; s.oninput()"
     window.run(move)
     window.until("return document.querySelector('td.now').textContent === '✗reply of 2'")
-    assert window.run("return document.querySelectorAll('td.later').length") == 2
+    assert window.run("return document.querySelectorAll('td.later').length") == 4
     assert window.run(text, "#rollouts-step") == "of step 2"
     assert window.run(text, ".now-value") == "0.5 at step 2"
+    assert "null" not in window.run(text, "body")
 
     # By keyboard as by mouse: numbers of a token, and the next one.
     window.run("document.querySelector('.token').focus()")
@@ -92,6 +108,15 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
     assert window.run(kinds) == ["token up", "token down", "token none"]
     assert "cut by" in window.run(text, "#rollouts")
 
+    # What is no number is drawn as none.
+    drawn = "return [...document.querySelectorAll('figure')].map((one) => [one.textContent.trim(), "
+    figures = window.run(drawn + "one.querySelectorAll('.point, .whisker').length])")
+    assert [(text.split()[0], marks) for text, marks in figures] == [
+        ("held", 2), ("noneIt", 0), ("single", 1)
+    ]  # fmt: skip
+    window.run("const s = document.querySelector('#metric'); s.value = 'kl'; s.onchange()")
+    window.until("return document.querySelector('#curve').textContent.includes('no number')")
+
     # What models and data wrote is text, and nothing runs.
     assert window.run("return document.images.length") == 0
     assert HOSTILE in window.run(text, "#about")
@@ -99,4 +124,17 @@ def test_a_finished_run_is_replayed(window: Browser, url: str) -> None:
         window.size(width, 900)
         wide = window.until("return document.documentElement.scrollWidth")
         assert wide <= width
+    # On a narrow page each prompt stands whole above its replies.
+    seen = window.run(
+        "const box = (one) => one.getBoundingClientRect().toJSON();"
+        "return [document.querySelector('.prompt'), document.querySelector('td.now')].map(box)"
+    )
+    assert 0 <= seen[0]["left"] < seen[0]["right"] <= 390
+    assert seen[0]["bottom"] <= seen[1]["top"]
+    seen_now = "return document.querySelector('td.now')?.getBoundingClientRect().right <= 390"
+    window.until(seen_now)
+    for stage in (1, 0):  # one without a filmstrip, and back
+        window.run(f"document.querySelectorAll('.stage')[{stage}].click()")
+        window.until(f"return document.querySelectorAll('.stage')[{stage}].ariaPressed === 'true'")
+    window.until(seen_now)
     assert window.log() == []

@@ -46,7 +46,10 @@ const heard = (name, act) => source.addEventListener(name, (event) => {
   soon();
 });
 heard("run", (told) => { run = told; $("notice").hidden = true; });
-heard("lines", ({ stage, lines }) => lines.forEach((line) => take(of(stage), line)));
+heard("lines", ({ stage, lines }) => lines.forEach((line) => {
+  take(of(stage), line);
+  if (line.kind === "refused") notice(`${stage}: the replies of step ${line.step} cannot be shown: ${line.why}`);
+}));
 heard("ready", () => { document.body.dataset.ready = "yes"; });
 heard("refused", ({ stage, why }) => notice(stage ? `${stage}: ${why}` : why));
 heard("end", (told) => {
@@ -75,31 +78,40 @@ function shown() {
   return run.stages.find((one) => one.name === name);
 }
 
+const ended = (about) => !["running", "waiting"].includes(about.status);
+
 function draw() {
   const about = shown();
   const stage = of(about.name);
   const last = Math.max(0, ...stage.steps.keys(), ...stage.film.keys(), ...stage.rollouts.keys());
   const step = Math.min(at, last);
-  drawHead(stage, step);
-  drawStages(about);
-  drawBar(stage, about, step, last);
-  drawFilm(stage, step);
-  drawCurve(stage, about, step, last);
-  drawEvals(stage, about, last);
-  drawReplies(stage, step);
+  const parts = [
+    () => drawHead(stage, step), () => drawStages(about), () => drawBar(stage, about, step, last),
+    () => drawFilm(stage, about, step), () => drawCurve(stage, about, step, last),
+    () => drawEvals(stage, about, last), () => drawReplies(stage, about, step),
+  ];
+  for (const part of parts) {
+    // A line that is not as ptl writes it spoils its own part of the page, and no other.
+    try { part(); } catch (error) { notice(`A part of ${about.name} cannot be drawn: its watch.jsonl has a line of another form (${error.message}).`); }
+  }
   const { left } = stage;
-  const parts = [left.step && `${left.step} steps`, left.rollouts && `the replies of ${left.rollouts} steps`];
-  $("cut").textContent = parts.some(Boolean)
-    ? `To bound the file, ${parts.filter(Boolean).join(" and ")} of this stage were left out.` : "";
+  const missing = [left.step && `${left.step} steps`, left.rollouts && `the replies of ${left.rollouts} steps`];
+  $("cut").textContent = missing.some(Boolean)
+    ? `To bound the file, ${missing.filter(Boolean).join(" and ")} of this stage were left out.` : "";
 }
 
 function drawHead(stage, step) {
   document.title = `${run.id} – ptl watch`;
   $("run").textContent = run.id;
-  const missed = run.failed && run.status === "finished" ? `, ${run.failed} expectation${run.failed > 1 ? "s" : ""} failed` : "";
+  const failed = run.missed.length;
+  const missed = failed && run.status === "finished" ? `, ${failed} expectation${failed > 1 ? "s" : ""} failed` : "";
   $("status").textContent = run.status + missed;
   $("status").className = `pill ${missed ? "failed" : run.status}`;
-  fill("warnings", ...run.warnings.map((text) => make("li", {}, text)));
+  const told = [...run.missed, ...run.warnings];
+  if (told.join("\n") !== $("warnings").dataset.told) {  // else where one scrolled to is lost
+    $("warnings").dataset.told = told.join("\n");
+    fill("warnings", ...told.map((text) => make("li", {}, text)));
+  }
   $("about").textContent = [
     run.description || run.recipe, `${run.model} on engine ${run.engine}`,
     run.preset && `preset ${run.preset}`, run.error,
@@ -113,90 +125,58 @@ function drawHead(stage, step) {
     make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 }
 
-function drawStages(about) {
-  const depth = new Map();
-  for (const one of run.stages) {
-    depth.set(one.name, 1 + Math.max(-1, ...one.needs.map((name) => depth.get(name) ?? -1)));
-  }
-  const rows = new Map();
-  const [wide, high, gapX, gapY] = [176, 58, 44, 14];
-  const place = new Map(run.stages.map((one) => {
-    const column = depth.get(one.name);
-    const row = rows.get(column) || 0;
-    rows.set(column, row + 1);
-    return [one.name, { x: column * (wide + gapX), y: row * (high + gapY) }];
-  }));
-  const width = (1 + Math.max(...depth.values())) * (wide + gapX) - gapX;
-  const height = Math.max(...rows.values()) * (high + gapY) - gapY;
-  const arrows = make("svg", { width, height, "aria-hidden": "true" });
-  const boxes = run.stages.map((one) => {
-    const { x, y } = place.get(one.name);
-    for (const name of one.needs.filter((other) => place.has(other))) {
-      const from = place.get(name);
-      const [x1, y1, x2, y2] = [from.x + wide, from.y + high / 2, x - 2, y + high / 2];
-      const bend = (x1 + x2) / 2;
-      arrows.append(
-        make("path", { class: one.from.includes(name) ? "arrow" : "arrow data",
-          d: `M${x1} ${y1}C${bend} ${y1} ${bend} ${y2} ${x2} ${y2}` }),
-        make("path", { class: "tip", d: `M${x2 + 2} ${y2}l-7 -4v8z` }));
-    }
-    const there = of(one.name);
-    const step = Math.max(0, ...there.steps.keys());
-    const total = one.steps || there.total;
-    const far = one.status === "running" && total ? `${step} of ${total} steps` : one.status;
-    const box = make("button", { class: `stage ${one.status}`, "aria-pressed": one === about,
-      title: [one.error, one.took, ...one.notes].filter(Boolean).join("\n") },
-    make("b", {}, one.name), make("span", {}, one.method || "evaluation"), make("i", {}, far));
-    box.style.left = `${x}px`;
-    box.style.top = `${y}px`;
-    box.onclick = () => { chosen = one.name; at = Infinity; stop(); soon(); };
-    return box;
-  });
-  const focused = [...$("stages").querySelectorAll("button")].indexOf(document.activeElement);
-  fill("stages", arrows, ...boxes);
-  $("stages").style.width = `${width}px`;
-  $("stages").style.height = `${height}px`;
-  if (focused >= 0 && boxes[focused]) boxes[focused].focus();
-}
-
 function drawBar(stage, about, step, last) {
   $("slider").max = Math.max(1, last);
   $("slider").value = step;
-  $("slider").disabled = !last;
+  $("slider").disabled = $("play").disabled = !last;
   const total = Math.max(about.steps, stage.total, last);
-  $("at").textContent = last ? `step ${step} of ${total}` : "no steps yet";
+  $("at").textContent = last ? `step ${step} of ${total}` : ended(about) ? "no steps" : "no steps yet";
   $("live").setAttribute("aria-pressed", at === Infinity);
   $("live").textContent = run.status === "running" ? "follow" : "to the end";
   $("live").disabled = run.status !== "running" && step === last;
 }
 
-function drawFilm(stage, step) {
+function drawFilm(stage, about, step) {
   const steps = sorted(stage.film.keys());
   const frames = steps.map((one) => stage.film.get(one));
   $("film-source").textContent = frames.length
-    ? `${frames[0].replies.length} prompts of ${frames[0].source}, and the likeliest reply after each of these steps`
-    : "This stage has none (watch: in the recipe).";
-  if (!frames.length) { fill("film"); return; }
+    ? `${frames.at(-1).replies.length} prompt${frames.at(-1).replies.length === 1 ? "" : "s"} of ${frames.at(-1).source}, and the likeliest reply after each of these steps`
+    : !about.method ? "An evaluation has none." : ended(about) ? "This stage has none (watch: in the recipe)." : "None yet: watch: in the recipe says when.";
+  if (!frames.length) { fill("film"); $("film").dataset.view = ""; return; }
   const current = upTo(steps, step);
-  const row = (index) => make("tr", {}, make("th", { scope: "row" },
-    make("span", { class: "prompt" }, frames[0].replies[index].prompt),
-    frames[0].replies[index].answer ? make("small", {}, `expected: ${frames[0].replies[index].answer}`) : null),
-  ...frames.map((frame, place) => {
-    const { reply, right, cut } = frame.replies[index];
+  // A run that goes on may ask other prompts than it did: each has a row, by its text.
+  const rows = new Map();
+  frames.forEach((frame, place) => {
+    const times = new Map();
+    for (const one of frame.replies) {
+      times.set(one.prompt, (times.get(one.prompt) || 0) + 1);
+      const key = `${times.get(one.prompt)} ${one.prompt}`;
+      if (!rows.has(key)) rows.set(key, { prompt: one.prompt, answer: one.answer, cells: [] });
+      rows.get(key).cells[place] = one;
+    }
+  });
+  // Roles: on a narrow page the rows are grids, of which no browser tells that they are a table.
+  const row = ({ prompt, answer, cells }) => make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" },
+    make("span", { class: "prompt" }, prompt),
+    answer ? make("small", {}, `expected: ${answer}`) : null),
+  ...frames.map((_, place) => {
+    const { reply, right, cut } = cells[place] || {};
     const mark = right === true ? "✓" : right === false ? "✗" : "";
     const words = { true: "right", false: "wrong" }[right];
-    return make("td", { class: `${words || "open"} ${steps[place] === current ? "now" : ""} ${steps[place] > step ? "later" : ""}` },
+    return make("td", { role: "cell", class: `${words || "open"} ${steps[place] === current ? "now" : ""} ${steps[place] > step ? "later" : ""}` },
       make("span", { class: "mark", role: "img", "aria-label": words }, mark),
-      reply || make("em", {}, "(nothing)"), cut ? make("em", {}, " … cut") : null);
+      reply || make("em", {}, cells[place] ? "(nothing)" : "(not asked)"), cut ? make("em", {}, " … cut") : null);
   }));
-  const moved = $("film").dataset.current !== String(current);
-  fill("film", make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prompt"),
+  const view = `${about.name} ${current} ${$("film").clientWidth}`;
+  const moved = $("film").dataset.view !== view;
+  fill("film", make("table", { role: "table" }, make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, make("th", { scope: "col", role: "columnheader" }, "prompt"),
     ...steps.map((one) => {
       const button = make("button", { "aria-label": `step ${one}` }, one === 0 ? "start" : String(one));
       button.onclick = () => { at = one; stop(); soon(); };
-      return make("th", { scope: "col", class: one === current ? "now" : "" }, button);
-    }))), make("tbody", {}, ...frames[0].replies.map((_, index) => row(index)))));
-  $("film").dataset.current = current;
+      return make("th", { scope: "col", role: "columnheader", class: one === current ? "now" : "" }, button);
+    }))), make("tbody", { role: "rowgroup" }, ...[...rows.values()].map(row))));
+  $("film").style.setProperty("--frames", frames.length);
+  $("film").dataset.view = view;
   const cell = $("film").querySelector("th.now");
   if (moved && cell) {
     $("film").scrollLeft = cell.offsetLeft - $("film").clientWidth / 2 + cell.offsetWidth / 2;
@@ -214,7 +194,7 @@ function drawCurve(stage, about, step, last) {
     $("metric").dataset.names = order.join();
   }
   $("metric").hidden = !name;
-  if (!name) { fill("curve", make("p", { class: "hint" }, "No step yet.")); return; }
+  if (!name) { fill("curve", make("p", { class: "hint" }, ended(about) ? "This stage took no step." : "No step yet.")); return; }
   $("metric").value = name;
   const values = sorted(stage.steps.keys()).map((s) => [s, stage.steps.get(s).metrics[name]])
     .filter(([, v]) => typeof v === "number");
@@ -226,6 +206,8 @@ function drawCurve(stage, about, step, last) {
     smooth.push([s, mean]);
   }
   const all = values.map(([, v]) => v);
+  const none = [...stage.steps.values()].filter((line) => line.metrics[name] === null).length;
+  if (!all.length) { fill("curve", make("p", { class: "hint" }, `${name} was no number (NaN or infinite) at any step.`)); return; }
   const raw = values.length >= 10;
   const drawing = chart({
     width: $("curve").clientWidth,
@@ -235,7 +217,8 @@ function drawCurve(stage, about, step, last) {
   const here = stage.steps.get(upTo(stage.steps.keys(), step));
   const value = here ? number(here.metrics[name]) : "–";
   drawing.setAttribute("aria-label", `${name} over steps; ${value} at step ${step}`);
-  fill("curve", make("p", { class: "now-value" }, `${value} at step ${step}`), drawing);
+  fill("curve", make("p", { class: "now-value" }, `${value} at step ${step}`), drawing,
+    none ? make("p", { class: "hint" }, `At ${none} of ${stage.steps.size} steps it was no number (NaN or infinite).`) : null);
 }
 
 function drawEvals(stage, about, last) {
@@ -243,18 +226,22 @@ function drawEvals(stage, about, last) {
   for (const line of stage.evals) {
     for (const [name, estimate] of Object.entries(line.metrics)) {
       if (!found.has(name)) found.set(name, []);
-      found.get(name).push({ ...estimate, at: line.step, when: ["before", "after"].includes(line.when) ? line.when : "" });
+      if (typeof estimate.value === "number") found.get(name).push({ ...estimate, at: line.step, when: ["before", "after"].includes(line.when) ? line.when : "" });
     }
   }
   const total = Math.max(about.steps, stage.total, last);
-  if (!found.size) { fill("evals", make("p", { class: "hint" }, "Nothing was measured yet.")); return; }
+  if (!found.size) { fill("evals", make("p", { class: "hint" }, ended(about) ? "This stage measured nothing." : "Nothing was measured yet.")); return; }
   // As many side by side as find room.
   const columns = Math.min(found.size, Math.max(1, Math.floor($("evals").clientWidth / 215)));
   const wide = Math.floor(($("evals").clientWidth - 12 * (columns - 1)) / columns);
   fill("evals", ...[...found].map(([name, points]) => {
+    if (!points.length) {
+      return make("figure", {}, make("figcaption", {}, name), make("p", { class: "hint" }, "It came to no number (NaN or infinite)."));
+    }
     points.sort((a, b) => a.at - b.at);
-    const low = Math.min(...points.map((one) => one.low));
-    const high = Math.max(...points.map((one) => one.high));
+    if (!total) points = [{ ...points[points.length - 1], when: "" }];  // nothing was trained between them
+    const ends = points.flatMap((one) => [one.low, one.value, one.high]).filter((one) => typeof one === "number");
+    const [low, high] = [Math.min(...ends), Math.max(...ends)];
     const drawing = chart({
       width: wide, points, low, high, last: total, percent: points[0].share,
       lines: [{ values: points.map((one) => [one.at, one.value]), kind: "between" }],
@@ -266,7 +253,7 @@ function drawEvals(stage, about, last) {
 
 // --- replies, and the colours of their tokens ----------------------------------------------------
 
-function drawReplies(stage, step) {
+function drawReplies(stage, about, step) {
   const from = upTo(stage.rollouts.keys(), step) ?? sorted(stage.rollouts.keys())[0];
   const line = stage.rollouts.get(from);
   $("rollouts-title").textContent = line && line.rollouts.every((one) => !one.ended) ? "Examples" : "Replies";
@@ -279,11 +266,12 @@ function drawReplies(stage, step) {
   }
   const by = order.includes(colour) ? colour : order[0];
   $("colour").parentElement.hidden = !by;
-  const key = `${from} ${by} ${shown().name}`;
+  const key = `${from} ${by} ${about.name} ${ended(about)}`;
   if ($("rollouts").dataset.key === key) return;  // focus stays where it is
   $("rollouts").dataset.key = key;
   if (!line) {
-    fill("rollouts", make("p", { class: "hint" }, "This stage has shown none: its method hands none over."));
+    fill("rollouts", make("p", { class: "hint" }, !about.method ? "An evaluation trains on none." : ended(about)
+      ? "This stage has shown none: its method hands none over." : "None was shown yet."));
     fill("legend");
     return;
   }
@@ -292,7 +280,7 @@ function drawReplies(stage, step) {
   values.sort((a, b) => a - b);
   // One outlier takes not all of the colour, and differences that mean nothing get none.
   const most = Math.max(values[Math.floor(0.95 * (values.length - 1))] || 1, LEAST[by] || 0);
-  const nothing = by === "advantage" && !values.some(Boolean);
+  const nothing = by === "advantage" && values.length && !values.some(Boolean);
   fill("legend", ...nothing ? [make("span", {}, "Nothing was pushed: all replies of a prompt got the same reward.")] : legend(by, most));
   fill("rollouts", ...line.rollouts.map((one) => reply(one, by, most)));
 }

@@ -14,7 +14,7 @@ function make(tag, attributes = {}, ...inside) {
   return made;
 }
 
-const fill = (id, ...inside) => $(id).replaceChildren(...inside);
+const fill = (id, ...inside) => $(id).replaceChildren(...inside.filter((one) => one !== null));
 const sorted = (numbers) => [...numbers].sort((a, b) => a - b);
 const upTo = (numbers, step) => sorted(numbers).filter((one) => one <= step).pop();
 
@@ -57,7 +57,7 @@ function chart({ lines = [], points = [], low, high, last, step, percent, width 
     drawing.append(make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
       make("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, say(value)));
   }
-  drawing.append(make("text", { x: left, y: height - 5 }, "start"),
+  if (last) drawing.append(make("text", { x: left, y: height - 5 }, "start"),
     make("text", { x: width - right, y: height - 5, "text-anchor": "end" }, `step ${last}`));
   for (const { values, kind } of lines) {
     const d = values.map(([s, v], place) => `${place ? "L" : "M"}${x(s).toFixed(1)} ${y(v).toFixed(1)}`);
@@ -68,11 +68,12 @@ function chart({ lines = [], points = [], low, high, last, step, percent, width 
   }
   for (const { at, value, low: from, high: to, when } of points) {
     const [cx, cy] = [x(at), y(value)];
-    drawing.append(
+    const wide = typeof from === "number" && typeof to === "number";  // one record has no interval
+    drawing.append(!wide ? "" :
       make("path", { class: "whisker", d: `M${cx} ${y(from)}V${y(to)}M${cx - 4} ${y(from)}h8M${cx - 4} ${y(to)}h8` }),
       make("circle", { class: "point", cx, cy, r: 4.5 }));
     const side = at === 0 ? { x: cx + 9, "text-anchor": "start" } : { x: cx - 9, "text-anchor": "end" };
-    if (when) drawing.append(make("text", { class: "value", y: cy + 4, ...side }, `${when} ${say(value)}`));
+    if (when || !last) drawing.append(make("text", { class: "value", y: cy + 4, ...side }, `${when} ${say(value)}`.trim()));
   }
   return drawing;
 }
@@ -131,5 +132,5 @@ function reply(one, by, most) {
     make("details", {}, make("summary", {}, asked || "prompt"), make("pre", {}, one.prompt)),
     make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
     make("p", { class: "tokens", "aria-label": "Tokens; arrow keys go through them" }, ...tokens,
-      rest > 0 ? make("em", {}, one.secret ? "(left out: it holds a secret)" : ` … ${rest} more tokens`) : null));
+      rest > 0 ? make("em", {}, one.secret ? "(left out: it holds a secret)" : ` … ${rest} more token${rest === 1 ? "" : "s"}`) : null));
 }
