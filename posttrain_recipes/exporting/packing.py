@@ -231,5 +231,5 @@ def _write(folder: Path, record: RunRecord, made: Packed) -> None:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise PtlError(
-            f"cannot write {display_path(made.path)}", why=error.strerror, code="cannot-write"
+            f"cannot write {display_path(made.path)}", why=error.strerror, code="not-writable"
         ) from None

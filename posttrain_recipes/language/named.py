@@ -163,7 +163,7 @@ def _fetch(url: str, commit: str, folder: Path, shown: str) -> None:
         there = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetching."))
     except OSError as error:
         raise PtlError(
-            f"cannot write {folder.parent}", why=str(error), code="cannot-write"
+            f"cannot write {folder.parent}", why=str(error), code="not-writable"
         ) from None
     try:
         _git(there, "init", "--quiet")

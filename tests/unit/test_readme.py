@@ -46,7 +46,7 @@ def test_its_test_command_is_what_ci_runs() -> None:
         pytest.skip("a source distribution has no .ci")
     shown = re.search(r"\S+ -m pytest .*", README)
     assert shown is not None
-    assert script.read_text().splitlines()[-1] == shown.group()
+    assert shown.group() in script.read_text().splitlines()
 
 
 def test_its_links_lead_somewhere() -> None:
