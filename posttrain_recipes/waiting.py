@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from posttrain_recipes import sdk
+from posttrain_recipes import exits, sdk
 from posttrain_recipes.errors import PtlError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class RefusedError(PtlError):
 class EngineLostError(PtlError):
     """The engine is gone, or refuses everything: no stage can go on."""
 
+    exit_code = exits.ENGINE_LOST.number
     code = "engine-gone"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from posttrain_recipes import api
+from posttrain_recipes import api, exits
 from posttrain_recipes.cli.options import (
     again,
     home_option,
@@ -23,7 +23,7 @@ from posttrain_recipes.progress.terminal import point
 from posttrain_recipes.reporting import report
 
 
-@click.command()
+@click.command(epilog=f"\b\nExit codes:\n{exits.as_help()}")
 @recipe_options
 @home_option
 @scope_options
@@ -58,7 +58,7 @@ def run(
     """Run RECIPE: train its stages and measure each before and after.
 
     A run that was interrupted goes on where it stopped; a stage that an earlier run finished on
-    the same inputs is reused. Exit 1 where the recipe expects a result that the run does not have.
+    the same inputs is reused.
     """
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     from posttrain_recipes.cli.watch import PageBeside
@@ -82,7 +82,7 @@ def run(
         # What is new is begun by now: with these it would be begun once more.
         context = click.get_current_context()
         reporter.interrupted(again(context, without=("fresh", "first")))
-        sys.exit(130)
+        sys.exit(exits.INTERRUPTED.number)
     finally:
         reporter.close()
         page.close()
@@ -93,5 +93,5 @@ def run(
     whole = record.status == "finished"
     if whole and any(not gate.passed for gate in gates.check(record)):
         point(["gate-failed"])
-        return 1
+        return exits.GATE_FAILED.number
     return 0

@@ -265,7 +265,7 @@ def _expect(whose: str) -> dict[str, Any]:
         "minProperties": 1,
         "additionalProperties": BOUND,
         "description": f"Bounds on results {whose}, as {{held_out: '>= 0.8', held_out change: "
-        "'> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 1.",
+        "'> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.",
     }
 
 
