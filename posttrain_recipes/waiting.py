@@ -114,9 +114,26 @@ def pressed(error: KeyboardInterrupt) -> bool:
     return by_us or (on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
+@contextmanager
+def without_hangups() -> Iterator[None]:
+    """Go on where the terminal is gone, as under nohup; only the main thread can ask for it.
+
+    Ignored rather than handled: what is started meanwhile inherits that, so a program that a
+    reward runs does not end with the terminal either.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class Interrupts:
-    """Collects Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and passed limits, and raises them
-    only where work can stop without loss."""
+    """Collects Ctrl-C, SIGTERM and passed limits, and raises them only where work can stop without
+    loss."""
 
     def __init__(self) -> None:
         self.signal = signal.SIGINT
@@ -139,24 +156,21 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals until the context ends; only the main thread can. SIGHUP stays ignored
-        where it is: under nohup."""
+        """Handle the signals until the context ends; only the main thread can. A terminal that is
+        gone (SIGHUP) ends nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
+        numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
-            yield
+            with without_hangups():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP and self._signals:
-            return  # the kernel and the shell each send one: nobody is impatient
         self.signal = signal.Signals(number)
         if self._signals > max(self._seen.values(), default=0):
             # Asked twice before anybody looked up: do not wait for a good moment any longer.

@@ -15,7 +15,7 @@ from posttrain_recipes.cli.options import (
     recipe_options,
     scope_options,
 )
-from posttrain_recipes.cli.streams import answer, say
+from posttrain_recipes.cli.streams import answer, lasting, say
 from posttrain_recipes.planning import gates
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.progress.streams import Lasting
@@ -58,8 +58,11 @@ def run(
     """Run RECIPE: train its stages and measure each before and after.
 
     A run that was interrupted goes on where it stopped; a stage that an earlier run finished on
-    the same inputs is reused.
+    the same inputs is reused. A terminal that is closed interrupts nothing.
     """
+    from posttrain_recipes.waiting import without_hangups
+
+    click.get_current_context().with_resource(without_hangups())
     planned = api.plan(recipe, preset=preset, overrides=overrides)
     from posttrain_recipes.cli.watch import PageBeside
     from posttrain_recipes.progress.lines import Lines
@@ -77,7 +80,8 @@ def run(
     # The page's address stands above the lines.
     told = also(page, reporter) if watched else reporter
     try:
-        record = runner.run(planned, default_home(home), told, scope=scope, jobs=many)
+        with lasting():
+            record = runner.run(planned, default_home(home), told, scope=scope, jobs=many)
     except KeyboardInterrupt:
         # What is new is begun by now: with these it would be begun once more.
         context = click.get_current_context()

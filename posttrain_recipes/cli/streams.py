@@ -6,12 +6,14 @@ What cannot be printed never ends what is under way: it is told once, where that
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Collection, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 
@@ -62,7 +64,8 @@ def own_warnings_as_lines() -> Iterator[None]:
 def leave(code: int) -> None:
     """Exit; what is still buffered and cannot be written is told, not traced.
 
-    A reader of a pipe that has what it wanted is no fault; a full disk is.
+    A reader of a pipe that has what it wanted is no fault, nor is a terminal that was closed; a
+    full disk is.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -70,10 +73,37 @@ def leave(code: int) -> None:
         except BrokenPipeError:
             _discard(stream)
         except (OSError, ValueError) as error:
+            gone = _is_gone(stream, error)
             _discard(stream)
+            if gone:
+                continue
             say(f"error: what was printed could not be written: {error}")
             code = code or 1
     sys.exit(code)
+
+
+def _is_gone(stream: TextIO, error: Exception) -> bool:
+    """Whether the stream is a terminal that is not there any more; of a disk EIO says worse."""
+    with contextlib.suppress(OSError, ValueError):
+        device = stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+        return device and getattr(error, "errno", None) == errno.EIO
+    return False
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """Lose what cannot be printed, whoever prints it: a reward's own print() on a terminal that was
+    closed must not end what is being trained."""
+    from posttrain_recipes.progress.streams import Lasting
+    from posttrain_recipes.progress.terminal import guard, unguarded
+
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, Lasting(unguarded(one))) for one in before)
+    guard()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def _discard(stream: TextIO) -> None:

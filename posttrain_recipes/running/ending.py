@@ -118,6 +118,20 @@ def write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
         reporter.warning(f"the report could not be written: {first_line(error)}")
 
 
+def kept_words(record: RunRecord) -> str:
+    """What a run that was stopped has."""
+    parts = []
+    for word, statuses in (("done", ("finished", "reused")), ("trained", ("trained",))):
+        names = [stage.name for stage in record.stages if stage.status in statuses]
+        parts += [f"{', '.join(names)} {word}"] if names else []
+    parts += [
+        f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
+        for stage in record.stages
+        if stage.resume and not stage.done
+    ]
+    return "; ".join(parts) or "nothing was trained yet"
+
+
 def first_line(error: Exception) -> str:
     """What failed and why, in one line: what the record and a list of failures keep of it."""
     why = error.why if isinstance(error, PtlError) else None

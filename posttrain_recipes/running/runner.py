@@ -26,7 +26,16 @@ from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection, Engine
-from posttrain_recipes.running import activity, billing, death, ending, preflight, texts, tokenizers
+from posttrain_recipes.running import (
+    activity,
+    billing,
+    death,
+    ending,
+    preflight,
+    stalls,
+    texts,
+    tokenizers,
+)
 from posttrain_recipes.running.beside import Beside, failed_above, judged_before
 from posttrain_recipes.running.cluster import driver, ray_tasks
 from posttrain_recipes.running.cluster.driver import ClusterStages
@@ -108,6 +117,7 @@ def run(
             ending.complete(plan, kept, earlier, reporter, scope)
             return earlier
         held.enter_context(interrupts.installed())
+        reporter = held.enter_context(stalls.looked_after(directory, reporter))
         record.status, record.error = "running", None
         reporter.run_started(plan, record, resumed=earlier is not None)
         directory.save()
@@ -127,7 +137,7 @@ def run(
             end("stopped", str(stop))
             raise PtlError(
                 f"stopped: {stop}",
-                why=_kept_words(record),
+                why=ending.kept_words(record),
                 hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
                 code="limit-reached",
             ) from None
@@ -168,20 +178,6 @@ def new_record(plan: Plan, run_id: str) -> RunRecord:
         ],
         version=__version__,
     )
-
-
-def _kept_words(record: RunRecord) -> str:
-    """What a run that was stopped has."""
-    parts = []
-    for word, statuses in (("done", ("finished", "reused")), ("trained", ("trained",))):
-        names = [stage.name for stage in record.stages if stage.status in statuses]
-        parts += [f"{', '.join(names)} {word}"] if names else []
-    parts += [
-        f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
-        for stage in record.stages
-        if stage.resume and not stage.done
-    ]
-    return "; ".join(parts) or "nothing was trained yet"
 
 
 class _Run:
