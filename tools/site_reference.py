@@ -36,6 +36,7 @@ EXAMPLES = {
     "renderer": "renderer: {chat_template: chatml}",
     "stages": "stages: [{name: sft, dataset: {use: jsonl, path: train.jsonl}, method: {use: sft}}]",
     "limits": "limits: {max_hours: 2}",
+    "on_end": "on_end: {webhook: '${env:WEBHOOK}'}",
     "resources": "resources: {cpus: 4, gpus: 1}",
     "watch": "watch: {prompts: 3, every: 20}",
     "matrix": "matrix: {stages.sft.method.learning_rate: [1e-4, 1e-3], seed: [0, 1, 2]}",
@@ -45,6 +46,10 @@ EXAMPLES = {
     "limits.max_cost_usd": "limits: {max_cost_usd: 5}",
     "limits.max_hours": "limits: {max_hours: 0.5}",
     "limits.max_tokens": "limits: {max_tokens: 2000000}",
+    "on_end.command": "on_end: {command: [./told.sh, --team, research]}",
+    "on_end.webhook": "on_end: {webhook: '${env:WEBHOOK}'}",
+    "on_end.headers": "on_end: {webhook: https://ci.example/runs, headers: {Authorization: 'Bearer ${env:CI_TOKEN}'}}",
+    "on_end.timeout": "on_end: {command: [./upload.sh], timeout: 600}",
     "resources.cpus": "resources: {cpus: 4}",
     "resources.gpus": "resources: {gpus: 0.5}",
     "resources.memory_gb": "resources: {memory_gb: 16}",
@@ -104,8 +109,8 @@ def every_key() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for section, own in (("lora", "lora"), ("renderer", "renderer")):
         for name, about in definitions[own]["properties"].items():
             yield section, f"{section}.{name}", about
-    for section in ("limits", "resources"):
-        source = top[section] if section == "limits" else definitions[section]
+    for section in ("limits", "on_end", "resources"):
+        source = definitions[section] if section == "resources" else top[section]
         yield from _level(section, section, source["properties"])
     from posttrain_recipes.language.schema import EXTRA_OPTIONS
 
@@ -168,6 +173,7 @@ SECTIONS = {
     "lora": ("lora", "LoRA", "The adapter. Of the recipe, or of a stage that starts from base."),
     "renderer": ("renderer", "Renderer", "How conversations become tokens. [More](../datasets.md)."),
     "limits": ("limits", "Limits", "A run stops before a bound is passed, keeps what it has, and goes on once the bound is raised."),
+    "on_end": ("on-end", "On end", "Told how each try of a run ended. [More](../how-to/unattended.md#tell-somebody)."),
     "resources": ("resources", "Resources", "Read by `ptl run --jobs ray`. [More](../cluster.md)."),
     "eval": ("every-eval", "Every eval", "Beside its [own options](plugins/evals.md)."),
     "reward": ("every-reward", "Every reward", "Beside its [own options](plugins/rewards.md)."),

@@ -161,6 +161,7 @@ def _keys(registry: Registry) -> dict[str, Any]:
         },
         "limits": run_keys.limits(),
         "watch": run_keys.watch(),
+        "on_end": run_keys.on_end(),
         "resources": {
             "$ref": "#/$defs/resources",
             "description": "What each stage asks of the node that it runs on; read by "
