@@ -22,6 +22,7 @@ from posttrain_recipes.cli.codes import SOURCE
 from posttrain_recipes.cli.plugins import Option, options
 from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.plugin import Eval, Method
+from posttrain_recipes.progress import event_schema as event_schema_of
 from posttrain_recipes.registry import KINDS, Entry
 
 WRITTEN = "<!-- written from the code: tools/site_reference.py -->\n\n"
@@ -459,12 +460,43 @@ def troubleshooting_page() -> str:
     return WRITTEN + TROUBLE + text[text.index("## ") :]
 
 
+def events_page() -> str:
+    """Every event of `ptl run --events`, from their table."""
+    parts = [
+        WRITTEN,
+        "# Events\n\n"
+        "`ptl run RECIPE --events FILE` appends a line of JSON for each thing that happens; `--events -` writes them to standard output, and all else\n"
+        "to stderr. `ptl schema --events` prints the JSON Schema of a line. What a program should do with them:\n\n"
+        "- look at `v`, and pass over events and keys that it does not know: some may come within a version;\n"
+        "- take `ended` for the end. Where it is missing, the run was killed, and the same command goes on;\n"
+        "- not wait for steps in order over all stages: with `--jobs`, and of evals beside training, they mix. Each names its stage.\n\n"
+        "A number that is none (NaN, an end of an interval that is not known) is null. Keys and passwords are left out, as in everything that `ptl` prints. A file that is full\n"
+        "or a pipe that nobody reads ends no run: it is told once on stderr, and the next line that is written counts in `lost` what is missing before it. A reader of\n"
+        "a pipe has to read: where it is there and does not, the run waits for it. Several runs may append to one file. To know how a run stands from outside, `ptl runs --json`\n"
+        "needs no events; to be told of the end alone, there is [`on_end:`](../how-to/unattended.md#tell-somebody).\n\n"
+        "```json\n"
+        '{"v": 1, "event": "step", "time": "2026-01-02T03:04:05.678Z", "run": "mine-1", "stage": "sft", "step": 12, "total": 80, "metrics": {"train/loss": 0.51}}\n'
+        "```\n",
+        "\n## Every event\n\n" + _fields(event_schema_of.ALL),
+    ]
+    for name, (meaning, fields) in event_schema_of.EVENTS.items():
+        more = (*fields, *event_schema_of.AT_AN_END) if name == "ended" else fields
+        parts.append(f"\n## {name}\n\n{meaning}\n\n{_fields(more)}")
+    return "".join(parts)
+
+
+def _fields(fields: tuple[event_schema_of.Field, ...]) -> str:
+    rows = "".join(f"| `{key}` | {_cell(meaning)} |\n" for key, _, meaning in fields)
+    return f"| key | what it is |\n|---|---|\n{rows}"
+
+
 def pages() -> dict[str, str]:
     """Every page that is written from the code, by its path below `docs/`."""
     plugins = {f"reference/plugins/{kind}s.md": plugin_page(kind) for kind in KIND_WORDS}
     return {
         "reference/recipe.md": recipe_page(),
         **plugins,
+        "reference/events.md": events_page(),
         "reference/commands.md": commands_page(),
         "reference/words.md": words_page(),
         "troubleshooting.md": troubleshooting_page(),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
+from posttrain_recipes.progress.event_schema import EVENTS, event_schema
 from posttrain_recipes.store import Store
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Ptl
 
 RECIPE = """\
 name: small
@@ -69,3 +73,49 @@ def test_a_closed_terminal_ends_nothing(recipe: Path, tmp_path: Path) -> None:
     assert process.wait(120) == 0
     (record,) = Store(home).runs()
     assert (record.status, record.stages[0].total_steps) == ("finished", 8)
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    """What a run wrote, each of the form that the schema has."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    validator = Draft202012Validator(event_schema())
+    for event in found:
+        validator.validate(event)
+    return found
+
+
+@pytest.mark.nightly
+def test_events_tell_a_run_to_its_end_and_so_does_on_end(
+    recipe: Path, tmp_path: Path, ptl: Ptl, quick_engines: None
+) -> None:
+    """Stopped by a bound, then taken to its end, where a gate does not hold."""
+    recipe.write_text(
+        recipe.read_text()
+        + "    expect: {nll: '<= 0.001'}\n"
+        + "limits: {max_tokens: 1200}\n"
+        + "on_end: {command: [sh, -c, 'cat >> told.jsonl; echo >> told.jsonl']}\n"
+    )
+    log, words = tmp_path / "events.jsonl", ("run", str(recipe), "--home", str(tmp_path / "home"))
+    stopped = ptl(*words, "--events", str(log))
+    assert stopped.code == 4, stopped.err
+    first = events(log)
+    ended = ptl(*words, "--set", "limits.max_tokens=10000000", "--events", "-")
+    assert ended.code == 3, ended.err
+    log.write_text(ended.out)
+    second = events(log)
+
+    assert (first[-1]["status"], first[-1]["code"]) == ("limit-reached", "limit-reached")
+    assert [event["resumed"] for event in (first[0], second[0])] == [False, True]
+    steps = [event for event in (*first, *second) if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 9)), "each once, over both tries"
+    assert all(event["stage"] == "sft" for event in steps)
+    last = second[-1]
+    assert (last["event"], last["status"], last["exit_code"]) == ("ended", "gate-failed", 3)
+    assert [row["eval"] for row in last["results"]] == ["nll"]
+    assert {event["event"] for event in second} >= {"training", "saved", "evaluated"}
+    assert {event["event"] for event in second} <= set(EVENTS)
+    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    assert [one["exit_code"] for one in told] == [4, 3]
+    assert told[1]["results"] == last["results"]
+    (record,) = Store(tmp_path / "home").runs()
+    assert (record.told, record.untold) == ("gate-failed", None)
