@@ -114,6 +114,26 @@ def pressed(error: KeyboardInterrupt) -> bool:
     return by_us or (on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
+ONCE_S = 1.0
+"""Within so many seconds SIGTERM counts once: `timeout` and others send it to a process, and again
+to its group."""
+
+
+@contextmanager
+def ended_politely() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does, unless the program already does
+    something about it; only the main thread can."""
+    on_main = threading.current_thread() is threading.main_thread()
+    if not on_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def without_hangups() -> Iterator[None]:
     """Go on where the terminal is gone, as under nohup; only the main thread can ask for it.
@@ -135,7 +155,10 @@ class Interrupts:
     """Collects Ctrl-C, SIGTERM and passed limits, and raises them only where work can stop without
     loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ended = -ONCE_S
+        """When SIGTERM came the last time."""
         self.signal = signal.SIGINT
         """The last signal that came."""
         self._signals = 0
@@ -172,6 +195,10 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
+        if number == signal.SIGTERM:
+            again, self._ended = self._clock() - self._ended < ONCE_S, self._clock()
+            if again:
+                return
         if self._signals > max(self._seen.values(), default=0):
             # Asked twice before anybody looked up: do not wait for a good moment any longer.
             raise KeyboardInterrupt

@@ -79,14 +79,15 @@ def run(
     the same inputs is reused. A terminal that is closed interrupts nothing.
     """
     from posttrain_recipes.running import outcomes
-    from posttrain_recipes.waiting import without_hangups
+    from posttrain_recipes.waiting import ended_politely, without_hangups
 
     if as_json and events == STANDARD:
         raise UsageError(
             "--json and --events - both write to standard output",
             hint="name a file for the events",
         )
-    click.get_current_context().with_resource(without_hangups())
+    for asked in (without_hangups(), ended_politely()):
+        click.get_current_context().with_resource(asked)
     with _logged(events) as log:
         planned = api.plan(recipe, preset=preset, overrides=overrides)
         record = _run(planned, home, log, scope, jobs, shared, watched, as_json)

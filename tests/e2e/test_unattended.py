@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,57 @@ def test_events_tell_a_run_to_its_end_and_so_does_on_end(
     assert told[1]["results"] == last["results"]
     (record,) = Store(tmp_path / "home").runs()
     assert (record.told, record.untold) == ("gate-failed", None)
+
+
+def script(page: Path, first: str) -> str:
+    """The block of a page that begins with this line."""
+    blocks = page.read_text(encoding="utf-8").split("```")
+    return next(
+        text.partition("\n")[2] for text in blocks if text.partition("\n")[2].startswith(first)
+    )
+
+
+@pytest.mark.nightly
+def test_the_script_for_slurm_goes_on_until_the_run_is_whole(recipe: Path, tmp_path: Path) -> None:
+    """Under a real `timeout -s TERM`, which is sent to the script alone as Slurm's is."""
+    recipe.write_text(
+        recipe.read_text().replace("max_steps: 8, epochs: 2", "max_steps: 120, epochs: 30")
+    )
+    recipe.rename(recipe.with_name("recipe.yaml"))
+    job = tmp_path / "train.sh"
+    job.write_text(script(ROOT / "docs" / "how-to" / "unattended.md", "#!/bin/bash\n#SBATCH"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "ptl": f'exec "{sys.executable}" -m posttrain_recipes.cli "$@"',
+        "scontrol": f'echo "$@" >> "{tmp_path}/requeued"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    there = {**environment(), "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+
+    def submit(seconds: float, home: str) -> int:
+        command = ["timeout", "--foreground", "-s", "TERM", str(seconds), "bash", str(job)]
+        again = {**there, "PTL_HOME": str(tmp_path / home)}
+        return subprocess.run(command, cwd=tmp_path, env=again, check=False).returncode
+
+    began = time.monotonic()
+    assert submit(600, "whole") == 0
+    took = time.monotonic() - began
+    (whole,) = Store(tmp_path / "whole").runs()
+    assert not (tmp_path / "requeued").exists()
+    tries, left = 0, 0.6 * took  # in the midst of training, however fast this machine is
+    # `timeout` exits with 124 where it sent the signal, whatever the script made of it.
+    while (code := submit(left, "parts")) == 124:
+        tries, left = tries + 1, left + 0.1 * took
+    assert code == 0
+    (record,) = Store(tmp_path / "parts").runs()
+    assert (tmp_path / "requeued").read_text().split("\n") == [*tries * ["requeue 7"], ""]
+    starts = [
+        event["step"] for event in events(tmp_path / "events.jsonl") if event["event"] == "training"
+    ]
+    assert any(0 < step < 120 for step in starts), "it was stopped in the midst, and went on"
+    for mine, theirs in zip(record.stages, whole.stages, strict=True):
+        assert mine.tokens == theirs.tokens
+        for one, other in zip(mine.after, theirs.after, strict=True):
+            assert one.metrics == other.metrics

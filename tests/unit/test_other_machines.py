@@ -110,6 +110,34 @@ def test_a_terminal_that_was_closed_takes_what_anybody_prints(
         assert left.value.code == 0
 
 
+def test_sigterm_to_a_process_and_again_to_its_group_is_one() -> None:
+    now = 10.0
+    interrupts = Interrupts(lambda: now)
+    with interrupts.installed():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)  # the third would not wait for a good moment
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        interrupts.check()
+        now += 1.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+
+
+def test_a_run_that_is_ended_before_it_began_says_so(
+    ptl: Ptl, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("posttrain_recipes.api.plan", slow)
+    assert ptl("run", "mine.yaml", "--events", "events.jsonl").code == 130
+    ended = json.loads(Path("events.jsonl").read_text())
+    assert (ended["event"], ended["status"], ended["run"]) == ("ended", "interrupted", None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 @pytest.mark.parametrize("action", [signal.SIG_DFL, signal.SIG_IGN])
 def test_a_hangup_ends_nothing(action: signal.Handlers) -> None:
     before = signal.signal(signal.SIGHUP, action)
