@@ -140,7 +140,7 @@ _NO_ADDRESS = re.compile(
 )
 """`user:password@host` without a scheme, or with one whose slashes are too many or too few."""
 _QUERY = re.compile(
-    r"(?i)([?&#][\w.-]*(?:api[_-]?key|token|secret|password|passwd|pwd|signature)=)[^&\s]+"
+    r"(?i)([?&#][\w.-]*(?:api[_-]?key|token|secret|password|passwd|pwd|signature|\bsig)=)[^&\s]+"
 )
 
 

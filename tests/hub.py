@@ -20,6 +20,7 @@ class Hub:
     repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     licenses: dict[str, str] = field(default_factory=dict)
+    """Of models by their id, of data sets as `datasets/ID`."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path and the token of each request."""
     large: dict[str, bytes] = field(default_factory=dict)
@@ -113,8 +114,8 @@ def serving() -> Iterator[Hub]:
         elif path == "/api/validate-yaml":
             handler.answer({"errors": [], "warnings": []})
         elif (
-            path.startswith("/api/models/")
-            and (name := path.removeprefix("/api/models/")) in hub.licenses
+            path.startswith(("/api/models/", "/api/datasets/"))
+            and (name := path.removeprefix("/api/").removeprefix("models/")) in hub.licenses
         ):
             handler.answer(
                 {"id": name, "cardData": {"license": hub.licenses[name]}, "siblings": []}

@@ -31,6 +31,11 @@ SUMS = {
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)((?:\s+\"[^\"]*\")?)\)")
 _FENCE = re.compile(r"^( *)(```|~~~)")
 _OPTIONAL = "<!-- optional -->"
+PAGES = {
+    "posttrain_recipes/models/tiny/README.md": "reference/models.md",
+    "posttrain_recipes/troubleshooting.md": "troubleshooting.md",
+}
+"""Files of the repository that have a page here: a link to one holds in both places."""
 
 
 def on_config(config: Any) -> Any:
@@ -109,6 +114,8 @@ def _link(found: re.Match[str], here: str, files: Any) -> str:
     if not uri.startswith("../"):
         return _page_of(found, uri, files)
     path = posixpath.normpath(posixpath.join("docs", uri))
+    if path in PAGES:
+        return found[0].replace(target, posixpath.relpath(PAGES[path], here or "."))
     repository = _repository()
     if not (ROOT / path).exists():
         raise SystemExit(f"{here}: there is no {path}, which a link names")

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import yaml
 
+import posttrain_recipes
 from posttrain_recipes import registry, shipped
 from posttrain_recipes.cli import cli
 from posttrain_recipes.cli.codes import SOURCE
@@ -490,6 +491,27 @@ def _fields(fields: tuple[event_schema_of.Field, ...]) -> str:
     return f"| key | what it is |\n|---|---|\n{rows}"
 
 
+MODELS = """# The bundled models
+
+`ptl/tiny` and `ptl/nano` come with the package, so that a first run needs no network: `model: ptl/tiny`. They know a little of
+everything that the shipped recipes teach, and say it unreliably, so that there is something to improve. They are no use for
+anything else; [a real model](../how-to/real-model-on-a-laptop.md) is a Hugging Face id or a directory in the same place.
+
+"""
+
+
+def models_page() -> str:
+    """The model cards that come with the package, without their front matter."""
+    cards = []
+    for name in ("tiny", "nano"):
+        text = (Path(posttrain_recipes.__file__).parent / "models" / name / "README.md").read_text(
+            "utf-8"
+        )
+        body = text.split("---\n", 2)[2].lstrip()
+        cards.append(re.sub(r"^#", "##", body, flags=re.MULTILINE))
+    return WRITTEN + MODELS + "\n".join(cards)
+
+
 def pages() -> dict[str, str]:
     """Every page that is written from the code, by its path below `docs/`."""
     plugins = {f"reference/plugins/{kind}s.md": plugin_page(kind) for kind in KIND_WORDS}
@@ -499,6 +521,7 @@ def pages() -> dict[str, str]:
         "reference/events.md": events_page(),
         "reference/commands.md": commands_page(),
         "reference/words.md": words_page(),
+        "reference/models.md": models_page(),
         "troubleshooting.md": troubleshooting_page(),
     }
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from posttrain_recipes.cli.data_overlap import overlap
 from posttrain_recipes.cli.data_show import show
-from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.options import columns_option, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.datasets.reading import FileFormat
 from posttrain_recipes.errors import Location
 from posttrain_recipes.models import check_model
 from posttrain_recipes.progress.terminal import point
+from posttrain_recipes.shown import is_address
 
 if TYPE_CHECKING:
     from posttrain_recipes.datasets.checking import Report, TokenCounter
@@ -31,37 +33,16 @@ def data() -> None:
 
 
 data.add_command(show)
-
-
-def _columns(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    from posttrain_recipes.datasets.formats import column_problems
-
-    columns = {}
-    for value in values:
-        ours, equals, theirs = value.partition("=")
-        if not (ours and equals and theirs):
-            raise click.BadParameter(f"'{value}' must read OURS=THEIRS, as prompt=question")
-        columns[ours] = theirs
-    if problems := column_problems(columns):
-        raise click.BadParameter("; ".join(problems))
-    return columns
+data.add_command(overlap)
 
 
 @data.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=str))
 @click.option("--model", help="Count tokens with this model's tokenizer and chat template.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), help="Longer records are a fault; needs --model."
 )
-@click.option(
-    "--columns",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    callback=_columns,
-    help="A field under another name, as prompt=question; may be repeated.",
-)
+@columns_option
 @click.option(
     "--format",
     "form",
@@ -86,7 +67,7 @@ def _columns(
 @click.pass_context
 def check(
     context: click.Context,
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     model: str | None,
     max_tokens: int | None,
     columns: dict[str, str],
@@ -105,9 +86,10 @@ def check(
         raise click.UsageError("--max-tokens needs --model, whose tokenizer counts")
     counter = _token_counter(model, thinking) if model is not None else None
     reports = []
-    for path in files:
+    for file in files:
+        path, name = local(file)
         report = check_file(
-            path, columns=columns, form=form, max_tokens=max_tokens, count_tokens=counter
+            path, columns=columns, form=form, max_tokens=max_tokens, count_tokens=counter, name=name
         )
         del report.faults[limit_faults:]
         reports.append(report)
@@ -121,6 +103,15 @@ def check(
         point(list(dict.fromkeys(fault.code for report in reports for fault in report.faults)))
     if not ok:
         context.exit(2)
+
+
+def local(file: str) -> tuple[Path, str | None]:
+    """The file, fetched where it is at an address, and how it is then called."""
+    from posttrain_recipes.datasets import remote
+
+    if not is_address(file):
+        return Path(file), None
+    return remote.fetch(file).path, remote.shown(file)
 
 
 def _token_counter(model: str, thinking: str) -> TokenCounter:

@@ -35,6 +35,7 @@ BAR = "   | "
     show_default=True,
     help="Records of a stage, the first ones.",
 )
+@click.option("--evals", is_flag=True, help="Records of the stages' evals too: what is held out.")
 @home_option
 @json_option
 def show(
@@ -43,6 +44,7 @@ def show(
     overrides: tuple[str, ...],
     only: str | None,
     count: int,
+    evals: bool,
     home: Path | None,
     as_json: bool,
 ) -> None:
@@ -67,7 +69,7 @@ def show(
 
     store = Store(default_home(home))
     looker = Looker(planned, store.runs(), store.runs_dir)
-    found = [shown for stage in stages for shown in looker.stage(stage, count)]
+    found = [shown for stage in stages for shown in looker.stage(stage, count, evals=evals)]
     if as_json:
         answer(
             {"recipe": planned.name, "stages": [_as_dict(one) for one in found]}, exact=("text",)

@@ -169,3 +169,28 @@ json_option = click.option(
     callback=for_programs,
     help="Print JSON for programs.",
 )
+
+
+def _columns(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    from posttrain_recipes.datasets.formats import column_problems
+
+    columns = {}
+    for value in values:
+        ours, equals, theirs = value.partition("=")
+        if not (ours and equals and theirs):
+            raise click.BadParameter(f"'{value}' must read OURS=THEIRS, as prompt=question")
+        columns[ours] = theirs
+    if problems := column_problems(columns):
+        raise click.BadParameter("; ".join(problems))
+    return columns
+
+
+columns_option = click.option(
+    "--columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    callback=_columns,
+    help="A field under another name, as prompt=question; may be repeated.",
+)

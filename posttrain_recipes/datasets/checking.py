@@ -139,6 +139,7 @@ def check_file(
     form: FileFormat | None = None,
     max_tokens: int | None = None,
     count_tokens: TokenCounter | None = None,
+    name: str | None = None,
 ) -> Report:
     """Read all of `path` and report every line that cannot be used or should be looked at.
 
@@ -148,6 +149,7 @@ def check_file(
         max_tokens: longer records are a fault.
         count_tokens: the length of a conversation in tokens; without it, records are measured in
             characters.
+        name: what the file is called in what is told; None: its path.
 
     Raises:
         UsageError: `max_tokens` without `count_tokens`, or `columns` that name no known field.
@@ -158,7 +160,7 @@ def check_file(
         )
     if problems := column_problems(columns or {}):
         raise UsageError(f"columns: {problems[0]}", code="wrong-value")
-    report = Report(display_path(path), tokens=Lengths() if count_tokens else None)
+    report = Report(name or display_path(path), tokens=Lengths() if count_tokens else None)
     if missing := missing_file(path, str(path)):
         report.add(0, missing)
         return report

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from posttrain_recipes import content
+from posttrain_recipes.datasets import remote
 from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser, column_problems
 from posttrain_recipes.datasets.json_rows import json_line
@@ -31,7 +32,10 @@ _indexes: dict[Path, LineIndex] = {}
 
 
 class Jsonl(Dataset):
-    """Records of a local JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
+    """Records of a JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
+
+    The file lies on this machine, or at an address: `s3://`, `gs://`, `https://`, `hf://`. That is
+    fetched into a cache when a plan is made; its content then is what the stage depends on.
 
     Known fields: messages; prompt and completion (or response); instruction, input and output;
     conversations (ShareGPT); prompt, chosen and rejected; prompt, completion and label; question
@@ -42,15 +46,33 @@ class Jsonl(Dataset):
     name = "jsonl"
 
     class Config(RowsConfig):
-        """Options of a local file."""
+        """Options of a file."""
 
         path: str
-        """The file, relative to the recipe."""
+        """The file, relative to the recipe, or its address, as `s3://bucket/train.jsonl`."""
         format: FileFormat | None = None
         """How the file is written; by its suffix where not given."""
 
     config: Config
     _wants: type[Record] | None = None
+    _fetched: remote.RemoteFile | None = None
+    _unfetched: PtlError | None = None
+    """Why it could not be fetched."""
+
+    def pin(self, *, ask: bool) -> str | None:
+        """Fetch a file at an address as it is now; without `ask`, take the copy of the cache."""
+        address = self.config.path
+        if not is_address(address) or remote.fault(address):
+            return None
+        if not ask:
+            self._fetched = remote.kept(address)
+            return None
+        try:
+            self._fetched = remote.fetch(address)
+        except PtlError as error:
+            self._unfetched = error
+            return None
+        return str(self._fetched)
 
     def bind(self, made: Callable[[str], Path], wants: type[Record]) -> None:
         """Remember what the records are for."""
@@ -58,8 +80,22 @@ class Jsonl(Dataset):
 
     @property
     def path(self) -> Path:
-        """Where the file lies."""
+        """Where the file lies, or the copy of one at an address; where that would be, if it was
+        not fetched."""
+        if is_address(self.config.path):
+            return self._fetched.path if self._fetched else remote.unfetched(self.config.path)
         return Path(os.path.realpath(self._named))  # no error for a link in a circle
+
+    @property
+    def _lacks(self) -> bool:
+        """Whether it is at an address, and no copy is here."""
+        return is_address(self.config.path) and self._fetched is None
+
+    @property
+    def _label(self) -> str:
+        """The file as people are told of it."""
+        address = self.config.path
+        return remote.shown(address) if is_address(address) else display_path(self.path)
 
     @property
     def _named(self) -> Path:
@@ -67,21 +103,28 @@ class Jsonl(Dataset):
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What the first row and the file's name tell; `ptl data check` reads all of it."""
-        if missing := missing_file(self._named, self.config.path):
+        if is_address(self.config.path):
+            if said := remote.fault(self.config.path):
+                return [("path", said)]
+            if (error := self._unfetched) is not None:
+                return [("path", "; ".join(filter(None, (error.what, error.why, error.hint))))]
+            if self._fetched is None:  # nobody asked for it: what is in it is not known
+                return [("columns", problem) for problem in column_problems(self.config.columns)]
+        elif missing := missing_file(self._named, self.config.path):
             return [("path", missing)]
         if self.config.format is None and file_format(self.path) is None:
             if said := misnamed(self.path, None):
-                return [("path", f"{display_path(self.path)}  {said}")]
+                return [("path", f"{self._label}  {said}")]
             return [("path", f"cannot tell the format of '{self.path.name}'; add 'format: jsonl'")]
         if problems := column_problems(self.config.columns):
             return [("columns", problem) for problem in problems]
         try:
             next(self._first())
         except StopIteration:
-            return [("path", f"{display_path(self.path)} has no records")]
+            return [("path", f"{self._label} has no records")]
         except _FirstRowError as error:
             blame = "columns" if error.of_columns else "path"
-            where = display_path(self.path) + (f":{error.line}" if error.line else "")
+            where = self._label + (f":{error.line}" if error.line else "")
             return [(blame, f"{where}  {error}")]
         except MissingExtraError as error:
             return [("path", f"{error.what}; {error.hint}")]
@@ -89,6 +132,8 @@ class Jsonl(Dataset):
 
     def record_type(self) -> type[Record] | None:
         """The type of the first row's record."""
+        if self._lacks:
+            return None
         try:
             return next((type(record) for record in self._first()), None)
         except (_FirstRowError, PtlError):
@@ -104,14 +149,21 @@ class Jsonl(Dataset):
     def size(self) -> int | None:
         """Lines of a plain JSONL file; other forms have to be read to be counted."""
         form = self.config.format or file_format(self.path)
-        if form != "jsonl" or compressed(self.path) or self.config.bad_rows == "skip":
+        if (
+            self._lacks
+            or form != "jsonl"
+            or compressed(self.path)
+            or self.config.bad_rows == "skip"
+        ):
             return None
         return line_count(self.path)
 
     def streamed(self) -> Streamed[Record] | None:
         """The rows of a plain JSONL file of more than `HELD`."""
         form = self.config.format or file_format(self.path)
-        if form != "jsonl" or compressed(self.path) or (self.config.limit or HELD + 1) <= HELD:
+        if self._lacks or form != "jsonl" or compressed(self.path):
+            return None
+        if (self.config.limit or HELD + 1) <= HELD:
             return None
         try:
             index = _index(self.path)
@@ -147,18 +199,21 @@ class Jsonl(Dataset):
 
     def load(self) -> Iterator[Record]:
         """The records, one after the other."""
+        if self._lacks:
+            address = remote.shown(self.config.path)
+            raise self._unfetched or PtlError(f"{address} was not fetched", code="no-such-file")
         rows = read_rows(self.path, self.config.format)
         yield from records(rows, self._parser(), self.config, self._hint, self._wants)
 
     @property
     def _hint(self) -> str:
-        name = display_path(self.path)
+        name = self._label
         return f"`{check_command(name, self.config.columns, self.config.format)}` lists all of it"
 
     def _parser(self) -> RowParser:
         form = self.config.format or file_format(self.path)
         return RowParser(
-            display_path(self.path),
+            self._label,
             self.config.columns,
             self.config.system,
             text_only=form in ("csv", "tsv"),
@@ -228,7 +283,7 @@ def missing_file(path: Path, given: str) -> str | None:
     else:
         return _no_file(path, given, mode)
     if is_address(given):
-        return f"'{given}' is an address; download it, or load it with 'use: huggingface'"
+        return f"'{remote.shown(given)}' is an address; download it"
     folder = path.parent
     if any(mark in given for mark in "*?["):
         return (

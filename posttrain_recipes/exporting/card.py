@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ def write(
     kind: Kind,
     checkpoint: str,
     license: str | None = None,
+    data_licences: Mapping[str, str] | None = None,
 ) -> str:
     """The text of a README.md, with YAML front matter as the Hugging Face hub reads it.
 
@@ -44,6 +45,7 @@ def write(
         kind: what lies beside the card.
         checkpoint: its tinker:// path.
         license: of the base model, by the hub's name; None where it is not known.
+        data_licences: of data sets by their id on the hub, as far as they are known.
     """
     name = base_name(base)
     license = license or license_of(base)
@@ -56,10 +58,14 @@ def write(
     if on_hub(base):
         front["base_model"] = base
         front["base_model_relation"] = RELATION[kind]
+    used = data_of(run, stage) if run else []
+    if ids := [one for one in used if _HUB_ID.fullmatch(one)]:
+        front["datasets"] = ids
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=False) + "---",
         f"# {markdown(f'{run.id}/{stage}' if run else name)}",
         _what(kind, base, name, license),
+        *_licences(used, data_licences or {}),
         *(_of_run(run, stage) if run else _unknown(checkpoint)),
         f"Made with posttrain-recipes {markdown((run.version if run else '') or __version__)}.",
     ]
@@ -92,6 +98,53 @@ def license_of(base: str) -> str | None:
     except (OSError, ValueError, IndexError, AttributeError, yaml.YAMLError):
         return None
     return found if isinstance(found, str) and _WORD.fullmatch(found) else None
+
+
+def data_of(run: RunRecord, stage: str) -> list[str]:
+    """The data that a stage and those that it stands on were trained on or made from: ids of the
+    hub, addresses, and files by their name."""
+    listed = run.resolved.get("stages") if isinstance(run.resolved, Mapping) else None
+    names = [one.name for one in run.stages]
+    upto = set(names[: names.index(stage) + 1])
+    found: dict[str, None] = {}
+    for one in listed if isinstance(listed, list) else ():
+        if isinstance(one, Mapping) and one.get("name") in upto and one.get("method"):
+            found.update(dict.fromkeys(_sources(one.get("dataset"))))
+    return list(found)
+
+
+def _sources(dataset: Any) -> Iterator[str]:
+    if isinstance(dataset, list | tuple):
+        for part in dataset:
+            yield from _sources(part)
+    if not isinstance(dataset, Mapping):
+        return
+    path = dataset.get("path")
+    if isinstance(path, str):
+        parts = path.split("/")
+        hub = path.startswith("hf://datasets/") and len(parts) > 4
+        place = "/".join(parts[3:5]).partition("@")[0] if hub else path
+        yield place if dataset.get("use") == "huggingface" or hub else _cut_data(place)
+    for value in dataset.values():
+        yield from _sources(value)
+
+
+def _cut_data(path: str) -> str:
+    """A file by its name, an address without what may be a key; never two words with a slash, which
+    would read as an id of the hub."""
+    return redact(path.partition("?")[0]) if "://" in path else Path(path).name
+
+
+def _licences(used: Sequence[str], known: Mapping[str, str]) -> Iterator[str]:
+    """What is known of the data's licences, and of which nothing is."""
+    if not used:
+        return
+    yield "## Licences of the data"
+    lines = []
+    for one in used:
+        said = code(known[one]) if one in known else "unknown to the program that wrote this card"
+        lines.append(f"- {code(one)}: {said}")
+    yield "\n".join(lines)
 
 
 def _tags(run: RunRecord | None, stage: str) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.exporting import card
@@ -55,16 +55,29 @@ def check(name: str) -> None:
 
 def license_of(base: str) -> str | None:
     """The licence that the hub names for a base model; None where it names none or is not asked."""
-    if not card.on_hub(base):
-        return None
+    return _license("model", base) if card.on_hub(base) else None
+
+
+def data_licences(used: Sequence[str]) -> dict[str, str]:
+    """The licences that the hub names for data sets of it, by their id; those that are known."""
+    ids = [one for one in used if re.fullmatch(r"[\w.-]+/[\w.-]+", one)]
+    found = {one: _license("dataset", one) for one in ids}
+    return {one: name for one, name in found.items() if name}
+
+
+def _license(kind: Literal["dataset", "model"], name: str) -> str | None:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().model_info(base, timeout=SECONDS).card_data
-        name = getattr(found, "license", None)
-    except Exception:  # a model that is not there, the network: the card says that it is unknown
+        api = HfApi()
+        about = api.dataset_info if kind == "dataset" else api.model_info
+        found = about(name, timeout=SECONDS).card_data
+        license = getattr(found, "license", None)
+    except Exception:  # what is not there, the network: the card says that it is unknown
         return None
-    return name if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9.-]+", name) else None
+    several = license if isinstance(license, list) else [license]
+    known = [one for one in several if isinstance(one, str) and re.fullmatch(r"[\w.-]+", one)]
+    return ", ".join(known) or None
 
 
 def push(directory: Path, name: str, hidden: bool, *, kept: bool) -> str:

@@ -159,9 +159,18 @@ def _push(found: Found, place: Path, form: Form, name: str, hidden: bool, *, kep
     """Where it is on the hub."""
     from posttrain_recipes.exporting import card, hub
 
-    kind = "gguf" if form.gguf else "model" if form.merge else "adapter"
+    kind: card.Kind = "gguf" if form.gguf else "model" if form.merge else "adapter"
     license = card.license_of(found.base) or hub.license_of(found.base)
-    made = card.write(found.run, found.stage, found.base, kind, found.target.model, license)  # type: ignore[arg-type]
+    licences = hub.data_licences(card.data_of(found.run, found.stage) if found.run else [])
+    made = card.write(
+        found.run,
+        found.stage,
+        found.base,
+        kind,
+        found.target.model,
+        license,
+        licences,
+    )
     with writing(place):
         (place / "README.md").write_text(made, encoding="utf-8")
     return hub.push(place, name, hidden, kept=kept)

@@ -1,6 +1,7 @@
 """Which records of evals ask what is trained on: looked for before a run, told as a warning.
 
-The same prompt counts, whatever the reply (`questions`). An eval is compared with the data of its
+The same prompt counts, whatever the reply (`questions`); preflight compares words too
+(`contamination`), of files up to `RUN_BYTES`. An eval is compared with the data of its
 stage, of the stages that this one starts from, and of those whose records were made from it.
 """
 
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from posttrain_recipes.datasets import contamination
+from posttrain_recipes.datasets.contamination import WORDS, Held
 from posttrain_recipes.planning.data import load_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.questions import questions_of
@@ -49,6 +52,29 @@ class Overlap:
         return (
             f"eval {self.eval}: {self.count} of {self.total} records are in {self.trained}, "
             f"which {self.use}{where}"
+        )
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """Records of an eval that training data hold in other words (`contamination`)."""
+
+    stage: str
+    eval: str
+    trained: str
+    use: str
+    count: int
+    total: int
+    first: Held
+    hint: ClassVar[str] = "read them ('ptl data overlap TRAIN EVAL'), and leave out what is a copy"
+
+    def __str__(self) -> str:
+        how = "asks the same but for case and punctuation"
+        if self.first.kind == "words":
+            how = f"has {self.first.share:.0%} of its runs of {WORDS} words"
+        return (
+            f"eval {self.eval}: {self.count} of {self.total} records are nearly in {self.trained}, "
+            f"which {self.use} (first: {self.first.source} {how}, at {self.first.there})"
         )
 
 
@@ -142,7 +168,7 @@ class _TooLargeError(Exception):
 
 def find(
     plan: Plan, limit: int | None, *, splits: bool = True
-) -> list[Overlap | OddSplit | Uncompared | Unread]:
+) -> list[Overlap | NearCopies | OddSplit | Uncompared | Unread]:
     """What evals measure of what is trained on, each once, and what could not be told.
 
     Args:
@@ -153,7 +179,7 @@ def find(
     """
     reader = _DataReader(limit)
     stages = {stage.name: stage for stage in plan.stages}
-    found: dict[tuple[str, ...], Overlap | OddSplit | Uncompared | Unread] = {}
+    found: dict[tuple[str, ...], Overlap | NearCopies | OddSplit | Uncompared | Unread] = {}
     for stage in plan.stages:
         for planned in stage.evals:
             if planned.data.made_by:
@@ -187,13 +213,15 @@ def _compared(
     data: Data,
     wants: type[Record],
     use: str,
-) -> Overlap | None:
+) -> Overlap | NearCopies | None:
     measured, trained = reader.read(planned.data, planned.wants), reader.read(data, wants)
     if not measured or not trained:
         return None
     places = {question: source for asked, source in reversed(trained) for question in asked}
     # What a reply is measured to: of a conversation the last.
     both = [(asked[-1], source) for asked, source in measured if asked and asked[-1] in places]
+    if not both and reader.left is None and (_bytes(data.dataset) or 0) <= RUN_BYTES:
+        return _nearly(stage, planned, data, wants, use)
     if not both:
         return None
     question, first = both[0]
@@ -207,6 +235,17 @@ def _compared(
         first,
         places[question],
     )
+
+
+def _nearly(
+    stage: PlannedStage, planned: PlannedEval, data: Data, wants: type[Record], use: str
+) -> NearCopies | None:
+    evals = load_records(planned.data, planned.wants)
+    found = contamination.find(load_records(data, wants), evals)
+    if not found.held:
+        return None
+    count, first = len(found.held), found.held[0]
+    return NearCopies(stage.name, planned.name, data.label, use, count, len(evals), first)
 
 
 def _odd_split(reader: _DataReader, stage: PlannedStage, planned: PlannedEval) -> OddSplit | None:

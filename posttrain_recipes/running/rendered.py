@@ -130,18 +130,19 @@ class Looker:
     runs_dir: Path = Path()
     _loaded: dict[tuple[str, str], ChatRenderer] = field(default_factory=dict)
 
-    def stage(self, stage: PlannedStage, count: int) -> list[StageShown]:
-        """The first `count` records of a stage; of its evals where it trains nothing.
+    def stage(self, stage: PlannedStage, count: int, *, evals: bool = False) -> list[StageShown]:
+        """The first `count` records of a stage, and of its evals where it trains nothing or with
+        `evals`.
 
         Raises:
             PtlError: a tokenizer cannot be loaded, or data cannot be read.
         """
-        sources = [(e.name, e.eval, e.data, e.wants) for e in stage.evals]
+        sources = [(f"eval {e.name}", e.eval, e.data, e.wants) for e in stage.evals]
         if stage.method is not None and stage.data is not None and stage.wants is not None:
-            sources = [(stage.method.name, stage.method, stage.data, stage.wants)]  # type: ignore[list-item]
+            trains = (stage.method.name, stage.method, stage.data, stage.wants)
+            sources = [trains, *(sources if evals else [])]  # type: ignore[list-item]
         found = []
-        for name, user, data, wants in sources:
-            use = name if stage.method else f"eval {name}"
+        for use, user, data, wants in sources:
             folders = {made: self._made(made) for made in data.made_by}
             missing = [made for made, folder in folders.items() if folder is None]
             head = StageShown(stage.name, use, stage.model, data.label, wants.__name__)

@@ -108,7 +108,7 @@ class _Datasets:
         system: str | None = ...,
         bad_rows: Literal['stop', 'skip'] = ...,
         format: Literal['jsonl', 'json', 'csv', 'tsv', 'parquet'] | None = ...,
-    ) -> DatasetPiece: """Records of a local JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
+    ) -> DatasetPiece: """Records of a JSONL, JSON, CSV, TSV or parquet file; its fields tell what they are.
 
         Args:
             test_size: Records held out of training for this stage's evals, chosen by a hash of what they ask. [default: 0]
@@ -116,7 +116,7 @@ class _Datasets:
             columns: Fields that go by another name there, as `{question: problem, answer: solution}`.
             system: A system prompt for records that have none of their own.
             bad_rows: A row that cannot be used stops the run, or is left out (and their number is logged). [default: stop]
-            path: The file, relative to the recipe.
+            path: The file, relative to the recipe, or its address, as `s3://bucket/train.jsonl`.
             format: How the file is written; by its suffix where not given.
         """
     def mix(

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,31 @@ def test_every_table_says_the_same(home: Path, ptl: Ptl) -> None:
     again = run(home, {name: (share(name, before), share(name, before))}, run_id="demo-2")
     ((_, (table,)),) = Comparison(home, [again, record]).sections
     assert table.cells[1].against == row.tested, "compare tests the same pairs in the same way"
+
+
+def test_what_is_there_to_be_read_has_no_verdict_and_costs_the_rest_nothing(home: Path) -> None:
+    before, after = WORSE
+    judged = share("exact_match", before), share("exact_match", after)
+    seen = tuple(replace(share("words", values), tested=False) for values in WORSE)
+    record = run(home, {"exact_match": judged, "words": (seen[0], seen[1])})
+    alone, read = report.rows(record)
+    assert (alone.verdict, alone.p) == ("worse", pytest.approx(0.01659, abs=1e-5))
+    assert (read.verdict, read.tested) == ("", None)
+    assert "No verdict (replies to read): words." in report.notes([alone, read])
+    again = run(home, {"exact_match": judged, "words": (seen[0], seen[1])}, run_id="demo-2")
+    (_, tables), *_ = Comparison(home, [again, record]).sections
+    assert [t.cells[1].against is None for t in tables] == [False, True]
+
+
+def test_a_share_of_none_or_of_all_has_its_interval_to_one_side(home: Path) -> None:
+    none, every = share("exact_match", [0.0] * 8), share("exact_match", [1.0] * 8)
+    (row,) = report.rows(run(home, {"exact_match": (none, every)}))
+    assert row.before
+    assert row.after
+    # Wilson: z^2 / (n + z^2) for n = 8.
+    assert report.show(row.before, True) == "0.0% +32.4"
+    assert report.show(row.after, True) == "100.0% -32.4"
+    assert any("goes one way" in text for text in report.notes([row]))
 
 
 def test_evals_of_one_run_are_adjusted_for_each_other(home: Path) -> None:

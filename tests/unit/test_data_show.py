@@ -428,6 +428,20 @@ def test_json_has_every_token(project: Project, ptl: Ptl) -> None:
     assert stage["count"] == 4
 
 
+def test_the_rows_that_an_eval_holds_out_are_shown_with_their_lines(
+    project: Project, ptl: Ptl
+) -> None:
+    held = RECIPE.replace("chat.jsonl}", "chat.jsonl, test_size: 1}\n    eval: [{use: nll}]")
+    project.write("mine.yaml", held)
+    shown = json.loads(ptl("data", "show", "mine.yaml", "--evals", "--json").out)["stages"]
+    assert [(one["use"], one["count"]) for one in shown] == [("sft", 3), ("eval nll", 1)]
+    train, test = ({record["source"] for record in one["records"]} for one in shown)
+    assert all(source.startswith("chat.jsonl:") for source in train | test)
+    assert len(train) == 3
+    assert len(test) == 1
+    assert not train & test
+
+
 def test_every_shipped_recipe_can_be_shown_without_an_engine() -> None:
     loaded: dict[tuple[str, str], ChatRenderer] = {}
     for path in shipped.recipes().values():

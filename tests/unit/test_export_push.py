@@ -243,11 +243,36 @@ def test_nothing_of_a_run_breaks_out_of_its_place_in_the_card(tmp_path: Path) ->
     assert "<script>" not in re.sub(r"`[^`\n]*`", "", outside)
     assert "---\nlicense" not in outside
     headings = [line for line in outside.splitlines() if line.startswith("#")]
-    assert [line[:6] for line in headings[1:]] == ["## Tra", "## Res", "## Rep"]
+    assert [line[:6] for line in headings[1:]] == ["## Lic", "## Tra", "## Res", "## Rep"]
     rows = [line for line in outside.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     fence = re.findall(r"(?ms)^(`{3,})yaml\n(.*?)^\1$", body)
     assert yaml.safe_load(fence[0][1])["stages"][0]["name"] == NASTY
+
+
+def test_the_card_names_the_licences_of_the_data_and_which_are_unknown(
+    hub: Hub, tmp_path: Path
+) -> None:
+    from posttrain_recipes.exporting import hub as pushing
+
+    hub.licenses["datasets/org/rows"] = "cc-by-4.0"
+    run = exported.run(tmp_path, "org/base")
+    parts = [
+        {"use": "huggingface", "path": "org/rows"},
+        {"use": "jsonl", "path": "/home/ada/mine.jsonl"},
+        {"use": "jsonl", "path": "hf://datasets/org/rows@main/a.jsonl"},
+        {"use": "jsonl", "path": "https://host/far.jsonl?token=hunter2"},
+    ]
+    run.resolved["stages"][0]["dataset"] = {"use": "mix", "parts": parts}
+    used = card.data_of(run, "sft")
+    assert used == ["org/rows", "mine.jsonl", "https://host/far.jsonl"]
+    licences = pushing.data_licences(used)
+    text = card.write(run, "sft", "org/base", "adapter", "tinker://x", None, licences)
+    assert front(text)["datasets"] == ["org/rows"]
+    assert "- `org/rows`: `cc-by-4.0`" in text
+    assert "- `mine.jsonl`: unknown to the program" in text
+    assert "hunter2" not in text
+    assert [path for _, path, _ in hub.asked] == ["/api/datasets/org/rows"]
 
 
 def test_the_card_does_not_tell_where_things_lie_on_this_machine(tmp_path: Path) -> None:

@@ -251,6 +251,16 @@ def plan(ptl: Ptl, project: Project) -> Iterator[Said]:
     yield said
 
 
+def data_overlap(ptl: Ptl, project: Project) -> Iterator[Said]:
+    row = json.dumps({"prompt": f"{HOSTILE} {' '.join(f'w{n}' for n in range(20))}"})
+    project.write(f"{NAME}.jsonl", row + "\n")
+    said = ptl("data", "overlap", f"{NAME}.jsonl", f"{NAME}.jsonl")
+    assert said.code == 2
+    yield said
+    yield ptl("data", "overlap", NAME, f"{NAME}.jsonl", "--columns", f"prompt={NAME}")
+    yield ptl("data", "overlap", f"{NAME}.jsonl", f"{NAME}.jsonl", "--json")
+
+
 def data_check(ptl: Ptl, project: Project) -> Iterator[Said]:
     rows = [{"messages": [{"role": HOSTILE, "content": HOSTILE}]}, {HOSTILE: HOSTILE}, HOSTILE]
     project.write("bad.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "\x1b[0m\n")
@@ -336,6 +346,7 @@ CASES: dict[str, Case] = {
     "explain": words(("explain", "loud"), ("explain", NAME)),
     "schema": words(("schema", "-o", f"missing.txt/{NAME}"), ("schema",)),
     "data check": data_check,
+    "data overlap": data_overlap,
     "data show": data_show,
     "engines list": words(("engines", "list"), ("engines", NAME)),
     "engines check": words(

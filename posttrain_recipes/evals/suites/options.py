@@ -59,4 +59,4 @@ class SampledConfig(PluginConfig):
 
 def is_file(path: str) -> bool:
     """Whether a `path` names a file of rows, by its end."""
-    return PurePath(path).suffix.lower() in FILES
+    return PurePath(path.partition("?")[0]).suffix.lower() in FILES
