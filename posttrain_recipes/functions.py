@@ -1,6 +1,7 @@
 """Functions and classes of the user's own, which a recipe names as `module:name`.
 
-The module is a file beside the recipe, else one that Python can import. Whether it is there, and
+The module is a file beside the recipe, else one that Python can import; or `path/of/file.py:name`,
+which is a file alone. Whether it is there, and
 takes what the recipe gives it, is read from its source: nothing of the user's runs for that.
 """
 
@@ -10,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -24,11 +26,17 @@ from posttrain_recipes.errors import UsageError
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
+_FILE = ".py"
+
+
 def checked_call(call: str) -> str:
     """`call`, where it reads module:name. Raises `ValueError` otherwise."""
-    module, _, name = call.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), name)):
-        raise ValueError("reads module:function, as my_module:my_function")
+    module, _, name = call.rpartition(":")
+    file = module.endswith(_FILE) and module != _FILE
+    if not name.isidentifier() or not (file or all(map(str.isidentifier, module.split(".")))):
+        raise ValueError(
+            "reads module:function, as my_module:my_function or my_file.py:my_function"
+        )
     return call
 
 
@@ -36,20 +44,27 @@ class UserFunction:
     """What `module:name` names.
 
     Args:
-        call: module:name.
+        call: module:name, or file.py:name.
         base_dir: the recipe's directory, where the module is looked for first.
     """
 
     def __init__(self, call: str, base_dir: Path) -> None:
-        self.module, _, self.name = call.partition(":")
+        self.module, _, self.name = call.rpartition(":")
         self.base_dir = base_dir
-        self.beside = base_dir / Path(*self.module.split(".")).with_suffix(".py")
+        self.is_file = self.module.endswith(_FILE)
+        if self.is_file:
+            self.beside = base_dir / os.path.expanduser(self.module)
+            self.base_dir = self.beside.parent
+        else:
+            self.beside = base_dir / Path(*self.module.split(".")).with_suffix(_FILE)
 
     @cached_property
     def path(self) -> Path | None:
         """The module's file: beside the recipe, else where Python finds it."""
         if self.beside.is_file():
             return self.beside
+        if self.is_file:
+            return None
         try:
             spec = importlib.util.find_spec(self.module)
         except (ImportError, ValueError):
@@ -63,10 +78,8 @@ class UserFunction:
             UsageError: there is none, or its file is not Python.
         """
         if self.path is None:
-            raise UsageError(
-                f"there is no {self.beside}, and no module '{self.module}' is installed",
-                code="bad-function",
-            )
+            other = "" if self.is_file else f", and no module '{self.module}' is installed"
+            raise UsageError(f"there is no {self.beside}{other}", code="bad-function")
         try:
             tree = ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
         except (SyntaxError, ValueError, OSError) as error:
@@ -99,7 +112,8 @@ class UserFunction:
             UsageError: it is not there, or its module cannot be imported.
         """
         if self.path is None:
-            raise UsageError(f"there is no module '{self.module}'", code="bad-function")
+            what = "file" if self.is_file else "module"
+            raise UsageError(f"there is no {what} '{self.module}'", code="bad-function")
         beside = self.path == self.beside
         try:
             module = _load(self.path) if beside else importlib.import_module(self.module)

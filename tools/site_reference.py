@@ -233,6 +233,24 @@ presets:
   full: {engine: tinker, model: Qwen/Qwen3-8B}
 ```
 
+## Recipes by name
+
+Where a command takes a recipe, and in `extends:`, stands a file, or one of these names:
+
+| name | is |
+|---|---|
+| `sft_then_dpo` | a recipe that ships with posttrain-recipes, where no file of that name lies here |
+| `ptl-chess:kqk` | the recipe `kqk` of the installed package `ptl-chess` |
+| `git+https://HOST/REPOSITORY@COMMIT#PATH` | a file of a git repository at a commit, fetched once into the cache; `git+ssh://` and `git+file://` too |
+
+A branch or a tag may change at any time and is refused, with the commit that it is now. What a recipe names beside it (data, functions) is found there.
+A recipe may name code that runs on your machine: read one before you run it, as you would a program.
+
+```yaml
+extends: git+https://example.com/team/recipes@4f1c2d0e8b7a69583746f5e4d3c2b1a09f8e7d6c#rl/sums.yaml
+model: Qwen/Qwen3-8B
+```
+
 ## From the environment
 
 `${env:NAME}` in any option of a plugin is replaced by the variable `NAME` as the recipe runs; what comes from there is never logged or stored.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import registry
+from posttrain_recipes.language import named
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.planning import overlap
 from posttrain_recipes.planning.planner import build
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def _source(recipe: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
-    return recipe if isinstance(recipe, Mapping) else Path(recipe)
+    if isinstance(recipe, Mapping):
+        return recipe
+    return (named.find(recipe) if isinstance(recipe, str) else None) or Path(recipe)
 
 
 def plan(
@@ -32,7 +35,8 @@ def plan(
     """Check a recipe and say what running it would do. Asks the hub what its branches are now.
 
     Args:
-        recipe: path of the recipe, or the recipe itself: a mapping, or what `typed.recipe` makes.
+        recipe: path of the recipe; the name of one that ships or of a package's (`ptl-chess:kqk`);
+            or the recipe itself: a mapping, or what `typed.recipe` makes.
         preset: one of its presets; by default `quick` where it has one.
         overrides: as `--set` takes them, `stages.sft.method.learning_rate=1e-4`.
 

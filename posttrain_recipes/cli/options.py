@@ -19,6 +19,20 @@ from posttrain_recipes.language.recipe import said
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class RecipePath(click.Path):
+    """A recipe's file, or the name of one that ships, of a package's or of a repository's."""
+
+    name = "recipe"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from posttrain_recipes.language import named
+
+        return named.find(value) or super().convert(value, param, ctx)
+
+
+RECIPE = RecipePath(path_type=Path)
+
+
 def recipe_options(function: F) -> F:
     """`RECIPE --preset NAME --set PATH=VALUE`."""
     for decorator in (
@@ -30,7 +44,7 @@ def recipe_options(function: F) -> F:
             help="Change one option: stages.sft.method.learning_rate=1e-4. Repeatable.",
         ),
         click.option("--preset", metavar="NAME", help="One of the recipe's presets."),
-        click.argument("recipe", type=click.Path(path_type=Path)),
+        click.argument("recipe", type=RECIPE),
     ):
         function = decorator(function)
     return function

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from posttrain_recipes import api
-from posttrain_recipes.cli.options import json_option
+from posttrain_recipes.cli.options import RECIPE, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import Fault, Location, PtlError, RecipeError, display_path
 from posttrain_recipes.progress.terminal import point
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, required=True, type=RECIPE)
 @click.option("--preset", metavar="NAME", help="Check with this preset only.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="As in 'ptl run'.")
 @json_option

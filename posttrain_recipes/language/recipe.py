@@ -21,7 +21,15 @@ from typing import IO, Any
 import yaml
 
 from posttrain_recipes import shipped
-from posttrain_recipes.errors import Fault, Location, RecipeError, UsageError, display_path
+from posttrain_recipes.errors import (
+    Fault,
+    Location,
+    PtlError,
+    RecipeError,
+    UsageError,
+    display_path,
+)
+from posttrain_recipes.language import named
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
 from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value
 from posttrain_recipes.options import is_key
@@ -261,11 +269,22 @@ def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
         return root
     if not isinstance(base.value, str):
         raise RecipeError([Fault(base.at, "extends", "extends must be the path of a recipe")])
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", base.value):
-        why = "extends takes a file of this machine, no address: download it and name its path"
-        raise RecipeError([Fault(base.at, "extends", why)])
     try:
         parent = _own_place(path).parent / base.value
+        known = None if parent.is_file() else named.find(base.value)
+    except PtlError as error:
+        why = "; ".join(filter(None, (error.what, error.why, error.hint)))
+        raise RecipeError([Fault(base.at, "extends", why, code=error.code)]) from None
+    except (OSError, ValueError) as error:
+        raise RecipeError([Fault(base.at, "extends", f"no path: {error}")]) from None
+    if known is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", base.value):
+        why = (
+            "extends takes a file, the name of a recipe that ships or of a package's "
+            "(ptl-chess:kqk), or git+https://HOST/REPOSITORY@COMMIT#PATH"
+        )
+        raise RecipeError([Fault(base.at, "extends", why)])
+    try:
+        parent = known or parent
         there = parent.is_file()
     except (OSError, ValueError) as error:
         raise RecipeError([Fault(base.at, "extends", f"no path: {error}")]) from None
@@ -283,7 +302,8 @@ def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
                 )
             ]
         )
-    return merge(_load_file(parent, seen), root)
+    below = _load_file(parent, seen)
+    return merge(named.anchored(below, _own_place(parent).parent) if known else below, root)
 
 
 def _given(recipe: Mapping[str, Any]) -> Node:

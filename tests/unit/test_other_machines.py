@@ -212,7 +212,10 @@ def test_a_database_that_cannot_be_opened_is_told_at_once(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("extends: https://a.b/c.yaml", "no address"), ("extends: model", "is not a file")],
+    [
+        ("extends: https://a.b/c.yaml", "extends takes a file, the name of"),
+        ("extends: model", "is not a file"),
+    ],
 )
 def test_what_is_no_recipe_to_extend(ptl: Ptl, project: Project, text: str, told: str) -> None:
     project.write("mine.yaml", text)

@@ -318,7 +318,7 @@ def test_a_key_that_no_request_can_carry_is_not_repeated(
         ("at postgresql+psycopg://u:p/w@h/db and", "at postgresql+psycopg://***@h/db and"),
         ("http://h:80/x@y mail a@b", "http://h:80/x@y mail a@b"),
         ("sqlite:////a/b:c@d.db", "sqlite:////a/b:c@d.db"),
-        ("https://h/x?sig=1&access_token=abc&b=2", "https://h/x?sig=1&access_token=***&b=2"),
+        ("https://h/x?sig=1&access_token=abc&b=2", "https://h/x?sig=***&access_token=***&b=2"),
         ("hf_abcdefgh said", "*** said"),
         ("no recipe https:/u:pw@h/r.yaml", "no recipe https:/***@h/r.yaml"),
         ("http:u:pw@h", "http:***@h"),
