@@ -113,7 +113,8 @@ def every_key() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
             yield section, f"{section}.{name}", about
     for section in ("limits", "on_end", "resources"):
         source = definitions[section] if section == "resources" else top[section]
-        yield from _level(section, section, source["properties"])
+        inner = source if "properties" in source else source["then"]
+        yield from _level(section, section, inner["properties"])
     from posttrain_recipes.language.schema import EXTRA_OPTIONS
 
     for kind, extra in EXTRA_OPTIONS.items():
@@ -133,13 +134,15 @@ def _level(section: str, prefix: str, properties: Mapping[str, Any]) -> Iterator
 def type_of(about: Mapping[str, Any]) -> str:
     """A schema's type in words, with its bounds."""
     if "enum" in about:
-        return " or ".join(f"`{value}`" for value in about["enum"])
+        return " or ".join(f"`{_plain(value)}`" for value in about["enum"])
     if "$ref" in about:
         name = about["$ref"].rsplit("/", 1)[-1]
         plugin = name in KINDS
         return f"[{name}](plugins/{name}s.md)" if plugin else f"[{name}](#{SECTIONS[name][0]})"
     if "anyOf" in about:
         return " or ".join(dict.fromkeys(type_of(one) for one in about["anyOf"]))
+    if about.get("if") == {"type": "object"}:
+        return f"mapping, or {type_of(about['else'])}"
     if "if" in about:
         forms = [about["if"], about["then"], about.get("else", {})]
         refs = [ref for form in forms for ref in re.findall(r"#/\$defs/(\w+)", json.dumps(form))]

@@ -13,6 +13,7 @@ from posttrain_recipes.language.recipe import environment_names, expand_environm
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie")
+_FORMS = "either 'command: [PROGRAM, ...]' or 'webhook: https://...'"
 _SECRET_PART = re.compile(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}")
 """A part of an address that nobody made up: that of a chat's webhook lets anybody write there."""
 
@@ -85,10 +86,12 @@ def check(value: Any, fault: Callable[[Key, str], None]) -> None:
 
 
 def _faults(value: Any) -> Iterator[tuple[Key, str]]:
+    if value is True:
+        yield (), f"is false, or {_FORMS}"
     if not isinstance(value, dict):
         return
     if not ("command" in value) ^ ("webhook" in value):
-        yield (), "has either 'command: [PROGRAM, ...]' or 'webhook: https://...'"
+        yield (), f"has {_FORMS}"
         return
     if "headers" in value and "webhook" not in value:
         yield ("headers",), "belongs to a 'webhook:'; a command reads the environment"

@@ -1738,7 +1738,7 @@ def recipe(
     stages: Sequence[StagePiece | RepeatPiece | ComparePiece] = ...,
     limits: Mapping[str, Any] = ...,
     watch: Any = ...,
-    on_end: Mapping[str, Any] = ...,
+    on_end: Any = ...,
     resources: ResourcesPiece = ...,
     matrix: Mapping[str, Any] = ...,
     expect: Mapping[str, str] = ...,
@@ -1756,7 +1756,7 @@ def recipe(
         stages: What is done, in order; each starts from the one before it.
         limits: Bounds on what a run may spend, all its tries together. It stops before one is passed, keeps what it has, and goes on where it stopped once the bound is raised.
         watch: The prompts that `ptl watch` shows answered again and again while a stage trains; false: none. By default there are, unless the engine bills for tokens. It changes no result, and nothing is trained again for it.
-        on_end: Told how each try of a run ended, whatever the end: a command or a webhook. It changes no result; one that fails is told, and fails no run.
+        on_end: Told how each try of a run ended, whatever the end: a command or a webhook; false: nobody. It changes no result; one that fails is told, and fails no run.
         resources: What each stage asks of the node that it runs on; read by `ptl run --jobs ray`.
         matrix: Values to try: the recipe runs with each combination of them.
         expect: Bounds on results of each way through the recipe, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.

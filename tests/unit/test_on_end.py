@@ -15,7 +15,7 @@ import pytest
 
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.planning.plans import Plan
-from posttrain_recipes.running import telling
+from posttrain_recipes.running import preflight, telling
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.shown import redact
@@ -233,6 +233,8 @@ def test_a_header_that_no_request_can_carry_is_told_without_it(
 @pytest.mark.parametrize(
     ("value", "told"),
     [
+        ("true", "is false, or either 'command: [PROGRAM, ...]'"),
+        ("./told.sh", "must be"),
         ("{timeout: 3}", "either 'command: [PROGRAM, ...]' or 'webhook: https://...'"),
         ("{command: [x], webhook: 'https://a.example'}", "either 'command:"),
         ("{command: [x], headers: {A: b}}", "belongs to a 'webhook:'"),
@@ -262,7 +264,7 @@ def test_what_is_wrong_with_it_is_told_with_its_place(
 
 @pytest.mark.parametrize(
     ("variables", "told"),
-    [({}, "WHERE is not set"), ({"WHERE": "http://a.example", "WHO": "x"}, "use https://")],
+    [({}, "WHERE is not set"), ({"WHERE": "http://a.example", "WHO": "x"}, "readable by all")],
 )
 def test_what_the_environment_lacks_is_told_before_anything_is_spent(
     project: Project, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
@@ -272,6 +274,24 @@ def test_what_the_environment_lacks_is_told_before_anything_is_spent(
         monkeypatch.setenv(name, text)
     with pytest.raises(UsageError, match=told):
         telling.check(plan)
+    found = {finding.check: finding for finding in preflight.cheap(plan, project.path)}
+    assert (found["on_end"].verdict, told in found["on_end"].message) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("override", "label"),
+    [
+        ("on_end=false", None),
+        ("on_end={webhook: 'https://a.example'}", "the webhook at a.example"),
+        ("on_end.timeout=60", "the command ./told.sh"),
+    ],
+)
+def test_another_recipe_or_command_line_may_change_it(
+    project: Project, override: str, label: str | None
+) -> None:
+    text = RECIPE + "on_end: {command: [./told.sh]}\n"
+    whom = project.plan(text, overrides=[override]).on_end
+    assert (whom and whom.label) == label
 
 
 def test_in_a_stage_it_is_told_where_it_belongs(project: Project) -> None:
