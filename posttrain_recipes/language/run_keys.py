@@ -60,9 +60,9 @@ def on_end() -> dict[str, Any]:
     return {
         "description": "Told how each try of a run ended, whatever the end: a command or a "
         "webhook; false: nobody. It changes no result; one that fails is told, and fails no run.",
+        "type": ["object", "boolean"],
         "if": {"type": "object"},
         "then": {"additionalProperties": False, "properties": properties},
-        "else": {"type": "boolean"},
     }
 
 

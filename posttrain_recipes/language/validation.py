@@ -212,6 +212,7 @@ FORMS = {
     "stop": "{{after: 3 evals without gain}}",
     "renderer": "{{chat_template: {}}}",
     "lora": "{{rank: 16}}",
+    "on_end": "{{command: [{}]}}",
     "teacher": "{{stage: {0}}} or {{model: {0}}}",
 }
 """Mappings that name no plugin, with what was written in their place."""

@@ -234,7 +234,7 @@ def test_a_header_that_no_request_can_carry_is_told_without_it(
     ("value", "told"),
     [
         ("true", "is false, or either 'command: [PROGRAM, ...]'"),
-        ("./told.sh", "must be"),
+        ("./told.sh", "write {command: [./told.sh]}"),
         ("{timeout: 3}", "either 'command: [PROGRAM, ...]' or 'webhook: https://...'"),
         ("{command: [x], webhook: 'https://a.example'}", "either 'command:"),
         ("{command: [x], headers: {A: b}}", "belongs to a 'webhook:'"),
