@@ -236,7 +236,7 @@ presets:
   full: {engine: tinker, model: Qwen/Qwen3-8B}
 ```
 
-## Recipes by name
+## Recipes by name, and locks
 
 Where a command takes a recipe, and in `extends:`, stands a file, or one of these names:
 
@@ -247,6 +247,11 @@ Where a command takes a recipe, and in `extends:`, stands a file, or one of thes
 | `git+https://HOST/REPOSITORY@COMMIT#PATH` | a file of a git repository at a commit, fetched once into the cache; `git+ssh://` and `git+file://` too |
 
 A branch or a tag may change at any time and is refused, with the commit that it is now. What a recipe names beside it (data, functions) is found there.
+`ptl lock RECIPE` writes `RECIPE.lock` beside it: models, data, plugins and options of every stage by content, one part for each preset that was
+locked. `ptl run RECIPE --locked` refuses to run on anything else and names what differs; of other versions of Python, torch, transformers and the like it warns.
+Keep it in the repository with the recipe. `ptl reproduce` compares a run's own record in the same way. Options from `${env:NAME}` are hashed with a key of this
+user: on another account they differ.
+
 A recipe may name code that runs on your machine: read one before you run it, as you would a program.
 
 ```yaml
@@ -386,8 +391,7 @@ def commands_page() -> str:
     """Every command with its arguments and options."""
     parts = [
         WRITTEN,
-        "# Commands\n\nEvery command of `ptl`, as its `--help` says it. Exit codes: 0 done; 1 a run failed or a "
-        "[gate](../how-to/ci-gates.md) did not hold; 2 the recipe, its data or the command is at fault; 130 interrupted.\n"
+        "# Commands\n\nEvery command of `ptl`, as its `--help` says it, and [how it may end](exit-codes.md).\n"
         "The last line of an error names its [kind](../troubleshooting.md).\n",
     ]
     context = click.Context(cli, info_name="ptl")

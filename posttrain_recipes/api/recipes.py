@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes import registry
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language import named
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.planning import overlap
+from posttrain_recipes.planning import lock, overlap
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import Scope
@@ -24,6 +26,13 @@ def _source(recipe: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
     if isinstance(recipe, Mapping):
         return recipe
     return (named.find(recipe) if isinstance(recipe, str) else None) or Path(recipe)
+
+
+def _file(recipe: str | Path | Mapping[str, Any]) -> Path:
+    found = _source(recipe)
+    if isinstance(found, Mapping):
+        raise UsageError("a recipe that a program made has no lock", hint="write it to a file")
+    return found
 
 
 def plan(
@@ -77,6 +86,7 @@ def run(
     until: str | None = None,
     jobs: int | str = 1,
     shared: str | None = None,
+    locked: bool = False,
     progress: bool | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
@@ -90,6 +100,7 @@ def run(
         jobs: how many stages that do not need each other may run at the same time; `ray` or
             `ray:ADDRESS`: each is a task of a Ray cluster.
         shared: where all nodes of a cluster see checkpoints: any URL that fsspec knows.
+        locked: refuse to run on anything but what `ptl lock` wrote down beside the recipe.
         progress: whether a person is told how far it is; None: in a notebook and in a terminal.
         reporter: hears what happens, in place of that.
 
@@ -103,6 +114,9 @@ def run(
 
     many = parallel(jobs, shared)
     planned = plan(recipe, preset=preset, overrides=overrides)
+    if locked:
+        for text in lock.check(planned, _file(recipe)):
+            warnings.warn(text, stacklevel=2)
     scope = Scope(fresh, from_stage, until)
     with told(False if reporter else progress) as shown:
         record = runner.run(planned, default_home(home), reporter or shown, scope=scope, jobs=many)

@@ -28,6 +28,7 @@ COMMANDS = {
     "init": "Write a starter recipe with its data.",
     "validate": "Check recipes: form, cross-references, data files.",
     "plan": "Show what a run would do, and what it would reuse.",
+    "lock": "Write what a recipe stands on, for 'ptl run --locked'.",
     "preflight": "Look for what can go wrong before anything is spent.",
     "run": "Run a recipe, or go on with an interrupted run.",
     "eval": "Run a suite of evals on a run, a checkpoint or a model.",

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     "--watch", "watched", is_flag=True, help="Show it on a page as it goes, as 'ptl watch' does."
 )
 @click.option(
+    "--locked", is_flag=True, help="Refuse to run on anything but what 'ptl lock' wrote down."
+)
+@click.option(
     "--events",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE|-",
@@ -70,6 +73,7 @@ def run(
     jobs: str,
     shared: str | None,
     watched: bool,
+    locked: bool,
     events: Path | None,
     as_json: bool,
 ) -> int:
@@ -90,6 +94,11 @@ def run(
         click.get_current_context().with_resource(asked)
     with _logged(events) as log:
         planned = api.plan(recipe, preset=preset, overrides=overrides)
+        if locked:
+            from posttrain_recipes.planning import lock
+
+            for text in lock.check(planned, recipe):
+                say(f"warning: {text}")
         record = _run(planned, home, log, scope, jobs, shared, watched, as_json)
         outcome = outcomes.of_record(record)
         if log is not None:

@@ -14,10 +14,10 @@ from posttrain_recipes import store
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.language.recipe import Recipe
-from posttrain_recipes.planning import depends
+from posttrain_recipes.planning import lock
+from posttrain_recipes.planning.lock import StageLock
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
-from posttrain_recipes.planning.reuse import differences
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.registry import Registry
 from posttrain_recipes.reporting import report
@@ -97,23 +97,15 @@ def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = No
 
 def changes(record: RunRecord, plan: Plan) -> Iterator[str]:
     """What is not as it was: data, models, versions of plugins; in words, by stage."""
-    kept = {stage.name: stage for stage in record.stages}
-    for stage in plan.stages:
-        earlier = kept.get(stage.name)
-        if earlier is None:
-            yield f"{stage.name}: the run had no such stage"
-            continue
-        if depends.other_scheme(earlier.inputs):
-            yield f"{stage.name}: {depends.UNKNOWN}"
-            continue
-        if earlier.inputs and earlier.fingerprint != stage.fingerprint:
-            for change in differences(earlier.inputs, stage):
-                if not change.startswith("parent "):
-                    yield f"{stage.name}: {change}"
-        known = {m.name: m.fingerprint for m in (*earlier.before, *earlier.after)}
-        for planned in stage.evals:
-            if known.get(planned.name, planned.fingerprint) != planned.fingerprint:
-                yield f"{stage.name}: eval '{planned.name}' or {planned.data.label} changed"
+    kept = {
+        stage.name: StageLock(
+            stage.fingerprint,
+            stage.inputs,
+            {m.name: m.fingerprint for m in (*stage.before, *stage.after)},
+        )
+        for stage in record.stages
+    }
+    return lock.changes(kept, plan)
 
 
 def verdicts(then: RunRecord, now: RunRecord) -> list[Verdict]:

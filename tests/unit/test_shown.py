@@ -323,6 +323,7 @@ CASES: dict[str, Case] = {
     "validate": recipes("validate"),
     "plan": plan,
     "preflight": recipes("preflight"),
+    "lock": recipes("lock"),
     "run": recipes("run"),
     "runs": words(("runs",), ("runs", "--json")),
     "show": words(("show", "demo"), ("show", NAME), ("show", "demo", "--json")),
