@@ -1,7 +1,8 @@
 """What can go wrong, told to a person: what, where, why, and what to do next.
 
 Every failure a user can cause is a `PtlError`; the command line prints it without a traceback and
-exits with its `exit_code` (2: the recipe or its data is at fault, 1: a run failed).
+exits with its `exit_code` (2: the recipe or its data is at fault, 1: a run failed; `exits` has
+those of causes that scripts ask for).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from posttrain_recipes import exits
 
 
 class PtlError(Exception):
@@ -37,6 +40,7 @@ class PtlError(Exception):
     ) -> None:
         if code is not None:
             self.code = code
+        self.exit_code = exits.code_for(self.code, self.exit_code)
         self.what = what
         self.why = why
         self.hint = hint

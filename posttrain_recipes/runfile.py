@@ -205,7 +205,9 @@ _PLUGIN: Mapping[str, tuple[type, ...]] = {"use": (str,), "name": (str,)}
 _BLOCK: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "description", "model", "init_from"), (str,)),
     **dict.fromkeys(("stages", "compare", "eval", "seeds"), (list,)),
-    **dict.fromkeys(("matrix", "expect", "until", "limits", "budget", "lora"), (dict, type(None))),
+    **dict.fromkeys(
+        ("matrix", "expect", "until", "limits", "budget", "lora", "on_end"), (dict, type(None))
+    ),
     **dict.fromkeys(("method", "dataset"), _NAMED),
     "reward": (dict, list),
     "engine": (str, dict),

@@ -237,6 +237,10 @@ class RunRecord:
     """Of a service that bills: by what it calls those in which this run asked it."""
     billed: Billed | None = None
     """What the service says that it billed; None where it was not asked."""
+    told: str = ""
+    """The status (`exits.EXITS`) that `on_end:` was told of last; empty where it was of none."""
+    untold: str | None = None
+    """Why `on_end:` was not told of the last end."""
     home: Path | None = field(default=None, compare=False)
     """The directory of runs that it lies in; not kept, and None for one that lies elsewhere."""
 

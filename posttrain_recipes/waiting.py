@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from posttrain_recipes import sdk
+from posttrain_recipes import exits, sdk
 from posttrain_recipes.errors import PtlError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class RefusedError(PtlError):
 class EngineLostError(PtlError):
     """The engine is gone, or refuses everything: no stage can go on."""
 
+    exit_code = exits.ENGINE_LOST.number
     code = "engine-gone"
 
 
@@ -113,11 +114,51 @@ def pressed(error: KeyboardInterrupt) -> bool:
     return by_us or (on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
-class Interrupts:
-    """Collects Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and passed limits, and raises them
-    only where work can stop without loss."""
+ONCE_S = 1.0
+"""Within so many seconds SIGTERM counts once: `timeout` and others send it to a process, and again
+to its group."""
 
-    def __init__(self) -> None:
+
+@contextmanager
+def ended_politely() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does, unless the program already does
+    something about it; only the main thread can."""
+    on_main = threading.current_thread() is threading.main_thread()
+    if not on_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def without_hangups() -> Iterator[None]:
+    """Go on where the terminal is gone, as under nohup; only the main thread can ask for it.
+
+    Ignored rather than handled: what is started meanwhile inherits that, so a program that a
+    reward runs does not end with the terminal either.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Interrupts:
+    """Collects Ctrl-C, SIGTERM and passed limits, and raises them only where work can stop without
+    loss."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ended = -ONCE_S
+        """When SIGTERM came the last time."""
         self.signal = signal.SIGINT
         """The last signal that came."""
         self._signals = 0
@@ -138,25 +179,26 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals until the context ends; only the main thread can. SIGHUP stays ignored
-        where it is: under nohup."""
+        """Handle the signals until the context ends; only the main thread can. A terminal that is
+        gone (SIGHUP) ends nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
+        numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
-            yield
+            with without_hangups():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP and self._signals:
-            return  # the kernel and the shell each send one: nobody is impatient
         self.signal = signal.Signals(number)
+        if number == signal.SIGTERM:
+            again, self._ended = self._clock() - self._ended < ONCE_S, self._clock()
+            if again:
+                return
         if self._signals > max(self._seen.values(), default=0):
             # Asked twice before anybody looked up: do not wait for a good moment any longer.
             raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from posttrain_recipes.cli.codes import SOURCE
 from posttrain_recipes.cli.plugins import Option, options
 from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.plugin import Eval, Method
+from posttrain_recipes.progress import event_schema as event_schema_of
 from posttrain_recipes.registry import KINDS, Entry
 
 WRITTEN = "<!-- written from the code: tools/site_reference.py -->\n\n"
@@ -37,6 +38,7 @@ EXAMPLES = {
     "renderer": "renderer: {chat_template: chatml}",
     "stages": "stages: [{name: sft, dataset: {use: jsonl, path: train.jsonl}, method: {use: sft}}]",
     "limits": "limits: {max_hours: 2}",
+    "on_end": "on_end: {webhook: '${env:WEBHOOK}'}",
     "resources": "resources: {cpus: 4, gpus: 1}",
     "watch": "watch: {prompts: 3, every: 20}",
     "matrix": "matrix: {stages.sft.method.learning_rate: [1e-4, 1e-3], seed: [0, 1, 2]}",
@@ -46,6 +48,10 @@ EXAMPLES = {
     "limits.max_cost_usd": "limits: {max_cost_usd: 5}",
     "limits.max_hours": "limits: {max_hours: 0.5}",
     "limits.max_tokens": "limits: {max_tokens: 2000000}",
+    "on_end.command": "on_end: {command: [./told.sh, --team, research]}",
+    "on_end.webhook": "on_end: {webhook: '${env:WEBHOOK}'}",
+    "on_end.headers": "on_end: {webhook: https://ci.example/runs, headers: {Authorization: 'Bearer ${env:CI_TOKEN}'}}",
+    "on_end.timeout": "on_end: {command: [./upload.sh], timeout: 600}",
     "resources.cpus": "resources: {cpus: 4}",
     "resources.gpus": "resources: {gpus: 0.5}",
     "resources.memory_gb": "resources: {memory_gb: 16}",
@@ -105,9 +111,10 @@ def every_key() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for section, own in (("lora", "lora"), ("renderer", "renderer")):
         for name, about in definitions[own]["properties"].items():
             yield section, f"{section}.{name}", about
-    for section in ("limits", "resources"):
-        source = top[section] if section == "limits" else definitions[section]
-        yield from _level(section, section, source["properties"])
+    for section in ("limits", "on_end", "resources"):
+        source = definitions[section] if section == "resources" else top[section]
+        inner = source if "properties" in source else source["then"]
+        yield from _level(section, section, inner["properties"])
     from posttrain_recipes.language.schema import EXTRA_OPTIONS
 
     for kind, extra in EXTRA_OPTIONS.items():
@@ -127,13 +134,15 @@ def _level(section: str, prefix: str, properties: Mapping[str, Any]) -> Iterator
 def type_of(about: Mapping[str, Any]) -> str:
     """A schema's type in words, with its bounds."""
     if "enum" in about:
-        return " or ".join(f"`{value}`" for value in about["enum"])
+        return " or ".join(f"`{_plain(value)}`" for value in about["enum"])
     if "$ref" in about:
         name = about["$ref"].rsplit("/", 1)[-1]
         plugin = name in KINDS
         return f"[{name}](plugins/{name}s.md)" if plugin else f"[{name}](#{SECTIONS[name][0]})"
     if "anyOf" in about:
         return " or ".join(dict.fromkeys(type_of(one) for one in about["anyOf"]))
+    if about.get("if") == {"type": "object"}:
+        return "mapping, or true or false"
     if "if" in about:
         forms = [about["if"], about["then"], about.get("else", {})]
         refs = [ref for form in forms for ref in re.findall(r"#/\$defs/(\w+)", json.dumps(form))]
@@ -169,6 +178,7 @@ SECTIONS = {
     "lora": ("lora", "LoRA", "The adapter. Of the recipe, or of a stage that starts from base."),
     "renderer": ("renderer", "Renderer", "How conversations become tokens. [More](../datasets.md)."),
     "limits": ("limits", "Limits", "A run stops before a bound is passed, keeps what it has, and goes on once the bound is raised."),
+    "on_end": ("on-end", "On end", "Told how each try of a run ended. [More](../how-to/unattended.md#tell-somebody)."),
     "resources": ("resources", "Resources", "Read by `ptl run --jobs ray`. [More](../cluster.md)."),
     "eval": ("every-eval", "Every eval", "Beside its [own options](plugins/evals.md)."),
     "reward": ("every-reward", "Every reward", "Beside its [own options](plugins/rewards.md)."),
@@ -381,8 +391,7 @@ def commands_page() -> str:
     """Every command with its arguments and options."""
     parts = [
         WRITTEN,
-        "# Commands\n\nEvery command of `ptl`, as its `--help` says it. Exit codes: 0 done; 1 a run failed or a "
-        "[gate](../how-to/ci-gates.md) did not hold; 2 the recipe, its data or the command is at fault; 130 interrupted.\n"
+        "# Commands\n\nEvery command of `ptl`, as its `--help` says it, and [how it may end](exit-codes.md).\n"
         "The last line of an error names its [kind](../troubleshooting.md).\n",
     ]
     context = click.Context(cli, info_name="ptl")
@@ -477,6 +486,36 @@ def troubleshooting_page() -> str:
     return WRITTEN + TROUBLE + text[text.index("## ") :]
 
 
+def events_page() -> str:
+    """Every event of `ptl run --events`, from their table."""
+    parts = [
+        WRITTEN,
+        "# Events\n\n"
+        "`ptl run RECIPE --events FILE` appends a line of JSON for each thing that happens; `--events -` writes them to standard output, and all else\n"
+        "to stderr. `ptl schema --events` prints the JSON Schema of a line. What a program should do with them:\n\n"
+        "- look at `v`, and pass over events and keys that it does not know: some may come within a version;\n"
+        "- take `ended` for the end. Where it is missing, the run was killed, and the same command goes on;\n"
+        "- not wait for steps in order over all stages: with `--jobs`, and of evals beside training, they mix. Each names its stage.\n\n"
+        "A number that is none (NaN, an end of an interval that is not known) is null. Keys and passwords are left out, as in everything that `ptl` prints. A file that is full\n"
+        "or a pipe that nobody reads ends no run: it is told once on stderr, and the next line that is written counts in `lost` what is missing before it. A reader of\n"
+        "a pipe has to read: where it is there and does not, the run waits for it. Several runs may append to one file. To know how a run stands from outside, `ptl runs --json`\n"
+        "needs no events; to be told of the end alone, there is [`on_end:`](../how-to/unattended.md#tell-somebody).\n\n"
+        "```json\n"
+        '{"v": 1, "event": "step", "time": "2026-01-02T03:04:05.678Z", "run": "mine-1", "stage": "sft", "step": 12, "total": 80, "metrics": {"train/loss": 0.51}}\n'
+        "```\n",
+        "\n## Every event\n\n" + _fields(event_schema_of.ALL),
+    ]
+    for name, (meaning, fields) in event_schema_of.EVENTS.items():
+        more = (*fields, *event_schema_of.AT_AN_END) if name == "ended" else fields
+        parts.append(f"\n## {name}\n\n{meaning}\n\n{_fields(more)}")
+    return "".join(parts)
+
+
+def _fields(fields: tuple[event_schema_of.Field, ...]) -> str:
+    rows = "".join(f"| `{key}` | {_cell(meaning)} |\n" for key, _, meaning in fields)
+    return f"| key | what it is |\n|---|---|\n{rows}"
+
+
 MODELS = """# The bundled models
 
 `ptl/tiny` and `ptl/nano` come with the package, so that a first run needs no network: `model: ptl/tiny`. They know a little of
@@ -504,6 +543,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/recipe.md": recipe_page(),
         **plugins,
+        "reference/events.md": events_page(),
         "reference/commands.md": commands_page(),
         "reference/words.md": words_page(),
         "reference/models.md": models_page(),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from posttrain_recipes import exits
 from posttrain_recipes.cli.compare import show
 from posttrain_recipes.cli.options import again, home_option, json_option
 from posttrain_recipes.cli.streams import answer
@@ -37,12 +38,12 @@ _BOUND = re.compile(
     "--fail-under",
     multiple=True,
     metavar="EVAL=VALUE",
-    help="Exit 1 where a result is lower: held_out=0.8, tone/margin=0.1. Repeatable.",
+    help="Exit 3 where a result is lower: held_out=0.8, tone/margin=0.1. Repeatable.",
 )
 @click.option(
     "--fail-worse",
     is_flag=True,
-    help="Exit 1 where a target is worse than the first, by the paired test of a result.",
+    help="Exit 3 where a target is worse than the first, by the paired test of a result.",
 )
 @click.option(
     "--engine", help="Where a model or checkpoint is served, as a recipe has it. [default: local]"
@@ -114,7 +115,7 @@ def eval(
     failed = any(not gate.passed for record in records for gate in gates.check(record))
     if failed or (fail_worse and worse):
         point(["gate-failed"])
-        return 1
+        return exits.GATE_FAILED.number
     return 0
 
 

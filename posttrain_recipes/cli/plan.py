@@ -57,6 +57,7 @@ def plan(
             "pins": planned.pins,
             "remade": remade,
             "stages": stages,
+            "on_end": planned.on_end and planned.on_end.label,
             "estimate": asdict(ahead),
             "evals_beside": planned.engine.beside,
             "prices": prices.note if planned.engine.billed else None,
@@ -80,6 +81,8 @@ def plan(
             click.echo(f"   each of these {len(same)}:")
         for text in block:
             click.echo(f"   {text}")
+    if planned.on_end is not None:
+        click.echo(f"\non_end: {planned.on_end.label} is told how it ended")
     if any(stage["ahead"] for stage in stages):
         click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
         if beside := costs.beside(planned):

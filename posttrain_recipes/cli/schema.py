@@ -13,14 +13,20 @@ from posttrain_recipes.store import write_atomic
 
 
 @click.command()
+@click.option("--events", is_flag=True, help="That of the lines of 'ptl run --events'.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file.")
-def schema(output: Path | None) -> None:
+def schema(events: bool, output: Path | None) -> None:
     """Print the JSON Schema of recipes, with every installed plugin in it.
 
     Editors complete and explain recipes by it: put
     '# yaml-language-server: $schema=PATH' in a recipe's first line.
     """
-    text = schemas.dump(schemas.recipe_schema(registry.load()))
+    if events:
+        from posttrain_recipes.progress.event_schema import event_schema
+
+        text = schemas.dump(event_schema())
+    else:
+        text = schemas.dump(schemas.recipe_schema(registry.load()))
     if output is None:
         exact(text)
     else:

@@ -38,6 +38,10 @@ def show(run: str, samples: int, billing: bool, home: Path | None, as_json: bool
     lines = [f"{record.id}: {record.status}, began {record.created}"]
     if record.error:
         lines.append(f"  error     {record.error}")
+    if record.untold:
+        lines.append(f"  on_end    {record.untold}")
+    elif record.told:
+        lines.append(f"  on_end    was told that it is {record.told}")
     lines.append(f"  recipe    {record.path}" + (f" ({record.preset})" if record.preset else ""))
     lines.append(f"  model     {record.model} on engine {record.engine}, seed {record.seed}")
     if account_said := billed.told(record):

@@ -6,17 +6,26 @@ What cannot be printed never ends what is under way: it is told once, where that
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Collection, Iterator
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from posttrain_recipes.errors import PtlWarning
 from posttrain_recipes.shown import redact_all
+
+if TYPE_CHECKING:
+    from posttrain_recipes.progress.event_log import EventLine
+
+STANDARD = Path("-")
+"""Standard output, where a file is asked for."""
 
 
 def open_missing() -> None:
@@ -62,7 +71,8 @@ def own_warnings_as_lines() -> Iterator[None]:
 def leave(code: int) -> None:
     """Exit; what is still buffered and cannot be written is told, not traced.
 
-    A reader of a pipe that has what it wanted is no fault; a full disk is.
+    A reader of a pipe that has what it wanted is no fault, nor is a terminal that was closed; a
+    full disk is.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -70,10 +80,37 @@ def leave(code: int) -> None:
         except BrokenPipeError:
             _discard(stream)
         except (OSError, ValueError) as error:
+            gone = _is_gone(stream, error)
             _discard(stream)
+            if gone:
+                continue
             say(f"error: what was printed could not be written: {error}")
             code = code or 1
     sys.exit(code)
+
+
+def _is_gone(stream: TextIO, error: Exception) -> bool:
+    """Whether the stream is a terminal that is not there any more; of a disk EIO says worse."""
+    with contextlib.suppress(OSError, ValueError):
+        device = stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+        return device and getattr(error, "errno", None) == errno.EIO
+    return False
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """Lose what cannot be printed, whoever prints it: a reward's own print() on a terminal that was
+    closed must not end what is being trained."""
+    from posttrain_recipes.progress.streams import Lasting
+    from posttrain_recipes.progress.terminal import guard, unguarded
+
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, Lasting(unguarded(one))) for one in before)
+    guard()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def _discard(stream: TextIO) -> None:
@@ -98,21 +135,35 @@ def answer(data: Any, exact: Collection[str] = ()) -> None:
 
 
 @contextlib.contextmanager
-def alone(context: click.Context) -> Iterator[None]:
-    """Keep standard output for the answer: whatever else is printed meanwhile, by a plugin as it is
-    imported or by a program that it runs, goes to stderr."""
-    out, kept = sys.stdout, None
+def aside() -> Iterator[int | None]:
+    """Keep standard output for what programs read: whatever else is printed meanwhile, by a plugin
+    as it is imported or by a program that it runs, goes to stderr.
+
+    Yields:
+        Standard output itself; None where there is none.
+    """
+    kept = None
     with contextlib.suppress(OSError, ValueError):
-        out.flush()
+        sys.stdout.flush()
         kept = os.dup(1)
         os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            yield
+            yield kept
     finally:
         if kept is not None:
             os.dup2(kept, 1)
             os.close(kept)
+
+
+@contextlib.contextmanager
+def alone(context: click.Context) -> Iterator[None]:
+    """Keep standard output for the answer, which is printed at the end."""
+    out = sys.stdout
+    try:
+        with aside():
+            yield
+    finally:
         if (text := context.find_root().meta.pop(_ANSWER, None)) is not None:
             from posttrain_recipes.progress import terminal
 
@@ -124,3 +175,27 @@ def for_programs(context: click.Context, parameter: click.Parameter, value: bool
     if value:
         context.with_resource(alone(context))
     return value
+
+
+_EVENTS = f"{__name__}.events"
+
+
+def for_events(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """What `--events -` does as it is read."""
+    if value == STANDARD:
+        context.meta[_EVENTS] = context.with_resource(aside())
+    return value
+
+
+def event_lines(path: Path) -> EventLine:
+    """Where events are written: a file, or standard output. Raises `UsageError` where they cannot
+    be."""
+    from posttrain_recipes.progress.event_log import EventLine, open_events
+
+    if path != STANDARD:
+        return open_events(path, say)
+    kept = click.get_current_context().meta[_EVENTS]
+    descriptor = os.open(os.devnull, os.O_WRONLY) if kept is None else os.dup(kept)
+    return EventLine(descriptor, "standard output", say)

@@ -65,6 +65,8 @@ def merge(base: Node, over: Node, path: str = "") -> Node:
     if isinstance(base.value, dict) and isinstance(over.value, dict):
         if _use(over) is not None and _use(over) != _use(base):
             return over
+        if path == "on_end" and _told(over) and _told(over) != _told(base):
+            return over  # a command in place of a webhook is no part of it
         merged = dict(base.value)
         for key, node in over.value.items():
             inner = f"{path}.{key}" if path else key
@@ -78,6 +80,10 @@ def merge(base: Node, over: Node, path: str = "") -> Node:
 def _use(node: Node) -> Any:
     use = node.value.get("use")
     return use.value if use is not None else None
+
+
+def _told(node: Node) -> set[str]:
+    return {"command", "webhook"} & node.value.keys()
 
 
 def _merge_named(base: Node, over: Node, path: str) -> Node:

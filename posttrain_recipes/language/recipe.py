@@ -318,7 +318,7 @@ _SUFFIXES = (".yaml", ".yml")
 _KEYS = frozenset(
     (
         *("name", "description", "model", "engine", "seed", "lora", "renderer", "stages"),
-        *("matrix", "extends", "presets", "expect", "limits", "resources"),
+        *("matrix", "extends", "presets", "expect", "limits", "resources", "on_end"),
     )
 )
 """What stands at the top of a recipe."""

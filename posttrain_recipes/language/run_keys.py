@@ -27,6 +27,45 @@ def limits() -> dict[str, Any]:
     }
 
 
+def on_end() -> dict[str, Any]:
+    """`on_end:`, whom a run tells how it ended."""
+    texts = {"type": "string", "minLength": 1}
+    properties = {
+        "command": {
+            "type": "array",
+            "minItems": 1,
+            "items": texts,
+            "description": "A program and its arguments, in the recipe's folder and without a "
+            "shell. It reads the result as JSON on standard input, and PTL_RUN_ID, PTL_STATUS "
+            "and PTL_EXIT_CODE.",
+        },
+        "webhook": {
+            **texts,
+            "description": "An address that the result is sent to as JSON, by POST: https, or "
+            "http on this machine.",
+        },
+        "headers": {
+            "type": "object",
+            "additionalProperties": texts,
+            "description": "Headers of the webhook; keys as ${env:NAME}.",
+        },
+        "timeout": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 3600,
+            "default": 30,
+            "description": "Seconds that it may take.",
+        },
+    }
+    return {
+        "description": "Told how each try of a run ended, whatever the end: a command or a "
+        "webhook; false: nobody. It changes no result; one that fails is told, and fails no run.",
+        "type": ["object", "boolean"],
+        "if": {"type": "object"},
+        "then": {"additionalProperties": False, "properties": properties},
+    }
+
+
 def watch() -> dict[str, Any]:
     """`watch:`, what is answered again while a stage trains."""
 

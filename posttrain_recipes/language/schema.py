@@ -161,6 +161,7 @@ def _keys(registry: Registry) -> dict[str, Any]:
         },
         "limits": run_keys.limits(),
         "watch": run_keys.watch(),
+        "on_end": run_keys.on_end(),
         "resources": {
             "$ref": "#/$defs/resources",
             "description": "What each stage asks of the node that it runs on; read by "
@@ -265,7 +266,7 @@ def _expect(whose: str) -> dict[str, Any]:
         "minProperties": 1,
         "additionalProperties": BOUND,
         "description": f"Bounds on results {whose}, as {{held_out: '>= 0.8', held_out change: "
-        "'> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 1.",
+        "'> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.",
     }
 
 

@@ -22,7 +22,7 @@ MISPLACED = {
     "compare": "stands in the list of stages: '- compare:' with the branches below it",
     "until": "stands beside 'repeat:'",
     "matrix": "stands at the top of a recipe",
-    "limits": "stands at the top of a recipe",
+    **dict.fromkeys(("limits", "on_end"), "stands at the top of a recipe"),
     "seed": "stands at the top of a recipe, or in a stage beside 'method:'",
     **dict.fromkeys(
         ("dataset", "reward", "eval", "init_from"), "stands in a stage, beside 'method:'"
@@ -212,6 +212,7 @@ FORMS = {
     "stop": "{{after: 3 evals without gain}}",
     "renderer": "{{chat_template: {}}}",
     "lora": "{{rank: 16}}",
+    "on_end": "{{command: [{}]}}",
     "teacher": "{{stage: {0}}} or {{model: {0}}}",
 }
 """Mappings that name no plugin, with what was written in their place."""

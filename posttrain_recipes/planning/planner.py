@@ -25,6 +25,7 @@ from posttrain_recipes.planning import (
     ends,
     gates,
     handed,
+    on_end,
     rates,
     renderers,
 )
@@ -103,6 +104,7 @@ def _build(
         builder.model = model
         building.check_model(builder, model, ("model",))
     engine = builder.engine = building.engine(builder, data.get("engine", "local"))
+    on_end.check(data.get("on_end"), builder.fault)
     rates.settle(builder)
     stages = _stages(builder, data)
     if not builder.faults:
@@ -123,6 +125,7 @@ def _build(
         identities=builder.identities,
         watch=filmstrip(data.get("watch"), engine.billed),
         same_tokenizer=tuple(builder.same_tokenizer),
+        on_end=on_end.asked(data.get("on_end")),
         path=recipe.path,
         preset=recipe.preset,
         fingerprint=depends.digest(

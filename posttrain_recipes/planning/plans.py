@@ -19,6 +19,7 @@ from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.options import AS_EVER, ModelRef, references
 from posttrain_recipes.planning import depends
+from posttrain_recipes.planning.on_end import OnEnd
 from posttrain_recipes.plugin import (
     Dataset,
     Engine,
@@ -280,6 +281,8 @@ class Plan:
     """What `watch:` asks for; None: nothing is answered again. No fingerprint depends on it."""
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
+    on_end: OnEnd | None = None
+    """Whom it tells how it ended. No fingerprint depends on it."""
 
     def __repr__(self) -> str:
         # Of everything in it the stages are what a person asks for; `ptl plan` says the rest.

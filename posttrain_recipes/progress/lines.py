@@ -103,7 +103,7 @@ class Lines(Reporter):
             self.line(f"  {progress.what}: {how_far(progress)}")
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
-        self.stages[worker()] = StageProgress()
+        self.stages[worker()] = StageProgress(record.resume.step if record.resume else 0)
         how = stage.method.name if stage.method else "evaluation"
         self.line(f"[{stage.index}/{count}] {stage.name} ({how} from {stage.start})")
 

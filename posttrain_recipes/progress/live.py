@@ -92,7 +92,7 @@ class Live(Lines):
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
         self.close()
-        self.stages[worker()] = StageProgress()
+        self.stages[worker()] = StageProgress(record.resume.step if record.resume else 0)
         how = stage.method.name if stage.method else "evaluation"
         head = f"\n{stage.index}/{count} {stage.name} "
         self.console.print(_text((head, "bold"), (f"({how} from {stage.start})", "dim")))

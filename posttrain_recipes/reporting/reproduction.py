@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +91,8 @@ def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = No
     root = parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
     kept = {stage.name: stage.numbers for stage in record.stages}
     recipe = Recipe(root, folder / Path(record.path).name, record.preset)
-    return build(recipe, registry, ask=True, kept=kept)
+    # Of an end that a person looks at nobody else is told.
+    return replace(build(recipe, registry, ask=True, kept=kept), on_end=None)
 
 
 def changes(record: RunRecord, plan: Plan) -> Iterator[str]:

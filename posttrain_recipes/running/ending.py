@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from posttrain_recipes import store
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, display_path
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.reporting import report
@@ -116,6 +116,30 @@ def write_report(kept: Store, record: RunRecord, reporter: Reporter) -> None:
         Pages(kept.home, record).write()
     except Exception as error:
         reporter.warning(f"the report could not be written: {first_line(error)}")
+
+
+def limit_reached(stop: BaseException, plan: Plan, record: RunRecord) -> PtlError:
+    """The error of a run that a bound of `limits:` stopped."""
+    return PtlError(
+        f"stopped: {stop}",
+        why=kept_words(record),
+        hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
+        code="limit-reached",
+    )
+
+
+def kept_words(record: RunRecord) -> str:
+    """What a run that was stopped has."""
+    parts = []
+    for word, statuses in (("done", ("finished", "reused")), ("trained", ("trained",))):
+        names = [stage.name for stage in record.stages if stage.status in statuses]
+        parts += [f"{', '.join(names)} {word}"] if names else []
+    parts += [
+        f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
+        for stage in record.stages
+        if stage.resume and not stage.done
+    ]
+    return "; ".join(parts) or "nothing was trained yet"
 
 
 def first_line(error: Exception) -> str:

@@ -37,6 +37,19 @@ class SamplingProgress:
     """Since it began."""
 
 
+@dataclass(frozen=True)
+class Stall:
+    """A stage whose next step stays away."""
+
+    stage: str
+    seconds: float
+    """Since its last step."""
+    usual: float
+    """Seconds of a step, the median."""
+    text: str
+    """All of it for a person, with what was heard last and what to do."""
+
+
 class Reporter:
     """Receives every event of a run, and by default ignores it."""
 
@@ -93,6 +106,11 @@ class Reporter:
 
     def warning(self, text: str) -> None:
         """Something that does not stop the run and should be known."""
+
+    def stalled(self, stall: Stall) -> None:
+        """No step has come for long, and the run goes on waiting; told once. Called on a thread of
+        its own."""
+        self.warning(stall.text)
 
     def run_finished(self, record: RunRecord) -> None:
         """The run is done."""

@@ -22,7 +22,7 @@ from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
-from posttrain_recipes.running import activity, death, firstlook, tokenizers
+from posttrain_recipes.running import activity, death, firstlook, telling, tokenizers
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
@@ -45,6 +45,8 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     yield _sdk()
     yield from _splits(plan)
     yield from _prices(plan, home)
+    if plan.on_end is not None:
+        yield _on_end(plan)
 
 
 def room(plan: Plan) -> Iterator[PreflightFinding]:
@@ -213,6 +215,16 @@ def _prices(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
         yield PreflightFinding("prices", "warning", text, hint)
     if not lacking:
         yield PreflightFinding("prices", "ok", prices.note)
+
+
+def _on_end(plan: Plan) -> PreflightFinding:
+    """Whether what `on_end:` needs of the environment is there; nobody is told yet."""
+    assert plan.on_end is not None
+    try:
+        telling.check(plan)
+    except PtlError as error:
+        return PreflightFinding.of("on_end", error)
+    return PreflightFinding("on_end", "ok", f"{plan.on_end.label} will be told; not tried")
 
 
 def _splits(plan: Plan) -> Iterator[PreflightFinding]:

@@ -19,14 +19,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain_recipes import content, private, store
-from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
 from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
 from posttrain_recipes.plugin import Connection, Engine
-from posttrain_recipes.running import activity, billing, death, ending, preflight, texts, tokenizers
+from posttrain_recipes.running import (
+    activity,
+    billing,
+    death,
+    ending,
+    preflight,
+    stalls,
+    telling,
+    texts,
+    tokenizers,
+)
 from posttrain_recipes.running.beside import Beside, failed_above, judged_before
 from posttrain_recipes.running.cluster import driver, ray_tasks
 from posttrain_recipes.running.cluster.driver import ClusterStages
@@ -77,6 +87,7 @@ def run(
     """
     reporter, scope = patient(reporter or Reporter()), scope or Scope()
     scope.check(plan)
+    telling.check(plan)
     if not isinstance(jobs, int):
         ray_tasks.check(jobs, plan)
     mlstore.configured_uri()  # refuses what is no address before anything is spent
@@ -106,8 +117,10 @@ def run(
             for stage in plan.stages:
                 earlier.stage(stage.name).auto = dict(stage.auto)
             ending.complete(plan, kept, earlier, reporter, scope)
+            telling.tell_late(plan, kept, earlier, reporter)
             return earlier
         held.enter_context(interrupts.installed())
+        reporter = held.enter_context(stalls.looked_after(directory, reporter))
         record.status, record.error = "running", None
         reporter.run_started(plan, record, resumed=earlier is not None)
         directory.save()
@@ -115,27 +128,24 @@ def run(
         if isinstance(jobs, int):
             spending.jobs = jobs
 
-        def end(status: str, error: str | None) -> None:
+        def end(status: str, text: str | None, error: BaseException | None = None) -> None:
             record.seconds = spending.seconds
-            ending.record(kept, directory, status, error and redact(error), reporter)
+            ending.record(kept, directory, status, text and redact(text), reporter)
+            telling.tell(plan, directory, error, reporter)
 
         try:
             with spending.meter.installed():
                 cluster = None if isinstance(jobs, int) else jobs
                 _Run(plan, kept, directory, reporter, interrupts, scope, spending, cluster).work()
         except StopAsked as stop:
-            end("stopped", str(stop))
-            raise PtlError(
-                f"stopped: {stop}",
-                why=_kept_words(record),
-                hint=f"raise the bound, and 'ptl run {display_path(plan.path)}' goes on from there",
-                code="limit-reached",
-            ) from None
-        except KeyboardInterrupt:
-            end("killed", "interrupted")
+            reached = ending.limit_reached(stop, plan, record)
+            end("stopped", str(stop), reached)
+            raise reached from None
+        except KeyboardInterrupt as error:
+            end("killed", "interrupted", error)
             raise
         except BaseException as error:
-            end("failed", str(error).split("\n")[0])
+            end("failed", str(error).split("\n")[0], error)
             raise
         end(*ending.status(plan, scope))
     reporter.run_finished(record)
@@ -168,20 +178,6 @@ def new_record(plan: Plan, run_id: str) -> RunRecord:
         ],
         version=__version__,
     )
-
-
-def _kept_words(record: RunRecord) -> str:
-    """What a run that was stopped has."""
-    parts = []
-    for word, statuses in (("done", ("finished", "reused")), ("trained", ("trained",))):
-        names = [stage.name for stage in record.stages if stage.status in statuses]
-        parts += [f"{', '.join(names)} {word}"] if names else []
-    parts += [
-        f"{stage.name} kept up to step {stage.resume.step} of {stage.total_steps}"
-        for stage in record.stages
-        if stage.resume and not stage.done
-    ]
-    return "; ".join(parts) or "nothing was trained yet"
 
 
 class _Run:

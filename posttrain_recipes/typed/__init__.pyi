@@ -1738,6 +1738,7 @@ def recipe(
     stages: Sequence[StagePiece | RepeatPiece | ComparePiece] = ...,
     limits: Mapping[str, Any] = ...,
     watch: Any = ...,
+    on_end: Any = ...,
     resources: ResourcesPiece = ...,
     matrix: Mapping[str, Any] = ...,
     expect: Mapping[str, str] = ...,
@@ -1755,9 +1756,10 @@ def recipe(
         stages: What is done, in order; each starts from the one before it.
         limits: Bounds on what a run may spend, all its tries together. It stops before one is passed, keeps what it has, and goes on where it stopped once the bound is raised.
         watch: The prompts that `ptl watch` shows answered again and again while a stage trains; false: none. By default there are, unless the engine bills for tokens. It changes no result, and nothing is trained again for it.
+        on_end: Told how each try of a run ended, whatever the end: a command or a webhook; false: nobody. It changes no result; one that fails is told, and fails no run.
         resources: What each stage asks of the node that it runs on; read by `ptl run --jobs ray`.
         matrix: Values to try: the recipe runs with each combination of them.
-        expect: Bounds on results of each way through the recipe, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 1.
+        expect: Bounds on results of each way through the recipe, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.
         presets: Named changes: `ptl run --preset NAME`; `quick` is what a bare run uses.
     """
 
@@ -1789,7 +1791,7 @@ def stage(
         model: Another base model than the recipe's; only where the stage starts from base, as a teacher's does.
         keep: Which checkpoint the stage leaves; by default its last.
         stop: Ends the stage before its last step.
-        expect: Bounds on results of the stage, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 1.
+        expect: Bounds on results of the stage, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.
         seed: Overrides the recipe's.
         lora: Overrides the recipe's; only where the stage starts from base.
         renderer: Overrides the recipe's.

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.models import BUNDLED
+from posttrain_recipes.progress.event_log import EventLog, open_events
+from posttrain_recipes.progress.event_schema import event_schema
 from posttrain_recipes.store import RunRecord, Store
 from posttrain_recipes.tracking import mlstore
 from tests import forks
@@ -84,7 +87,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRe
     path = folder / "small.yaml"
     path.write_text(RECIPE.replace("DATA", str(ROOT / "recipes" / "data")))
     with forks.engines():
-        return folder / "home", ptl.run(path, home=folder / "home").record
+        log = EventLog(open_events(folder / "events.jsonl", print))
+        return folder / "home", ptl.run(path, home=folder / "home", reporter=log).record
 
 
 def drive(recipe: Path, home: Path, stage: str, step: int, number: int) -> tuple[int, str]:
@@ -406,6 +410,19 @@ def test_an_engine_that_dies_ends_the_run_with_its_log(recipe: Path, tmp_path: P
     assert record.status == "failed"
     with forks.engines():
         assert ptl.run(recipe, home=home).run_id == record.id
+
+
+def test_every_event_of_a_run_has_the_form_of_the_schema(
+    uninterrupted: tuple[Path, RunRecord],
+) -> None:
+    validator = Draft202012Validator(event_schema())
+    lines = (uninterrupted[0].parent / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    for event in events:
+        validator.validate(event)
+    assert {event["run"] for event in events} == {uninterrupted[1].id}
+    steps = [(event["stage"], event["step"]) for event in events if event["event"] == "step"]
+    assert steps == [*(("sft", n) for n in range(1, 9)), *(("dpo", n) for n in range(1, 7))]
 
 
 def test_json_is_all_that_stdout_gets(recipe: Path, uninterrupted: tuple[Path, RunRecord]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from posttrain_recipes import runfile, store
+from posttrain_recipes.cli import streams
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.progress.streams import Lasting
@@ -93,22 +95,58 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert kind == "help: ptl explain out-of-disk"
 
 
-def test_a_terminal_that_is_gone_stops_a_run_as_sigterm_does() -> None:
-    interrupts = Interrupts()
+def test_a_terminal_that_was_closed_takes_what_anybody_prints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        with streams.lasting():
+            print("a reward prints", flush=True)
+        print("and what stays in the buffer")
+        with pytest.raises(SystemExit) as left:
+            streams.leave(0)
+        assert left.value.code == 0
+
+
+def test_sigterm_to_a_process_and_again_to_its_group_is_one() -> None:
+    now = 10.0
+    interrupts = Interrupts(lambda: now)
     with interrupts.installed():
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)  # the third would not wait for a good moment
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        interrupts.check()
+        now += 1.0
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             interrupts.check()
 
 
-def test_a_hangup_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_run_that_is_ended_before_it_began_says_so(
+    ptl: Ptl, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("posttrain_recipes.api.plan", slow)
+    assert ptl("run", "mine.yaml", "--events", "events.jsonl").code == 130
+    ended = json.loads(Path("events.jsonl").read_text())
+    assert (ended["event"], ended["status"], ended["run"]) == ("ended", "interrupted", None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("action", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_hangup_ends_nothing(action: signal.Handlers) -> None:
+    before = signal.signal(signal.SIGHUP, action)
     try:
         interrupts = Interrupts()
         with interrupts.installed():
             os.kill(os.getpid(), signal.SIGHUP)
             interrupts.check()
+        assert signal.getsignal(signal.SIGHUP) is action
     finally:
         signal.signal(signal.SIGHUP, before)
 
