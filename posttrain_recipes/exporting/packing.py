@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes import content, models, registry
-from posttrain_recipes.errors import PtlError, UsageError, display_path
+from posttrain_recipes.errors import PtlError, RecipeError, UsageError, display_path
 from posttrain_recipes.exporting import writing
 from posttrain_recipes.language import recipe as recipes
 from posttrain_recipes.planning import lock
@@ -171,7 +171,11 @@ class _Gathering:
 
 def _lock(record: RunRecord, folder: Path, made: Packed) -> None:
     """The lock of the packed recipe; what differs from the run is told."""
-    plan = build(recipes.load(folder / RECIPE), registry.load())
+    known = registry.load()
+    try:
+        plan = build(recipes.load(folder / RECIPE), known)
+    except RecipeError:  # what it names is not all in it
+        plan = reproduction.plan_again(record, known)
     changed = list(reproduction.changes(record, plan))
     made.notes += (f"since the run: {change}" for change in changed)
     lock.write(plan, folder / RECIPE)

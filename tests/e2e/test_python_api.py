@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,37 @@ def recipe() -> Any:
 @pytest.fixture(scope="module")
 def result(place: Path, recipe: Any) -> ptl.Result:
     return ptl.run(recipe)
+
+
+def test_an_archive_of_a_run_is_read_and_run_elsewhere(
+    result: ptl.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = ptl.pack(result, tmp_path / "counted.zip")
+    assert packed.notes == []
+    with pytest.raises(ptl.UsageError, match="already there"):
+        ptl.pack(result, tmp_path / "counted.zip")
+    with zipfile.ZipFile(packed.path) as archive:
+        archive.extractall(tmp_path)
+    there = tmp_path / result.run_id
+    about = json.loads((there / "pack.json").read_text())
+    for name, digest in about["files"].items():
+        assert hashlib.sha256((there / name).read_bytes()).hexdigest() == digest, name
+    assert {"recipe.yaml", "recipe.lock", "report.html", "README.md", "data/train.jsonl"} <= set(
+        about["files"]
+    )
+    assert (there / "adapters" / "sft" / "adapter_model.safetensors").is_file()
+    bare = ptl.pack(result, tmp_path / "bare.zip", data=False, weights=False)
+    assert any(
+        "train.jsonl" in note and "is not in it, as was asked" in note for note in bare.notes
+    )
+    assert not [name for name in bare.files if name.startswith(("data/", "adapters/"))]
+    # On another machine: nothing of the first one is there but the archive.
+    monkeypatch.chdir(there)
+    again = ptl.run("recipe.yaml", locked=True, home=tmp_path / "elsewhere")
+    assert again["sft"].after == result["sft"].after
+    (there / "data" / "train.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
+    with pytest.raises(ptl.UsageError, match="is not what recipe.lock locks"):
+        ptl.run("recipe.yaml", locked=True, home=tmp_path / "elsewhere")
 
 
 def test_a_run_is_silent_unless_it_is_asked_to_tell(

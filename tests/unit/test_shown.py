@@ -332,6 +332,7 @@ CASES: dict[str, Case] = {
     "compare": words(
         ("compare", "demo-1", "demo"), ("compare", NAME), ("compare", "demo", "--json")
     ),
+    "pack": words(("pack", "demo", "-o", f"{NAME}.zip"), ("pack", NAME)),
     "reproduce": words(("reproduce", "demo"), ("reproduce", NAME)),
     "sync": words(("sync", "--tracking-uri", f"http://{NAME}", "--home", NAME)),
     "prices": words(("prices", "--from", NAME), ("prices", "--refresh", "--from", f"file-{NAME}")),
