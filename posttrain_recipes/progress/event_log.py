@@ -20,7 +20,7 @@ from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report
 from posttrain_recipes.running import outcomes
 from posttrain_recipes.running.events import Reporter, SamplingProgress, Stall
-from posttrain_recipes.running.outcomes import Outcome
+from posttrain_recipes.running.outcomes import RunOutcome
 from posttrain_recipes.shown import redact_all
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 from posttrain_recipes.waiting import worker
@@ -115,7 +115,7 @@ class EventLog(Reporter):
         """The stage of each worker."""
         self._sampled: dict[str, float] = {}
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RunOutcome) -> None:
         """The last event, whatever the end."""
         self._add("ended", **outcomes.told(outcome, self._record))
 

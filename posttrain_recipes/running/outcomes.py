@@ -18,7 +18,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended."""
 
     status: str
@@ -30,29 +30,29 @@ class Outcome:
     """What failed and why, in one line."""
 
 
-def of_error(error: BaseException) -> Outcome:
+def of_error(error: BaseException) -> RunOutcome:
     """The outcome of a run that raised this."""
     if isinstance(error, PtlError):
         end = exits.by_code(error.exit_code)
-        return Outcome(end.status, end.number, error.code, first_line(error))
+        return RunOutcome(end.status, end.number, error.code, first_line(error))
     if isinstance(error, KeyboardInterrupt):
-        return Outcome(exits.INTERRUPTED.status, exits.INTERRUPTED.number)
+        return RunOutcome(exits.INTERRUPTED.status, exits.INTERRUPTED.number)
     told = first_line(error) if isinstance(error, Exception) else type(error).__name__
-    return Outcome(exits.FAILED.status, exits.FAILED.number, "failed", told)
+    return RunOutcome(exits.FAILED.status, exits.FAILED.number, "failed", told)
 
 
-def of_record(record: RunRecord) -> Outcome:
+def of_record(record: RunRecord) -> RunOutcome:
     """The outcome of a run that raised nothing."""
     if record.status != "finished":
-        return Outcome(record.status, exits.FINISHED.number)
+        return RunOutcome(record.status, exits.FINISHED.number)
     missed = [str(gate) for gate in gates.check(record) if not gate.passed]
     if missed:
         end = exits.GATE_FAILED
-        return Outcome(end.status, end.number, end.status, "; ".join(missed))
-    return Outcome(exits.FINISHED.status, exits.FINISHED.number)
+        return RunOutcome(end.status, end.number, end.status, "; ".join(missed))
+    return RunOutcome(exits.FINISHED.status, exits.FINISHED.number)
 
 
-def told(outcome: Outcome, record: RunRecord | None) -> dict[str, Any]:
+def told(outcome: RunOutcome, record: RunRecord | None) -> dict[str, Any]:
     """The outcome with what the run found, as JSON has it, without secrets."""
     name = record.id if record else "nothing was run"
     data: dict[str, Any] = {
