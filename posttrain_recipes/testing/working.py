@@ -17,6 +17,7 @@ from posttrain_recipes.plugin import DataMethod, Dataset, Eval, Method, Reward
 from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
 from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.store import made_path
 from posttrain_recipes.testing import flipping, records
 from posttrain_recipes.testing.environments import environment_checks
 from posttrain_recipes.testing.findings import Complaints, Finding, Skip, placeholder, run_check
@@ -31,7 +32,8 @@ CRASH_AFTER = 3
 
 def work_checks(entry: Entry, options: dict[str, Any]) -> list[Finding]:
     """Every check that lets the plugin work."""
-    found = [run_check(check, told, entry, options) for check, told in _CHECKS[entry.kind]]
+    checks = _MAKING if issubclass(entry.cls, DataMethod) else _CHECKS[entry.kind]
+    found = [run_check(check, told, entry, options) for check, told in checks]
     return found + (environment_checks(entry, options) if entry.kind == "dataset" else [])
 
 
@@ -98,6 +100,16 @@ def _scores(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             yield f"the reply {sample.completion[:20]!r} got {score!r}, not a finite number or None"
     if len(_score(entry, options, [])):
         yield "no samples got scores"
+    _exercised(scores)
+
+
+def _exercised(scores: Sequence[Any]) -> None:
+    """Raise `Skip` where every sample abstained."""
+    if all(score is None for score in scores):
+        raise Skip(
+            f"it abstained from all {len(scores)} replies, so that no score of it was seen; give it "
+            "options with which it scores a reply to 'What is 3 plus 4?', with --set OPTION=VALUE"
+        )
 
 
 def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
@@ -111,6 +123,7 @@ def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     for name, value in idle.items():
         if first != list(_score(entry, {**options, name: value}, samples)):
             yield f"option '{name}' is marked as changing no result, and changes scores"
+    _exercised(first)
 
 
 # --- methods and evals: on the engine ------------------------------------------------------------
@@ -158,6 +171,12 @@ class _Bench:
     option: str = "stages.check.method"
     """Where the plugin's options stand."""
 
+    def made(self, result: api.Result) -> dict[str, bytes]:
+        """The files of the records that a run made, by name; those with a record alone."""
+        folder = made_path(self.path / "home" / "runs" / result.run_id, "check")
+        found = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+        return {name: content for name, content in found.items() if content.strip()}
+
     def weights(self, result: api.Result) -> bytes:
         """The adapter that a run ended in, as its file; nothing where it trained none."""
         from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
@@ -186,7 +205,8 @@ def _bench(entry: Entry, options: Mapping[str, Any]) -> Iterator[_Bench]:
                 "eval": [watch],
             }
             if entry.cls.takes_reward:
-                stage["reward"] = {"use": "exact_match"}
+                # Replies of one prompt score otherwise, or there were nothing to learn from.
+                stage["reward"] = {"use": "length", "unit": "characters", "most": 0, "slack": 200}
         else:
             assert issubclass(entry.cls, Eval)
             own: dict[str, Any] = {}
@@ -229,7 +249,7 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     yield f"{name} is {value} at step {step}"
-        if issubclass(entry.cls, DataMethod) or not events.steps:
+        if not events.steps:
             return
         second = bench.run(again)
         for told in _differ(_watched(first), _watched(second), 1e-6):
@@ -250,6 +270,22 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             yield "after a crash it began at step 1 again: save checkpoints, start at stage.resume"
         for told in _differ(_watched(first), _watched(third), 1e-4):
             yield f"a run that was interrupted ends differently ({told})"
+        if not _differ(first["check"].before["watch"], _watched(first), 0.0):
+            raise Skip(
+                "it left the weights as they were, so that it was not seen to learn: a check has 4 "
+                "steps on a few small records; give it options with --set OPTION=VALUE"
+            )
+
+
+def _makes(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    """Two runs of a method that makes data, and what they made."""
+    _make(entry, options)
+    with _bench(entry, options) as bench:
+        first = bench.made(bench.run(_EventLog()))
+        if not first:
+            raise Skip("it made no record, so that nothing of it was seen")
+        if bench.made(bench.run(_EventLog())) != first:
+            yield "it makes other records the second time; draw from stage.seed alone"
 
 
 REPEATS = 4
@@ -319,3 +355,7 @@ _CHECKS: dict[str, tuple[tuple[str, Complaints], ...]] = {
     "eval": (("it measures, the same each time", _evaluates),),
     "engine": (("it answers", _reachable),),
 }
+_MAKING: tuple[tuple[str, Complaints], ...] = (
+    ("it makes records, the same ones each time", _makes),
+)
+"""Of a method that makes data: it trains nothing."""
