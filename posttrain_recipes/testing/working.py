@@ -107,8 +107,8 @@ def _exercised(scores: Sequence[Any]) -> None:
     """Raise `Skip` where every sample abstained."""
     if all(score is None for score in scores):
         raise Skip(
-            f"it abstained from all {len(scores)} replies, so that no score of it was seen; give it "
-            "options with which it scores a reply to 'What is 3 plus 4?', with --set OPTION=VALUE"
+            f"it abstained from all {len(scores)} replies, so that no score of it was seen; give "
+            "it options with which it scores a reply to 'What is 3 plus 4?': --set OPTION=VALUE"
         )
 
 
