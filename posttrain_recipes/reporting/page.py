@@ -332,6 +332,7 @@ def templates() -> Environment:
         fenced=lambda text: shown.line(text).replace("`", "'"),
         row_spread=_row_spread,
         cell_spread=_cell_spread,
+        tests_of=_tests_of,
         p_value=report.show_p,
         paired=lambda cell, percent: report.show_paired(cell.against, percent),
         percent=lambda metric: metric in report.SHARES,
@@ -349,6 +350,11 @@ def _row_spread(row: TableRow) -> Any:
     both = (row.before, row.after)
     low, high = plots.scale(both, share=row.percent and row.metric != "cut_off")
     return Markup(plots.intervals(both, low, high))
+
+
+def _tests_of(tables: Sequence[Table]) -> list[str]:
+    found = (c.against.test for table in tables for c in table.cells if c.against)
+    return list(dict.fromkeys(found))
 
 
 def _cell_spread(cell: Cell, tables: Sequence[Table]) -> Any:
