@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def plugins() -> None:
-    """List, show, check and begin what recipes can use."""
+    """List, show, check, find and begin what recipes can use."""
 
 
 @plugins.command("list")
@@ -153,6 +153,43 @@ def _tell(finding: Finding) -> None:
     click.echo(finding.check)
     for line in finding.told.split("; ") if finding.told else ():
         click.echo(f"         {line}")
+
+
+@plugins.command("search")
+@click.argument("words", nargs=-1)
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Packages with such a plugin alone.")
+@click.option(
+    "--index", type=click.Path(path_type=Path), help="Another index than the one that ships."
+)
+@json_option
+def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json: bool) -> None:
+    """Packages of the index that have all WORDS in their names or sentences.
+
+    The index ships with ptl and is as old as it is: nothing is asked of the network.
+    """
+    from posttrain_recipes import listed
+
+    packages = listed.read(index or listed.INDEX).packages
+    found = [package for package in packages if package.matches(words, kind)]
+    here = {entry.distribution: entry.version for entry in registry.load()}
+    if as_json:
+        answer([{**one.model_dump(), "installed": here.get(one.name)} for one in found])
+        return
+    for package in found:
+        click.echo(f"{package.name}  {package.summary}")
+        for plugin in package.plugins:
+            click.echo(f"  {plugin.kind} {plugin.name}: {plugin.summary}")
+        if package.name in here:
+            click.echo(f"  installed: {here[package.name]}")
+        elif not listed.usable(package):
+            click.echo(f"  needs a newer ptl: it is written for version {package.api} of the API")
+        else:
+            click.echo(f"  source: {package.source}  install: pip install {package.name}")
+    asked = " ".join(words) or "such a plugin"
+    if found:
+        click.echo(f"\n{len(found)} of {len(packages)} listed; to be listed is no review")
+    else:
+        click.echo(f"none of {len(packages)} listed packages has '{asked}'")
 
 
 @plugins.command("new")
