@@ -87,10 +87,20 @@ def show_plugin(name: str, as_json: bool) -> None:
 @click.option(
     "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of the plugin."
 )
+@click.option(
+    "--badge",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a picture (SVG) of what came of it, for a README.",
+)
 @click.option("--read-only", is_flag=True, help="Only what can be read: the plugin does no work.")
 @json_option
 def check_plugin(
-    name: str, kind: str | None, options: tuple[str, ...], read_only: bool, as_json: bool
+    name: str,
+    kind: str | None,
+    options: tuple[str, ...],
+    badge: Path | None,
+    read_only: bool,
+    as_json: bool,
 ) -> None:
     """Check plugin NAME as a reviewer would; exit 1 where something is wrong, and 3 where nothing
     is, but it was not seen at work: an engine, or a reward that abstained from every sample.
@@ -114,6 +124,11 @@ def check_plugin(
     unseen = testing.unexercised(found)
     if unseen and not as_json:
         click.echo("not tried: it was read, and nothing was seen of how it works")
+    if badge is not None:
+        from posttrain_recipes.testing import badge as badges
+
+        seen = unseen is None and not read_only
+        badges.write(badge, badges.verdict(found, seen=seen))
     sys.exit(1 if failed else 3 if unseen else 0)
 
 

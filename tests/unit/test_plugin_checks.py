@@ -6,7 +6,9 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -28,6 +30,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.testing import check_plugin, findings
 from posttrain_recipes.testing.reading import read_checks
+from posttrain_recipes.version import __version__
 from tests.conftest import Install
 
 count = itertools.count()
@@ -252,6 +255,23 @@ class TestCommand:
         done = CliRunner().invoke(plugins, ["check", *words])
         assert done.exit_code == 3
         assert done.output.splitlines()[-1].startswith("not tried: ")
+
+    @pytest.mark.parametrize(
+        ("words", "verdict"),
+        [
+            (("fine", "--set", "per=2"), "conforms"),
+            (("fine", "--set", "per=2", "--read-only"), "not tried"),
+            (("shy",), "not tried"),
+            (("moody",), "fails"),
+        ],
+    )
+    def test_a_badge_says_what_came_of_it(
+        self, words: Sequence[str], verdict: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "badge.svg"
+        CliRunner().invoke(plugins, ["check", *words, "--badge", str(path)])
+        picture = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert picture.attrib["aria-label"] == f"ptl {__version__}: {verdict}"
 
     def test_a_name_of_two_kinds_asks_for_the_kind(self) -> None:
         done = CliRunner().invoke(plugins, ["check", "exact_match"])
