@@ -339,6 +339,7 @@ CASES: dict[str, Case] = {
     "gc": words(("gc",), ("gc", "--home", NAME), ("gc", "--keep-last", NAME)),
     "ui": words(("ui", "--home", NAME), ("ui", "--port", NAME)),
     "plugins list": words(("plugins", "list"), ("plugins", "list", "--json")),
+    "plugins search": words(("plugins", "search", NAME), ("plugins", "search", "reward")),
     "plugins show": words(("plugins", "show", "loud"), ("plugins", "show", NAME)),
     "plugins check": words(("plugins", "check", "loud", "--read-only"), ("plugins", "check", NAME)),
     "plugins new": words(("plugins", "new", "reward", NAME), ("plugins", "new", NAME, "x")),
