@@ -104,12 +104,14 @@ def _elsewhere(recipe: Recipe, found: RegisteredCheckpoint, home: Path) -> str:
         )
     if engine != LOCAL:
         return ""  # it may be this engine, served: 'ptl serve'
-    if (home / "engine" / "runs" / found.state.removeprefix("tinker://")).is_dir():
+    from posttrain_recipes.engines import Local
+
+    if (why := Local(Local.Config()).lost(found.state, home / "engine")) is None:
         return ""
     return (
-        f"which lies in the embedded engine of {found.host} ({found.home}), and not in this home: "
-        "run this there; or have 'ptl serve' serve that home, and name the address with "
-        "'engine: {use: tinker, base_url: ...}'"
+        f"a checkpoint that was left in the embedded engine of {found.host} ({found.home}); in this"
+        f" home it {why}: run this there; or have 'ptl serve' serve that home, and name its address"
+        " with 'engine: {use: server, base_url: ...}'"
     )
 
 

@@ -8,6 +8,14 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.engine.storage.checkpoints import (
+    CheckpointRecord,
+    CheckpointStore,
+    TrainingRun,
+    now,
+    parse_path,
+)
+from posttrain_recipes.engine.wire import AdapterConfig
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.store import Store
 from posttrain_recipes.tracking import mlstore
@@ -49,8 +57,18 @@ def trained(project: Project, right: int, number: int = 1) -> Path:
     with Store(home).open(record) as directory:
         record.stages[0].checkpoint = Checkpoint("./model", state, sampler, 3)
         directory.save()
-    (home / "engine" / "runs" / state.removeprefix("tinker://")).mkdir(parents=True)
+    save(home, state)
     return home
+
+
+def save(home: Path, state: str) -> None:
+    """A checkpoint of the embedded engine; nobody looks at its weights here."""
+    kept = CheckpointStore(home / "engine")
+    lora = AdapterConfig(rank=8, seed=1)
+    path = parse_path(state)
+    kept.add_run(TrainingRun(path.run, "a", "./model", lora, now()))
+    record = CheckpointRecord(state, "./model", lora, 1, now())
+    kept.save(path, record, lambda folder: None, False)
 
 
 def versions(home: Path) -> list[Any]:
@@ -186,7 +204,7 @@ def test_a_form_that_is_none_is_told_by_validate(
     [
         (("lora.rank=4",), "is an adapter of rank 8, and keeps it"),
         (("engine={use: tinker, base_url: 'http://127.0.0.1:1'}",), ""),
-        (("elsewhere",), "lies in the embedded engine of"),
+        (("elsewhere",), "left in the embedded engine of"),
     ],
 )
 def test_a_version_that_does_not_fit(
