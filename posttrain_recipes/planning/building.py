@@ -96,7 +96,9 @@ class Builder:
         if model not in self._identities:
             loads = self.engine is None or self.engine.loads
             found = model_identity(model, self.recipe.base_dir)
-            if loads and found == model and not is_registered(model):  # not on this machine, so it comes from the hub
+            if (
+                loads and found == model and not is_registered(model)
+            ):  # not on this machine, so it comes from the hub
                 revision = hub.revision("model", model, None, ask=self.ask)
                 self.pins[f"{model}: {revision}"] = None
                 found = f"{model}@{revision.commit}" if revision.commit else model

@@ -123,4 +123,3 @@ def check(model: str, key: tuple[str | int, ...]) -> str:
     if key != ("model",):
         return "a registered model stands at the recipe's 'model:' alone; name its checkpoint here"
     return ""
-

@@ -227,8 +227,12 @@ def test_a_version_that_does_not_fit(
 def test_a_loop_cannot_be_what_starts_from_it(project: Project, ptl: Ptl) -> None:
     home = trained(project, 9)
     assert ptl("promote", "demo-1", "tone", "--alias", "champion", "--home", str(home)).code == 0
-    looped = NEXT.split("  - name: other")[0].replace("  - name: more", "  - repeat: 2\n    stages:\n      - name: more")
-    looped = looped.replace("\n    dataset", "\n        dataset").replace("\n    method", "\n        method")
+    looped = NEXT.split("  - name: other")[0].replace(
+        "  - name: more", "  - repeat: 2\n    stages:\n      - name: more"
+    )
+    looped = looped.replace("\n    dataset", "\n        dataset").replace(
+        "\n    method", "\n        method"
+    )
     project.write("loop.yaml", looped)
     assert ptl("validate", "loop.yaml").code == 0
     said = ptl("plan", "loop.yaml", "--home", str(home))

@@ -23,7 +23,9 @@ def home(project: Project) -> Path:
         record = finish(home, project.plan(RECIPE), {"dpo": [True] * 12})
         tags = {"ptl.run": record.id, "ptl.gates": "passed" if value > 0.5 else "failed"}
         with (
-            recipe_run(Tracker(home), run_name=record.id, tags=tags, params={"seed": number}) as run,
+            recipe_run(
+                Tracker(home), run_name=record.id, tags=tags, params={"seed": number}
+            ) as run,
             run.stage(name="dpo", index=1) as stage,
         ):
             stage.log_eval("held_out", "before", result(0.1), 0)
@@ -54,6 +56,6 @@ def test_what_is_no_filter_is_told(home: Path, ptl: Ptl) -> None:
     said = ptl("runs", "--where", "accuracy better than 0.5", "--home", str(home))
     assert said.code == 2
     assert "no filter of MLflow's search" in said.err
-    assert "write \"metrics.`eval/held_out/exact_match` > 0.8" in flat(said.err)
+    assert 'write "metrics.`eval/held_out/exact_match` > 0.8' in flat(said.err)
     none = ptl("runs", "--where", "status = 'FAILED'", "--home", str(home))
     assert none.out == "no run is like that\n"
