@@ -13,10 +13,13 @@ from click.testing import CliRunner
 
 from posttrain_recipes.cli.sync import sync
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
+from posttrain_recipes.store import Store
 from posttrain_recipes.tracking import mirror, mlstore
 from posttrain_recipes.tracking.runs import RecipeRun
 from posttrain_recipes.tracking.tracker import Tracker
+from tests.conftest import Project, Ptl, flat
 from tests.tracking_server import BUCKET, PASSWORD, USER, Guard, Server, bucket, s3
+from tests.unit.tracking.test_registered import NEXT, trained
 
 HANGS_S = 300.0
 """What has not happened by then never will."""
@@ -312,3 +315,90 @@ def test_artifacts_go_straight_to_an_s3_store(
     _, parent, _ = on_server(server, "demo-5")
     kept = bucket(store).Object(f"direct/{parent.info.run_id}/artifacts/recipe.yaml")
     assert kept.get()["Body"].read() == b"name: demo\n"
+
+
+def test_a_checkpoint_is_promoted_on_a_server(
+    server: Server, guard: Guard, project: Project, ptl: Ptl
+) -> None:
+    home = trained(project, 9)
+    (record,) = Store(home).runs()
+    with recipe_run(Tracker(home), record.id) as run, run.stage(name="dpo", index=1) as stage:
+        checkpoint = record.stages[0].checkpoint
+        assert checkpoint
+        assert checkpoint.state_uri
+        stage.log_checkpoint(checkpoint.state_uri, checkpoint.sampler_uri, 3)
+    with Store(home).open(record) as directory:
+        record.stages[0].tracking_id = stage.run_id
+        directory.save()
+    words = ("promote", "demo-1", "tone", "--alias", "champion", "--home", str(home))
+    guard.may_write = False
+    refused = ptl(*words)
+    assert refused.code == 1
+    assert "PERMISSION_DENIED: Permission denied" in refused.err
+    assert PASSWORD not in refused.err
+    guard.may_write = True
+    assert ptl(*words).code == 0
+    client, _, (child,) = on_server(server, "demo-1")
+    made = client.get_model_version_by_alias("tone", "champion")
+    assert made.run_id == child.info.run_id, "its page leads to the run"
+    model = client.get_logged_model(child.outputs.model_outputs[0].model_id)
+    assert '"name": "tone"' in model.tags["mlflow.modelVersions"], "and the model's to it"
+    assert made.tags["eval.held_out/exact_match"] == "0.75"
+    # Here it can be started from; elsewhere it is told where it lies.
+    project.write("next.yaml", NEXT)
+    assert ptl("plan", "next.yaml", "--home", str(home)).code == 0
+    other = ptl("plan", "next.yaml", "--home", str(project.path / "other"))
+    assert other.code == 2
+    assert f"({home})" in flat(other.err)
+
+
+@pytest.mark.nightly
+def test_roles_of_mlflows_own_basic_auth(
+    tmp_path: Path, store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app that `mlflow server --app-name basic-auth` is: who may edit, and who may read."""
+    pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
+    environment = {
+        "MLFLOW_AUTH_ADMIN_USERNAME": "root",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": f"{PASSWORD}-root",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key-of-a-test",
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
+    }
+    (tmp_path / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = root\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    made = Server(tmp_path / "server", None, environment, ("--app-name", "basic-auth"))
+    made.start()
+
+    def become(name: str, password: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    try:
+        from mlflow import MlflowClient
+        from mlflow.server import get_app_client
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        become("root", f"{PASSWORD}-root")
+        users = get_app_client("basic-auth", made.url)
+        experiment = MlflowClient(made.url).create_experiment(mlstore.EXPERIMENT)
+        for name, may in (("ada", "EDIT"), ("bob", "READ")):
+            users.create_user(name, PASSWORD)
+            users.grant_user_permission(name, "experiment", experiment, may)
+        home = tmp_path / "home"
+        warnings: list[str] = []
+        become("bob", PASSWORD)
+        short(Tracker(home, warn=warnings.append), "demo-1")
+        assert "Permission denied" in warnings[0]
+        assert "Permission denied" in str(synced(home).exception)
+        become("ada", PASSWORD)
+        assert synced(home).output == "demo-1: copied\n"
+        become("bob", PASSWORD)
+        assert len(on_server(made, "demo-1")[2]) == 1, "he may look"
+        become("eve", PASSWORD)
+        assert "You are not authenticated" in str(synced(home).exception)
+    finally:
+        made.kill()

@@ -1,4 +1,4 @@
-"""Checkpoints in MLflow's model registry: what is let in, what is said of them, who starts there."""
+"""Checkpoints in MLflow's model registry: what is let in, what is said of it, who starts there."""
 
 from __future__ import annotations
 
