@@ -394,7 +394,8 @@ def commands_page() -> str:
         "# Commands\n\nEvery command of `ptl`, as its `--help` says it, and [how it may end](exit-codes.md).\n"
         "The last line of an error names its [kind](../troubleshooting.md).\n",
     ]
-    context = click.Context(cli, info_name="ptl")
+    # A command keeps the help option of the first context: that of `ptl` itself, for whoever is next.
+    context = click.Context(cli, info_name="ptl", **cli.context_settings)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None

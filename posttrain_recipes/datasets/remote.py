@@ -75,10 +75,10 @@ def fault(address: str) -> str | None:
             f"data is not read from {plain(parts.scheme)}://; from a file, or one of {known}; a "
             "data set of the hub is loaded with 'use: huggingface'"
         )
-    if parts.scheme != "hf" and parts.netloc.rpartition("@")[0]:
+    if parts.scheme in ("s3", "gs") and parts.netloc.rpartition("@")[0]:
         return (
-            "an address with a user or a password in it is refused, as it would be kept with the "
-            "run; sign in as the service's own tools do (AWS_PROFILE, gcloud), or sign the address"
+            f"'{shown(address)}': no user or password is read of such an address; sign in as the "
+            "service's own tools do (AWS_PROFILE, gcloud)"
         )
     if parts.scheme == "http" and host not in LOOPBACK:
         return f"'{shown(address)}': over http anybody between may change it; write https://"

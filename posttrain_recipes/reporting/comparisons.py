@@ -101,13 +101,16 @@ def groups(record: RunRecord) -> list[ArmGroup]:
     start = starts_of(record.resolved)
     leaves = [o for o in known if o.name not in start.values()]
     stages = {stage.name: stage for stage in record.stages}
+    at_end = {m.name for o in leaves if o.name in stages for m in stages[o.name].after}
     for origin in known:
         stage = stages.get(origin.name)
         if stage is None:
             continue
+        # One in the middle is compared where it has what no end of a path has.
+        judged = origin in leaves or not {m.name for m in stage.after} <= at_end
         if origin.comparison and origin.last:
             title, arm = origin.comparison, arm_of(origin, origin.branch or "")
-        elif origin in leaves and origin.labels and not origin.comparison:
+        elif judged and origin.labels and not origin.comparison:
             title, arm = f"{origin.source}, by what varies", arm_of(origin, "")
         else:
             continue
@@ -214,7 +217,9 @@ def notes(found: Sequence[Table], sections: int = 1) -> list[str]:
         said.append(f"p values are two-sided{several}.")
     if any(not test.paired for test in tests):
         said.append("Unpaired tests see less; those runs kept no scores by record.")
-    for why in dict.fromkeys(cell.why for cell in cells if cell.why):
+    if read := dict.fromkeys(t.eval for t in found for c in t.cells if c.why == statistics.READ):
+        said.append(f"Replies to read, not tested: {', '.join(read)}.")
+    for why in dict.fromkeys(c.why for c in cells if c.why not in ("", statistics.READ)):
         named = ", ".join(
             f"{report.metric_label(table.eval, table.eval, table.metric)} of {table.named(cell)}"
             for table in found

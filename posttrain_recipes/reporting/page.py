@@ -18,7 +18,7 @@ from posttrain_recipes.planning.pricing import duration, show_usd
 from posttrain_recipes.records import PerRecord, Sample
 from posttrain_recipes.reporting import comparisons, plots, report, scores
 from posttrain_recipes.reporting.billed import told
-from posttrain_recipes.reporting.comparisons import Table
+from posttrain_recipes.reporting.comparisons import Cell, Table
 from posttrain_recipes.reporting.overlaid import overlaid
 from posttrain_recipes.reporting.report import TableRow
 from posttrain_recipes.shown import plain
@@ -331,7 +331,8 @@ def templates() -> Environment:
         code=shown.code,
         fenced=lambda text: shown.line(text).replace("`", "'"),
         row_spread=_row_spread,
-        table_spread=_table_spread,
+        cell_spread=_cell_spread,
+        tests_of=_tests_of,
         p_value=report.show_p,
         paired=lambda cell, percent: report.show_paired(cell.against, percent),
         percent=lambda metric: metric in report.SHARES,
@@ -351,9 +352,15 @@ def _row_spread(row: TableRow) -> Any:
     return Markup(plots.intervals(both, low, high))
 
 
-def _table_spread(table: Table, index: int) -> Any:
+def _tests_of(tables: Sequence[Table]) -> list[str]:
+    found = (c.against.test for table in tables for c in table.cells if c.against)
+    return list(dict.fromkeys(found))
+
+
+def _cell_spread(cell: Cell, tables: Sequence[Table]) -> Any:
+    """Drawn to one scale with all that stands in one table of the page."""
     from markupsafe import Markup
 
-    every = [cell.estimate for cell in table.cells]
+    every = [other.estimate for table in tables for other in table.cells]
     low, high = plots.scale(every, share=False)
-    return Markup(plots.intervals([every[index]], low, high))
+    return Markup(plots.intervals([cell.estimate], low, high))

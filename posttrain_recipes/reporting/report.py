@@ -103,7 +103,7 @@ def show(estimate: Estimate | None, percent: bool) -> str:
     if math.isnan(estimate.low):
         return value
     spread = half(estimate)
-    if percent and estimate.value in (0, 1):
+    if percent and estimate.value in (0, 1) and spread:
         return f"{value} {'-' if estimate.value else '+'}{200 * spread:.1f}"
     return f"{value} ±{100 * spread:.1f}" if percent else f"{value} ±{spread:.3f}"
 
@@ -252,8 +252,10 @@ def notes(table: Sequence[TableRow]) -> list[str]:
             )
     found += dict.fromkeys(f"{row.eval}: {text}." for row in table for text in row.told)
     untested: dict[str, list[TableRow]] = {}
+    if read := dict.fromkeys(row.eval for row in table if row.said.why == statistics.READ):
+        found.append(f"Replies to read, not tested: {', '.join(read)}.")
     for row in table:
-        if row.said.why:
+        if row.said.why not in ("", statistics.READ):
             untested.setdefault(row.said.why, []).append(row)
     return found + [f"No verdict ({why}): {named(there)}." for why, there in untested.items()]
 

@@ -117,7 +117,7 @@ def test_what_is_there_to_be_read_has_no_verdict_and_costs_the_rest_nothing(home
     alone, read = report.rows(record)
     assert (alone.verdict, alone.p) == ("worse", pytest.approx(0.01659, abs=1e-5))
     assert (read.verdict, read.tested) == ("", None)
-    assert "No verdict (replies to read): words." in report.notes([alone, read])
+    assert "Replies to read, not tested: words." in report.notes([alone, read])
     again = run(home, {"exact_match": judged, "words": (seen[0], seen[1])}, run_id="demo-2")
     (_, tables), *_ = Comparison(home, [again, record]).sections
     assert [t.cells[1].against is None for t in tables] == [False, True]

@@ -92,6 +92,22 @@ def test_runs_of_a_matrix_are_compared_way_by_way(
     assert "\n-: the recipe does not say it\n" in done.output
 
 
+def test_a_stage_in_the_middle_is_compared_where_it_alone_is_measured_so(
+    project: Project, home: Path
+) -> None:
+    second = RECIPE.partition("stages:\n")[2].replace("name: dpo", "name: more", 1)
+    longer = RECIPE + second.replace("name: held_out", "name: other")
+    record = matrix(project, home, longer + MATRIX.removeprefix(RECIPE), 1)
+    found = Comparison(home, [record]).sections
+    assert [(title, tables[0].eval, len(tables[0].cells)) for title, tables in found] == [
+        ("demo-1, dpo, by what varies", "held_out", 2),
+        ("demo-1, more, by what varies", "other", 2),
+    ]
+    alike = RECIPE + second + MATRIX.removeprefix(RECIPE)
+    found = Comparison(home, [matrix(project, home, alike, 1)]).sections
+    assert [title for title, _ in found] == ["demo-2, more, by what varies"]
+
+
 def test_runs_of_other_ways_are_all_compared_with_the_first(project: Project, home: Path) -> None:
     first = matrix(project, home, MATRIX, 1)
     second = matrix(project, home, MATRIX.replace("[0.1, 0.2]", "[0.3, 0.4]"), 4)
