@@ -256,8 +256,8 @@ def check_model(builder: Builder, model: str, key: Key) -> None:
     if is_address(model):
         builder.fault(key, f"is an address, and {models.WHAT}", code="bad-model")
     elif is_registered(model):
-        if why := registered.check(model, key):
-            builder.fault(key, why, code="bad-model")
+        if told := registered.check(model, key):
+            builder.fault(key, told, code="bad-model")
         else:
             builder.models[model] = None
     elif model.startswith("ptl/") and model not in models.BUNDLED:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -17,6 +19,7 @@ from posttrain_recipes.store import Store
 from posttrain_recipes.tracking import mirror, mlstore
 from posttrain_recipes.tracking.runs import RecipeRun
 from posttrain_recipes.tracking.tracker import Tracker
+from tests import browser as browsing
 from tests.conftest import Project, Ptl, flat
 from tests.tracking_server import BUCKET, PASSWORD, USER, Guard, Server, bucket, s3
 from tests.unit.tracking.test_registered import NEXT, trained
@@ -350,6 +353,32 @@ def test_a_checkpoint_is_promoted_on_a_server(
     other = ptl("plan", "next.yaml", "--home", str(project.path / "other"))
     assert other.code == 2
     assert f"({home})" in flat(other.err)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(bool(browsing.MISSING), reason=browsing.MISSING)
+def test_mlflows_compare_page_shows_two_runs(server: Server, guard: Guard, tmp_path: Path) -> None:
+    for name, rate, value in (("demo-6", 0.1, 0.4), ("demo-7", 0.2, 0.8)):
+        with (
+            recipe_run(Tracker(tmp_path), name) as run,
+            run.stage(name="sft", index=1, params={"learning_rate": rate}) as stage,
+        ):
+            stage.log_eval("qa", "before", result(0.2), 0)
+            stage.log_eval("qa", "after", result(value), 9)
+    pairs = [on_server(server, name)[1].info for name in ("demo-6", "demo-7")]
+    runs = quote(json.dumps([one.run_id for one in pairs]))
+    experiments = quote(json.dumps([pairs[0].experiment_id]))
+    with browsing.browser() as window:
+        window.size(1300, 2000)
+        window.open(f"{server.url}/#/compare-runs?runs={runs}&experiments={experiments}")
+        window.until("return document.body.innerText.includes('stages/sft/qa/accuracy_before')", 60)
+        shown = window.run("return document.body.innerText")
+    assert "Comparing 2 Runs" in shown
+    rows = " ".join(shown.split())
+    assert "sft/learning_rate 0.1 0.2" in rows, "what differs"
+    metrics = rows.partition("Metrics Show diff only")[2].partition("Artifacts")[0]
+    for told in ("eval/qa/accuracy", "stages/sft/qa/accuracy_before", "0.4 0.8", "0.2 0.2"):
+        assert told in metrics
 
 
 @pytest.mark.nightly
