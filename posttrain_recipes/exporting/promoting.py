@@ -44,14 +44,14 @@ class Promoted:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class StageEvidence:
     """What a run found of a stage."""
 
     rows: list[TableRow] = field(default_factory=list)
     checked: list[gates.Gate] = field(default_factory=list)
 
     @classmethod
-    def of(cls, record: RunRecord, stage: StageRecord) -> Judgement:
+    def of(cls, record: RunRecord, stage: StageRecord) -> StageEvidence:
         """Of a stage's own results, and of the bounds on the stages that lead to it."""
         path = gates.path_to(stage.name, gates.starts_of(record.resolved), record)
         names = {one.name for one in path}
@@ -142,7 +142,7 @@ def promote(
             hint=f"'ptl run' goes on with it; 'ptl show {run.id}' says how far it came",
             code="no-such-checkpoint",
         )
-    judged = Judgement.of(run, stage)
+    judged = StageEvidence.of(run, stage)
     against = judged.against
     if against and not anyway:
         raise PtlError(
