@@ -341,9 +341,12 @@ def test_a_checkpoint_is_promoted_on_a_server(
     assert PASSWORD not in refused.err
     guard.may_write = True
     assert ptl(*words).code == 0
-    client, _, (child,) = on_server(server, "demo-1")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.url)
     made = client.get_model_version_by_alias("tone", "champion")
-    assert made.run_id == child.info.run_id, "its page leads to the run"
+    child = client.get_run(made.run_id)  # of the server: its page leads there
+    assert child.data.tags[mirror.ORIGIN] == stage.run_id
     model = client.get_logged_model(child.outputs.model_outputs[0].model_id)
     assert '"name": "tone"' in model.tags["mlflow.modelVersions"], "and the model's to it"
     assert made.tags["eval.held_out/exact_match"] == "0.75"
