@@ -59,6 +59,7 @@ from posttrain_recipes.context import (
     checkpoint_name,
     sampling_client,
 )
+from posttrain_recipes.deprecation import Going, taken
 from posttrain_recipes.driven import Branch, DrivenTask, Played, Policy, Reply
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.learning_rate import Family
@@ -70,7 +71,6 @@ from posttrain_recipes.options import (
     FromModel,
     LoraConfig,
     ModelRef,
-    NoEffect,
     PluginConfig,
     RendererConfig,
     RewardRef,
@@ -101,13 +101,21 @@ __all__ = [
     "Conversation", "CountTokens", "DataMethod", "Dataset", "DatasetConfig", "DatasetRef",
     "DrivenTask", "Engine", "Episode", "Estimate", "Eval", "EvalContext", "EvalResult", "Family",
     "FromData", "FromModel", "Labelled", "LearningRate", "LoraConfig", "Message", "Method",
-    "ModelRef", "NoEffect", "Offer", "OpenAIRoutes", "PerRecord", "Played", "Plugin",
+    "ModelRef", "Offer", "OpenAIRoutes", "PerRecord", "Played", "Plugin",
     "PluginConfig", "Policy", "Preference", "Prompt", "PtlError", "Record", "Rendered", "Renderer",
     "RendererConfig", "Reply", "Resume", "Reward", "RewardContext", "RewardRef", "Sample",
     "ServedModel", "ServedWeights", "StageContext", "StageSink", "Streamed", "Task", "Turn",
     "Usage", "UsageError", "Waiter", "WatchedReply", "Workload", "checkpoint_name", "effective",
     "hookimpl", "sampling_client",
 ]  # fmt: skip
+
+GOING = {"NoEffect": Going("0.1", "write Affects.NOTHING")}
+"""Names that were here, still work and are deprecated."""
+
+
+def __getattr__(name: str) -> Any:
+    return taken(__name__, name, GOING, lambda name: getattr(options, name))
+
 
 API_VERSION = 1
 """The version of this module's API. A plugin module says `PTL_API = 1`; it is raised when a plugin

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.plugin import API_VERSION
 from posttrain_recipes.registry import KINDS
 from posttrain_recipes.store import write_atomic
+from posttrain_recipes.testing import badge
 from posttrain_recipes.version import __version__
 
 _USAGE = {
@@ -19,6 +23,16 @@ _USAGE = {
     "eval": "eval:\n  - {use: $name, dataset: {use: jsonl, path: prompts.jsonl}}",
     "engine": "engine: {use: $name, base_url: http://127.0.0.1:8000}",
 }
+
+
+_DATA = {
+    "dataset": (),
+    "method": ("sums.jsonl",),
+    "reward": ("prompts.jsonl",),
+    "eval": ("sums.jsonl", "prompts.jsonl"),
+    "engine": ("sums.jsonl",),
+}
+"""Files beside the recipe of a new package."""
 
 
 def files(kind: str, name: str) -> dict[str, str]:
@@ -43,6 +57,7 @@ def files(kind: str, name: str) -> dict[str, str]:
         "upper": name.upper(),
         "api": str(API_VERSION),
         "version": __version__,
+        "needs": ", with the server at hand," if kind == "engine" else "",
         "usage": Template(_USAGE[kind]).substitute(name=name),
     }
     source = resources.files("posttrain_recipes") / "templates" / "plugin"
@@ -50,13 +65,33 @@ def files(kind: str, name: str) -> dict[str, str]:
         "pyproject.toml": "pyproject.toml.txt",
         "README.md": "README.md.txt",
         ".github/workflows/test.yml": "test.yml.txt",
+        ".github/workflows/release.yml": "release.yml.txt",
+        ".gitignore": "gitignore.txt",
+        "LICENSE": "LICENSE.txt",
+        "results.py": "results.py.txt",
         f"ptl_{name}/__init__.py": f"{kind}.py.txt",
+        f"ptl_{name}/recipes/{name}.yaml": f"recipe_{kind}.yaml.txt",
         f"tests/test_{name}.py": f"test_{kind}.py.txt",
     }
-    return {
+    made = {
         path: Template((source / template).read_text(encoding="utf-8")).substitute(words)
         for path, template in layout.items()
     }
+    for data in _DATA[kind]:
+        made[f"ptl_{name}/recipes/{data}"] = "".join(json.dumps(row) + "\n" for row in _sums(data))
+    return {**made, "conformance.svg": badge.svg(badge.UNKNOWN)}
+
+
+def _sums(data: str) -> Iterator[dict[str, Any]]:
+    """Sums up to 9 + 9 and some over: to imitate (`sums.jsonl`), or to be asked."""
+    for number in range(200):
+        a, b = number * 7 % 20, number // 10
+        asked, answer = f"{a} + {b} =", str(a + b)
+        if data == "sums.jsonl":
+            said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            yield {"messages": said}
+        else:
+            yield {"prompt": asked, "answer": answer}
 
 
 def _class_name(name: str, base: str) -> str:

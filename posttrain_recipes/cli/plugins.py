@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def plugins() -> None:
-    """List, show, check and begin what recipes can use."""
+    """List, show, check, find and begin what recipes can use."""
 
 
 @plugins.command("list")
@@ -82,31 +82,69 @@ def show_plugin(name: str, as_json: bool) -> None:
 @plugins.command("check")
 @click.argument("name")
 @click.option(
+    "--kind", type=click.Choice(list(KINDS)), help="Which one, where plugins of two kinds share it."
+)
+@click.option(
     "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of the plugin."
+)
+@click.option(
+    "--badge",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a picture (SVG) of what came of it, for a README.",
 )
 @click.option("--read-only", is_flag=True, help="Only what can be read: the plugin does no work.")
 @json_option
-def check_plugin(name: str, options: tuple[str, ...], read_only: bool, as_json: bool) -> None:
-    """Check plugin NAME as a reviewer would; exit 1 where something is wrong.
+def check_plugin(
+    name: str,
+    kind: str | None,
+    options: tuple[str, ...],
+    badge: Path | None,
+    read_only: bool,
+    as_json: bool,
+) -> None:
+    """Check plugin NAME as a reviewer would; exit 1 where something is wrong, and 3 where nothing
+    is, but it was not seen at work: an engine, or a reward that abstained from every sample.
 
-    Methods and evals run on small records on the embedded engine, which takes some 20 seconds.
+    Methods and evals run on small records on the embedded engine, which takes some 20 seconds, and
+    RL some minutes.
     """
     from posttrain_recipes import testing
 
     given = dict(_option(text) for text in options)
-    data = []
-    failed = False
-    for entry in find(name):
-        if not as_json:
-            click.echo(f"{entry.kind} {entry.name}  ({entry.distribution} {entry.version})")
-        for finding in testing.findings(entry, given, work=not read_only):
-            failed = failed or not finding.passed
-            data.append({"kind": entry.kind, **vars(finding)})
-            if not as_json:
-                _tell(finding)
+    entry = _one(name, kind)
+    if not as_json:
+        click.echo(f"{entry.kind} {entry.name}  ({entry.distribution} {entry.version})")
+    found = testing.findings(entry, given, work=not read_only)
     if as_json:
-        answer(data)
-    sys.exit(1 if failed else 0)
+        answer([{"kind": entry.kind, **vars(finding)} for finding in found])
+    else:
+        for finding in found:
+            _tell(finding)
+    failed = not all(finding.passed for finding in found)
+    unseen = testing.unexercised(found)
+    if unseen and not as_json:
+        click.echo("not tried: it was read, and nothing was seen of how it works")
+    if badge is not None:
+        from posttrain_recipes.testing import badge as badges
+
+        seen = unseen is None and not read_only
+        badges.write(badge, badges.verdict(found, seen=seen))
+    sys.exit(1 if failed else 3 if unseen else 0)
+
+
+def _one(name: str, kind: str | None) -> Entry:
+    """The plugin of that name. Raises `UsageError` where two kinds share it and none is given."""
+    if kind is not None:
+        return registry.load().get(kind, name)
+    entries = find(name)
+    if len(entries) > 1:
+        kinds = [entry.kind for entry in entries]
+        ways = " or ".join(f"'ptl plugins check {name} --kind {kind}'" for kind in kinds)
+        raise UsageError(
+            f"'{name}' is the name of several plugins: {', '.join(kinds)}",
+            hint=f"say which: {ways}",
+        )
+    return entries[0]
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -130,6 +168,43 @@ def _tell(finding: Finding) -> None:
     click.echo(finding.check)
     for line in finding.told.split("; ") if finding.told else ():
         click.echo(f"         {line}")
+
+
+@plugins.command("search")
+@click.argument("words", nargs=-1)
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Packages with such a plugin alone.")
+@click.option(
+    "--index", type=click.Path(path_type=Path), help="Another index than the one that ships."
+)
+@json_option
+def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json: bool) -> None:
+    """Packages of the index that have all WORDS in their names or sentences.
+
+    The index ships with ptl and is as old as it is: nothing is asked of the network.
+    """
+    from posttrain_recipes import listed
+
+    packages = listed.read(index or listed.INDEX).packages
+    found = [package for package in packages if package.matches(words, kind)]
+    here = {entry.distribution: entry.version for entry in registry.load()}
+    if as_json:
+        answer([{**one.model_dump(), "installed": here.get(one.name)} for one in found])
+        return
+    for package in found:
+        click.echo(f"{package.name}  {package.summary}")
+        for plugin in package.plugins:
+            click.echo(f"  {plugin.kind} {plugin.name}: {plugin.summary}")
+        if package.name in here:
+            click.echo(f"  installed: {here[package.name]}")
+        elif not listed.usable(package):
+            click.echo(f"  needs a newer ptl: it is written for version {package.api} of the API")
+        else:
+            click.echo(f"  source: {package.source}  install: pip install {package.name}")
+    asked = " ".join(words) or "such a plugin"
+    if found:
+        click.echo(f"\n{len(found)} of {len(packages)} listed; to be listed is no review")
+    else:
+        click.echo(f"none of {len(packages)} listed packages has '{asked}'")
 
 
 @plugins.command("new")

@@ -55,10 +55,13 @@ def say(text: str) -> None:
 def own_warnings_as_lines() -> Iterator[None]:
     """Print warnings of this package on stderr as a person reads them; others as Python does."""
     others = warnings.showwarning
+    told: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if category is PtlWarning:
-            say(f"warning: {message}")
+        if issubclass(category, PtlWarning):
+            if not issubclass(category, DeprecationWarning) or str(message) not in told:
+                say(f"warning: {message}")
+            told.add(str(message))
         else:
             others(message, category, *where, **more)
 

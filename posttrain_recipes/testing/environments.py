@@ -46,11 +46,15 @@ class _End:
 
 
 def environment_checks(entry: Entry, options: dict[str, Any]) -> list[Finding]:
-    """Every check of a dataset whose records are tasks that are told replies; none of another's."""
+    """Every check of a dataset whose records are tasks that are told replies; none of another's,
+    and of tasks that drive themselves that they were not played."""
     try:
         tasks = _tasks(entry, options)
-        if not tasks or isinstance(tasks[0], DrivenTask):
+        if not tasks:
             return []
+        if isinstance(tasks[0], DrivenTask):
+            why = "its tasks drive themselves; a check has no policy for them to ask"
+            return [Finding(_CHECKS[0][0], why, skipped=True)]
     except Exception:  # the checks of every dataset tell of it
         return []
     return [run_check(check, told, entry, options) for check, told in _CHECKS]

@@ -25,17 +25,21 @@ class Finding:
     """What is wrong, or why it was not checked."""
     passed: bool = True
     skipped: bool = False
+    worked: bool = False
+    """Whether the plugin was let work for it, rather than read."""
 
 
 def run_check(check: str, complaints: Complaints, entry: Entry, options: dict[str, Any]) -> Finding:
     """The finding of one check; what a plugin raises is a complaint about it."""
+    found: list[str] = []
     try:
-        told = "; ".join(complaints(entry, options))
+        found.extend(complaints(entry, options))
     except Skip as skip:
-        return Finding(check, str(skip), skipped=True)
+        if not found:  # else what is wrong stands, and the rest was not looked at
+            return Finding(check, str(skip), skipped=True)
     except Exception as error:  # a stranger's plugin may fail in any way
-        told = f"raised {type(error).__name__}: {error}"
-    return Finding(check, told, passed=not told)
+        found.append(f"raised {type(error).__name__}: {error}")
+    return Finding(check, "; ".join(found), passed=not found)
 
 
 class Skip(Exception):

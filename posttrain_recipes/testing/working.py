@@ -17,6 +17,7 @@ from posttrain_recipes.plugin import DataMethod, Dataset, Eval, Method, Reward
 from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
 from posttrain_recipes.running.events import Reporter
+from posttrain_recipes.store import made_path
 from posttrain_recipes.testing import flipping, records
 from posttrain_recipes.testing.environments import environment_checks
 from posttrain_recipes.testing.findings import Complaints, Finding, Skip, placeholder, run_check
@@ -25,13 +26,16 @@ MODEL = "ptl/nano"
 ADAPTER = "adapter_model.safetensors"
 QUICK = {"max_steps": 4, "batch_size": 4, "save_every": 1}
 """What a method's options are for a check, where it has them and they are not given."""
+NEAR = 1e-5
+"""How far `nll` of two runs may lie apart, in nats a token, whose sums had other last bits."""
 CRASH_AFTER = 3
 """The step after which a run is ended to see whether it goes on to the same result."""
 
 
 def work_checks(entry: Entry, options: dict[str, Any]) -> list[Finding]:
     """Every check that lets the plugin work."""
-    found = [run_check(check, told, entry, options) for check, told in _CHECKS[entry.kind]]
+    checks = _MAKING if issubclass(entry.cls, DataMethod) else _CHECKS[entry.kind]
+    found = [run_check(check, told, entry, options) for check, told in checks]
     return found + (environment_checks(entry, options) if entry.kind == "dataset" else [])
 
 
@@ -98,6 +102,16 @@ def _scores(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             yield f"the reply {sample.completion[:20]!r} got {score!r}, not a finite number or None"
     if len(_score(entry, options, [])):
         yield "no samples got scores"
+    _exercised(scores)
+
+
+def _exercised(scores: Sequence[Any]) -> None:
+    """Raise `Skip` where every sample abstained."""
+    if all(score is None for score in scores):
+        raise Skip(
+            f"it abstained from all {len(scores)} replies, so that no score of it was seen; give "
+            "it options with which it scores a reply to 'What is 3 plus 4?': --set OPTION=VALUE"
+        )
 
 
 def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
@@ -111,6 +125,7 @@ def _scores_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
     for name, value in idle.items():
         if first != list(_score(entry, {**options, name: value}, samples)):
             yield f"option '{name}' is marked as changing no result, and changes scores"
+    _exercised(first)
 
 
 # --- methods and evals: on the engine ------------------------------------------------------------
@@ -158,6 +173,12 @@ class _Bench:
     option: str = "stages.check.method"
     """Where the plugin's options stand."""
 
+    def made(self, result: api.Result) -> dict[str, bytes]:
+        """The files of the records that a run made, by name; those with a record alone."""
+        folder = made_path(self.path / "home" / "runs" / result.run_id, "check")
+        found = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+        return {name: content for name, content in found.items() if content.strip()}
+
     def weights(self, result: api.Result) -> bytes:
         """The adapter that a run ended in, as its file; nothing where it trained none."""
         from posttrain_recipes.engine.storage.checkpoints import CheckpointStore, parse_path
@@ -186,7 +207,8 @@ def _bench(entry: Entry, options: Mapping[str, Any]) -> Iterator[_Bench]:
                 "eval": [watch],
             }
             if entry.cls.takes_reward:
-                stage["reward"] = {"use": "exact_match"}
+                # Replies of one prompt score otherwise, or there were nothing to learn from.
+                stage["reward"] = {"use": "length", "unit": "characters", "most": 0, "slack": 200}
         else:
             assert issubclass(entry.cls, Eval)
             own: dict[str, Any] = {}
@@ -229,12 +251,12 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     yield f"{name} is {value} at step {step}"
-        if issubclass(entry.cls, DataMethod) or not events.steps:
+        if not events.steps:
             return
         second = bench.run(again)
-        for told in _differ(_watched(first), _watched(second), 1e-6):
+        for told in _differ(_watched(first), _watched(second), NEAR):
             yield f"two runs with one seed end differently ({told}); draw from stage.seed alone"
-        yield from _changes_no_weight(entry, options, bench, bench.weights(first))
+        yield from _changes_no_weight(entry, options, bench, [first, second])
         if len(events.steps) <= CRASH_AFTER:
             raise Skip(f"it took {len(events.steps)} steps, too few to be interrupted")
         try:
@@ -250,6 +272,22 @@ def _trains(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
             yield "after a crash it began at step 1 again: save checkpoints, start at stage.resume"
         for told in _differ(_watched(first), _watched(third), 1e-4):
             yield f"a run that was interrupted ends differently ({told})"
+        if not _differ(first["check"].before["watch"], _watched(first), 0.0):
+            raise Skip(
+                "it left the weights as they were, so that it was not seen to learn: a check has 4 "
+                "steps on a few small records; give it options with --set OPTION=VALUE"
+            )
+
+
+def _makes(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
+    """Two runs of a method that makes data, and what they made."""
+    _make(entry, options)
+    with _bench(entry, options) as bench:
+        first = bench.made(bench.run(_EventLog()))
+        if not first:
+            raise Skip("it made no record, so that nothing of it was seen")
+        if bench.made(bench.run(_EventLog())) != first:
+            yield "it makes other records the second time; draw from stage.seed alone"
 
 
 REPEATS = 4
@@ -257,26 +295,33 @@ REPEATS = 4
 
 
 def _changes_no_weight(
-    entry: Entry, options: Mapping[str, Any], bench: _Bench, weights: bytes
+    entry: Entry, options: Mapping[str, Any], bench: _Bench, runs: Sequence[api.Result]
 ) -> Iterable[str]:
-    """Options that are marked as changing no result, and do: all at once, then each by itself."""
+    """Options that are marked as changing no result, and do: all at once, then each by itself.
+
+    Args:
+        runs: results without them.
+    """
     quick = {k: v for k, v in QUICK.items() if k in entry.config.model_fields}
     idle = flipping.idle(entry.config.model_validate(placeholder({**quick, **options}, entry)))
 
     # On a busy machine requests join other batches, and sums have other last bits: of either side
-    # there are a few outcomes then. An option that changes the weights has none in common.
-    unflipped = {weights}
+    # there are a few outcomes then. An option that changes the weights has none in common; where
+    # replies are sampled and learned from, no two runs may have, and what they end in is near.
+    unflipped = {bench.weights(run) for run in runs}
 
     def same(flipped: Mapping[str, Any]) -> bool:
         found: set[bytes] = set()
-        for _ in range(REPEATS):
-            found.add(bench.weights(bench.run(_EventLog(), options=flipped)))
+        for _ in range(REPEATS if len(unflipped) == 1 else 1):
+            result = bench.run(_EventLog(), options=flipped)
+            found.add(bench.weights(result))
             if found & unflipped:
                 return True
             unflipped.add(bench.weights(bench.run(_EventLog())))
-        return bool(found & unflipped)
+        near = len(unflipped) > 1 and not _differ(_watched(runs[0]), _watched(result), NEAR)
+        return bool(found & unflipped) or near
 
-    if not idle or not weights or same(idle):
+    if not idle or not all(unflipped) or same(idle):
         return
     for name, value in idle.items():
         if not same({name: value}):
@@ -319,3 +364,7 @@ _CHECKS: dict[str, tuple[tuple[str, Complaints], ...]] = {
     "eval": (("it measures, the same each time", _evaluates),),
     "engine": (("it answers", _reachable),),
 }
+_MAKING: tuple[tuple[str, Complaints], ...] = (
+    ("it makes records, the same ones each time", _makes),
+)
+"""Of a method that makes data: it trains nothing."""

@@ -1,17 +1,18 @@
 """Where the names of `posttrain_recipes.training` live, and where those of before have gone.
 
 Modules that plugins were written over have moved into rooms. Until API version 2 their old paths
-still work, and every name that is taken from one warns and tells where it is now.
+still work, and every name that is taken from one warns: where it is now, and which plugin uses it.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from posttrain_recipes import deprecation
 
 PACKAGE = "posttrain_recipes.training"
 FLAT = {
@@ -55,7 +56,7 @@ RENAMED = {"replies.Objective": "CompletionObjective"}
 
 
 def find(old: str, name: str) -> Any:
-    """`name` of what was `posttrain_recipes.training.OLD`, with a DeprecationWarning.
+    """`name` of what was `posttrain_recipes.training.OLD`, with a warning that names the plugin.
 
     Raises:
         AttributeError: there is no such name, and there was none.
@@ -72,7 +73,7 @@ def find(old: str, name: str) -> Any:
         where = f"write 'from {PACKAGE} import {module}' and '{module}.{now}'"
     else:
         where = f"it is {PACKAGE}.{home}.{now} now, which is no part of the plugin API"
-    warnings.warn(f"{PACKAGE}.{old}.{name} has moved: {where}", DeprecationWarning, stacklevel=3)
+    deprecation.warn(f"{PACKAGE}.{old}.{name} has moved: {where}", depth=3)
     return found
 
 

@@ -29,9 +29,9 @@ def complaints(name: str, **options: object) -> list[str]:
     entry = registry.load().get("method", name)
     quick = {"max_steps": 2, **options}
     with working._bench(entry, quick) as bench:
-        weights = bench.weights(bench.run(working._EventLog()))
-        assert weights
-        return [*working._changes_no_weight(entry, quick, bench, weights)]
+        first = bench.run(working._EventLog())
+        assert bench.weights(first)
+        return [*working._changes_no_weight(entry, quick, bench, [first])]
 
 
 def test_what_is_shown_saved_or_retried_changes_no_weight() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,30 @@ def test_a_recipe_with_them_is_checked(installed: Path) -> None:
     bad = call(installed, "posttrain_recipes.cli", "validate", "wrong.yaml")
     assert bad.returncode == 2
     assert "unknown option for method 'my_method'; did you mean 'power'?" in bad.stdout
+
+
+def test_their_recipes_are_found_by_name(installed: Path) -> None:
+    names = [f"ptl-my-{kind}:my_{kind}" for kind in KINDS]
+    done = call(installed, "posttrain_recipes.cli", "validate", *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "engine"])
+def test_their_readmes_take_the_results_of_their_recipes(installed: Path, kind: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "results.py"],
+        cwd=installed / kind,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(installed / "site"), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    readme = (installed / kind / "README.md").read_text(encoding="utf-8")
+    assert "| eval | metric | n | before | after |\n" in readme
+    assert "Not run yet" not in readme
+    assert len(re.findall(r"^\| \w+ \| \w+ \| \d+ \| [\d.]+ \[", readme, re.MULTILINE)) >= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

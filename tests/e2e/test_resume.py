@@ -259,7 +259,7 @@ def test_a_bound_stops_a_run_before_it_is_passed_and_it_goes_on(lab: Lab) -> Non
     overrides = [f"limits.max_tokens={bound}"]
     with pytest.raises(PtlError, match=f"stopped: limits.max_tokens is {bound}") as caught:
         ptl.run(lab.recipe, home=lab.home, overrides=overrides, fresh=True)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 4
     assert "sft kept up to step" in (caught.value.why or "")
     stopped = Store(lab.home).runs()[-1]
     assert stopped.status == "stopped"

@@ -272,11 +272,17 @@ def test_the_same_holds_for_an_ordinary_user() -> None:
 def _told_to_an_ordinary_user(place: Path) -> dict[str, list[str]]:
     """What each program printed with all walls, and with those left out that shall hold it."""
     package = place / "posttrain_recipes"
-    for file in ("__init__.py", "errors.py", "training/__init__.py", "training/sandbox"):
+    for file in (
+        "__init__.py",
+        "errors.py",
+        "exits.py",
+        "training/__init__.py",
+        "training/sandbox",
+    ):
         copy = package / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         if file.endswith(".py"):
-            whole = file == "errors.py"
+            whole = file in ("errors.py", "exits.py")
             copy.write_text((ROOT / "posttrain_recipes" / file).read_text() if whole else "")
         else:
             shutil.copytree(ROOT / "posttrain_recipes" / file, copy)

@@ -13,14 +13,18 @@ from posttrain_recipes import registry
 from posttrain_recipes.plugin import (
     Dataset,
     DatasetConfig,
+    DrivenTask,
     Episode,
     Message,
+    Played,
+    Policy,
     Record,
     Task,
     Turn,
     hookimpl,
 )
 from posttrain_recipes.testing import check_plugin, findings
+from posttrain_recipes.testing.environments import environment_checks
 from tests.conftest import Install
 
 ENDS = "its episodes can be played to their end"
@@ -222,3 +226,26 @@ def test_records_that_are_no_tasks_are_not_played() -> None:
     assert ENDS in {finding.check for finding in findings(entry, {"episodes": 5})}
     entry = registry.load().get("dataset", "jsonl")
     assert ENDS not in {finding.check for finding in findings(entry, {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(DrivenTask):
+    """Plays by itself."""
+
+    def play(self, policy: Policy) -> Played:
+        raise NotImplementedError
+
+
+def test_tasks_that_drive_themselves_are_said_not_to_be_played() -> None:
+    class Driven(Dataset):
+        """Yields a task that drives itself."""
+
+        name = "driven"
+
+        def load(self) -> Iterator[Record]:
+            yield Alone(source="alone:1")
+
+    entry = registry.Entry("dataset", Driven, "acme", "1.0", 1)
+    (finding,) = environment_checks(entry, {})
+    assert (finding.check, finding.skipped) == (ENDS, True)
+    assert finding.told == "its tasks drive themselves; a check has no policy for them to ask"

@@ -32,7 +32,6 @@ from tests.unit.test_secrets_told import SHOWN
         ("a" * 300 + ".jsonl", "cannot be read: File name too long"),
         ("chat.jsonl/x.jsonl", "there is no file"),
         ("~nobody-of-that-name/x.jsonl", "there is no file"),
-        ("https://h/x.jsonl", "is an address"),
     ],
 )
 def test_what_is_no_file_is_told_by_what_it_is(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
-from posttrain_recipes import registry
+from posttrain_recipes import registry, testing
 from posttrain_recipes.cli.plugins import plugins
+from posttrain_recipes.errors import PtlWarning, UsageError
 from posttrain_recipes.plugin import (
     Affects,
     Conversation,
@@ -25,6 +29,8 @@ from posttrain_recipes.plugin import (
     hookimpl,
 )
 from posttrain_recipes.testing import check_plugin, findings
+from posttrain_recipes.testing.reading import read_checks
+from posttrain_recipes.version import __version__
 from tests.conftest import Install
 
 count = itertools.count()
@@ -109,6 +115,24 @@ class Hidden(Reward):
         return [float(self.config.level) for _ in samples]
 
 
+class Shy(Reward):
+    """Abstains from every reply that does not say please."""
+
+    name = "shy"
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [1.0 if "please" in sample.completion else None for sample in samples]
+
+
+class Fickle(Shy):
+    """Abstains from every reply, and is wrong of none at all."""
+
+    name = "fickle"
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [None for _ in samples] or [None]
+
+
 class Shuffled(Dataset):
     """Yields records in an order of its own each time."""
 
@@ -127,10 +151,13 @@ class Shuffled(Dataset):
 
 
 @pytest.fixture
-def authors(install: Install) -> Install:
+def authors(install: Install, monkeypatch: pytest.MonkeyPatch) -> Install:
+    # A process for what a module imports takes two seconds; packages that are installed have it.
+    monkeypatch.setattr(testing, "read_checks", partial(read_checks, probe=False))
+
     @hookimpl
     def ptl_rewards() -> list[type]:
-        return [Bad, Moody, Fine, Sly, Hidden]
+        return [Bad, Moody, Fine, Sly, Hidden, Shy, Fickle]
 
     @hookimpl
     def ptl_datasets() -> list[type]:
@@ -191,6 +218,20 @@ class TestFindings:
         assert all(f.passed for f in found)
         assert [f.told for f in found if f.skipped] == ["needs its options: --set per=..."] * 2
 
+    def test_one_that_abstains_from_all_was_not_seen_at_work(self) -> None:
+        found = findings(registry.load().get("reward", "shy"), {})
+        assert all(f.passed for f in found)
+        assert [f.told.partition(",")[0] for f in found if f.skipped] == [
+            "it abstained from all 10 replies"
+        ] * 2
+        with pytest.warns(PtlWarning, match="'shy' was read and not seen at work: it abstained"):
+            check_plugin("reward", "shy")
+
+    def test_what_is_wrong_stands_where_the_rest_is_not_tried(self) -> None:
+        assert complaints("reward", "fickle") == {
+            "it scores whatever a model may write": "no samples got scores"
+        }
+
     def test_an_author_reads_all_of_it(self) -> None:
         with pytest.raises(AssertionError) as caught:
             check_plugin("dataset", "shuffled")
@@ -208,6 +249,37 @@ class TestCommand:
         done = CliRunner().invoke(plugins, ["check", "fine", "--set", "per=2", "--json"])
         assert done.exit_code == 0
         assert not any(finding["skipped"] for finding in json.loads(done.output))
+
+    @pytest.mark.parametrize("words", [("shy",), ("fine",), ("local", "--kind", "engine")])
+    def test_what_was_not_seen_at_work_is_not_ok(self, words: Sequence[str]) -> None:
+        done = CliRunner().invoke(plugins, ["check", *words])
+        assert done.exit_code == 3
+        assert done.output.splitlines()[-1].startswith("not tried: ")
+
+    @pytest.mark.parametrize(
+        ("words", "verdict"),
+        [
+            (("fine", "--set", "per=2"), "conforms"),
+            (("fine", "--set", "per=2", "--read-only"), "not tried"),
+            (("shy",), "not tried"),
+            (("moody",), "fails"),
+        ],
+    )
+    def test_a_badge_says_what_came_of_it(
+        self, words: Sequence[str], verdict: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "badge.svg"
+        CliRunner().invoke(plugins, ["check", *words, "--badge", str(path)])
+        picture = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert picture.attrib["aria-label"] == f"ptl {__version__}: {verdict}"
+
+    def test_a_name_of_two_kinds_asks_for_the_kind(self) -> None:
+        done = CliRunner().invoke(plugins, ["check", "exact_match"])
+        assert isinstance(done.exception, UsageError)
+        assert "reward, eval" in str(done.exception)
+        assert "'ptl plugins check exact_match --kind eval'" in str(done.exception)
+        done = CliRunner().invoke(plugins, ["check", "exact_match", "--kind", "reward"])
+        assert done.exit_code == 0
 
     def test_reading_alone(self) -> None:
         done = CliRunner().invoke(plugins, ["check", "moody", "--read-only"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from posttrain_recipes import scaffold
@@ -15,18 +17,34 @@ from posttrain_recipes.errors import UsageError
 @pytest.mark.parametrize("kind", ["method", "dataset", "reward", "eval", "engine"])
 def test_the_set_of_files(kind: str, tmp_path: Path) -> None:
     written = scaffold.write(kind, "my_own", tmp_path / "new")
-    assert [path.relative_to(tmp_path / "new").as_posix() for path in written] == [
+    found = {path.relative_to(tmp_path / "new").as_posix(): path.read_text() for path in written}
+    data = {name for name in found if name.endswith(".jsonl")}
+    assert found.keys() - data == {
         "pyproject.toml",
         "README.md",
+        "LICENSE",
+        "results.py",
+        "conformance.svg",
+        ".gitignore",
         ".github/workflows/test.yml",
+        ".github/workflows/release.yml",
         "ptl_my_own/__init__.py",
+        "ptl_my_own/recipes/my_own.yaml",
         "tests/test_my_own.py",
-    ]
-    for path in written:
-        text = path.read_text()
-        assert "$" not in text.replace("${{", ""), path
-        assert "my_own" in text or "my-own" in text or path.suffix == ".yml", path
-    compile(written[3].read_text(), str(written[3]), "exec")
+    }
+    for path, text in found.items():
+        # What is left of "$" is GitHub's and the shell's.
+        assert not re.search(r"\$(?!\{\{ matrix|\{GITHUB_REF_NAME)", text), path
+        if path.endswith(".py"):
+            compile(text, path, "exec")
+        elif path.endswith((".yml", ".yaml")):
+            assert yaml.safe_load(text), path
+    for path in ("pyproject.toml", "README.md", "LICENSE", "results.py", "tests/test_my_own.py"):
+        assert "my_own" in found[path] or "my-own" in found[path], path
+    assert "not checked yet" in found["conformance.svg"]
+    # The recipe names what lies beside it, and nothing lies there for nobody.
+    named = re.findall(r"path: (\w+\.jsonl)", found["ptl_my_own/recipes/my_own.yaml"])
+    assert set(named) == {name.rpartition("/")[2] for name in data}
 
 
 def test_it_overwrites_nothing(tmp_path: Path) -> None:

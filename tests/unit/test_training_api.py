@@ -10,6 +10,7 @@ import warnings
 import pytest
 
 from posttrain_recipes import training
+from posttrain_recipes.deprecation import PluginDeprecationWarning
 from posttrain_recipes.training.moved import FLAT, MODULES, MOVED, RENAMED
 
 OLD = {
@@ -46,7 +47,7 @@ def test_old_paths_work_and_say_what_to_write(old: str, name: str) -> None:
     if old in MODULES:  # where it always was
         assert told == []
         return
-    assert told[0].category is DeprecationWarning
+    assert told[0].category is PluginDeprecationWarning
     assert told[0].filename == __file__
     said = str(told[0].message)
     assert said.startswith(f"posttrain_recipes.training.{old}.{name} has moved: ")
