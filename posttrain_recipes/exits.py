@@ -33,6 +33,7 @@ cannot be caught (137: SIGKILL), stands beside these."""
 FINISHED, FAILED, REFUSED, GATE_FAILED, LIMIT_REACHED, ENGINE_LOST, INTERRUPTED = EXITS
 
 _BY_KIND = {
+    "gate-failed": GATE_FAILED,
     "limit-reached": LIMIT_REACHED,
     "engine-gone": ENGINE_LOST,
     "engine-unreachable": ENGINE_LOST,

@@ -60,20 +60,25 @@ def plan(
     *,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    home: str | Path | None = None,
 ) -> Plan:
-    """Check a recipe and say what running it would do. Asks the hub what its branches are now.
+    """Check a recipe and say what running it would do. Asks the hub what its branches are now, and
+    MLflow's registry which version `models:/NAME@ALIAS` is.
 
     Args:
         recipe: path of the recipe; the name of one that ships or of a package's (`ptl-chess:kqk`);
             or the recipe itself: a mapping, or what `typed.recipe` makes.
         preset: one of its presets; by default `quick` where it has one.
         overrides: as `--set` takes them, `stages.sft.method.learning_rate=1e-4`.
+        home: where that registry is, if `MLFLOW_TRACKING_URI` names none.
 
     Raises:
         RecipeError: everything that is wrong with the recipe.
         UsageError: the file or the preset is not there.
+        PtlError: MLflow's registry does not answer, where the recipe names a model of it.
     """
-    return build(_read(recipe, preset, overrides), registry.load(), ask=True)
+    written = _read(recipe, preset, overrides)
+    return build(written, registry.load(), ask=True, home=home)
 
 
 def validate(
@@ -130,7 +135,7 @@ def run(
     from posttrain_recipes.running.cluster.ray_tasks import parallel
 
     many = parallel(jobs, shared)
-    planned = plan(recipe, preset=preset, overrides=overrides)
+    planned = plan(recipe, preset=preset, overrides=overrides, home=home)
     if locked:
         for text in lock.check(planned, _file(recipe)):
             warnings.warn(text, stacklevel=2)

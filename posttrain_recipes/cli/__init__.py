@@ -51,6 +51,7 @@ COMMANDS = {
     "serve": "Serve the embedded engine to any Tinker or OpenAI program.",
     "chat": "Talk to a run, a checkpoint or a model.",
     "export": "Write a checkpoint as an adapter, a whole model or GGUF; push it to the hub.",
+    "promote": "Register a checkpoint in MLflow's model registry.",
     "deploy": "Write an app that serves a checkpoint, for Modal.",
 }
 """Every command with its summary: `ptl --help` imports none of them."""

@@ -54,7 +54,7 @@ def show(
     tokens that are learned: in green in a terminal, in ⟦ ⟧ elsewhere. No engine is needed. Records
     that a stage makes are shown from its last run.
     """
-    planned = api.plan(recipe, preset=preset, overrides=overrides)
+    planned = api.plan(recipe, preset=preset, overrides=overrides, home=home)
     # The variants of a matrix go by the name of their stage too.
     stages = [s for s in planned.stages if only in (None, s.name, s.name.partition("@")[0])]
     if not stages:

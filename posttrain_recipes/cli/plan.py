@@ -39,7 +39,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show what running RECIPE would do: stages, hand-offs, and what is reused or run, and why."""
-    planned = api.plan(recipe, preset=preset, overrides=overrides)
+    planned = api.plan(recipe, preset=preset, overrides=overrides, home=home)
     where = default_home(home)
     prices = pricing.load(where)
     runs, unreadable = Store(where).listed()

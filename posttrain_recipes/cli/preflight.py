@@ -46,7 +46,7 @@ def preflight(
     too long and weights that read the data no better than a guess are told. For RL it samples a
     few groups of replies and says whether there is anything to learn from.
     """
-    planned = api.plan(recipe, preset=preset, overrides=overrides)
+    planned = api.plan(recipe, preset=preset, overrides=overrides, home=home)
     from posttrain_recipes.progress.lines import Lines
     from posttrain_recipes.progress.live import Live
 

@@ -93,7 +93,7 @@ def run(
     for asked in (without_hangups(), ended_politely()):
         click.get_current_context().with_resource(asked)
     with _logged(events) as log:
-        planned = api.plan(recipe, preset=preset, overrides=overrides)
+        planned = api.plan(recipe, preset=preset, overrides=overrides, home=home)
         if locked:
             from posttrain_recipes.planning import lock
 

@@ -13,11 +13,30 @@ from posttrain_recipes.store import Store, default_home
 
 
 @click.command()
+@click.option(
+    "--where",
+    metavar="FILTER",
+    help="Those that MLflow's search finds: "
+    "\"metrics.`eval/held_out/exact_match` > 0.8 and tags.`ptl.gates` = 'passed'\".",
+)
 @home_option
 @json_option
-def runs(home: Path | None, as_json: bool) -> None:
-    """List runs, the newest last."""
+def runs(where: str | None, home: Path | None, as_json: bool) -> None:
+    """List runs, the newest last.
+
+    --where takes a filter of MLflow's search over what MLflow has of each recipe's run: metrics,
+    params, tags and attributes (status is FINISHED, FAILED, KILLED or RUNNING), joined by 'and'.
+    """
     records, unreadable = Store(default_home(home)).listed()
+    if where is not None:
+        from posttrain_recipes.tracking import searching
+
+        found = searching.search(default_home(home), where)
+        records, unreadable = [one for one in records if one.id in found], []
+        untracked = [one.id for one in Store(default_home(home)).runs() if not one.tracking_id]
+        if untracked:
+            told = ", ".join(untracked)
+            click.echo(f"warning: not searched, as MLflow has nothing of them: {told}", err=True)
     if as_json:
         broken = [
             {"run": one.id, "status": "unreadable", "error": one.why, "next": one.hint}
@@ -26,7 +45,8 @@ def runs(home: Path | None, as_json: bool) -> None:
         answer([*(report.as_json(record) for record in records), *broken])
         return
     if not records and not unreadable:
-        click.echo("no runs yet; 'ptl run RECIPE' makes one")
+        none = "no runs yet; 'ptl run RECIPE' makes one"
+        click.echo(none if where is None else "no run is like that")
         return
     table = [("run", "status", "began", "model", "stages")]
     for record in records:

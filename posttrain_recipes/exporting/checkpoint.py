@@ -61,7 +61,7 @@ def fetched(
             f"{target} is a base model, not a checkpoint",
             hint="name a run of 'ptl runs', or a tinker:// path",
         )
-    run, stage = _origin(target, found, home)
+    run, stage = _origin(found, home)
     engine = _service(run, base_url)
     if engine is None:
         require_here(found, home)
@@ -95,10 +95,10 @@ def _service(run: RunRecord | None, base_url: str | None) -> Engine | None:
     return registry.load().engine(run.resolved.get("engine", run.engine))
 
 
-def _origin(target: str, found: Target, home: Path) -> tuple[RunRecord | None, str]:
+def _origin(found: Target, home: Path) -> tuple[RunRecord | None, str]:
     """The run and the stage that a checkpoint is of."""
     runs, _ = Store(home).listed()
-    if target.startswith(SCHEME):
+    if found.run is None:  # it is named by its path, or was registered on another machine
         made = [
             (run, stage)
             for run in runs

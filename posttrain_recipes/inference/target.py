@@ -14,6 +14,7 @@ from posttrain_recipes.errors import PtlWarning, UsageError, display_path
 from posttrain_recipes.inference import kept
 from posttrain_recipes.language.suite import Measurand
 from posttrain_recipes.models import check_model
+from posttrain_recipes.models.registered import FORM, RegisteredName, is_registered
 from posttrain_recipes.options import AS_EVER, RendererConfig
 from posttrain_recipes.planning.plans import BASE
 from posttrain_recipes.registry import nearest
@@ -49,6 +50,8 @@ def find(text: str | None, home: Path) -> Target:
         record = kept.record(text, home)
         return Target(text, record.base_model if record else "", text)
     check_model(text, "the target")
+    if is_registered(text):
+        return _registered(text, home)
     name, _, stage = text.partition("/")
     if (run := named(runs, name)) is not None:
         return _of_run(run, stage)
@@ -76,6 +79,20 @@ def find(text: str | None, home: Path) -> Target:
         else "models: ptl/tiny, ptl/nano, ORGANISATION/MODEL on the hub, or ./DIRECTORY",
         code="no-such-run",
     )
+
+
+def _registered(text: str, home: Path) -> Target:
+    """A version of MLflow's registry: its weights, asked as its run asked them if it is here."""
+    from posttrain_recipes.tracking import registered
+
+    if RegisteredName.parse(text) is None:
+        raise UsageError(f"'{text}' is no version of a registered model", hint=FORM)
+    _, found = registered.look_up(text, home)
+    run = named(Store(home).runs(), found.run)
+    kept = [s for s in run.stages if s.name == found.stage] if run else []
+    if run and kept and kept[0].checkpoint and kept[0].checkpoint.sampler_uri == found.sampler:
+        return _of_run(run, found.stage)
+    return Target(found.sampler, found.base_model, text)
 
 
 def require_model(path: str) -> None:

@@ -134,7 +134,8 @@ def _keys(registry: Registry) -> dict[str, Any]:
             "type": "string",
             "minLength": 1,
             "description": "The base model: bundled (ptl/tiny, ptl/nano), a Hugging Face id "
-            "or a local directory.",
+            "or a local directory; or a version of MLflow's registry to start from "
+            "(models:/NAME@ALIAS).",
         },
         "engine": {
             "description": "Where training runs: local (embedded, the default), tinker "

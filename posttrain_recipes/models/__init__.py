@@ -28,8 +28,8 @@ def is_path(name: str) -> bool:
 
 
 WHAT = (
-    "a model is a bundled one, a directory (./NAME), a file NAME.gguf or a hub id "
-    "(ORGANISATION/NAME)"
+    "a model is a bundled one, a directory (./NAME), a file NAME.gguf, a hub id "
+    "(ORGANISATION/NAME) or a registered one (models:/NAME@ALIAS)"
 )
 """What to tell where something else is named."""
 

@@ -16,6 +16,7 @@ from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names, expand_environment
+from posttrain_recipes.models.registered import is_registered
 from posttrain_recipes.options import (
     AS_EVER,
     DatasetRef,
@@ -26,7 +27,7 @@ from posttrain_recipes.options import (
     is_key,
     references,
 )
-from posttrain_recipes.planning import hosted, rates, renderers
+from posttrain_recipes.planning import hosted, rates, registered, renderers
 from posttrain_recipes.planning.plans import (
     BASE,
     PlannedEval,
@@ -95,7 +96,9 @@ class Builder:
         if model not in self._identities:
             loads = self.engine is None or self.engine.loads
             found = model_identity(model, self.recipe.base_dir)
-            if loads and found == model:  # not on this machine, so it comes from the hub
+            if (
+                loads and found == model and not is_registered(model)
+            ):  # not on this machine, so it comes from the hub
                 revision = hub.revision("model", model, None, ask=self.ask)
                 self.pins[f"{model}: {revision}"] = None
                 found = f"{model}@{revision.commit}" if revision.commit else model
@@ -252,6 +255,11 @@ def check_model(builder: Builder, model: str, key: Key) -> None:
     """Note a model that is known not to be there, or keep it among those that are needed."""
     if is_address(model):
         builder.fault(key, f"is an address, and {models.WHAT}", code="bad-model")
+    elif is_registered(model):
+        if told := registered.check(model, key):
+            builder.fault(key, told, code="bad-model")
+        else:
+            builder.models[model] = None
     elif model.startswith("ptl/") and model not in models.BUNDLED:
         near = suggest(model, list(models.BUNDLED))
         builder.fault(key, f"unknown bundled model '{model}'; {near}", code="bad-model")
@@ -395,3 +403,14 @@ def check_secrets(builder: Builder, value: Any, key: Key) -> None:
                 f"looks like a secret in plain text; write ${{env:{name}}} and export {name}",
             )
         check_secrets(builder, inner, (*key, part))
+
+
+def first_int(*values: Any) -> int:
+    """The first whole number; `1e3` is one, as it is to the schema."""
+    numbers = (v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+    return next(int(number) for number in numbers if number == number // 1)
+
+
+def unique(faults: list[Fault]) -> list[Fault]:
+    """Each fault once."""
+    return list({(f.location, f.key, f.message): f for f in faults}.values())

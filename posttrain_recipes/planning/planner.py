@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,6 +28,7 @@ from posttrain_recipes.planning import (
     handed,
     on_end,
     rates,
+    registered,
     renderers,
 )
 from posttrain_recipes.planning.building import Builder
@@ -62,6 +64,7 @@ def build(
     *,
     ask: bool = False,
     kept: Mapping[str, Mapping[str, float]] | None = None,
+    home: str | Path | None = None,
 ) -> Plan:
     """The plan of a recipe. Raises RecipeError: everything that is wrong with the recipe, its
     cross-references and the presence and form of its data.
@@ -69,31 +72,35 @@ def build(
     Args:
         ask: ask the hub which commits its branches are now; otherwise the local cache tells.
         kept: by stage, the numbers that options which are `auto` had in a run of this recipe.
+        home: where MLflow's registry is asked, along with the hub, if no server is named.
     """
     wrong = validation.structural_faults(recipe, registry)
+    known = registered.settled(recipe, home) if ask and not wrong else registered.Settled(recipe)
     try:
-        return _build(recipe, registry, wrong, ask, kept or {})
+        return _build(known, registry, wrong, ask, kept or {})
     except (TypeError, AttributeError, LookupError, ValueError):
         if not wrong:
             raise
         # What reads it expects the form that the schema asks for.
-        raise RecipeError(_unique(wrong)) from None
+        raise RecipeError(building.unique(wrong)) from None
     except OSError as error:  # of a path that no system takes, as one that is too long
         path = str(error.filename or "a path")
         shown = path if len(path) <= 100 else f"{path[:100]}…"
         told = f"{shown} cannot be looked at: {error.strerror or error}"
-        raise RecipeError(_unique([*wrong, recipe.fault((), told)])) from None
+        raise RecipeError(building.unique([*wrong, recipe.fault((), told)])) from None
 
 
 def _build(
-    written: Recipe,
+    known: registered.Settled,
     registry: Registry,
     wrong: Sequence[Fault],
     ask: bool,
     kept: Mapping[str, Mapping[str, float]],
 ) -> Plan:
+    written = known.recipe
     recipe, origins, faults = expansion.expand(written)
-    builder = Builder(recipe, registry, [*wrong, *faults], ask=ask, kept=kept)
+    faults = [*wrong, *known.faults, *faults]
+    builder = Builder(recipe, registry, faults, ask=ask, kept=kept, pins=dict(known.pins))
     if recipe is not written:
         # Once more with the values of the matrix where they will stand.
         builder.faults += validation.structural_faults(recipe, registry)
@@ -110,7 +117,7 @@ def _build(
     if not builder.faults:
         builder.faults += gates.faults(recipe, origins, stages)
     if builder.faults or engine is None:
-        raise RecipeError(_unique(builder.faults))
+        raise RecipeError(building.unique(builder.faults))
     return Plan(
         name=data["name"],
         description=data.get("description", ""),
@@ -133,10 +140,6 @@ def _build(
             *[(s.name, s.fingerprint, [(e.name, e.fingerprint) for e in s.evals]) for s in stages],
         ),
     )
-
-
-def _unique(faults: list[Fault]) -> list[Fault]:
-    return list({(f.location, f.key, f.message): f for f in faults}.values())
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -180,7 +183,7 @@ def _stage(
 ) -> PlannedStage | None:
     key: Key = ("stages", index)
     builder.index = index
-    seed = _first_int(spec.get("seed"), data.get("seed"), 0)
+    seed = building.first_int(spec.get("seed"), data.get("seed"), 0)
     start = _start(builder, spec, index, names)
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
@@ -308,12 +311,6 @@ def _data(
     planned = depends.held(dataset)
     names = tuple(environment_names(json.dumps(spec, default=str)))
     return Data(dataset, key, seed, held_out, spec.get("path"), made_by, planned, names)
-
-
-def _first_int(*values: Any) -> int:
-    """The first whole number; `1e3` is one, as it is to the schema."""
-    numbers = (v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
-    return next(int(number) for number in numbers if number == number // 1)
 
 
 def _start(builder: Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
@@ -497,5 +494,5 @@ def _eval(
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
     asked += [builder.engine.precision] if builder.engine and builder.engine.precision else []
     known = depends.without_environment(asked, names)
-    every = _first_int(spec.get("every"), 0) or None
+    every = building.first_int(spec.get("every"), 0) or None
     return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer, every)

@@ -18,6 +18,7 @@ from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key, name_of
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.learning_rate import HIDDEN, automatic
+from posttrain_recipes.models.registered import is_registered
 from posttrain_recipes.options import AUTO, FromModel, PluginConfig
 from posttrain_recipes.planning.plans import PlannedStage, model_location
 from posttrain_recipes.plugin import Engine, Method, Plugin
@@ -77,7 +78,7 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
     family, model, rank = method.family, builder.model, builder.rank
     hidden = _hidden(builder)
     if hidden is None and name not in kept:
-        if model and model in builder.models:  # else it has a fault of its own
+        if model in builder.models and not is_registered(model):  # else its own fault, or not known
             large = f"{automatic(LARGE, family, rank):g}"
             builder.fault(
                 key,

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import http.server
-import os
-import signal
-import socket
-import subprocess
-import sys
+import json
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -22,124 +15,31 @@ from click.testing import CliRunner
 
 from posttrain_recipes.cli.sync import sync
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
+from posttrain_recipes.store import Store
 from posttrain_recipes.tracking import mirror, mlstore
 from posttrain_recipes.tracking.runs import RecipeRun
 from posttrain_recipes.tracking.tracker import Tracker
+from tests import browser as browsing
+from tests.conftest import Project, Ptl, flat
+from tests.tracking_server import BUCKET, PASSWORD, USER, Guard, Server, bucket, s3
+from tests.unit.tracking.test_registered import NEXT, trained
 
 HANGS_S = 300.0
 """What has not happened by then never will."""
-USER, PASSWORD = "ada", "correct-horse-battery"
-
-
-class Server:
-    """`mlflow server` on a port of the system's choice, to be stopped and started at will."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5)
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "log").read_text()
-                threading.Event().wait(0.1)
-            else:
-                return
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
-            self.process = None
-
-
-class Guard(http.server.ThreadingHTTPServer):
-    """Lets through to a server who knows the password, and nobody else."""
-
-    daemon_threads = True
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Gate)
-        self.behind = port
-        self.refused = 0
-        self.answers = threading.Event()
-        """Unset, requests wait."""
-        self.answers.set()
-        self.held = threading.Event()
-        """A request waits: the only one, since one thread makes them in turn."""
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Gate(http.server.BaseHTTPRequestHandler):
-    server: Guard
-
-    def _pass(self) -> None:
-        expected = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if not self.server.answers.is_set():
-            self.server.held.set()
-            self.server.answers.wait()
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        if self.headers.get("Authorization") != f"Basic {expected}":
-            self.server.refused += 1
-            self._answer(401, b"who are you?", {})
-            return
-        inner = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
-        try:
-            headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
-            inner.request(self.command, self.path, body, headers)
-            reply = inner.getresponse()
-            kind = {"Content-Type": reply.getheader("Content-Type") or "text/plain"}
-            self._answer(reply.status, reply.read(), kind)
-        except OSError:
-            self._answer(503, b"nobody there", {})
-        finally:
-            inner.close()
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+TOKEN = "dapi-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("mlflow") / "server")
+def store() -> Iterator[dict[str, str]]:
+    with s3() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, store: dict[str, str]) -> Iterator[Server]:
+    """With its artifacts in an S3 store, which it alone has the key of."""
+    folder = tmp_path_factory.mktemp("mlflow") / "server"
+    made = Server(folder, f"s3://{BUCKET}/proxied", store)
     made.start()
     yield made
     made.kill()
@@ -246,7 +146,7 @@ def on_server(server: Server, name: str) -> tuple[Any, Any, list[Any]]:
 
 
 def test_a_server_that_is_killed_and_comes_back_gets_everything(
-    server: Server, guard: Guard, tmp_path: Path, watched: Watched
+    server: Server, guard: Guard, tmp_path: Path, watched: Watched, store: dict[str, str]
 ) -> None:
     warnings: list[str] = []
     tracker = Tracker(tmp_path, warn=warnings.append)
@@ -295,6 +195,8 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
     assert ("eval/qa/accuracy", 0.8) in {(m.key, m.value) for m in model.metrics}
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert files == {"recipe.yaml", "report.html"}
+    kept = {item.key for item in bucket(store).objects.filter(Prefix="proxied/")}
+    assert any(key.endswith(f"{parent.info.run_id}/artifacts/recipe.yaml") for key in kept)
     traces = client.search_traces(
         locations=[parent.info.experiment_id], run_id=children[0].info.run_id
     )
@@ -337,3 +239,198 @@ def test_what_a_server_missed_is_copied_later(
     assert found.copy(parent)
     client, _, (child,) = on_server(server, "demo-2")
     assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 4
+
+
+def short(tracker: Tracker, name: str) -> None:
+    with recipe_run(tracker, name) as run:
+        work(run, range(1, 3))
+
+
+def synced(home: Path) -> Any:
+    return CliRunner().invoke(sync, ["--home", str(home)], standalone_mode=False)
+
+
+def test_a_token_opens_a_server_and_is_kept_nowhere(
+    server: Server, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard.asks = f"Bearer {TOKEN}"
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", f"{TOKEN}-of-yesterday")
+    warnings: list[str] = []
+    short(Tracker(tmp_path, warn=warnings.append), "demo-3")
+    assert guard.refused
+    assert "run 'ptl sync'" in warnings[-1]
+    assert "could not be brought up to date" in str(failed := synced(tmp_path).exception)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    assert synced(tmp_path).output == "demo-3: copied\n"
+    client, _, (child,) = on_server(server, "demo-3")
+    assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 2
+    told = "".join([*warnings, str(failed)])
+    assert TOKEN not in told
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or TOKEN.encode() not in file.read_bytes(), file
+
+
+def test_who_may_only_read_loses_nothing_and_is_told(
+    server: Server, guard: Guard, tmp_path: Path
+) -> None:
+    guard.may_write = False
+    warnings: list[str] = []
+    short(Tracker(tmp_path, warn=warnings.append), "demo-4")
+    assert "PERMISSION_DENIED: Permission denied" in warnings[0]
+    assert "training goes on" in warnings[0]
+    failed = synced(tmp_path).exception
+    assert "PERMISSION_DENIED: Permission denied" in str(failed)
+    guard.may_write = True
+    assert synced(tmp_path).output == "demo-4: copied\n"
+    assert len(on_server(server, "demo-4")[2]) == 1
+
+
+def test_artifacts_go_straight_to_an_s3_store(
+    server: Server,
+    guard: Guard,
+    tmp_path: Path,
+    store: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An experiment whose artifacts the server does not pass on: who writes needs the key."""
+    from mlflow import MlflowClient
+    from mlflow.store.artifact import s3_artifact_repo
+
+    client = MlflowClient(server.url)
+    client.create_experiment("direct", f"s3://{BUCKET}/direct")
+    monkeypatch.setattr(mlstore, "EXPERIMENT", "direct")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", store["MLFLOW_S3_ENDPOINT_URL"])
+    warnings: list[str] = []
+    short(Tracker(tmp_path, warn=warnings.append), "demo-5")
+    assert "Unable to locate credentials" in warnings[0]
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    # 'ptl sync' is a process of its own; in one process MLflow keeps a client for minutes.
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    assert synced(tmp_path).output == "demo-5: copied\n"
+    _, parent, _ = on_server(server, "demo-5")
+    kept = bucket(store).Object(f"direct/{parent.info.run_id}/artifacts/recipe.yaml")
+    assert kept.get()["Body"].read() == b"name: demo\n"
+
+
+def test_a_checkpoint_is_promoted_on_a_server(
+    server: Server, guard: Guard, project: Project, ptl: Ptl
+) -> None:
+    home = trained(project, 9)
+    (record,) = Store(home).runs()
+    with recipe_run(Tracker(home), record.id) as run, run.stage(name="dpo", index=1) as stage:
+        checkpoint = record.stages[0].checkpoint
+        assert checkpoint
+        assert checkpoint.state_uri
+        stage.log_checkpoint(checkpoint.state_uri, checkpoint.sampler_uri, 3)
+    with Store(home).open(record) as directory:
+        record.stages[0].tracking_id = stage.run_id
+        directory.save()
+    words = ("promote", "demo-1", "tone", "--alias", "champion", "--home", str(home))
+    guard.may_write = False
+    refused = ptl(*words)
+    assert refused.code == 1
+    assert "PERMISSION_DENIED: Permission denied" in refused.err
+    assert PASSWORD not in refused.err
+    guard.may_write = True
+    assert ptl(*words).code == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.url)
+    made = client.get_model_version_by_alias("tone", "champion")
+    child = client.get_run(made.run_id)  # of the server: its page leads there
+    assert child.data.tags[mirror.ORIGIN] == stage.run_id
+    model = client.get_logged_model(child.outputs.model_outputs[0].model_id)
+    assert '"name": "tone"' in model.tags["mlflow.modelVersions"], "and the model's to it"
+    assert made.tags["eval.held_out/exact_match"] == "0.75"
+    # Here it can be started from; elsewhere it is told where it lies.
+    project.write("next.yaml", NEXT)
+    assert ptl("plan", "next.yaml", "--home", str(home)).code == 0
+    other = ptl("plan", "next.yaml", "--home", str(project.path / "other"))
+    assert other.code == 2
+    assert f"({home})" in flat(other.err)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(bool(browsing.MISSING), reason=browsing.MISSING)
+def test_mlflows_compare_page_shows_two_runs(server: Server, guard: Guard, tmp_path: Path) -> None:
+    for name, rate, value in (("demo-6", 0.1, 0.4), ("demo-7", 0.2, 0.8)):
+        with (
+            recipe_run(Tracker(tmp_path), name) as run,
+            run.stage(name="sft", index=1, params={"learning_rate": rate}) as stage,
+        ):
+            stage.log_eval("qa", "before", result(0.2), 0)
+            stage.log_eval("qa", "after", result(value), 9)
+    pairs = [on_server(server, name)[1].info for name in ("demo-6", "demo-7")]
+    runs = quote(json.dumps([one.run_id for one in pairs]))
+    experiments = quote(json.dumps([pairs[0].experiment_id]))
+    with browsing.browser() as window:
+        window.size(1300, 2000)
+        window.open(f"{server.url}/#/compare-runs?runs={runs}&experiments={experiments}")
+        window.until("return document.body.innerText.includes('stages/sft/qa/accuracy_before')", 60)
+        shown = window.run("return document.body.innerText")
+    assert "Comparing 2 Runs" in shown
+    rows = " ".join(shown.split())
+    assert "sft/learning_rate 0.1 0.2" in rows, "what differs"
+    metrics = rows.partition("Metrics Show diff only")[2].partition("Artifacts")[0]
+    for told in ("eval/qa/accuracy", "stages/sft/qa/accuracy_before", "0.4 0.8", "0.2 0.2"):
+        assert told in metrics
+
+
+@pytest.mark.nightly
+def test_roles_of_mlflows_own_basic_auth(
+    tmp_path: Path, store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app that `mlflow server --app-name basic-auth` is: who may edit, and who may read."""
+    pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
+    environment = {
+        "MLFLOW_AUTH_ADMIN_USERNAME": "root",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": f"{PASSWORD}-root",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key-of-a-test",
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
+    }
+    (tmp_path / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = root\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    made = Server(tmp_path / "server", None, environment, ("--app-name", "basic-auth"))
+    made.start()
+
+    def become(name: str, password: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    try:
+        from mlflow import MlflowClient
+        from mlflow.server import get_app_client
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        become("root", f"{PASSWORD}-root")
+        users = get_app_client("basic-auth", made.url)
+        experiment = MlflowClient(made.url).create_experiment(mlstore.EXPERIMENT)
+        for name, may in (("ada", "EDIT"), ("bob", "READ")):
+            users.create_user(name, PASSWORD)
+            users.grant_user_permission(name, "experiment", experiment, may)
+        home = tmp_path / "home"
+        warnings: list[str] = []
+        become("bob", PASSWORD)
+        short(Tracker(home, warn=warnings.append), "demo-1")
+        assert "Permission denied" in warnings[0]
+        assert "Permission denied" in str(synced(home).exception)
+        become("ada", PASSWORD)
+        assert synced(home).output == "demo-1: copied\n"
+        become("bob", PASSWORD)
+        assert len(on_server(made, "demo-1")[2]) == 1, "he may look"
+        become("eve", PASSWORD)
+        assert "You are not authenticated" in str(synced(home).exception)
+    finally:
+        made.kill()

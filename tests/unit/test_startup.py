@@ -50,6 +50,7 @@ CODE = {
             ("ptl", "chat", "--help"),
             ("ptl", "export", "--help"),
             ("ptl", "deploy", "--help"),
+            ("ptl", "promote", "--help"),
             ("ptl", "data", "check", "recipes/data/held_out.jsonl"),
         )
     },
