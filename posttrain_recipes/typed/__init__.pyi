@@ -1748,7 +1748,7 @@ def recipe(
     Args:
         name: The recipe's name; its runs are named after it.
         description: What the recipe does or teaches.
-        model: The base model: bundled (ptl/tiny, ptl/nano), a Hugging Face id or a local directory.
+        model: The base model: bundled (ptl/tiny, ptl/nano), a Hugging Face id or a local directory; or a version of MLflow's registry to start from (models:/NAME@ALIAS).
         engine: Where training runs: local (embedded, the default), tinker (hosted) or a compatible server. [default: local]
         seed: Seeds data order, splits, adapters and sampling. [default: 0]
         lora: The adapter that is trained.

@@ -332,6 +332,7 @@ CASES: dict[str, Case] = {
     "compare": words(
         ("compare", "demo-1", "demo"), ("compare", NAME), ("compare", "demo", "--json")
     ),
+    "promote": words(("promote", "demo", NAME), ("promote", NAME, "x")),
     "pack": words(("pack", "demo", "-o", f"{NAME}.zip"), ("pack", NAME)),
     "reproduce": words(("reproduce", "demo"), ("reproduce", NAME)),
     "sync": words(("sync", "--tracking-uri", f"http://{NAME}", "--home", NAME)),
