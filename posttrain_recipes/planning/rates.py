@@ -78,7 +78,8 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
     family, model, rank = method.family, builder.model, builder.rank
     hidden = _hidden(builder)
     if hidden is None and name not in kept:
-        if model in builder.models and not is_registered(model):  # else its own fault, or not known
+        # Else its own fault, or not known.
+        if model and model in builder.models and not is_registered(model):
             large = f"{automatic(LARGE, family, rank):g}"
             builder.fault(
                 key,
