@@ -101,6 +101,7 @@ def adapter(home: Path, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.nightly
 def test_a_crash_in_any_of_the_methods_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "pupils.yaml"
     path.write_text(RECIPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import pytest
 from pydantic import Field
 
 from posttrain_recipes import registry
@@ -38,6 +39,7 @@ def test_what_is_shown_saved_or_retried_changes_no_weight() -> None:
     assert complaints("grpo", group_size=2, max_tokens=4) == []
 
 
+@pytest.mark.nightly
 def test_an_option_that_does_is_told(install: Install) -> None:
     @hookimpl
     def ptl_methods() -> list[type]:

@@ -102,7 +102,9 @@ def test_their_readmes_take_the_results_of_their_recipes(installed: Path, kind: 
     assert len(re.findall(r"^\| \w+ \| \w+ \| \d+ \| [\d.]+ \[", readme, re.MULTILINE)) >= 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.nightly] * (k == "eval"), id=k) for k in KINDS]
+)
 def test_they_pass_their_own_tests(installed: Path, kind: str) -> None:
     done = call(installed, "pytest", "-q", "-p", "no:cacheprovider", cwd=installed / kind)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -31,6 +31,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 ALIKE = (
     *("ipo", "cpo", "simpo", "dpo_hh", "sft_gsm8k", "grpo_gsm8k", "sft_then_rlhf"),
     *("iterative_rlhf", "multi_objective", "distill_compress", "distill_then_rl"),
+    "sft_distill_rl",
 )
 """Recipes whose way is another one's too: they run for two steps at night."""
 SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]
@@ -231,7 +232,7 @@ def _trained_for_two_steps(result: ptl.Result, home: Path) -> None:
     [
         ("sft", 5, signal.SIGKILL),
         pytest.param("dpo", 3, signal.SIGKILL, marks=pytest.mark.nightly),
-        ("sft", 3, signal.SIGTERM),
+        pytest.param("sft", 3, signal.SIGTERM, marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_result(

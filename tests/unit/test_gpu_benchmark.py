@@ -44,6 +44,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
+@pytest.mark.nightly
 def test_all_of_the_quick_report_on_a_cpu() -> None:
     text = report("--quick", "--seconds", "600")
     for part in PARTS:
