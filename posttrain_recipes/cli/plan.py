@@ -117,17 +117,16 @@ def _alike(
 ) -> list[tuple[list[tuple[int, Mapping[str, Any]]], list[str]]]:
     """The stages with their numbers, in order, and what is said of them; those of one stage's
     variants of which the same is said, but for the variant that they go on from, are together."""
-    found: dict[tuple[str, ...], list[tuple[int, Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, ...], tuple[list[tuple[int, Mapping[str, Any]]], list[str]]] = {}
     for number, stage in enumerate(stages, 1):
         source, _, variant = stage["name"].partition("@")
         said = _block(stage)
-        if variant:
-            said = [text.replace(f"@{variant}", "@(the same)") for text in said]
-        found.setdefault((source if variant else stage["name"], *said), []).append((number, stage))
-    return [
-        (same, list(said) if len(same) > 1 else _block(same[0][1]))
-        for (_, *said), same in found.items()
-    ]
+        alike = [text.replace(f"@{variant}", "@(the same)") for text in said] if variant else said
+        key = (source if variant else stage["name"], *alike)
+        same, _ = found.get(key, ([], said))
+        same.append((number, stage))
+        found[key] = same, said if len(same) == 1 else alike
+    return list(found.values())
 
 
 def _stages(

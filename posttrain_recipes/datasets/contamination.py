@@ -96,12 +96,14 @@ def find(
         if question:
             questions.setdefault(question, []).append(place)
     # Copies within the eval are one text: their words are not a template.
-    first = {" ".join(text): place for place, text in reversed(list(enumerate(texts)))}
+    whole = [" ".join(text) for text in texts]
+    begins = {text: place for place, text in reversed(list(enumerate(whole)))}
+    first = [begins[text] for text in whole]
     own: dict[int, int] = {}
     several: set[int] = set()
     counts = [0] * len(evals)
     for place, text in enumerate(texts):
-        if first[" ".join(text)] != place:
+        if first[place] != place:
             continue
         for gram in set(_runs(text, n)):
             if own.setdefault(gram, place) != place:
@@ -111,7 +113,7 @@ def find(
     for place in own.values():
         counts[place] += 1
     found.shared = len(several)
-    found.short = sum(not counts[first[" ".join(text)]] for text in texts)
+    found.short = sum(not counts[place] for place in first)
 
     same: dict[int, str] = {}
     met: dict[int, dict[int, tuple[str, str]]] = {}
@@ -128,9 +130,9 @@ def find(
         if place in same:
             held = Held(record.source, same[place], "question", 1.0, asked[place])
             found.held.append(held)
-        elif runs := met.get(first[" ".join(texts[place])]):
+        elif runs := met.get(first[place]):
             there, run = next(iter(runs.values()))
-            common = len(runs) / counts[first[" ".join(texts[place])]]
+            common = len(runs) / counts[first[place]]
             held = Held(record.source, there, "words", common, run)
             (found.held if common >= share else found.part).append(held)
     return found

@@ -272,23 +272,21 @@ def _extended(root: Node, path: Path, seen: tuple[Path, ...]) -> Node:
         raise RecipeError([Fault(base.at, "extends", "extends must be the path of a recipe")])
     try:
         parent = _own_place(path).parent / base.value
-        known = None if parent.is_file() else named.find(base.value)
+        there = parent.is_file()
+        known = None if there else named.find(base.value)
     except PtlError as error:
         why = "; ".join(filter(None, (error.what, error.why, error.hint)))
         raise RecipeError([Fault(base.at, "extends", why, code=error.code)]) from None
     except (OSError, ValueError) as error:
         raise RecipeError([Fault(base.at, "extends", f"no path: {error}")]) from None
-    if known is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", base.value):
+    if known:
+        parent, there = known, True
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", base.value):
         why = (
             "extends takes a file, the name of a recipe that ships or of a package's "
             "(ptl-chess:kqk), or git+https://HOST/REPOSITORY@COMMIT#PATH"
         )
         raise RecipeError([Fault(base.at, "extends", why)])
-    try:
-        parent = known or parent
-        there = parent.is_file()
-    except (OSError, ValueError) as error:
-        raise RecipeError([Fault(base.at, "extends", f"no path: {error}")]) from None
     if not there and parent.exists():
         why = f"{display_path(parent)} is not a file"
         raise RecipeError([Fault(base.at, "extends", why)])

@@ -159,10 +159,11 @@ def check(plan: Plan, recipe: Path) -> list[str]:
             hint="put it back, or lock it anew with 'ptl lock'",
             code="changed",
         )
+    current = versions()
     return [
         f"{name} {then} when it was locked, {now} now: numbers may differ in their last digits"
         for name, then in lock.packages.items()
-        if (now := versions().get(name, "not installed")) != then
+        if (now := current.get(name, "not installed")) != then
     ]
 
 
