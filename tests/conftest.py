@@ -171,7 +171,7 @@ def ptl(
         monkeypatch.setattr(sys, "argv", ["ptl", *words])
         capfd.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            cli.called()
         said = capfd.readouterr()
         code = caught.value.code
         assert isinstance(code, int)

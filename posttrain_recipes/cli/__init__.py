@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -112,7 +113,18 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console script `ptl`."""
+    """The console script `ptl`: once its exit code is known, nothing changes it any more."""
+    known: list[int] = []
+    atexit.register(streams.end, known)  # the first that is registered is the last that runs
+    try:
+        called()
+    except SystemExit as left:
+        known.append(left.code if isinstance(left.code, int) else 1)
+        raise
+
+
+def called() -> None:
+    """What `ptl` does, in a process that may go on; raises SystemExit."""
     streams.open_missing()
     with terminal.guarded(), streams.own_warnings_as_lines():
         try:

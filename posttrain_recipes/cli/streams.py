@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import stat
 import sys
@@ -90,6 +91,21 @@ def leave(code: int) -> None:
             say(f"error: what was printed could not be written: {error}")
             code = code or 1
     sys.exit(code)
+
+
+def end(known: list[int]) -> None:
+    """Leave with the exit code that is known, before the interpreter is taken down.
+
+    A thread of a library that still works then can abort the process (CPython before 3.14 ends
+    such threads by force): a run that is whole would leave with -6.
+    """
+    if not known:
+        return
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(known[0])
 
 
 def _is_gone(stream: TextIO, error: Exception) -> bool:

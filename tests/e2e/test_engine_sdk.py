@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -543,6 +544,8 @@ def test_a_client_that_leaves_without_a_word_does_not_hang(engine: EngineProcess
         [sys.executable, "-c", code, engine.base_url, engine.api_key],
         capture_output=True, text=True, timeout=WAIT_S,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    # CPython before 3.14 may abort a process whose threads still work as it is taken down; the
+    # SDK's thread may, rarely. That is the end of the client, not of the engine.
+    assert done.returncode in (0, -signal.SIGABRT), done.stderr
     assert ":train:0" in done.stdout
     assert engine.is_alive

@@ -295,9 +295,13 @@ def test_artifacts_go_straight_to_an_s3_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An experiment whose artifacts the server does not pass on: who writes needs the key."""
+    import boto3
     from mlflow import MlflowClient
     from mlflow.store.artifact import s3_artifact_repo
 
+    # boto3 keeps the first keys that a process shows it: those of a test before this one.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
     client = MlflowClient(server.url)
     client.create_experiment("direct", f"s3://{BUCKET}/direct")
     monkeypatch.setattr(mlstore, "EXPERIMENT", "direct")
@@ -314,6 +318,7 @@ def test_artifacts_go_straight_to_an_s3_store(
         monkeypatch.setenv(name, value)
     # 'ptl sync' is a process of its own; in one process MLflow keeps a client for minutes.
     s3_artifact_repo._cached_get_s3_client.cache_clear()
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     assert synced(tmp_path).output == "demo-5: copied\n"
     _, parent, _ = on_server(server, "demo-5")
     kept = bucket(store).Object(f"direct/{parent.info.run_id}/artifacts/recipe.yaml")

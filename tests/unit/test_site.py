@@ -115,11 +115,13 @@ def test_every_command_and_plugin_is_in_the_reference() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_gets_its_completion_without_torch(shell: str) -> None:
     script = (
-        "import atexit, sys\n"
-        "atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n"
+        "import sys\n"
         "sys.argv = ['ptl']\n"
         "from posttrain_recipes.cli import main\n"
-        "main()\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    sys.stderr.write(str('torch' in sys.modules))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

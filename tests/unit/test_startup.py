@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -15,14 +16,16 @@ HEAVY = (
 )  # fmt: skip
 
 PROBE = """
-import atexit, sys
+import sys
 
 def tell():
     loaded = sorted(set({heavy!r}) & {{name.split(".")[0] for name in sys.modules}})
     print("HEAVY", *loaded, file=sys.stderr)
 
-atexit.register(tell)
+try:
 {code}
+finally:
+    tell()
 """
 
 RUN = "sys.argv = {words!r}\nfrom posttrain_recipes.cli import main\nmain()"
@@ -59,7 +62,7 @@ CODE = {
 
 def run(code: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROBE.format(heavy=HEAVY, code=code)],
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY, code=indent(code, "    "))],
         cwd=ROOT,
         env={"PTL_HOME": str(home), "PATH": "", "HOME": str(home)},
         capture_output=True,
@@ -78,9 +81,9 @@ def test_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
 
 
 def test_validating_imports_only_the_plugins_of_the_recipe(tmp_path: Path) -> None:
-    code = f"{CODE[f'ptl validate {RECIPE}']}"
-    tell = "import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
-    loaded = set(run(tell + code, tmp_path).stderr.split())
+    code = indent(CODE[f"ptl validate {RECIPE}"], "    ")
+    code = f"try:\n{code}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    loaded = set(run(code, tmp_path).stderr.split())
     assert {"posttrain_recipes.methods.sft", "posttrain_recipes.methods.dpo"} <= loaded
     assert not {"posttrain_recipes.methods.grpo", "posttrain_recipes.rewards.judge"} & loaded
 
@@ -128,3 +131,24 @@ def test_what_is_not_installed_is_told_without_a_traceback(
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ABORTS = """
+import os, sys
+class Late:
+    def __del__(self):
+        os.abort()
+late = Late()
+sys.argv = ["ptl", *{words!r}]
+from posttrain_recipes.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(("runs",), 0), (("validate", "no.yaml"), 2)])
+def test_what_breaks_as_python_is_taken_down_changes_no_exit_code(
+    words: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    done = run(ABORTS.format(words=words), tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout + done.stderr
