@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain_recipes.errors import MissingExtraError, PtlError
+from posttrain_recipes.importing import import_tokenizers
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -270,6 +271,7 @@ def pre_tokenizer(splits: tuple[str, ...]) -> Any:
 
 
 def _by_transformers(location: str) -> Any:
+    import_tokenizers()
     from transformers import AutoTokenizer
 
     file = Path(location)

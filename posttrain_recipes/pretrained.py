@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain_recipes import ggufs
 from posttrain_recipes.errors import PtlError
+from posttrain_recipes.importing import import_models, import_tokenizers
 
 PROCESSOR = "chat_template.json"
 _AGAIN = (
@@ -69,6 +70,7 @@ def load_model(location: str, dtype: Any) -> Any:
 
 def _loaded(location: str, dtype: Any) -> Any:
     """The model, and what transformers tells of loading it."""
+    import_models()
     from transformers import AutoModelForCausalLM
 
     if not ggufs.is_gguf(location):
@@ -105,6 +107,7 @@ def load_tokenizer(location: str, **options: Any) -> Any:
     """The tokenizer of the model at `location`. Raises what transformers does, or `PtlError`."""
     if ggufs.is_gguf(location):
         return ggufs.tokenizer(location)
+    import_tokenizers()
     from transformers import AutoTokenizer
 
     made = AutoTokenizer.from_pretrained(location, **options)

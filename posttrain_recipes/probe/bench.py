@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from posttrain_recipes import models, sdk
+from posttrain_recipes.pretrained import load_tokenizer
 from posttrain_recipes.waiting import says_full
 
 if TYPE_CHECKING:
@@ -204,9 +205,7 @@ class Bench:
         """The model's tokenizer, where this machine can load it."""
         try:
             if (folder := Path(models.resolve(self.model))).is_dir():
-                from transformers import AutoTokenizer
-
-                return AutoTokenizer.from_pretrained(folder)
+                return load_tokenizer(str(folder))
             return self.fresh.get_tokenizer()
         except Exception as error:
             raise UnsupportedError(f"its tokenizer cannot be loaded here: {error}") from None

@@ -152,3 +152,28 @@ def test_what_breaks_as_python_is_taken_down_changes_no_exit_code(
     done = run(ABORTS.format(words=words), tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stdout + done.stderr
+
+
+TOKENIZER = """
+from posttrain_recipes import models, pretrained
+pretrained.load_tokenizer(models.resolve("ptl/nano"))
+left_out = {"transformers.generation.utils", "transformers.modeling_utils", "torch._dynamo"}
+assert not left_out & set(sys.modules), left_out & set(sys.modules)
+
+from transformers.models.auto import auto_factory
+
+class Old:
+    def generate(self): ...
+    def prepare_inputs_for_generation(self): ...
+
+auto_factory.add_generation_mixin_to_remote_model(Old)
+from transformers import GenerationMixin
+assert auto_factory.GenerationMixin is GenerationMixin
+"""
+
+
+def test_a_tokenizer_is_loaded_without_what_generates_and_models_still_have_it(
+    tmp_path: Path,
+) -> None:
+    done = run(TOKENIZER, tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -186,9 +186,9 @@ class State:
     def base_models(self) -> ModelCache:
         """The loaded base models. For the worker thread only: importing torch takes seconds."""
         if self._base_models is None:
-            from posttrain_recipes.engine.model.light import import_transformers
+            from posttrain_recipes.importing import import_models
 
-            import_transformers()
+            import_models()
             from posttrain_recipes.engine.model.base import ModelCache
 
             self._base_models = ModelCache(self.names, self.dtype)
