@@ -104,6 +104,39 @@ def reinforce_pp(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
     return [(r_i - centre) / scale for r_i in r]
 
 
+@estimator(length_norm="token", batch_wide=True)
+def reinforce_pp_baseline(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
+    """(r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline.
+
+    Hu et al. 2025, arXiv 2501.03262: the group is the baseline, the batch the scale.
+    """
+    apart = [a for group in batch for a in group_mean(group)]
+    scale = std(apart) + EPSILON
+    return [a / scale for a in group_mean(r)]
+
+
+@estimator(length_norm="token")
+def maxrl(r: Rewards) -> list[float]:
+    """(r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL.
+
+    Tajwar et al. 2026, arXiv 2602.02710: of rewards 0 and 1 the gradient of
+    log pass@1, cut off at order G, in which a prompt that is rarely solved counts for more. Rewards
+    below 0 have no such meaning, and make the division change signs.
+    """
+    return [(r_i - mean(r)) / (mean(r) + EPSILON) for r_i in r]
+
+
+@estimator(length_norm="token", batch_wide=True)
+def gpg(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
+    """(r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG.
+
+    Chu et al. 2025, arXiv 2504.02546: groups that teach nothing are made up for by the
+    others, so that the size of a step does not depend on how many there are.
+    """
+    varying = sum(varies(group) for group in batch)
+    return [a * len(batch) / max(1, varying) for a in group_mean(r)]
+
+
 if TYPE_CHECKING:
     Estimator = str
 else:
