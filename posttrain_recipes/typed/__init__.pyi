@@ -483,12 +483,16 @@ class _Methods:
         kl_beta: float = ...,
         kl_in: Literal['advantage', 'loss'] = ...,
         kl_estimator: Literal['k1', 'k3'] | None = ...,
-        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp'] = ...,
-        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo'] = ...,
+        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg'] = ...,
+        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
         length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
         clip_low: float | None = ...,
         clip_high: float | None = ...,
+        delta: float | None = ...,
+        off_policy_mask: float | None = ...,
         dro_beta: float = ...,
+        sapo_positive: float = ...,
+        sapo_negative: float = ...,
         batch_size: int = ...,
         epochs: int = ...,
         shuffle: bool = ...,
@@ -535,13 +539,19 @@ class _Methods:
         token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
             kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
         p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
-            advantage: From rewards to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++. [default: group_norm]
-            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence. [default: ppo]
+            advantage: From rewards to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG. [default: group_norm]
+            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
             length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
         (max_tokens divides all); by default what the paper of the advantage does.
-            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo.
-            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo.
+            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
+            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
+            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
+            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
+        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
             dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
+            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
+            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             batch_size: Groups in one batch of rollouts. [default: 16]
             epochs: Passes over the data, each in an order of its own. [default: 1]
             shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
@@ -870,12 +880,16 @@ class _Methods:
         kl_beta: float = ...,
         kl_in: Literal['advantage', 'loss'] = ...,
         kl_estimator: Literal['k1', 'k3'] | None = ...,
-        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp'] = ...,
-        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo'] = ...,
+        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg'] = ...,
+        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
         length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
         clip_low: float | None = ...,
         clip_high: float | None = ...,
+        delta: float | None = ...,
+        off_policy_mask: float | None = ...,
         dro_beta: float = ...,
+        sapo_positive: float = ...,
+        sapo_negative: float = ...,
         batch_size: int = ...,
         epochs: int = ...,
         shuffle: bool = ...,
@@ -921,13 +935,19 @@ class _Methods:
         token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
             kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
         p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
-            advantage: From the rewards of a seat to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++. [default: group_mean]
-            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence. [default: ppo]
+            advantage: From the rewards of a seat to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG. [default: group_mean]
+            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
             length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
         (max_tokens divides all); by default what the paper of the advantage does.
-            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo.
-            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo.
+            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
+            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
+            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
+            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
+        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
             dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
+            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
+            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             batch_size: Groups in one batch of rollouts. [default: 16]
             epochs: Passes over the data, each in an order of its own. [default: 1]
             shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]

@@ -313,7 +313,7 @@ def test_the_spread_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
             {"loss": "cispo", "clip_high": 1.1, "length_norm": "token"},
             {"loss_type": "cispo", "epsilon_high": 1.1},
         ),
-        ({"loss": "sapo", "sapo_temperatures": (0.8, 1.5)}, {"loss_type": "sapo"}),
+        ({"loss": "sapo", "sapo_positive": 0.8, "sapo_negative": 1.5}, {"loss_type": "sapo"}),
         ({"loss": "vespo", "length_norm": "token"}, {"loss_type": "vespo"}),
         ({"delta": 1.4}, {"delta": 1.4}),
         ({"off_policy_mask": 0.05}, {"off_policy_mask_threshold": 0.05}),

@@ -99,3 +99,9 @@ def test_the_penalty_of_an_overlong_reply_rises_over_the_buffer() -> None:
     plain = CompletionConfig(max_tokens=10, overlong="penalize")
     assert (plain.overlong_cost(10, False), plain.overlong_cost(10, True)) == (0.0, 1.0)
     assert CompletionConfig(max_tokens=10).overlong_cost(10, True) == 0.0
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_a_group_of_one_needs_an_estimator_that_tells_something_of_it(name: str) -> None:
+    told = any(advantages.ESTIMATORS[name]([r], [[0.0], [1.0]])[0] for r in (0.0, 1.0))
+    assert told == (name in advantages.ALONE)

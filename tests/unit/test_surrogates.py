@@ -87,7 +87,7 @@ def test_dro_against_its_formula() -> None:
 
 @pytest.mark.parametrize("A", [0.7, -1.3])
 def test_sapo_against_its_formula(A: float) -> None:
-    config = PolicyConfig(loss="sapo", sapo_temperatures=(0.8, 1.5))
+    config = PolicyConfig(loss="sapo", sapo_positive=0.8, sapo_negative=1.5)
     tau = 0.8 if A > 0 else 1.5
     value, slope = by_formula("sapo", GAP, A, config)
     rho = np.exp(GAP.numpy())

@@ -33,16 +33,21 @@ EPSILON = 1e-6
 ESTIMATORS: dict[str, Formula] = {}
 BATCH_WIDE: set[str] = set()
 """Estimators that need the rewards of the whole batch before they can tell anything."""
+ALONE: set[str] = set()
+"""Those of them for which a reply need not be one of a group."""
 LENGTH_NORMS: dict[str, LengthNorm] = {}
 """How each estimator's source weighs the tokens of long and short completions."""
 
 
-def estimator(length_norm: LengthNorm, batch_wide: bool = False) -> Callable[[Any], Any]:
+def estimator(
+    length_norm: LengthNorm, batch_wide: bool = False, alone: bool = False
+) -> Callable[[Any], Any]:
     """Make a function of the rewards of a group a value of the option `advantage`, by its name.
 
     Args:
         length_norm: how its source weighs tokens.
         batch_wide: it takes the rewards of all groups of the batch too.
+        alone: it tells something of a group of one.
     """
 
     def register(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
@@ -50,6 +55,8 @@ def estimator(length_norm: LengthNorm, batch_wide: bool = False) -> Callable[[An
         LENGTH_NORMS[name] = length_norm
         if batch_wide:
             BATCH_WIDE.add(name)
+        if alone:
+            ALONE.add(name)
         ESTIMATORS[name] = function if batch_wide else lambda rewards, batch: function(rewards)
         ESTIMATORS[name].__doc__ = function.__doc__
         return function
@@ -91,7 +98,7 @@ def dr_grpo(r: Rewards) -> list[float]:
     return group_mean(r)
 
 
-@estimator(length_norm="token", batch_wide=True)
+@estimator(length_norm="token", batch_wide=True, alone=True)
 def reinforce_pp(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
     """(r - mean) / (std + 1e-6) over the whole batch, REINFORCE++.
 

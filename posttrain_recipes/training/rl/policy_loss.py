@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -163,8 +163,8 @@ def sapo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tens
     Gao et al. 2025, arXiv 2511.20347: tau is one number where A > 0 and another
     where not. At rho = 1 value and slope are those of -rho A up to a constant.
     """
-    gain, loss = config.sapo_temperatures
-    tau = where_positive(A, logp.new_tensor(gain), logp.new_tensor(loss))
+    taus = (config.sapo_positive, config.sapo_negative)
+    tau = where_positive(A, *map(logp.new_tensor, taus))
     return -(4 / tau) * (tau * (ratio(logp, logq) - 1)).sigmoid() * A
 
 
@@ -217,9 +217,6 @@ else:
     PolicyLoss = Literal[tuple(SURROGATES)]
 
 
-Temperature = Annotated[float, Field(gt=0)]
-
-
 class PolicyConfig(DivergenceConfig):
     """Options of the policy gradient."""
 
@@ -255,8 +252,10 @@ class PolicyConfig(DivergenceConfig):
     nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass."""
     dro_beta: float = Field(default=0.05, gt=0)
     """For loss dro: the pull towards the policy that sampled."""
-    sapo_temperatures: tuple[Temperature, Temperature] = (1.0, 1.05)
-    """For loss sapo: how soon its gate closes, where the advantage is positive and where not."""
+    sapo_positive: float = Field(default=1.0, gt=0)
+    """For loss sapo: how soon its gate closes where the advantage is positive."""
+    sapo_negative: float = Field(default=1.05, gt=0)
+    """For loss sapo: how soon it closes elsewhere."""
 
     @model_validator(mode="after")
     def _clips_have_a_loss(self) -> PolicyConfig:
