@@ -436,9 +436,10 @@ class _Methods:
         max_steps: int | None = ...,
         max_length: int = ...,
         truncate: bool = ...,
-        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust'] = ...,
+        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm'] | Mapping[str, float] = ...,
         beta: float = ...,
         label_smoothing: float = ...,
+        divergence: Literal['reverse_kl', 'forward_kl', 'js'] = ...,
     ) -> MethodPiece: """Direct preference optimization: prefer the chosen reply over the rejected one.
 
         Args:
@@ -462,10 +463,12 @@ class _Methods:
             max_steps: Stop after this many steps, whatever `epochs` says.
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
-            loss: On the margin h: sigmoid is DPO; ipo does not push h without end (its h is of means over
-        tokens, so its margins are small); hinge stops at 1/beta; robust expects flipped labels. [default: sigmoid]
+            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
             beta: Strength of the pull towards the reference; smaller moves further away from it. [default: 0.1]
-            label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid and robust. [default: 0.0]
+            label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
+        exo_pair, aot and aot_unpaired. [default: 0.0]
+            divergence: From the reference, for which the loss is derived: with forward_kl and js the score of a
+        reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref). [default: reverse_kl]
         """
     def grpo(
         self,
