@@ -163,6 +163,7 @@ def _keys(registry: Registry) -> dict[str, Any]:
         "limits": run_keys.limits(),
         "watch": run_keys.watch(),
         "on_end": run_keys.on_end(),
+        "trackers": run_keys.trackers(registry.names("tracker")),
         "resources": {
             "$ref": "#/$defs/resources",
             "description": "What each stage asks of the node that it runs on; read by "

@@ -31,6 +31,7 @@ from posttrain_recipes.running import (
     billing,
     death,
     ending,
+    hearing,
     preflight,
     stalls,
     telling,
@@ -45,11 +46,11 @@ from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
-from posttrain_recipes.running.tracked import log_kept, track_reused, tracked_stage
+from posttrain_recipes.running.tracked import log_kept, tell_again, track_reused, tracked_stage
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking import mlstore
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from posttrain_recipes.version import __version__
 from posttrain_recipes.waiting import (
     TICK,
@@ -88,6 +89,7 @@ def run(
     reporter, scope = patient(reporter or Reporter()), scope or Scope()
     scope.check(plan)
     telling.check(plan)
+    hearing.check(plan)
     if not isinstance(jobs, int):
         ray_tasks.check(jobs, plan)
     mlstore.configured_uri()  # refuses what is no address before anything is spent
@@ -213,7 +215,7 @@ class _Run:
 
     def work(self) -> None:
         """Run every stage that is asked for; raises what the first one that failed raised."""
-        with Tracker(self.kept.home, warn=self.reporter.warning) as tracker:
+        with MlflowTracker(self.kept.home, warn=self.reporter.warning) as tracker:
             tracker.start()
             self._work(tracker)
         if len(self.failures) > 1:
@@ -226,7 +228,7 @@ class _Run:
         for error in self.failures.values():
             raise error
 
-    def _work(self, tracker: Tracker) -> None:
+    def _work(self, tracker: MlflowTracker) -> None:
         for pin in self.plan.pins:
             self.reporter.doing(pin)
         self._preflight()
@@ -234,7 +236,7 @@ class _Run:
         self.spending.start()
         with (
             self._connected() as connection,
-            ending.tracker_run(tracker, self.plan, self.record) as run,
+            ending.tracker_run(tracker, self.plan, self.directory, self.reporter.warning) as run,
         ):
             self.directory.save()
             self.connection = connection
@@ -445,6 +447,7 @@ class _Run:
         if stage.name in self.taken:
             with tracked_stage(stage, kept, tracked) as child:
                 log_kept(self.directory.path, stage, kept, child)
+        tell_again(self.directory, stage, kept, tracked)
         self.stages.run(stage, kept, start, tracked)
         assert kept.checkpoint is not None
         self.serving.checkpoints[stage.name] = kept.checkpoint
