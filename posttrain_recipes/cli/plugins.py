@@ -208,7 +208,9 @@ def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json
 
 
 @plugins.command("new")
-@click.argument("kind", type=click.Choice(["method", "dataset", "reward", "eval", "engine", "tracker"]))
+@click.argument(
+    "kind", type=click.Choice(["method", "dataset", "reward", "eval", "engine", "tracker"])
+)
 @click.argument("name")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 def new_plugin(kind: str, name: str, directory: Path | None) -> None:

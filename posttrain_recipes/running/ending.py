@@ -103,16 +103,19 @@ def tracker_run(
     recipe names."""
     record = directory.record
     tracker.mark_dead_runs()
-    with hearing.told(plan, directory, warn) as told, tracker.run(
-        told=told,
-        recipe=plan.name,
-        run_name=record.id,
-        resolved_yaml=report.resolved_yaml(plan.resolved),
-        description_md=plan.description or None,
-        params=report.run_params(record),
-        tags=report.run_tags(record),
-        run_id=record.tracking_id,
-    ) as tracked:
+    with (
+        hearing.told(plan, directory, warn) as told,
+        tracker.run(
+            told=told,
+            recipe=plan.name,
+            run_name=record.id,
+            resolved_yaml=report.resolved_yaml(plan.resolved),
+            description_md=plan.description or None,
+            params=report.run_params(record),
+            tags=report.run_tags(record),
+            run_id=record.tracking_id,
+        ) as tracked,
+    ):
         record.tracking_id, record.tracking_uri = tracked.run_id, tracker.uri
         yield tracked
 

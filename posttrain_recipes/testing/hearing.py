@@ -76,7 +76,10 @@ class _Bench:
             self._evaluated(name, "after", STEPS)
 
     def _evaluated(self, name: str, when: Any, step: int) -> None:
-        metrics = {"nll": Estimate(2.0, 1.5, 2.5, 16), "exact": Estimate(0.5, math.nan, math.nan, 1)}
+        metrics = {
+            "nll": Estimate(2.0, 1.5, 2.5, 16),
+            "exact": Estimate(0.5, math.nan, math.nan, 1),
+        }
         told = EvalLogged(stage=name, name="held_out", when=when, step=step, metrics=metrics)
         self.tracker.log_eval(told)
         self._samples(name, when, step)

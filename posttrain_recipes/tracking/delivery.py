@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from posttrain_recipes.records import EvalResult, Message, Sample
 from posttrain_recipes.shown import redact, redact_all
-from posttrain_recipes.tracking.mlruns import flatten
 from posttrain_recipes.trackers import (
     CheckpointLogged,
     EvalLogged,
@@ -30,6 +29,7 @@ from posttrain_recipes.trackers import (
     StepMetrics,
     Tracker,
 )
+from posttrain_recipes.tracking.mlruns import flatten
 
 END_SECONDS = 60.0
 """How long the end of a run waits for its trackers, all of them together."""
@@ -304,7 +304,9 @@ def _params(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_secrets(sample: Sample) -> Sample:
     def clean(message: Message) -> Message:
-        return replace(message, content=redact(message.content), reasoning=redact(message.reasoning))
+        return replace(
+            message, content=redact(message.content), reasoning=redact(message.reasoning)
+        )
 
     return replace(
         sample,

@@ -149,7 +149,9 @@ def test_a_resumed_stage_logs_each_step_once(tracker: MlflowTracker, client: Any
     assert len(child.outputs.model_outputs) == 1
 
 
-def test_a_run_that_the_store_no_longer_has_begins_anew(tracker: MlflowTracker, client: Any) -> None:
+def test_a_run_that_the_store_no_longer_has_begins_anew(
+    tracker: MlflowTracker, client: Any
+) -> None:
     with recipe_run(tracker) as first:
         pass
     client.delete_run(first.run_id)
@@ -201,7 +203,9 @@ def test_long_and_many_parameters_are_logged(tracker: MlflowTracker, client: Any
 # --- evals, samples, checkpoints -----------------------------------------------------------------
 
 
-def test_checkpoints_are_models_and_evals_belong_to_them(tracker: MlflowTracker, client: Any) -> None:
+def test_checkpoints_are_models_and_evals_belong_to_them(
+    tracker: MlflowTracker, client: Any
+) -> None:
     with recipe_run(tracker) as run:
         for index, (name, before, after) in enumerate([("sft", 0.1, 0.5), ("dpo", 0.5, 0.7)], 1):
             with run.stage(name=name, index=index) as stage:
@@ -307,7 +311,9 @@ def test_the_status_says_how_a_run_ended(
     assert history(client, ids[1], "train/loss") == [(1, 1.0)]
 
 
-def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(tracker: MlflowTracker, client: Any) -> None:
+def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(
+    tracker: MlflowTracker, client: Any
+) -> None:
     for repeat, status in ((False, "FAILED"), (True, "FINISHED")):
         with recipe_run(tracker) as run:
             with pytest.raises(ValueError, match="bad"), run.stage(name="sft", index=1):
@@ -332,7 +338,9 @@ with tracker.run(recipe="r", run_name="r-1", resolved_yaml="") as run:
 """
 
 
-def test_runs_of_killed_processes_end_as_killed(home: Path, tracker: MlflowTracker, client: Any) -> None:
+def test_runs_of_killed_processes_end_as_killed(
+    home: Path, tracker: MlflowTracker, client: Any
+) -> None:
     command = [sys.executable, "-c", HOLD, str(home)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     holders = [

@@ -84,7 +84,9 @@ def test_the_environment_names_the_store(
     assert not (tmp_path / "unused").exists()
 
 
-def test_secrets_stay_out(tracker: MlflowTracker, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_stay_out(
+    tracker: MlflowTracker, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TINKER_API_KEY", "tml-very-secret")
     monkeypatch.setenv("MAX_TOKENS_NOTE", "not secret at all")
     with recipe_run(
