@@ -1,4 +1,4 @@
-"""Trackers hear of whole runs what MLflow hears: side by side, after a crash, and of reused stages."""
+"""Trackers hear of whole runs what MLflow does: side by side, after a crash, of reused stages."""
 
 from __future__ import annotations
 

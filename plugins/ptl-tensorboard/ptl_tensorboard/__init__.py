@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from posttrain_recipes.plugin import (
     CheckpointLogged,
     EvalLogged,
@@ -22,11 +24,10 @@ from posttrain_recipes.plugin import (
     Tracker,
     hookimpl,
 )
-from pydantic import Field
 
 PTL_API = 1
 FLUSH_SECONDS = 5
-"""What is written is seen by TensorBoard so many seconds later; at evals and checkpoints at once."""
+"""TensorBoard sees what is written so many seconds later, at evals and checkpoints at once."""
 LONGEST = 4000
 """Characters of a prompt or reply that are shown."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ SECRET = "wb-0123456789-secret"
 
 
 @pytest.fixture(autouse=True)
-def nothing_heard() -> Iterator[None]:
+def nothing_heard() -> None:
     Listening.heard.clear()
     Listening.threads.clear()
-    yield
 
 
 def listening(**options: Any) -> Listening:
@@ -34,8 +32,12 @@ def listening(**options: Any) -> Listening:
 
 def begin(told: Deliveries, **more: Any) -> None:
     words: dict[str, Any] = {
-        **{"run_id": "a-1", "recipe": "a", "resolved_yaml": "name: a\n", "description": ""},
-        **{"params": {"seed": 1, "lora": {"rank": 8}}, "tags": {"ptl.run": "a-1"}},
+        "run_id": "a-1",
+        "recipe": "a",
+        "resolved_yaml": "name: a\n",
+        "description": "",
+        "params": {"seed": 1, "lora": {"rank": 8}},
+        "tags": {"ptl.run": "a-1"},
     }
     told.run_started(**{**words, **more})
 
@@ -85,10 +87,14 @@ def test_they_hear_also_where_mlflow_cannot_be_written(
 def test_they_hear_how_it_ended(
     tmp_path: Path, tracker: MlflowTracker, error: BaseException, status: str, text: str
 ) -> None:
-    with pytest.raises(type(error)), Deliveries([listening()], tmp_path) as told:
-        begin(told)
-        with recipe_run(tracker, told=told) as run, run.stage(name="sft", index=1):
-            raise error
+    def broken() -> None:
+        with Deliveries([listening()], tmp_path) as told:
+            begin(told)
+            with recipe_run(tracker, told=told) as run, run.stage(name="sft", index=1):
+                raise error
+
+    with pytest.raises(type(error)):
+        broken()
     assert heard("stage_ended")[0].status == status
     assert (heard("run_ended")[0].status, heard("run_ended")[0].error) == (status, text)
     # The next try finds the folder.
