@@ -29,7 +29,7 @@ def check(plan: Plan) -> None:
             raise PtlError(
                 f"tracker '{tracker.name}' cannot say whether it works",
                 why=redact(f"{type(error).__name__}: {error}"),
-                hint="run without it: --set trackers=[]",
+                hint="run without it: --set 'trackers=[]'",
                 code="bad-plugin",
             ) from error
 
