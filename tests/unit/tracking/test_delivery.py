@@ -15,7 +15,7 @@ from posttrain_recipes.tracking import delivery
 from posttrain_recipes.tracking.delivery import Deliveries
 from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests.hearing import Listening, curve, heard
-from tests.tracked import recipe_run, result
+from tests.tracked import recipe_run, result, sample
 
 SECRET = "wb-0123456789-secret"
 
@@ -58,12 +58,14 @@ def test_they_hear_also_where_mlflow_cannot_be_written(
                 stage.log_metrics({"reward/pass@8": step / 4}, step)
             stage.log_during("held_out", result(0.5), 2)
             stage.log_eval("held_out", "after", result(0.75), 2, checkpoint_uri="x")
+            stage.log_samples("held_out", "step-2", [sample("2+2", "4")], 2)
+            stage.show_samples("rollouts", [sample("2+2", "4")], 2)
             stage.warn("cut")
             stage.log_checkpoint("tinker://a", None, 2)
             told.report = "# a-1"
     assert [name for name, _ in Listening.heard] == [
         *("run_started", "stage_started", "log_metrics", "log_metrics", "log_eval", "log_eval"),
-        *("log_note", "log_checkpoint", "stage_ended", "run_ended"),
+        *("log_samples", "log_samples", "log_note", "log_checkpoint", "stage_ended", "run_ended"),
     ]
     assert Listening.threads == {"tracker listening"}
     (started,), (stage_started,) = heard("run_started"), heard("stage_started")
@@ -75,6 +77,9 @@ def test_they_hear_also_where_mlflow_cannot_be_written(
     during, after = heard("log_eval")
     assert (during.when, during.step, after.when) == ("during", 2, "after")
     assert after.metrics["accuracy"] == result(0.75).metrics["accuracy"]
+    shown, rollouts = heard("log_samples")
+    assert (shown.when, rollouts.when, rollouts.name) == ("during", "training", "rollouts")
+    assert rollouts.samples == (sample("2+2", "4"),)
     assert heard("log_note")[0].warning
     (end,) = heard("run_ended")
     assert (end.status, end.error, end.report) == ("finished", "", "# a-1")
