@@ -158,10 +158,11 @@ class _Folder:
 
     def hparams(self, params: Mapping[str, Any]) -> None:
         """Options of a stage, once."""
-        from tensorboard.plugins.hparams import api
+        # Its public `api` imports TensorFlow.
+        from tensorboard.plugins.hparams import summary_v2
 
         if self._is_new("_hparams_/session_start_info", 0):
-            self._write(api.hparams_pb(dict(params), trial_id=str(self.path)), 0)
+            self._write(summary_v2.hparams_pb(dict(params), trial_id=str(self.path)), 0)
 
     def _is_new(self, tag: str, at: Any) -> bool:
         new = (tag, at) not in self._known

@@ -25,6 +25,7 @@ from posttrain_recipes.plugin import (
     StageStarted,
     StepMetrics,
 )
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.testing import check_plugin
 
 RECIPE = """
@@ -41,6 +42,14 @@ stages:
     dataset: {use: jsonl, path: chat.jsonl}
     method: {use: sft, learning_rate: 1e-3, batch_size: 4, max_steps: 2, epochs: 3}
 """
+
+
+class Warned(Reporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def test_it_conforms() -> None:
@@ -131,7 +140,9 @@ def test_a_real_run_is_there_as_it_was(tmp_path: Path) -> None:
     ]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "seen.yaml").write_text(RECIPE)
-    run = ptl.run(tmp_path / "seen.yaml", home=tmp_path / "home").record
+    heard = Warned()
+    run = ptl.run(tmp_path / "seen.yaml", home=tmp_path / "home", reporter=heard).record
+    assert [text for text in heard.warnings if "tensorboard" in text] == []
     import mlflow
 
     client = mlflow.MlflowClient(run.tracking_uri)

@@ -34,6 +34,8 @@ KEY = "WANDB_API_KEY"
 """The environment variable with the key."""
 MODE = "WANDB_MODE"
 """The environment variable that decides where the recipe does not."""
+FINISH_SECONDS = 45.0
+"""How long the end of a run waits for what is to be sent: less than ptl waits for a tracker."""
 KEPT = "told.json"
 """The file, in the tracker's folder of a run, that says what was handed to W&B."""
 KEEP_SECONDS = 5.0
@@ -52,7 +54,7 @@ class WeightsAndBiases(Tracker):
 
     name = "wandb"
     requires = ("wandb",)
-    extra = "wandb>=0.21"
+    extra = "wandb>=0.31"
 
     class Config(PluginConfig):
         """Options of wandb."""
@@ -96,9 +98,8 @@ class WeightsAndBiases(Tracker):
 
     def run_started(self, run: RunStarted) -> None:
         """Open the run there."""
-        if self.mode == "offline":
-            # Read when wandb is imported: errors of its own would be sent to its makers.
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Read when wandb is imported: it tells its makers of errors, and of how it is used.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._kept = _Kept(run.folder / KEPT, run.run_id)
@@ -212,6 +213,8 @@ def _settings(mode: str) -> Any:
         mode=mode,
         console="off",
         silent=True,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
         reinit="create_new",  # a program that has a run of its own open keeps it
         disable_code=True,
         disable_git=True,
