@@ -87,7 +87,7 @@ class WeightsAndBiases(Tracker):
         if self.mode not in ("online", "offline"):
             raise UsageError(
                 f"tracker 'wandb': {MODE} is {self.mode!r}",
-                hint="it is online or offline; or say it in the recipe: {use: wandb, mode: offline}",
+                hint="set it to online or offline, or write {use: wandb, mode: offline}",
             )
         if self.mode == "online" and not os.environ.get(KEY):
             raise UsageError(

@@ -94,6 +94,9 @@ class Seen:
     """What the files of a run say, all of its tries together."""
 
     def __init__(self, folder: Path) -> None:
+        import wandb
+
+        wandb.teardown()  # its own process has the last word of a run to write
         self.rows: list[dict[str, Any]] = []
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
@@ -191,10 +194,10 @@ def test_a_run_that_goes_on_has_one_id_and_each_step_once(tmp_path: Path) -> Non
         *("tinker://a", "finished"),
         "finished",
     )
-    ((step, table),) = seen.curve("sft", "samples/held_out-before")
-    assert (step, table["nrows"]) == (0, 1)
+    assert seen.curve("sft", "samples/held_out-before/nrows") == [(0, 1)]
+    ((_, path),) = seen.curve("sft", "samples/held_out-before/path")
     files = seen.paths[0].parent / "files"
-    rows = json.loads((files / table["path"]).read_text())
+    rows = json.loads((files / path).read_text())
     assert dict(zip(rows["columns"], rows["data"][0], strict=True)) == {
         "prompt": "system: Be brief.\nuser: 3 + 4?",
         "reply": "7",
