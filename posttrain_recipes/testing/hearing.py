@@ -32,7 +32,7 @@ CUT = 4
 """The step after which a run is interrupted, and told again from the first."""
 
 
-class _Told:
+class _ToldRun:
     """A tracker with a folder; it is handed one event after another, by the check's thread."""
 
     def __init__(self, tracker: Tracker, folder: Path) -> None:
@@ -100,9 +100,9 @@ class _Told:
 
 
 @contextmanager
-def _told(tracker: Tracker) -> Any:
+def _told_run(tracker: Tracker) -> Any:
     with tempfile.TemporaryDirectory(prefix="ptl-check-") as folder:
-        yield _Told(tracker, Path(folder))
+        yield _ToldRun(tracker, Path(folder))
 
 
 def checks(make: Make) -> tuple[tuple[str, Callable[..., Iterable[str]]], ...]:
@@ -112,7 +112,7 @@ def checks(make: Make) -> tuple[tuple[str, Callable[..., Iterable[str]]], ...]:
         tracker: Tracker = make(entry, options)
         yield from (f"option '{option}': {told}" for option, told in tracker.problems())
         tracker.check()
-        with _told(tracker) as bench:
+        with _told_run(tracker) as bench:
             bench.begin()
             # Side by side, as with --jobs.
             bench.stage("first", 1, last=CUT)
@@ -123,7 +123,7 @@ def checks(make: Make) -> tuple[tuple[str, Callable[..., Iterable[str]]], ...]:
             bench.close()
 
     def hears_again(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
-        with _told(make(entry, options)) as bench:
+        with _told_run(make(entry, options)) as bench:
             bench.begin()
             bench.stage("first", 1)
             bench.end("first")
@@ -142,12 +142,12 @@ def checks(make: Make) -> tuple[tuple[str, Callable[..., Iterable[str]]], ...]:
         return ()
 
     def hears_failures(entry: Entry, options: Mapping[str, Any]) -> Iterable[str]:
-        with _told(make(entry, options)) as bench:
+        with _told_run(make(entry, options)) as bench:
             bench.begin()
             bench.stage("first", 1, last=1)
             bench.end("first", "failed")
             bench.close("failed", "PtlError: the engine is gone")
-        with _told(make(entry, options)) as bench:
+        with _told_run(make(entry, options)) as bench:
             bench.begin()  # and ends before a stage was begun
             bench.close("killed")
         return ()
