@@ -132,6 +132,7 @@ def test_the_page_of_options_has_them(tmp_path: Path) -> None:
     assert start.hparams["beta"].number_value == pytest.approx(0.1)
 
 
+@pytest.mark.nightly
 def test_a_real_run_is_there_as_it_was(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": f"{n} + 1 ="} for n in range(20)]
     rows = [

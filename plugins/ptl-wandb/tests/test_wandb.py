@@ -226,6 +226,7 @@ def test_a_run_that_is_to_be_online_needs_a_key(monkeypatch: pytest.MonkeyPatch)
     assert "api_key" not in WeightsAndBiases.Config.model_fields
 
 
+@pytest.mark.nightly
 def test_a_real_run_is_there_as_it_was(tmp_path: Path) -> None:
     rows = [
         {
