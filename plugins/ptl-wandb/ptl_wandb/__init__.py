@@ -39,7 +39,8 @@ FINISH_SECONDS = 45.0
 KEPT = "told.json"
 """The file, in the tracker's folder of a run, that says what was handed to W&B."""
 KEEP_SECONDS = 5.0
-"""How often it is written, at evals and ends aside."""
+"""How often it is written, and by how much it is behind: wandb has its own process write, and a
+machine that dies may take along what that has not written. Told twice is better than never."""
 
 
 class WeightsAndBiases(Tracker):
@@ -136,7 +137,7 @@ class WeightsAndBiases(Tracker):
     def log_metrics(self, found: StepMetrics) -> None:
         """A row of the history; what it has already is left out."""
         self._log(found.stage, found.step, found.values)
-        self._kept.write(now=False)
+        self._kept.write_behind()
 
     def _log(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         names = {f"{stage}/{name}": value for name, value in values.items()}
@@ -158,7 +159,7 @@ class WeightsAndBiases(Tracker):
         self._log(found.stage, found.step, values)
         for text in found.notes:
             self._note(found.stage, f"{found.name}: {text}")
-        self._kept.write()
+        self._kept.write_behind()
 
     def log_samples(self, shown: SamplesLogged) -> None:
         """A table; a note says where there are more than it has."""
@@ -176,7 +177,6 @@ class WeightsAndBiases(Tracker):
         """Its address, in the summary."""
         self._run.summary[f"{saved.stage}/checkpoint"] = saved.uri
         self._run.summary[f"{saved.stage}/checkpoint_step"] = saved.step
-        self._kept.write()
 
     def log_note(self, note: NoteLogged) -> None:
         """A sentence, in the summary."""
@@ -191,7 +191,6 @@ class WeightsAndBiases(Tracker):
     def stage_ended(self, stage: StageEnded) -> None:
         """Its status, in the summary."""
         self._run.summary[f"{stage.stage}/status"] = stage.status
-        self._kept.write()
 
     def run_ended(self, run: RunEnded) -> None:
         """The report, the status, and the end of the run there."""
@@ -200,8 +199,11 @@ class WeightsAndBiases(Tracker):
         self._run.summary["status"] = run.status
         if run.error:
             self._run.summary["error"] = run.error
-        self._kept.write()
-        self._run.finish(exit_code=0 if run.status == "finished" else 1)
+        try:
+            self._run.finish(exit_code=0 if run.status == "finished" else 1)
+        finally:
+            # What was not sent in time lies in wandb's files.
+            self._kept.write()
 
 
 def _settings(mode: str) -> Any:
@@ -245,6 +247,7 @@ class _Kept:
         self.last: dict[str, int] = kept.get("last", {})
         self.single: dict[str, list[int]] = kept.get("single", {})
         self.notes: dict[str, list[str]] = kept.get("notes", {})
+        self._behind = self._text()
         self._written = 0.0
         self.write()
 
@@ -259,13 +262,24 @@ class _Kept:
         self.last[name] = max(step, self.last.get(name, -1))
         return new
 
-    def write(self, *, now: bool = True) -> None:
-        """Have it on the disk, as a whole or not at all."""
-        if not now and time.monotonic() - self._written < KEEP_SECONDS:
-            return
+    def _text(self) -> str:
         kept = {"id": self.id, "last": self.last, "single": self.single, "notes": self.notes}
+        return json.dumps(kept)
+
+    def write_behind(self) -> None:
+        """Now and then, have on the disk what was so a while ago."""
+        if time.monotonic() - self._written >= KEEP_SECONDS:
+            self._put(self._behind)
+            self._behind = self._text()
+
+    def write(self) -> None:
+        """Have it on the disk as it is."""
+        self._put(self._text())
+
+    def _put(self, text: str) -> None:
+        """As a whole or not at all."""
         beside = self.path.with_suffix(".new")
-        beside.write_text(json.dumps(kept), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(self.path)
         self._written = time.monotonic()
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
+import ptl_wandb
 from ptl_wandb import WeightsAndBiases
 
 import posttrain_recipes as ptl
@@ -210,6 +211,23 @@ def test_a_run_that_goes_on_has_one_id_and_each_step_once(tmp_path: Path) -> Non
     assert not {"output", "output_raw", "stats", "environment"} & seen.kinds
     assert not list(files.glob("wandb-metadata.json"))
     assert not list(files.glob("requirements.txt"))
+
+
+def test_a_machine_that_dies_leaves_no_step_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(ptl_wandb.time, "monotonic", lambda: now[0])
+    kept = ptl_wandb._Kept(tmp_path / "told.json", "t-1")
+    for step in range(1, 30):
+        now[0] += 1
+        assert kept.is_new("sft/train/loss", step)
+        kept.write_behind()
+    again = ptl_wandb._Kept(tmp_path / "told.json", "t-1")
+    assert again.id == kept.id
+    assert 29 - 10 <= again.last["sft/train/loss"] <= 29 - 5
+    kept.write()
+    assert ptl_wandb._Kept(tmp_path / "told.json", "t-1").last["sft/train/loss"] == 29
 
 
 def test_a_run_that_is_to_be_online_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
