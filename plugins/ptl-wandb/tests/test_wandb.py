@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,7 +218,7 @@ def test_a_machine_that_dies_leaves_no_step_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(ptl_wandb.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ptl_wandb, "time", SimpleNamespace(monotonic=lambda: now[0]))
     kept = ptl_wandb._Kept(tmp_path / "told.json", "t-1")
     for step in range(1, 30):
         now[0] += 1
