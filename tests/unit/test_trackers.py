@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from posttrain_recipes import typed
+from posttrain_recipes import registry, typed
 from posttrain_recipes.errors import PtlError, RecipeError, UsageError
 from posttrain_recipes.plugin import RunStarted, Tracker, hookimpl
+from posttrain_recipes.reporting.reproduction import plan_again
 from posttrain_recipes.running import hearing, preflight
+from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import default_home
 from tests.conftest import Install, Project, Ptl
 from tests.hearing import Listening, Needing
@@ -62,6 +64,12 @@ def test_they_stand_by_name_or_with_options_and_change_no_fingerprint(project: P
     assert plan.stages[0].fingerprint == bare.stages[0].fingerprint
     assert plan.resolved["trackers"] == ["listening", {"use": "listening", "project": "x"}]
     assert bare.trackers == ()
+
+
+def test_a_run_that_others_reproduce_tells_nobody(project: Project) -> None:
+    plan = project.plan(RECIPE + "trackers: [listening]\n")
+    again = plan_again(new_record(plan, "demo-1"), registry.load())
+    assert (again.trackers, again.fingerprint) == ((), plan.fingerprint)
 
 
 @pytest.mark.parametrize(
