@@ -30,7 +30,6 @@ from posttrain_recipes.planning import (
     rates,
     registered,
     renderers,
-    trackers,
 )
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
@@ -113,7 +112,7 @@ def _build(
         building.check_model(builder, model, ("model",))
     engine = builder.engine = building.engine(builder, data.get("engine", "local"))
     on_end.check(data.get("on_end"), builder.fault)
-    hear = trackers.asked(builder, data.get("trackers"))
+    trackers = building.trackers(builder, data.get("trackers"))
     rates.settle(builder)
     stages = _stages(builder, data)
     if not builder.faults:
@@ -135,7 +134,7 @@ def _build(
         watch=filmstrip(data.get("watch"), engine.billed),
         same_tokenizer=tuple(builder.same_tokenizer),
         on_end=on_end.asked(data.get("on_end")),
-        trackers=hear,
+        trackers=trackers,
         path=recipe.path,
         preset=recipe.preset,
         fingerprint=depends.digest(

@@ -6,7 +6,7 @@ nothing to train, and writes what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -60,7 +60,7 @@ def complete(plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope:
         reporter.doing("all of its stages are done; its end, which was not written, is written now")
         with kept.open(run) as directory:
             tracker = MlflowTracker(kept.home, warn=reporter.warning)
-            with tracker, tracker_run(tracker, plan, directory, reporter.warning) as tracked:
+            with tracker, tracker_run(tracker, plan, directory, reporter) as tracked:
                 for stage in scope.stages(plan):
                     track_reused(directory, stage, run.stage(stage.name), tracked)
                 summarize(tracked, run)
@@ -97,14 +97,14 @@ def log_report(
 
 @contextmanager
 def tracker_run(
-    tracker: MlflowTracker, plan: Plan, directory: RunDirectory, warn: Callable[[str], None]
+    tracker: MlflowTracker, plan: Plan, directory: RunDirectory, reporter: Reporter
 ) -> Iterator[RecipeRun]:
     """The recipe's run in MLflow, a new one or that of an earlier try, and in the trackers that the
     recipe names."""
     record = directory.record
     tracker.mark_dead_runs()
     with (
-        hearing.told(plan, directory, warn) as told,
+        hearing.told(plan, directory, reporter) as told,
         tracker.run(
             told=told,
             recipe=plan.name,

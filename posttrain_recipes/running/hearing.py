@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.reporting import report
+from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory
 from posttrain_recipes.tracking.delivery import Deliveries
@@ -35,10 +36,10 @@ def check(plan: Plan) -> None:
 
 
 @contextmanager
-def told(plan: Plan, directory: RunDirectory, warn: Callable[[str], None]) -> Iterator[Deliveries]:
+def told(plan: Plan, directory: RunDirectory, reporter: Reporter) -> Iterator[Deliveries]:
     """The trackers of a run, told that it begins; at the end they are waited for."""
-    record = directory.record
-    with Deliveries(plan.trackers, directory.path / "trackers", warn) as deliveries:
+    record, folder = directory.record, directory.path / "trackers"
+    with Deliveries(plan.trackers, folder, reporter.warning, reporter.doing) as deliveries:
         deliveries.run_started(
             run_id=record.id,
             recipe=plan.name,

@@ -24,7 +24,7 @@ from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
-from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
+from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals, take
 from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import (
     activity,
@@ -236,7 +236,7 @@ class _Run:
         self.spending.start()
         with (
             self._connected() as connection,
-            ending.tracker_run(tracker, self.plan, self.directory, self.reporter.warning) as run,
+            ending.tracker_run(tracker, self.plan, self.directory, self.reporter) as run,
         ):
             self.directory.save()
             self.connection = connection
@@ -479,7 +479,7 @@ class _Run:
             usd=kept.usd,
         )
         if decision.run and decision.stage:
-            _take(stage, fresh, decision.run, decision.stage)
+            take(stage, fresh, decision.run, decision.stage)
         self.record.stages[stage.index - 1] = fresh
         self.directory.save()
         return fresh
@@ -487,20 +487,3 @@ class _Run:
 
 def _described(engine: Engine) -> str:
     return f"{engine.name}, {engine.precision}" if engine.precision else engine.name
-
-
-def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:
-    """Have `kept` say what an earlier run trained on the same inputs."""
-    kept.status, kept.reused_from = "reused", earlier.reused_from or run.id
-    for name in ("checkpoint", "start", "total_steps", "records", "tokens", "made_in"):
-        setattr(kept, name, getattr(earlier, name))
-    kept.made, kept.warnings = dict(earlier.made), list(earlier.warnings)
-    kept.notes, kept.ended = list(earlier.notes), earlier.ended
-    names = {planned.fingerprint: planned.name for planned in stage.evals}
-    for results, found in (
-        (kept.before, earlier.before),
-        (kept.during, earlier.during),
-        (kept.after, earlier.after),
-    ):
-        results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
-        results += [m for m in found if m.fingerprint.startswith(store.OWN)]

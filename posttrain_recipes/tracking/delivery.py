@@ -35,6 +35,8 @@ END_SECONDS = 60.0
 """How long the end of a run waits for its trackers, all of them together."""
 KILLED_SECONDS = 10.0
 """How long one waits that somebody stopped, who is waiting too."""
+SOON = 2.0
+"""Seconds that it waits without a word."""
 MOST_WAITING = 10_000
 """What may wait for one tracker: beyond it steps and samples are left out, and counted."""
 _MANY = ("log_metrics", "log_samples")
@@ -90,6 +92,10 @@ class Delivery:
                 if self._refused:
                     self._waiting.clear()
 
+    def refuse(self, error: OSError) -> None:
+        """It has no folder to begin in."""
+        self._report("run_started", error)
+
     def _report(self, what: str, error: BaseException) -> None:
         begun = what != "run_started"
         self._failed[what] += 1
@@ -105,12 +111,16 @@ class Delivery:
             text += "; nothing more is told to it, and the run goes on"
         self._warn(redact(text))
 
-    def close(self, until: float) -> None:
+    def close(self, until: float, say: Callable[[str], None]) -> None:
         """Wait for it up to a time of `time.monotonic()`, and say what did not arrive."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(max(0.0, until - time.monotonic()))
+        left = max(0.0, until - time.monotonic())
+        self._thread.join(min(SOON, left))
+        if self._thread.is_alive() and left > SOON:
+            say(f"waiting for tracker '{self.label}', {left:.0f} s at most")
+            self._thread.join(max(0.0, until - time.monotonic()))
         with self._changed:
             lost, busy = len(self._waiting), self._thread.is_alive()
             at = self._waiting[0][0] if lost else ""
@@ -212,7 +222,9 @@ class Deliveries:
         trackers: Sequence[Tracker] = (),
         folder: Path = Path(),
         warn: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self._say = say
         self.report = ""
         """The run's report as Markdown, once there is one."""
         self._each: list[Delivery] = []
@@ -234,7 +246,7 @@ class Deliveries:
         seconds = KILLED_SECONDS if self._ended == "killed" else END_SECONDS
         until = time.monotonic() + seconds
         for one in self._each:
-            one.close(until)
+            one.close(until, self._say)
 
     def _tell(self, what: str, event: Any) -> None:
         for one in self._each:
@@ -253,7 +265,11 @@ class Deliveries:
         """The run begins, or goes on where a tracker's folder is there already."""
         for one in self._each:
             resumed = one.folder.is_dir()
-            one.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                one.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                one.refuse(error)
+                continue
             started = RunStarted(
                 run_id=run_id,
                 recipe=recipe,

@@ -140,10 +140,23 @@ def test_one_that_cannot_begin_hears_nothing_more_and_another_of_its_kind_does(
     assert len(heard("log_note")) == len(heard("run_ended")) == 1
 
 
+def test_one_without_a_folder_fails_no_run(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    (tmp_path / "file").write_text("no folder")
+    with Deliveries([listening()], tmp_path / "file", warnings.append) as told:
+        begin(told)
+        told.run_ended("finished")
+    (warning,) = warnings
+    assert "NotADirectoryError" in warning
+    assert Listening.heard == []
+
+
 def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "SOON", 0.01)
     monkeypatch.setattr(delivery, "MOST_WAITING", 5)
     warnings: list[str] = []
+    said: list[str] = []
     hanging, inside = threading.Event(), threading.Event()
 
     class Hanging(Listening):
@@ -156,7 +169,7 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.Mon
 
     slow, quick = Hanging(Hanging.Config()), listening()
     try:
-        with Deliveries([slow, quick], tmp_path, warnings.append) as told:
+        with Deliveries([slow, quick], tmp_path, warnings.append, said.append) as told:
             begin(told)
             stage = told.stage("sft", 1, {})
             stage.log_metrics({"loss": 0.0}, 0)
@@ -166,6 +179,7 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.Mon
             told.run_ended("finished")
     finally:
         hanging.set()
+    assert said == ["waiting for tracker 'listening', 0 s at most"]
     first = next(text for text in warnings if "'listening' " in text)
     assert "4 were left out, as too much waited" in first
     assert "6 were not delivered, as it is busy in log_metrics; the run does not wait" in first
