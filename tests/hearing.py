@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from posttrain_recipes import registry
 from posttrain_recipes.plugin import PluginConfig, RunEnded, RunStarted, StepMetrics, Tracker
+from posttrain_recipes.registry import Entry
 
 METHODS = (
     *("stage_started", "log_metrics", "log_eval", "log_samples", "log_checkpoint", "log_note"),
@@ -60,6 +64,18 @@ class Needing(Tracker):
     extra = "no-such-package>=2"
 
     def run_started(self, run: RunStarted) -> None: ...
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """`listening` is among the plugins, and has heard nothing."""
+    shelf = registry.load().entries["tracker"]
+    shelf.put("listening", Entry("tracker", Listening, "ptl-listening", "1.0", 1))
+    Listening.heard.clear()
+    try:
+        yield
+    finally:
+        del shelf["listening"]
 
 
 def heard(what: str) -> list[Any]:

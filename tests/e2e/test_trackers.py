@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 import posttrain_recipes as ptl
-from posttrain_recipes import registry
-from posttrain_recipes.registry import Entry
 from posttrain_recipes.reporting import report
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import RunRecord
 from posttrain_recipes.tracking import curves, mlstore
 from tests.e2e.test_run import ROOT
-from tests.hearing import Listening, curve, folder_of, heard
+from tests.hearing import Listening, curve, folder_of, heard, installed
 from tests.tracked import history
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
@@ -55,11 +53,8 @@ class Crashing(Reporter):
 
 @pytest.fixture(autouse=True)
 def listens() -> Iterator[None]:
-    shelf = registry.load().entries["tracker"]
-    shelf.put("listening", Entry("tracker", Listening, "ptl-listening", "1.0", 1))
-    Listening.heard.clear()
-    yield
-    del shelf["listening"]
+    with installed():
+        yield
 
 
 @pytest.fixture
