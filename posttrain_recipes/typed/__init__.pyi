@@ -1,6 +1,6 @@
 """Generated from the schema of recipes by tools/typed_stub.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ class MethodPiece(RecipePart): ...
 class RewardPiece(RecipePart): ...
 class EvalPiece(RecipePart): ...
 class EnginePiece(RecipePart): ...
+class TrackerPiece(RecipePart): ...
 class RecipePiece(RecipePart): ...
 class StagePiece(RecipePart): ...
 class RepeatPiece(RecipePart): ...
@@ -1749,6 +1750,11 @@ class _Engines:
 
 engine: _Engines
 
+class _Trackers:
+    def __getattr__(self, name: str) -> Callable[..., TrackerPiece]: ...
+
+tracker: _Trackers
+
 def recipe(
     *,
     name: str = ...,
@@ -1762,6 +1768,7 @@ def recipe(
     limits: Mapping[str, Any] = ...,
     watch: Any = ...,
     on_end: Any = ...,
+    trackers: Sequence[TrackerPiece | str] = ...,
     resources: ResourcesPiece = ...,
     matrix: Mapping[str, Any] = ...,
     expect: Mapping[str, str] = ...,
@@ -1780,6 +1787,7 @@ def recipe(
         limits: Bounds on what a run may spend, all its tries together. It stops before one is passed, keeps what it has, and goes on where it stopped once the bound is raised.
         watch: The prompts that `ptl watch` shows answered again and again while a stage trains; false: none. By default there are, unless the engine bills for tokens. It changes no result, and nothing is trained again for it.
         on_end: Told how each try of a run ended, whatever the end: a command or a webhook; false: nobody. It changes no result; one that fails is told, and fails no run.
+        trackers: Plugins that hear what MLflow hears, by name or with options, as [tensorboard, {use: wandb, project: sums}]. They change no result, and what they fail at is told and fails no run.
         resources: What each stage asks of the node that it runs on; read by `ptl run --jobs ray`.
         matrix: Values to try: the recipe runs with each combination of them.
         expect: Bounds on results of each way through the recipe, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.

@@ -261,11 +261,11 @@ def test_a_killed_run_leaves_no_engine_and_shows_as_killed(recipe: Path, tmp_pat
     home = tmp_path / "home"
     drive(recipe, home, "sft", 2, signal.SIGKILL)
     assert wait_for_end(engines_of(home))
-    from posttrain_recipes.tracking.tracker import Tracker
+    from posttrain_recipes.tracking.tracker import MlflowTracker
 
     (killed,) = Store(home).runs()
     assert killed.tracking_id
-    Tracker(home).mark_dead_runs()
+    MlflowTracker(home).mark_dead_runs()
     assert mlflow_status(home, killed.tracking_id) == "KILLED"
 
 
