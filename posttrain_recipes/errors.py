@@ -60,6 +60,14 @@ class PtlError(Exception):
         return "\n".join(lines)
 
 
+def said_by(error: BaseException) -> str:
+    """What an error of somebody else's code says; "" where it cannot even say that."""
+    try:
+        return str(error).strip()
+    except Exception:  # its __str__ is somebody else's too
+        return ""
+
+
 class PtlWarning(UserWarning):
     """Something that should be known and stops nothing; the command line prints it as a line."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from posttrain_recipes import ggufs, hub, models
-from posttrain_recipes.errors import Fault, MissingExtraError, UsageError
+from posttrain_recipes.errors import Fault, MissingExtraError, PtlError, UsageError, said_by
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.language.recipe import Recipe, environment_names, expand_environment
@@ -39,7 +39,7 @@ from posttrain_recipes.planning.plans import (
 )
 from posttrain_recipes.planning.tokens import tokenizer_file
 from posttrain_recipes.plugin import Dataset, Engine, Eval, Plugin, Tracker
-from posttrain_recipes.registry import Registry, suggest
+from posttrain_recipes.registry import OWN, Entry, Registry, suggest
 from posttrain_recipes.shown import is_address, redact
 from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
 from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
@@ -150,6 +150,21 @@ def plugin(builder: Builder, kind: str, spec: Any, key: Key, core: tuple[str, ..
     except MissingExtraError as error:
         builder.fault((*key, "use"), f"{error.what}; {error.hint}", code=error.code)
         return None
+    try:
+        return _made(builder, entry, spec, key, core)
+    except (PtlError, OSError, ImportError):
+        raise
+    except (Exception, SystemExit) as error:
+        if entry.distribution == OWN:
+            raise
+        why = redact(f"{type(error).__name__}: {said_by(error)}")
+        message = f"{kind} '{entry.name}' of {entry.distribution} fails with these options: {why}"
+        builder.fault((*key, "use"), message, code="bad-plugin")
+        return None
+
+
+def _made(builder: Builder, entry: Entry, spec: Any, key: Key, core: tuple[str, ...]) -> Any:
+    kind = entry.kind
     options = {k: v for k, v in spec.items() if k != "use" and k not in core}
     try:
         # An engine reads its key when it connects: a recipe can be checked without one.

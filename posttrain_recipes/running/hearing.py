@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, said_by
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.reporting import report
 from posttrain_recipes.running.events import Reporter
@@ -26,10 +26,10 @@ def check(plan: Plan) -> None:
             tracker.check()
         except PtlError:
             raise
-        except Exception as error:  # a stranger's
+        except (Exception, SystemExit) as error:  # a stranger's
             raise PtlError(
                 f"tracker '{tracker.name}' cannot say whether it works",
-                why=redact(f"{type(error).__name__}: {error}"),
+                why=redact(f"{type(error).__name__}: {said_by(error)}"),
                 hint="run without it: --set 'trackers=[]'",
                 code="bad-plugin",
             ) from error

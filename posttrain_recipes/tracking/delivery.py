@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain_recipes.errors import said_by
 from posttrain_recipes.records import EvalResult, Message, Sample
 from posttrain_recipes.shown import redact, redact_all
 from posttrain_recipes.trackers import (
@@ -103,7 +104,7 @@ class Delivery:
         if kind in self._told:
             return
         self._told.add(kind)
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(said_by(error).splitlines()), "")
         reason = f"{kind[1]}: {reason[:600]}" if reason else kind[1]
         text = f"tracker '{self.label}' failed in {what}: {reason}"
         if not begun:
@@ -293,7 +294,7 @@ class Deliveries:
     def run_ended(self, status: Ended, error: BaseException | None = None) -> None:
         """This try of the run ends."""
         self._ended = status
-        why = redact(f"{type(error).__name__}: {error}") if error is not None else ""
+        why = redact(f"{type(error).__name__}: {said_by(error)}") if error is not None else ""
         self._tell("run_ended", RunEnded(status=status, error=why, report=redact(self.report)))
 
 

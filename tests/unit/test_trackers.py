@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ class Keyed(Tracker):
     """Has no key, or cannot even say so."""
 
     name = "keyed"
-    raises: Exception = UsageError("KEY is not set", hint="export KEY=...")
+    raises: BaseException = UsageError("KEY is not set", hint="export KEY=...")
 
     def check(self) -> None:
         raise self.raises
@@ -39,9 +40,18 @@ class Keyed(Tracker):
     def run_started(self, run: RunStarted) -> None: ...
 
 
+class Unmakeable(Keyed):
+    """Fails as it is made."""
+
+    name = "unmakeable"
+
+    def __init__(self, *given: Any) -> None:
+        raise self.raises
+
+
 @hookimpl
 def ptl_trackers() -> list[type[Tracker]]:
-    return [Listening, Needing, Keyed]
+    return [Listening, Needing, Keyed, Unmakeable]
 
 
 @pytest.fixture
@@ -132,9 +142,21 @@ def test_one_that_is_known_not_to_work_is_refused_before_anything_is_spent(
     assert said.code == 2
     assert "KEY is not set" in said.err
     assert not (default_home() / "runs").is_dir()
-    monkeypatch.setattr(Keyed, "raises", ZeroDivisionError("1/0"))
-    with pytest.raises(PtlError, match="tracker 'keyed' cannot say whether it works"):
-        hearing.check(plan)
+    for raised in (ZeroDivisionError("1/0"), SystemExit(0)):  # which would end a command with 0
+        monkeypatch.setattr(Keyed, "raises", raised)
+        with pytest.raises(PtlError, match="tracker 'keyed' cannot say whether it works"):
+            hearing.check(plan)
+
+
+@pytest.mark.parametrize("raised", [KeyError("x"), SystemExit(0)])
+def test_one_that_cannot_be_made_is_a_fault_of_its_package(
+    ptl: Ptl, project: Project, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    project.write("mine.yaml", RECIPE + "trackers: [unmakeable]\n")
+    monkeypatch.setattr(Keyed, "raises", raised)
+    said = ptl("validate", "mine.yaml")
+    assert said.code == 2
+    assert "tracker 'unmakeable' of ptl-listening fails with these options" in said.out + said.err
 
 
 def test_commands_name_them(project: Project, ptl: Ptl) -> None:

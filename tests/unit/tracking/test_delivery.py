@@ -125,6 +125,26 @@ def test_what_fails_is_told_once_for_each_kind_and_the_rest_is_heard(tmp_path: P
     assert len(heard("run_ended")) == 1
 
 
+def test_an_error_that_cannot_say_what_it_is_stops_no_delivery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("not even this")
+
+    def fail(self: Listening, event: object) -> None:
+        raise Mute
+
+    monkeypatch.setattr(Listening, "log_note", fail)
+    warnings: list[str] = []
+    with Deliveries([listening()], tmp_path, warnings.append) as told:
+        begin(told)
+        told.stage("sft", 1, {}).note("a note")
+        told.run_ended("failed", Mute())
+    assert warnings == ["tracker 'listening' failed in log_note: Mute"]
+    assert [one.status for one in heard("run_ended")] == ["failed"]
+
+
 def test_one_that_cannot_begin_hears_nothing_more_and_another_of_its_kind_does(
     tmp_path: Path,
 ) -> None:
