@@ -33,6 +33,11 @@ class RolloutMethod(Method):
                     "group_size 1 leaves nothing to compare a reply with; raise it, or take "
                     f"advantage: {', '.join(sorted(ALONE))}, which compares the batch"
                 )
+            if self.advantage == "maxrl" and self.overlong == "penalize":
+                raise ValueError(
+                    "overlong: penalize makes rewards below 0, by which advantage 'maxrl' cannot "
+                    "divide; take overlong: mask, or another advantage"
+                )
             if self.group_size == 1 and self.zero_variance_groups == "replace":
                 raise ValueError("zero_variance_groups: replace needs a group_size of 2 or more")
             return self

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.options import PluginConfig
 
 if TYPE_CHECKING:
@@ -127,9 +128,19 @@ def maxrl(r: Rewards) -> list[float]:
     """(r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL.
 
     Tajwar et al. 2026, arXiv 2602.02710: of rewards 0 and 1 the gradient of
-    log pass@1, cut off at order G, in which a prompt that is rarely solved counts for more. Rewards
-    below 0 have no such meaning, and make the division change signs.
+    log pass@1, cut off at order G, in which a prompt that is rarely solved counts for more.
+
+    Raises:
+        PtlError: a reward is below 0, which would turn the division's sign: bad replies were
+            learned from then.
     """
+    if min(r, default=0.0) < 0:
+        raise PtlError(
+            f"advantage 'maxrl' divides by a group's mean reward, and a reply got {min(r):g}",
+            why="below 0 it would make bad replies likelier",
+            hint="give rewards of 0 and more, or take advantage: group_norm",
+            code="reward-failed",
+        )
     return [(r_i - mean(r)) / (mean(r) + EPSILON) for r_i in r]
 
 
