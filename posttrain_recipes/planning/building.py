@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +212,18 @@ def _problems(builder: Builder, made: Plugin, key: Key) -> None:
             builder.fault((*key, option), message, code=code)
     except OSError as error:  # of a path that no system takes
         builder.fault(key, f"cannot be looked at: {error.strerror or error}")
+
+
+def distinct(builder: Builder, evals: Sequence[PlannedEval], key: Key) -> tuple[PlannedEval, ...]:
+    """The evals of a stage, of which no two may measure the same: what one found is known by what
+    it measured, and the second would have no result."""
+    first: dict[str, str] = {}
+    for planned in evals:
+        other = first.setdefault(planned.fingerprint, planned.name)
+        if other != planned.name:
+            told = f"evals '{other}' and '{planned.name}' measure the same, on the same records"
+            builder.fault(key, f"{told}; remove one")
+    return tuple(evals)
 
 
 def engine(builder: Builder, spec: Any) -> Engine | None:

@@ -440,7 +440,7 @@ def _evals(
         if name and name in own:
             builder.fault(where, f"two evals of this stage are named '{name}'; give one a 'name:'")
         own.add(name)
-    return tuple(found)
+    return building.distinct(builder, found, (*key, "eval"))
 
 
 def _named_anywhere(builder: Builder, name: str) -> bool:

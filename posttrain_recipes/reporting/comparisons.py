@@ -194,7 +194,7 @@ def notes(found: Sequence[Table], sections: int = 1) -> list[str]:
     """
     cells = [cell for table in found for cell in table.cells]
     tests = [cell.against for cell in cells if cell.against]
-    said = []
+    said = [] if found else ["No eval has a result: there is nothing to compare."]
     if any(table.best and len(table.cells) > 1 for table in found):
         said.append("* best value, where it is told apart from the first way's.")
     if tests:

@@ -198,6 +198,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         GOOD.replace("[{use: nll}]", "[{use: nll}, {use: nll}]"),
         ["stages.sft.eval[1]", "two evals of this stage are named 'nll'; give one a 'name:'"],
     ),
+    "an eval twice under two names": (
+        GOOD.replace("[{use: nll}]", "[{use: nll}, {use: nll, name: again}]"),
+        ["stages.sft.eval", "evals 'nll' and 'again' measure the same, on the same records"],
+    ),
     "a stage that does nothing": (
         GOOD + "  - name: idle\n",
         ["mine.yaml:11:5  stages.idle", "does nothing"],

@@ -239,7 +239,8 @@ def test_a_form_is_told_that_fits_the_word(project: Project) -> None:
 
 def test_two_evals_leave_open_which_one_ends_the_stage(project: Project) -> None:
     text = RECIPE.replace("    keep: {best: nll}\n", "").replace(
-        "[{use: nll, every: 2}]", "[{use: nll, every: 2}, {use: nll, name: other, every: 3}]"
+        "[{use: nll, every: 2}]",
+        "[{use: nll, every: 2}, {use: nll, name: other, max_length: 99, every: 3}]",
     )
     with pytest.raises(RecipeError, match="several evals have an 'every:'"):
         project.plan(text)
