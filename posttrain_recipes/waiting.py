@@ -204,6 +204,12 @@ class Interrupts:
             raise KeyboardInterrupt
         self._signals += 1
 
+    def noticed(self) -> bool:
+        """Whether a signal came since this worker's last look: for a wait at the end of a run,
+        where nothing is left to stop."""
+        found, self._seen[worker()] = self._signals > self._seen.get(worker(), 0), self._signals
+        return found
+
     def check(self) -> None:
         """Raise KeyboardInterrupt, once for each worker, where a signal came since its last look.
 

@@ -195,7 +195,10 @@ class Lines(Reporter):
             for name, training in self.stages.items()
             if training.kept
         )
-        self.line(f"\nstopped; {what or 'nothing of the current stage was trained yet'}")
+        none = "nothing of the current stage was trained yet"
+        if not self.stages:
+            none = "no stage was under way; what was done is kept"
+        self.line(f"\nstopped; {what or none}")
         self.line(f"go on with: {command}")
 
 

@@ -6,7 +6,7 @@ nothing to train, and writes what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -97,14 +97,18 @@ def log_report(
 
 @contextmanager
 def tracker_run(
-    tracker: MlflowTracker, plan: Plan, directory: RunDirectory, reporter: Reporter
+    tracker: MlflowTracker,
+    plan: Plan,
+    directory: RunDirectory,
+    reporter: Reporter,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[RecipeRun]:
     """The recipe's run in MLflow, a new one or that of an earlier try, and in the trackers that the
     recipe names."""
     record = directory.record
     tracker.mark_dead_runs()
     with (
-        hearing.told(plan, directory, reporter) as told,
+        hearing.told(plan, directory, reporter, stopped) as told,
         tracker.run(
             told=told,
             recipe=plan.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from posttrain_recipes.errors import PtlError, said_by
@@ -36,10 +36,17 @@ def check(plan: Plan) -> None:
 
 
 @contextmanager
-def told(plan: Plan, directory: RunDirectory, reporter: Reporter) -> Iterator[Deliveries]:
-    """The trackers of a run, told that it begins; at the end they are waited for."""
+def told(
+    plan: Plan,
+    directory: RunDirectory,
+    reporter: Reporter,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Deliveries]:
+    """The trackers of a run, told that it begins; at the end they are waited for, until somebody
+    has `stopped` that."""
     record, folder = directory.record, directory.path / "trackers"
-    with Deliveries(plan.trackers, folder, reporter.warning, reporter.doing) as deliveries:
+    words = (reporter.warning, reporter.doing)
+    with Deliveries(plan.trackers, folder, *words, stopped) as deliveries:
         deliveries.run_started(
             run_id=record.id,
             recipe=plan.name,

@@ -234,9 +234,10 @@ class _Run:
         self._preflight()
         self._estimate()
         self.spending.start()
+        shared = (self.plan, self.directory, self.reporter, self.interrupts.noticed)
         with (
             self._connected() as connection,
-            ending.tracker_run(tracker, self.plan, self.directory, self.reporter) as run,
+            ending.tracker_run(tracker, *shared) as run,
         ):
             self.directory.save()
             self.connection = connection

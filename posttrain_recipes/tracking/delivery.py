@@ -38,6 +38,8 @@ KILLED_SECONDS = 10.0
 """How long one waits that somebody stopped, who is waiting too."""
 SOON = 2.0
 """Seconds that it waits without a word."""
+TICK = 0.25
+"""Seconds between two looks whether somebody wants to go."""
 MOST_WAITING = 10_000
 """What may wait for one tracker: beyond it steps and samples are left out, and counted."""
 _MANY = ("log_metrics", "log_samples")
@@ -112,16 +114,17 @@ class Delivery:
             text += "; nothing more is told to it, and the run goes on"
         self._warn(redact(text))
 
-    def close(self, until: float, say: Callable[[str], None]) -> None:
-        """Wait for it up to a time of `time.monotonic()`, and say what did not arrive."""
+    def close(self, until: float, say: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
+        """Wait for it up to a time of `time.monotonic()`, and say what did not arrive; whether it
+        was `stopped` meanwhile."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         left = max(0.0, until - time.monotonic())
-        self._thread.join(min(SOON, left))
-        if self._thread.is_alive() and left > SOON:
-            say(f"waiting for tracker '{self.label}', {left:.0f} s at most")
-            self._thread.join(max(0.0, until - time.monotonic()))
+        enough = self._wait(time.monotonic() + min(SOON, left), stopped)
+        if self._thread.is_alive() and left > SOON and not enough:
+            say(f"waiting for tracker '{self.label}', {left:.0f} s at most; Ctrl-C ends that")
+            enough = self._wait(until, stopped)
         with self._changed:
             lost, busy = len(self._waiting), self._thread.is_alive()
             at = self._waiting[0][0] if lost else ""
@@ -133,6 +136,15 @@ class Delivery:
         if len(parts) > 1 or busy or self._left_out or sum(self._failed.values()) > 1:
             told = "; ".join(parts)
             self._warn(f"tracker '{self.label}' has not all of the run: {told}. MLflow has it")
+        return enough
+
+    def _wait(self, until: float, stopped: Callable[[], bool]) -> bool:
+        """Wait for its thread; whether that was `stopped`."""
+        while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
+            if stopped():
+                return True
+            self._thread.join(min(TICK, left))
+        return False
 
 
 class ToldStage:
@@ -216,6 +228,7 @@ class Deliveries:
 
     Args:
         folder: where each has a folder of its own.
+        stopped: whether somebody has just asked not to wait any longer.
     """
 
     def __init__(
@@ -224,8 +237,9 @@ class Deliveries:
         folder: Path = Path(),
         warn: Callable[[str], None] = lambda text: None,
         say: Callable[[str], None] = lambda text: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._say = say
+        self._say, self._stopped = say, stopped
         self.report = ""
         """The run's report as Markdown, once there is one."""
         self._each: list[Delivery] = []
@@ -247,7 +261,8 @@ class Deliveries:
         seconds = KILLED_SECONDS if self._ended == "killed" else END_SECONDS
         until = time.monotonic() + seconds
         for one in self._each:
-            one.close(until, self._say)
+            if one.close(until, self._say, self._stopped):
+                until = time.monotonic()  # the others are not waited for either
 
     def _tell(self, what: str, event: Any) -> None:
         for one in self._each:

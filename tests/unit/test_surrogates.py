@@ -246,3 +246,12 @@ def test_a_loss_that_pulls_learns_of_advantages_of_zero_too(name: str, kept: lis
     [(items, _)] = forward_backward(client, [group], PolicyConfig(loss=name))  # type: ignore[arg-type]
     assert [item.segment.tokens[-1] for item in items] == kept
     assert len(asked[0]) == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [("ppo", "dro_beta"), ("dro", "sapo_positive"), ("ppo", "sapo_negative"), ("gmpo", "delta")],
+)
+def test_an_option_of_another_loss_is_refused(loss: str, option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} means nothing to loss '{loss}'"):
+        PolicyConfig(**{"loss": loss, option: 2.5})

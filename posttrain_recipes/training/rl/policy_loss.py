@@ -217,6 +217,14 @@ else:
     PolicyLoss = Literal[tuple(SURROGATES)]
 
 
+_OF_ONE_LOSS = {
+    "delta": "ppo",
+    "dro_beta": "dro",
+    "sapo_positive": "sapo",
+    "sapo_negative": "sapo",
+}
+
+
 class PolicyConfig(DivergenceConfig):
     """Options of the policy gradient."""
 
@@ -261,8 +269,10 @@ class PolicyConfig(DivergenceConfig):
     def _clips_have_a_loss(self) -> PolicyConfig:
         if self.surrogate.clip is None and not (self.clip_low is None and self.clip_high is None):
             raise ValueError(f"loss '{self.loss}' does not clip; remove clip_low and clip_high")
-        if self.delta is not None and self.loss != "ppo":
-            raise ValueError(f"delta means nothing to loss '{self.loss}'; remove it")
+        fields = type(self).model_fields
+        for name, loss in _OF_ONE_LOSS.items():
+            if self.loss != loss and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} means nothing to loss '{self.loss}'; remove it")
         if self.delta is not None and self.delta <= self.clip[1]:
             raise ValueError(f"delta must be above clip_high, which is {self.clip[1]:g}")
         return self

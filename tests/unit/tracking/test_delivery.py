@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from posttrain_recipes.records import Message, Sample
 from posttrain_recipes.tracking import delivery
 from posttrain_recipes.tracking.delivery import Deliveries
 from posttrain_recipes.tracking.tracker import MlflowTracker
+from posttrain_recipes.waiting import Interrupts
 from tests.hearing import Listening, curve, heard
 from tests.tracked import recipe_run, result, sample
 
@@ -199,10 +201,39 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.Mon
             told.run_ended("finished")
     finally:
         hanging.set()
-    assert said == ["waiting for tracker 'listening', 0 s at most"]
+    assert said == ["waiting for tracker 'listening', 0 s at most; Ctrl-C ends that"]
     first = next(text for text in warnings if "'listening' " in text)
     assert "4 were left out, as too much waited" in first
     assert "6 were not delivered, as it is busy in log_metrics; the run does not wait" in first
+
+
+def test_an_interrupt_ends_the_wait_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "END_SECONDS", 1.0)
+    monkeypatch.setattr(delivery, "SOON", 0.5)
+    hanging, interrupts = threading.Event(), Interrupts()
+    warnings: list[str] = []
+    said: list[str] = []
+
+    class Hanging(Listening):
+        def hear(self, what: str, event: Any) -> None:
+            hanging.wait()
+
+    slow = [Hanging(Hanging.Config()), Hanging(Hanging.Config())]
+    try:
+        with (
+            interrupts.installed(),
+            Deliveries(slow, tmp_path, warnings.append, said.append, interrupts.noticed) as told,
+        ):
+            begin(told)
+            told.run_ended("finished")
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        hanging.set()
+    assert said == []
+    assert ["2 were not delivered" in text for text in warnings] == [True, True]
+    assert not interrupts.noticed()
 
 
 def test_they_hear_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
