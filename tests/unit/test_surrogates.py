@@ -254,4 +254,4 @@ def test_a_loss_that_pulls_learns_of_advantages_of_zero_too(name: str, kept: lis
 )
 def test_an_option_of_another_loss_is_refused(loss: str, option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} means nothing to loss '{loss}'"):
-        PolicyConfig(**{"loss": loss, option: 2.5})
+        PolicyConfig.model_validate({"loss": loss, option: 2.5})
