@@ -106,6 +106,9 @@ class _Gathering:
         if key == "model" and models.is_path(value):
             self._note(f"the model {Path(value).name} is not in it: put its directory in `model:`")
             return value
+        if value.startswith("tinker://"):
+            self._note(f"{value} ({key}) is not in it: it runs again where the engine has that")
+            return value
         module, colon, name = value.rpartition(":")
         if colon and name.isidentifier():
             return self._function(value, module, name)

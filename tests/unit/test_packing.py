@@ -1,0 +1,23 @@
+"""What an archive of a run says that it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain_recipes.exporting.packing import Packed, _Gathering
+from posttrain_recipes.running.runner import new_record
+from tests.conftest import Project
+
+START = "tinker://a:train:0/weights/sft-000002"
+
+
+def test_a_start_from_a_checkpoint_is_named_as_missing(project: Project, tmp_path: Path) -> None:
+    plan = project.plan(
+        "name: demo\nmodel: ./model\nstages:\n  - name: sft\n"
+        f"    init_from: {START}\n"
+        "    dataset: {use: jsonl, path: chat.jsonl}\n    method: {use: sft}\n"
+    )
+    made = Packed(tmp_path / "demo.zip")
+    resolved = _Gathering(new_record(plan, "demo-1"), tmp_path / "in", True, made).resolved()
+    assert resolved["stages"][0]["init_from"] == START
+    assert any(START in note and "is not in it" in note for note in made.notes)
