@@ -68,6 +68,9 @@ class Tool:
     extra: tuple[str, ...] = ()
     """Files beside its own that a person writes."""
     config: str = ""
+    index_torch: bool = False
+    """Whether torch has to be the index's own build, against which its torchaudio is made, and not
+    one for CPUs alone from `UV_FIND_LINKS`."""
 
 
 TOOLS = {
@@ -87,6 +90,7 @@ TOOLS = {
         command=("llamafactory-cli", "train", "llamafactory.yaml"),
         extra=("dataset_info.json",),
         config="llamafactory.yaml",
+        index_torch=True,
     ),
     "cookbook": Tool(
         packages=("tinker-cookbook==0.5.8", "tinker==0.38.0"),
@@ -133,10 +137,14 @@ def install(folder: Path) -> None:
         if not tool.packages:
             continue
         python = folder / name / "bin" / "python"
+        environment = dict(os.environ)
+        if tool.index_torch:
+            environment.pop("UV_FIND_LINKS", None)
         made = subprocess.run([uv, "venv", "-q", "--allow-existing", str(folder / name)])
         if made.returncode == 0:
             made = subprocess.run(
-                [uv, "pip", "install", "-q", "--python", str(python), *tool.packages, TORCH]
+                [uv, "pip", "install", "-q", "--python", str(python), *tool.packages, TORCH],
+                env=environment,
             )
         print(f"{name}: {'installed' if made.returncode == 0 else 'FAILED'}", flush=True)
 
@@ -293,10 +301,7 @@ def one_run(setting: str, name: str, model: Path, venvs: Path, work: Path) -> di
         else:
             ran = run(program(environment, tool.command), folder)
         seconds = time.perf_counter() - start
-        found = sorted(
-            folder.glob("adapter/**/adapter_model.safetensors"), key=lambda p: len(p.parts)
-        )
-        if not found:
+        if not (folder / "adapter" / "adapter_model.safetensors").exists():
             raise Failed("it ended well and left no adapter")
     except Failed as error:
         return {"failed": str(error)}
