@@ -4,7 +4,7 @@
     python benchmarks/peers.py DIR --venvs VENVS [--only equal/trl ...] [--quick]
     python benchmarks/peers.py --page
 
-LoRA on 320 conversations of `recipes/data/chat.jsonl` from the model in DIR (SmolLM2-135M-Instruct,
+LoRA on 256 conversations of `recipes/data/chat.jsonl` from the model in DIR (SmolLM2-135M-Instruct,
 by `tools/small_model.py`), by the files of `benchmarks/peers`: those of `equal` with one set of
 hyperparameters for all, those of `recommended` with what each tool's documents say. Every adapter
 is measured by `peers_score.py` on the 256 records of `recipes/data/held_out.jsonl`. Each peer is
@@ -42,7 +42,7 @@ CONFIGS = ROOT / "benchmarks" / "peers"
 KEPT = ROOT / "benchmarks" / "peers.json"
 DATA = ROOT / "recipes" / "data"
 SETTINGS = ("equal", "recommended")
-ROWS, QUICK_ROWS = (320, 256), (16, 16)
+ROWS, QUICK_ROWS = (256, 256), (16, 16)
 """Training and held-out records."""
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What the model's own chat template puts first. It stands in the data, so that the tools that have
