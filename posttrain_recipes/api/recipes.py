@@ -11,14 +11,13 @@ from posttrain_recipes import registry
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language import named
 from posttrain_recipes.language import recipe as recipes
-from posttrain_recipes.planning import lock, overlap
+from posttrain_recipes.planning import overlap
 from posttrain_recipes.planning.planner import build
 from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import Scope
-from posttrain_recipes.results import Result
-from posttrain_recipes.store import default_home
 
 if TYPE_CHECKING:
+    from posttrain_recipes.results import Result
     from posttrain_recipes.running.events import Reporter
 
 
@@ -130,9 +129,12 @@ def run(
         RecipeError, UsageError: as `plan`.
         PtlError: the run failed; what it had is kept.
     """
+    from posttrain_recipes.planning import lock
     from posttrain_recipes.progress import told
+    from posttrain_recipes.results import Result
     from posttrain_recipes.running import runner
     from posttrain_recipes.running.cluster.ray_tasks import parallel
+    from posttrain_recipes.store import default_home
 
     many = parallel(jobs, shared)
     planned = plan(recipe, preset=preset, overrides=overrides, home=home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -52,7 +53,7 @@ def parse(text: str, file: str) -> Node:
 def parse_any(text: str, file: str) -> Node:
     """As `parse`, of a list or a single value too."""
     try:
-        tree = yaml.compose(text, Loader=_Loader)
+        tree = _composed(text)
     except RecursionError:
         raise RecipeError([Fault(Location(file), "", _TOO_DEEP, code="bad-yaml")]) from None
     except _TooMany as error:
@@ -68,6 +69,13 @@ def parse_any(text: str, file: str) -> Node:
     if tree is None:
         raise RecipeError([Fault(Location(file, 1, 1), "", "the recipe is empty", code="bad-yaml")])
     return _Converter(file).convert(tree)
+
+
+@lru_cache(maxsize=4)
+def _composed(text: str) -> Any:
+    """The nodes of PyYAML. Each preset of a recipe is read from the same text, which takes most of
+    the time."""
+    return yaml.compose(text, Loader=_Loader)
 
 
 class _TooMany(Exception):

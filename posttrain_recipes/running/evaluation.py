@@ -98,7 +98,7 @@ class Evaluator:
                 when,
                 result,
                 step,
-                dataset_name=Path(planned.data.label).name,
+                dataset=planned.data.label,
                 dataset_digest=planned.data.digest,
                 checkpoint_uri=checkpoint.sampler_uri,
             )

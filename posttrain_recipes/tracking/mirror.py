@@ -25,7 +25,7 @@ from posttrain_recipes import private
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import write_atomic
 from posttrain_recipes.tracking import mlstore
-from posttrain_recipes.tracking.mlruns import BEFORE
+from posttrain_recipes.tracking.evaluations import EVALUATED, GROUP
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +56,7 @@ class Copied:
     params: int = 0
     inputs: int = 0
     models: list[str] = field(default_factory=list)
+    """Local ones that it put out or, of an evaluation, that it measured."""
     files: dict[str, list[int]] = field(default_factory=dict)
     """By path: size and time of change."""
     traces: list[str] = field(default_factory=list)
@@ -144,10 +145,11 @@ class Mirror:
         experiment = parent.info.experiment_id
         where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         stages = list(self.local.search_runs([experiment], where, max_results=1000))
-        # What a stage started from has a run below the stage's.
-        for run_id in [s.data.tags[BEFORE] for s in stages if BEFORE in s.data.tags]:
-            stages.append(self.local.get_run(run_id))
-        family = [parent, *sorted(stages, key=lambda run: run.info.start_time)]
+        # What was measured before and after stages has runs of its own, below one over them all.
+        tags = [parent.data.tags, *(stage.data.tags for stage in stages)]
+        named = [own[tag] for own in tags for tag in (GROUP, *EVALUATED.values()) if tag in own]
+        others = [*stages, *map(self.local.get_run, named)]
+        family = [parent, *sorted(others, key=lambda run: run.info.start_time)]
         try:
             for run in family:
                 self._begin(run, memory)
@@ -192,7 +194,7 @@ class Mirror:
         return text
 
     def _copy_one(self, run: Run, memory: Memory, ties: dict[tuple[str, str, int], Any]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
 
         copied = memory.runs[run.info.run_id]
         there = copied.remote
@@ -231,6 +233,11 @@ class Mirror:
         if len(inputs) > copied.inputs:
             self.remote.log_inputs(there, inputs[copied.inputs :])
             copied.inputs = len(inputs)
+        for one in (run.inputs.model_inputs or ()) if run.inputs else ():
+            if one.model_id in memory.models and one.model_id not in copied.models:
+                evaluated = LoggedModelInput(memory.models[one.model_id])
+                self.remote.log_inputs(there, models=[evaluated])
+                copied.models.append(one.model_id)
         self._files(run, copied)
         if run.info.status != copied.status:
             if run.info.status in ENDED:

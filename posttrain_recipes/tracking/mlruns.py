@@ -34,8 +34,9 @@ ERROR = "ptl.error"
 NOTE = "mlflow.note.content"
 """The tag that is the Markdown at the top of a run's page."""
 
-BEFORE = "ptl.before"
-"""The tag of a stage's run that names the run with its replies of before."""
+SOURCE = "mlflow.source.name"
+"""The tag that MLflow shows in its list of runs, up to its last slash; metrics it shows there only
+once their columns are chosen."""
 
 
 class TrackingBackend(Protocol):

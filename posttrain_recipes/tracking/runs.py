@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from posttrain_recipes.records import Estimate, EvalResult, Sample
+from posttrain_recipes.tracking.evaluations import EVALUATED, GROUP, EvaluationGroup, EvaluationRun
 from posttrain_recipes.tracking.mlruns import (
-    BEFORE,
     NOTE,
+    SOURCE,
     TrackedRun,
     TrackingBackend,
     dataset_input,
@@ -35,9 +37,6 @@ FLUSH_SECONDS = 5.0
 """Metrics are also written when the last write is this long ago."""
 MAX_TRACES = 32
 """Samples of one evaluation that are shown as traces, at 25 ms each."""
-SOURCE = "mlflow.source.name"
-"""The tag that MLflow shows in its list of runs, up to its last slash; metrics it shows there only
-once their columns are chosen."""
 
 
 class RecipeRun(TrackedRun):
@@ -60,6 +59,9 @@ class RecipeRun(TrackedRun):
         self.stage_status: dict[str, str] = {}
         self._results: dict[str, dict[int, float]] = {}
         """By eval and metric, and by how many stages were done: what was found."""
+        self._group: EvaluationGroup | None = None
+        self._known_group: str | None = None
+        """Its id, of an earlier try."""
         # Up to a second an evaluation that training need not wait for.
         self.trace_writer = ThreadPoolExecutor(1, "traces")
         self._there: dict[str, set[int]] = {}
@@ -87,6 +89,21 @@ class RecipeRun(TrackedRun):
                 yield stage
         finally:
             self.stage_status[name] = stage.status
+
+    def _continue(self, client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
+        super()._continue(client, run, tags)
+        self._known_group = run.data.tags.get(GROUP)
+
+    def evaluations(self) -> EvaluationGroup | None:
+        """The run over what is measured before and after stages; None where there cannot be one."""
+        with self._lock:
+            if self._group is None and self.run_id:
+                known = self._known_group
+                made = EvaluationGroup(self.tracker, self.recipe, self.name, self.run_id, known)
+                if made.run_id:
+                    self._group = made
+                    self.set_tags({GROUP: made.run_id})
+            return self._group
 
     def _remember(self, key: str, steps: set[int]) -> None:
         self._there[key] = steps
@@ -149,8 +166,10 @@ class StageRun(TrackedRun):
         self._notes: list[str] = []
         self._evaluated: dict[tuple[str, str], str | None] = {}
         """By eval and when: the model that was evaluated."""
-        self._before_id = parent.run_id if index == 1 else ""
-        """The run with this stage's replies of before; empty where there is none yet."""
+        self._evaluations: dict[str, EvaluationRun] = {}
+        """`before` and `after`: the runs with what was measured then."""
+        self._known_evaluations: dict[str, str] = {}
+        """Their ids, of an earlier try."""
         labels = {
             SOURCE: f"ptl run {parent.recipe}",
             "mlflow.parentRunId": parent.run_id,
@@ -166,7 +185,9 @@ class StageRun(TrackedRun):
 
     def _continue(self, client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
         super()._continue(client, run, tags)
-        self._before_id = run.data.tags.get(BEFORE, self._before_id)
+        tags_there = run.data.tags
+        known = {when: tags_there.get(tag) for when, tag in EVALUATED.items()}
+        self._known_evaluations = {when: found for when, found in known.items() if found}
         for output in (run.outputs.model_outputs or ()) if run.outputs else ():
             self._know(output.model_id, client.get_logged_model(output.model_id).params or {})
         for key, value in self._at_start.items():
@@ -262,13 +283,14 @@ class StageRun(TrackedRun):
         when: str,
         result: EvalResult,
         step: int,
-        dataset_name: str | None = None,
+        dataset: str | None = None,
         dataset_digest: str | None = None,
         checkpoint_uri: str | None = None,
     ) -> None:
         """What an eval found `before` or `after` the stage, with its interval; on the recipe too.
 
-        `checkpoint_uri` is that of the checkpoint or of its sampler.
+        `dataset` is a path, a URL or the id of one of the hub, `checkpoint_uri` that of the
+        checkpoint or of its sampler.
         """
         if not self.run_id:
             return
@@ -276,8 +298,11 @@ class StageRun(TrackedRun):
             self.note(f"{name}: {text}")
         model_id = self._evaluated[name, when] = self.parent.models.get(checkpoint_uri or "")
         ties: dict[str, Any] = {"model_id": model_id}
-        if dataset_name and dataset_digest:
-            ties |= {"dataset_name": dataset_name, "dataset_digest": short_digest(dataset_digest)}
+        data = None
+        if dataset and dataset_digest:
+            name_of = Path(dataset).name
+            ties |= {"dataset_name": name_of, "dataset_digest": short_digest(dataset_digest)}
+            data = dataset_input(name_of, dataset, dataset_digest, None, None, "eval", None)
         metrics: list[Metric] = []
         mirrored: list[Metric] = []
         found_now: dict[str, float] = {}
@@ -303,6 +328,8 @@ class StageRun(TrackedRun):
                     mirrored += self.parent.metric(full, estimate.value, at)
             found_now[key] = estimate.value
         self.parent.found(found_now, stages_done)
+        if evaluation := self._evaluation(when):
+            evaluation.log_result(found_now, step, model_id, data)
         told = {
             key: [found[one].value for one in ("before", "after") if one in found]
             for key, found in self._results.items()
@@ -338,12 +365,13 @@ class StageRun(TrackedRun):
     def _show_results(self) -> None:
         """Put warnings and results on the run's page, and where to read replies of before and
         after."""
-        compare = self.url().replace(
-            f"{self.run_id}?", f"{self.run_id}/traces?compareToRunUuid={self._before_id}&"
-        )
         note = "".join(f"{text}\n\n" for text in self._notes)
         note += results_table(self._results)
-        if self._before_id and any("after" in found for found in self._results.values()):
+        ids = self._known_evaluations | {k: run.run_id for k, run in self._evaluations.items()}
+        if "before" in ids and "after" in ids:
+            compare = self.url().replace(
+                f"{self.run_id}?", f"{ids['after']}/traces?compareToRunUuid={ids['before']}&"
+            )
             note += f"\n[Replies before and after, side by side]({compare.lstrip('/')})\n"
         self.set_tags({NOTE: note})
 
@@ -356,9 +384,7 @@ class StageRun(TrackedRun):
     ) -> None:
         """Prompts and replies, to read and compare: as traces and as a Markdown table.
 
-        MLflow sets traces of two runs side by side. Those of after are on the stage's run. Those of
-        before are on the recipe's run for the first stage, and for a later one on a run of their
-        own below it: the recipe's has the base model's, which this stage did not start from.
+        MLflow sets the traces of two runs side by side: one has those of before, one of after.
         """
         if not self.run_id or not samples:
             return
@@ -369,30 +395,29 @@ class StageRun(TrackedRun):
             # mlflow itself keeps quiet about traces that it drops.
             self.tracker.report("log traces", "the store does not answer")
             return
-        if when == "before" and not self._before_id:
-            self._begin_before()
-            if not self._before_id:
-                return
-        run_id = self._before_id if when == "before" else self.run_id
+        evaluation = self._evaluation(when)
+        if evaluation is None:
+            return
         model_id = self._evaluated.get((name, when))
         tags = {"eval": name, "when": when, "stage": self.stage, "step": str(step)}
+        title = f"{name} {when}"
         self.parent.trace_writer.submit(
-            self._write_traces, run_id, f"{name} {when}", tags, samples[:MAX_TRACES], model_id
+            self._write_traces, evaluation.run_id, title, tags, samples[:MAX_TRACES], model_id
         )
 
-    def _begin_before(self) -> None:
-        """A run for what the stage's start replied; it holds traces alone, and so ends at once."""
-        labels = {
-            SOURCE: f"what {self.stage} started from",
-            "mlflow.parentRunId": self.run_id,
-            "ptl.recipe": self.parent.recipe,
-            "ptl.stage": self.stage,
-        }
-        before = TrackedRun(self.tracker, f"{self.name} before", labels, {}, None)
-        if before.run_id:
-            before.close("FINISHED")
-            self._before_id = before.run_id
-            self.set_tags({BEFORE: before.run_id})
+    def _evaluation(self, when: str) -> EvaluationRun | None:
+        """The run with what was measured `before` or `after`; None where there cannot be one."""
+        if when not in self._evaluations and when in EVALUATED:
+            group = self.parent.evaluations()
+            if group is None:
+                return None
+            known = self._known_evaluations.get(when)
+            made = EvaluationRun(group, self.parent.recipe, self.stage, self.name, when, known)
+            if not made.run_id:
+                return None
+            self._evaluations[when] = made
+            self.set_tags({EVALUATED[when]: made.run_id})
+        return self._evaluations.get(when)
 
     def show_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """What the policy did at a step, as traces and as a Markdown table with its scores."""

@@ -177,17 +177,23 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
     assert parent.data.tags["password"] == "***"
     assert parent.data.params["model"] == "tiny"
     assert [child.data.tags["ptl.stage"] for child in children] == ["sft-1", "sft-25", "sft-50"]
+    traces: dict[tuple[str, str], Any] = {}
     for child, steps in zip(children, ((1, 25), (25, 50), (50, 60)), strict=True):
         assert child.info.status == "FINISHED"
         history = client.get_metric_history(child.info.run_id, "train/loss")
         assert sorted((m.step, m.value) for m in history) == [(s, 1 / s) for s in range(*steps)]
         assert child.data.params["learning_rate"] == "0.1"
         assert [i.dataset.name for i in child.inputs.dataset_inputs] == ["chat"]
-        before = child.data.tags.get("ptl.before", parent.info.run_id)
-        assert before in child.data.tags["mlflow.note.content"], "links lead on"
-        found = client.search_traces(locations=[parent.info.experiment_id], run_id=before)
-        assert {trace.info.tags["when"] for trace in found} == {"before"}
-    assert before != parent.info.run_id
+        for when, value in (("before", 0.2), ("after", 0.8)):
+            evaluation = client.get_run(child.data.tags[f"ptl.{when}"])
+            assert evaluation.info.run_id in child.data.tags["mlflow.note.content"], "links lead on"
+            assert evaluation.data.tags["mlflow.parentRunId"] == parent.data.tags["ptl.evaluations"]
+            assert evaluation.data.metrics == {"eval/qa/accuracy": value}
+            found = client.search_traces(
+                locations=[parent.info.experiment_id], run_id=evaluation.info.run_id
+            )
+            assert {trace.info.tags["when"] for trace in found} == {when}
+            traces[child.data.tags["ptl.stage"], when] = found
     (output,) = children[0].outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert model.params["sampler_uri"] == "s-1"
@@ -197,12 +203,12 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
     assert files == {"recipe.yaml", "report.html"}
     kept = {item.key for item in bucket(store).objects.filter(Prefix="proxied/")}
     assert any(key.endswith(f"{parent.info.run_id}/artifacts/recipe.yaml") for key in kept)
-    traces = client.search_traces(
-        locations=[parent.info.experiment_id], run_id=children[0].info.run_id
-    )
-    assert [trace.info.response_preview for trace in traces] == ["2"]
-    assert traces[0].data.spans[0].outputs["content"] == "2"
-    assert {a.name for a in traces[0].info.assessments} == {"exact", "expected"}
+    measured = client.get_run(children[0].data.tags["ptl.after"]).inputs
+    assert [m.model_id for m in measured.model_inputs] == [model.model_id]
+    (trace,) = traces["sft-1", "after"]
+    assert trace.info.response_preview == "2"
+    assert trace.data.spans[0].outputs["content"] == "2"
+    assert {a.name for a in trace.info.assessments} == {"exact", "expected"}
 
 
 def test_what_a_server_missed_is_copied_later(
@@ -387,6 +393,28 @@ def test_mlflows_compare_page_shows_two_runs(server: Server, guard: Guard, tmp_p
     metrics = rows.partition("Metrics Show diff only")[2].partition("Artifacts")[0]
     for told in ("eval/qa/accuracy", "stages/sft/qa/accuracy_before", "0.4 0.8", "0.2 0.2"):
         assert told in metrics
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(bool(browsing.MISSING), reason=browsing.MISSING)
+def test_mlflows_page_of_evaluations_shows_before_and_after(
+    server: Server, guard: Guard, tmp_path: Path
+) -> None:
+    with recipe_run(Tracker(tmp_path), "demo-8") as run:
+        work(run, range(1, 5))
+    experiment = on_server(server, "demo-8")[1].info.experiment_id
+    with browsing.browser() as window:
+        window.size(1900, 1000)
+        window.open(f"{server.url}/#/experiments/{experiment}/evaluation-runs")
+        window.until("return document.body.innerText.includes('before demo-8/1-sft-1')", 60)
+        shown = window.run("return document.body.innerText")
+        window.run(
+            "[...document.querySelectorAll('.eval-runs-table-row')].find("
+            "row => row.innerText.includes('after demo-8/1-sft-1')).querySelector('a').click()"
+        )
+        window.until("return document.body.innerText.includes('1+1?')", 60)
+    for told in ("demo-8 evaluations", "after demo-8/1-sft-1", "eval/qa/accuracy", "0.2", "0.8"):
+        assert told in shown
 
 
 @pytest.mark.nightly

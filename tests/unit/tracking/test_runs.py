@@ -254,20 +254,22 @@ def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
         found = client.search_traces(locations=[run.experiment_id], run_id=run_id, max_results=100)
         return list(found)
 
-    assert len(traces(run.run_id)) == runs.MAX_TRACES
-    assert len(traces(first.run_id)) == 2
-    assert traces(second.run_id) == []
-    tags = client.get_run(second.run_id).data.tags
+    def evaluation(stage: StageRun, when: str) -> Any:
+        return client.get_run(client.get_run(stage.run_id).data.tags[f"ptl.{when}"])
+
+    ids = {
+        (stage.stage, when): evaluation(stage, when).info.run_id
+        for stage in (first, second)
+        for when in ("before", "after")
+    }
+    assert len(traces(ids["sft", "before"])) == runs.MAX_TRACES
+    assert len(traces(ids["sft", "after"])) == 2
     # What a later stage started from is not what the base model replied.
-    started = client.get_run(tags["ptl.before"])
-    assert started.info.run_name == "sft_then_dpo-1/2-dpo before"
-    assert started.data.tags["mlflow.parentRunId"] == second.run_id
-    assert started.info.status == "FINISHED"
-    replies = {trace.info.response_preview for trace in traces(started.info.run_id)}
+    replies = {trace.info.response_preview for trace in traces(ids["dpo", "before"])}
     assert replies == {"1", "2"}
-    assert f"traces?compareToRunUuid={started.info.run_id}&" in tags[mlruns.NOTE]
-    assert run.run_id not in tags[mlruns.NOTE]
-    (trace,) = [t for t in traces(first.run_id) if "1 + 1?" in t.info.request_preview]
+    note = client.get_run(second.run_id).data.tags[mlruns.NOTE]
+    assert f"{ids['dpo', 'after']}/traces?compareToRunUuid={ids['dpo', 'before']}&" in note
+    (trace,) = [t for t in traces(ids["sft", "after"]) if "1 + 1?" in t.info.request_preview]
     assert trace.info.response_preview == "2"
     assert trace.info.tags["when"] == "after"
     assert {a.name: a.value for a in trace.info.assessments} == {"exact": 1.0, "expected": "4"}
@@ -278,6 +280,39 @@ def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
     assert lines[0] == "| Prompt | Reply | Expected | exact |"
     assert lines[2] == "| 0 + 1? | no \\| idea<br>&lt;b> | 4 | 1 |"
     assert len(lines) == 42
+
+
+def test_what_is_measured_is_where_mlflow_looks_for_evaluations(
+    tracker: Tracker, client: Any
+) -> None:
+    with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
+        stage.log_eval("qa", "before", result(0.2), 0, "data/qa.jsonl", "ab" * 32)
+        stage.log_checkpoint("tinker://a/weights/1", "tinker://a/sampler_weights/1", 9)
+    with (
+        recipe_run(tracker, run_id=run.run_id) as again,
+        again.stage(name="sft", index=1, run_id=stage.run_id) as resumed,
+    ):
+        resumed.log_eval("qa", "after", result(0.7), 9, "qa", "ab" * 32, "tinker://a/weights/1")
+        resumed.log_eval("qa", "after", result(0.7), 9, "qa", "ab" * 32, "tinker://a/weights/1")
+    assert tracker.problems == []
+    group = client.get_run(client.get_run(run.run_id).data.tags["ptl.evaluations"])
+    assert group.info.run_name == "sft_then_dpo-1 evaluations"
+    # MLflow's page of evaluations shows no run below one that put out a model.
+    assert "mlflow.parentRunId" not in group.data.tags
+    where = f"tags.`mlflow.parentRunId` = '{group.info.run_id}'"
+    found = {r.info.run_name: r for r in client.search_runs([run.experiment_id], where)}
+    before, after = (found.pop(f"{when} sft_then_dpo-1/1-sft") for when in ("before", "after"))
+    assert not found
+    assert before.info.run_id in client.get_run(stage.run_id).data.tags[mlruns.NOTE]
+    for one, value in ((before, 0.2), (after, 0.7)):
+        assert one.data.tags["mlflow.runType"] == "genai_evaluate"
+        assert one.data.metrics == {"eval/qa/accuracy": value}
+        assert one.info.status == "FINISHED"
+        assert not one.outputs.model_outputs
+    assert [i.dataset.name for i in before.inputs.dataset_inputs] == ["qa.jsonl"]
+    (measured,) = client.get_run(after.info.run_id).inputs.model_inputs
+    model = client.get_logged_model(measured.model_id)
+    assert model.params["checkpoint_uri"] == "tinker://a/weights/1"
 
 
 # --- how runs end --------------------------------------------------------------------------------
