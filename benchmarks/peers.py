@@ -61,6 +61,8 @@ class Tool:
 
     packages: tuple[str, ...] = ()
     """What its environment is made of; none for this package."""
+    after: tuple[str, ...] = ()
+    """What is installed against its pins, once it is there."""
     environment: str = ""
     """The environment's name, where it is not the tool's own."""
     command: tuple[str, ...] = ()
@@ -83,7 +85,8 @@ TOOLS = {
         config="trl.yaml",
     ),
     "axolotl": Tool(
-        packages=("axolotl==0.19.0", "tinker==0.38.0"),
+        packages=("axolotl==0.19.0",),
+        after=("tinker==0.38.0",),
         command=("axolotl", "train", "axolotl.yaml"),
         config="axolotl.yaml",
     ),
@@ -142,13 +145,14 @@ def install(folder: Path) -> None:
         environment = dict(os.environ)
         if tool.index_torch:
             environment.pop("UV_FIND_LINKS", None)
-        made = subprocess.run([uv, "venv", "-q", "--allow-existing", str(folder / name)])
-        if made.returncode == 0:
-            made = subprocess.run(
-                [uv, "pip", "install", "-q", "--python", str(python), *tool.packages, TORCH],
-                env=environment,
-            )
-        print(f"{name}: {'installed' if made.returncode == 0 else 'FAILED'}", flush=True)
+        add = [uv, "pip", "install", "-q", "--python", str(python)]
+        commands = [
+            [uv, "venv", "-q", "--allow-existing", "-p", sys.executable, str(folder / name)],
+            [*add, *tool.packages, TORCH],
+        ]
+        commands += [[*add, *tool.after]] if tool.after else []
+        worked = all(subprocess.run(one, env=environment).returncode == 0 for one in commands)
+        print(f"{name}: {'installed' if worked else 'FAILED'}", flush=True)
 
 
 # --- measuring -----------------------------------------------------------------------------------
