@@ -191,16 +191,10 @@ def measure(args: argparse.Namespace) -> None:
                         runs[name][what] += found[what]
                 elif not turn:
                     runs[name] = found
-                args.out.write_text(dumped(kept), encoding="utf-8")
+                args.out.write_text(peers_page.dumped(kept), encoding="utf-8")
                 print(side, told(found), flush=True)
     if not args.quick and not args.only:
         peers_page.write(kept)
-
-
-def dumped(kept: dict[str, Any]) -> str:
-    """JSON with a line for each plain value, and lists of numbers on one line."""
-    text = json.dumps(kept, indent=1, sort_keys=True)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda m: re.sub(r"\s+", " ", m[0]), text) + "\n"
 
 
 def told(found: dict[str, Any]) -> str:

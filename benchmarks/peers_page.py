@@ -242,6 +242,12 @@ def write(kept: Kept) -> None:
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), kept), encoding="utf-8")
 
 
+def dumped(kept: dict[str, Any]) -> str:
+    """JSON with a line for each plain value, and lists of numbers on one line."""
+    text = json.dumps(kept, indent=1, sort_keys=True)
+    return re.sub(r"\[[^\[\]{}]*\]", lambda m: re.sub(r"\s+", " ", m[0]), text) + "\n"
+
+
 def load() -> dict[str, Any]:
     """What `peers.py` kept."""
     return dict(json.loads((ROOT / "benchmarks" / "peers.json").read_text(encoding="utf-8")))
