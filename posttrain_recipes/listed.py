@@ -15,10 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.plugin import API_VERSION
 from posttrain_recipes.registry import KINDS
-from posttrain_recipes.shipped import ROOT
-
-INDEX = ROOT / "plugins" / "index.json"
-"""Where it lies, in a checkout and in an installed package."""
+from posttrain_recipes.shipped import INDEX
 
 _Line = Annotated[str, Field(min_length=10, max_length=160, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
@@ -31,7 +28,7 @@ class ListedPlugin(_Entry):
     """A plugin of a listed package."""
 
     kind: Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")]
-    """What it is: dataset, method, reward, eval or engine."""
+    """What it is: dataset, method, reward, eval, engine or tracker."""
     name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
     """What a recipe says after `use:`."""
     summary: _Line

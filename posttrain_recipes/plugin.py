@@ -32,9 +32,9 @@ them.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ import pluggy
 from pydantic import Field
 
 from posttrain_recipes import options
+from posttrain_recipes.base import Plugin, Reward
 from posttrain_recipes.context import (
     Connection,
     EvalContext,
@@ -94,19 +95,32 @@ from posttrain_recipes.records import (
     Turn,
 )
 from posttrain_recipes.streamed import Streamed
+from posttrain_recipes.trackers import (
+    CheckpointLogged,
+    EvalLogged,
+    NoteLogged,
+    RunEnded,
+    RunStarted,
+    SamplesLogged,
+    StageEnded,
+    StageStarted,
+    StepMetrics,
+    Tracker,
+)
 from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
-    "API_VERSION", "OLDEST_API_VERSION", "Affects", "AskedOf", "Branch", "Checkpoint", "Connection",
-    "Conversation", "CountTokens", "DataMethod", "Dataset", "DatasetConfig", "DatasetRef",
-    "DrivenTask", "Engine", "Episode", "Estimate", "Eval", "EvalContext", "EvalResult", "Family",
-    "FromData", "FromModel", "Labelled", "LearningRate", "LoraConfig", "Message", "Method",
-    "ModelRef", "Offer", "OpenAIRoutes", "PerRecord", "Played", "Plugin",
-    "PluginConfig", "Policy", "Preference", "Prompt", "PtlError", "Record", "Rendered", "Renderer",
-    "RendererConfig", "Reply", "Resume", "Reward", "RewardContext", "RewardRef", "Sample",
-    "ServedModel", "ServedWeights", "StageContext", "StageSink", "Streamed", "Task", "Turn",
-    "Usage", "UsageError", "Waiter", "WatchedReply", "Workload", "checkpoint_name", "effective",
-    "hookimpl", "sampling_client",
+    "API_VERSION", "OLDEST_API_VERSION", "Affects", "AskedOf", "Branch", "Checkpoint",
+    "CheckpointLogged", "Connection", "Conversation", "CountTokens", "DataMethod", "Dataset",
+    "DatasetConfig", "DatasetRef", "DrivenTask", "Engine", "Episode", "Estimate", "Eval",
+    "EvalContext", "EvalLogged", "EvalResult", "Family", "FromData", "FromModel", "Labelled",
+    "LearningRate", "LoraConfig", "Message", "Method", "ModelRef", "NoteLogged", "Offer",
+    "OpenAIRoutes", "PerRecord", "Played", "Plugin", "PluginConfig", "Policy", "Preference",
+    "Prompt", "PtlError", "Record", "Rendered", "Renderer", "RendererConfig", "Reply", "Resume",
+    "Reward", "RewardContext", "RewardRef", "RunEnded", "RunStarted", "Sample", "SamplesLogged",
+    "ServedModel", "ServedWeights", "StageContext", "StageEnded", "StageSink", "StageStarted",
+    "StepMetrics", "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError", "Waiter",
+    "WatchedReply", "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
 ]  # fmt: skip
 
 GOING = {"NoEffect": Going("0.1", "write Affects.NOTHING")}
@@ -129,69 +143,6 @@ the number that fits the model and the method's family."""
 
 hookimpl = pluggy.HookimplMarker("posttrain_recipes")
 """Marks a function of a plugin module as the implementation of a hook."""
-
-
-class Plugin(ABC):
-    """What datasets, methods, rewards, evals and engines have in common.
-
-    Its docstring is what `ptl explain` and the JSON Schema show; the first line is the summary.
-    """
-
-    name: ClassVar[str]
-    """What a recipe says after `use:`."""
-    requires: ClassVar[tuple[str, ...]] = ()
-    """Modules that this plugin imports when it works and the base install lacks."""
-    extra: ClassVar[str | None] = None
-    """What to `pip install` for `requires`, as `posttrain-recipes[gsm]`."""
-    same_tokenizer: ClassVar[tuple[str, ...]] = ()
-    """Options whose `ModelRef` must have the tokenizer of the model that the stage trains."""
-
-    class Config(PluginConfig):
-        """No options."""
-
-    config: PluginConfig
-    origin: Mapping[str, Any] = {}
-    """Where its code is from, and which weights its `ModelRef` options mean; the planner's."""
-    rewards: Mapping[str, Reward] = {}
-    """The rewards of its options that are a `RewardRef`, by option; the planner fills it."""
-
-    def __init__(self, config: PluginConfig, base_dir: Path = Path()) -> None:
-        """`base_dir` is the recipe's directory, which relative paths start from."""
-        self.config = config
-        self.base_dir = base_dir
-
-    def problems(self) -> Iterable[tuple[str, str]]:
-        """What is wrong before anything runs, as `(option, message)`; cheap and offline."""
-        return ()
-
-    def digest(self) -> str | None:
-        """A hash of what its options name and do not hold, such as a file's content.
-
-        Stages are reused only while it stays the same. Cheap and offline; None where there is no
-        such thing or, for a dataset, where it cannot be known.
-        """
-        return None
-
-    def pin(self, *, ask: bool) -> str | None:
-        """Fix what its options name and may change at any time, such as a branch on the hub.
-
-        Called once, before `digest`, which is then of what was fixed; so is what is read later.
-
-        Args:
-            ask: whether the network may be used; otherwise only what this machine knows.
-
-        Returns what `ptl plan` says of it, as `openai/gsm8k: revision 740312a`; None for nothing.
-        """
-        return None
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """What the engine must be able to do, as `ptl engines check` names it: `("loss:ppo",)`.
-
-        A class attribute will do; a property where the options decide. A run on an engine that
-        lacks any of it is refused before it starts.
-        """
-        return ()
 
 
 # --- datasets ------------------------------------------------------------------------------------
@@ -248,42 +199,6 @@ class Dataset(Plugin):
     @abstractmethod
     def load(self) -> Iterable[Record]:
         """The records in a fixed order. Raises `UsageError` for data that cannot be read."""
-
-
-# --- rewards -------------------------------------------------------------------------------------
-
-
-class Reward(Plugin):
-    """Scores replies."""
-
-    @property
-    def label(self) -> str:
-        """What its metric is called, among the parts of a weighted sum."""
-        return self.name
-
-    @property
-    def asks_model(self) -> bool:
-        """Whether it asks a model, which takes tokens that nobody knows beforehand."""
-        return type(self).open is not Reward.open
-
-    def open(self, context: RewardContext) -> None:
-        """Called once before the first `score`: rewards that ask a model get it here."""
-
-    @property
-    def lock(self) -> AbstractContextManager[object]:
-        """Held by whoever calls `score`, where calls must not overlap; by default there is none.
-
-        A caller that stops waiting for a call that hangs lets go of it, so that others go on.
-        """
-        return nullcontext()
-
-    @abstractmethod
-    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
-        """One score for each sample, in order; None abstains.
-
-        The samples are the replies to one prompt. Several threads may call this at once, where
-        there is no `lock`.
-        """
 
 
 class Method(Plugin):

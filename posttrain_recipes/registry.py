@@ -30,6 +30,7 @@ from posttrain_recipes.plugin import (
     Plugin,
     PluginConfig,
     Reward,
+    Tracker,
 )
 from posttrain_recipes.shown import plain
 
@@ -41,7 +42,8 @@ OWN = "posttrain-recipes"
 
 BUILTINS = ("datasets", "methods", "rewards", "evals", "engines")
 """Modules of this package that implement the hooks, as any plugin would. Those that have many
-classes return where each is, and it is imported when it is first asked for."""
+classes return where each is, and it is imported when it is first asked for. No tracker is among
+them: MLflow, which hears of every run, is no plugin."""
 
 KINDS: dict[str, type[Plugin]] = {
     "dataset": Dataset,
@@ -49,6 +51,7 @@ KINDS: dict[str, type[Plugin]] = {
     "reward": Reward,
     "eval": Eval,
     "engine": Engine,
+    "tracker": Tracker,
 }
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -80,6 +83,11 @@ class Hooks:
     @hookspec
     def ptl_engines(self) -> Sequence[type[Engine]]:
         """Engines that recipes name with `engine: NAME` or `engine: {use: NAME, ...}`."""
+        return ()
+
+    @hookspec
+    def ptl_trackers(self) -> Sequence[type[Tracker]]:
+        """Trackers that recipes name with `trackers: [NAME, {use: NAME, ...}]`."""
         return ()
 
 

@@ -204,7 +204,7 @@ _NAMED = (dict,)
 _PLUGIN: Mapping[str, tuple[type, ...]] = {"use": (str,), "name": (str,)}
 _BLOCK: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "description", "model", "init_from"), (str,)),
-    **dict.fromkeys(("stages", "compare", "eval", "seeds"), (list,)),
+    **dict.fromkeys(("stages", "compare", "eval", "seeds", "trackers"), (list,)),
     **dict.fromkeys(
         ("matrix", "expect", "until", "limits", "budget", "lora", "on_end"), (dict, type(None))
     ),

@@ -22,6 +22,7 @@ _USAGE = {
     "reward": "reward: {use: $name, floor: 3}",
     "eval": "eval:\n  - {use: $name, dataset: {use: jsonl, path: prompts.jsonl}}",
     "engine": "engine: {use: $name, base_url: http://127.0.0.1:8000}",
+    "tracker": "trackers: [$name]",
 }
 
 
@@ -31,6 +32,7 @@ _DATA = {
     "reward": ("prompts.jsonl",),
     "eval": ("sums.jsonl", "prompts.jsonl"),
     "engine": ("sums.jsonl",),
+    "tracker": ("sums.jsonl",),
 }
 """Files beside the recipe of a new package."""
 

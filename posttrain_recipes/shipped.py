@@ -15,6 +15,7 @@ from posttrain_recipes.errors import UsageError
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
 """Where `recipes/`, `schemas/` and `docs/` are."""
+INDEX = ROOT / "plugins" / "index.json"
 SCHEMA = ROOT / "schemas" / "recipe.schema.json"
 EFFECTS = ROOT / "docs" / "effects.md"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 
 
-def recipe_run(tracker: Tracker, **more: Any) -> Any:
+def recipe_run(tracker: MlflowTracker, **more: Any) -> Any:
     defaults: dict[str, Any] = {
         "recipe": "sft_then_dpo",
         "run_name": "sft_then_dpo-1",

@@ -39,6 +39,7 @@ EXAMPLES = {
     "stages": "stages: [{name: sft, dataset: {use: jsonl, path: train.jsonl}, method: {use: sft}}]",
     "limits": "limits: {max_hours: 2}",
     "on_end": "on_end: {webhook: '${env:WEBHOOK}'}",
+    "trackers": "trackers: [tensorboard, {use: wandb, project: sums}]",
     "resources": "resources: {cpus: 4, gpus: 1}",
     "watch": "watch: {prompts: 3, every: 20}",
     "matrix": "matrix: {stages.sft.method.learning_rate: [1e-4, 1e-3], seed: [0, 1, 2]}",
@@ -193,7 +194,7 @@ def recipe_page() -> str:
         "Every key of a recipe, written from the JSON Schema that `ptl schema` prints. Keys that are not here are\n"
         "refused ([`unknown-key`](../troubleshooting.md#unknown-key)). What stands under `use:` names a plugin; its options are in\n"
         "[methods](plugins/methods.md), [datasets](plugins/datasets.md), [rewards](plugins/rewards.md), "
-        "[evals](plugins/evals.md) and [engines](plugins/engines.md).\n",
+        "[evals](plugins/evals.md), [engines](plugins/engines.md) and [trackers](plugins/trackers.md).\n",
     ]
     last = ""
     for section, path, about in every_key():
@@ -305,6 +306,35 @@ KIND_WORDS = {
     "eval": ("What is measured before and after", "../../evals.md"),
     "engine": ("Where training runs", "../../servers.md"),
 }
+
+
+TRACKERS = """# Trackers
+
+What hears of a run beside MLflow, which always does. None comes with the package: each stands on a library of its own.
+
+```yaml
+trackers: [tensorboard, {use: wandb, project: sums}]
+```
+
+They change no result: no fingerprint depends on them, nothing is trained again for them, and what one fails at is a warning.
+[What they hear and how](../../how-to/trackers.md). `ptl plugins show NAME` has the options of one that is installed.
+
+| `use:` | package | what it does |
+|---|---|---|
+"""
+
+
+def trackers_page() -> str:
+    """The trackers of packages that are listed."""
+    from posttrain_recipes import listed
+
+    rows = [
+        f"| `{one.name}` | `pip install {package.name}` | {_cell(one.summary)} |\n"
+        for package in listed.read().packages
+        for one in package.plugins
+        if one.kind == "tracker"
+    ]
+    return WRITTEN + TRACKERS + "".join(rows)
 
 
 def plugin_page(kind: str) -> str:
@@ -544,6 +574,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/recipe.md": recipe_page(),
         **plugins,
+        "reference/plugins/trackers.md": trackers_page(),
         "reference/events.md": events_page(),
         "reference/commands.md": commands_page(),
         "reference/words.md": words_page(),

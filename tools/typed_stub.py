@@ -16,7 +16,7 @@ from posttrain_recipes.language.schema import recipe_schema
 STUB = Path(typed.__file__).with_suffix(".pyi")
 HEAD = '''"""Generated from the schema of recipes by tools/typed_stub.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ SPECIAL = {
     ("stage", "reward"): "RewardPiece | Sequence[RewardPiece]",
     ("stage", "eval"): "Sequence[EvalPiece | str]",
     ("recipe", "engine"): "EnginePiece | str",
+    ("recipe", "trackers"): "Sequence[TrackerPiece | str]",
     ("compare", "compare"): "Sequence[StagePiece | Mapping[str, Any]]",
 }
 """Where the schema branches by what it is given."""
@@ -100,7 +101,11 @@ def stub() -> str:
         lines.append(f"class {name.capitalize()}Piece(RecipePart): ...")
     for kind in typed.KINDS:
         lines += ["", f"class _{kind.capitalize()}s:"]
-        for name in defs[kind]["properties"]["use"]["enum"]:
+        names = defs[kind]["properties"]["use"]["enum"]
+        if not names:  # those of packages alone, which nobody knows here
+            piece = f"{kind.capitalize()}Piece"
+            lines.append(f"    def __getattr__(self, name: str) -> Callable[..., {piece}]: ...")
+        for name in names:
             made = defs[f"{kind}.{name}"]
             lines += function(name, made, f"{kind.capitalize()}Piece", defs, inside=True)
         lines += ["", f"{kind}: _{kind.capitalize()}s"]

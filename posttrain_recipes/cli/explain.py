@@ -242,9 +242,10 @@ def _yaml(path: Path) -> Any:
 
 
 def _used(value: Any, kind: str, under: str = "") -> Iterator[str]:
-    """Names after `use:` where a plugin of that kind stands: below a key of the kind's name."""
+    """Names after `use:` where a plugin of that kind stands: below a key of the kind's name, or of
+    its plural."""
     if isinstance(value, dict):
-        if under == kind and isinstance(value.get("use"), str):
+        if under in (kind, f"{kind}s") and isinstance(value.get("use"), str):
             yield value["use"]
         for key, inner in value.items():
             yield from _used(inner, kind, str(key))

@@ -58,6 +58,7 @@ def plan(
             "remade": remade,
             "stages": stages,
             "on_end": planned.on_end and planned.on_end.label,
+            "trackers": [tracker.name for tracker in planned.trackers],
             "estimate": asdict(ahead),
             "evals_beside": planned.engine.beside,
             "prices": prices.note if planned.engine.billed else None,
@@ -83,6 +84,9 @@ def plan(
             click.echo(f"   {text}")
     if planned.on_end is not None:
         click.echo(f"\non_end: {planned.on_end.label} is told how it ended")
+    if planned.trackers:
+        names = ", ".join(tracker.name for tracker in planned.trackers)
+        click.echo(f"\ntrackers: {names}, beside MLflow")
     if any(stage["ahead"] for stage in stages):
         click.echo(f"\nahead: {costs.describe(ahead, planned.engine.billed)}")
         if beside := costs.beside(planned):

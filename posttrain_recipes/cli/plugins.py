@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posttrain_recipes import registry
+from posttrain_recipes import registry, shipped
 from posttrain_recipes.cli.options import json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import UsageError, display_path
@@ -184,7 +184,7 @@ def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json
     """
     from posttrain_recipes import listed
 
-    packages = listed.read(index or listed.INDEX).packages
+    packages = listed.read(index or shipped.INDEX).packages
     found = [package for package in packages if package.matches(words, kind)]
     here = {entry.distribution: entry.version for entry in registry.load()}
     if as_json:
@@ -208,7 +208,9 @@ def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json
 
 
 @plugins.command("new")
-@click.argument("kind", type=click.Choice(["method", "dataset", "reward", "eval", "engine"]))
+@click.argument(
+    "kind", type=click.Choice(["method", "dataset", "reward", "eval", "engine", "tracker"])
+)
 @click.argument("name")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 def new_plugin(kind: str, name: str, directory: Path | None) -> None:

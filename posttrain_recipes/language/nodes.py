@@ -88,6 +88,9 @@ def _told(node: Node) -> set[str]:
 
 def _merge_named(base: Node, over: Node, path: str) -> Node:
     items = list(base.value)
+    if path == "trackers":
+        # A bare name is short for `{use: NAME}`, whose options can be set.
+        items = [replace(i, value={"use": i}) if isinstance(i.value, str) else i for i in items]
     names = [name_of(item) or name_of(item, "use") for item in items]
     faults = []
     for key, node in over.value.items():

@@ -317,6 +317,7 @@ _KEYS = frozenset(
     (
         *("name", "description", "model", "engine", "seed", "lora", "renderer", "stages"),
         *("matrix", "extends", "presets", "expect", "limits", "resources", "on_end"),
+        "trackers",
     )
 )
 """What stands at the top of a recipe."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -63,6 +64,21 @@ def on_end() -> dict[str, Any]:
         "type": ["object", "boolean"],
         "if": {"type": "object"},
         "then": {"additionalProperties": False, "properties": properties},
+    }
+
+
+def trackers(names: Sequence[str]) -> dict[str, Any]:
+    """`trackers:`, who hears of a run beside MLflow."""
+    return {
+        "type": "array",
+        "items": {
+            "if": {"type": "string"},
+            "then": {"enum": list(names)},
+            "else": {"$ref": "#/$defs/tracker"},
+        },
+        "description": "Plugins that hear what MLflow hears, by name or with options, as "
+        "[tensorboard, {use: wandb, project: sums}]. They change no result, and what they fail at "
+        "is told and fails no run.",
     }
 
 

@@ -163,6 +163,7 @@ def _keys(registry: Registry) -> dict[str, Any]:
         "limits": run_keys.limits(),
         "watch": run_keys.watch(),
         "on_end": run_keys.on_end(),
+        "trackers": run_keys.trackers(registry.names("tracker")),
         "resources": {
             "$ref": "#/$defs/resources",
             "description": "What each stage asks of the node that it runs on; read by "
@@ -387,19 +388,17 @@ def _use(kind: str, registry: Registry, names: Collection[str], *, described: bo
     entries = registry.entries[kind]
     use: dict[str, Any] = {"enum": sorted(entries)}
     if described:
-        use["description"] = "; ".join(f"{n}: {entries[n].summary}" for n in sorted(entries))
-    return {
-        "type": "object",
-        "required": ["use"],
-        "properties": {"use": use},
-        "allOf": [
-            {
-                "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
-                "then": {"$ref": f"#/$defs/{kind}.{name}"},
-            }
-            for name in sorted(names)
-        ],
-    }
+        known = "; ".join(f"{n}: {entries[n].summary}" for n in sorted(entries))
+        use["description"] = known or "None is installed: those of packages."
+    made = {"type": "object", "required": ["use"], "properties": {"use": use}}
+    branches = [
+        {
+            "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
+            "then": {"$ref": f"#/$defs/{kind}.{name}"},
+        }
+        for name in sorted(names)
+    ]
+    return {**made, "allOf": branches} if branches else made
 
 
 def _plugin(entry: Entry) -> dict[str, Any]:

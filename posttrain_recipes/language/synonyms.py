@@ -55,7 +55,12 @@ _SAME: Mapping[str, Sequence[str]] = {
         *("kl_penalty", "adap_kl_ctrl"),
     ),
     "beta": ("dpo_beta", "pref_beta", "rl_beta", "orpo_alpha", "cpo_alpha", "kto_beta"),
-    "clip_high": ("epsilon_high", "clip_ratio_high", "clip_ratio_c", "cliprange_high", "delta"),
+    "clip_high": ("epsilon_high", "clip_ratio_high", "cliprange_high"),
+    "delta": ("clip_ratio_c", "dual_clip"),
+    "off_policy_mask": ("off_policy_mask_threshold",),
+    "sapo_positive": ("sapo_temperature_pos",),
+    "sapo_negative": ("sapo_temperature_neg",),
+    "divergence": ("f_divergence_type",),
     "clip_low": (
         "epsilon",
         "epsilon_low",

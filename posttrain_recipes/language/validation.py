@@ -16,13 +16,14 @@ from posttrain_recipes.language.nodes import NESTED, Key
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.language.schema import BOUND, NAME, recipe_schema
 from posttrain_recipes.registry import KINDS, Registry, suggest
+from posttrain_recipes.shipped import INDEX
 
 MISPLACED = {
     "repeat": "stands in the list of stages: '- repeat: 3' with 'stages:' below it",
     "compare": "stands in the list of stages: '- compare:' with the branches below it",
     "until": "stands beside 'repeat:'",
     "matrix": "stands at the top of a recipe",
-    **dict.fromkeys(("limits", "on_end"), "stands at the top of a recipe"),
+    **dict.fromkeys(("limits", "on_end", "trackers"), "stands at the top of a recipe"),
     "seed": "stands at the top of a recipe, or in a stage beside 'method:'",
     **dict.fromkeys(
         ("dataset", "reward", "eval", "init_from"), "stands in a stage, beside 'method:'"
@@ -119,7 +120,13 @@ def _explain(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
 
 
 def _names_plugin(key: Key) -> bool:
-    return bool(key) and (key[-1] == "use" or key == ("engine",))
+    return bool(key) and (key[-1] == "use" or key == ("engine",) or key[:-1] == ("trackers",))
+
+
+def _kind(key: Key) -> str:
+    """The kind of the plugins that a key is about; empty where it is about none."""
+    kinds = {**{kind: kind for kind in KINDS}, "trackers": "tracker"}
+    return next((kinds[part] for part in reversed(key) if part in kinds), "")
 
 
 def _explain_choice(recipe: Recipe, error: Any, registry: Registry) -> Iterator[Fault]:
@@ -181,6 +188,7 @@ def _owner(recipe: Recipe, key: Key) -> str:
     use = node.child("use")
     if use is not None and isinstance(use.value, str):
         kind = next((p for p in reversed(key) if isinstance(p, str)), "plugin")
+        kind = _kind(key) if kind == "trackers" else kind
         return f"option for {kind} '{use.value}'"
     if not key:
         return "key in a recipe"
@@ -193,7 +201,7 @@ def _owner(recipe: Recipe, key: Key) -> str:
 def _missing(key: Key, name: str, registry: Registry) -> str:
     if name == "use":
         # A data set among those of another one stands under a word of that one's own.
-        kind = next((p for p in reversed(key) if p in registry.entries), "")
+        kind = _kind(key)
         there = f"; {suggest('', registry.names(kind))}" if kind else ""
         return f"needs 'use:', which names the {kind or 'plugin'}{there}"
     if not key:
@@ -241,6 +249,18 @@ def data_form(value: str) -> str:
     return ""
 
 
+def listed_in(kind: str, name: str) -> str:
+    """How to install the plugin of that name, where the index that ships has it; else nothing."""
+    try:
+        packages = json.loads(INDEX.read_text(encoding="utf-8"))["packages"]
+        for package in packages:
+            if any((one["kind"], one["name"]) == (kind, name) for one in package["plugins"]):
+                return f"it is in a package that is not installed: pip install {package['name']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # it is a hint
+    return ""
+
+
 def _phrase(error: Any, key: Key, registry: Registry) -> str:
     value, rule = error.instance, error.validator_value
     shown = _show(value)
@@ -258,16 +278,18 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
             hint = f"; write {form}" if form else ""
         elif error.schema.get("pattern") == BOUND["pattern"] and isinstance(value, int | float):
             hint = f'; write ">= {shown}"'
+        elif key == ("trackers",) and value is not None:
+            hint = f"; write [{value}]" if isinstance(value, str) else "; [] for none"
         elif value is None:
             return f"{_EMPTY}; it must be {words}"
         return f"must be {words}, not {shown}{hint}"
     if error.validator in ("enum", "const"):
         options = [str(option) for option in (rule if error.validator == "enum" else [rule])]
         if _names_plugin(key):
-            kinds = (p for p in reversed(key) if p in KINDS)
-            kind = next(kinds, "plugin")
+            kind = _kind(key) or "plugin"
             data = data_form(value) if kind == "dataset" and isinstance(value, str) else ""
-            meant = f"write {data}" if data else suggest(str(value), options)
+            found = listed_in(kind, str(value))
+            meant = f"write {data}" if data else found or suggest(str(value), options)
             return f"unknown {kind} {shown}; {meant}"
         return f"must be one of {', '.join(options)}, not {shown}; {suggest(str(value), options)}"
     phrases = {

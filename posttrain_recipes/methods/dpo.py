@@ -2,22 +2,39 @@
 
     loss = - log sigmoid(beta * h),   h = log p(y+|x)/p_ref(y+|x) - log p(y-|x)/p_ref(y-|x)
 
-averaged over the pairs of a batch; `loss:` names others on the same margin h. The reference p_ref
-is the checkpoint that the stage starts from. It stays that one after a resume: its
+averaged over the pairs of a batch; `loss:` names others, each with its paper in
+`training/preference/pair_losses.py`, or several with weights. The reference p_ref is the
+checkpoint that the stage starts from. It stays that one after a resume: its
 log-probabilities are asked of the start, never of the weights that are being trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain_recipes.training.preference import completions, losses, pairs
+from posttrain_recipes.training.preference import completions, pairs
+from posttrain_recipes.training.preference.pair_losses import (
+    DIVERGENCES,
+    OF_RATIO,
+    PAIR_LOSSES,
+    SMOOTHED,
+    ScoredPairs,
+)
+from posttrain_recipes.training.rl.advantages import summaries
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    PairLoss = str
+    Divergence = str
+else:
+    PairLoss = Literal[tuple(PAIR_LOSSES)]
+    Divergence = Literal[tuple(DIVERGENCES)]
+
+Weight = Annotated[float, Field(gt=0)]
 
 
 class DPO(pairs.PairMethod):
@@ -37,18 +54,39 @@ class DPO(pairs.PairMethod):
     class Config(pairs.PairConfig):
         """Options of direct preference optimization."""
 
-        loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-        """On the margin h: sigmoid is DPO; ipo does not push h without end (its h is of means over
-        tokens, so its margins are small); hinge stops at 1/beta; robust expects flipped labels."""
+        loss: PairLoss | dict[PairLoss, Weight] = Field(
+            default="sigmoid",
+            description="Of the margin h and the scores s = log p/p_ref of both replies: "
+            + summaries(PAIR_LOSSES)
+            + ". Several are summed, as {sigmoid: 1, nca_pair: 0.5}.",
+        )
         beta: float = Field(default=0.1, gt=0)
         """Strength of the pull towards the reference; smaller moves further away from it."""
         label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-        """Share of pairs whose labels are taken to be wrong; for the losses sigmoid and robust."""
+        """Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
+        exo_pair, aot and aot_unpaired."""
+        divergence: Divergence = "reverse_kl"
+        """From the reference, for which the loss is derived: with forward_kl and js the score of a
+        reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref)."""
+
+        @property
+        def losses(self) -> dict[str, float]:
+            """What each loss weighs."""
+            return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss)
 
         @model_validator(mode="after")
         def _smoothing_has_a_loss(self) -> DPO.Config:
-            if self.label_smoothing and self.loss in ("ipo", "hinge"):
-                raise ValueError(f"label_smoothing means nothing to loss '{self.loss}'; remove it")
+            names = self.losses
+            if not names:
+                raise ValueError("loss is a name, or a mapping of names to weights; it is empty")
+            if self.label_smoothing and not SMOOTHED & names.keys():
+                named = ", ".join(names)
+                raise ValueError(f"label_smoothing means nothing to loss '{named}'; remove it")
+            if "exo_pair" in names and not self.label_smoothing:
+                raise ValueError("loss 'exo_pair' needs a label_smoothing above 0, as 0.001")
+            if self.divergence != "reverse_kl" and not names.keys() - OF_RATIO:
+                named = ", ".join(names)
+                raise ValueError(f"divergence means nothing to loss '{named}'; remove it")
             return self
 
     config: Config
@@ -57,16 +95,9 @@ class DPO(pairs.PairMethod):
         self, batch: Sequence[completions.Replies], logps: completions.Logps
     ) -> tuple[Tensor, completions.Metrics]:
         config = self.config
-        ratio = logps.ratio / logps.lengths if config.loss == "ipo" else logps.ratio
-        h = ratio[:, 0] - ratio[:, 1]
-        if config.loss == "ipo":
-            values = losses.dpo_ipo(h, config.beta)
-        elif config.loss == "hinge":
-            values = losses.dpo_hinge(h, config.beta)
-        elif config.loss == "robust":
-            values = losses.dpo_robust(h, config.beta, config.label_smoothing)
-        else:
-            values = losses.dpo_sigmoid(h, config.beta, config.label_smoothing)
+        score = DIVERGENCES[config.divergence](logps.ratio)
+        scored = ScoredPairs(logps, score, config.beta, config.label_smoothing)
+        values = sum(w * PAIR_LOSSES[name](scored) for name, w in config.losses.items())
         # The implicit rewards, beta log p/p_ref, whatever the loss takes its margin of.
         metrics = completions.pair_metrics(config.beta * logps.ratio, logps.policy)
         return values.mean(), metrics

@@ -38,7 +38,7 @@ from posttrain_recipes.planning.plans import (
     model_location,
 )
 from posttrain_recipes.planning.tokens import tokenizer_file
-from posttrain_recipes.plugin import Dataset, Engine, Eval, Plugin
+from posttrain_recipes.plugin import Dataset, Engine, Eval, Plugin, Tracker
 from posttrain_recipes.registry import Registry, suggest
 from posttrain_recipes.shown import is_address, redact
 from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
@@ -205,6 +205,16 @@ def engine(builder: Builder, spec: Any) -> Engine | None:
         builder, "engine", {"use": spec} if isinstance(spec, str) else spec, ("engine",)
     )
     return made
+
+
+def trackers(builder: Builder, value: Any) -> tuple[Tracker, ...]:
+    """The trackers that a recipe names; of one that cannot be made it is noted why."""
+    found = []
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        spec = {"use": item} if isinstance(item, str) else item
+        made: Tracker | None = plugin(builder, "tracker", spec, ("trackers", index))
+        found += [made] if made is not None else []
+    return tuple(found)
 
 
 def dataset(builder: Builder, spec: Any, key: Key) -> Dataset | None:

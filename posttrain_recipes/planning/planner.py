@@ -112,6 +112,7 @@ def _build(
         building.check_model(builder, model, ("model",))
     engine = builder.engine = building.engine(builder, data.get("engine", "local"))
     on_end.check(data.get("on_end"), builder.fault)
+    trackers = building.trackers(builder, data.get("trackers"))
     rates.settle(builder)
     stages = _stages(builder, data)
     if not builder.faults:
@@ -133,6 +134,7 @@ def _build(
         watch=filmstrip(data.get("watch"), engine.billed),
         same_tokenizer=tuple(builder.same_tokenizer),
         on_end=on_end.asked(data.get("on_end")),
+        trackers=trackers,
         path=recipe.path,
         preset=recipe.preset,
         fingerprint=depends.digest(

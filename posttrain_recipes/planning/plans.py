@@ -30,6 +30,7 @@ from posttrain_recipes.plugin import (
     Record,
     RendererConfig,
     Reward,
+    Tracker,
 )
 
 BASE = "base"
@@ -283,6 +284,8 @@ class Plan:
     """What a run has to look at before it spends anything."""
     on_end: OnEnd | None = None
     """Whom it tells how it ended. No fingerprint depends on it."""
+    trackers: tuple[Tracker, ...] = ()
+    """Who hears of it beside MLflow. No fingerprint depends on them."""
 
     def __repr__(self) -> str:
         # Of everything in it the stages are what a person asks for; `ptl plan` says the rest.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -378,3 +378,20 @@ def decisions(
             yield stage, Decision("run", reasons[stage.name])
         else:
             yield stage, history.decide(stage, current, plan.name)
+
+
+def take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:
+    """Have `kept` say what an earlier run trained on the same inputs."""
+    kept.status, kept.reused_from = "reused", earlier.reused_from or run.id
+    for name in ("checkpoint", "start", "total_steps", "records", "tokens", "made_in"):
+        setattr(kept, name, getattr(earlier, name))
+    kept.made, kept.warnings = dict(earlier.made), list(earlier.warnings)
+    kept.notes, kept.ended = list(earlier.notes), earlier.ended
+    names = {planned.fingerprint: planned.name for planned in stage.evals}
+    for results, found in (
+        (kept.before, earlier.before),
+        (kept.during, earlier.during),
+        (kept.after, earlier.after),
+    ):
+        results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
+        results += [m for m in found if m.fingerprint.startswith(store.OWN)]

@@ -91,7 +91,8 @@ def plan_again(record: RunRecord, registry: Registry, base_dir: Path | None = No
     root = parse(report.resolved_yaml(record.resolved), f"recipe of {record.id}")
     kept = {stage.name: stage.numbers for stage in record.stages}
     recipe = Recipe(root, folder / Path(record.path).name, record.preset)
-    # Of an end that a person looks at nobody else is told.
+    # Of a run that a person looks at nobody else is told.
+    root.value.pop("trackers", None)
     return replace(build(recipe, registry, ask=True, kept=kept), on_end=None)
 
 

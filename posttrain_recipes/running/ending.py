@@ -17,11 +17,12 @@ from posttrain_recipes.planning.plans import Plan
 from posttrain_recipes.planning.reuse import Scope
 from posttrain_recipes.reporting import report
 from posttrain_recipes.reporting.page import Pages
+from posttrain_recipes.running import hearing
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.tracked import track_reused
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, Store
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
     from posttrain_recipes.tracking.runs import RecipeRun
@@ -58,8 +59,8 @@ def complete(plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope:
     if not ended:
         reporter.doing("all of its stages are done; its end, which was not written, is written now")
         with kept.open(run) as directory:
-            tracker = Tracker(kept.home, warn=reporter.warning)
-            with tracker, tracker_run(tracker, plan, run) as tracked:
+            tracker = MlflowTracker(kept.home, warn=reporter.warning)
+            with tracker, tracker_run(tracker, plan, directory, reporter) as tracked:
                 for stage in scope.stages(plan):
                     track_reused(directory, stage, run.stage(stage.name), tracked)
                 summarize(tracked, run)
@@ -85,7 +86,8 @@ def log_report(
     try:
         pages = Pages(kept.home, ended)
         tracked.write_text(pages.html(), "report.html")
-        tracked.write_text(pages.markdown(), "report.md")
+        tracked.told.report = pages.markdown()
+        tracked.write_text(tracked.told.report, "report.md")
         # All that 'ptl reproduce' needs.
         whole = replace(ended, path=str(plan.path.resolve()))
         tracked.write_text(store.dump(whole), "run.json")
@@ -94,18 +96,26 @@ def log_report(
 
 
 @contextmanager
-def tracker_run(tracker: Tracker, plan: Plan, record: RunRecord) -> Iterator[RecipeRun]:
-    """The recipe's run in MLflow: a new one, or that of an earlier try."""
+def tracker_run(
+    tracker: MlflowTracker, plan: Plan, directory: RunDirectory, reporter: Reporter
+) -> Iterator[RecipeRun]:
+    """The recipe's run in MLflow, a new one or that of an earlier try, and in the trackers that the
+    recipe names."""
+    record = directory.record
     tracker.mark_dead_runs()
-    with tracker.run(
-        recipe=plan.name,
-        run_name=record.id,
-        resolved_yaml=report.resolved_yaml(plan.resolved),
-        description_md=plan.description or None,
-        params=report.run_params(record),
-        tags=report.run_tags(record),
-        run_id=record.tracking_id,
-    ) as tracked:
+    with (
+        hearing.told(plan, directory, reporter) as told,
+        tracker.run(
+            told=told,
+            recipe=plan.name,
+            run_name=record.id,
+            resolved_yaml=report.resolved_yaml(plan.resolved),
+            description_md=plan.description or None,
+            params=report.run_params(record),
+            tags=report.run_tags(record),
+            run_id=record.tracking_id,
+        ) as tracked,
+    ):
         record.tracking_id, record.tracking_uri = tracked.run_id, tracker.uri
         yield tracked
 

@@ -22,7 +22,7 @@ from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
-from posttrain_recipes.running import activity, death, firstlook, telling, tokenizers
+from posttrain_recipes.running import activity, death, firstlook, hearing, telling, tokenizers
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
@@ -47,6 +47,8 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     yield from _prices(plan, home)
     if plan.on_end is not None:
         yield _on_end(plan)
+    if plan.trackers:
+        yield _trackers(plan)
 
 
 def room(plan: Plan) -> Iterator[PreflightFinding]:
@@ -225,6 +227,16 @@ def _on_end(plan: Plan) -> PreflightFinding:
     except PtlError as error:
         return PreflightFinding.of("on_end", error)
     return PreflightFinding("on_end", "ok", f"{plan.on_end.label} will be told; not tried")
+
+
+def _trackers(plan: Plan) -> PreflightFinding:
+    """Whether what trackers need of the environment is there; none is told of anything yet."""
+    try:
+        hearing.check(plan)
+    except PtlError as error:
+        return PreflightFinding.of("trackers", error)
+    names = ", ".join(tracker.name for tracker in plan.trackers)
+    return PreflightFinding("trackers", "ok", f"{names} will hear of it; not tried")
 
 
 def _splits(plan: Plan) -> Iterator[PreflightFinding]:

@@ -24,13 +24,14 @@ from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
-from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals
+from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals, take
 from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import (
     activity,
     billing,
     death,
     ending,
+    hearing,
     preflight,
     stalls,
     telling,
@@ -45,11 +46,11 @@ from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.limits import Spending
 from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
-from posttrain_recipes.running.tracked import log_kept, track_reused, tracked_stage
+from posttrain_recipes.running.tracked import log_kept, tell_again, track_reused, tracked_stage
 from posttrain_recipes.shown import redact
 from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
 from posttrain_recipes.tracking import mlstore
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from posttrain_recipes.version import __version__
 from posttrain_recipes.waiting import (
     TICK,
@@ -88,6 +89,7 @@ def run(
     reporter, scope = patient(reporter or Reporter()), scope or Scope()
     scope.check(plan)
     telling.check(plan)
+    hearing.check(plan)
     if not isinstance(jobs, int):
         ray_tasks.check(jobs, plan)
     mlstore.configured_uri()  # refuses what is no address before anything is spent
@@ -213,7 +215,7 @@ class _Run:
 
     def work(self) -> None:
         """Run every stage that is asked for; raises what the first one that failed raised."""
-        with Tracker(self.kept.home, warn=self.reporter.warning) as tracker:
+        with MlflowTracker(self.kept.home, warn=self.reporter.warning) as tracker:
             tracker.start()
             self._work(tracker)
         if len(self.failures) > 1:
@@ -226,7 +228,7 @@ class _Run:
         for error in self.failures.values():
             raise error
 
-    def _work(self, tracker: Tracker) -> None:
+    def _work(self, tracker: MlflowTracker) -> None:
         for pin in self.plan.pins:
             self.reporter.doing(pin)
         self._preflight()
@@ -234,7 +236,7 @@ class _Run:
         self.spending.start()
         with (
             self._connected() as connection,
-            ending.tracker_run(tracker, self.plan, self.record) as run,
+            ending.tracker_run(tracker, self.plan, self.directory, self.reporter) as run,
         ):
             self.directory.save()
             self.connection = connection
@@ -445,6 +447,7 @@ class _Run:
         if stage.name in self.taken:
             with tracked_stage(stage, kept, tracked) as child:
                 log_kept(self.directory.path, stage, kept, child)
+        tell_again(self.directory, stage, kept, tracked)
         self.stages.run(stage, kept, start, tracked)
         assert kept.checkpoint is not None
         self.serving.checkpoints[stage.name] = kept.checkpoint
@@ -476,7 +479,7 @@ class _Run:
             usd=kept.usd,
         )
         if decision.run and decision.stage:
-            _take(stage, fresh, decision.run, decision.stage)
+            take(stage, fresh, decision.run, decision.stage)
         self.record.stages[stage.index - 1] = fresh
         self.directory.save()
         return fresh
@@ -484,20 +487,3 @@ class _Run:
 
 def _described(engine: Engine) -> str:
     return f"{engine.name}, {engine.precision}" if engine.precision else engine.name
-
-
-def _take(stage: PlannedStage, kept: StageRecord, run: RunRecord, earlier: StageRecord) -> None:
-    """Have `kept` say what an earlier run trained on the same inputs."""
-    kept.status, kept.reused_from = "reused", earlier.reused_from or run.id
-    for name in ("checkpoint", "start", "total_steps", "records", "tokens", "made_in"):
-        setattr(kept, name, getattr(earlier, name))
-    kept.made, kept.warnings = dict(earlier.made), list(earlier.warnings)
-    kept.notes, kept.ended = list(earlier.notes), earlier.ended
-    names = {planned.fingerprint: planned.name for planned in stage.evals}
-    for results, found in (
-        (kept.before, earlier.before),
-        (kept.during, earlier.during),
-        (kept.after, earlier.after),
-    ):
-        results += [replace(m, name=names[m.fingerprint]) for m in found if m.fingerprint in names]
-        results += [m for m in found if m.fingerprint.startswith(store.OWN)]

@@ -15,6 +15,7 @@ from posttrain_recipes.store import RunDirectory, StageRecord
 from posttrain_recipes.tracking import curves
 
 if TYPE_CHECKING:
+    from posttrain_recipes.tracking.delivery import ToldStage
     from posttrain_recipes.tracking.runs import RecipeRun, StageRun
 
 
@@ -42,6 +43,7 @@ def track_reused(
 ) -> None:
     """Log a reused stage's curves and evals, from the earlier run, under this run as well."""
     if kept.tracking_id or not kept.reused_from:
+        tell_again(directory, stage, kept, tracked)
         return
     runs = directory.path.parent
     tags = {"ptl.reused_from": kept.reused_from}
@@ -52,7 +54,27 @@ def track_reused(
     directory.save()
 
 
-def log_kept(run: Path, stage: PlannedStage, kept: StageRecord, child: StageRun) -> None:
+def tell_again(
+    directory: RunDirectory, stage: PlannedStage, kept: StageRecord, tracked: RecipeRun
+) -> None:
+    """Tell trackers what an earlier try found of a stage: one that was killed may not have come to
+    tell it, and one that is new to the run heard nothing. MLflow has it."""
+    if not tracked.told or not (kept.done or kept.resume):
+        return
+    told = tracked.told.stage(stage.name, stage.index, report.stage_params(stage))
+    log_kept(directory.path.parent / (kept.reused_from or directory.record.id), stage, kept, told)
+    for text in kept.warnings:
+        told.warn(text)
+    for text in kept.notes:
+        told.note(text)
+    if kept.done and kept.status != "trained":
+        told.log_metrics(report.spent(kept), kept.total_steps)
+        told.ended("finished")
+
+
+def log_kept(
+    run: Path, stage: PlannedStage, kept: StageRecord, child: StageRun | ToldStage
+) -> None:
     """Log the curves and evals of a stage as the directory of a run and its record have them; what
     MLflow has already is not logged twice."""
     for step, metrics in curves.steps(run, stage.name).items():

@@ -49,7 +49,7 @@ def check_plugin(kind: str, name: str, *, work: bool = True, **options: Any) -> 
     `PtlWarning` says so.
 
     Args:
-        kind: dataset, method, reward, eval or engine.
+        kind: dataset, method, reward, eval, engine or tracker.
         name: what a recipe says after `use:`.
         work: also let it work, methods and evals on the embedded engine (some 20 seconds).
         options: its options, where some have no default or the defaults are too large for a test.

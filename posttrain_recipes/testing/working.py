@@ -18,7 +18,7 @@ from posttrain_recipes.records import Conversation, Estimate, Record, Sample
 from posttrain_recipes.registry import Entry
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import made_path
-from posttrain_recipes.testing import flipping, records
+from posttrain_recipes.testing import flipping, hearing, records
 from posttrain_recipes.testing.environments import environment_checks
 from posttrain_recipes.testing.findings import Complaints, Finding, Skip, placeholder, run_check
 
@@ -363,6 +363,7 @@ _CHECKS: dict[str, tuple[tuple[str, Complaints], ...]] = {
     "method": (("it trains, the same each time and after a crash", _trains),),
     "eval": (("it measures, the same each time", _evaluates),),
     "engine": (("it answers", _reachable),),
+    "tracker": hearing.checks(_make),
 }
 _MAKING: tuple[tuple[str, Complaints], ...] = (
     ("it makes records, the same ones each time", _makes),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from posttrain_recipes.records import Estimate, EvalResult, Sample
+from posttrain_recipes.tracking.delivery import Deliveries, ended
 from posttrain_recipes.tracking.evaluations import EVALUATED, GROUP, EvaluationGroup, EvaluationRun
 from posttrain_recipes.tracking.mlruns import (
     NOTE,
@@ -51,8 +52,11 @@ class RecipeRun(TrackedRun):
         params: Mapping[str, Any],
         run_id: str | None,
         description: str | None,
+        told: Deliveries | None = None,
     ) -> None:
         self.recipe = recipe
+        self.told = told or Deliveries()
+        """The trackers of the recipe. They hear first, and also where MLflow's store fails."""
         self.description = (description or "").strip()
         self.models: dict[str, str] = {}
         """URI of a checkpoint, or of its sampler -> the id of the model that MLflow shows it as."""
@@ -139,6 +143,7 @@ class RecipeRun(TrackedRun):
         """End the run; it failed if a stage did and was not repeated with success."""
         if status == "FINISHED" and "FAILED" in self.stage_status.values():
             status = "FAILED"
+        self.told.run_ended(ended(status), error)
         self.trace_writer.shutdown(cancel_futures=status == "KILLED")
         super().close(status, error)
 
@@ -156,6 +161,7 @@ class StageRun(TrackedRun):
         run_id: str | None,
     ) -> None:
         self.parent = parent
+        self.told = parent.told.stage(name, index, params)
         self.stage = name
         self.index = index
         self._metrics: list[Metric] = []
@@ -204,6 +210,11 @@ class StageRun(TrackedRun):
             if params.get(key):
                 self.parent.models[params[key]] = model_id
 
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """End the stage's run."""
+        self.told.ended(ended(status))
+        super().close(status, error)
+
     def flush(self) -> None:
         """Write everything that waits, buffered metrics included."""
         with self._lock:
@@ -212,6 +223,7 @@ class StageRun(TrackedRun):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics of a step; written in batches. Steps that the store already has are skipped."""
+        self.told.log_metrics(metrics, step)
         if not self.run_id:
             return
         with self._lock:
@@ -249,6 +261,7 @@ class StageRun(TrackedRun):
 
     def log_checkpoint(self, uri: str, sampler_uri: str | None, step: int) -> None:
         """A checkpoint, as a model that the run put out; what came before is written first."""
+        self.told.log_checkpoint(uri, sampler_uri, step)
         self.flush()
         name = re.sub(r"[/:.%\"'\s]", "-", f"{self.parent.recipe}-{self.stage}-step-{step}")
         params = {"checkpoint_uri": uri, "sampler_uri": sampler_uri or "", "step": str(step)}
@@ -292,10 +305,11 @@ class StageRun(TrackedRun):
         `dataset` is a path, a URL or the id of one of the hub, `checkpoint_uri` that of the
         checkpoint or of its sampler.
         """
+        self.told.log_eval(name, when, result, step)
         if not self.run_id:
             return
         for text in result.notes:
-            self.note(f"{name}: {text}")
+            self._put(f"{name}: {text}")
         model_id = self._evaluated[name, when] = self.parent.models.get(checkpoint_uri or "")
         ties: dict[str, Any] = {"model_id": model_id}
         data = None
@@ -342,6 +356,7 @@ class StageRun(TrackedRun):
 
     def log_during(self, name: str, result: EvalResult, step: int) -> None:
         """What an eval found in the middle of the stage: a curve beside those of its training."""
+        self.told.log_during(name, result, step)
         if not self.run_id:
             return
         metrics: list[Metric] = []
@@ -354,10 +369,15 @@ class StageRun(TrackedRun):
 
     def warn(self, text: str) -> None:
         """Put a warning at the top of the run's page."""
-        self.note(f"**warning:** {text}")
+        self.told.warn(text)
+        self._put(f"**warning:** {text}")
 
     def note(self, text: str) -> None:
         """Put a sentence at the top of the run's page."""
+        self.told.note(text)
+        self._put(text)
+
+    def _put(self, text: str) -> None:
         if text not in self._notes:
             self._notes.append(text)
         self._show_results()
@@ -386,6 +406,7 @@ class StageRun(TrackedRun):
 
         MLflow sets the traces of two runs side by side: one has those of before, one of after.
         """
+        self.told.log_samples(name, when, samples, step)
         if not self.run_id or not samples:
             return
         self.write_text(samples_table(samples), f"samples/{metric_name(name)}-{when}.md")
@@ -421,6 +442,7 @@ class StageRun(TrackedRun):
 
     def show_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """What the policy did at a step, as traces and as a Markdown table with its scores."""
+        self.told.show_samples(name, samples, step)
         if not self.run_id or not samples:
             return
         self.write_text(samples_table(samples), f"{metric_name(name)}/step-{step:06d}.md")

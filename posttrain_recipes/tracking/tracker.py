@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from posttrain_recipes.shown import redact
 from posttrain_recipes.tracking import mlstore
+from posttrain_recipes.tracking.delivery import Deliveries
 from posttrain_recipes.tracking.mirror import COPIED, WANTED, Copying, Mirror
 from posttrain_recipes.tracking.mlstore import MlflowStore
 from posttrain_recipes.tracking.runs import RecipeRun, closing
@@ -27,7 +28,7 @@ from posttrain_recipes.tracking.runs import RecipeRun, closing
 logger = logging.getLogger(__name__)
 
 
-class Tracker:
+class MlflowTracker:
     """Writes runs to MLflow: to the store below `home`, or where MLFLOW_TRACKING_URI says."""
 
     def __init__(
@@ -87,7 +88,7 @@ class Tracker:
                 # The run failed at once, and nobody waited for this.
                 self._before.restore()
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> MlflowTracker:
         self._before = mlstore.CallersSettings()
         return self
 
@@ -137,9 +138,12 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
         run_id: str | None = None,
+        told: Deliveries | None = None,
     ) -> Iterator[RecipeRun]:
-        """The run of a recipe. `run_id` goes on with an earlier one where the store has it."""
-        run = RecipeRun(self, recipe, run_name, tags or {}, params or {}, run_id, description_md)
+        """The run of a recipe. `run_id` goes on with an earlier one where the store has it; `told`
+        are trackers that hear the same."""
+        labels, known = tags or {}, params or {}
+        run = RecipeRun(self, recipe, run_name, labels, known, run_id, description_md, told)
         run.write_text(resolved_yaml, "recipe.yaml")
         server = mlstore.server_uri()
         copying = Copying(Mirror(self.home, server), self._warn) if server and run.run_id else None

@@ -34,7 +34,7 @@ from typing import Any
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.language.given import dumped
 
-KINDS = ("dataset", "method", "reward", "eval", "engine")
+KINDS = ("dataset", "method", "reward", "eval", "engine", "tracker")
 """Kinds of plugins: `t.method.sft` is a method."""
 PIECES = ("recipe", "stage", "repeat", "compare", "lora", "renderer", "resources")
 """What else the schema has a definition of."""

@@ -1,6 +1,6 @@
 """Generated from the schema of recipes by tools/typed_stub.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ class MethodPiece(RecipePart): ...
 class RewardPiece(RecipePart): ...
 class EvalPiece(RecipePart): ...
 class EnginePiece(RecipePart): ...
+class TrackerPiece(RecipePart): ...
 class RecipePiece(RecipePart): ...
 class StagePiece(RecipePart): ...
 class RepeatPiece(RecipePart): ...
@@ -436,9 +437,10 @@ class _Methods:
         max_steps: int | None = ...,
         max_length: int = ...,
         truncate: bool = ...,
-        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust'] = ...,
+        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm'] | Mapping[str, float] = ...,
         beta: float = ...,
         label_smoothing: float = ...,
+        divergence: Literal['reverse_kl', 'forward_kl', 'js'] = ...,
     ) -> MethodPiece: """Direct preference optimization: prefer the chosen reply over the rejected one.
 
         Args:
@@ -462,10 +464,12 @@ class _Methods:
             max_steps: Stop after this many steps, whatever `epochs` says.
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
-            loss: On the margin h: sigmoid is DPO; ipo does not push h without end (its h is of means over
-        tokens, so its margins are small); hinge stops at 1/beta; robust expects flipped labels. [default: sigmoid]
+            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
             beta: Strength of the pull towards the reference; smaller moves further away from it. [default: 0.1]
-            label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid and robust. [default: 0.0]
+            label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
+        exo_pair, aot and aot_unpaired. [default: 0.0]
+            divergence: From the reference, for which the loss is derived: with forward_kl and js the score of a
+        reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref). [default: reverse_kl]
         """
     def grpo(
         self,
@@ -483,12 +487,16 @@ class _Methods:
         kl_beta: float = ...,
         kl_in: Literal['advantage', 'loss'] = ...,
         kl_estimator: Literal['k1', 'k3'] | None = ...,
-        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp'] = ...,
-        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo'] = ...,
+        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg'] = ...,
+        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
         length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
         clip_low: float | None = ...,
         clip_high: float | None = ...,
+        delta: float | None = ...,
+        off_policy_mask: float | None = ...,
         dro_beta: float = ...,
+        sapo_positive: float = ...,
+        sapo_negative: float = ...,
         batch_size: int = ...,
         epochs: int = ...,
         shuffle: bool = ...,
@@ -535,13 +543,19 @@ class _Methods:
         token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
             kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
         p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
-            advantage: From rewards to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++. [default: group_norm]
-            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence. [default: ppo]
+            advantage: From rewards to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG. [default: group_norm]
+            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
             length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
         (max_tokens divides all); by default what the paper of the advantage does.
-            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo.
-            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo.
+            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
+            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
+            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
+            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
+        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
             dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
+            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
+            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             batch_size: Groups in one batch of rollouts. [default: 16]
             epochs: Passes over the data, each in an order of its own. [default: 1]
             shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
@@ -870,12 +884,16 @@ class _Methods:
         kl_beta: float = ...,
         kl_in: Literal['advantage', 'loss'] = ...,
         kl_estimator: Literal['k1', 'k3'] | None = ...,
-        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp'] = ...,
-        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo'] = ...,
+        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg'] = ...,
+        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
         length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
         clip_low: float | None = ...,
         clip_high: float | None = ...,
+        delta: float | None = ...,
+        off_policy_mask: float | None = ...,
         dro_beta: float = ...,
+        sapo_positive: float = ...,
+        sapo_negative: float = ...,
         batch_size: int = ...,
         epochs: int = ...,
         shuffle: bool = ...,
@@ -921,13 +939,19 @@ class _Methods:
         token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
             kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
         p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
-            advantage: From the rewards of a seat to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++. [default: group_mean]
-            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence. [default: ppo]
+            advantage: From the rewards of a seat to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG. [default: group_mean]
+            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
             length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
         (max_tokens divides all); by default what the paper of the advantage does.
-            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo.
-            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo.
+            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
+            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
+            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
+            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
+        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
             dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
+            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
+            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             batch_size: Groups in one batch of rollouts. [default: 16]
             epochs: Passes over the data, each in an order of its own. [default: 1]
             shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
@@ -1726,6 +1750,11 @@ class _Engines:
 
 engine: _Engines
 
+class _Trackers:
+    def __getattr__(self, name: str) -> Callable[..., TrackerPiece]: ...
+
+tracker: _Trackers
+
 def recipe(
     *,
     name: str = ...,
@@ -1739,6 +1768,7 @@ def recipe(
     limits: Mapping[str, Any] = ...,
     watch: Any = ...,
     on_end: Any = ...,
+    trackers: Sequence[TrackerPiece | str] = ...,
     resources: ResourcesPiece = ...,
     matrix: Mapping[str, Any] = ...,
     expect: Mapping[str, str] = ...,
@@ -1757,6 +1787,7 @@ def recipe(
         limits: Bounds on what a run may spend, all its tries together. It stops before one is passed, keeps what it has, and goes on where it stopped once the bound is raised.
         watch: The prompts that `ptl watch` shows answered again and again while a stage trains; false: none. By default there are, unless the engine bills for tokens. It changes no result, and nothing is trained again for it.
         on_end: Told how each try of a run ended, whatever the end: a command or a webhook; false: nobody. It changes no result; one that fails is told, and fails no run.
+        trackers: Plugins that hear what MLflow hears, by name or with options, as [tensorboard, {use: wandb, project: sums}]. They change no result, and what they fail at is told and fails no run.
         resources: What each stage asks of the node that it runs on; read by `ptl run --jobs ray`.
         matrix: Values to try: the recipe runs with each combination of them.
         expect: Bounds on results of each way through the recipe, as {held_out: '>= 0.8', held_out change: '> 0', forgetting: '<= 0.05'}; where one does not hold, the run exits with 3.

@@ -25,15 +25,18 @@ def of_kind(*kinds: str) -> Any:
     return pytest.mark.parametrize("entry", found, ids=lambda e: f"{e.kind}.{e.name}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+OWN = [kind for kind in KINDS if kind != "tracker"]  # MLflow hears of every run, and is no plugin
+
+
+@pytest.mark.parametrize("kind", OWN)
 def test_there_is_one_of_every_kind(kind: str) -> None:
     assert registry.load().names(kind)
 
 
 def test_every_hook_is_implemented_by_us() -> None:
     ours = {entry.kind for entry in ENTRIES if entry.distribution == "posttrain-recipes"}
-    assert ours == set(KINDS)
-    assert len(BUILTINS) == len(KINDS)
+    assert ours == set(OWN)
+    assert len(BUILTINS) == len(OWN)
 
 
 @pytest.mark.parametrize("kind", KINDS)

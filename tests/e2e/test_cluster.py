@@ -21,6 +21,7 @@ from posttrain_recipes.running.cluster.ray_tasks import Cluster, Mailbox, StageT
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import Store
 from posttrain_recipes.waiting import TICK
+from tests import hearing
 from tests.e2e.test_run import ROOT, assert_same_result, steps_in_mlflow
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
@@ -165,7 +166,9 @@ def test_a_lost_node_changes_nothing(
     on(OnThreads(copy, loses="sft"))
     heard = Recorder()
     home = tmp_path / "home"
-    spread = ptl.run(recipe, home=home, jobs="ray", reporter=heard)
+    told = ["trackers=[listening]"]
+    with hearing.installed():
+        spread = ptl.run(recipe, home=home, jobs="ray", reporter=heard, overrides=told)
     assert spread.status == "finished"
     lost = [text for text in heard.warnings if "its node was lost" in text]
     assert len(lost) == 1
@@ -179,6 +182,9 @@ def test_a_lost_node_changes_nothing(
         assert stage.tracking_id
         assert steps_in_mlflow(home, stage.tracking_id) == list(range(1, stage.total_steps + 1))
         assert stage.training.train == alone.record.stage(stage.name).training.train
+        # What a lost node had no time to tell is told by the next.
+        heard_of = dict(hearing.curve(stage.name, "train/loss"))
+        assert sorted(heard_of) == list(range(1, stage.total_steps + 1))
     assert not (home / "shared").exists()
     assert not list((home / "engine" / "runs").glob("*/*/.*"))
     ours = {"artifacts", "cache", "engine", "runs"}

@@ -13,12 +13,13 @@ import pytest
 
 from posttrain_recipes import scaffold
 
-KINDS = ("method", "dataset", "reward", "eval", "engine")
+KINDS = ("method", "dataset", "reward", "eval", "engine", "tracker")
 
 RECIPE = """\
 name: mine
 model: ptl/nano
 engine: {use: my_engine, base_url: http://127.0.0.1:1}
+trackers: [my_tracker]
 stages:
   - name: train
     dataset: {use: my_dataset, count: 40, test_size: 8}

@@ -31,7 +31,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 ALIKE = (
     *("ipo", "cpo", "simpo", "dpo_hh", "sft_gsm8k", "grpo_gsm8k", "sft_then_rlhf"),
     *("iterative_rlhf", "multi_objective", "distill_compress", "distill_then_rl"),
-    "sft_distill_rl",
+    *("sft_distill_rl", "policy_losses"),
 )
 """Recipes whose way is another one's too: they run for two steps at night."""
 SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]
@@ -261,11 +261,11 @@ def test_a_killed_run_leaves_no_engine_and_shows_as_killed(recipe: Path, tmp_pat
     home = tmp_path / "home"
     drive(recipe, home, "sft", 2, signal.SIGKILL)
     assert wait_for_end(engines_of(home))
-    from posttrain_recipes.tracking.tracker import Tracker
+    from posttrain_recipes.tracking.tracker import MlflowTracker
 
     (killed,) = Store(home).runs()
     assert killed.tracking_id
-    Tracker(home).mark_dead_runs()
+    MlflowTracker(home).mark_dead_runs()
     assert mlflow_status(home, killed.tracking_id) == "KILLED"
 
 

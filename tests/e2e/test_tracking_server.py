@@ -18,7 +18,7 @@ from posttrain_recipes.records import Estimate, EvalResult, Message, Sample
 from posttrain_recipes.store import Store
 from posttrain_recipes.tracking import mirror, mlstore
 from posttrain_recipes.tracking.runs import RecipeRun
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests import browser as browsing
 from tests.conftest import Project, Ptl, flat
 from tests.tracking_server import BUCKET, PASSWORD, USER, Guard, Server, bucket, s3
@@ -108,7 +108,7 @@ def result(value: float) -> EvalResult:
 SAMPLES = [Sample((Message("user", "1+1?"),), "2", "2", {"exact": 1.0})]
 
 
-def recipe_run(tracker: Tracker, name: str) -> Any:
+def recipe_run(tracker: MlflowTracker, name: str) -> Any:
     return tracker.run(
         recipe="demo",
         run_name=name,
@@ -149,7 +149,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
     server: Server, guard: Guard, tmp_path: Path, watched: Watched, store: dict[str, str]
 ) -> None:
     warnings: list[str] = []
-    tracker = Tracker(tmp_path, warn=warnings.append)
+    tracker = MlflowTracker(tmp_path, warn=warnings.append)
     tracker.start()
     with recipe_run(tracker, "demo-1") as run:
         work(run, range(1, 25))
@@ -216,7 +216,7 @@ def test_what_a_server_missed_is_copied_later(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     warnings: list[str] = []
-    with recipe_run(Tracker(tmp_path, warn=warnings.append), "demo-2") as run:
+    with recipe_run(MlflowTracker(tmp_path, warn=warnings.append), "demo-2") as run:
         work(run, range(1, 5))
     copying = [thread for thread in threading.enumerate() if thread.name == "mirror"]
     assert copying == [], "it gave up by itself"
@@ -247,7 +247,7 @@ def test_what_a_server_missed_is_copied_later(
     assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 4
 
 
-def short(tracker: Tracker, name: str) -> None:
+def short(tracker: MlflowTracker, name: str) -> None:
     with recipe_run(tracker, name) as run:
         work(run, range(1, 3))
 
@@ -264,7 +264,7 @@ def test_a_token_opens_a_server_and_is_kept_nowhere(
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", f"{TOKEN}-of-yesterday")
     warnings: list[str] = []
-    short(Tracker(tmp_path, warn=warnings.append), "demo-3")
+    short(MlflowTracker(tmp_path, warn=warnings.append), "demo-3")
     assert guard.refused
     assert "run 'ptl sync'" in warnings[-1]
     assert "could not be brought up to date" in str(failed := synced(tmp_path).exception)
@@ -283,7 +283,7 @@ def test_who_may_only_read_loses_nothing_and_is_told(
 ) -> None:
     guard.may_write = False
     warnings: list[str] = []
-    short(Tracker(tmp_path, warn=warnings.append), "demo-4")
+    short(MlflowTracker(tmp_path, warn=warnings.append), "demo-4")
     assert "PERMISSION_DENIED: Permission denied" in warnings[0]
     assert "training goes on" in warnings[0]
     failed = synced(tmp_path).exception
@@ -318,7 +318,7 @@ def test_artifacts_go_straight_to_an_s3_store(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", store["MLFLOW_S3_ENDPOINT_URL"])
     warnings: list[str] = []
-    short(Tracker(tmp_path, warn=warnings.append), "demo-5")
+    short(MlflowTracker(tmp_path, warn=warnings.append), "demo-5")
     assert "Unable to locate credentials" in warnings[0]
     for name, value in store.items():
         monkeypatch.setenv(name, value)
@@ -336,7 +336,7 @@ def test_a_checkpoint_is_promoted_on_a_server(
 ) -> None:
     home = trained(project, 9)
     (record,) = Store(home).runs()
-    with recipe_run(Tracker(home), record.id) as run, run.stage(name="dpo", index=1) as stage:
+    with recipe_run(MlflowTracker(home), record.id) as run, run.stage(name="dpo", index=1) as stage:
         checkpoint = record.stages[0].checkpoint
         assert checkpoint
         assert checkpoint.state_uri
@@ -374,7 +374,7 @@ def test_a_checkpoint_is_promoted_on_a_server(
 def test_mlflows_compare_page_shows_two_runs(server: Server, guard: Guard, tmp_path: Path) -> None:
     for name, rate, value in (("demo-6", 0.1, 0.4), ("demo-7", 0.2, 0.8)):
         with (
-            recipe_run(Tracker(tmp_path), name) as run,
+            recipe_run(MlflowTracker(tmp_path), name) as run,
             run.stage(name="sft", index=1, params={"learning_rate": rate}) as stage,
         ):
             stage.log_eval("qa", "before", result(0.2), 0)
@@ -400,7 +400,7 @@ def test_mlflows_compare_page_shows_two_runs(server: Server, guard: Guard, tmp_p
 def test_mlflows_page_of_evaluations_shows_before_and_after(
     server: Server, guard: Guard, tmp_path: Path
 ) -> None:
-    with recipe_run(Tracker(tmp_path), "demo-8") as run:
+    with recipe_run(MlflowTracker(tmp_path), "demo-8") as run:
         work(run, range(1, 5))
     experiment = on_server(server, "demo-8")[1].info.experiment_id
     with browsing.browser() as window:
@@ -456,7 +456,7 @@ def test_roles_of_mlflows_own_basic_auth(
         home = tmp_path / "home"
         warnings: list[str] = []
         become("bob", PASSWORD)
-        short(Tracker(home, warn=warnings.append), "demo-1")
+        short(MlflowTracker(home, warn=warnings.append), "demo-1")
         assert "Permission denied" in warnings[0]
         assert "Permission denied" in str(synced(home).exception)
         become("ada", PASSWORD)

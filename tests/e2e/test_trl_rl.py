@@ -79,6 +79,12 @@ class RLTrainer(Trainer):
         gradient_accumulation_steps=1,
         delta=None,
         use_bias_correction_kl=False,
+        sapo_temperature_pos=0.8,
+        sapo_temperature_neg=1.5,
+        vespo_k_pos=2.0,
+        vespo_lambda_pos=3.0,
+        vespo_k_neg=3.0,
+        vespo_lambda_neg=2.0,
     )
     environment_factories = environments = tools = None
     off_policy_mask_threshold = pad_to_multiple_of = None
@@ -109,7 +115,13 @@ class RLTrainer(Trainer):
         reference: torch.Tensor | None = None,
         **options: Any,
     ) -> None:
+        delta = options.pop("delta", None)
         super().__init__(**options)
+        from trl import GRPOTrainer
+
+        self.args = SimpleNamespace(**{**vars(self.args), "delta": delta})
+        self.get_gamma_weights = GRPOTrainer.get_gamma_weights
+        self.get_off_policy_mask = GRPOTrainer.get_off_policy_mask
         self.p, self.rewards, self.rows, self.reference = p, rewards, rows, reference
         self._logs: dict[str, Any] = {"rewards": defaultdict(list), "extra": defaultdict(list)}
         self._logs |= {name: [] for name in ("prompt", "completion", "advantages")}
@@ -198,6 +210,16 @@ class Client:
         } | {"datum": torch.tensor(owner)[:, None]}
         config = losses.settings(loss, settings or {})
         self.loss = losses.find(loss).fn(torch.cat(logps)[:, None], inputs, config)
+        self.loss.backward()
+
+    def forward_backward_custom(self, data: Sequence[Any], loss: Any) -> Any:
+        logps = []
+        for datum in data:
+            row = datum.model_input.to_ints()[0]
+            unknown = -torch.ones(PROMPT - 1, dtype=torch.float64)
+            logps.append(torch.cat([unknown, self.p[row, : LENGTHS[row]]]))
+            self.outputs.append({"logprobs": SimpleNamespace(data=logps[-1].tolist())})
+        self.loss, _ = loss(data, logps)
         self.loss.backward()
 
 
@@ -291,8 +313,15 @@ def test_the_spread_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
             {"loss": "cispo", "clip_high": 1.1, "length_norm": "token"},
             {"loss_type": "cispo", "epsilon_high": 1.1},
         ),
+        ({"loss": "sapo", "sapo_positive": 0.8, "sapo_negative": 1.5}, {"loss_type": "sapo"}),
+        ({"loss": "vespo", "length_norm": "token"}, {"loss_type": "vespo"}),
+        ({"delta": 1.4}, {"delta": 1.4}),
+        ({"off_policy_mask": 0.05}, {"off_policy_mask_threshold": 0.05}),
     ],
-    ids=["grpo", "clip-higher", "no clipping", "dr_grpo", "gspo", "bnpo", "dapo", "cispo"],
+    ids=[
+        *("grpo", "clip-higher", "no clipping", "dr_grpo", "gspo", "bnpo", "dapo", "cispo"),
+        *("sapo", "vespo", "delta", "off-policy mask"),
+    ],
 )
 def test_surrogates(
     asked: dict[str, Any],
@@ -308,7 +337,7 @@ def test_surrogates(
         found, gradient = by_group(p, q, **options)
     else:
         found, gradient, _ = theirs(p, q, **options)
-    if asked.get("loss") != "importance_sampling":
+    if PolicyConfig(**asked).surrogate.clip is not None:
         assert 0.2 < logged["policy/clip_share"] < 0.9, "or nothing is said of clipping"
     assert slope.abs().max() > 0.005
     torch.testing.assert_close(loss, found)

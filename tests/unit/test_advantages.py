@@ -16,6 +16,8 @@ BINARY = [[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0]]
 @pytest.mark.parametrize("batch", [BATCH, BINARY])
 def test_advantages_are_those_of_the_papers(batch: list[list[float]]) -> None:
     flat = np.concatenate([np.array(group) for group in batch])
+    apart = np.concatenate([np.array(group) - np.mean(group) for group in batch])
+    varying = sum(np.ptp(group) > 0 for group in batch)
     for group in batch:
         r = np.array(group)
         size = len(r)
@@ -26,11 +28,28 @@ def test_advantages_are_those_of_the_papers(batch: list[list[float]]) -> None:
             # Ahmadian et al.: the baseline of i is the mean of the k - 1 others.
             "rloo": np.array([r[i] - np.delete(r, i).mean() for i in range(size)]),
             "reinforce_pp": (r - flat.mean()) / (flat.std(ddof=1) + 1e-6),
+            "reinforce_pp_baseline": (r - r.mean()) / (apart.std(ddof=1) + 1e-6),
+            "maxrl": (r - r.mean()) / (r.mean() + 1e-6),
+            "gpg": (r - r.mean()) * len(batch) / varying,
         }
         assert expected.keys() == advantages.ESTIMATORS.keys()
         for name, values in expected.items():
             found = advantages.ESTIMATORS[name](group, batch)
             assert found == pytest.approx(values.tolist(), abs=1e-12), name
+
+
+def test_maxrl_climbs_a_truncated_log_of_the_pass_rate() -> None:
+    """Its mean over groups of G is the gradient of sum_k (1 - (1 - p)^k) / k up to k = G - 1 or G:
+    log p in the limit. Here p is of a policy with one parameter, a coin."""
+    for p, size in ((0.1, 4), (0.5, 8), (0.9, 4)):
+        slope = p * (1 - p)  # dp/dtheta of a logit, and d log p(y)/dtheta = y - p
+        expected = 0.0
+        for outcome in range(2**size):
+            y = np.array([outcome >> i & 1 for i in range(size)], dtype=float)
+            A = np.array(advantages.maxrl(y.tolist()))
+            expected += np.prod(np.where(y > 0, p, 1 - p)) * (A * (y - p)).mean()
+        order = [slope * sum((1 - p) ** (k - 1) for k in range(1, n + 1)) for n in (size - 1, size)]
+        assert min(order) - 1e-5 <= expected <= max(order) + 1e-5
 
 
 def test_rloo_is_the_mean_baseline_scaled() -> None:
@@ -80,3 +99,9 @@ def test_the_penalty_of_an_overlong_reply_rises_over_the_buffer() -> None:
     plain = CompletionConfig(max_tokens=10, overlong="penalize")
     assert (plain.overlong_cost(10, False), plain.overlong_cost(10, True)) == (0.0, 1.0)
     assert CompletionConfig(max_tokens=10).overlong_cost(10, True) == 0.0
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_a_group_of_one_needs_an_estimator_that_tells_something_of_it(name: str) -> None:
+    told = any(advantages.ESTIMATORS[name]([r], [[0.0], [1.0]])[0] for r in (0.0, 1.0))
+    assert told == (name in advantages.ALONE)

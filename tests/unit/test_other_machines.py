@@ -26,7 +26,7 @@ from posttrain_recipes.running.events import Reporter, patient
 from posttrain_recipes.running.runner import new_record
 from posttrain_recipes.store import Store, default_home
 from posttrain_recipes.tracking import databases, mlstore
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from posttrain_recipes.waiting import Interrupts
 from tests.conftest import ROOT, Project, Ptl
 
@@ -332,7 +332,7 @@ def test_the_callers_settings_of_mlflow_are_given_back(
     mlflow.set_tracking_uri(mine)
     try:
         os.environ.pop("MLFLOW_TRACKING_URI")  # mlflow wrote it there
-        with Tracker(tmp_path / "home") as tracker:
+        with MlflowTracker(tmp_path / "home") as tracker:
             assert tracker.store() is not None
             assert mlflow.get_tracking_uri() != mine
         assert mlflow.get_tracking_uri() == mine
@@ -350,7 +350,7 @@ def test_a_database_of_a_newer_mlflow_is_told_of_and_left(
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = 'ffff'")
     said: list[str] = []
-    assert Tracker(tmp_path, warn=said.append).store() is None
+    assert MlflowTracker(tmp_path, warn=said.append).store() is None
     assert "pip install -U mlflow" in said[0]
 
 

@@ -14,7 +14,7 @@ from posttrain_recipes.cli.plugins import plugins
 from posttrain_recipes.errors import UsageError
 
 
-@pytest.mark.parametrize("kind", ["method", "dataset", "reward", "eval", "engine"])
+@pytest.mark.parametrize("kind", ["method", "dataset", "reward", "eval", "engine", "tracker"])
 def test_the_set_of_files(kind: str, tmp_path: Path) -> None:
     written = scaffold.write(kind, "my_own", tmp_path / "new")
     found = {path.relative_to(tmp_path / "new").as_posix(): path.read_text() for path in written}

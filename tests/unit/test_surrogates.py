@@ -11,12 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from posttrain_recipes.engine.train import losses as engine_losses
 from posttrain_recipes.records import Sample
-from posttrain_recipes.training.rl.policy_loss import SURROGATES, PolicyConfig, forward_backward
+from posttrain_recipes.training.rl.policy_loss import (
+    SURROGATES,
+    PolicyConfig,
+    _is_left_out,
+    forward_backward,
+)
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.conftest import ROOT
 
@@ -25,9 +31,11 @@ LOGQ = -torch.rand(12, generator=GENERATOR, dtype=torch.float64) * 3
 GAP = torch.randn(12, generator=GENERATOR, dtype=torch.float64) * 0.4
 
 
-def by_formula(name: str, gap: torch.Tensor, A: float) -> tuple[float, torch.Tensor]:
+def by_formula(
+    name: str, gap: torch.Tensor, A: float, config: PolicyConfig | None = None
+) -> tuple[float, torch.Tensor]:
     logp = (LOGQ + gap).requires_grad_()
-    config = PolicyConfig(loss=name)
+    config = config or PolicyConfig(loss=name)
     loss = config.surrogate.formula(logp, LOGQ, A, config).sum()
     loss.backward()
     assert logp.grad is not None
@@ -75,6 +83,81 @@ def test_dro_against_its_formula() -> None:
         expected = -(0.7 * float(logp[t]) - 0.15 * (float(logp[t]) - float(LOGQ[t])) ** 2)
         assert float(found[t]) == pytest.approx(expected)
     assert config.surrogate.need == "custom_loss"
+
+
+@pytest.mark.parametrize("A", [0.7, -1.3])
+def test_sapo_against_its_formula(A: float) -> None:
+    config = PolicyConfig(loss="sapo", sapo_positive=0.8, sapo_negative=1.5)
+    tau = 0.8 if A > 0 else 1.5
+    value, slope = by_formula("sapo", GAP, A, config)
+    rho = np.exp(GAP.numpy())
+    gate = 1 / (1 + np.exp(-tau * (rho - 1)))
+    assert value == pytest.approx(-(4 / tau * gate * A).sum())
+    np.testing.assert_allclose(slope, -4 * gate * (1 - gate) * rho * A, rtol=1e-12)
+    # Where the policy is the one that sampled, the gradient is that of -rho A.
+    on_policy = by_formula("sapo", 0 * GAP, A, config)[1]
+    torch.testing.assert_close(on_policy, by_formula("importance_sampling", 0 * GAP, A)[1])
+
+
+def test_a_bad_reply_that_became_likelier_does_not_outweigh_all() -> None:
+    gap = torch.tensor([-1.0, 0.0, 0.1, 1.0, 3.0] + [0.0] * 7).double()
+    config = PolicyConfig(delta=2.0)
+    value, slope = by_formula("ppo", gap, -1.0, config)
+    terms = [0.8, 1.0, np.exp(0.1), 2.0, 2.0] + [1.0] * 7
+    assert value == pytest.approx(sum(terms))
+    assert slope.numpy() == pytest.approx([0.0, 1.0, np.exp(0.1), 0.0, 0.0] + [1.0] * 7)
+    assert by_formula("ppo", gap, 1.0, config)[0] == by_formula("ppo", gap, 1.0)[0]
+    assert config.loss_need == "custom_loss"
+    for wrong in ({"delta": 1.1}, {"delta": 3.0, "loss": "cispo"}):
+        with pytest.raises(ValueError, match="delta"):
+            PolicyConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("A", "off", "kept"), [(-1.0, 0.6, False), (-1.0, 0.4, True), (1.0, 9.0, True)]
+)
+def test_replies_that_are_bad_and_long_gone_are_left_out(A: float, off: float, kept: bool) -> None:
+    config = PolicyConfig(off_policy_mask=0.5)
+    logq = torch.full((4,), -1.0).double()
+    assert _is_left_out(A, logq - off, logq, config) is not kept
+    assert config.loss_need == "custom_loss"
+
+
+@pytest.mark.parametrize("A", [0.7, -1.3])
+def test_gmpo_against_its_formula(A: float) -> None:
+    value, slope = by_formula("gmpo", 2 * GAP, A)
+    gap = 2 * GAP.numpy()
+    signed = np.sign(A) * gap
+    kept = signed <= 0.4
+    geometric = np.prod(np.exp(np.sign(A) * np.minimum(signed, 0.4))) ** (1 / 12)
+    assert 0 < kept.sum() < 12
+    assert value == pytest.approx(-12 * geometric * A)
+    np.testing.assert_allclose(slope, np.where(kept, -geometric * A, 0.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("A", [0.7, -1.3])
+def test_vespo_against_its_formula(A: float) -> None:
+    k, pull = (2, 3) if A >= 0 else (3, 2)
+    for scale in (0.0, 0.3, 40.0):
+        value, slope = by_formula("vespo", scale * GAP, A)
+        w = np.exp(np.clip((scale * GAP).clamp(-20, 20).sum(), np.log(1e-8), 20))
+        phi = w**k * np.exp(pull * (1 - w))
+        assert value == pytest.approx(-float((phi * A * (LOGQ + scale * GAP)).sum()))
+        np.testing.assert_allclose(slope, np.full(12, -phi * A), rtol=1e-9)
+
+
+def test_what_tokens_weigh_by_the_source_of_a_loss() -> None:
+    group = Group(
+        [
+            Rollout([Segment.reply([9], [1] * n, [-1.0] * n)], Sample((), "", None), [], reward=1.0)
+            for n in (2, 6)
+        ]
+    )
+    sequences = [1 / 4, 1 / 12]
+    for loss, expected in (("gspo", sequences), ("gmpo", sequences), ("vespo", [1 / 8] * 2)):
+        assert PolicyConfig(loss=loss).token_weights(group, 10) == pytest.approx(expected)
+    luspo = PolicyConfig(loss="gspo", length_norm="constant")
+    assert luspo.token_weights(group, 10) == pytest.approx([1 / 20] * 2)
 
 
 ADDED = {

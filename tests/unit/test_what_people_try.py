@@ -21,7 +21,7 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.records import Message
 from posttrain_recipes.rewards.function import Function
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
 from posttrain_recipes.training.text.examples import tokenize
 
@@ -223,7 +223,7 @@ def test_a_directory_as_the_store_of_mlflow(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(mlstore, "open_store", refuse)
-    tracker = Tracker(folder, experiment="e")
+    tracker = MlflowTracker(folder, experiment="e")
     assert tracker.store() is None
     (told,) = tracker.problems
     assert "so that nothing is tracked" in told

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from posttrain_recipes.plugin import Family, Method, StageContext
 from posttrain_recipes.training.loops.rl import RolloutConfig
-from posttrain_recipes.training.rl.advantages import BATCH_WIDE
+from posttrain_recipes.training.rl.advantages import ALONE
 from posttrain_recipes.training.rl.rollout import Source
 from posttrain_recipes.training.rl.sources import CompletionConfig
 from posttrain_recipes.waiting import CancellableWaiter
@@ -28,10 +28,10 @@ class RolloutMethod(Method):
 
         @model_validator(mode="after")
         def _compares(self) -> RolloutMethod.Config:
-            if self.group_size == 1 and not self.compares_batch:
+            if self.group_size == 1 and self.advantage not in ALONE:
                 raise ValueError(
                     "group_size 1 leaves nothing to compare a reply with; raise it, or take "
-                    f"advantage: {', '.join(sorted(BATCH_WIDE))}, which compares the batch"
+                    f"advantage: {', '.join(sorted(ALONE))}, which compares the batch"
                 )
             if self.group_size == 1 and self.zero_variance_groups == "replace":
                 raise ValueError("zero_variance_groups: replace needs a group_size of 2 or more")

@@ -33,16 +33,21 @@ EPSILON = 1e-6
 ESTIMATORS: dict[str, Formula] = {}
 BATCH_WIDE: set[str] = set()
 """Estimators that need the rewards of the whole batch before they can tell anything."""
+ALONE: set[str] = set()
+"""Those of them for which a reply need not be one of a group."""
 LENGTH_NORMS: dict[str, LengthNorm] = {}
 """How each estimator's source weighs the tokens of long and short completions."""
 
 
-def estimator(length_norm: LengthNorm, batch_wide: bool = False) -> Callable[[Any], Any]:
+def estimator(
+    length_norm: LengthNorm, batch_wide: bool = False, alone: bool = False
+) -> Callable[[Any], Any]:
     """Make a function of the rewards of a group a value of the option `advantage`, by its name.
 
     Args:
         length_norm: how its source weighs tokens.
         batch_wide: it takes the rewards of all groups of the batch too.
+        alone: it tells something of a group of one.
     """
 
     def register(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
@@ -50,6 +55,8 @@ def estimator(length_norm: LengthNorm, batch_wide: bool = False) -> Callable[[An
         LENGTH_NORMS[name] = length_norm
         if batch_wide:
             BATCH_WIDE.add(name)
+        if alone:
+            ALONE.add(name)
         ESTIMATORS[name] = function if batch_wide else lambda rewards, batch: function(rewards)
         ESTIMATORS[name].__doc__ = function.__doc__
         return function
@@ -91,7 +98,7 @@ def dr_grpo(r: Rewards) -> list[float]:
     return group_mean(r)
 
 
-@estimator(length_norm="token", batch_wide=True)
+@estimator(length_norm="token", batch_wide=True, alone=True)
 def reinforce_pp(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
     """(r - mean) / (std + 1e-6) over the whole batch, REINFORCE++.
 
@@ -102,6 +109,39 @@ def reinforce_pp(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
         return []
     centre, scale = mean(rewards), std(rewards) + EPSILON
     return [(r_i - centre) / scale for r_i in r]
+
+
+@estimator(length_norm="token", batch_wide=True)
+def reinforce_pp_baseline(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
+    """(r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline.
+
+    Hu et al. 2025, arXiv 2501.03262: the group is the baseline, the batch the scale.
+    """
+    apart = [a for group in batch for a in group_mean(group)]
+    scale = std(apart) + EPSILON
+    return [a / scale for a in group_mean(r)]
+
+
+@estimator(length_norm="token")
+def maxrl(r: Rewards) -> list[float]:
+    """(r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL.
+
+    Tajwar et al. 2026, arXiv 2602.02710: of rewards 0 and 1 the gradient of
+    log pass@1, cut off at order G, in which a prompt that is rarely solved counts for more. Rewards
+    below 0 have no such meaning, and make the division change signs.
+    """
+    return [(r_i - mean(r)) / (mean(r) + EPSILON) for r_i in r]
+
+
+@estimator(length_norm="token", batch_wide=True)
+def gpg(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
+    """(r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG.
+
+    Chu et al. 2025, arXiv 2504.02546: groups that teach nothing are made up for by the
+    others, so that the size of a step does not depend on how many there are.
+    """
+    varying = sum(varies(group) for group in batch)
+    return [a * len(batch) / max(1, varying) for a in group_mean(r)]
 
 
 if TYPE_CHECKING:

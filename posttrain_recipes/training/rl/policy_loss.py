@@ -71,6 +71,8 @@ class Surrogate:
     what they are held to (`tests/unit/test_surrogates.py`)."""
     by_sequence: bool = False
     """Whether its ratio is that of the whole sequence."""
+    length_norm: advantages.LengthNorm | None = None
+    """How its source weighs tokens, where the estimator's way is not meant."""
     regularizes: bool = False
     """Whether it pulls on a completion whose advantage is 0 too."""
 
@@ -112,11 +114,14 @@ def importance_sampling(logp: Tensor, logq: Tensor, A: Advantage, config: Policy
 def ppo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-min(rho A, clip(rho) A).
 
-    Schulman et al. 2017, arXiv 1707.06347, equation 7.
+    Schulman et al. 2017, arXiv 1707.06347, equation 7. With `delta` the first rho is at most that,
+    so that a bad reply which became likelier does not outweigh all others: the two-sided clip of
+    Prime Intellect 2025, arXiv 2505.07291.
     """
     rho = ratio(logp, logq)
     low, high = config.clip
-    return -(rho * A).minimum(rho.clamp(low, high) * A)
+    most = math.inf if config.delta is None else config.delta
+    return -(rho.clamp(max=most) * A).minimum(rho.clamp(low, high) * A)
 
 
 @surrogate(clip=(0.0, 4.0), engine=True)
@@ -139,16 +144,66 @@ def dro(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tenso
     return -(A * logp - config.dro_beta / 2 * (logp - logq).square())
 
 
-@surrogate(clip=(1 - 3e-4, 1 + 4e-4), engine=True, by_sequence=True)
+@surrogate(clip=(1 - 3e-4, 1 + 4e-4), engine=True, by_sequence=True, length_norm="sequence")
 def gspo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
     """-min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence.
 
     Zheng et al. 2025, arXiv 2507.18071, equations 5 and 7, clip range of section 5.1. Every token
-    has the sequence's s.
+    has the sequence's s. With `length_norm: constant` it is LUSPO, up to a constant factor.
     """
     s = (logp - logq).mean().exp().expand(logp.shape)
     low, high = config.clip
     return -(s * A).minimum(s.clamp(low, high) * A)
+
+
+@surrogate()
+def sapo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
+    """-(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip.
+
+    Gao et al. 2025, arXiv 2511.20347: tau is one number where A > 0 and another
+    where not. At rho = 1 value and slope are those of -rho A up to a constant.
+    """
+    taus = (config.sapo_positive, config.sapo_negative)
+    tau = where_positive(A, *map(logp.new_tensor, taus))
+    return -(4 / tau) * (tau * (ratio(logp, logq) - 1)).sigmoid() * A
+
+
+@surrogate(clip=(math.exp(-0.4), math.exp(0.4)), length_norm="sequence")
+def gmpo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
+    """-exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios.
+
+    Zhao et al. 2025, arXiv 2507.20673: each token's log rho is clipped from above where
+    A > 0 and from below where not, before the mean. Every token has the mean's exponential.
+    """
+    low, high = (math.log(max(bound, 1e-30)) for bound in config.clip)
+    gap = logp - logq
+    clipped = where_positive(A, gap.clamp(max=high), gap.clamp(min=low))
+    return -clipped.mean().exp().expand(logp.shape) * A
+
+
+@surrogate(length_norm="token")
+def vespo(logp: Tensor, logq: Tensor, A: Advantage, config: PolicyConfig) -> Tensor:
+    """-phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence.
+
+    Shen et al. 2026, arXiv 2602.10693: phi, which is 1 at w = 1, is a constant weight of the
+    gradient; k and lambda are 2 and 3 where A >= 0, 3 and 2 where not. w = exp(sum log rho) is a
+    product, not a mean, and bounded below by 1e-8, as in the authors' code.
+    """
+    import torch
+
+    log_w = (logp - logq).detach().clamp(-20, 20).sum().clamp(math.log(1e-8), 20.0)
+    two, three = logp.new_tensor(2), logp.new_tensor(3)
+    negative = torch.as_tensor(A) < 0
+    k, pull = torch.where(negative, three, two), torch.where(negative, two, three)
+    phi = (k * log_w + pull * (1 - log_w.exp())).exp()
+    return -phi * A * logp
+
+
+def where_positive(A: Advantage, above: Tensor, below: Tensor) -> Tensor:
+    """`above` where A > 0 and `below` elsewhere, as tensors that broadcast with A."""
+    import torch
+
+    return torch.where(torch.as_tensor(A) > 0, above, below)
 
 
 def _clips(side: int) -> str:
@@ -189,13 +244,27 @@ class PolicyConfig(DivergenceConfig):
         ge=1,
         description=f"Largest ratio p/q that is not clipped; by default {_clips(1)}.",
     )
+    delta: float | None = Field(default=None, gt=1)
+    """For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+    is otherwise not clipped; above clip_high. Takes a second pass of the engine."""
+    off_policy_mask: float | None = Field(default=None, gt=0)
+    """Leave out replies that are worse than their group and of which log q/p is more than this, in
+    nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass."""
     dro_beta: float = Field(default=0.05, gt=0)
     """For loss dro: the pull towards the policy that sampled."""
+    sapo_positive: float = Field(default=1.0, gt=0)
+    """For loss sapo: how soon its gate closes where the advantage is positive."""
+    sapo_negative: float = Field(default=1.05, gt=0)
+    """For loss sapo: how soon it closes elsewhere."""
 
     @model_validator(mode="after")
     def _clips_have_a_loss(self) -> PolicyConfig:
         if self.surrogate.clip is None and not (self.clip_low is None and self.clip_high is None):
             raise ValueError(f"loss '{self.loss}' does not clip; remove clip_low and clip_high")
+        if self.delta is not None and self.loss != "ppo":
+            raise ValueError(f"delta means nothing to loss '{self.loss}'; remove it")
+        if self.delta is not None and self.delta <= self.clip[1]:
+            raise ValueError(f"delta must be above clip_high, which is {self.clip[1]:g}")
         return self
 
     @property
@@ -206,7 +275,13 @@ class PolicyConfig(DivergenceConfig):
     @property
     def loss_need(self) -> str:
         """What an engine has to be able to do for the loss."""
-        return "custom_loss" if self.kl_in_loss else self.surrogate.need
+        return "custom_loss" if self.on_our_side else self.surrogate.need
+
+    @property
+    def on_our_side(self) -> bool:
+        """Whether the loss is computed from log-probabilities that the engine sends back."""
+        ours = self.kl_in_loss or self.delta is not None or self.off_policy_mask is not None
+        return ours or not self.surrogate.engine
 
     @property
     def estimator(self) -> advantages.Formula:
@@ -229,8 +304,10 @@ class PolicyConfig(DivergenceConfig):
 
     def token_weights(self, group: Group, max_tokens: int) -> list[float]:
         """What one token of each scored rollout (G,) weighs in the loss of its group."""
-        how = self.length_norm or (
-            "sequence" if self.surrogate.by_sequence else advantages.LENGTH_NORMS[self.advantage]
+        how = (
+            self.length_norm
+            or self.surrogate.length_norm
+            or advantages.LENGTH_NORMS[self.advantage]
         )
         # A masked reply is one of the group, yet none of its tokens is one of the loss.
         lengths = [0 if rollout.masked else rollout.length for rollout in group.scored]
@@ -249,7 +326,7 @@ def forward_backward(
     items = [item for group in groups for item in _learned(group, config)]
     if not items:
         return []
-    if not chosen.engine or config.kl_in_loss:
+    if config.on_our_side:
         loss = _on_our_side(items, config)
         return [(items, client.forward_backward_custom([_targets(item) for item in items], loss))]
     clip = dict(zip(("clip_low_threshold", "clip_high_threshold"), config.clip, strict=True))
@@ -328,12 +405,21 @@ def _on_our_side(
             q = torch.tensor(item.segment.logprobs[1:])[own]
             p = logp.flatten()[own]
             losses = formula(p, q, torch.tensor(item.advantages(config)), config)
+            if _is_left_out(item.rollout.advantage, p, q, config):
+                losses = 0.0 * losses
             if config.kl_in_loss:
                 losses = losses + config.kl_loss(p, torch.tensor(item.reference))
             total = total + item.rollout.weight * losses.sum()
         return total, {}
 
     return loss
+
+
+def _is_left_out(A: float, logp: Tensor, logq: Tensor, config: PolicyConfig) -> bool:
+    """Whether `off_policy_mask` leaves a sequence out."""
+    if config.off_policy_mask is None or A >= 0:
+        return False
+    return float((logq - logp.detach()).mean()) > config.off_policy_mask
 
 
 def drift(

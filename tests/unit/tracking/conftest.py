@@ -10,7 +10,7 @@ import pytest
 
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.runs import RecipeRun, StageRun
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests.tracked import recipe_run
 
 
@@ -29,19 +29,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracker(home: Path) -> Tracker:
-    return Tracker(home)
+def tracker(home: Path) -> MlflowTracker:
+    return MlflowTracker(home)
 
 
 @pytest.fixture
-def client(tracker: Tracker) -> Any:
+def client(tracker: MlflowTracker) -> Any:
     store = tracker.store()
     assert store is not None
     return store.client
 
 
 @pytest.fixture
-def opened(tracker: Tracker) -> Iterator[tuple[RecipeRun, StageRun]]:
+def opened(tracker: MlflowTracker) -> Iterator[tuple[RecipeRun, StageRun]]:
     with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
         yield run, stage
     assert tracker.problems == []

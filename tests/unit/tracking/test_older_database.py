@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests.tracked import recipe_run
 
 
@@ -40,7 +40,7 @@ def test_a_database_with_older_tables_is_copied_and_brought_forward(tmp_path: Pa
     database = tmp_path / "mlflow.db"
     before = older(database, 8)
     told: list[str] = []
-    with Tracker(tmp_path, warn=told.append) as tracker:
+    with MlflowTracker(tmp_path, warn=told.append) as tracker:
         tracker.start()
         with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
             stage.log_metrics({"train/loss": 1.0}, 1)

@@ -15,14 +15,14 @@ import pytest
 
 from posttrain_recipes.tracking import mlruns, mlstore, runs
 from posttrain_recipes.tracking.runs import RecipeRun, StageRun
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests.conftest import ROOT
 from tests.tracked import history, recipe_run, result, sample
 
 # --- structure -----------------------------------------------------------------------------------
 
 
-def test_a_stage_is_a_child_of_its_recipe(tracker: Tracker, client: Any) -> None:
+def test_a_stage_is_a_child_of_its_recipe(tracker: MlflowTracker, client: Any) -> None:
     params = {"method": "sft", "learning_rate": 1e-4, "lora": {"rank": 8, "mlp": True}}
     with recipe_run(tracker) as run:
         with run.stage(name="sft", index=1, params=params, tags={"ptl.stage": "sft"}) as stage:
@@ -108,7 +108,7 @@ def test_evals_in_the_middle_are_a_curve_of_their_own(
     assert note.startswith("leaves step 10\n\n")
 
 
-def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> None:
+def test_a_resumed_stage_logs_each_step_once(tracker: MlflowTracker, client: Any) -> None:
     def interrupted() -> None:
         with recipe_run(tracker) as run, run.stage(name="sft", index=1, params={"a": 1}) as stage:
             ids.extend([run.run_id, stage.run_id])
@@ -123,7 +123,7 @@ def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> N
         interrupted()
     assert client.get_run(ids[1]).data.tags["ptl.error"] == "RuntimeError: the engine died"
 
-    again = Tracker(tracker.home)
+    again = MlflowTracker(tracker.home)
     with (
         recipe_run(again, run_id=ids[0], params={"model": "tiny", "new": 1}) as run,
         run.stage(name="sft", index=1, params={"a": 2}, run_id=ids[1]) as stage,
@@ -149,7 +149,9 @@ def test_a_resumed_stage_logs_each_step_once(tracker: Tracker, client: Any) -> N
     assert len(child.outputs.model_outputs) == 1
 
 
-def test_a_run_that_the_store_no_longer_has_begins_anew(tracker: Tracker, client: Any) -> None:
+def test_a_run_that_the_store_no_longer_has_begins_anew(
+    tracker: MlflowTracker, client: Any
+) -> None:
     with recipe_run(tracker) as first:
         pass
     client.delete_run(first.run_id)
@@ -187,7 +189,7 @@ def test_names_that_mlflow_does_not_take_are_changed(name: str, clean: str) -> N
     assert mlruns.metric_name(name) == clean
 
 
-def test_long_and_many_parameters_are_logged(tracker: Tracker, client: Any) -> None:
+def test_long_and_many_parameters_are_logged(tracker: MlflowTracker, client: Any) -> None:
     params = {f"p{i}": i for i in range(150)} | {"long": "x" * 9000, "odd@name": None}
     with recipe_run(tracker, params=params) as run:
         pass
@@ -201,7 +203,9 @@ def test_long_and_many_parameters_are_logged(tracker: Tracker, client: Any) -> N
 # --- evals, samples, checkpoints -----------------------------------------------------------------
 
 
-def test_checkpoints_are_models_and_evals_belong_to_them(tracker: Tracker, client: Any) -> None:
+def test_checkpoints_are_models_and_evals_belong_to_them(
+    tracker: MlflowTracker, client: Any
+) -> None:
     with recipe_run(tracker) as run:
         for index, (name, before, after) in enumerate([("sft", 0.1, 0.5), ("dpo", 0.5, 0.7)], 1):
             with run.stage(name=name, index=index) as stage:
@@ -236,7 +240,7 @@ def test_checkpoints_are_models_and_evals_belong_to_them(tracker: Tracker, clien
     assert parent.data.metrics["stages/dpo/qa/pass_at_8_after"] == 0.7
 
 
-def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
+def test_samples_are_traces_and_a_table(tracker: MlflowTracker, client: Any) -> None:
     before = [sample(f"{i} + 1?", "no | idea\n<b>") for i in range(40)]
     after = [sample("0 + 1?", "1"), sample("1 + 1?", "2")]
     with recipe_run(tracker) as run:
@@ -283,7 +287,7 @@ def test_samples_are_traces_and_a_table(tracker: Tracker, client: Any) -> None:
 
 
 def test_what_is_measured_is_where_mlflow_looks_for_evaluations(
-    tracker: Tracker, client: Any
+    tracker: MlflowTracker, client: Any
 ) -> None:
     with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
         stage.log_eval("qa", "before", result(0.2), 0, "data/qa.jsonl", "ab" * 32)
@@ -327,7 +331,7 @@ def test_what_is_measured_is_where_mlflow_looks_for_evaluations(
     ],
 )
 def test_the_status_says_how_a_run_ended(
-    tracker: Tracker, client: Any, error: BaseException, status: str
+    tracker: MlflowTracker, client: Any, error: BaseException, status: str
 ) -> None:
     def fail() -> None:
         with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
@@ -342,7 +346,9 @@ def test_the_status_says_how_a_run_ended(
     assert history(client, ids[1], "train/loss") == [(1, 1.0)]
 
 
-def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(tracker: Tracker, client: Any) -> None:
+def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(
+    tracker: MlflowTracker, client: Any
+) -> None:
     for repeat, status in ((False, "FAILED"), (True, "FINISHED")):
         with recipe_run(tracker) as run:
             with pytest.raises(ValueError, match="bad"), run.stage(name="sft", index=1):
@@ -356,8 +362,8 @@ def test_a_recipe_fails_with_a_stage_unless_it_is_repeated(tracker: Tracker, cli
 HOLD = """
 import sys, time
 from pathlib import Path
-from posttrain_recipes.tracking.tracker import Tracker
-tracker = Tracker(Path(sys.argv[1]))
+from posttrain_recipes.tracking.tracker import MlflowTracker
+tracker = MlflowTracker(Path(sys.argv[1]))
 with tracker.run(recipe="r", run_name="r-1", resolved_yaml="") as run:
     with run.stage(name="sft", index=1) as stage:
         stage.log_metrics({"train/loss": 1.0}, 1)
@@ -367,7 +373,9 @@ with tracker.run(recipe="r", run_name="r-1", resolved_yaml="") as run:
 """
 
 
-def test_runs_of_killed_processes_end_as_killed(home: Path, tracker: Tracker, client: Any) -> None:
+def test_runs_of_killed_processes_end_as_killed(
+    home: Path, tracker: MlflowTracker, client: Any
+) -> None:
     command = [sys.executable, "-c", HOLD, str(home)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     holders = [
@@ -390,7 +398,7 @@ def test_runs_of_killed_processes_end_as_killed(home: Path, tracker: Tracker, cl
         killed.wait(30)
         assert [client.get_run(each).info.status for each in ids[0]] == ["KILLED", "KILLED"]
         assert [client.get_run(each).info.status for each in ids[1]] == ["RUNNING", "RUNNING"]
-        again = Tracker(home)
+        again = MlflowTracker(home)
         assert sorted(again.mark_dead_runs()) == sorted(ids[1])
         assert client.get_run(mine.run_id).info.status == "RUNNING"
     for each in ids[1]:

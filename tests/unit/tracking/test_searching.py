@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain_recipes.store import Store
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests.conftest import Project, Ptl, flat
 from tests.tracked import recipe_run, result
 from tests.unit.test_page import finish
@@ -24,7 +24,7 @@ def home(project: Project) -> Path:
         tags = {"ptl.run": record.id, "ptl.gates": "passed" if value > 0.5 else "failed"}
         with (
             recipe_run(
-                Tracker(home), run_name=record.id, tags=tags, params={"seed": number}
+                MlflowTracker(home), run_name=record.id, tags=tags, params={"seed": number}
             ) as run,
             run.stage(name="dpo", index=1) as stage,
         ):

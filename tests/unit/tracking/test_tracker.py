@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from posttrain_recipes.cli.ui import ui
 from posttrain_recipes.tracking import mlruns
 from posttrain_recipes.tracking.runs import RecipeRun, StageRun
-from posttrain_recipes.tracking.tracker import Tracker
+from posttrain_recipes.tracking.tracker import MlflowTracker
 from tests.conftest import ROOT
 from tests.tracked import history, recipe_run, result, sample
 
@@ -52,7 +52,7 @@ def test_processes_that_meet_on_a_missing_store_build_it_once(tmp_path: Path) ->
 
 
 def test_the_store_opens_in_the_background(home: Path) -> None:
-    tracker = Tracker(home)
+    tracker = MlflowTracker(home)
     tracker.start()
     tracker.start()
     with recipe_run(tracker) as run:
@@ -63,12 +63,12 @@ def test_the_store_opens_in_the_background(home: Path) -> None:
 
 
 def test_an_own_experiment(home: Path) -> None:
-    tracker = Tracker(home, experiment="mine")
+    tracker = MlflowTracker(home, experiment="mine")
     store = tracker.store()
     assert store is not None
     assert store.client.get_experiment(store.experiment_id).name == "mine"
     store.client.delete_experiment(store.experiment_id)
-    with recipe_run(Tracker(home, experiment="mine")) as run:
+    with recipe_run(MlflowTracker(home, experiment="mine")) as run:
         assert run.experiment_id == store.experiment_id
 
 
@@ -77,14 +77,16 @@ def test_the_environment_names_the_store(
 ) -> None:
     uri = f"sqlite:///{home}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    tracker = Tracker(tmp_path / "unused")
+    tracker = MlflowTracker(tmp_path / "unused")
     assert tracker.uri == uri
     with recipe_run(tracker) as run:
         assert run.run_id
     assert not (tmp_path / "unused").exists()
 
 
-def test_secrets_stay_out(tracker: Tracker, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_stay_out(
+    tracker: MlflowTracker, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TINKER_API_KEY", "tml-very-secret")
     monkeypatch.setenv("MAX_TOKENS_NOTE", "not secret at all")
     with recipe_run(
@@ -104,7 +106,7 @@ def test_secrets_stay_out(tracker: Tracker, client: Any, monkeypatch: pytest.Mon
 
 
 def test_what_fails_is_reported_once_and_written_later(
-    tracker: Tracker, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    tracker: MlflowTracker, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:
         with monkeypatch.context() as broken:
@@ -136,7 +138,7 @@ def test_what_fails_is_reported_once_and_written_later(
 
 
 def test_what_stays_lost_is_said(
-    tracker: Tracker, client: Any, monkeypatch: pytest.MonkeyPatch
+    tracker: MlflowTracker, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlruns, "MAX_PENDING", 3)
 
@@ -157,7 +159,7 @@ def test_what_stays_lost_is_said(
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_what_mlflow_refuses_for_good_holds_nothing_up(tracker: Tracker, client: Any) -> None:
+def test_what_mlflow_refuses_for_good_holds_nothing_up(tracker: MlflowTracker, client: Any) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -173,7 +175,7 @@ def test_what_mlflow_refuses_for_good_holds_nothing_up(tracker: Tracker, client:
 
 def test_without_a_store_everything_else_works(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database")
-    tracker = Tracker(tmp_path)
+    tracker = MlflowTracker(tmp_path)
     tracker.start()
     assert tracker.mark_dead_runs() == []
     with recipe_run(tracker) as run, run.stage(name="sft", index=1) as stage:

@@ -1,0 +1,252 @@
+"""The losses that `dpo` may have, as functions of how much likelier than the reference finds them
+the policy finds both replies of a pair: one value each (B,).
+
+Of each reply s = f'(p/p_ref) is its score, 0 where the two agree: log p/p_ref for the reverse KL,
+which DPO is derived from; other divergences from the reference have others (`DIVERGENCES`). The
+margin is h = s(chosen) - s(rejected). Sums are over the reply's tokens, in nats.
+
+To add one: a function with `@pair_loss()` here, and its test. It is then a value of `loss`; `ptl
+schema -o schemas/recipe.schema.json` and `tools/method_docs.py` write it into schema and docs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from posttrain_recipes.training.preference import losses
+from posttrain_recipes.training.preference.completions import Logps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Formula = Callable[["ScoredPairs"], Tensor]
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """B pairs as a loss sees them; column 0 of a tensor (B, 2) is the chosen reply."""
+
+    logps: Logps
+    score: Tensor
+    """f'(p/p_ref), (B, 2)."""
+    beta: float
+    smoothing: float
+    """The share of labels that are taken to be wrong."""
+
+    @property
+    def h(self) -> Tensor:
+        """s(chosen) - s(rejected), (B,)."""
+        return self.score[:, 0] - self.score[:, 1]
+
+    @property
+    def h_mean(self) -> Tensor:
+        """The same of means over each reply's tokens, (B,)."""
+        mean = self.score / self.logps.lengths
+        return mean[:, 0] - mean[:, 1]
+
+
+PAIR_LOSSES: dict[str, Formula] = {}
+SMOOTHED: set[str] = set()
+"""Losses for which `label_smoothing` means something."""
+
+
+OF_RATIO: set[str] = set()
+"""Losses of log p/p_ref itself, whatever the divergence."""
+
+
+def pair_loss(smoothed: bool = False, of_ratio: bool = False) -> Callable[[Formula], Formula]:
+    """Make a function a value of the option `loss` of `dpo`, by its name."""
+
+    def register(formula: Formula) -> Formula:
+        PAIR_LOSSES[formula.__name__] = formula
+        if smoothed:
+            SMOOTHED.add(formula.__name__)
+        if of_ratio:
+            OF_RATIO.add(formula.__name__)
+        return formula
+
+    return register
+
+
+@pair_loss(smoothed=True)
+def sigmoid(pairs: ScoredPairs) -> Tensor:
+    """-log sigmoid(beta h), DPO.
+
+    Rafailov et al. 2023, arXiv 2305.18290, equation 7; with smoothing their conservative DPO.
+    """
+    return losses.dpo_sigmoid(pairs.h, pairs.beta, pairs.smoothing)
+
+
+@pair_loss()
+def ipo(pairs: ScoredPairs) -> Tensor:
+    """(h - 1/(2 beta))^2 of means over tokens, which does not push h without end.
+
+    Azar et al. 2023, arXiv 2310.12036; the means are TRL's.
+    """
+    return losses.dpo_ipo(pairs.h_mean, pairs.beta)
+
+
+@pair_loss()
+def hinge(pairs: ScoredPairs) -> Tensor:
+    """max(0, 1 - beta h), which stops at h = 1/beta.
+
+    SLiC-HF: Zhao et al. 2023, arXiv 2305.10425.
+    """
+    return losses.dpo_hinge(pairs.h, pairs.beta)
+
+
+@pair_loss(smoothed=True)
+def robust(pairs: ScoredPairs) -> Tensor:
+    """DPO's loss, unbiased where a share label_smoothing of the labels is flipped.
+
+    Chowdhury, Kini and Natarajan 2024, arXiv 2403.00409.
+    """
+    return losses.dpo_robust(pairs.h, pairs.beta, pairs.smoothing)
+
+
+@pair_loss(smoothed=True)
+def exo_pair(pairs: ScoredPairs) -> Tensor:
+    """KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers.
+
+    Ji et al. 2024, arXiv 2402.00856, equation 16: with q = sigmoid(beta h) and e the smoothing,
+    q log(q/(1 - e)) + (1 - q) log((1 - q)/e). It needs e > 0.
+    """
+    from torch.nn.functional import logsigmoid
+
+    won, lost = logsigmoid(pairs.beta * pairs.h), logsigmoid(-pairs.beta * pairs.h)
+    e = pairs.smoothing
+    return won.exp() * (won - math.log1p(-e)) + lost.exp() * (lost - math.log(e))
+
+
+@pair_loss(of_ratio=True)
+def nca_pair(pairs: ScoredPairs) -> Tensor:
+    """Noise contrastive alignment: the chosen reply's likelihood must not fall.
+
+    Chen et al. 2024, arXiv 2402.05369: -log sigmoid(r+) - (log sigmoid(-r+) + log sigmoid(-r-))/2
+    of the rewards r = beta log p/p_ref.
+    """
+    from torch.nn.functional import logsigmoid
+
+    good, bad = (pairs.beta * pairs.logps.ratio).unbind(1)
+    return -logsigmoid(good) - 0.5 * logsigmoid(-good) - 0.5 * logsigmoid(-bad)
+
+
+@pair_loss(of_ratio=True)
+def bco_pair(pairs: ScoredPairs) -> Tensor:
+    """A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref.
+
+    Jung et al. 2024, arXiv 2404.04656, without its shift of the rewards.
+    """
+    from torch.nn.functional import logsigmoid
+
+    good, bad = (pairs.beta * pairs.logps.ratio).unbind(1)
+    return -logsigmoid(good) - logsigmoid(-bad)
+
+
+@pair_loss(of_ratio=True)
+def sppo_hard(pairs: ScoredPairs) -> Tensor:
+    """(l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won.
+
+    Wu et al. 2024, arXiv 2405.00675, equation 4.7 with P of the winner 1 and of the loser 0.
+    """
+    good, bad = pairs.logps.ratio.unbind(1)
+    return (good - 0.5 / pairs.beta) ** 2 + (bad + 0.5 / pairs.beta) ** 2
+
+
+@pair_loss(smoothed=True, of_ratio=True)
+def aot(pairs: ScoredPairs) -> Tensor:
+    """DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution.
+
+    Melnyk et al. 2024, arXiv 2406.05882: within a batch log p(chosen)/p(rejected) is compared with
+    the reference's of the same rank. A batch of one is DPO.
+    """
+    policy, reference = pairs.logps.policy, pairs.logps.reference
+    ours = (policy[:, 0] - policy[:, 1]).sort().values
+    theirs = (reference[:, 0] - reference[:, 1]).sort().values
+    return losses.dpo_sigmoid(ours - theirs, pairs.beta, pairs.smoothing)
+
+
+@pair_loss(smoothed=True, of_ratio=True)
+def aot_unpaired(pairs: ScoredPairs) -> Tensor:
+    """DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch.
+
+    Melnyk et al. 2024, arXiv 2406.05882.
+    """
+    good, bad = (column.sort().values for column in pairs.logps.ratio.unbind(1))
+    return losses.dpo_sigmoid(good - bad, pairs.beta, pairs.smoothing)
+
+
+@pair_loss(of_ratio=True)
+def apo_zero(pairs: ScoredPairs) -> Tensor:
+    """sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own.
+
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 7, with r = beta log p/p_ref.
+    """
+    good, bad = (pairs.beta * pairs.logps.ratio).unbind(1)
+    return (-good).sigmoid() + bad.sigmoid()
+
+
+@pair_loss(of_ratio=True)
+def apo_down(pairs: ScoredPairs) -> Tensor:
+    """sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse.
+
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8, with r = beta log p/p_ref.
+    """
+    good, bad = (pairs.beta * pairs.logps.ratio).unbind(1)
+    return good.sigmoid() + (bad - good).sigmoid()
+
+
+@pair_loss()
+def discopop(pairs: ScoredPairs) -> Tensor:
+    """A blend of DPO's loss and exp(-beta h), found by a language model.
+
+    Lu et al. 2024, arXiv 2406.08414, equation 5, with its temperature 0.05.
+    """
+    from torch.nn.functional import logsigmoid
+
+    margin = pairs.beta * pairs.h
+    # In one exponential: e^-margin alone overflows where its share is 0.
+    exponential = (logsigmoid(margin / 0.05) - margin).exp()
+    return (-margin / 0.05).sigmoid() * -logsigmoid(margin) + exponential
+
+
+@pair_loss()
+def sigmoid_norm(pairs: ScoredPairs) -> Tensor:
+    """-log sigmoid(beta h) of means over tokens: length-normalized DPO.
+
+    Lambert et al. 2024, arXiv 2411.15124, section 5.1.2; beta is larger than DPO's, 2 to 10.
+    """
+    return losses.dpo_sigmoid(pairs.h_mean, pairs.beta)
+
+
+# --- divergences from the reference --------------------------------------------------------------
+#
+# Wang et al. 2023, arXiv 2309.16240: f'(t) of t = p/p_ref, where f'(1) = 0, in place of log t.
+
+
+MOST = 30.0
+"""Largest log p_ref/p that is raised to a power of e."""
+
+
+def _forward_kl(ratio: Tensor) -> Tensor:
+    return 1 - (-ratio).clamp(max=MOST).exp()
+
+
+def _js(ratio: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return math.log(2) + logsigmoid(ratio)
+
+
+def _reverse_kl(ratio: Tensor) -> Tensor:
+    return ratio
+
+
+DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": _reverse_kl,
+    "forward_kl": _forward_kl,
+    "js": _js,
+}
