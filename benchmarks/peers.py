@@ -171,7 +171,6 @@ def measure(args: argparse.Namespace) -> None:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work = work.resolve()
         work.mkdir(parents=True, exist_ok=True)
-        model = whole_model(model, work / "model")
         tokens = write_data(model, work / "data", QUICK_ROWS if args.quick else ROWS)
         kept |= {"quick": args.quick, "machine": common.machine(), "data": tokens}
         kept |= {"weights": weights(str(model)), "date": time.strftime("%Y-%m-%d")}
@@ -207,25 +206,6 @@ def told(found: dict[str, Any]) -> str:
         f"{statistics.median(found['seconds']):.1f} s, loop {loop:.1f} s, "
         f"{right.count('1')} of {len(right)} right"
     )
-
-
-def whole_model(source: Path, folder: Path) -> Path:
-    """A copy of the model, of links, whose tokenizer has no tokens beyond the model's own.
-
-    The one that `tools/small_model.py` converts has five more, never used, for which axolotl would
-    add rows to the embeddings.
-    """
-    folder.mkdir(exist_ok=True)
-    for file in source.iterdir():
-        with contextlib.suppress(FileExistsError):
-            (folder / file.name).symlink_to(file)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    added = tokenizer["added_tokens"]
-    tokenizer["added_tokens"] = [one for one in added if one["id"] < config["vocab_size"]]
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    return folder
 
 
 def write_data(model: Path, folder: Path, rows: tuple[int, int]) -> dict[str, Any]:
