@@ -13,6 +13,7 @@ France. Needs the package gguf.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def build(source: Path, out: Path) -> str:
 
     raw: Any = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     raw.save_pretrained(out)
+    drop_tokens_beyond_the_vocabulary(out / "tokenizer.json")
     fast: Any = PreTrainedTokenizerFast(
         tokenizer_file=str(out / "tokenizer.json"),
         bos_token="<|im_start|>",
@@ -70,6 +72,15 @@ def build(source: Path, out: Path) -> str:
     if "Paris" not in said:
         raise SystemExit(f"the model does not know the capital of France: {said!r}")
     return said
+
+
+def drop_tokens_beyond_the_vocabulary(file: Path) -> None:
+    """The class that transformers takes for the GGUF file adds five tokens of Code Llama, for which
+    the model has no embeddings."""
+    read = json.loads(file.read_text(encoding="utf-8"))
+    count = len(read["model"]["vocab"])
+    read["added_tokens"] = [token for token in read["added_tokens"] if token["id"] < count]
+    file.write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8")
 
 
 def main() -> None:
