@@ -22,6 +22,7 @@ from posttrain_recipes.plugin import (
     StageStarted,
     StepMetrics,
     Tracker,
+    UsageError,
     hookimpl,
 )
 
@@ -59,11 +60,25 @@ class TensorBoard(Tracker):
     _run: Mapping[str, Any]
     _folders: dict[str, _Folder]
 
+    def check(self) -> None:
+        """Refuse a file in the place of the folder."""
+        where = self._logdir
+        for place in (where, *where.parents) if where else ():
+            if place.exists() and not place.is_dir():
+                raise UsageError(
+                    f"tracker 'tensorboard': {place} is a file, and 'logdir' needs a folder",
+                    hint="name another one, or none for the run's own",
+                    code="wrong-value",
+                )
+
+    @property
+    def _logdir(self) -> Path | None:
+        named = self.config.logdir
+        return None if named is None else self.base_dir / Path(named).expanduser()
+
     def run_started(self, run: RunStarted) -> None:
         """The recipe, as text."""
-        self._root = run.folder
-        if self.config.logdir is not None:
-            self._root = self.base_dir / Path(self.config.logdir).expanduser() / run.run_id
+        self._root = self._logdir / run.run_id if self._logdir else run.folder
         self._run, self._folders = run.params, {}
         root = self._folder("")
         root.text("recipe", 0, f"{run.description}\n\n{_code(run.resolved_yaml)}")

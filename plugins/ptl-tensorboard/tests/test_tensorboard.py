@@ -24,6 +24,7 @@ from posttrain_recipes.plugin import (
     SamplesLogged,
     StageStarted,
     StepMetrics,
+    UsageError,
 )
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.testing import check_plugin
@@ -166,3 +167,11 @@ def test_a_real_run_is_there_as_it_was(tmp_path: Path) -> None:
         assert found[name] == expected
     assert f"name: {run.recipe}" in texts(tmp_path / "curves" / run.id, "recipe")[0][1]
     assert run.id in texts(tmp_path / "curves" / run.id, "report")[0][1]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "curves").write_text("no folder")
+    for named in ("curves", "curves/below"):
+        with pytest.raises(UsageError, match="is a file, and 'logdir' needs a folder"):
+            TensorBoard(TensorBoard.Config(logdir=named), tmp_path).check()
+    TensorBoard(TensorBoard.Config(logdir="new"), tmp_path).check()
