@@ -157,6 +157,7 @@ def _named(file: Path, root: Path) -> str:
 def _closure(path: Path, roots: tuple[Path, ...]) -> tuple[set[Path], set[str]]:
     """The files that a module is made of, and the names of what else it imports."""
     own, others, ahead = {path}, set[str](), [path]
+    shared = [root for root in roots if root.name in _PACKAGES]
     while ahead:
         file = ahead.pop()
         for name, level in _imported(file):
@@ -167,12 +168,20 @@ def _closure(path: Path, roots: tuple[Path, ...]) -> tuple[set[Path], set[str]]:
                     folder = folder.parent
                 places = (folder,)
             found = next((files for place in places if (files := _module(place, name))), None)
+            # In a folder of installed packages the neighbours are others'.
+            if found and any(_package(found[0], root) != _package(path, root) for root in shared):
+                found = None
             if found:
                 ahead += [one for one in found if one not in own]
                 own.update(found)
             elif not level:
                 others.add(name.split(".")[0])
     return own, others - sys.stdlib_module_names
+
+
+def _package(file: Path, root: Path) -> str:
+    """What of `root` a file is in, or is; "" where it lies elsewhere."""
+    return file.relative_to(root).parts[0] if file.is_relative_to(root) else ""
 
 
 def _imported(path: Path) -> tuple[tuple[str, int], ...]:

@@ -84,7 +84,7 @@ def read(path: Path = INDEX) -> PluginIndex:
         raise UsageError(
             f"{display_path(path)} is no index of plugins",
             why="; ".join(faults),
-            hint="its form is schemas/plugin-index.schema.json",
+            hint="'ptl schema --plugins' prints its form",
         ) from error
     except ValueError as error:
         raise UsageError(f"{display_path(path)} is no JSON", why=str(error)) from error

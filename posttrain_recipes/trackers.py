@@ -38,6 +38,7 @@ class StageStarted:
     """A stage begins, or goes on; of one that was done before, what is known is told again."""
 
     stage: str
+    """The stage's name."""
     index: int
     """Its place in the recipe, from 1."""
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -49,6 +50,7 @@ class StepMetrics:
     """Metrics of an optimizer step."""
 
     stage: str
+    """The stage's name."""
     step: int
     """Counted from 1, in each stage."""
     values: Mapping[str, float]
@@ -60,9 +62,11 @@ class EvalLogged:
     """What an eval found, with its 95% intervals."""
 
     stage: str
+    """The stage's name."""
     name: str
     """The eval's, as the recipe has it."""
     when: Literal["before", "during", "after"]
+    """Of the stage's training."""
     step: int
     """0 before; the step of the checkpoint during; the number of steps after."""
     metrics: Mapping[str, Estimate]
@@ -76,10 +80,13 @@ class SamplesLogged:
     """Prompts and replies for people to read."""
 
     stage: str
+    """The stage's name."""
     name: str
     """The eval that they are of; of `training`, what the method calls them."""
     when: Literal["before", "during", "after", "training"]
+    """Which eval, or rollouts that were trained on."""
     step: int
+    """As of `EvalLogged`, and of `training` the optimizer step."""
     samples: Sequence[Sample]
     """All of them, which may be thousands."""
 
@@ -89,11 +96,13 @@ class CheckpointLogged:
     """A checkpoint that a stage leaves."""
 
     stage: str
+    """The stage's name."""
     uri: str
     """Restores training."""
     sampler_uri: str | None
     """Is sampled from."""
     step: int
+    """Optimizer steps of the stage that are in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +110,11 @@ class NoteLogged:
     """A sentence that whoever looks at a stage has to know."""
 
     stage: str
+    """The stage's name."""
     text: str
+    """One or more sentences."""
     warning: bool = False
+    """Whether it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +122,9 @@ class StageEnded:
     """A stage ends."""
 
     stage: str
+    """The stage's name."""
     status: Literal["finished", "failed", "killed"]
+    """`killed`: Ctrl-C or SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +132,8 @@ class RunEnded:
     """This try of a run ends; after `failed` and `killed` it may go on."""
 
     status: Literal["finished", "failed", "killed"]
-    """`failed`: a stage or its bounds; `killed`: Ctrl-C or SIGTERM. Of a process that is gone
-    without a word nothing is told."""
+    """`finished`: it did all that was asked for; `failed`: a stage or its bounds; `killed`: Ctrl-C
+    or SIGTERM. Of a process that is gone without a word nothing is told."""
     error: str = ""
     """Why it did not finish."""
     report: str = ""

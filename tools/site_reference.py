@@ -219,7 +219,7 @@ AROUND = """
 ## Expect
 
 A mapping from results to bounds, of a recipe or of a stage: `EVAL`, `EVAL/METRIC`, `EVAL change` or `forgetting`, and a bound in quotes.
-Where one does not hold, `ptl run` exits with 1 ([`gate-failed`](../troubleshooting.md#gate-failed)). [Gates in CI](../how-to/ci-gates.md).
+Where one does not hold, `ptl run` exits with 3 ([`gate-failed`](../troubleshooting.md#gate-failed)). [Gates in CI](../how-to/ci-gates.md).
 
 ```yaml
 expect: {held_out: ">= 0.8", held_out change: "> 0", forgetting: "<= 5%"}

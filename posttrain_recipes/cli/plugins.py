@@ -207,14 +207,32 @@ def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json
         click.echo(f"none of {len(packages)} listed packages has '{asked}'")
 
 
+def _kind(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value.startswith("env"):
+        raise UsageError(
+            "an environment is a dataset, whose records are its tasks",
+            hint="'ptl plugins new dataset NAME'; ptl-textgames is one to read, and "
+            "docs/environments.md says what a task is",
+            code="unknown-name",
+        )
+    if value not in KINDS:
+        raise click.BadParameter(f"'{value}' is not one of {', '.join(KINDS)}.")
+    return value
+
+
 @plugins.command("new")
 @click.argument(
-    "kind", type=click.Choice(["method", "dataset", "reward", "eval", "engine", "tracker"])
+    "kind",
+    callback=_kind,
+    metavar="KIND",
 )
 @click.argument("name")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 def new_plugin(kind: str, name: str, directory: Path | None) -> None:
     """Write a package with the plugin NAME into DIRECTORY (default: ptl-NAME).
+
+    KIND is method, dataset, reward, eval, engine or tracker. An environment is a dataset, whose
+    records are its tasks.
 
     It installs, conforms and passes its own tests as it is written; change it from there.
     """

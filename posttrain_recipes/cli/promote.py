@@ -26,7 +26,7 @@ def promote(
 
     The registry is MLflow's: that of MLFLOW_TRACKING_URI, or the one beside the runs. The version
     has the evals, before and after, and the gates. A recipe with 'model: models:/NAME@ALIAS' starts
-    from it. Exit 1 where a gate failed or a result got worse.
+    from it. Exit 3 where a gate failed or a result got worse.
     """
     from posttrain_recipes.exporting import promoting
 

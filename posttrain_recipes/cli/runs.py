@@ -8,8 +8,9 @@ import click
 
 from posttrain_recipes.cli.options import home_option, json_option
 from posttrain_recipes.cli.streams import answer
+from posttrain_recipes.errors import PtlError
 from posttrain_recipes.reporting import report
-from posttrain_recipes.store import Store, default_home
+from posttrain_recipes.store import RunRecord, Store, default_home
 
 
 @click.command()
@@ -55,8 +56,16 @@ def runs(where: str | None, home: Path | None, as_json: bool) -> None:
             for stage in record.stages
         )
         began = record.created[:16].replace("T", " ")
-        table.append((record.id, record.status, began, record.model, stages))
+        state = record.status + (", gate failed" if _failed_gate(record) else "")
+        table.append((record.id, state, began, record.model, stages))
     table += [(one.id, "unreadable", "", "", "") for one in unreadable]
     click.echo(report.columns(table))
     for one in unreadable:
         click.echo(f"{one}; {one.hint}", err=True)
+
+
+def _failed_gate(record: RunRecord) -> bool:
+    try:
+        return report.gate_tags(record).get("ptl.gates") == "failed"
+    except PtlError:  # a recipe of another version, which 'ptl show' tells of
+        return False

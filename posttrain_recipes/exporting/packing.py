@@ -79,6 +79,10 @@ def pack(
     return made
 
 
+TELLS = ("on_end", "trackers")
+"""Keys of a recipe by which a run tells others of itself; another machine's is none of theirs."""
+
+
 @dataclass
 class _Gathering:
     """Copies what a recipe names beside it, and has the recipe name the copies."""
@@ -90,7 +94,12 @@ class _Gathering:
     taken: dict[Path, str] = field(default_factory=dict)
 
     def resolved(self) -> Any:
-        return self._of(self.record.resolved, "")
+        told = [key for key in TELLS if key in self.record.resolved]
+        if told:
+            words = " and ".join(told)
+            self._note(f"{words} of the recipe is not in it: a run elsewhere tells nobody here")
+        kept = {key: value for key, value in self.record.resolved.items() if key not in TELLS}
+        return self._of(kept, "")
 
     @property
     def _base(self) -> Path:
@@ -158,7 +167,7 @@ class _Gathering:
     def _copy(self, place: Path, name: str) -> None:
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place, target)
+        shutil.copy(place, target)  # a script stays one
 
     def _free(self, name: str) -> str:
         path, number = Path(name), 1

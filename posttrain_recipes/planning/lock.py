@@ -73,7 +73,18 @@ def versions() -> dict[str, str]:
 
 
 def path_of(recipe: Path) -> Path:
-    """Where the lock of a recipe lies."""
+    """Where the lock of a recipe lies.
+
+    Raises:
+        UsageError: the recipe is part of an installed package: nothing of ours lasts there.
+    """
+    if "site-packages" in recipe.resolve().parts:
+        raise UsageError(
+            f"{recipe.stem} is part of an installed package, where no lock can lie beside it",
+            hint=f"write a recipe of your own with 'extends: {recipe.stem}' (of a package "
+            "'extends: PACKAGE:NAME'), and lock and run that",
+            code="not-writable",
+        )
     return recipe.with_suffix(".lock")
 
 

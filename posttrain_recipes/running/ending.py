@@ -56,6 +56,12 @@ def complete(plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope:
     # A run that was killed beyond '--until STAGE' is not one that was stopped there.
     ended = run.status in ("finished", wanted) or (wanted == "stopped" and begun)
     reporter.run_started(plan, run, resumed=True)
+    heard = kept.path(run.id) / "trackers"
+    if unheard := [one.name for one in plan.trackers if not (heard / one.name).is_dir()]:
+        reporter.warning(
+            f"of this run, which was trained before, {', '.join(unheard)} heard nothing: trackers "
+            "are told while a run goes on; --fresh runs it again"
+        )
     if not ended:
         reporter.doing("all of its stages are done; its end, which was not written, is written now")
         with kept.open(run) as directory:

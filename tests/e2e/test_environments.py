@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,29 @@ def test_an_environment_that_drives_itself_is_played() -> None:
     sampler: Any = Sampler(lambda tokens, index, seed: [*spell("42"), END])
     plays = play(tasks, 0, sampler, Renderer(), wait, EpisodeLimits(1, 8, 1.0))
     assert [one.players[0].reward for one in plays] == [1.0, 0.0]
+
+
+def test_an_environment_of_ones_own_is_played_and_keeps_its_parts_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ptl_hilo.py").write_text(FILES["ptl_hilo.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    [made] = importlib.import_module("ptl_hilo").ptl_datasets()
+    parts = [set(made(made.Config(part=part, count=500)).load()) for part in ("train", "held_out")]
+    assert [len(part) for part in parts] == [240, 80]
+    assert not {(t.low, t.number) for t in parts[0]} & {(t.low, t.number) for t in parts[1]}
+    for task in sorted(parts[1], key=lambda t: t.source)[:8]:
+        episode, low, high = task.start(), task.low, task.low + 7
+        rewards: list[float] = []
+        while turn := episode.turn():
+            if (told := turn.messages[-1].content) == "higher":
+                low = guess + 1
+            elif told == "lower":
+                high = guess - 1
+            guess = (low + high) // 2
+            rewards += episode.act(str(guess))
+        assert rewards[-1] == 1.0, "halving finds one of eight in four tries"
+        assert episode.metrics() == {"success": 1.0}
+    broken = task.start()
+    assert broken.act("seven") == [-1.0]
+    assert broken.turn() is None

@@ -312,6 +312,13 @@ def test_runs_are_listed(ptl: Ptl, project: Project) -> None:
     assert (listed["id"], listed["stages"][0]["checkpoint"]["step"]) == ("demo-1", 8)
 
 
+def test_a_run_whose_gate_failed_says_so_in_the_list(ptl: Ptl, project: Project) -> None:
+    run = finished()
+    run.resolved |= {"stages": [{"name": "sft", "expect": {"held_out": ">= 99%"}}]}
+    keep(project, run)
+    assert "failed, gate failed" in ptl("runs").out
+
+
 @pytest.mark.parametrize("name", ["demo-1", "demo"])
 def test_a_run_is_shown(ptl: Ptl, project: Project, name: str) -> None:
     keep(project, finished())

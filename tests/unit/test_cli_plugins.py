@@ -103,3 +103,11 @@ def test_the_schema_is_printed_or_written(ptl: Ptl, project: Project) -> None:
     assert json.loads(said.out) == recipe_schema(registry.load())
     assert ptl("schema", "-o", "new/schema.json").out == "wrote new/schema.json\n"
     assert (project.path / "new/schema.json").read_text(encoding="utf-8") == said.out
+
+
+def test_an_environment_begins_as_a_dataset(ptl: Ptl) -> None:
+    said = ptl("plugins", "new", "environment", "maze")
+    assert said.code == 2
+    assert "an environment is a dataset" in said.err
+    assert "ptl plugins new dataset NAME" in flat(said.err)
+    assert "is not one of dataset, method" in ptl("plugins", "new", "metohd", "maze").err

@@ -465,3 +465,23 @@ def test_fingerprints_of_another_scheme_are_told_once(project: Project, ptl: Ptl
     ], "nor are its evals said to have changed"
     assert remade(plan, [old, new]) is None
     assert remade(plan, []) is None
+
+
+def test_an_installed_package_is_its_own_files_and_no_neighbours(tmp_path: Path) -> None:
+    """A plugin that was installed from a wheel lies among hundreds of packages that it imports."""
+    place = tmp_path / "site-packages"
+    for name, code in (
+        ("ptl_mine/__init__.py", "from ptl_mine import parts\nimport heavy.deep\n"),
+        ("ptl_mine/parts.py", "import heavy\nfrom . import more\n"),
+        ("ptl_mine/more.py", ""),
+        ("heavy/__init__.py", "import ptl_mine"),
+        ("heavy/deep.py", ""),
+    ):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(code)
+    start = place / "ptl_mine" / "__init__.py"
+    own, others = content._closure(start, (start.parent, place))
+    assert {str(file.relative_to(place)) for file in own} == {
+        *("ptl_mine/__init__.py", "ptl_mine/parts.py", "ptl_mine/more.py"),
+    }
+    assert "heavy" in others

@@ -96,3 +96,11 @@ def test_other_versions_are_told_and_another_code_of_a_plugin_is_refused(
 def test_a_lock_that_is_none_is_told(recipe: Path, text: str) -> None:
     recipe.with_suffix(".lock").write_text(text)
     assert "the lock mine.lock cannot be read" in refused(recipe)
+
+
+def test_a_recipe_of_an_installed_package_has_no_place_for_a_lock(tmp_path: Path) -> None:
+    place = tmp_path / "lib" / "site-packages" / "shipped" / "sft.yaml"
+    with pytest.raises(UsageError, match="no lock can lie beside it") as caught:
+        lock.path_of(place)
+    assert caught.value.hint
+    assert "extends: sft" in caught.value.hint

@@ -32,6 +32,7 @@ def test_the_set_of_files(kind: str, tmp_path: Path) -> None:
         "ptl_my_own/recipes/my_own.yaml",
         "tests/test_my_own.py",
     }
+    assert ".ptl/" in found[".gitignore"].splitlines()
     for path, text in found.items():
         # What is left of "$" is GitHub's and the shell's.
         assert not re.search(r"\$(?!\{\{ matrix|\{GITHUB_REF_NAME)", text), path

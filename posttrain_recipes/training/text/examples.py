@@ -33,7 +33,9 @@ class Example:
     """Token ids (N,) and what each of them weighs in the loss (N,)."""
 
     tokens: list[int]
+    """Token ids (N,) of the whole conversation."""
     weights: list[float]
+    """What the loss of each token (N,) is multiplied by; 0 where nothing is learned."""
 
     @property
     def learned(self) -> float:
