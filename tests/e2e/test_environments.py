@@ -76,7 +76,7 @@ def test_an_environment_of_ones_own_is_played_and_keeps_its_parts_apart(
     assert [len(part) for part in parts] == [240, 80]
     assert not {(t.low, t.number) for t in parts[0]} & {(t.low, t.number) for t in parts[1]}
     for task in sorted(parts[1], key=lambda t: t.source)[:8]:
-        episode, low, high = task.start(), task.low, task.low + 7
+        episode, guess, low, high = task.start(), -1, task.low, task.low + 7
         rewards: list[float] = []
         while turn := episode.turn():
             if (told := turn.messages[-1].content) == "higher":
