@@ -373,6 +373,7 @@ stages:
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 
 
+@pytest.mark.nightly
 def test_a_whole_run_has_the_numbers_that_it_has_without_the_translator(
     engine: str,
     behind: tuple[str, OlderServer],

@@ -26,6 +26,7 @@ RATE = 0.0018
 """Of a hidden size of 96."""
 
 
+@pytest.mark.nightly
 def test_it_trains_with_the_number_and_keeps_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def complaints(name: str, **options: object) -> list[str]:
         return [*working._changes_no_weight(entry, quick, bench, [first])]
 
 
+@pytest.mark.nightly
 def test_what_is_shown_saved_or_retried_changes_no_weight() -> None:
     assert complaints("grpo", group_size=2, max_tokens=4) == []
 

@@ -96,11 +96,11 @@ def test_what_a_program_measures_is_what_the_run_measured(result: ptl.Result) ->
     base, trained = ptl.eval("ptl/nano", result, suite=SUITE, bounds={"chat": "> 0"})
     (found,) = base.stages.values()
     assert found.after["chat"]["nll"].value == pytest.approx(
-        result["sft"].before["chat"]["nll"].value, abs=1e-9
+        result["sft"].before["chat"]["nll"].value, abs=1e-6
     )
     (again,) = trained.stages.values()
     assert again.after["chat"]["nll"].value == pytest.approx(
-        result["sft"].after["chat"]["nll"].value, abs=1e-9
+        result["sft"].after["chat"]["nll"].value, abs=1e-6
     )
     assert [gate.passed for gate in trained.gates] == [True]
     frame = ptl.compare(base, trained).to_frame()

@@ -49,6 +49,7 @@ expect: {held_out: ">= 200%"}
 """
 
 
+@pytest.mark.nightly
 def test_a_comparison_runs_is_told_and_is_reproduced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

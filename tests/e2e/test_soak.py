@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("faults", [pytest.param("0", marks=pytest.mark.nightly), "5"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("faults", ["0", "5"])
 def test_many_clients_at_once(faults: str) -> None:
     """With `faults` that many percent of requests are dropped, delayed or doubled on their way."""
     done = subprocess.run(
