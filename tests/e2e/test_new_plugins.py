@@ -14,6 +14,8 @@ import pytest
 from posttrain_recipes import scaffold
 
 KINDS = ("method", "dataset", "reward", "eval", "engine", "tracker")
+SLOW = ("eval", "method")
+"""Kinds whose tests run at night."""
 
 RECIPE = """\
 name: mine
@@ -104,7 +106,7 @@ def test_their_readmes_take_the_results_of_their_recipes(installed: Path, kind: 
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.nightly] * (k in ("eval", "method")), id=k) for k in KINDS]
+    "kind", [pytest.param(k, marks=[pytest.mark.nightly] * (k in SLOW), id=k) for k in KINDS]
 )
 def test_they_pass_their_own_tests(installed: Path, kind: str) -> None:
     done = call(installed, "pytest", "-q", "-p", "no:cacheprovider", cwd=installed / kind)
