@@ -189,11 +189,10 @@ def ahead(kept: Kept, setting: str) -> str:
 
 def missing(kept: Kept, setting: str) -> str:
     """What did not run or was not scored, in its own words."""
-    told = [
-        f"- {NAMES[name]}: `{run['failed']}`"
-        for name, run in kept["runs"].get(setting, {}).items()
-        if "failed" in run
-    ]
+    runs = kept["runs"].get(setting, {})
+    told = [f"- {NAMES[name]}: `{run['failed']}`" for name, run in runs.items() if "failed" in run]
+    if unknown := [f"`{setting}/{name}`" for name in NAMES if name not in runs]:
+        told.append(f"- Not measured yet: {', '.join(unknown)}; `--only` does each alone.")
     return "\n".join(told) or "Everything ran."
 
 
