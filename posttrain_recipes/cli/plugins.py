@@ -207,25 +207,24 @@ def search(words: tuple[str, ...], kind: str | None, index: Path | None, as_json
         click.echo(f"none of {len(packages)} listed packages has '{asked}'")
 
 
-def _kind(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value.startswith("env"):
-        raise UsageError(
-            "an environment is a dataset, whose records are its tasks",
-            hint="'ptl plugins new dataset NAME'; ptl-textgames is one to read, and "
-            "docs/environments.md says what a task is",
-            code="unknown-name",
-        )
-    if value not in KINDS:
-        raise click.BadParameter(f"'{value}' is not one of {', '.join(KINDS)}.")
-    return value
+class _Kind(click.Choice[str]):
+    """A kind of plugin; who asks for an environment is told which one that is."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.startswith("env"):
+            raise UsageError(
+                "an environment is a dataset, whose records are its tasks",
+                hint="'ptl plugins new dataset NAME'; ptl-textgames is one to read, and "
+                "docs/environments.md says what a task is",
+                code="unknown-name",
+            )
+        if value not in self.choices:
+            self.fail(f"'{value}' is not one of {', '.join(self.choices)}.", param, ctx)
+        return value
 
 
 @plugins.command("new")
-@click.argument(
-    "kind",
-    callback=_kind,
-    metavar="KIND",
-)
+@click.argument("kind", type=_Kind(list(KINDS)), metavar="KIND")
 @click.argument("name")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 def new_plugin(kind: str, name: str, directory: Path | None) -> None:
