@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
@@ -420,3 +421,9 @@ def _inside(config: Any) -> Iterator[tuple[Any, Any]]:
         yield from config.items()
     elif isinstance(config, list | tuple):
         yield from enumerate(config)
+
+
+def summaries(table: Mapping[str, Callable[..., Any]]) -> str:
+    """The values of an option and what each is: the first lines of their docstrings."""
+    first = {name: inspect.cleandoc(f.__doc__ or "").splitlines()[0] for name, f in table.items()}
+    return "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first.items())

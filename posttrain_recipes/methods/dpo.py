@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain_recipes.options import summaries
 from posttrain_recipes.training.preference import completions, pairs
 from posttrain_recipes.training.preference.pair_losses import (
     DIVERGENCES,
@@ -23,7 +24,6 @@ from posttrain_recipes.training.preference.pair_losses import (
     SMOOTHED,
     ScoredPairs,
 )
-from posttrain_recipes.training.rl.advantages import summaries
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
+from posttrain_recipes.options import summaries
 from posttrain_recipes.plugin import (
     Checkpoint,
     Record,
@@ -58,7 +59,7 @@ class SelfPlay(RolloutMethod):
         advantage: advantages.Estimator = Field(
             default="group_mean",
             description="From the rewards of a seat to advantages: "
-            f"{advantages.summaries(advantages.ESTIMATORS)}.",
+            f"{summaries(advantages.ESTIMATORS)}.",
         )
         max_tokens: int = Field(default=16, ge=1)
         """Longest reply in tokens."""

@@ -11,9 +11,8 @@ schema and docs.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -159,12 +158,6 @@ if TYPE_CHECKING:
     Estimator = str
 else:
     Estimator = Literal[tuple(ESTIMATORS)]
-
-
-def summaries(table: Mapping[str, Callable[..., Any]]) -> str:
-    """The values of an option and what each is: the first lines of their docstrings."""
-    first = {name: inspect.cleandoc(f.__doc__ or "").splitlines()[0] for name, f in table.items()}
-    return "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first.items())
 
 
 def token_weights(lengths: Sequence[int], how: LengthNorm, max_tokens: int) -> list[float]:

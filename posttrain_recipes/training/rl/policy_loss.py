@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from posttrain_recipes.options import summaries
 from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
@@ -230,12 +231,12 @@ class PolicyConfig(DivergenceConfig):
 
     advantage: advantages.Estimator = Field(
         default="group_norm",
-        description=f"From rewards to advantages: {advantages.summaries(advantages.ESTIMATORS)}.",
+        description=f"From rewards to advantages: {summaries(advantages.ESTIMATORS)}.",
     )
     loss: PolicyLoss = Field(
         default="ppo",
         description="The surrogate, of the ratio rho = p/q: "
-        + advantages.summaries({name: s.formula for name, s in SURROGATES.items()})
+        + summaries({name: s.formula for name, s in SURROGATES.items()})
         + ".",
     )
     length_norm: advantages.LengthNorm | None = None
