@@ -67,6 +67,8 @@ class Engine:
     asked: list[Asked] = field(default_factory=list)
     passes: list[list[Any]] = field(default_factory=list)
     """Data of every forward_backward, in order; `None` in between is an optimizer step."""
+    read: list[tuple[int, list[list[int]]]] = field(default_factory=list)
+    """Of every forward pass alone: the weights, and the tokens (N - 1,) of each sequence."""
     losses: list[tuple[str, Any]] = field(default_factory=list)
     log: list[tuple[dict[str, float], int]] = field(default_factory=list)
     kept: list[Resume] = field(default_factory=list)
@@ -110,6 +112,15 @@ class Engine:
         ]
         return done(SimpleNamespace(metrics={"loss:sum": 1.0}, loss_fn_outputs=outputs))
 
+    def forward(self, data: list[Any], loss: str) -> Future[Any]:
+        self.read.append((self.version, [datum.model_input.to_ints() for datum in data]))
+        logprob = -0.5 - 0.1 * self.version  # samplers say -0.5 of every token
+        outputs = [
+            {"logprobs": SimpleNamespace(data=[logprob] * datum.model_input.length)}
+            for datum in data
+        ]
+        return done(SimpleNamespace(metrics={}, loss_fn_outputs=outputs))
+
     def optim_step(self, adam: Any) -> Future[Any]:
         self.version += 1
         self.passes.append([])
@@ -133,8 +144,11 @@ class Sampler:
     engine: Engine
     version: int
 
-    def sample(self, prompt: Any, count: int, params: Any) -> Future[Any]:
+    def sample(self, prompt: Any, count: int, params: Any, **more: Any) -> Future[Any]:
         tokens = prompt.to_ints()
+        if more:  # the likeliest two along a prompt: the more certain, the larger its last token
+            rows = [[np.log(p), np.log(1 - p)] for p in (0.5 + token / 200 for token in tokens)]
+            return done(SimpleNamespace(topk_prompt_logprobs_np=SimpleNamespace(logprobs=rows)))
         with self.engine.lock:
             nth = len(self.engine.asked)
             self.engine.asked.append(Asked(self.version, tokens, count, params.seed))
@@ -244,7 +258,6 @@ def trained(engine: Engine) -> list[Any]:
 
 def weigh(config: PolicyConfig, groups: Sequence[Group], size: int, max_tokens: int) -> None:
     """Give every rollout its advantage and weight, as the methods do."""
-    batch = [group.rewards for group in groups]
     for group in groups:
-        advantages = config.estimator(group.rewards, batch)
+        advantages = config.estimate(group, groups)
         group.weigh(advantages, config.token_weights(group, max_tokens), size)

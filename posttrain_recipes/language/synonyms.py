@@ -58,6 +58,17 @@ _SAME: Mapping[str, Sequence[str]] = {
     "clip_high": ("epsilon_high", "clip_ratio_high", "cliprange_high"),
     "delta": ("clip_ratio_c", "dual_clip"),
     "off_policy_mask": ("off_policy_mask_threshold",),
+    "importance_weights": (
+        *("vllm_importance_sampling_mode", "vllm_importance_sampling_correction", "tis"),
+        *("rollout_is", "rollout_rs", "use_tis", "truncated_importance_sampling"),
+    ),
+    "importance_cap": (
+        *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap", "tis_imp_ratio_cap"),
+        *("rollout_is_threshold", "imp_ratio_cap"),
+    ),
+    "importance_floor": ("vllm_importance_sampling_clip_min", "rollout_is_threshold_lower"),
+    "top_entropy": ("top_entropy_quantile",),
+    "entropy_bonus": ("entropy_coef", "entropy_coeff", "ent_coef", "entropy_loss_coef"),
     "sapo_positive": ("sapo_temperature_pos",),
     "sapo_negative": ("sapo_temperature_neg",),
     "divergence": ("f_divergence_type",),

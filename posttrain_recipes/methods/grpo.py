@@ -85,10 +85,10 @@ class GRPO(RolloutMethod):
             config,
             [tokens(cast(Prompt, record).messages) for record in sample],
             count,
-            group_size=config.group_size,
+            group_size=config.group_size + config.wants_greedy,
             max_tokens=config.max_tokens,
             readers=config.readers,
-            own_loss=config.loss_need == "custom_loss",
+            forwards=config.forwards,
         )
 
     def train(self, stage: StageContext) -> Checkpoint:
@@ -105,7 +105,7 @@ class GRPO(RolloutMethod):
             for step in loop:
                 for groups in step.groups():  # some at a time, as soon as they are scored
                     for group in groups:
-                        A = config.estimator(group.rewards, step.batch)  # (r - mean(r)) / std(r)
+                        A = config.estimate(group, step.batch)  # (r - mean(r)) / std(r)
                         w = config.token_weights(group, config.max_tokens)  # 1 / (G |y_i|)
                         group.weigh(A, w, step.size)
                     # - sum w min(rho A, clip(rho) A), and its gradient
@@ -115,11 +115,12 @@ class GRPO(RolloutMethod):
 
     def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
         """Groups of completions of the stage's prompts, or of episodes of its environment."""
+        config = self.config
         if stage.train and isinstance(stage.train[0], Task):
             tasks = cast(Sequence[Task], stage.train)
-            return episodes(tasks, stage, self.config, waiter, self.config.retries)
+            return episodes(tasks, stage, config, waiter, config.retries, config.wants_greedy)
         prompts = cast(Sequence[Prompt], stage.train)
-        return PromptSource(prompts, stage.renderer, self.config, waiter)
+        return PromptSource(prompts, stage.renderer, config, waiter, config.wants_greedy)
 
     def collected(self, groups: Sequence[Group]) -> Sequence[Record]:
         """The good rollouts of a step, where `collect` asks for them."""

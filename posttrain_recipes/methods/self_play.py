@@ -82,7 +82,7 @@ class SelfPlay(RolloutMethod):
             for step in loop:
                 for groups in step.groups():  # some at a time, as soon as they are played
                     for group in groups:
-                        A = config.estimator(group.rewards, step.batch)  # r_is - mean_i(r_is)
+                        A = config.estimate(group, step.batch)  # r_is - mean_i(r_is)
                         w = config.token_weights(group, config.max_tokens)
                         group.weigh(A, w, step.size)
                     # - sum w min(rho A, clip(rho) A), and its gradient
@@ -93,7 +93,8 @@ class SelfPlay(RolloutMethod):
     def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
         """Groups of games of the stage's environment, one group a seat."""
         tasks = cast(Sequence[Task], stage.train)
-        source = episodes(tasks, stage, self.config, waiter, self.config.retries)
+        config = self.config
+        source = episodes(tasks, stage, config, waiter, config.retries, config.wants_greedy)
         if source.seats < 2:
             raise UsageError(
                 f"stage '{stage.name}': this environment has one seat, and self-play needs two",

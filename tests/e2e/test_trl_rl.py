@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,7 @@ import torch
 
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.plugin import Sample
-from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl import advantages, entropy, importance
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift, forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.rollout_engine import weigh
@@ -107,6 +108,11 @@ class RLTrainer(Trainer):
     reward_func_names = ("rule",)
     ref_model = SimpleNamespace()
 
+    reward_funcs: Sequence[str] = ("rule",)
+    vllm_importance_sampling_correction = True
+    vllm_importance_sampling_clip_min: float | None = None
+    begun = sampled = entropies = form = None
+
     def __init__(
         self,
         p: torch.Tensor,
@@ -122,6 +128,7 @@ class RLTrainer(Trainer):
         self.args = SimpleNamespace(**{**vars(self.args), "delta": delta})
         self.get_gamma_weights = GRPOTrainer.get_gamma_weights
         self.get_off_policy_mask = GRPOTrainer.get_off_policy_mask
+        self.get_high_entropy_mask = partial(GRPOTrainer.get_high_entropy_mask, self)
         self.p, self.rewards, self.rows, self.reference = p, rewards, rows, reference
         self._logs: dict[str, Any] = {"rewards": defaultdict(list), "extra": defaultdict(list)}
         self._logs |= {name: [] for name in ("prompt", "completion", "advantages")}
@@ -133,9 +140,13 @@ class RLTrainer(Trainer):
         texts = [""] * len(self.rows)
         if type(self).__name__ == "RLOO":
             return [[1] * PROMPT for _ in self.rows], replies, texts
-        return [[1] * PROMPT for _ in self.rows], replies, None, texts, None, {}, None, None
+        told = self.sampled and [self.sampled[i][: LENGTHS[i]] for i in self.rows]
+        return [[1] * PROMPT for _ in self.rows], replies, told, texts, None, {}, None, None
 
     def _calculate_rewards(self, *replies: Any) -> torch.Tensor:
+        if self.form is not None:
+            both = [self.rewards, self.form]
+            return torch.tensor(both, dtype=torch.float64).T[list(self.rows)]
         found = [self.rewards[i] for i in self.rows]
         return torch.tensor(
             [[float("nan") if r is None else r] for r in found], dtype=torch.float64
@@ -143,10 +154,15 @@ class RLTrainer(Trainer):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *batch: Any, **more: Any) -> Any:
         values = self.reference if model is self.ref_model else self.p
+        if model is self.model and self.begun is not None:
+            values = self.begun
         assert values is not None
         longest = max(LENGTHS[i] for i in self.rows)
         values = values[list(self.rows), :longest]
-        return values, torch.zeros_like(values), None
+        uncertain = torch.zeros_like(values)
+        if self.entropies is not None:
+            uncertain = self.entropies[list(self.rows), :longest]
+        return values, uncertain, None
 
 
 class RLOO(RLTrainer):
@@ -174,7 +190,8 @@ def theirs(
     leaf = p.clone().requires_grad_()
     trainer = RLTrainer(leaf, REWARDS, rows, **options)
     inputs = scored(trainer)
-    inputs["old_per_token_logps"] = q[list(rows), : inputs["completion_mask"].shape[1]]
+    if trainer.begun is None:
+        inputs["old_per_token_logps"] = q[list(rows), : inputs["completion_mask"].shape[1]]
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     loss.backward()
     assert leaf.grad is not None
@@ -193,6 +210,12 @@ class Client:
     def __init__(self, p: torch.Tensor) -> None:
         self.p = p.clone().requires_grad_()
         self.outputs: list[dict[str, Any]] = []
+
+    def forward(self, data: Sequence[Any], loss: str) -> Any:
+        rows = [datum.model_input.to_ints()[0] for datum in data]
+        read = [[-1.0] * (PROMPT - 1) + self.p[row, : LENGTHS[row]].tolist() for row in rows]
+        outputs = [{"logprobs": SimpleNamespace(data=values)} for values in read]
+        return SimpleNamespace(loss_fn_outputs=outputs)
 
     def forward_backward(self, data: Sequence[Any], loss: str, settings: Any = None) -> Any:
         logps, columns, owner = [], defaultdict(list), []
@@ -236,11 +259,23 @@ def rollouts(q: torch.Tensor, rewards: Sequence[float | None], overlong: str) ->
 
 
 def ours(
-    p: torch.Tensor, q: torch.Tensor, overlong: str = "keep", **options: Any
+    p: torch.Tensor,
+    q: torch.Tensor,
+    overlong: str = "keep",
+    begun: torch.Tensor | None = None,
+    entropies: torch.Tensor | None = None,
+    **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Our loss, its gradient by log p (N, T), and what was logged of p against q."""
     config = PolicyConfig(**options)
     groups = rollouts(q, REWARDS, overlong)
+    every = [rollout for group in groups for rollout in group.rollouts]
+    if begun is not None:
+        importance.weigh(Client(begun), every, config, lambda read: read)  # type: ignore[arg-type]
+    if entropies is not None:
+        for rollout, h, length in zip(every, entropies.tolist(), LENGTHS, strict=True):
+            rollout.entropies = [h[:length]]
+        entropy.keep_uncertain(groups, config.top_entropy or 0.0)
     weigh(config, groups, GROUPS, T)
     client = Client(p)
     [(items, _)] = forward_backward(client, groups, config)  # type: ignore[arg-type]
@@ -342,6 +377,75 @@ def test_surrogates(
     assert slope.abs().max() > 0.005
     torch.testing.assert_close(loss, found)
     torch.testing.assert_close(slope, gradient)
+
+
+@pytest.mark.parametrize("mask", [None, 0.05])
+@pytest.mark.parametrize("low", [None, 0.7])
+@pytest.mark.parametrize(
+    "way", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+)
+def test_importance_weights(
+    way: str, low: float | None, mask: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`begun` is the policy as the batch began, `q` the one that sampled."""
+    monkeypatch.setattr(advantages, "EPSILON", TRL_EPSILON)
+    p, q, begun = numbers()
+    asked = {"importance_weights": way, "importance_cap": 1.3, "importance_floor": low or 0.0}
+    loss, slope, _ = ours(p, q, begun=begun, off_policy_mask=mask, **asked)
+    found, gradient, trainer = theirs(
+        p,
+        q,
+        use_vllm=True,
+        begun=begun,
+        sampled=q.tolist(),
+        vllm_importance_sampling_mode=way,
+        vllm_importance_sampling_clip_max=1.3,
+        vllm_importance_sampling_clip_min=low,
+        off_policy_mask_threshold=mask,
+    )
+    assert slope.abs().max() > 0.005
+    told = trainer._metrics["train"]["sampling/importance_sampling_ratio/max"]
+    assert told == [pytest.approx(1.3, abs=0.1)], "or nothing was near the cap"
+    torch.testing.assert_close(loss, found, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(slope, gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_the_most_uncertain_tokens(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantages, "EPSILON", TRL_EPSILON)
+    p, q, _ = numbers()
+    random = torch.Generator().manual_seed(2)
+    uncertain = torch.rand(N, T, generator=random, dtype=torch.float64)
+    loss, slope, _ = ours(p, q, entropies=uncertain, top_entropy=share)
+    found, gradient, _ = theirs(p, q, entropies=uncertain, top_entropy_quantile=share)
+    assert 0 < (slope != 0).sum() < 0.6 * sum(LENGTHS)
+    torch.testing.assert_close(loss, found)
+    torch.testing.assert_close(slope, gradient)
+
+
+def test_rewards_that_are_normalized_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GDPO is TRL's `multi_objective_aggregation: normalize_then_sum`."""
+    monkeypatch.setattr(advantages, "EPSILON", TRL_EPSILON)
+    form = [0.0, 500.0, 500.0, 0.0, 0.0, 500.0, 0.0, 0.0, 500.0, 500.0, 500.0, 0.0]
+    trainer = RLTrainer(
+        numbers()[0],
+        REWARDS,
+        form=form,
+        reward_funcs=("rule", "form"),
+        reward_func_names=("rule", "form"),
+        reward_weights=torch.tensor([2.0, 0.5], dtype=torch.float64),
+        multi_objective_aggregation="normalize_then_sum",
+    )
+    found = scored(trainer)["advantages"]
+    groups = rollouts(numbers()[1], REWARDS, "keep")
+    every = [rollout for group in groups for rollout in group.rollouts]
+    for group in groups:
+        group.reward_weights = {"rule": 2.0, "form": 0.5}
+    for rollout, right, formed in zip(every, REWARDS, form, strict=True):
+        rollout.parts = {"rule": right or 0.0, "form": formed}
+    weigh(PolicyConfig(advantage="gdpo"), groups, GROUPS, T)
+    mine = torch.tensor([rollout.advantage for rollout in every], dtype=torch.float64)
+    torch.testing.assert_close(mine, found)
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])

@@ -20,7 +20,6 @@ from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl.policy_loss import (
     SURROGATES,
     PolicyConfig,
-    _is_left_out,
     forward_backward,
 )
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
@@ -119,7 +118,7 @@ def test_a_bad_reply_that_became_likelier_does_not_outweigh_all() -> None:
 def test_replies_that_are_bad_and_long_gone_are_left_out(A: float, off: float, kept: bool) -> None:
     config = PolicyConfig(off_policy_mask=0.5)
     logq = torch.full((4,), -1.0).double()
-    assert _is_left_out(A, logq - off, logq, config) is not kept
+    assert config.leaves_out(A, logq - off, logq) is not kept
     assert config.loss_need == "custom_loss"
 
 
@@ -183,13 +182,16 @@ from posttrain_recipes import registry
 from posttrain_recipes.cli.plugins import option_lines
 from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.methods.grpo import GRPO
+from posttrain_recipes.records import Sample
+from posttrain_recipes.training.rl.rollout import Group, Rollout
 entry = registry.load().get("method", "grpo")
 method = GRPO(GRPO.Config(advantage="best_only", loss="linear"))
+group = Group([Rollout([], Sample((), "", None), [], reward=r) for r in (1.0, 0.0)])
 own = recipe_schema(registry.load())["$defs"]["method.grpo"]["properties"]
 print(json.dumps({
     "schema": [own["advantage"]["enum"], own["loss"]["enum"]],
     "explain": "\\n".join(option_lines(entry, 2000)),
-    "advantages": method.config.estimator([1.0, 0.0], []),
+    "advantages": method.config.estimate(group, []),
     "needs": list(method.needs),
     "norm": method.config.advantage,
 }))

@@ -34,6 +34,7 @@ from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
+from posttrain_recipes.training.rl import entropy, importance
 from posttrain_recipes.training.rl.advantages import varies
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown, watched
 from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
@@ -109,8 +110,8 @@ class Step:
 
     size: int
     """Groups that the loss is a mean over."""
-    batch: list[list[float]]
-    """The rewards of every group of its batch, where the advantage looks at all of them."""
+    batch: list[Group]
+    """Every group of its batch, where the advantage looks at all of them."""
     _arrivals: Iterable[list[Group]]
     _take: Callable[[Step], None]
     number: int = 0
@@ -326,7 +327,7 @@ class RolloutLoop:
                     prompt = stream.randrange(self.source.size)
                     thrown_away += sum(r.length for group in groups for r in group.rollouts)
                 groups = self._tried(prompt, derive_seed(seed, batch, place, attempt), sampler)
-                if any(varies(group.rewards) for group in groups):
+                if any(varies(group.compared) for group in groups):
                     break
                 zero_variance += 1
             groups[0].counts.update(
@@ -360,22 +361,32 @@ class RolloutLoop:
         """The optimizer steps of a batch."""
         config, futures = self.config, self.running.pop(batch)
         if config.updates_per_batch == 1 and not config.compares_batch:
-            parts = (self._arrived(part) for part in _split(futures, CHUNKS))
+            parts = (self._ready(part) for part in _split(futures, CHUNKS))
             yield Step(len(futures) * self.source.seats, [], parts, self._update)
             return
-        groups = self._arrived(futures)
+        groups = self._ready(futures)
         self._check(groups)
-        rewards = [group.rewards for group in groups] if config.compares_batch else []
+        compared = groups if config.compares_batch else []
         # Nothing is waited for from here on: an interrupt finds whole batches alone.
         shares: Iterator[Sequence[Group]] = _split(groups, config.updates_per_batch)
         for share in shares:
             even = math.ceil(len(groups) / config.updates_per_batch)
             size = even if config.compares_batch else len(share)
-            yield Step(size, rewards, [list(share)], self._update)
+            yield Step(size, compared, [list(share)], self._update)
 
-    def _arrived(self, futures: Sequence[Future[list[Group]]]) -> list[Group]:
+    def _ready(self, futures: Sequence[Future[list[Group]]]) -> list[Group]:
+        """Groups as they come, with what each of their tokens weighs in the loss."""
         parts: list[list[Group]] = [self.stage.wait(future) for future in futures]
-        return [group for part in parts for group in part]
+        groups, config = [group for part in parts for group in part], self.config
+        if config.importance_weights is not None:
+            # The others teach nothing, whatever they weigh.
+            always = config.surrogate.regularizes or config.compares_batch
+            taught = [group for group in groups if always or varies(group.compared)]
+            read = [one for group in taught for one in group.scored if not one.masked]
+            importance.weigh(self.client, read, config, self.stage.wait)
+        if config.top_entropy is not None:
+            entropy.keep_uncertain(groups, config.top_entropy)
+        return groups
 
     def _update(self, step: Step) -> None:
         if self.config.updates_per_batch == 1:
@@ -402,6 +413,7 @@ class RolloutLoop:
         items = [item for part, _ in step.passes for item in part]
         written = sum(rollout.length for group in step.learned for rollout in group.rollouts)
         written += sum(group.counts["thrown_away"] for group in step.learned)
+        written += sum(group.greedy.length for group in step.learned if group.greedy)
         usage = Usage(train=sum(len(item.segment.tokens) for item in items), sample=written)
         self.tokens += self.config.counted(usage)
         batch, rest = divmod(self.submitted, self.config.updates_per_batch)
@@ -448,6 +460,7 @@ class RolloutLoop:
             "train/learning_rate": step.learning_rate,
             "train/tokens": float(tokens),
             "train/tokens_per_second": tokens / max(1e-9, now - self.clock),
+            **importance.metrics([r for g in step.learned for r in g.scored], self.config),
             **drift(items, [one for out in outputs for one in out.loss_fn_outputs], self.config),
         }
         if self.config.max_staleness:

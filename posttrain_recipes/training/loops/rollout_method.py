@@ -38,6 +38,15 @@ class RolloutMethod(Method):
                     "overlong: penalize makes rewards below 0, by which advantage 'maxrl' cannot "
                     "divide; take overlong: mask, or another advantage"
                 )
+            if self.advantage == "gdpo" and self.overlong == "penalize":
+                raise ValueError(
+                    "overlong: penalize is no reward, which advantage 'gdpo' could normalize by "
+                    "itself; take overlong: mask, or another advantage"
+                )
+            if self.advantage == "pass_at_k" and self.pass_k > self.group_size:
+                raise ValueError(
+                    f"pass_k {self.pass_k} needs as many replies; raise group_size to it"
+                )
             if self.group_size == 1 and self.zero_variance_groups == "replace":
                 raise ValueError("zero_variance_groups: replace needs a group_size of 2 or more")
             return self
@@ -54,6 +63,9 @@ class RolloutMethod(Method):
             "sample:group",
             "sample:trained",
             *(("prompt_logprobs",) if config.readers else ()),
+            *(("prompt_logprobs:top_k",) if config.top_entropy else ()),
+            *(("sample:greedy",) if config.wants_greedy else ()),
+            *(("forward",) if config.importance_weights else ()),
             *(("sample:tempered_logprobs",) if config.temperature != 1 else ()),
         )
 

@@ -102,16 +102,16 @@ def rollouts(
     group_size: int,
     max_tokens: int,
     readers: int,
-    own_loss: bool = False,
+    forwards: int = 0,
 ) -> Workload:
-    """Groups of replies are written, read by so many `readers`, and learned from; with a loss that
-    is computed on this side (`own_loss`) after a forward pass of its own."""
+    """Groups of replies are written, read by so many `readers`, and learned from after so many
+    `forwards`, passes of the policy without a gradient."""
     batches = config.batches(count)
     groups = min(batches * config.batch_size, config.epochs * count)
     tried = groups * (1 + config.max_replacements * (config.zero_variance_groups == "replace"))
     whole = group_size * (mean(lengths) + max_tokens)
     learned = round(groups * (whole - group_size))
-    forward = learned if own_loss else 0
+    forward = learned * forwards
     usage = Usage(
         train=learned,
         prefill=round(tried * (mean(lengths) + readers * whole)) + forward,

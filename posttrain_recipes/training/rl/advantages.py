@@ -2,7 +2,8 @@
 and what divergence from a reference costs.
 
 Pure functions of the rewards r (G,) of the completions of one prompt, in the units of the reward
-except where an estimator divides by a standard deviation.
+except where an estimator divides by a standard deviation. A few look at more: lengths, the parts of
+a weighted sum, the greedy reply.
 
 To add one: a function with `@estimator` here, and its test. It is then a value of the option
 `advantage`; `ptl schema -o schemas/recipe.schema.json` and `tools/method_docs.py` write it into
@@ -23,9 +24,13 @@ from posttrain_recipes.options import PluginConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from posttrain_recipes.training.rl.policy_loss import PolicyConfig
+    from posttrain_recipes.training.rl.rollout import Group
+
+    Formula = Callable[[Group, Sequence[Group], PolicyConfig], list[float]]
+    """(group, all groups of the batch, options) -> the advantages (G,) of its scored rollouts."""
+
 Rewards = Sequence[float]
-Formula = Callable[[Rewards, Sequence[Rewards]], list[float]]
-"""(rewards of the group (G,), those of all groups of the batch) -> advantages (G,)."""
 LengthNorm = Literal["sequence", "token", "constant"]
 EPSILON = 1e-6
 """Added to a standard deviation that is divided by."""
@@ -40,7 +45,7 @@ LENGTH_NORMS: dict[str, LengthNorm] = {}
 
 
 def estimator(
-    length_norm: LengthNorm, batch_wide: bool = False, alone: bool = False
+    length_norm: LengthNorm, batch_wide: bool = False, alone: bool = False, whole: bool = False
 ) -> Callable[[Any], Any]:
     """Make a function of the rewards of a group a value of the option `advantage`, by its name.
 
@@ -48,16 +53,21 @@ def estimator(
         length_norm: how its source weighs tokens.
         batch_wide: it takes the rewards of all groups of the batch too.
         alone: it tells something of a group of one.
+        whole: it is a `Formula`, of groups with all that is known of them, in place of rewards.
     """
 
     def register(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
+        def of_rewards(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
+            more = ([one.rewards for one in batch],) if batch_wide else ()
+            return function(group.rewards, *more)
+
         name = function.__name__
         LENGTH_NORMS[name] = length_norm
         if batch_wide:
             BATCH_WIDE.add(name)
         if alone:
             ALONE.add(name)
-        ESTIMATORS[name] = function if batch_wide else lambda rewards, batch: function(rewards)
+        ESTIMATORS[name] = function if whole else of_rewards
         ESTIMATORS[name].__doc__ = function.__doc__
         return function
 
@@ -152,6 +162,75 @@ def gpg(r: Rewards, batch: Sequence[Rewards]) -> list[float]:
     """
     varying = sum(varies(group) for group in batch)
     return [a * len(batch) / max(1, varying) for a in group_mean(r)]
+
+
+@estimator(length_norm="constant", whole=True)
+def opo(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
+    """r - sum(l r) / sum(l) with l the lengths, the baseline of least variance, OPO.
+
+    Hao et al. 2025, arXiv 2505.23585: the squared norm of a reply's gradient grows with its
+    length, so that the best baseline weighs a reward by it.
+    """
+    r, lengths = group.rewards, [rollout.length for rollout in group.scored]
+    if not sum(lengths):
+        return [0.0 for _ in r]
+    baseline = math.fsum(n * r_i for n, r_i in zip(lengths, r, strict=True)) / sum(lengths)
+    return [r_i - baseline for r_i in r]
+
+
+@estimator(length_norm="constant", alone=True, whole=True)
+def remax(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
+    """r - the reward of the greedy reply to the same prompt, which is sampled too, ReMax.
+
+    Li et al. 2023, arXiv 2310.10505, algorithm 1. Without its reward there is no baseline: 0.
+    """
+    baseline = group.greedy.reward if group.greedy else None
+    return [0.0 if baseline is None else r_i - baseline for r_i in group.rewards]
+
+
+@estimator(length_norm="token", whole=True)
+def pass_at_k(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
+    """what r raises the best of pass_k replies by, mean over all sets of pass_k - 1 others.
+
+    Walder and Karkhanis 2025, arXiv 2505.15201, the estimator "sloo - 1": its mean is the gradient
+    of E[max of k], pass@k of rewards 0 and 1, up to a factor. In a group of which r_1 < ... < r_n
+    are the others, C(j - 1, k - 2) of their sets have r_j for the best.
+    """
+    r, k = group.rewards, min(config.pass_k, len(group.rewards))
+    return [_raises(r_i, sorted([*r[:i], *r[i + 1 :]]), k) for i, r_i in enumerate(r)]
+
+
+def _raises(r: float, others: Sequence[float], k: int) -> float:
+    if k < 2:
+        return 0.0
+    sets = math.comb(len(others), k - 1)
+    below = ((r - other) * math.comb(j, k - 2) for j, other in enumerate(others) if other < r)
+    return math.fsum(below) / sets
+
+
+@estimator(length_norm="token", batch_wide=True, whole=True)
+def gdpo(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
+    """each reward as (r - mean(r)) / (std(r) + 1e-6) in its group, then the weighted sum as
+    (s - mean) / (std + 1e-6) over the batch, GDPO.
+
+    Liu et al. 2026, arXiv 2601.05242: normalized before they are summed, rewards keep apart what
+    their sum would make equal, and none is drowned by the spread of another.
+    """
+    sums = [s for one in batch for s in _normalized_sum(one)]
+    if not sums:
+        return []
+    centre, scale = mean(sums), std(sums) + EPSILON
+    return [(s - centre) / scale for s in _normalized_sum(group)]
+
+
+def _normalized_sum(group: Group) -> list[float]:
+    """Of each scored rollout (G,): the sum of its parts, each normalized in the group."""
+    parts = group.weighted_parts() or [(1.0, group.rewards)]
+    total = [0.0] * len(group.rewards)
+    for weight, part in parts:
+        for i, value in enumerate(group_norm(part)):
+            total[i] += weight * value
+    return total
 
 
 if TYPE_CHECKING:

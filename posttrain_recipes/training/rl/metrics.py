@@ -11,7 +11,7 @@ from posttrain_recipes.plugin import WatchedReply
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl.advantages import std, varies
 from posttrain_recipes.training.rl.behaviour import rms
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, RolloutSegment
 from posttrain_recipes.training.rl.rollout import Group, Rollout
 
 SHOWN_GROUPS, SHOWN_REPLIES = 3, 4
@@ -34,7 +34,7 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "reward/std": std(rewards),
         "reward/group_std": _mean([std(group.rewards) for group in groups if group.rewards]),
         "groups/zero_variance_share": counts["zero_variance"] / tries,
-        "groups/learned": float(sum(varies(group.rewards) for group in groups)),
+        "groups/learned": float(sum(varies(group.compared) for group in groups)),
         "completions/mean_length": _mean(lengths),
         "completions/max_length": float(max(lengths, default=0)),
         "completions/clipped_ratio": _mean([r.sample.truncated for r in rollouts]),
@@ -67,7 +67,7 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 def shown(groups: Sequence[Group]) -> list[Sample]:
     """A few groups for people to read, those that were learned from first."""
-    ranked = sorted(groups, key=lambda group: not varies(group.rewards))[:SHOWN_GROUPS]
+    ranked = sorted(groups, key=lambda group: not varies(group.compared))[:SHOWN_GROUPS]
     samples = []
     for group in ranked:
         for rollout in group.rollouts[:SHOWN_REPLIES]:
@@ -82,7 +82,7 @@ def shown(groups: Sequence[Group]) -> list[Sample]:
 def watched(groups: Sequence[Group], config: PolicyConfig) -> list[WatchedReply]:
     """The best and the worst rollout of two groups, those that were learned from first, with what
     is known of each token."""
-    ranked = sorted(groups, key=lambda group: not varies(group.rewards))[:WATCHED_GROUPS]
+    ranked = sorted(groups, key=lambda group: not varies(group.compared))[:WATCHED_GROUPS]
     found = []
     for group in ranked:
         best = sorted(group.scored, key=lambda one: -(one.reward or 0.0)) or group.rollouts
@@ -94,15 +94,14 @@ def _watched(rollout: Rollout, config: PolicyConfig) -> WatchedReply:
     prompt: list[int] = []
     tokens: list[int] = []
     columns: dict[str, list[float | None]] = {"advantage": [], "log_ratio": [], "logprob": []}
-    references = rollout.reference or [[]] * len(rollout.segments)
-    for segment, reference in zip(rollout.segments, references, strict=True):
+    for place, segment in enumerate(rollout.segments):
+        item = RolloutSegment(rollout, place)
         first = segment.sampled.index(True) if True in segment.sampled else len(segment.tokens)
         prompt = prompt or segment.tokens[:first]
-        ours = segment.own(segment.logprobs)
-        costs = config.kl_costs(ours, reference)
+        ours = item.sampled
         own: dict[str, list[float]] = {
-            "advantage": [rollout.advantage - cost for cost in costs],
-            "log_ratio": [q - p for q, p in zip(ours, reference, strict=False)],
+            "advantage": item.advantages(config),
+            "log_ratio": [q - p for q, p in zip(ours, item.reference, strict=False)],
             "logprob": ours,
         }
         tokens += segment.tokens[first:]

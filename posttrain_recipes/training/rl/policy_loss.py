@@ -6,7 +6,7 @@ token, A the advantage of the completion. The loss of an optimizer step is
     - sum over its completions i and their own tokens t of  w_i surrogate(rho_it, A_it)
 
 What divergence from a reference costs is taken off A_it of each token, or added to the loss (see
-`advantages`).
+`advantages`). A token's loss may be multiplied by a factor of its own: `importance`, `entropy`.
 
 A surrogate that the engine has is computed there, in one forward and backward pass. The engine's
 are sums over tokens, linear in A, so that w is multiplied into it. Any other is computed on our
@@ -28,6 +28,8 @@ from pydantic import Field, model_validator
 from posttrain_recipes.options import summaries
 from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
+from posttrain_recipes.training.rl.entropy import EntropyConfig
+from posttrain_recipes.training.rl.importance import ImportanceConfig, targets
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 
 if TYPE_CHECKING:
@@ -39,19 +41,49 @@ if TYPE_CHECKING:
     Gradient: TypeAlias = tinker.APIFuture[tinker.ForwardBackwardOutput]
 
 
-@dataclass
+@dataclass(frozen=True)
 class RolloutSegment:
     """One sequence of a rollout that is learned from."""
 
-    segment: Segment
     rollout: Rollout
-    reference: list[float]
-    """log p_ref of the policy's own tokens; empty where no reference was asked."""
+    place: int
+    """Which of its segments."""
+
+    @property
+    def segment(self) -> Segment:
+        """Its tokens (N,)."""
+        return self.rollout.segments[self.place]
+
+    @property
+    def sampled(self) -> list[float]:
+        """log q of the policy's own tokens (T,)."""
+        return self.segment.own(self.segment.logprobs)
+
+    @property
+    def old(self) -> list[float]:
+        """log p of them that the ratio of the loss is to (T,): p_old where the policy read them as
+        its batch began, else q."""
+        return self.rollout.old[self.place] if self.rollout.old else self.sampled
+
+    @property
+    def reference(self) -> list[float]:
+        """log p_ref of them (T,); empty where no reference was asked."""
+        return self.rollout.reference[self.place] if self.rollout.reference else []
+
+    @property
+    def weights(self) -> list[float]:
+        """What the loss of each of them weighs (T,)."""
+        weight, factors = self.rollout.weight, self.rollout.factors
+        each = factors[self.place] if factors else [1.0] * sum(self.segment.sampled)
+        return [weight * factor for factor in each]
 
     def advantages(self, config: PolicyConfig) -> list[float]:
-        """A of each of the policy's own tokens (T,), what divergence costs taken off."""
-        costs = config.kl_costs(self.segment.own(self.segment.logprobs), self.reference)
-        return [self.rollout.advantage - cost for cost in costs]
+        """A of each of the policy's own tokens (T,), what divergence costs taken off and what
+        entropy is worth added."""
+        costs = config.kl_costs(self.sampled, self.reference)
+        bonuses = config.bonus(self.sampled, self.rollout.surprise)
+        A = self.rollout.advantage
+        return [A - cost + bonus for cost, bonus in zip(costs, bonuses, strict=True)]
 
 
 Passes: TypeAlias = "list[tuple[list[RolloutSegment], Gradient]]"
@@ -226,7 +258,7 @@ _OF_ONE_LOSS = {
 }
 
 
-class PolicyConfig(DivergenceConfig):
+class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
     """Options of the policy gradient."""
 
     advantage: advantages.Estimator = Field(
@@ -256,9 +288,8 @@ class PolicyConfig(DivergenceConfig):
     delta: float | None = Field(default=None, gt=1)
     """For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
     is otherwise not clipped; above clip_high. Takes a second pass of the engine."""
-    off_policy_mask: float | None = Field(default=None, gt=0)
-    """Leave out replies that are worse than their group and of which log q/p is more than this, in
-    nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass."""
+    pass_k: int = Field(default=4, ge=2)
+    """For advantage pass_at_k: of how many replies the best counts."""
     dro_beta: float = Field(default=0.05, gt=0)
     """For loss dro: the pull towards the policy that sampled."""
     sapo_positive: float = Field(default=1.0, gt=0)
@@ -274,6 +305,13 @@ class PolicyConfig(DivergenceConfig):
         for name, loss in _OF_ONE_LOSS.items():
             if self.loss != loss and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} means nothing to loss '{self.loss}'; remove it")
+        if self.advantage != "pass_at_k" and self.pass_k != fields["pass_k"].default:
+            raise ValueError(f"pass_k means nothing to advantage '{self.advantage}'; remove it")
+        if self.loss == "vespo" and self.importance_weights is not None:
+            raise ValueError(
+                "loss 'vespo' weighs by the ratio p/q of the whole sequence already; remove "
+                "importance_weights"
+            )
         if self.delta is not None and self.delta <= self.clip[1]:
             raise ValueError(f"delta must be above clip_high, which is {self.clip[1]:g}")
         return self
@@ -289,20 +327,33 @@ class PolicyConfig(DivergenceConfig):
         return "custom_loss" if self.on_our_side else self.surrogate.need
 
     @property
+    def forwards(self) -> int:
+        """Passes without a gradient that a reply takes before the one that has it."""
+        return self.on_our_side + (self.importance_weights is not None)
+
+    @property
     def on_our_side(self) -> bool:
         """Whether the loss is computed from log-probabilities that the engine sends back."""
         ours = self.kl_in_loss or self.delta is not None or self.off_policy_mask is not None
         return ours or not self.surrogate.engine
 
-    @property
-    def estimator(self) -> advantages.Formula:
-        """The estimator that `advantage` names."""
-        return advantages.ESTIMATORS[self.advantage]
+    def estimate(self, group: Group, batch: Sequence[Group]) -> list[float]:
+        """A of each scored rollout (G,), by the estimator that `advantage` names.
+
+        Args:
+            batch: all groups of the batch, for an estimator that looks at them.
+        """
+        return advantages.ESTIMATORS[self.advantage](group, batch, self)
 
     @property
     def compares_batch(self) -> bool:
-        """Whether an advantage is known only once the whole batch has its rewards."""
-        return self.advantage in advantages.BATCH_WIDE
+        """Whether what is learned of a group is known only once the whole batch has its rewards."""
+        return self.advantage in advantages.BATCH_WIDE or self.top_entropy is not None
+
+    @property
+    def wants_greedy(self) -> bool:
+        """Whether the greedy reply to each prompt is sampled too."""
+        return self.advantage == "remax"
 
     @property
     def clip(self) -> tuple[float, float]:
@@ -339,7 +390,8 @@ def forward_backward(
         return []
     if config.on_our_side:
         loss = _on_our_side(items, config)
-        return [(items, client.forward_backward_custom([_targets(item) for item in items], loss))]
+        read = [targets(item.segment) for item in items]
+        return [(items, client.forward_backward_custom(read, loss))]
     clip = dict(zip(("clip_low_threshold", "clip_high_threshold"), config.clip, strict=True))
     data = [_datum(item, config) for item in items]
     return [(items, client.forward_backward(data, config.loss, clip if chosen.clip else None))]
@@ -352,39 +404,22 @@ def _learned(group: Group, config: PolicyConfig) -> Iterator[RolloutSegment]:
     if not always and not any(rollout.advantage for rollout in group.scored):
         return
     for rollout in rollouts:
-        if not (always or rollout.advantage or config.kl_beta):
+        if not (always or rollout.advantage or config.kl_beta or config.entropy_bonus):
             continue
-        references = rollout.reference or [[]] * len(rollout.segments)
-        for segment, reference in zip(rollout.segments, references, strict=True):
+        for place, segment in enumerate(rollout.segments):
             if any(segment.sampled):
-                yield RolloutSegment(segment, rollout, reference)
-
-
-def _targets(item: RolloutSegment) -> tinker.Datum:
-    """The sequence as the engine takes it for a loss of ours: N - 1 inputs and targets."""
-    import tinker
-
-    tokens, sampled = item.segment.tokens, item.segment.sampled
-    shape = [len(tokens) - 1]
-    weights = [float(own) for own in sampled[1:]]
-    return tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={
-            "target_tokens": tinker.TensorData(data=tokens[1:], dtype="int64", shape=shape),
-            "weights": tinker.TensorData(data=weights, dtype="float32", shape=shape),
-        },
-    )
+                yield RolloutSegment(rollout, place)
 
 
 def _datum(item: RolloutSegment, config: PolicyConfig) -> tinker.Datum:
     """The sequence as the engine takes it: N - 1 inputs, targets, log-probabilities, advantages."""
     import tinker
 
-    segment, rollout = item.segment, item.rollout
-    weighted = iter([value * rollout.weight for value in item.advantages(config)])
+    segment = item.segment
+    pairs = zip(item.advantages(config), item.weights, strict=True)
     columns = {
-        "logprobs": segment.logprobs[1:],
-        "advantages": [next(weighted) if own else 0.0 for own in segment.sampled[1:]],
+        "logprobs": _placed(item.old, segment),
+        "advantages": _placed([value * weight for value, weight in pairs], segment),
     }
     if config.surrogate.by_sequence:
         columns["sequence_ratio_mask"] = [float(own) for own in segment.sampled[1:]]
@@ -401,10 +436,16 @@ def _datum(item: RolloutSegment, config: PolicyConfig) -> tinker.Datum:
     )
 
 
+def _placed(own: Sequence[float], segment: Segment) -> list[float]:
+    """Values of the policy's own tokens (T,) where those are targets (N - 1,), and zeros."""
+    values = iter(own)
+    return [next(values) if mine else 0.0 for mine in segment.sampled[1:]]
+
+
 def _on_our_side(
     items: Sequence[RolloutSegment], config: PolicyConfig
 ) -> Callable[[list[tinker.Datum], list[Tensor]], tuple[Tensor, dict[str, float]]]:
-    """sum_i w_i sum_t formula(log p, log q, A) + beta k3, over the policy's own tokens."""
+    """sum_it w_it formula(log p, log q, A) + w_i beta k3, over the policy's own tokens."""
     formula = config.surrogate.formula
 
     def loss(data: list[tinker.Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -412,25 +453,19 @@ def _on_our_side(
 
         total = torch.zeros(())
         for item, logp in zip(items, logprobs, strict=True):
-            own = torch.tensor(item.segment.sampled[1:])
-            q = torch.tensor(item.segment.logprobs[1:])[own]
-            p = logp.flatten()[own]
-            losses = formula(p, q, torch.tensor(item.advantages(config)), config)
-            if _is_left_out(item.rollout.advantage, p, q, config):
+            p = logp.flatten()[torch.tensor(item.segment.sampled[1:])]
+            q, weights = torch.tensor(item.sampled), torch.tensor(item.weights)
+            A, old = torch.tensor(item.advantages(config)), torch.tensor(item.old)
+            losses = weights * formula(p, old, A, config)
+            if config.leaves_out(item.rollout.advantage, p, q):
                 losses = 0.0 * losses
             if config.kl_in_loss:
-                losses = losses + config.kl_loss(p, torch.tensor(item.reference))
-            total = total + item.rollout.weight * losses.sum()
+                divergence = config.kl_loss(p, torch.tensor(item.reference))
+                losses = losses + item.rollout.weight * divergence
+            total = total + losses.sum()
         return total, {}
 
     return loss
-
-
-def _is_left_out(A: float, logp: Tensor, logq: Tensor, config: PolicyConfig) -> bool:
-    """Whether `off_policy_mask` leaves a sequence out."""
-    if config.off_policy_mask is None or A >= 0:
-        return False
-    return float((logq - logp.detach()).mean()) > config.off_policy_mask
 
 
 def drift(
@@ -438,17 +473,18 @@ def drift(
     outputs: Sequence[dict[str, tinker.TensorData]],
     config: PolicyConfig,
 ) -> dict[str, float]:
-    """How far the policy p had moved from q, which sampled, when it was trained on.
+    """How far the policy p had moved from the one that the ratio of the loss is to, and from q,
+    which sampled, when it was trained on.
 
     `outputs` are what the engine's forward pass found for each item.
     """
     gaps: list[float] = []
     means: list[float] = []
+    stale: list[float] = []
     for item, output in zip(items, outputs, strict=True):
-        values = [0.0, *(float(v) for v in output["logprobs"].data)]
-        policy = item.segment.own(values)
-        sampler = item.segment.own(item.segment.logprobs)
-        own = [p - q for p, q in zip(policy, sampler, strict=True)]
+        policy = item.segment.own([0.0, *(float(v) for v in output["logprobs"].data)])
+        own = [p - q for p, q in zip(policy, item.old, strict=True)]
+        stale += [q - p for p, q in zip(policy, item.sampled, strict=True)]
         gaps += own
         means.append(sum(own) / max(1, len(own)))
     if not gaps:
@@ -459,5 +495,5 @@ def drift(
         "policy/ratio_mean": sum(ratios) / len(ratios),
         "policy/ratio_max": max(ratios),
         "policy/clip_share": sum(not low <= r <= high for r in ratios) / len(ratios),
-        "policy/kl_sampler": -sum(gaps) / len(gaps),
+        "policy/kl_sampler": sum(stale) / len(stale),
     }

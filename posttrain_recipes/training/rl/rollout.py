@@ -82,6 +82,15 @@ class Rollout:
     """What one of its tokens weighs in the loss."""
     masked: bool = False
     """Whether its tokens are kept out of the loss."""
+    old: list[list[float]] = field(default_factory=list)
+    """log p_old of the policy's own tokens of each segment, p_old the policy as the batch began,
+    where it was asked."""
+    entropies: list[list[float]] = field(default_factory=list)
+    """What the sampling policy's entropy was at each of them, in nats, where it was asked."""
+    factors: list[list[float]] = field(default_factory=list)
+    """What the loss of each of them is multiplied by; none: 1."""
+    surprise: float = 0.0
+    """-log q of a token of its group, in the mean: what a bonus on entropy is less of."""
 
     @property
     def kl(self) -> float | None:
@@ -117,6 +126,10 @@ class Group:
     """What happened on the way: rewards that failed, rollouts that were tried again."""
     error: str = ""
     """The first thing that a reward raised."""
+    greedy: Rollout | None = None
+    """The policy's likeliest reply, where a baseline is made of it; it is not learned from."""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """By name of a part, what it weighs in the reward; empty where an environment rewards."""
 
     @property
     def scored(self) -> list[Rollout]:
@@ -128,6 +141,20 @@ class Group:
         """The rewards of `scored`."""
         return [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
 
+    @property
+    def compared(self) -> list[float]:
+        """The rewards that tell whether there is something to learn: the greedy reply's too."""
+        greedy = self.greedy.reward if self.greedy else None
+        return self.rewards if greedy is None else [*self.rewards, greedy]
+
+    def weighted_parts(self) -> list[tuple[float, list[float]]]:
+        """(weight, values (G,) of the scored rollouts) of each part that scored all of them."""
+        return [
+            (weight, [rollout.parts[name] for rollout in self.scored])
+            for name, weight in self.reward_weights.items()
+            if all(name in rollout.parts for rollout in self.scored)
+        ]
+
     def weigh(self, advantages: Sequence[float], weights: Sequence[float], groups: int) -> None:
         """Give each of `scored` its advantage, and each of its tokens a weight in the loss.
 
@@ -137,7 +164,10 @@ class Group:
             groups: how many groups the loss is a mean over. Those without variance count in it,
                 with nothing to add.
         """
+        drawn = [-p for one in self.scored for s in one.segments for p in s.own(s.logprobs)]
+        surprise = math.fsum(drawn) / max(1, len(drawn))
         for rollout, advantage, weight in zip(self.scored, advantages, weights, strict=True):
+            rollout.surprise = surprise
             # Float noise in the mean of equal rewards is no reason to move.
             rollout.advantage = advantage if abs(advantage) > 1e-9 else 0.0
             rollout.weight = weight / groups

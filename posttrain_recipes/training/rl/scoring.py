@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from posttrain_recipes.context import RewardLike
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import RewardContext, Sample, StageContext
+from posttrain_recipes.training.rl import entropy
 from posttrain_recipes.training.rl.behaviour import Behaviour
 from posttrain_recipes.training.rl.rollout import Group, Rollout
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread, pressed
@@ -198,8 +199,11 @@ class RolloutScorer:
         self.scorer = Scorer(stage.rewards, config.on_reward_error, config.reward_timeout)
         context = RewardContext(stage.seed, stage.renderer, waiter, stage.resolve, stage.cache)
         self.scorer.open(context)
+        weighed = config.importance_weights is not None and config.behaviour_logprobs == "auto"
         self.behaviour = Behaviour(
-            config.behaviour_logprobs, waiter, measure=config.temperature == 1 and not stage.exact
+            "sampled" if weighed else config.behaviour_logprobs,
+            waiter,
+            measure=config.temperature == 1 and not stage.exact and not weighed,
         )
         self.reference: tinker.SamplingClient | None = None
         if config.reference is not None:
@@ -212,16 +216,20 @@ class RolloutScorer:
         else that of the environment, less penalties. `sampler` is the policy that wrote them."""
         asked = self.ask_reference(group.rollouts)  # it reads while the rewards are at work
         own = self.behaviour.ask(group.rollouts, sampler)
+        likeliest = entropy.ask(group.rollouts, sampler) if self.config.top_entropy else []
+        greedy = [group.greedy] if group.greedy else []
         if self.scorer.rewards:
-            scores = self.scorer.score([rollout.sample for rollout in group.rollouts])
-            for rollout, total, parts in zip(
-                group.rollouts, scores.totals, scores.parts, strict=True
-            ):
+            every = [*group.rollouts, *greedy]
+            scores = self.scorer.score([rollout.sample for rollout in every])
+            for rollout, total, parts in zip(every, scores.totals, scores.parts, strict=True):
                 rollout.reward, rollout.parts = total, parts
             group.counts.update(scores.counts)
             group.error = scores.error
+            group.reward_weights = {name: weight for name, _, weight in self.scorer.rewards}
         self.behaviour.take(group.rollouts, own)
+        entropy.take(group.rollouts, likeliest, self.waiter)
         self.penalize(group.rollouts, asked)
+        self.penalize(greedy, [])
         return group
 
     def ask_reference(

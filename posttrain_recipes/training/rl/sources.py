@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,9 @@ from posttrain_recipes.records import Message, Prompt, Task
 from posttrain_recipes.training.requests import reply, sample
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.behaviour import BehaviourLogprobs
+from posttrain_recipes.training.rl.entropy import EntropyConfig
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
+from posttrain_recipes.training.rl.importance import ImportanceConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from posttrain_recipes.training.rl.scoring import OnError
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import tinker
 
 
-class CompletionConfig(DivergenceConfig):
+class CompletionConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
     """Options of how completions are sampled and scored."""
 
     group_size: int = Field(default=8, ge=1, le=1024)
@@ -52,7 +54,8 @@ class CompletionConfig(DivergenceConfig):
     """log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
     the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
     like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
-    square) in the stage's first groups, and takes the embedded engine's as they are."""
+    square) in the stage's first groups, and takes the embedded engine's as they are; with
+    importance_weights, which see to the difference, auto is sampled."""
     on_reward_error: OnError = "drop"
     """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
     episode) out of its group, zero counts it as 0, stop ends the stage."""
@@ -80,7 +83,9 @@ class CompletionConfig(DivergenceConfig):
     def readers(self) -> int:
         """How many times each reply is read by fixed weights, for all that is known beforehand."""
         reference = self.reference is not None or self.kl_beta > 0
-        return reference + (self.behaviour_logprobs == "recomputed")
+        return (
+            reference + (self.behaviour_logprobs == "recomputed") + (self.top_entropy is not None)
+        )
 
     def overlong_cost(self, length: int, truncated: bool) -> float:
         """What the length of a reply costs: 0 up to max_tokens - overlong_buffer, then rising.
@@ -103,6 +108,8 @@ class PromptSource:
     renderer: Renderer
     config: CompletionConfig
     waiter: Waiter
+    greedy: bool = False
+    """Whether the likeliest reply is sampled too, for a baseline."""
 
     @property
     def size(self) -> int:
@@ -115,18 +122,26 @@ class PromptSource:
         return 1
 
     def sample(self, index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
-        """All completions of prompt `index`, in one request."""
+        """All completions of prompt `index`, in one request; its greedy one in another."""
         prompt, config = self.prompts[index], self.config
         tokens = self.renderer.prompt(prompt.messages)
-        future = sample(
-            sampler,
-            tokens,
-            config.group_size,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            seed=seed,
-            stop=self.renderer.stop,
-        )
+
+        def ask(count: int, temperature: float) -> Any:
+            return sample(
+                sampler,
+                tokens,
+                count,
+                max_tokens=config.max_tokens,
+                temperature=temperature,
+                seed=seed,
+                stop=self.renderer.stop,
+            )
+
+        future = ask(config.group_size, config.temperature)
+        likeliest = self._rollouts(ask(1, 0.0), prompt, tokens) if self.greedy else [None]
+        return [Group(self._rollouts(future, prompt, tokens), greedy=likeliest[0])]
+
+    def _rollouts(self, future: Any, prompt: Prompt, tokens: Sequence[int]) -> list[Rollout]:
         rollouts = []
         for sequence in self.waiter(future).sequences:
             if sequence.logprobs is None:
@@ -137,7 +152,7 @@ class PromptSource:
             segment = Segment.reply(tokens, sequence.tokens, sequence.logprobs)
             whole = (*prompt.messages, Message("assistant", completion.completion))
             rollouts.append(Rollout([segment], completion, [whole]))
-        return [Group(rollouts)]
+        return rollouts
 
 
 @dataclass
@@ -151,6 +166,8 @@ class EpisodeSource:
     limits: EpisodeLimits
     seats: int = 1
     """How many players the policy takes the part of."""
+    greedy: bool = False
+    """Whether an episode of the likeliest replies is played too, for a baseline."""
 
     @property
     def size(self) -> int:
@@ -165,12 +182,18 @@ class EpisodeSource:
         """
         tasks = [self.tasks[index]] * self.config.group_size
         plays = play(tasks, seed, sampler, self.renderer, self.waiter, self.limits)
+        limits = replace(self.limits, temperature=0.0)
+        likeliest = self.greedy and play(
+            tasks[:1], seed, sampler, self.renderer, self.waiter, limits
+        )
         failed = [one for one in plays if one.error]
         if failed and self.config.on_reward_error == "stop":
             raise failed[0].failure(
                 "mend it, or set on_reward_error to 'drop' or 'zero' to go on without"
             )
         groups = [self._group(plays, seat) for seat in range(self.seats)]
+        for seat, group in enumerate(groups):
+            group.greedy = next(iter(self._group(likeliest or [], seat).rollouts), None)
         groups[0].error = next((f"an environment: {one.error}" for one in failed), "")
         told = [one for one in plays if one.players and isinstance(one.task, DrivenTask)]
         empty = sum(not one.players[0].segments for one in told)
@@ -207,11 +230,13 @@ def episodes(
     config: CompletionConfig,
     waiter: Waiter,
     retries: int,
+    greedy: bool = False,
 ) -> EpisodeSource:
     """The source of a stage's tasks.
 
     Args:
         retries: how often an episode is begun again in which the environment raised.
+        greedy: whether an episode of the likeliest replies is played with each group.
 
     Raises:
         UsageError: rewards beside those of the environment.
@@ -227,8 +252,8 @@ def episodes(
         config.max_turns, config.max_tokens, config.temperature, retries, config.reward_timeout
     )
     if isinstance(tasks[0], DrivenTask):  # its episodes have one seat, and begin as they are played
-        return EpisodeSource(tasks, stage.renderer, config, waiter, limits)
+        return EpisodeSource(tasks, stage.renderer, config, waiter, limits, greedy=greedy)
     first = Play.of(tasks[0], stage.renderer, limits)
     if first.error:
         raise first.failure("begin an episode of it by hand")
-    return EpisodeSource(tasks, stage.renderer, config, waiter, limits, len(first.players))
+    return EpisodeSource(tasks, stage.renderer, config, waiter, limits, len(first.players), greedy)
