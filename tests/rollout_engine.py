@@ -147,13 +147,14 @@ class Sampler:
     def sample(self, prompt: Any, count: int, params: Any, **more: Any) -> Future[Any]:
         tokens = prompt.to_ints()
         if more:  # the likeliest two along a prompt: the more certain, the larger its last token
-            rows = [[np.log(p), np.log(1 - p)] for p in (0.5 + token / 200 for token in tokens)]
+            rows = [[np.log(p), np.log(1 - p)] for p in (0.5 + token / 250 for token in tokens)]
             return done(SimpleNamespace(topk_prompt_logprobs_np=SimpleNamespace(logprobs=rows)))
         with self.engine.lock:
             nth = len(self.engine.asked)
             self.engine.asked.append(Asked(self.version, tokens, count, params.seed))
         self.engine.fail(nth)
-        rng = np.random.default_rng([self.version, params.seed, tokens[-1]])
+        seed = params.seed if params.temperature else 0
+        rng = np.random.default_rng([self.version, seed, tokens[-1]])
         sequences = []
         for _ in range(count):
             length = int(rng.integers(1, 5))

@@ -16,6 +16,7 @@ class Trainer:
         device=torch.device("cpu"),
         gather_for_metrics=lambda x: x,
         gather=lambda x: x,
+        pad_across_processes=lambda x, **more: x,
         reduce=lambda x, reduction: x,
         num_processes=1,
         process_index=0,

@@ -11,6 +11,7 @@ def ptl_methods() -> Mapping[str, str]:
     return {
         "sft": "posttrain_recipes.methods.sft:SFT",
         "dpo": "posttrain_recipes.methods.dpo:DPO",
+        "online_dpo": "posttrain_recipes.methods.online_dpo:OnlineDPO",
         "orpo": "posttrain_recipes.methods.orpo:ORPO",
         "simpo": "posttrain_recipes.methods.simpo:SimPO",
         "cpo": "posttrain_recipes.methods.cpo:CPO",

@@ -35,8 +35,9 @@ from posttrain_recipes.plugin import (
     Workload,
 )
 from posttrain_recipes.training.loops import rl, token_counts
-from posttrain_recipes.training.loops.rollout_method import RolloutMethod
+from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
 from posttrain_recipes.training.rl import collect as collecting
+from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
 from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.training.rl.scoring import RolloutScorer
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     import tinker
 
 
-class GRPO(RolloutMethod):
+class GRPO(PolicyGradientMethod):
     """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
 
     When: a rule, a program or another model can tell good replies from bad ones, and the model
@@ -61,7 +62,7 @@ class GRPO(RolloutMethod):
     loss = "-mean(min(rho A, clip(rho) A)), log rho = log p - log q, A = (r - mean r) / std r"
     paper = "Shao et al. 2024, DeepSeekMath, arXiv 2402.03300"
 
-    class Config(RolloutMethod.Config):
+    class Config(PolicyGradientMethod.Config):
         """Options of group relative policy optimization."""
 
         collect: collecting.CollectConfig | None = None
@@ -95,13 +96,15 @@ class GRPO(RolloutMethod):
         """Optimizer steps on groups of completions that the policy has just written."""
         config, waiter = self.config, CancellableWaiter()
         source = self.source(stage, waiter)
-        scorer = RolloutScorer(stage, config, waiter)
+        scorer, learner = RolloutScorer(stage, config, waiter), PolicyGradient(config)
 
         def rollout(prompt: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
             groups = source.sample(prompt, seed, sampler)  # y_1, ..., y_G ~ q(. | x)
             return [scorer.score(group, sampler) for group in groups]  # r_1, ..., r_G
 
-        with rl.RolloutLoop(stage, config, source, rollout, waiter, self.collected) as loop:
+        with rl.RolloutLoop(
+            stage, config, source, rollout, waiter, learner, self.collected
+        ) as loop:
             for step in loop:
                 for groups in step.groups():  # some at a time, as soon as they are scored
                     for group in groups:

@@ -27,8 +27,9 @@ from posttrain_recipes.plugin import (
     UsageError,
 )
 from posttrain_recipes.training.loops import rl
-from posttrain_recipes.training.loops.rollout_method import RolloutMethod
+from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
 from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
 from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.training.rl.scoring import RolloutScorer
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import tinker
 
 
-class SelfPlay(RolloutMethod):
+class SelfPlay(PolicyGradientMethod):
     """Self-play: one policy takes both seats of a game and learns from who wins.
 
     When: there is a game, a debate or a negotiation with opposing rewards and no good opponent to
@@ -53,7 +54,7 @@ class SelfPlay(RolloutMethod):
     loss = "-mean(min(rho A, clip(rho) A)) over all seats, log rho = log p - log q, A by seat"
     paper = "Liu et al. 2025, SPIRAL: self-play on zero-sum games, arXiv 2506.24119"
 
-    class Config(RolloutMethod.Config):
+    class Config(PolicyGradientMethod.Config):
         """Options of self-play."""
 
         advantage: advantages.Estimator = Field(
@@ -70,7 +71,7 @@ class SelfPlay(RolloutMethod):
         """Optimizer steps on games that the policy has just played against itself."""
         config, waiter = self.config, CancellableWaiter()
         source = self.source(stage, waiter)
-        scorer = RolloutScorer(stage, config, waiter)
+        scorer, learner = RolloutScorer(stage, config, waiter), PolicyGradient(config)
 
         def rollout(task: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
             by_seat = source.sample(task, seed, sampler)  # G games, a group of each seat's parts
@@ -78,7 +79,7 @@ class SelfPlay(RolloutMethod):
                 scorer.score(group, sampler) for group in by_seat
             ]  # r_1s, ..., r_Gs by the rules
 
-        with rl.RolloutLoop(stage, config, source, rollout, waiter) as loop:
+        with rl.RolloutLoop(stage, config, source, rollout, waiter, learner) as loop:
             for step in loop:
                 for groups in step.groups():  # some at a time, as soon as they are played
                     for group in groups:

@@ -24,7 +24,7 @@ from posttrain_recipes.running.health import LITTLE_TO_LEARN, ZERO_VARIANCE, cut
 from posttrain_recipes.running.metering import Meter
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.store import RunRecord
-from posttrain_recipes.training.loops.rollout_method import RolloutMethod
+from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod, RolloutMethod
 from posttrain_recipes.training.rl import advantages, behaviour
 from posttrain_recipes.training.rl.rollout import Group, Source
 from posttrain_recipes.training.rl.scoring import RolloutScorer
@@ -72,11 +72,13 @@ def _verdict(
     if not scored:
         why = next((group.error for group in groups if group.error), "every reward abstained")
         return PreflightFinding(name, "failed", f"none of {replies} replies has a reward: {why}")
-    zero_variance = sum(not advantages.varies(group.rewards) for group in groups)
-    told = (
-        f"{zero_variance} of {len(groups)} groups have one reward for all replies; the mean is "
-        f"{sum(scored) / len(scored):.2f}"
-    )
+    if all(len(group.compared) < 2 for group in groups):  # compared with others than its group
+        zero_variance = 0 if advantages.varies(scored) else len(groups)
+        told = f"{len(scored)} replies, one to a prompt"
+    else:
+        zero_variance = sum(not advantages.varies(group.compared) for group in groups)
+        told = f"{zero_variance} of {len(groups)} groups have one reward for all replies"
+    told += f"; the mean is {sum(scored) / len(scored):.2f}"
     short = cut([r.sample.truncated for group in groups for r in group.rollouts], max_tokens)
     also = f"; {short}" if short else ""
     if zero_variance > ZERO_VARIANCE * len(groups):
@@ -94,7 +96,7 @@ def _samples(stage: PlannedStage, groups: Sequence[Group]) -> Iterator[Preflight
     if behaviour.rms(gaps) <= behaviour.GAP:
         yield PreflightFinding(name, "ok", told)
         return
-    assert isinstance(stage.method, RolloutMethod)
+    assert isinstance(stage.method, PolicyGradientMethod)
     hint = "'behaviour_logprobs: recomputed' has ratios and KL compare like with like"
     if stage.method.config.behaviour_logprobs != "sampled":
         hint = "each reply is read again: one prefill more of each"

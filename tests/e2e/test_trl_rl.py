@@ -36,7 +36,8 @@ import torch
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.plugin import Sample
 from posttrain_recipes.training.rl import advantages, entropy, importance
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift, forward_backward
+from posttrain_recipes.training.rl.policy_gradient import drift
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.rollout_engine import weigh
 from tests.trl_trainer import Trainer

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training import requests
 from posttrain_recipes.training.rl.advantages import k1
 from posttrain_recipes.training.rl.behaviour import GAP, Behaviour
 from posttrain_recipes.training.rl.metrics import batch_metrics
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
-from posttrain_recipes.training.rl.sources import CompletionConfig
 from posttrain_recipes.waiting import CancellableWaiter
 from tests.scripted import wait
 
@@ -212,7 +212,7 @@ def test_at_another_temperature_nothing_is_read() -> None:
     settled("auto", server, measure=False)
     assert server.read == 0
     with pytest.raises(ValueError, match="recomputed needs temperature 1"):
-        CompletionConfig(behaviour_logprobs="recomputed", temperature=0.7)
+        GRPO.Config(behaviour_logprobs="recomputed", temperature=0.7)
 
 
 def test_the_gap_is_a_metric() -> None:

@@ -13,7 +13,8 @@ import torch
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl import entropy, importance
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig, drift, forward_backward
+from posttrain_recipes.training.rl.policy_gradient import drift
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from tests.rollout_engine import Engine, done, run, trained
 
@@ -105,7 +106,7 @@ def test_weights_and_the_ratio_to_the_policy_as_the_batch_began(
         flat = (rho * A[row] > terms) * (np.clip(rho, 0.8, 1.2) != rho)
         slope = -weight * w * rho * A[row] * ~flat
         np.testing.assert_allclose(client.leaves[row].grad, slope, rtol=1e-5, atol=1e-7)
-    assert float(client.loss) == pytest.approx(value, rel=1e-5)
+    assert client.loss.item() == pytest.approx(value, rel=1e-5)
 
 
 def test_what_is_told_of_them() -> None:
@@ -175,7 +176,7 @@ def test_the_policy_reads_each_batch_once_before_it_moves(updates: int) -> None:
     run(plain, updates_per_batch=updates, max_staleness=1, epochs=2, max_steps=4)
     for one, other in zip(engine.passes, plain.passes, strict=True):
         for ours, theirs in zip(one, other, strict=True):
-            version = (-0.5 - max(ours.loss_fn_inputs["logprobs"].tolist())) / 0.1
+            version = (-0.5 - min(ours.loss_fn_inputs["logprobs"].tolist())) / 0.1
             w = min(np.exp(-0.1 * version), 0.95)
             scaled = [w * a for a in theirs.loss_fn_inputs["advantages"].tolist()]
             assert ours.loss_fn_inputs["advantages"].tolist() == pytest.approx(scaled, abs=1e-6)

@@ -34,11 +34,9 @@ from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
-from posttrain_recipes.training.rl import entropy, importance
 from posttrain_recipes.training.rl.advantages import varies
-from posttrain_recipes.training.rl.metrics import batch_metrics, shown, watched
-from posttrain_recipes.training.rl.policy_loss import Passes, PolicyConfig, drift
-from posttrain_recipes.training.rl.rollout import Group, Source
+from posttrain_recipes.training.rl.metrics import batch_metrics, shown
+from posttrain_recipes.training.rl.rollout import Group, Learner, Passes, Source
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ KEEP_SAMPLERS_S = 7 * 24 * 3600
 """Seconds that the weights of older batches are kept: a resumed stage samples from them."""
 
 
-class RolloutConfig(PolicyConfig, OptimizerConfig):
+class RolloutConfig(OptimizerConfig):
     """Options of every method that learns from what the policy does."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -161,6 +159,7 @@ class RolloutLoop:
     """(index of a prompt, seed, sampler) -> its groups, scored; called in threads."""
     waiter: CancellableWaiter
     """What those threads wait with; it is cancelled at the end."""
+    learner: Learner
     collect: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: ()
     """What the groups of a step leave for later stages."""
     snapshots: dict[int, PolicySnapshot] = field(default_factory=dict)
@@ -360,32 +359,26 @@ class RolloutLoop:
     def _steps(self, batch: int) -> Iterator[Step]:
         """The optimizer steps of a batch."""
         config, futures = self.config, self.running.pop(batch)
-        if config.updates_per_batch == 1 and not config.compares_batch:
+        compares = self.learner.compares_batch
+        if config.updates_per_batch == 1 and not compares:
             parts = (self._ready(part) for part in _split(futures, CHUNKS))
             yield Step(len(futures) * self.source.seats, [], parts, self._update)
             return
         groups = self._ready(futures)
         self._check(groups)
-        compared = groups if config.compares_batch else []
+        compared = groups if compares else []
         # Nothing is waited for from here on: an interrupt finds whole batches alone.
         shares: Iterator[Sequence[Group]] = _split(groups, config.updates_per_batch)
         for share in shares:
             even = math.ceil(len(groups) / config.updates_per_batch)
-            size = even if config.compares_batch else len(share)
+            size = even if compares else len(share)
             yield Step(size, compared, [list(share)], self._update)
 
     def _ready(self, futures: Sequence[Future[list[Group]]]) -> list[Group]:
         """Groups as they come, with what each of their tokens weighs in the loss."""
         parts: list[list[Group]] = [self.stage.wait(future) for future in futures]
-        groups, config = [group for part in parts for group in part], self.config
-        if config.importance_weights is not None:
-            # The others teach nothing, whatever they weigh.
-            always = config.surrogate.regularizes or config.compares_batch
-            taught = [group for group in groups if always or varies(group.compared)]
-            read = [one for group in taught for one in group.scored if not one.masked]
-            importance.weigh(self.client, read, config, self.stage.wait)
-        if config.top_entropy is not None:
-            entropy.keep_uncertain(groups, config.top_entropy)
+        groups = [group for part in parts for group in part]
+        self.learner.ready(self.client, groups, self.stage.wait)
         return groups
 
     def _update(self, step: Step) -> None:
@@ -460,8 +453,9 @@ class RolloutLoop:
             "train/learning_rate": step.learning_rate,
             "train/tokens": float(tokens),
             "train/tokens_per_second": tokens / max(1e-9, now - self.clock),
-            **importance.metrics([r for g in step.learned for r in g.scored], self.config),
-            **drift(items, [one for out in outputs for one in out.loss_fn_outputs], self.config),
+            **self.learner.told(
+                step.learned, items, [one for out in outputs for one in out.loss_fn_outputs]
+            ),
         }
         if self.config.max_staleness:
             batch = (step.number - 1) // self.config.updates_per_batch
@@ -470,7 +464,7 @@ class RolloutLoop:
         self.clock = now
         if step.number > self.finished[0]:
             stage.sink.log(metrics, step.number)
-            stage.watch(step.number, watched(step.learned, self.config))
+            stage.watch(step.number, self.learner.watched(step.learned))
             self.finished = step.number, step.budgeted
             if left := self.collect(step.learned):
                 stage.sink.collect(left)

@@ -14,8 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field, model_validator
+
+from posttrain_recipes.options import PluginConfig, summaries
 from posttrain_recipes.training.preference import losses
 from posttrain_recipes.training.preference.completions import Logps
 
@@ -250,3 +253,62 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "forward_kl": _forward_kl,
     "js": _js,
 }
+
+# --- options -------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    PairLoss = str
+    Divergence = str
+else:
+    PairLoss = Literal[tuple(PAIR_LOSSES)]
+    Divergence = Literal[tuple(DIVERGENCES)]
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class PairLossConfig(PluginConfig):
+    """Options of a loss of pairs that is held by a reference."""
+
+    loss: PairLoss | dict[PairLoss, Weight] = Field(
+        default="sigmoid",
+        description="Of the margin h and the scores s = log p/p_ref of both replies: "
+        + summaries(PAIR_LOSSES)
+        + ". Several are summed, as {sigmoid: 1, nca_pair: 0.5}.",
+    )
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull towards the reference; smaller moves further away from it."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
+    exo_pair, aot and aot_unpaired."""
+    divergence: Divergence = "reverse_kl"
+    """From the reference, for which the loss is derived: with forward_kl and js the score of a
+    reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref)."""
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """What each loss weighs."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss)
+
+    @model_validator(mode="after")
+    def _smoothing_has_a_loss(self) -> PairLossConfig:
+        names = self.losses
+        if not names:
+            raise ValueError("loss is a name, or a mapping of names to weights; it is empty")
+        if self.label_smoothing and not SMOOTHED & names.keys():
+            named = ", ".join(names)
+            raise ValueError(f"label_smoothing means nothing to loss '{named}'; remove it")
+        if "exo_pair" in names and not self.label_smoothing:
+            raise ValueError("loss 'exo_pair' needs a label_smoothing above 0, as 0.001")
+        if self.divergence != "reverse_kl" and not names.keys() - OF_RATIO:
+            named = ", ".join(names)
+            raise ValueError(f"divergence means nothing to loss '{named}'; remove it")
+        return self
+
+    def of_pairs(self, logps: Logps) -> Tensor:
+        """The loss of each pair (B,); column 0 is the chosen reply."""
+        scored = ScoredPairs(
+            logps, DIVERGENCES[self.divergence](logps.ratio), self.beta, self.label_smoothing
+        )
+        weighted = [w * PAIR_LOSSES[name](scored) for name, w in self.losses.items()]
+        return sum(weighted[1:], weighted[0])

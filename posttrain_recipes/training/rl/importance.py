@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from posttrain_recipes.options import PluginConfig
+from posttrain_recipes.training.rl.behaviour import BehaviourLogprobs
 from posttrain_recipes.training.rl.rollout import Rollout, Segment
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class ImportanceConfig(PluginConfig):
     """For importance_weights: the largest that is taken as it is."""
     importance_floor: float = Field(default=0.0, ge=0)
     """For importance_weights: the smallest; below it truncate takes this, and mask 0."""
+    behaviour_logprobs: BehaviourLogprobs = "auto"
+    """log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
+    the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
+    like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
+    square) in the stage's first groups, and takes the embedded engine's as they are; with
+    importance_weights, which see to the difference, auto is sampled."""
     off_policy_mask: float | None = Field(default=None, gt=0)
     """Leave out replies that are worse than their group and of which log q/p is more than this, in
     nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass."""

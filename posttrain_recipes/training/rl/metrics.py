@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from posttrain_recipes.plugin import WatchedReply
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl.advantages import std, varies
 from posttrain_recipes.training.rl.behaviour import rms
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig, RolloutSegment
-from posttrain_recipes.training.rl.rollout import Group, Rollout
+from posttrain_recipes.training.rl.rollout import Group, Rollout, RolloutSegment
 
 SHOWN_GROUPS, SHOWN_REPLIES = 3, 4
 """Of a step's rollouts, what is shown to people."""
+
+
 WATCHED_GROUPS = 2
 """Of these, for `ptl watch`."""
+TokenAdvantages: TypeAlias = Callable[[RolloutSegment], list[float]]
 
 
 def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -79,18 +82,20 @@ def shown(groups: Sequence[Group]) -> list[Sample]:
     return samples
 
 
-def watched(groups: Sequence[Group], config: PolicyConfig) -> list[WatchedReply]:
+def watched(
+    groups: Sequence[Group], advantages: TokenAdvantages | None = None
+) -> list[WatchedReply]:
     """The best and the worst rollout of two groups, those that were learned from first, with what
     is known of each token."""
     ranked = sorted(groups, key=lambda group: not varies(group.compared))[:WATCHED_GROUPS]
     found = []
     for group in ranked:
         best = sorted(group.scored, key=lambda one: -(one.reward or 0.0)) or group.rollouts
-        found += [_watched(one, config) for one in ([best[0], best[-1]] if best[1:] else best)]
+        found += [_watched(one, advantages) for one in ([best[0], best[-1]] if best[1:] else best)]
     return found
 
 
-def _watched(rollout: Rollout, config: PolicyConfig) -> WatchedReply:
+def _watched(rollout: Rollout, advantages: TokenAdvantages | None) -> WatchedReply:
     prompt: list[int] = []
     tokens: list[int] = []
     columns: dict[str, list[float | None]] = {"advantage": [], "log_ratio": [], "logprob": []}
@@ -100,7 +105,7 @@ def _watched(rollout: Rollout, config: PolicyConfig) -> WatchedReply:
         prompt = prompt or segment.tokens[:first]
         ours = item.sampled
         own: dict[str, list[float]] = {
-            "advantage": item.advantages(config),
+            "advantage": advantages(item) if advantages else [],
             "log_ratio": [q - p for q, p in zip(ours, item.reference, strict=False)],
             "logprob": ours,
         }

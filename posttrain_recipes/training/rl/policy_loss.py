@@ -30,7 +30,7 @@ from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.entropy import EntropyConfig
 from posttrain_recipes.training.rl.importance import ImportanceConfig, targets
-from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
+from posttrain_recipes.training.rl.rollout import Group, Passes, RolloutSegment, Segment
 
 if TYPE_CHECKING:
     import tinker
@@ -38,56 +38,6 @@ if TYPE_CHECKING:
 
     Formula = Callable[[Tensor, Tensor, "Tensor | float", "PolicyConfig"], Tensor]
     Advantage: TypeAlias = "Tensor | float"
-    Gradient: TypeAlias = tinker.APIFuture[tinker.ForwardBackwardOutput]
-
-
-@dataclass(frozen=True)
-class RolloutSegment:
-    """One sequence of a rollout that is learned from."""
-
-    rollout: Rollout
-    place: int
-    """Which of its segments."""
-
-    @property
-    def segment(self) -> Segment:
-        """Its tokens (N,)."""
-        return self.rollout.segments[self.place]
-
-    @property
-    def sampled(self) -> list[float]:
-        """log q of the policy's own tokens (T,)."""
-        return self.segment.own(self.segment.logprobs)
-
-    @property
-    def old(self) -> list[float]:
-        """log p of them that the ratio of the loss is to (T,): p_old where the policy read them as
-        its batch began, else q."""
-        return self.rollout.old[self.place] if self.rollout.old else self.sampled
-
-    @property
-    def reference(self) -> list[float]:
-        """log p_ref of them (T,); empty where no reference was asked."""
-        return self.rollout.reference[self.place] if self.rollout.reference else []
-
-    @property
-    def weights(self) -> list[float]:
-        """What the loss of each of them weighs (T,)."""
-        weight, factors = self.rollout.weight, self.rollout.factors
-        each = factors[self.place] if factors else [1.0] * sum(self.segment.sampled)
-        return [weight * factor for factor in each]
-
-    def advantages(self, config: PolicyConfig) -> list[float]:
-        """A of each of the policy's own tokens (T,), what divergence costs taken off and what
-        entropy is worth added."""
-        costs = config.kl_costs(self.sampled, self.reference)
-        bonuses = config.bonus(self.sampled, self.rollout.surprise)
-        A = self.rollout.advantage
-        return [A - cost + bonus for cost, bonus in zip(costs, bonuses, strict=True)]
-
-
-Passes: TypeAlias = "list[tuple[list[RolloutSegment], Gradient]]"
-"""What was submitted to be learned from, with the future of its forward and backward pass."""
 
 
 @dataclass(frozen=True)
@@ -346,11 +296,6 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
         return advantages.ESTIMATORS[self.advantage](group, batch, self)
 
     @property
-    def compares_batch(self) -> bool:
-        """Whether what is learned of a group is known only once the whole batch has its rewards."""
-        return self.advantage in advantages.BATCH_WIDE or self.top_entropy is not None
-
-    @property
     def wants_greedy(self) -> bool:
         """Whether the greedy reply to each prompt is sampled too."""
         return self.advantage == "remax"
@@ -363,6 +308,15 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
             low if self.clip_low is None else self.clip_low,
             high if self.clip_high is None else self.clip_high,
         )
+
+    def token_advantages(self, item: RolloutSegment) -> list[float]:
+        """A of each of the policy's own tokens (T,) of a sequence, with what it is credited for,
+        what divergence costs taken off and what entropy is worth added."""
+        costs = self.kl_costs(item.sampled, item.reference)
+        bonuses = self.bonus(item.sampled, item.rollout.surprise)
+        A = item.rollout.advantage
+        parts = zip(item.credits, costs, bonuses, strict=True)
+        return [A + credit - cost + bonus for credit, cost, bonus in parts]
 
     def token_weights(self, group: Group, max_tokens: int) -> list[float]:
         """What one token of each scored rollout (G,) weighs in the loss of its group."""
@@ -401,10 +355,10 @@ def _learned(group: Group, config: PolicyConfig) -> Iterator[RolloutSegment]:
     """The sequences of a group that have something to teach."""
     rollouts = [rollout for rollout in group.scored if not rollout.masked]
     always = config.surrogate.regularizes
-    if not always and not any(rollout.advantage for rollout in group.scored):
+    if not always and not any(rollout.teaches for rollout in group.scored):
         return
     for rollout in rollouts:
-        if not (always or rollout.advantage or config.kl_beta or config.entropy_bonus):
+        if not (always or rollout.teaches or config.kl_beta or config.entropy_bonus):
             continue
         for place, segment in enumerate(rollout.segments):
             if any(segment.sampled):
@@ -416,7 +370,7 @@ def _datum(item: RolloutSegment, config: PolicyConfig) -> tinker.Datum:
     import tinker
 
     segment = item.segment
-    pairs = zip(item.advantages(config), item.weights, strict=True)
+    pairs = zip(config.token_advantages(item), item.weights, strict=True)
     columns = {
         "logprobs": _placed(item.old, segment),
         "advantages": _placed([value * weight for value, weight in pairs], segment),
@@ -455,7 +409,7 @@ def _on_our_side(
         for item, logp in zip(items, logprobs, strict=True):
             p = logp.flatten()[torch.tensor(item.segment.sampled[1:])]
             q, weights = torch.tensor(item.sampled), torch.tensor(item.weights)
-            A, old = torch.tensor(item.advantages(config)), torch.tensor(item.old)
+            A, old = torch.tensor(config.token_advantages(item)), torch.tensor(item.old)
             losses = weights * formula(p, old, A, config)
             if config.leaves_out(item.rollout.advantage, p, q):
                 losses = 0.0 * losses
@@ -466,34 +420,3 @@ def _on_our_side(
         return total, {}
 
     return loss
-
-
-def drift(
-    items: Sequence[RolloutSegment],
-    outputs: Sequence[dict[str, tinker.TensorData]],
-    config: PolicyConfig,
-) -> dict[str, float]:
-    """How far the policy p had moved from the one that the ratio of the loss is to, and from q,
-    which sampled, when it was trained on.
-
-    `outputs` are what the engine's forward pass found for each item.
-    """
-    gaps: list[float] = []
-    means: list[float] = []
-    stale: list[float] = []
-    for item, output in zip(items, outputs, strict=True):
-        policy = item.segment.own([0.0, *(float(v) for v in output["logprobs"].data)])
-        own = [p - q for p, q in zip(policy, item.old, strict=True)]
-        stale += [q - p for p, q in zip(policy, item.sampled, strict=True)]
-        gaps += own
-        means.append(sum(own) / max(1, len(own)))
-    if not gaps:
-        return {}
-    ratios = [math.exp(min(gap, 30.0)) for gap in (means if config.surrogate.by_sequence else gaps)]
-    low, high = config.clip
-    return {
-        "policy/ratio_mean": sum(ratios) / len(ratios),
-        "policy/ratio_max": max(ratios),
-        "policy/clip_share": sum(not low <= r <= high for r in ratios) / len(ratios),
-        "policy/kl_sampler": sum(stale) / len(stale),
-    }

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from posttrain_recipes.records import Messages, Sample
 
 if TYPE_CHECKING:
     import tinker
+
+    from posttrain_recipes.plugin import WatchedReply
+
+    Gradient: TypeAlias = tinker.APIFuture[tinker.ForwardBackwardOutput]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Rollout:
     """Of the policy's own tokens, where they were read again: log q as it was told with the sample
     less what was read."""
     advantage: float = 0.0
+    credits: list[list[float]] = field(default_factory=list)
+    """What is added to its advantage at each own token of each segment; none: 0."""
     weight: float = 0.0
     """What one of its tokens weighs in the loss."""
     masked: bool = False
@@ -101,6 +107,11 @@ class Rollout:
         return math.fsum(ours) - math.fsum(value for own in self.reference for value in own)
 
     @property
+    def teaches(self) -> bool:
+        """Whether its advantage is another than 0 somewhere."""
+        return bool(self.advantage) or any(any(own) for own in self.credits)
+
+    @property
     def length(self) -> int:
         """Tokens that the policy wrote."""
         return sum(sum(segment.sampled) for segment in self.segments)
@@ -115,6 +126,53 @@ class Rollout:
                 run = run + 1 if own else 0
                 longest = max(longest, run)
         return longest
+
+
+@dataclass(frozen=True)
+class RolloutSegment:
+    """One sequence of a rollout that is learned from."""
+
+    rollout: Rollout
+    place: int
+    """Which of its segments."""
+
+    @property
+    def segment(self) -> Segment:
+        """Its tokens (N,)."""
+        return self.rollout.segments[self.place]
+
+    @property
+    def sampled(self) -> list[float]:
+        """log q of the policy's own tokens (T,)."""
+        return self.segment.own(self.segment.logprobs)
+
+    @property
+    def old(self) -> list[float]:
+        """log p of them that the ratio of the loss is to (T,): p_old where the policy read them as
+        its batch began, else q."""
+        return self.rollout.old[self.place] if self.rollout.old else self.sampled
+
+    @property
+    def reference(self) -> list[float]:
+        """log p_ref of them (T,); empty where no reference was asked."""
+        return self.rollout.reference[self.place] if self.rollout.reference else []
+
+    @property
+    def credits(self) -> list[float]:
+        """What is added to the advantage at each of them (T,)."""
+        credits = self.rollout.credits
+        return credits[self.place] if credits else [0.0] * sum(self.segment.sampled)
+
+    @property
+    def weights(self) -> list[float]:
+        """What the loss of each of them weighs (T,)."""
+        weight, factors = self.rollout.weight, self.rollout.factors
+        each = factors[self.place] if factors else [1.0] * sum(self.segment.sampled)
+        return [weight * factor for factor in each]
+
+
+Passes: TypeAlias = "list[tuple[list[RolloutSegment], Gradient]]"
+"""What was submitted to be learned from, with the future of its forward and backward pass."""
 
 
 @dataclass
@@ -190,3 +248,27 @@ class Source(Protocol):
         What comes back depends on the arguments alone. Completions of prompts have no reward yet,
         episodes have that of their environment.
         """
+
+
+class Learner(Protocol):
+    """What a method makes of the groups of a batch, as far as the loop needs to know it."""
+
+    @property
+    def compares_batch(self) -> bool:
+        """Whether what is learned of a group is known only once the whole batch has its rewards."""
+
+    def ready(
+        self, client: tinker.TrainingClient, groups: Sequence[Group], wait: Callable[[Any], Any]
+    ) -> None:
+        """Called with groups before anything is learned from their batch; may wait."""
+
+    def told(
+        self,
+        groups: Sequence[Group],
+        items: Sequence[RolloutSegment],
+        outputs: Sequence[dict[str, tinker.TensorData]],
+    ) -> Mapping[str, float]:
+        """Metrics of a step, from what the engine's pass found for each item."""
+
+    def watched(self, groups: Sequence[Group]) -> Sequence[WatchedReply]:
+        """A few rollouts of a step for people to look at."""

@@ -199,16 +199,13 @@ class RolloutScorer:
         self.scorer = Scorer(stage.rewards, config.on_reward_error, config.reward_timeout)
         context = RewardContext(stage.seed, stage.renderer, waiter, stage.resolve, stage.cache)
         self.scorer.open(context)
-        weighed = config.importance_weights is not None and config.behaviour_logprobs == "auto"
         self.behaviour = Behaviour(
-            "sampled" if weighed else config.behaviour_logprobs,
-            waiter,
-            measure=config.temperature == 1 and not stage.exact and not weighed,
+            config.reads_policy, waiter, measure=config.measures_policy and not stage.exact
         )
         self.reference: tinker.SamplingClient | None = None
         if config.reference is not None:
             self.reference = stage.resolve(config.reference).sampler
-        elif config.kl_beta:
+        elif config.reads_reference:
             self.reference = stage.sampling_client(stage.start)
 
     def score(self, group: Group, sampler: tinker.SamplingClient) -> Group:
@@ -216,7 +213,7 @@ class RolloutScorer:
         else that of the environment, less penalties. `sampler` is the policy that wrote them."""
         asked = self.ask_reference(group.rollouts)  # it reads while the rewards are at work
         own = self.behaviour.ask(group.rollouts, sampler)
-        likeliest = entropy.ask(group.rollouts, sampler) if self.config.top_entropy else []
+        likeliest = entropy.ask(group.rollouts, sampler) if self.config.reads_entropy else []
         greedy = [group.greedy] if group.greedy else []
         if self.scorer.rewards:
             every = [*group.rollouts, *greedy]

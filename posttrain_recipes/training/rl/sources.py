@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
-from posttrain_recipes.options import Affects, FromData, ModelRef
+from posttrain_recipes.options import Affects, FromData, ModelRef, PluginConfig
 from posttrain_recipes.plugin import DrivenTask, Renderer, StageContext, Waiter
 from posttrain_recipes.records import Message, Prompt, Task
 from posttrain_recipes.training.requests import reply, sample
-from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.behaviour import BehaviourLogprobs
-from posttrain_recipes.training.rl.entropy import EntropyConfig
 from posttrain_recipes.training.rl.episodes import EpisodeLimits, Play, play
-from posttrain_recipes.training.rl.importance import ImportanceConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 from posttrain_recipes.training.rl.scoring import OnError
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     import tinker
 
 
-class CompletionConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
+class CompletionConfig(PluginConfig):
     """Options of how completions are sampled and scored."""
 
     group_size: int = Field(default=8, ge=1, le=1024)
@@ -49,13 +46,7 @@ class CompletionConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
     """For overlong: penalize, what is taken off the reward of a reply that is cut."""
     reference: ModelRef | None = None
     """The fixed reference; by default where the stage starts. If given, the divergence from it is
-    measured even where kl_beta is 0."""
-    behaviour_logprobs: BehaviourLogprobs = "auto"
-    """log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
-    the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
-    like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
-    square) in the stage's first groups, and takes the embedded engine's as they are; with
-    importance_weights, which see to the difference, auto is sampled."""
+    measured even where it costs nothing."""
     on_reward_error: OnError = "drop"
     """A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
     episode) out of its group, zero counts it as 0, stop ends the stage."""
@@ -71,21 +62,30 @@ class CompletionConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
             raise ValueError("overlong_buffer has to be less than max_tokens")
         return self
 
-    @model_validator(mode="after")
-    def _read_at_temperature_1(self) -> CompletionConfig:
-        if self.behaviour_logprobs == "recomputed" and self.temperature != 1:
-            raise ValueError(
-                "behaviour_logprobs: recomputed needs temperature 1: weights are read at no other"
-            )
-        return self
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the reference reads each reply."""
+        return self.reference is not None
+
+    @property
+    def reads_policy(self) -> BehaviourLogprobs:
+        """Whether the weights that wrote a reply read it again."""
+        return "sampled"
+
+    @property
+    def measures_policy(self) -> bool:
+        """Whether log q as it is told is compared with what they read."""
+        return False
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether they tell how certain they were at each of its tokens."""
+        return False
 
     @property
     def readers(self) -> int:
         """How many times each reply is read by fixed weights, for all that is known beforehand."""
-        reference = self.reference is not None or self.kl_beta > 0
-        return (
-            reference + (self.behaviour_logprobs == "recomputed") + (self.top_entropy is not None)
-        )
+        return self.reads_reference + (self.reads_policy == "recomputed") + self.reads_entropy
 
     def overlong_cost(self, length: int, truncated: bool) -> float:
         """What the length of a reply costs: 0 up to max_tokens - overlong_buffer, then rising.
