@@ -71,6 +71,8 @@ _SAME: Mapping[str, Sequence[str]] = {
     "entropy_bonus": ("entropy_coef", "entropy_coeff", "ent_coef", "entropy_loss_coef"),
     "sapo_positive": ("sapo_temperature_pos",),
     "sapo_negative": ("sapo_temperature_neg",),
+    "student_share": ("lmbda", "lambda", "student_data_fraction"),
+    "others": ("seq_kd",),
     "divergence": ("f_divergence_type",),
     "clip_low": (
         "epsilon",

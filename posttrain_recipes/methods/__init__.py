@@ -21,6 +21,7 @@ def ptl_methods() -> Mapping[str, str]:
         "self_play": "posttrain_recipes.methods.self_play:SelfPlay",
         "distill_off_policy": "posttrain_recipes.methods.distill_off_policy:DistillOffPolicy",
         "distill_on_policy": "posttrain_recipes.methods.distill_on_policy:DistillOnPolicy",
+        "gkd": "posttrain_recipes.methods.gkd:GKD",
         "prompt_distill": "posttrain_recipes.methods.prompt_distill:PromptDistill",
         "sdft": "posttrain_recipes.methods.sdft:SDFT",
         "teacher_samples": "posttrain_recipes.methods.teacher_samples:TeacherSamples",

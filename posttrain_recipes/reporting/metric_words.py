@@ -31,6 +31,10 @@ METRICS = {
     "rewards/margins": "Of preference training: how much more the chosen reply gained, times beta.",
     "logps/chosen": "log p of the chosen replies. Where it falls with that of the rejected, the "
     "model unlearns both.",
+    "completions/student_share": "Of gkd: the share of a step's prompts that the student answered "
+    "itself.",
+    "teacher/mass": "The probability that the teacher's top_k likeliest tokens have together. Far "
+    "below 1 raise top_k.",
     "teacher/entropy": "Nats a token that the teacher is unsure of.",
 }
 """By name, what it is and what it should do."""

@@ -55,6 +55,18 @@ stages:
       max_steps: 5
       save_every: 2
       epochs: 2
+  - name: mixture
+    init_from: base
+    dataset: {{use: jsonl, path: {DATA}/chat.jsonl, limit: 24}}
+    method:
+      use: gkd
+      teacher: {{stage: sft}}
+      learning_rate: 1e-3
+      batch_size: 8
+      max_tokens: 12
+      max_steps: 5
+      save_every: 2
+      epochs: 2
   - name: prompted
     dataset: {{use: jsonl, path: {DATA}/held_out.jsonl, limit: 24}}
     method:
@@ -106,7 +118,7 @@ def test_a_crash_in_any_of_the_methods_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "pupils.yaml"
     path.write_text(RECIPE)
     crashed = tmp_path / "crashed"
-    for stage in ("soft", "on_policy", "prompted", "sdft"):
+    for stage in ("soft", "on_policy", "mixture", "prompted", "sdft"):
         with pytest.raises(SystemExit, match="crash"):
             ptl.run(path, home=crashed, reporter=Crash(stage))
     ours = ptl.run(path, home=crashed).record

@@ -40,9 +40,12 @@ class OnPolicyConfig(GradientConfig):
 
 @dataclass(frozen=True)
 class Attempt(TokenizedReply):
-    """A reply that the student wrote, with its log-probabilities (T,) when it did."""
+    """A reply that is learned from, with the student's log-probabilities (T,) when it wrote it."""
 
     logprobs: tuple[float, ...] = ()
+    """None where somebody else wrote it."""
+    given: bool = False
+    """Whether it is of the data, and nobody wrote it for this step."""
 
 
 class StudentPrompt(ABC):
@@ -80,8 +83,18 @@ class OnPolicy(ABC, Generic[PromptT]):
         self, client: tinker.TrainingClient, batch: Sequence[PromptT]
     ) -> Iterator[tuple[PromptT, Attempt]]:
         """y ~ p(. | x): replies of the student as it is now, in order, as they come."""
+        yield from self.written(self.snapshot(client), batch)
+
+    def snapshot(self, client: tinker.TrainingClient) -> tinker.SamplingClient:
+        """The student as it is now, to sample from."""
+        return self.stage.wait(client.save_weights_and_get_sampling_client())
+
+    def written(
+        self, sampler: tinker.SamplingClient, batch: Sequence[PromptT], *stream: str
+    ) -> Iterator[tuple[PromptT, Attempt]]:
+        """Replies of any weights to the prompts of a batch, in order, as they come; `stream` tells
+        the seeds of one writer in a step from those of another."""
         stage, config = self.stage, self.config
-        sampler = stage.wait(client.save_weights_and_get_sampling_client())
         futures = [
             sample(
                 sampler,
@@ -89,7 +102,7 @@ class OnPolicy(ABC, Generic[PromptT]):
                 config.group_size,
                 max_tokens=config.max_tokens,
                 temperature=1.0,
-                seed=derive_seed(stage.seed, self._step, place),
+                seed=derive_seed(stage.seed, self._step, place, *stream),
                 stop=stage.renderer.stop,
             )
             for place, item in enumerate(batch)
@@ -115,8 +128,8 @@ class OnPolicy(ABC, Generic[PromptT]):
                 WatchedReply(
                     attempt.prompt,
                     attempt.tokens,
-                    {**known, "logprob": attempt.logprobs},
-                    ended="max_tokens" if attempt.truncated else "stop",
+                    {**known, "logprob": attempt.logprobs} if attempt.logprobs else known,
+                    ended="max_tokens" if attempt.truncated else "" if attempt.given else "stop",
                 )
                 for attempt, known in zip(attempts, numbers, strict=False)
             ],
@@ -124,16 +137,15 @@ class OnPolicy(ABC, Generic[PromptT]):
 
     def showed(self, attempts: Sequence[Attempt], metrics: Mapping[str, float]) -> None:
         """Keep what the step's attempts showed, for the log."""
-        lengths = [len(attempt.tokens) for attempt in attempts]
-        self._waiting.append(
-            {
-                **metrics,
-                "completions/mean_length": sum(lengths) / len(lengths),
-                "completions/clipped_ratio": sum(a.truncated for a in attempts) / len(attempts),
-            }
-        )
-        written = sum(lengths)
-        self._usage = Usage(train=sum(len(a.prompt) for a in attempts) + written, sample=written)
+        written = [attempt for attempt in attempts if not attempt.given]
+        lengths, count = sum(len(a.tokens) for a in written), len(written)
+        completions = {
+            "completions/mean_length": lengths / max(1, count),
+            "completions/clipped_ratio": sum(a.truncated for a in written) / max(1, count),
+        }
+        self._waiting.append({**metrics, **(completions if written else {})})
+        learned = sum(len(a.prompt) + len(a.tokens) for a in attempts)
+        self._usage = Usage(train=learned, sample=lengths)
         self._step += 1
 
     def loss(self, loss_sum: float, shown: Mapping[str, float]) -> dict[str, float]:

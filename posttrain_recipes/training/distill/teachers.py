@@ -34,6 +34,34 @@ class TokenizedReply:
 
 
 @dataclass(frozen=True)
+class Likeliest:
+    """The teacher's K likeliest tokens at each position of a reply, as it told them."""
+
+    ids: NDArray[Any]
+    """Token ids (T, K) int64; 0 where the wire filled them in."""
+    logprobs: NDArray[Any]
+    """Their log-probabilities (T, K), in nats."""
+
+    @property
+    def known(self) -> NDArray[Any]:
+        """Which of them the teacher named (T, K), bool."""
+        known: NDArray[Any] = self.logprobs > MASKED
+        return known
+
+    def ratios(self, tokens: Sequence[int], logprobs: Sequence[float]) -> list[float | None]:
+        """log p/q of each token (T,) that the student wrote with log-probabilities log p (T,); None
+        where it is not among the teacher's."""
+        found: list[float | None] = []
+        named = self.known
+        for token, log_p, ids, log_q, here in zip(
+            tokens, logprobs, self.ids, self.logprobs, named, strict=True
+        ):
+            (place,) = ((ids == token) & here).nonzero()
+            found.append(log_p - float(log_q[place[0]]) if len(place) else None)
+        return found
+
+
+@dataclass(frozen=True)
 class SoftTargets:
     """The teacher's likeliest tokens at each position of a reply."""
 
@@ -103,11 +131,19 @@ def ask_top_k(
     return sample(teacher, [*prompt, *reply], 1, max_tokens=1, prompt_top_k=k)
 
 
-def top_k(response: tinker.SampleResponse, count: int) -> SoftTargets:
+def likeliest(response: tinker.SampleResponse, count: int) -> Likeliest:
     """What `ask_top_k` was answered, for the last `count` positions."""
+    import numpy as np
+
     top = response.topk_prompt_logprobs_np
     assert top is not None, "top-k was asked for"
-    return soft_targets(top.token_ids[-count:], top.logprobs[-count:])
+    return Likeliest(top.token_ids[-count:].astype(np.int64), top.logprobs[-count:])
+
+
+def top_k(response: tinker.SampleResponse, count: int) -> SoftTargets:
+    """The same as targets to learn."""
+    found = likeliest(response, count)
+    return soft_targets(found.ids, found.logprobs)
 
 
 def reply_logprobs(
@@ -148,6 +184,25 @@ def soft_datum(reply: TokenizedReply, targets: SoftTargets, scale: float) -> tin
             "weights": tinker.TensorData(
                 data=(weights * scale).astype(np.float32), dtype="float32", shape=shape
             ),
+        },
+    )
+
+
+def several_targets(reply: TokenizedReply, ids: NDArray[Any]) -> tinker.Datum:
+    """A reply of which, at its last T positions, K tokens are asked for (`ids` (T, K)): the engine
+    answers with log-probabilities (N - 1, K), for a loss on our side."""
+    import numpy as np
+    import tinker
+
+    tokens = [*reply.prompt, *reply.tokens]
+    count, k = ids.shape
+    before = len(tokens) - 1 - count
+    targets = np.concatenate([np.zeros((before, k), np.int64), ids])
+    shape = [before + count, k]
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData(data=targets, dtype="int64", shape=shape)
         },
     )
 
