@@ -27,6 +27,8 @@ class Plugin(ABC):
     """What to `pip install` for `requires`, as `posttrain-recipes[gsm]`."""
     same_tokenizer: ClassVar[tuple[str, ...]] = ()
     """Options whose `ModelRef` must have the tokenizer of the model that the stage trains."""
+    other_tokenizer: ClassVar[str] = ""
+    """What else a recipe may do where it has another one, as `or set 'align: spans'`."""
 
     class Config(PluginConfig):
         """No options."""
@@ -41,6 +43,10 @@ class Plugin(ABC):
         """`base_dir` is the recipe's directory, which relative paths start from."""
         self.config = config
         self.base_dir = base_dir
+
+    def reads_tokens(self) -> Sequence[str]:
+        """Those of `same_tokenizer` that must have it with the options that it has."""
+        return self.same_tokenizer
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong before anything runs, as `(option, message)`; cheap and offline."""
@@ -99,6 +105,14 @@ class Reward(Plugin):
         A caller that stops waiting for a call that hangs lets go of it, so that others go on.
         """
         return nullcontext()
+
+    def feedback(self, samples: Sequence[Sample]) -> Sequence[str | None]:
+        """What is to be said of each sample, in order, to whoever wrote it: which test failed, what
+        is missing. Asked after `score`, of the same samples; None where there is nothing to say.
+
+        `sdpo` shows it to the policy with its prompt. By default nothing is said.
+        """
+        return [None] * len(samples)
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:

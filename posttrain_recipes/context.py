@@ -43,6 +43,10 @@ class Renderer(Protocol):
     def raw(self, tokens: Sequence[int]) -> str:
         """The reply as it was written, special tokens and white space included, up to its end."""
 
+    def written(self, text: str, *, ended: bool) -> list[int]:
+        """Token ids of a reply with this text, as its model would write it; with `ended`, and the
+        token that ends it. What looks like a control token in it is text."""
+
     @property
     def stop(self) -> list[int]:
         """Token ids that end a reply."""
@@ -98,6 +102,8 @@ class RewardLike(Protocol):
     def open(self, context: RewardContext) -> None: ...
 
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]: ...
+
+    def feedback(self, samples: Sequence[Sample]) -> Sequence[str | None]: ...
 
 
 def _resolves_nothing(ref: ModelRef) -> ServedModel:

@@ -24,6 +24,7 @@ def ptl_methods() -> Mapping[str, str]:
         "gkd": "posttrain_recipes.methods.gkd:GKD",
         "prompt_distill": "posttrain_recipes.methods.prompt_distill:PromptDistill",
         "sdft": "posttrain_recipes.methods.sdft:SDFT",
+        "sdpo": "posttrain_recipes.methods.sdpo:SDPO",
         "teacher_samples": "posttrain_recipes.methods.teacher_samples:TeacherSamples",
         "best_of_n": "posttrain_recipes.methods.best_of_n:BestOfN",
         "pass_rates": "posttrain_recipes.methods.pass_rates:PassRates",

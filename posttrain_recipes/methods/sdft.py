@@ -18,7 +18,6 @@ a resume. Departs from the paper: no moving average of the student as the teache
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
@@ -29,14 +28,12 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     Conversation,
     CountTokens,
-    Message,
     Method,
     ModelRef,
     Record,
     Rendered,
     Renderer,
     StageContext,
-    UsageError,
     Workload,
 )
 from posttrain_recipes.records import Messages
@@ -49,6 +46,7 @@ from posttrain_recipes.training.distill.on_policy import (
     OnPolicyConfig,
     StudentPrompt,
     prompt_tokens,
+    retold,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
 from posttrain_recipes.training.text import rendered
@@ -63,9 +61,6 @@ This is an example for a response to the question:
 {answer}
 
 Now answer with a response of your own, including the thinking process:"""
-
-
-_PLACES = re.compile(r"\{(question|answer)\}")
 
 
 class SDFT(Method):
@@ -137,15 +132,9 @@ class SDFT(Method):
 
     def _shown(self, record: Conversation) -> Messages:
         """The prompt with the demonstration in its last message."""
-        *before, last, demonstration = record.messages
-        if last.role != "user":
-            raise UsageError(
-                f"{record.source}: its last reply does not answer a user's message",
-                code="wrong-data",
-            )
-        said = {"question": last.content, "answer": demonstration.content}
-        text = _PLACES.sub(lambda place: said[place[1]], self.config.template)
-        return (*before, Message("user", text))
+        *prompt, demonstration = record.messages
+        template, answer = self.config.template, demonstration.content
+        return retold(tuple(prompt), template, record.source, answer=answer)
 
 
 class _Demonstration(StudentPrompt):

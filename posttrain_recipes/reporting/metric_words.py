@@ -33,6 +33,9 @@ METRICS = {
     "model unlearns both.",
     "completions/student_share": "Of gkd: the share of a step's prompts that the student answered "
     "itself.",
+    "feedback/learned_share": "Of sdpo: the share of attempts that something was said of, and that "
+    "were learned. At 0 nothing is learned.",
+    "feedback/solved_share": "Of sdpo: the share of attempts that succeeded.",
     "teacher/mass": "The probability that the teacher's top_k likeliest tokens have together. Far "
     "below 1 raise top_k.",
     "teacher/entropy": "Nats a token that the teacher is unsure of.",

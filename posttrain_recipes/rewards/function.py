@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -28,7 +28,9 @@ class Function(Reward):
     `score(sample)` is given one `Sample`, with its `completion`, `prompt`, `answer` and `metadata`,
     and returns a number, or None to abstain; `score(samples)` is given a list and returns one. Both
     may be `async`: then the replies to a prompt are scored at the same time. It stands in
-    `my_rewards.py` beside the recipe, or in a module that Python can import.
+    `my_rewards.py` beside the recipe, or in a module that Python can import. `feedback:` names a
+    function `say(sample)` that returns what is to be said of a reply to whoever wrote it, a text or
+    None, for the method `sdpo`.
     """
 
     name = "function"
@@ -38,6 +40,8 @@ class Function(Reward):
 
         call: Annotated[str, AfterValidator(checked_call)]
         """The function, as module:function."""
+        feedback: Annotated[str, AfterValidator(checked_call)] | None = None
+        """A function of one sample that says in words what is wrong with it, as module:function."""
         arguments: dict[str, Any] = Field(default_factory=dict)
         """Further arguments of the function, by name."""
         timeout: Annotated[float | None, Affects.COST] = Field(default=None, gt=0)
@@ -71,10 +75,31 @@ class Function(Reward):
             return
         for problem in argument_problems(found, self.config.arguments, handed=1):
             yield "arguments", problem
+        if self._says is not None:
+            try:
+                says = self._says.find(ast.FunctionDef)
+            except UsageError as error:
+                yield "feedback", error.what
+                return
+            if parameters(says)[:1] != ["sample"]:
+                yield "feedback", f"the first parameter of '{says.name}' has to be 'sample'"
 
     def digest(self) -> str | None:
-        """A hash of the module's file."""
-        return self._user.digest()
+        """A hash of the module's file; of both, where `feedback` is in another."""
+        own = self._user.digest()
+        if self._says is None or self._says.path == self._user.path:
+            return own
+        other = self._says.digest()
+        return None if own is None or other is None else f"{own} {other}"
+
+    @cached_property
+    def _says(self) -> UserFunction | None:
+        call = self.config.feedback
+        return UserFunction(call, self.base_dir) if call else None
+
+    @cached_property
+    def _say(self) -> Callable[[Sample], Any] | None:
+        return self._says.load() if self._says else None
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
@@ -99,6 +124,13 @@ class Function(Reward):
         if inspect.iscoroutinefunction(self._function):
             return list(self._within(lambda: asyncio.run(self._all(samples))))
         return [self._call(sample) for sample in samples]
+
+    def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
+        """What the function of that name says. Raises what it raised."""
+        say = self._say
+        if say is None:
+            return [None] * len(samples)
+        return [self._within(partial(say, sample)) for sample in samples]
 
     async def _all(self, samples: Sequence[Sample]) -> list[float | None]:
         """Of an `async` function: all replies to a prompt at the same time."""

@@ -39,6 +39,14 @@ class JudgeReward(backends.GradedReward):
         )
         return [probability(value, self.config.score) for value in chosen]
 
+    def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
+        """Why the judge said no, where it was asked to write (`score: text`); it is asked once
+        more. From log-odds there is no reason to be had."""
+        if self.config.score != "text":
+            return [None] * len(samples)
+        questions = [asked(self.config.question, sample) for sample in samples]
+        return judge.reasons(self.judge, questions, "yes", "no")
+
 
 def asked(template: str, sample: Sample, **values: str) -> Messages:
     """A question about one reply."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field
@@ -52,13 +53,29 @@ class PythonTests(Reward):
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(self._score, samples))
 
+    def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
+        """The first test that failed and what the program did with it, as the program tells it."""
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(self._tested, samples))
+        return [one.failure if one else None for one in found]
+
     def _score(self, sample: Sample) -> float | None:
+        found = self._tested(sample)
+        if found is None:
+            return None
+        share = sum(found.passed) / len(found.passed)
+        return share if self.config.score == "share" else float(share == 1)
+
+    def _tested(self, sample: Sample) -> tested.Tested | None:
         given: Any = sample.metadata.get(self.config.tests)
-        tests = [given] if isinstance(given, str) else list(given or ())
+        tests = tuple(str(test) for test in ([given] if isinstance(given, str) else given or ()))
         if not tests:
             return None
-        config = self.config
-        code = python_code(sample.completion)
-        found = tested.passed(code, [str(test) for test in tests], config.seconds, config.memory_mb)
-        share = sum(found) / len(found)
-        return share if config.score == "share" else float(share == 1)
+        code, config = python_code(sample.completion), self.config
+        return _run(code, tests, config.seconds, config.memory_mb)
+
+
+@lru_cache(maxsize=256)
+def _run(code: str, tests: tuple[str, ...], seconds: float, memory_mb: int) -> tested.Tested:
+    """Once for the score of a reply and what is said of it."""
+    return tested.run(code, tests, seconds, memory_mb)

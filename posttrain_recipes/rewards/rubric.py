@@ -62,20 +62,8 @@ class Rubric(backends.GradedReward):
         Raises:
             UsageError: a prompt whose criteria cannot be read.
         """
-        wanted = [self._criteria(sample) for sample in samples]
-        questions = [
-            asked(self.config.question, sample, criterion=one.text.rstrip("."))
-            for sample, criteria in zip(samples, wanted, strict=True)
-            for one in criteria
-        ]
-        chosen = iter(
-            judge.choices(
-                self.judge, questions, "yes", "no", self.config.score, self.config.retries
-            )
-        )
         scores: list[float | None] = []
-        for criteria in wanted:
-            found = [probability(next(chosen), self.config.score) for _ in criteria]
+        for criteria, found in self._verdicts(samples):
             whole = sum(max(0.0, one.weight) for one in criteria) or 1.0
             parts = [
                 one.weight * value
@@ -84,6 +72,34 @@ class Rubric(backends.GradedReward):
             ]
             scores.append(sum(parts) / whole if criteria and len(parts) == len(criteria) else None)
         return scores
+
+    def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
+        """The criteria that the judge finds broken; it is asked of them once more."""
+        said: list[str | None] = []
+        for criteria, found in self._verdicts(samples):
+            broken = [
+                f"It should {'not ' * (one.weight < 0)}be so: {one.text.rstrip('.')}."
+                for one, value in zip(criteria, found, strict=True)
+                if value is not None and (value < 0.5) == (one.weight > 0)
+            ]
+            said.append("\n".join(broken) or None)
+        return said
+
+    def _verdicts(
+        self, samples: Sequence[Sample]
+    ) -> list[tuple[list[Criterion], list[float | None]]]:
+        """The criteria of each sample, and how far the judge finds each of them kept, from 0 to 1;
+        None where it gave no verdict."""
+        wanted = [self._criteria(sample) for sample in samples]
+        questions = [
+            asked(self.config.question, sample, criterion=one.text.rstrip("."))
+            for sample, criteria in zip(samples, wanted, strict=True)
+            for one in criteria
+        ]
+        score = self.config.score
+        chosen = judge.choices(self.judge, questions, "yes", "no", score, self.config.retries)
+        each = iter([probability(value, score) for value in chosen])
+        return [(criteria, [next(each) for _ in criteria]) for criteria in wanted]
 
     def _criteria(self, sample: Sample) -> list[Criterion]:
         own: Any = sample.metadata.get(self.config.field, []) if self.config.field else []

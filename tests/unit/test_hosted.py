@@ -144,7 +144,8 @@ def test_every_option_of_the_likeliest_tokens_is_marked() -> None:
         info = entry.config.model_fields.get("top_k")
         if info is not None:
             found[entry.name] = AskedOf.LIKELIEST in info.metadata
-    assert found == dict.fromkeys(("distill_off_policy", "gkd", "prompt_distill", "sdft"), True)
+    taught = ("sdft", "sdpo")
+    assert found == dict.fromkeys(("distill_off_policy", "gkd", "prompt_distill", *taught), True)
 
 
 # --- renderers -----------------------------------------------------------------------------------

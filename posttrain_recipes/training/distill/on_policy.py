@@ -8,6 +8,7 @@ the stage's seed, the step and the place in the batch: a resumed stage samples t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from posttrain_recipes.errors import TooLongError
+from posttrain_recipes.errors import TooLongError, UsageError
 from posttrain_recipes.plugin import FromData, Message, Renderer, StageContext, Usage, WatchedReply
+from posttrain_recipes.records import Messages
 from posttrain_recipes.training.distill.teachers import TokenizedReply
 from posttrain_recipes.training.loops.supervised import GradientConfig
 from posttrain_recipes.training.requests import derive_seed, sample
@@ -163,6 +165,26 @@ class OnPolicy(ABC, Generic[PromptT]):
 
     def usage(self, batch: Sequence[PromptT]) -> Usage:
         return self._usage
+
+
+_PLACES = re.compile(r"\{(\w+)\}")
+
+
+def retold(messages: Messages, template: str, source: str, **said: str) -> Messages:
+    """A prompt whose last message is `template`, with the message's own text for {question} and
+    `said` for the others; what is told has no places of its own.
+
+    Raises:
+        UsageError: the last message is no user's; the message names `source`.
+    """
+    *before, last = messages
+    if last.role != "user":
+        raise UsageError(
+            f"{source}: its last reply does not answer a user's message", code="wrong-data"
+        )
+    told = {"question": last.content, **said}
+    text = _PLACES.sub(lambda place: told.get(place[1], place[0]), template)
+    return (*before, Message("user", text))
 
 
 class Room(Protocol):

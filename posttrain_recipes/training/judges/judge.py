@@ -129,6 +129,22 @@ def choices(
     return found
 
 
+def reasons(
+    judge: Judge, questions: Sequence[Messages], first: str, second: str
+) -> list[str | None]:
+    """What a judge that writes gave as its reason for `second`: its answer without the verdict.
+
+    None where it chose `first` or nothing, or gave no reason.
+    """
+    found: list[str | None] = []
+    for text in judge.texts([_strictly(asked, first, second) for asked in questions], 0):
+        chosen = None if text is None else _said(text, first, second)
+        lines = (text or "").strip().splitlines()
+        why = "\n".join(lines[:-1]).strip()
+        found.append(why or None if chosen is not None and chosen < 0 else None)
+    return found
+
+
 def _strictly(asked: Messages, first: str, second: str) -> Messages:
     """A question that asks for its verdict in the form in which `_said` reads it."""
     *before, last = asked

@@ -7,11 +7,13 @@ cannot be compared with one that has it.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from posttrain_recipes.context import RewardLike
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from posttrain_recipes.training.rl.sources import CompletionConfig
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 OnError = Literal["drop", "zero", "stop"]
 
@@ -103,6 +106,17 @@ def each(returned: Any, count: int, source: str) -> list[Any]:
     )
 
 
+def _texts(returned: Any, count: int, name: str) -> list[str | None]:
+    """What a reward's `feedback` returned. Raises `WrongScores`."""
+    listed = isinstance(returned, Sequence) and not isinstance(returned, str)
+    if listed and len(returned) == count and all(isinstance(t, str | None) for t in returned):
+        return list(returned)
+    raise WrongScores(
+        f"the feedback of '{name}' is {_told(returned)} for {count} replies",
+        hint="return a list with a text for each reply, in their order; None where there is none",
+    )
+
+
 def _told(value: Any) -> str:
     text = repr(value)
     return f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
@@ -153,6 +167,33 @@ class Scorer:
             total if part else None for total, part in zip(scores.totals, scores.parts, strict=True)
         ]
         return scores
+
+    def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
+        """What the rewards say of replies in words, one after another; None where none does.
+
+        Raises:
+            PtlError: a reward failed, and the stage says that this ends it.
+            WrongScores: one returned something else than a text or None for each.
+        """
+        said: list[list[str]] = [[] for _ in samples]
+        unread = Scores([], [])
+        for name, reward, _ in self.rewards:
+            try:
+                with reward.lock:
+                    returned = within(self.timeout, partial(reward.feedback, samples))
+            except TimeoutError:
+                self._failed(name, f"feedback took more than {self.timeout:g} s", 0, unread)
+                continue
+            except (Cancelled, KeyboardInterrupt):
+                raise
+            except Exception as error:  # a reward is anybody's code
+                self._failed(name, f"feedback: {type(error).__name__}: {error}", 0, unread)
+                continue
+            for texts, text in zip(said, _texts(returned, len(samples), name), strict=True):
+                texts += [text] if text else []
+        if unread.error:
+            log.warning("%s; it goes on without", unread.error)
+        return ["\n\n".join(texts) or None for texts in said]
 
     def _ask(
         self, name: str, reward: RewardLike, samples: Sequence[Sample], scores: Scores

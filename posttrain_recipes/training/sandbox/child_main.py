@@ -57,7 +57,8 @@ def listed(texts: Iterable[str]) -> str:
 
 
 def answered(steps: Sequence[tuple[str, str]], scope: dict[str, Any]) -> str:
-    """An answer for each `ask` as JSON, empty where it raised; null where a `run` did."""
+    """An answer for each `ask` as JSON, of one value, or of two where it raised: null and the
+    error. An error alone where a `run` raised."""
     answers: list[str] = []
     for kind, source in steps:
         mode = "exec" if kind == "run" else "eval"
@@ -65,11 +66,19 @@ def answered(steps: Sequence[tuple[str, str]], scope: dict[str, Any]) -> str:
             found = eval(compile(source, "test.py", mode, dont_inherit=True), scope)
             if kind == "ask":
                 answers.append(listed([encoded(found)]))
-        except BaseException:
+        except BaseException as error:
             if kind == "run":
-                return "null"
-            answers.append("[]")
+                return told(error)
+            answers.append(listed(["null", told(error)]))
     return listed(answers)
+
+
+def told(error: BaseException) -> str:
+    """An error as JSON, a text; one that cannot be told is an error all the same."""
+    try:
+        return quoted(f"{type(error).__name__}: {error}"[:200])
+    except BaseException:
+        return quoted("an error")
 
 
 def main(reply: str, tests: Sequence[Sequence[tuple[str, str]]], word: str) -> None:
@@ -80,7 +89,7 @@ def main(reply: str, tests: Sequence[Sequence[tuple[str, str]]], word: str) -> N
         exec(compile(reply, "reply.py", "exec", dont_inherit=True), scope)
     except BaseException as error:
         print(type(error).__name__, error)
-        answers = ["null"] * len(tests)
+        answers = [told(error)] * len(tests)
     else:
         answers = [answered(steps, dict(scope)) for steps in tests]
     sys.stdout.flush()

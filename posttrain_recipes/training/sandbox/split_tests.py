@@ -63,6 +63,16 @@ class Test:
         except Exception:  # a claim about anything at all may fail in any way
             return False
 
+    def happened(self, answers: object) -> str:
+        """What a program with these answers did, in words; they are its own word for it."""
+        if isinstance(answers, str):
+            return answers
+        asked = [source for kind, source in self.steps if kind == "ask"]
+        if not isinstance(answers, list) or len(answers) != len(asked):
+            return "the program left before its tests were over"
+        told = zip(asked, answers, strict=True)
+        return "\n".join(f"{source} {_said(answer)}" for source, answer in told) or "it is not so"
+
 
 @lru_cache(maxsize=1024)
 def take_apart(source: str) -> Test:
@@ -274,6 +284,24 @@ def _call(name: str, args: list[ast.expr], named: Sequence[ast.keyword] = ()) ->
 
 def _compiled(node: ast.expr) -> CodeType:
     return compile(ast.fix_missing_locations(ast.Expression(node)), "claim", "eval")
+
+
+def _said(answer: object) -> str:
+    match answer:
+        case [_, str(error)]:
+            return f"raised {error}"
+        case [value]:
+            try:
+                found = plain(value)
+                return "gave an object" if isinstance(found, Thing) else f"gave {_short(found)}"
+            except Exception:  # whatever a program may have written in its place
+                pass
+    return "gave nothing that can be read"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class _Names(Mapping[str, Any]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain_recipes.training.sandbox import child_main, runner, split_tests
@@ -23,8 +24,19 @@ def refusal() -> str | None:
     return f"this machine has no sandbox to run code in: {reason}; {runner.HINT}"
 
 
-def passed(program: str, tests: Sequence[str], seconds: float, memory_mb: int) -> list[bool]:
-    """Of each test whether the program passes it; none where it does not come to its end in time.
+@dataclass(frozen=True)
+class Tested:
+    """What a program did with its tests."""
+
+    passed: list[bool]
+    """Of each test whether the program passes it."""
+    failure: str | None
+    """The first test that it does not pass, with what happened, for whoever wrote it; the end of
+    the program where it came to none in time. None where it passes all."""
+
+
+def run(program: str, tests: Sequence[str], seconds: float, memory_mb: int) -> Tested:
+    """Run a program and its tests; it passes none where it does not come to its end in time.
 
     Args:
         seconds: how long the program and its tests may run together.
@@ -40,7 +52,20 @@ def passed(program: str, tests: Sequence[str], seconds: float, memory_mb: int) -
     limits = runner.SandboxLimits(seconds, memory_mb << 20, output=1 << 20)
     outcome = runner.run(f"{_CHILD_MAIN}\n\nmain(*{asked!r})\n", limits)
     answers = _answers(outcome, word, len(tests))
-    return [test.passed(answer) for test, answer in zip(apart, answers, strict=True)]
+    found = [test.passed(answer) for test, answer in zip(apart, answers, strict=True)]
+    if all(found):
+        return Tested(found, None)
+    first = found.index(False)
+    if outcome.passed:
+        happened = apart[first].happened(answers[first])
+    else:
+        happened = f"it took more than {seconds:g} s" if outcome.late else "the program was ended"
+    return Tested(found, f"This test failed:\n\n{tests[first].strip()}\n\n{happened}")
+
+
+def passed(program: str, tests: Sequence[str], seconds: float, memory_mb: int) -> list[bool]:
+    """Of each test whether the program passes it; see `run`."""
+    return run(program, tests, seconds, memory_mb).passed
 
 
 def _answers(outcome: runner.SandboxResult, word: str, count: int) -> list[object]:
