@@ -80,6 +80,7 @@ _SAME: Mapping[str, Sequence[str]] = {
     "sapo_positive": ("sapo_temperature_pos",),
     "sapo_negative": ("sapo_temperature_neg",),
     "top_k": ("distillation_topk",),
+    "align": ("use_uld_loss", "use_extended_uld", "cross_tokenizer"),
     "student_share": ("lmbda", "lambda", "student_data_fraction"),
     "others": ("seq_kd",),
     "template": ("reprompt_template",),

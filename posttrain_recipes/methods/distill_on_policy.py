@@ -11,6 +11,11 @@ reward of a token is all there; there is no baseline, and no sample from the tea
 Several teachers are one whose log-probability is their weighted mean, so that the loss is the
 weighted sum of the reverse KLs; `where` gives a teacher some of the prompts alone.
 
+With `align: spans` a teacher may have another tokenizer: it reads the reply's text in tokens of its
+own, and what is compared are the log-probabilities of the smallest spans of text that are whole
+tokens of both (`training.distill.spans`). It is the on-policy part of GOLD, Patiño et al. 2025,
+huggingface.co/spaces/HuggingFaceH4/general-on-policy-logit-distillation.
+
 Departs from the paper: a token is scored by the sampled token's log-ratio instead of the KL over
 the vocabulary, which the API does not hand out; both have the same expectation.
 """
@@ -18,7 +23,7 @@ the vocabulary, which the API does not hand out; both have the same expectation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator
 
@@ -33,7 +38,8 @@ from posttrain_recipes.plugin import (
     UsageError,
     Workload,
 )
-from posttrain_recipes.training.distill import teachers
+from posttrain_recipes.records import Messages
+from posttrain_recipes.training.distill import spans, teachers
 from posttrain_recipes.training.distill.on_policy import (
     WATCHED,
     Attempt,
@@ -60,8 +66,9 @@ class Teacher(ModelRef):
 class DistillOnPolicy(Method):
     """On-policy distillation: score each token of the student's own replies by a teacher.
 
-    When: a stronger model with the same tokenizer can be asked for log-probabilities; it corrects
-    the mistakes that the student makes, in far fewer tokens than imitation. When not: the student
+    When: a stronger model can be asked for log-probabilities; it corrects the mistakes that the
+    student makes, in far fewer tokens than imitation. With another tokenizer: align: spans. When
+    not: the student
     never writes anything near what is wanted (distill_off_policy or sft first), or there is only
     the teacher's text.
     """
@@ -79,6 +86,10 @@ class DistillOnPolicy(Method):
         teacher: Teacher | list[Teacher]
         """Whose log-probabilities score the replies: one model, or a list with `weight`s."""
 
+        align: Literal["tokens", "spans"] = "tokens"
+        """What is compared: the student's tokens, which a teacher of the same tokenizer reads as
+        they are; or spans of text, which one of another tokenizer reads in its own."""
+
         @field_validator("teacher")
         @classmethod
         def _somebody(cls, teacher: Teacher | list[Teacher]) -> Teacher | list[Teacher]:
@@ -92,6 +103,11 @@ class DistillOnPolicy(Method):
             return self.teacher if isinstance(self.teacher, list) else [self.teacher]
 
     config: Config
+    other_tokenizer = "or set 'align: spans', which compares text"
+
+    def reads_tokens(self) -> Sequence[str]:
+        """No teacher does that reads text."""
+        return () if self.config.align == "spans" else self.same_tokenizer
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """The student's replies, read by every teacher that may be theirs."""
@@ -110,6 +126,7 @@ class DistillOnPolicy(Method):
         config = self.config
         items = [
             _TaughtPrompt(
+                record.messages,
                 prompt_tokens(record.messages, stage.renderer, config, record.source),
                 _teachers_of(record, config.teachers),
             )
@@ -119,7 +136,10 @@ class DistillOnPolicy(Method):
 
 
 class _TaughtPrompt(StudentPrompt):
-    def __init__(self, prompt: list[int], teachers: list[tuple[int, float]]) -> None:
+    def __init__(
+        self, messages: Messages, prompt: list[int], teachers: list[tuple[int, float]]
+    ) -> None:
+        self.messages = messages
         self.prompt = prompt
         self.teachers = teachers
         """Numbers of its teachers, and the share that each of them has; the shares sum to 1."""
@@ -144,37 +164,67 @@ def _teachers_of(record: Prompt, all_teachers: Sequence[Teacher]) -> list[tuple[
 class _ReverseKL(OnPolicy[_TaughtPrompt]):
     def __init__(self, stage: StageContext, config: DistillOnPolicy.Config) -> None:
         super().__init__(stage, config)
-        self.samplers = [stage.resolve(teacher).sampler for teacher in config.teachers]
+        served = [stage.resolve(teacher) for teacher in config.teachers]
+        self.samplers = [model.sampler for model in served]
+        self.readers = [spans.Reader(model, stage.renderer) for model in served]
+        self.by_text = config.align == "spans"
 
     def submit(
         self, client: tinker.TrainingClient, batch: Sequence[_TaughtPrompt]
     ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
         asked = [
-            (item, y, [self._read(number, y) for number, _ in item.teachers])
+            (y, [share for _, share in item.teachers], self._ask(item, y))
             for item, y in self.attempts(client, batch)  # y ~ p(. | x)
         ]
-        T = sum(len(y.tokens) for _, y, _ in asked)
-        data, student, taught = [], 0.0, 0.0
-        kl: list[dict[str, list[float | None]]] = []
-        for item, y, read in asked:
-            shares = [share for _, share in item.teachers]
-            logq = teachers.reply_logprobs(read, shares, len(y.tokens), self.stage.wait)
-            A = [(log_q - log_p) / T for log_q, log_p in zip(logq, y.logprobs, strict=True)]
-            if len(kl) < WATCHED:
-                kl.append({"reverse_kl": [p - q for q, p in zip(logq, y.logprobs, strict=True)]})
+        attempts = [y for y, _, _ in asked]
+        T = sum(len(y.tokens) for y in attempts)
+        found = [self._compared(y, shares, told) for y, shares, told in asked]
+        data = []
+        for y, one in zip(attempts, found, strict=True):
+            A = [(credit or 0.0) / T for credit in one.credits]
             data.append(teachers.policy_datum(y, y.logprobs, A))
-            student, taught = student + sum(y.logprobs), taught + sum(logq)
-        attempts = [y for _, y, _ in asked]
-        self.watch(attempts, kl)
-        self.showed(
-            attempts,
-            {"kl": (student - taught) / T, "entropy": -student / T, "teacher/logp": taught / T},
-        )
+        first = found[:WATCHED]
+        self.watch(attempts, [{"reverse_kl": [c and -c for c in one.credits]} for one in first])
+        self.showed(attempts, self._metrics(attempts, found, T))
         return client.forward_backward(data, "importance_sampling")  # - sum_t rho_t A_t
 
-    def _read(self, number: int, y: Attempt) -> tinker.APIFuture[list[float | None]]:
-        """Ask a teacher for log q of a reply, without waiting."""
+    def _ask(self, item: _TaughtPrompt, y: Attempt) -> list[spans.Asked]:
+        """Ask its teachers for log q of a reply, without waiting."""
         import tinker
 
-        whole = tinker.ModelInput.from_ints([*y.prompt, *y.tokens])
-        return self.samplers[number].compute_logprobs(whole)
+        if self.by_text:
+            return [self.readers[number].ask(item.messages, y) for number, _ in item.teachers]
+        whole, each = tinker.ModelInput.from_ints([*y.prompt, *y.tokens]), len(y.tokens)
+        alike = [spans.Span(range(t, t + 1), range(t, t + 1)) for t in range(each)]
+        return [
+            spans.Asked(alike, self.samplers[number].compute_logprobs(whole), each)
+            for number, _ in item.teachers
+        ]
+
+    def _compared(
+        self, y: Attempt, shares: Sequence[float], told: Sequence[spans.Asked]
+    ) -> spans.Compared:
+        """What its teachers found of a reply, as one."""
+        return spans.mixed([one.compared(y, self.stage.wait) for one in told], shares)
+
+    def _metrics(
+        self, attempts: Sequence[Attempt], found: Sequence[spans.Compared], T: int
+    ) -> dict[str, float]:
+        read = sum(one.read for one in found)
+        gap = sum(one.gap for one in found)
+        student = sum(sum(y.logprobs) for y in attempts)
+        own = sum(
+            logprob
+            for y, one in zip(attempts, found, strict=True)
+            for logprob, credit in zip(y.logprobs, one.credits, strict=True)
+            if credit is not None
+        )
+        metrics = {
+            "kl": -gap / max(1, read),
+            "entropy": -student / T,
+            "teacher/logp": (own + gap) / max(1, read),
+        }
+        if self.by_text:
+            metrics["align/unread_share"] = 1 - read / T
+            metrics["align/tokens_per_span"] = read / max(1, sum(one.spans for one in found))
+        return metrics

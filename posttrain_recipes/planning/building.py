@@ -342,7 +342,7 @@ def _check_model_ref(
         model = ref.model
     if not ref.checkpoint and model in builder.models:
         renderers.check_reference(builder, ref, model, where)
-    if path[0] not in made.same_tokenizer or model == builder.model:
+    if path[0] not in made.reads_tokens() or model == builder.model:
         return
     if not ref.checkpoint and model not in builder.models:
         return  # it has a fault of its own
@@ -350,19 +350,24 @@ def _check_model_ref(
     if differ is None:
         where_written = builder.recipe.fault(where, "")
         builder.same_tokenizer.append(
-            SameTokenizer(builder.model, model, where_written.location, where_written.key)
+            SameTokenizer(
+                builder.model,
+                model,
+                where_written.location,
+                where_written.key,
+                made.other_tokenizer,
+            )
         )
     elif differ:
-        builder.fault(
-            where, other_tokenizer(f"'{model}'", builder.model, differ), code="other-tokenizer"
-        )
+        told = other_tokenizer(f"'{model}'", builder.model, differ, made.other_tokenizer)
+        builder.fault(where, told, code="other-tokenizer")
 
 
-def other_tokenizer(theirs: str, ours: str, differ: str) -> str:
+def other_tokenizer(theirs: str, ours: str, differ: str, instead: str = "") -> str:
     """What is said of weights that cannot read the tokens of a stage's model."""
     return (
         f"{theirs} has another tokenizer than '{ours}' ({differ}), so its probabilities are of "
-        "other tokens; name a model of the same family"
+        f"other tokens; name a model of the same family{', ' * bool(instead)}{instead}"
     )
 
 

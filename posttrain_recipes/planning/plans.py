@@ -250,6 +250,8 @@ class SameTokenizer:
     location: Location
     key: str
     """The option, as `stages.student.method.teacher`."""
+    instead: str = ""
+    """What else the recipe may do."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ METRICS = {
     "feedback/learned_share": "Of sdpo: the share of attempts that something was said of, and that "
     "were learned. At 0 nothing is learned.",
     "feedback/solved_share": "Of sdpo: the share of attempts that succeeded.",
+    "align/unread_share": "Of distill_on_policy with align: spans: the share of the student's "
+    "tokens that the teacher has no word on, as its tokenizer cannot say the same. Near 0.",
+    "align/tokens_per_span": "Tokens of the student's in a span that is whole tokens of both "
+    "tokenizers. The nearer to 1, the finer is what the teacher says.",
     "teacher/mass": "The probability that the teacher's top_k likeliest tokens have together. Far "
     "below 1 raise top_k.",
     "teacher/entropy": "Nats a token that the teacher is unsure of.",

@@ -39,7 +39,7 @@ def check(plan: Plan, serving: Serving) -> None:
                 Fault(
                     pair.location,
                     pair.key,
-                    other_tokenizer(who, pair.model, differ),
+                    other_tokenizer(who, pair.model, differ, pair.instead),
                     code="other-tokenizer",
                 )
             )

@@ -390,6 +390,7 @@ class _Methods:
         truncate: bool = ...,
         group_size: int = ...,
         max_tokens: int = ...,
+        align: Literal['tokens', 'spans'] = ...,
     ) -> MethodPiece: """On-policy distillation: score each token of the student's own replies by a teacher.
 
         Args:
@@ -417,6 +418,8 @@ class _Methods:
             max_tokens: Longest reply in tokens; a reply that is cut there is learned from as far as it goes.
         By default it follows from the answers in the data; 256 where those do not tell. [default: 256]
             teacher: Whose log-probabilities score the replies: one model, or a list with `weight`s.
+            align: What is compared: the student's tokens, which a teacher of the same tokenizer reads as
+        they are; or spans of text, which one of another tokenizer reads in its own. [default: tokens]
         """
     def dpo(
         self,
@@ -1046,6 +1049,88 @@ class _Methods:
 
         Now answer with a response of your own, including the thinking process:]
         """
+    def sdpo(
+        self,
+        *,
+        learning_rate: float | Literal['auto'] = ...,
+        schedule: Literal['constant', 'linear', 'cosine'] = ...,
+        warmup_steps: int = ...,
+        weight_decay: float = ...,
+        grad_clip: float = ...,
+        adam_beta1: float = ...,
+        adam_beta2: float = ...,
+        save_every: int = ...,
+        save_minutes: float = ...,
+        token_budget: int | None = ...,
+        batch_size: int = ...,
+        epochs: int = ...,
+        shuffle: bool = ...,
+        max_steps: int | None = ...,
+        max_length: int = ...,
+        truncate: bool = ...,
+        group_size: int = ...,
+        max_tokens: int = ...,
+        success: float = ...,
+        show_success: bool = ...,
+        beta: float = ...,
+        top_k: int = ...,
+        teacher: Literal['policy', 'start'] = ...,
+        template: str = ...,
+        success_template: str = ...,
+        feedback_template: str = ...,
+        on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
+        reward_timeout: float | None = ...,
+    ) -> MethodPiece: """Self-distillation policy optimization: learn from what is said of one's own attempts.
+
+        Args:
+            learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
+        the model's hidden size and the method's family. LoRA wants about ten times that of full
+        fine-tuning. [default: auto]
+            schedule: How the learning rate falls to zero after the warm-up; constant keeps it. [default: linear]
+            warmup_steps: Steps over which the learning rate rises from zero. [default: 0]
+            weight_decay: Decoupled weight decay (AdamW). [default: 0.0]
+            grad_clip: Largest norm of the gradient; 0 does not clip. [default: 1.0]
+            adam_beta1: Decay of Adam's first moment. [default: 0.9]
+            adam_beta2: Decay of Adam's second moment. [default: 0.95]
+            save_every: Steps between checkpoints that an interrupted run goes on from; 0 saves only the last, and
+        what `save_minutes` asks for. [default: 50]
+            save_minutes: Minutes after which one is saved however few steps that were; 0 goes by steps alone. [default: 10.0]
+            token_budget: Stop after the step with which the tokens that were trained on, and those that were written
+        to be trained on, come to this. What a reference, teacher or judge only reads is not counted.
+            batch_size: Prompts in one optimizer step. [default: 32]
+            epochs: Passes over the data, each in an order of its own. [default: 1]
+            shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
+            max_steps: Stop after this many steps, whatever `epochs` says.
+            max_length: Longest example in tokens. [default: 2048]
+            truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
+            group_size: Attempts at each prompt. [default: 8]
+            max_tokens: Longest reply in tokens; a reply that is cut there is learned from as far as it goes.
+        By default it follows from the answers in the data; 256 where those do not tell. [default: 256]
+            success: The reward from which on an attempt has succeeded. [default: 1.0]
+            show_success: Whether the teacher of an attempt is shown another one that succeeded. [default: True]
+            beta: Which divergence: 1 is the reverse KL of the paper, 0 the forward KL, in between a
+        Jensen-Shannon. [default: 1.0]
+            top_k: How many of the teacher's likeliest tokens are told apart at each position; all others
+        count as one. [default: 20]
+            teacher: Who is shown the feedback: the policy as it is, or as the stage began. [default: policy]
+            template: What the teacher reads, with {question}, {success} and {feedback}; what there is not is
+        left out. [default: {question}{success}{feedback}
+
+        Correctly solve the original question.]
+            success_template: How an attempt that succeeded is told, with {success}. [default:
+
+        Correct solution:
+
+        {success}]
+            feedback_template: How the reward's words are told, with {feedback}. [default:
+
+        The following is feedback from your unsuccessful earlier attempt:
+
+        {feedback}]
+            on_reward_error: A reward that raises or takes too long: drop leaves the attempt out, zero gives it 0,
+        stop ends the stage. [default: drop]
+            reward_timeout: Seconds that a reward may take for the attempts at a prompt; by default no limit.
+        """
     def self_play(
         self,
         *,
@@ -1326,6 +1411,7 @@ class _Rewards:
         *,
         call: str,
         weight: float = ...,
+        feedback: str | None = ...,
         arguments: Mapping[str, Any] = ...,
         timeout: float | None = ...,
     ) -> RewardPiece: """What a function of your own says: `{use: function, call: "my_rewards:score"}`.
@@ -1333,6 +1419,7 @@ class _Rewards:
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
             call: The function, as module:function.
+            feedback: A function of one sample that says in words what is wrong with it, as module:function.
             arguments: Further arguments of the function, by name.
             timeout: Seconds that one call may take, and an `async` function for all replies to a prompt; one
         that takes longer raises. By default no limit.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from posttrain_recipes.training.distill import divergence
+from posttrain_recipes.training.distill.spans import Pieces, align
 
 pytest.importorskip("trl", reason="TRL is not installed")
 
@@ -43,6 +44,25 @@ def test_generalized_jsd(beta: float) -> None:
     ours = divergence.top_k_jsd(own, logq, torch.ones_like(ids, dtype=torch.bool), beta).mean()
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(slope(ours, z), slope(theirs, z))
+
+
+def test_spans_of_two_tokenizers() -> None:
+    """TRL puts what comes after the last boundary of both into a span of its own; ours leaves it
+    out, as the text of both is one."""
+    from trl.experimental.gold.gold_trainer import ULDLoss
+
+    random = torch.Generator().manual_seed(7)
+    for _ in range(50):
+        length = int(torch.randint(1, 30, (), generator=random))
+        both = []
+        for _ in range(2):
+            cuts = torch.rand(length, generator=random) < 0.4
+            both.append([*(i + 1 for i in range(length - 1) if cuts[i]), length])
+        offsets = [[(a, b) for a, b in zip([0, *ends], ends, strict=False)] for ends in both]
+        theirs = ULDLoss._align_by_byte_offsets(*offsets)
+        found = align(*(Pieces("x" * length, list[int | None](ends)) for ends in both))
+        ours = [[*span.ours] for span in found], [[*span.theirs] for span in found]
+        assert ours == tuple(theirs)
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -78,12 +78,6 @@ def test_a_policy_datum_is_zero_over_the_prompt() -> None:
     }
 
 
-def test_several_teachers_are_their_weighted_mean() -> None:
-    asked = [done([None, -9.0, -1.0, -2.0]), done([None, -9.0, -3.0, -4.0])]
-    mean = teachers.reply_logprobs(asked, [0.75, 0.25], 2, lambda future: future.result())
-    assert mean == pytest.approx([-1.5, -2.5])
-
-
 def test_cross_entropy_against_soft_targets_is_the_forward_kl_and_the_entropy() -> None:
     made = targets([[0.6, 0.2]], ids=[[0, 2]])
     student = torch.log_softmax(torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64), 0)

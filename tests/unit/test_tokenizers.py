@@ -140,6 +140,20 @@ class TestRecipes:
         assert (fault.location.line, fault.key) == (7, "stages.student.method.teacher")
         assert "'./other' has another tokenizer than './model' (6 tokens beside 7)" in fault.message
 
+    def test_a_teacher_that_reads_text_may_have_another(self, project: Project) -> None:
+        save(tokenizer(), project.path / "model")
+        save(tokenizer((*WORDS, "more")), project.path / "other")
+        asked = RECIPE.replace("TEACHER", "{model: ./other}")
+        with pytest.raises(RecipeError, match="or set 'align: spans', which compares text"):
+            project.plan(asked)
+        assert (
+            project.plan(asked.replace("teacher:", "align: spans, teacher:")).same_tokenizer == ()
+        )
+        other = asked.replace("distill_on_policy", "gkd")
+        with pytest.raises(RecipeError) as caught:
+            project.plan(other)
+        assert "align" not in caught.value.faults[0].message
+
     def test_one_with_more_markers_is_of_the_family(self, project: Project) -> None:
         save(tokenizer(), project.path / "model")
         save(tokenizer(added="<think>"), project.path / "other")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import tinker
     from numpy.typing import NDArray
 
-    from posttrain_recipes.plugin import Waiter
 
 MASKED = -1e4
 """Log-probabilities below this are the wire's filling, not a model's."""
@@ -144,23 +143,6 @@ def top_k(response: tinker.SampleResponse, count: int) -> SoftTargets:
     """The same as targets to learn."""
     found = likeliest(response, count)
     return soft_targets(found.ids, found.logprobs)
-
-
-def reply_logprobs(
-    asked: Sequence[tinker.APIFuture[list[float | None]]],
-    shares: Sequence[float],
-    reply_length: int,
-    wait: Waiter,
-) -> list[float]:
-    """log p (T,) of a reply's tokens: the mean over teachers, weighted by `shares` (summing to 1).
-
-    Each of `asked` is `compute_logprobs` of a prompt and the reply.
-    """
-    total = [0.0] * reply_length
-    for future, share in zip(asked, shares, strict=True):
-        for t, logprob in enumerate(wait(future)[-reply_length:]):
-            total[t] += share * (logprob or 0.0)
-    return total
 
 
 def soft_datum(reply: TokenizedReply, targets: SoftTargets, scale: float) -> tinker.Datum:

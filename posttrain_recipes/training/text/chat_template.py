@@ -231,6 +231,11 @@ class ChatRenderer:
         """A text after it was tokens: the same, unless the tokenizer loses a part of it."""
         return self.decode(self._tokens(text))
 
+    def written(self, text: str, *, ended: bool) -> list[int]:
+        """The tokens of a reply with this text, and with `ended` the one that ends it."""
+        end = [self._end] if ended and self._end is not None else []
+        return self._encode(self._without_control(text)) + end
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids (N,) as text, special tokens included."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
