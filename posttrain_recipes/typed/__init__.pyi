@@ -1461,6 +1461,20 @@ class _Rewards:
         Reply: {reply}
         Yes or no?]
         """
+    def steps(
+        self,
+        *,
+        of: RewardPiece,
+        weight: float = ...,
+        ends_with: str = ...,
+    ) -> RewardPiece: """The mean over a reply's steps of another reward, which is asked of the reply up to each.
+
+        Args:
+            weight: The factor of this reward in the sum. [default: 1.0]
+            of: The reward that marks a step, from all that was said up to its end.
+            ends_with: What ends a step; what follows the last one is a step too. [default:
+        ]
+        """
 
 reward: _Rewards
 
