@@ -91,6 +91,7 @@ from posttrain_recipes.records import (
     Record,
     Rendered,
     Sample,
+    StepMark,
     Task,
     Turn,
 )
@@ -119,8 +120,9 @@ __all__ = [
     "Prompt", "PtlError", "Record", "Rendered", "Renderer", "RendererConfig", "Reply", "Resume",
     "Reward", "RewardContext", "RewardRef", "RunEnded", "RunStarted", "Sample", "SamplesLogged",
     "ServedModel", "ServedWeights", "StageContext", "StageEnded", "StageSink", "StageStarted",
-    "StepMetrics", "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError", "Waiter",
-    "WatchedReply", "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
+    "StepMark", "StepMetrics", "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError",
+    "Waiter", "WatchedReply", "Workload", "checkpoint_name", "effective", "hookimpl",
+    "sampling_client",
 ]  # fmt: skip
 
 GOING = {"NoEffect": Going("0.1", "write Affects.NOTHING")}
