@@ -195,7 +195,7 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
         if self.by_text:
             return [self.readers[number].ask(item.messages, y) for number, _ in item.teachers]
         whole, each = tinker.ModelInput.from_ints([*y.prompt, *y.tokens]), len(y.tokens)
-        alike = [spans.Span(range(t, t + 1), range(t, t + 1)) for t in range(each)]
+        alike = [spans.SharedSpan(range(t, t + 1), range(t, t + 1)) for t in range(each)]
         return [
             spans.Asked(alike, self.samplers[number].compute_logprobs(whole), each)
             for number, _ in item.teachers
@@ -203,12 +203,12 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
 
     def _compared(
         self, y: Attempt, shares: Sequence[float], told: Sequence[spans.Asked]
-    ) -> spans.Compared:
+    ) -> spans.SpanCredits:
         """What its teachers found of a reply, as one."""
         return spans.mixed([one.compared(y, self.stage.wait) for one in told], shares)
 
     def _metrics(
-        self, attempts: Sequence[Attempt], found: Sequence[spans.Compared], T: int
+        self, attempts: Sequence[Attempt], found: Sequence[spans.SpanCredits], T: int
     ) -> dict[str, float]:
         read = sum(one.read for one in found)
         gap = sum(one.gap for one in found)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from posttrain_recipes.training.distill import divergence
-from posttrain_recipes.training.distill.spans import Pieces, align
+from posttrain_recipes.training.distill.spans import TextPieces, align
 
 pytest.importorskip("trl", reason="TRL is not installed")
 
@@ -60,7 +60,7 @@ def test_spans_of_two_tokenizers() -> None:
             both.append([*(i + 1 for i in range(length - 1) if cuts[i]), length])
         offsets = [[(a, b) for a, b in zip([0, *ends], ends, strict=False)] for ends in both]
         theirs = ULDLoss._align_by_byte_offsets(*offsets)
-        found = align(*(Pieces("x" * length, list[int | None](ends)) for ends in both))
+        found = align(*(TextPieces("x" * length, list[int | None](ends)) for ends in both))
         ours = [[*span.ours] for span in found], [[*span.theirs] for span in found]
         assert ours == tuple(theirs)
 

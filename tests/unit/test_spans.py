@@ -20,10 +20,10 @@ from posttrain_recipes.plugin import Message
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import Attempt
 from posttrain_recipes.training.distill.spans import (
-    Compared,
-    Pieces,
     Reader,
-    Span,
+    SharedSpan,
+    SpanCredits,
+    TextPieces,
     align,
     compared,
     mixed,
@@ -89,26 +89,26 @@ def readers() -> dict[str, Any]:
 def test_tokens_are_cut_at_characters(readers: dict[str, Any], text: str) -> None:
     for name, one in readers.items():
         tokens = one.written(text, ended=False)
-        pieces = Pieces.of(tokens, one.decode)
+        pieces = TextPieces.of(tokens, one.decode)
         assert pieces.text == text == one.decode(tokens), name
         assert len(pieces.ends) == len(tokens)
         ends = [end for end in pieces.ends if end is not None]
         assert ends == sorted(ends)
         assert ends[-1:] == [len(text)] * bool(text)
-    bytewise = Pieces.of([*"🙂a".encode()], lambda ids: bytes(ids).decode(errors="replace"))
+    bytewise = TextPieces.of([*"🙂a".encode()], lambda ids: bytes(ids).decode(errors="replace"))
     assert bytewise.ends == [None, None, None, 1, 2]
 
 
 def test_bytes_that_are_no_character_yet_end_nowhere() -> None:
-    cut = Pieces.of([*"ok🙂".encode()[:-1]], lambda ids: bytes(ids).decode(errors="replace"))
+    cut = TextPieces.of([*"ok🙂".encode()[:-1]], lambda ids: bytes(ids).decode(errors="replace"))
     assert cut.text == "ok"
     assert cut.ends == [1, 2, None, None, None]
-    broken = Pieces.of([0x61, 0xF0, 0x62], lambda ids: bytes(ids).decode(errors="replace"))
+    broken = TextPieces.of([0x61, 0xF0, 0x62], lambda ids: bytes(ids).decode(errors="replace"))
     assert broken.text == "a\ufffdb"
     assert broken.ends == [1, None, 3]
 
 
-def spans(found: Sequence[Span]) -> list[tuple[list[int], list[int]]]:
+def spans(found: Sequence[SharedSpan]) -> list[tuple[list[int], list[int]]]:
     return [([*span.ours], [*span.theirs]) for span in found]
 
 
@@ -126,17 +126,17 @@ def spans(found: Sequence[Span]) -> list[tuple[list[int], list[int]]]:
 def test_spans_are_the_smallest_that_are_whole_tokens_of_both(
     ours: list[int | None], theirs: list[int | None], expected: Any
 ) -> None:
-    assert spans(align(Pieces("abcdef", ours), Pieces("abcdef", theirs))) == expected
+    assert spans(align(TextPieces("abcdef", ours), TextPieces("abcdef", theirs))) == expected
 
 
 def test_texts_are_compared_up_to_where_they_differ() -> None:
-    found = align(Pieces("abXd", [1, 2, 3, 4]), Pieces("abYd", [1, 2, 3, 4]))
+    found = align(TextPieces("abXd", [1, 2, 3, 4]), TextPieces("abYd", [1, 2, 3, 4]))
     assert spans(found) == [([0], [0]), ([1], [1])]
 
 
 def test_a_span_has_the_sums_of_its_tokens() -> None:
     found = compared(
-        [Span(range(2), range(1)), Span(range(2, 3), range(1, 3))],
+        [SharedSpan(range(2), range(1)), SharedSpan(range(2, 3), range(1, 3))],
         [-1.0, -2.0, -0.5, -9.0],
         [-2.5, -0.25, -0.5],
     )
@@ -146,14 +146,14 @@ def test_a_span_has_the_sums_of_its_tokens() -> None:
 
 
 def test_spans_of_one_token_each_are_the_tokens() -> None:
-    ones = [Span(range(t, t + 1), range(t, t + 1)) for t in range(3)]
+    ones = [SharedSpan(range(t, t + 1), range(t, t + 1)) for t in range(3)]
     found = compared(ones, [-1.0, -2.0, -3.0], [-1.5, -1.0, -3.0])
     assert found.credits == [-0.5, 1.0, 0.0]
     assert found.gap == 0.5
 
 
 def test_several_teachers_are_their_weighted_mean() -> None:
-    two = [Compared([1.0, None, 2.0], 3.0, 2), Compared([3.0, None, None], 3.0, 1)]
+    two = [SpanCredits([1.0, None, 2.0], 3.0, 2), SpanCredits([3.0, None, None], 3.0, 1)]
     both = mixed(two, [0.75, 0.25])
     assert both.credits == [1.5, None, 1.5]
     assert (both.gap, both.spans, both.read) == (3.0, 2, 2)
@@ -174,7 +174,7 @@ def test_what_is_submitted_has_the_gradient_of_the_kl_of_spans() -> None:
     sums = [torch.zeros_like(one) for one in wanted]
     for a, b in itertools.product(range(3), range(3)):
         own = (logp1[a].item(), logp2[a, b].item())
-        found = compared([Span(range(2), range(1))], own, [logq[a, b].item()])
+        found = compared([SharedSpan(range(2), range(1))], own, [logq[a, b].item()])
         credits = [credit or 0.0 for credit in found.credits]
         columns = teachers.policy_datum(Attempt([9], [a, b]), own, credits).loss_fn_inputs
         inputs = {n: torch.tensor(columns[n].data) for n in ("logprobs", "advantages")}
@@ -233,7 +233,7 @@ def test_a_reply_that_was_cut_has_no_end_to_compare(readers: dict[str, Any]) -> 
 
 def test_half_a_character_is_not_read(readers: dict[str, Any]) -> None:
     whole = readers["tiny"].written("ok 🙂", ended=False)
-    ends = Pieces.of(whole, readers["tiny"].decode).ends
+    ends = TextPieces.of(whole, readers["tiny"].decode).ends
     assert ends[-2] is None, "the tiny model says an emoji in several tokens"
     asked, y, sampler = ask(readers, "ok 🙂", ended=False, cut=1)
     assert readers["bytes"].decode(sampler.read).endswith("<say>ok ")

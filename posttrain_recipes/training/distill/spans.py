@@ -34,7 +34,7 @@ BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Span:
+class SharedSpan:
     """A piece of text that is whole tokens of both: where they stand in each sequence."""
 
     ours: range
@@ -42,7 +42,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class TextPieces:
     """Tokens (T,) as text."""
 
     text: str
@@ -51,7 +51,7 @@ class Pieces:
     """Of each token, how many characters there are up to its end; None within a character."""
 
     @classmethod
-    def of(cls, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Pieces:
+    def of(cls, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> TextPieces:
         """Decoded a few tokens at a time, each with those before it, as they may share a
         character, and as some tokenizers leave out the space before a first one."""
         text, ends = "", list[int | None]()
@@ -66,7 +66,7 @@ class Pieces:
         return cls(text, ends)
 
 
-def align(ours: Pieces, theirs: Pieces) -> list[Span]:
+def align(ours: TextPieces, theirs: TextPieces) -> list[SharedSpan]:
     """The smallest spans at whose ends both have a boundary, in order.
 
     What comes after the last such end is in none of them, and so is all from where the two texts
@@ -79,16 +79,16 @@ def align(ours: Pieces, theirs: Pieces) -> list[Span]:
     # Of several tokens that end in one place, as those without text do, the last.
     mine = {end: place + 1 for place, end in enumerate(ours.ends) if end is not None}
     other = {end: place + 1 for place, end in enumerate(theirs.ends) if end is not None}
-    found, begin, begin_theirs = list[Span](), 0, 0
+    found, begin, begin_theirs = list[SharedSpan](), 0, 0
     for end, place in mine.items():
         if end <= same and end in other:
-            found.append(Span(range(begin, place), range(begin_theirs, other[end])))
+            found.append(SharedSpan(range(begin, place), range(begin_theirs, other[end])))
             begin, begin_theirs = place, other[end]
     return [span for span in found if span.ours and span.theirs]
 
 
 @dataclass(frozen=True)
-class Compared:
+class SpanCredits:
     """A reply as a teacher finds it."""
 
     credits: list[float | None]
@@ -105,8 +105,8 @@ class Compared:
 
 
 def compared(
-    spans: Sequence[Span], ours: Sequence[float], theirs: Sequence[float | None]
-) -> Compared:
+    spans: Sequence[SharedSpan], ours: Sequence[float], theirs: Sequence[float | None]
+) -> SpanCredits:
     """From log p of the student's tokens (T,) and log q of the teacher's."""
     credits: list[float | None] = [None] * len(ours)
     gap = 0.0
@@ -117,10 +117,10 @@ def compared(
             left += ours[place]
             credits[place] = logq - left
         gap += logq - left
-    return Compared(credits, gap, len(spans))
+    return SpanCredits(credits, gap, len(spans))
 
 
-def mixed(found: Sequence[Compared], shares: Sequence[float]) -> Compared:
+def mixed(found: Sequence[SpanCredits], shares: Sequence[float]) -> SpanCredits:
     """Several teachers as one, weighted by `shares` (summing to 1)."""
     pairs = list(zip(found, shares, strict=True))
     credits = [
@@ -130,23 +130,23 @@ def mixed(found: Sequence[Compared], shares: Sequence[float]) -> Compared:
         for t in range(len(found[0].credits))
     ]
     gap = sum(share * one.gap for one, share in pairs)
-    return Compared(credits, gap, max(one.spans for one in found))
+    return SpanCredits(credits, gap, max(one.spans for one in found))
 
 
 @dataclass(frozen=True)
 class Asked:
     """A reply that a teacher was asked to read in its own tokens."""
 
-    spans: list[Span]
+    spans: list[SharedSpan]
     future: tinker.APIFuture[list[float | None]] | None
     """Its log-probabilities of its prompt and the reply; None where there is nothing to read."""
     length: int
     """Of its tokens, those of the reply: the last ones."""
 
-    def compared(self, y: Attempt, wait: Waiter) -> Compared:
+    def compared(self, y: Attempt, wait: Waiter) -> SpanCredits:
         """What it found of the student's reply."""
         if self.future is None:
-            return Compared([None] * len(y.tokens))
+            return SpanCredits([None] * len(y.tokens))
         return compared(self.spans, y.logprobs, wait(self.future)[-self.length :])
 
 
@@ -167,16 +167,16 @@ class Reader:
 
         ended = bool(y.tokens) and y.tokens[-1] in self.student.stop
         body = y.tokens[:-1] if ended else y.tokens
-        ours = Pieces.of(body, self.student.decode)
+        ours = TextPieces.of(body, self.student.decode)
         whole = ended and (not body or ours.ends[-1] is not None)
         renderer = self.model.renderer
         reply = renderer.written(ours.text, ended=whole)
         end = int(whole and bool(reply) and reply[-1] in renderer.stop)
-        theirs = Pieces.of(reply[: len(reply) - end], renderer.decode)
+        theirs = TextPieces.of(reply[: len(reply) - end], renderer.decode)
         spans = align(ours, theirs)
         if end and ours.text == theirs.text:
             last = len(body), len(theirs.ends)
-            spans.append(Span(*(range(place, place + 1) for place in last)))
+            spans.append(SharedSpan(*(range(place, place + 1) for place in last)))
         if not spans:
             return Asked([], None, 0)
         read = tinker.ModelInput.from_ints([*renderer.prompt(messages), *reply])
