@@ -68,7 +68,10 @@ class GKD(Method):
     takes: ClassVar[tuple[type[Record], ...]] = (Conversation, Prompt)
     same_tokenizer: ClassVar[tuple[str, ...]] = ("teacher",)
     needs = ("custom_loss", "targets:several", "sample:trained", "prompt_logprobs:top_k")
-    loss = "sum_t(beta*KL(q||m) + (1-beta)*KL(p||m)) / T, m = beta*q + (1-beta)*p, q the teacher's"
+    loss = (
+        "sum(beta * q * (log q - log m) + (1 - beta) * p * (log p - log m)) / T, "
+        "m = beta * q + (1 - beta) * p, q the teacher's"
+    )
     paper = "Agarwal et al. 2023, On-policy distillation of language models, arXiv 2306.13649"
 
     class Config(OnPolicyConfig):

@@ -78,7 +78,9 @@ class SDPO(Method):
         *("custom_loss", "targets:several", "sample:group", "sample:trained"),
         "prompt_logprobs:top_k",
     )
-    loss = "sum_t(KL(p || q)) / T along the policy's attempts, q the policy shown their feedback"
+    loss = (
+        "sum(p * (log p - log q)) / T along its attempts, q the policy shown what is said of them"
+    )
     paper = "Hübotter et al. 2026, Reinforcement learning via self-distillation, arXiv 2601.20802"
 
     class Config(OnPolicyConfig):
