@@ -22,6 +22,7 @@ the vocabulary, which the API does not hand out; both have the same expectation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -52,6 +53,10 @@ from posttrain_recipes.training.loops import supervised, token_counts
 
 if TYPE_CHECKING:
     import tinker
+
+log = logging.getLogger(__name__)
+MUCH = 0.2
+"""The share of a step's tokens without a teacher's word on them from which on people are told."""
 
 
 class Teacher(ModelRef):
@@ -168,6 +173,7 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
         self.samplers = [model.sampler for model in served]
         self.readers = [spans.Reader(model, stage.renderer) for model in served]
         self.by_text = config.align == "spans"
+        self.warned = False
 
     def submit(
         self, client: tinker.TrainingClient, batch: Sequence[_TaughtPrompt]
@@ -225,6 +231,14 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
             "teacher/logp": (own + gap) / max(1, read),
         }
         if self.by_text:
-            metrics["align/unread_share"] = 1 - read / T
+            unread = metrics["align/unread_share"] = 1 - read / T
+            if unread > MUCH and not self.warned:
+                self.warned = True
+                log.warning(
+                    "%.0f%% of what the student wrote in step %d is not compared: its end, bytes "
+                    "that are no character, or text that the teacher's tokenizer changes",
+                    100 * unread,
+                    self._step + 1,
+                )
             metrics["align/tokens_per_span"] = read / max(1, sum(one.spans for one in found))
         return metrics

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from posttrain_recipes.engine.train import losses
+from posttrain_recipes.methods.distill_on_policy import _ReverseKL
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.plugin import Message
 from posttrain_recipes.training.distill import teachers
@@ -266,3 +267,19 @@ def test_a_student_that_ends_in_half_a_character_is_not_told_to_end(
     asked = Reader(model, student).ask((Message("user", "hi"),), y)
     assert asked.compared(y, lambda future: future.result()).credits[-1] is None
     assert readers["bytes"].decode(sampler.read).endswith("<say>ok ")
+
+
+def test_much_that_is_not_read_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    objective = _ReverseKL.__new__(_ReverseKL)
+    vars(objective).update(by_text=True, warned=False, _step=0)
+    y = Attempt([9], [1, 2], logprobs=(-1.0, -2.0))
+    for _ in range(2):
+        metrics = objective._metrics([y], [SpanCredits([0.5, None], 0.5, 1)], 2)
+    assert metrics == {
+        "kl": -0.5,
+        "entropy": 1.5,
+        "teacher/logp": -0.5,
+        "align/unread_share": 0.5,
+        "align/tokens_per_span": 1.0,
+    }
+    assert [record.message[:30] for record in caplog.records] == ["50% of what the student wrote "]
