@@ -31,7 +31,8 @@ class Renderer(Protocol):
     def supervised(
         self, messages: Sequence[Message], train_on: str = "last"
     ) -> tuple[list[int], list[float]]:
-        """Token ids (N,) and their 0/1 weights (N,): 1 where the assistant's words are learned.
+        """Token ids (N,) and their weights (N,): 1 where the assistant's words are learned, and
+        what a message's own weight says where it has one.
 
         `train_on` is `last` (the last assistant message) or `all` (every one).
         """
