@@ -146,6 +146,14 @@ ELSEWHERE: Mapping[str, str] = {
         "is the engine's, and no matter of a recipe",
     ),
     **dict.fromkeys(
+        ("use_dft_loss", "use_dynamic_finetuning"),
+        "is 'loss: dft' of the method sft",
+    ),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "neftune", "noisy_embedding_alpha"),
+        "is not to be had: Tinker's protocol has tokens and weights, and no way into embeddings",
+    ),
+    **dict.fromkeys(
         ("optim", "optimizer", "adam_epsilon", "adam_eps"),
         "is not to be chosen: Tinker's protocol has Adam, with 'adam_beta1' and 'weight_decay'",
     ),

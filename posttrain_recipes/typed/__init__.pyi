@@ -484,19 +484,6 @@ class _Methods:
         save_every: int = ...,
         save_minutes: float = ...,
         token_budget: int | None = ...,
-        kl_beta: float = ...,
-        kl_in: Literal['advantage', 'loss'] = ...,
-        kl_estimator: Literal['k1', 'k3'] | None = ...,
-        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg'] = ...,
-        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
-        length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
-        clip_low: float | None = ...,
-        clip_high: float | None = ...,
-        delta: float | None = ...,
-        off_policy_mask: float | None = ...,
-        dro_beta: float = ...,
-        sapo_positive: float = ...,
-        sapo_negative: float = ...,
         batch_size: int = ...,
         epochs: int = ...,
         shuffle: bool = ...,
@@ -515,9 +502,29 @@ class _Methods:
         overlong_buffer: int = ...,
         overlong_penalty: float = ...,
         reference: Mapping[str, Any] | None = ...,
-        behaviour_logprobs: Literal['auto', 'sampled', 'recomputed'] = ...,
         on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
         reward_timeout: float | None = ...,
+        observation_weight: float = ...,
+        entropy_bonus: float = ...,
+        top_entropy: float | None = ...,
+        importance_weights: Literal['token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask'] | None = ...,
+        importance_cap: float = ...,
+        importance_floor: float = ...,
+        behaviour_logprobs: Literal['auto', 'sampled', 'recomputed'] = ...,
+        off_policy_mask: float | None = ...,
+        kl_beta: float = ...,
+        kl_in: Literal['advantage', 'loss'] = ...,
+        kl_estimator: Literal['k1', 'k3'] | None = ...,
+        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg', 'opo', 'remax', 'pass_at_k', 'gdpo'] = ...,
+        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
+        length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
+        clip_low: float | None = ...,
+        clip_high: float | None = ...,
+        delta: float | None = ...,
+        pass_k: int = ...,
+        dro_beta: float = ...,
+        sapo_positive: float = ...,
+        sapo_negative: float = ...,
         collect: Mapping[str, Any] | None = ...,
         flat_groups: Literal['drop', 'replace'] = ...,
     ) -> MethodPiece: """Policy gradients on groups of rewarded replies: GRPO, RLOO, Dr. GRPO, DAPO and kin.
@@ -537,25 +544,6 @@ class _Methods:
             save_minutes: Minutes after which one is saved however few steps that were; 0 goes by steps alone. [default: 10.0]
             token_budget: Stop after the step with which the tokens that were trained on, and those that were written
         to be trained on, come to this. What a reference, teacher or judge only reads is not counted.
-            kl_beta: What a nat of divergence from the reference costs, in units of the advantage. [default: 0.0]
-            kl_in: Where the cost enters. advantage: kl_beta log q/p_ref is taken off the advantage of each
-        token, after rewards were compared; every engine can do that. loss: kl_beta k3 is added to each
-        token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
-            kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
-        p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
-            advantage: From rewards to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG. [default: group_norm]
-            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
-            length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
-        (max_tokens divides all); by default what the paper of the advantage does.
-            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
-            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
-            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
-        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
-            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
-        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
-            dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
-            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
-            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             batch_size: Groups in one batch of rollouts. [default: 16]
             epochs: Passes over the data, each in an order of its own. [default: 1]
             shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
@@ -582,15 +570,50 @@ class _Methods:
             overlong_buffer: For overlong: penalize, the penalty grows over this many tokens before max_tokens. [default: 0]
             overlong_penalty: For overlong: penalize, what is taken off the reward of a reply that is cut. [default: 1.0]
             reference: The fixed reference; by default where the stage starts. If given, the divergence from it is
-        measured even where kl_beta is 0.
-            behaviour_logprobs: log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
-        the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
-        like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
-        square) in the stage's first groups, and takes the embedded engine's as they are. [default: auto]
+        measured even where it costs nothing.
             on_reward_error: A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
         episode) out of its group, zero counts it as 0, stop ends the stage. [default: drop]
             reward_timeout: Seconds that a reward may take for a group of replies, and an environment to begin an episode
         or to answer a reply; by default no limit.
+            observation_weight: In environments: the weight of a cross-entropy loss on what was answered between the policy's
+        replies, lambda of ECHO (arXiv 2605.24517). Takes a second pass; turns that are read alone
+        (`fresh`) have no answers to learn. [default: 0.0]
+            entropy_bonus: What a nat of the policy's entropy adds, in units of the advantage: -log q of each token less
+        the mean of its group, times this. A group whose rewards are all the same has none. [default: 0.0]
+            top_entropy: Learn from this share of a batch's tokens alone, those at which the policy was least certain,
+        as 0.2: Wang et al. 2025, arXiv 2506.01939. Takes a prefill of each reply.
+            importance_weights: What the loss of a token is multiplied by where another policy wrote it: w = p_old/q, with
+        p_old the policy as the batch began, which reads each reply again, and q the one that sampled;
+        the ratio of the loss is p/p_old then. token: of each token; sequence: the product over the
+        reply. truncate: no more than importance_cap; mask: 0 above it. By default nothing is
+        multiplied, and the ratio of the loss is p/q.
+            importance_cap: For importance_weights: the largest that is taken as it is. [default: 3.0]
+            importance_floor: For importance_weights: the smallest; below it truncate takes this, and mask 0. [default: 0.0]
+            behaviour_logprobs: log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
+        the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
+        like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
+        square) in the stage's first groups, and takes the embedded engine's as they are; with
+        importance_weights, which see to the difference, auto is sampled. [default: auto]
+            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
+        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
+            kl_beta: What a nat of divergence from the reference costs, in units of the advantage. [default: 0.0]
+            kl_in: Where the cost enters. advantage: kl_beta log q/p_ref is taken off the advantage of each
+        token, after rewards were compared; every engine can do that. loss: kl_beta k3 is added to each
+        token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
+            kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
+        p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
+            advantage: From rewards to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG; opo: r - sum(l r) / sum(l) with l the lengths, the baseline of least variance, OPO; remax: r - the reward of the greedy reply to the same prompt, which is sampled too, ReMax; pass_at_k: what r raises the best of pass_k replies by, mean over all sets of pass_k - 1 others; gdpo: each reward as (r - mean(r)) / (std(r) + 1e-6) in its group, then the weighted sum as. [default: group_norm]
+            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
+            length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
+        (max_tokens divides all); by default what the paper of the advantage does.
+            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
+            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
+            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
+            pass_k: For advantage pass_at_k: of how many replies the best counts. [default: 4]
+            dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
+            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
+            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             collect: Leave good rollouts for later stages (`dataset: {use: collected}`), as
         {min_reward: 1, keep: 2}: conversations, and the best and worst of a group as a pair.
             flat_groups: The old name of zero_variance_groups. [default: drop]
@@ -644,6 +667,105 @@ class _Methods:
             desirable_weight: Weight of the good replies; the paper wants weight times number of the good to be 1 to
         4/3 times that of the bad. [default: 1.0]
             undesirable_weight: Weight of the bad replies. [default: 1.0]
+        """
+    def online_dpo(
+        self,
+        *,
+        learning_rate: float | Literal['auto'] = ...,
+        schedule: Literal['constant', 'linear', 'cosine'] = ...,
+        warmup_steps: int = ...,
+        weight_decay: float = ...,
+        grad_clip: float = ...,
+        adam_beta1: float = ...,
+        adam_beta2: float = ...,
+        save_every: int = ...,
+        save_minutes: float = ...,
+        token_budget: int | None = ...,
+        batch_size: int = ...,
+        epochs: int = ...,
+        shuffle: bool = ...,
+        max_steps: int | None = ...,
+        updates_per_batch: int = ...,
+        max_staleness: int = ...,
+        zero_variance_groups: Literal['drop', 'replace'] = ...,
+        max_replacements: int = ...,
+        retries: int = ...,
+        show_every: int | None = ...,
+        group_size: int = ...,
+        max_tokens: int = ...,
+        max_turns: int = ...,
+        temperature: float = ...,
+        overlong: Literal['keep', 'mask', 'penalize'] = ...,
+        overlong_buffer: int = ...,
+        overlong_penalty: float = ...,
+        reference: Mapping[str, Any] | None = ...,
+        on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
+        reward_timeout: float | None = ...,
+        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm'] | Mapping[str, float] = ...,
+        beta: float = ...,
+        label_smoothing: float = ...,
+        divergence: Literal['reverse_kl', 'forward_kl', 'js'] = ...,
+        opponent: Literal['policy', 'reference'] = ...,
+        xpo_alpha: float = ...,
+        flat_groups: Literal['drop', 'replace'] = ...,
+    ) -> MethodPiece: """Online DPO: prefer the better of two replies that the policy has just written.
+
+        Args:
+            learning_rate: Peak learning rate of Adam: a number, or auto, which becomes one as the run is planned, by
+        the model's hidden size and the method's family. LoRA wants about ten times that of full
+        fine-tuning. [default: auto]
+            schedule: How the learning rate falls to zero after the warm-up; constant keeps it. [default: constant]
+            warmup_steps: Steps over which the learning rate rises from zero. [default: 0]
+            weight_decay: Decoupled weight decay (AdamW). [default: 0.0]
+            grad_clip: Largest norm of the gradient; 0 does not clip. [default: 1.0]
+            adam_beta1: Decay of Adam's first moment. [default: 0.9]
+            adam_beta2: Decay of Adam's second moment. [default: 0.95]
+            save_every: Steps between checkpoints that an interrupted run goes on from; 0 saves only the last, and
+        what `save_minutes` asks for. [default: 50]
+            save_minutes: Minutes after which one is saved however few steps that were; 0 goes by steps alone. [default: 10.0]
+            token_budget: Stop after the step with which the tokens that were trained on, and those that were written
+        to be trained on, come to this. What a reference, teacher or judge only reads is not counted.
+            batch_size: Groups in one batch of rollouts. [default: 16]
+            epochs: Passes over the data, each in an order of its own. [default: 1]
+            shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
+            max_steps: Stop after this many optimizer steps, whatever `epochs` says.
+            updates_per_batch: Optimizer steps on a batch of rollouts, each on an equal share of its groups; from the second
+        on the data are of a slightly older policy, which `loss: ppo` and the like bound. [default: 1]
+            max_staleness: Batches that the sampling policy may lie behind: above 0, sampling and training overlap. [default: 0]
+            zero_variance_groups: A group whose rewards are all the same: drop goes on without it (an advantage relative to the
+        group is 0 there; reinforce_pp, relative to the batch, still learns of it), replace samples
+        another prompt in its place (dynamic sampling, DAPO). [default: drop]
+            max_replacements: For zero_variance_groups: replace, how many other prompts are tried in one place. [default: 3]
+            retries: How often a group that could not be sampled is tried again before the stage fails; in an
+        environment also how often an episode in which it raised is begun again, on its own. [default: 2]
+            show_every: Steps between rollouts that are shown in MLflow; by default about eight times a stage.
+            group_size: Replies of the policy to each prompt. The best and the worst are a pair; with opponent:
+        reference each is one with a reply of the reference. [default: 2]
+            max_tokens: Longest reply in tokens.
+        By default it follows from the answers in the data; 256 where those do not tell. [default: 256]
+            max_turns: In an environment: replies in one episode; one that goes on is cut there. [default: 16]
+            temperature: Of sampling; at 1 the policy that is trained is the one that samples. At any other the ratio
+        p/q needs log q of what was sampled from, and an engine that gives log p instead is refused. [default: 1.0]
+            overlong: A reply that is cut at max_tokens: kept as it was rewarded, masked out of the loss (its
+        reward still counts in the baseline), or penalized. [default: keep]
+            overlong_buffer: For overlong: penalize, the penalty grows over this many tokens before max_tokens. [default: 0]
+            overlong_penalty: For overlong: penalize, what is taken off the reward of a reply that is cut. [default: 1.0]
+            reference: The fixed reference; by default where the stage starts. If given, the divergence from it is
+        measured even where it costs nothing.
+            on_reward_error: A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
+        episode) out of its group, zero counts it as 0, stop ends the stage. [default: drop]
+            reward_timeout: Seconds that a reward may take for a group of replies, and an environment to begin an episode
+        or to answer a reply; by default no limit.
+            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
+            beta: Strength of the pull towards the reference; smaller moves further away from it. [default: 0.1]
+            label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
+        exo_pair, aot and aot_unpaired. [default: 0.0]
+            divergence: From the reference, for which the loss is derived: with forward_kl and js the score of a
+        reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref). [default: reverse_kl]
+            opponent: Who writes the other reply of a pair. [default: policy]
+            xpo_alpha: For opponent: reference, what a nat of log p of the reference's reply costs: XPO's bonus
+        on exploring what the reference would not say. [default: 0.0]
+            flat_groups: The old name of zero_variance_groups. [default: drop]
         """
     def orpo(
         self,
@@ -881,19 +1003,6 @@ class _Methods:
         save_every: int = ...,
         save_minutes: float = ...,
         token_budget: int | None = ...,
-        kl_beta: float = ...,
-        kl_in: Literal['advantage', 'loss'] = ...,
-        kl_estimator: Literal['k1', 'k3'] | None = ...,
-        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg'] = ...,
-        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
-        length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
-        clip_low: float | None = ...,
-        clip_high: float | None = ...,
-        delta: float | None = ...,
-        off_policy_mask: float | None = ...,
-        dro_beta: float = ...,
-        sapo_positive: float = ...,
-        sapo_negative: float = ...,
         batch_size: int = ...,
         epochs: int = ...,
         shuffle: bool = ...,
@@ -912,9 +1021,29 @@ class _Methods:
         overlong_buffer: int = ...,
         overlong_penalty: float = ...,
         reference: Mapping[str, Any] | None = ...,
-        behaviour_logprobs: Literal['auto', 'sampled', 'recomputed'] = ...,
         on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
         reward_timeout: float | None = ...,
+        observation_weight: float = ...,
+        entropy_bonus: float = ...,
+        top_entropy: float | None = ...,
+        importance_weights: Literal['token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask'] | None = ...,
+        importance_cap: float = ...,
+        importance_floor: float = ...,
+        behaviour_logprobs: Literal['auto', 'sampled', 'recomputed'] = ...,
+        off_policy_mask: float | None = ...,
+        kl_beta: float = ...,
+        kl_in: Literal['advantage', 'loss'] = ...,
+        kl_estimator: Literal['k1', 'k3'] | None = ...,
+        advantage: Literal['group_mean', 'group_norm', 'rloo', 'dr_grpo', 'reinforce_pp', 'reinforce_pp_baseline', 'maxrl', 'gpg', 'opo', 'remax', 'pass_at_k', 'gdpo'] = ...,
+        loss: Literal['importance_sampling', 'ppo', 'cispo', 'dro', 'gspo', 'sapo', 'gmpo', 'vespo'] = ...,
+        length_norm: Literal['sequence', 'token', 'constant'] | None = ...,
+        clip_low: float | None = ...,
+        clip_high: float | None = ...,
+        delta: float | None = ...,
+        pass_k: int = ...,
+        dro_beta: float = ...,
+        sapo_positive: float = ...,
+        sapo_negative: float = ...,
         flat_groups: Literal['drop', 'replace'] = ...,
     ) -> MethodPiece: """Self-play: one policy takes both seats of a game and learns from who wins.
 
@@ -933,25 +1062,6 @@ class _Methods:
             save_minutes: Minutes after which one is saved however few steps that were; 0 goes by steps alone. [default: 10.0]
             token_budget: Stop after the step with which the tokens that were trained on, and those that were written
         to be trained on, come to this. What a reference, teacher or judge only reads is not counted.
-            kl_beta: What a nat of divergence from the reference costs, in units of the advantage. [default: 0.0]
-            kl_in: Where the cost enters. advantage: kl_beta log q/p_ref is taken off the advantage of each
-        token, after rewards were compared; every engine can do that. loss: kl_beta k3 is added to each
-        token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
-            kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
-        p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
-            advantage: From the rewards of a seat to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG. [default: group_mean]
-            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
-            length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
-        (max_tokens divides all); by default what the paper of the advantage does.
-            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
-            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
-            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
-        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
-            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
-        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
-            dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
-            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
-            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             batch_size: Groups in one batch of rollouts. [default: 16]
             epochs: Passes over the data, each in an order of its own. [default: 1]
             shuffle: Draw that order by the seed; otherwise it is the data's, as a curriculum wants it. [default: True]
@@ -977,15 +1087,50 @@ class _Methods:
             overlong_buffer: For overlong: penalize, the penalty grows over this many tokens before max_tokens. [default: 0]
             overlong_penalty: For overlong: penalize, what is taken off the reward of a reply that is cut. [default: 1.0]
             reference: The fixed reference; by default where the stage starts. If given, the divergence from it is
-        measured even where kl_beta is 0.
-            behaviour_logprobs: log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
-        the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
-        like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
-        square) in the stage's first groups, and takes the embedded engine's as they are. [default: auto]
+        measured even where it costs nothing.
             on_reward_error: A reward, or an environment, that raises or takes too long: drop leaves the reply (or the
         episode) out of its group, zero counts it as 0, stop ends the stage. [default: drop]
             reward_timeout: Seconds that a reward may take for a group of replies, and an environment to begin an episode
         or to answer a reply; by default no limit.
+            observation_weight: In environments: the weight of a cross-entropy loss on what was answered between the policy's
+        replies, lambda of ECHO (arXiv 2605.24517). Takes a second pass; turns that are read alone
+        (`fresh`) have no answers to learn. [default: 0.0]
+            entropy_bonus: What a nat of the policy's entropy adds, in units of the advantage: -log q of each token less
+        the mean of its group, times this. A group whose rewards are all the same has none. [default: 0.0]
+            top_entropy: Learn from this share of a batch's tokens alone, those at which the policy was least certain,
+        as 0.2: Wang et al. 2025, arXiv 2506.01939. Takes a prefill of each reply.
+            importance_weights: What the loss of a token is multiplied by where another policy wrote it: w = p_old/q, with
+        p_old the policy as the batch began, which reads each reply again, and q the one that sampled;
+        the ratio of the loss is p/p_old then. token: of each token; sequence: the product over the
+        reply. truncate: no more than importance_cap; mask: 0 above it. By default nothing is
+        multiplied, and the ratio of the loss is p/q.
+            importance_cap: For importance_weights: the largest that is taken as it is. [default: 3.0]
+            importance_floor: For importance_weights: the smallest; below it truncate takes this, and mask 0. [default: 0.0]
+            behaviour_logprobs: log q of the sampling policy: sampled, as the server tells it with a sample; recomputed, as
+        the same weights read it afterwards, one prefill of each reply, so that ratios and KL compare
+        like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
+        square) in the stage's first groups, and takes the embedded engine's as they are; with
+        importance_weights, which see to the difference, auto is sampled. [default: auto]
+            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
+        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
+            kl_beta: What a nat of divergence from the reference costs, in units of the advantage. [default: 0.0]
+            kl_in: Where the cost enters. advantage: kl_beta log q/p_ref is taken off the advantage of each
+        token, after rewards were compared; every engine can do that. loss: kl_beta k3 is added to each
+        token's loss, as TRL and DeepSeek do, which takes a second pass of the engine. [default: advantage]
+            kl_estimator: Of a token's divergence: k1, log q/p_ref, the default in the advantage; k3,
+        p_ref/q - 1 - log p_ref/q, never negative and the only one in the loss.
+            advantage: From the rewards of a seat to advantages: group_mean: r - mean(r), the group's mean as the baseline of REINFORCE; group_norm: (r - mean(r)) / (std(r) + 1e-6), GRPO; rloo: r - mean of the other G - 1 rewards, REINFORCE leave-one-out; dr_grpo: r - mean(r) with a constant length normalization, Dr. GRPO; reinforce_pp: (r - mean) / (std + 1e-6) over the whole batch, REINFORCE++; reinforce_pp_baseline: (r - mean of the group) / (std of those of the batch + 1e-6), REINFORCE++-baseline; maxrl: (r - mean(r)) / (mean(r) + 1e-6), maximum likelihood RL; gpg: (r - mean(r)) B / (B - M) for B groups of which M do not vary, GPG; opo: r - sum(l r) / sum(l) with l the lengths, the baseline of least variance, OPO; remax: r - the reward of the greedy reply to the same prompt, which is sampled too, ReMax; pass_at_k: what r raises the best of pass_k replies by, mean over all sets of pass_k - 1 others; gdpo: each reward as (r - mean(r)) / (std(r) + 1e-6) in its group, then the weighted sum as. [default: group_mean]
+            loss: The surrogate, of the ratio rho = p/q: importance_sampling: -rho A, no clipping; ppo: -min(rho A, clip(rho) A); cispo: -clip(rho) A log p, the clipped ratio a constant weight of the token's gradient; dro: -(A log p - beta/2 (log rho)^2); gspo: -min(s A, clip(s) A) with s = exp(mean log rho), the ratio of the sequence; sapo: -(4/tau) sigmoid(tau (rho - 1)) A, a soft gate in the place of a clip; gmpo: -exp(mean of clipped log rho) A, the geometric mean of the tokens' ratios; vespo: -phi(w) A log p with phi(w) = w^k e^(lambda (1 - w)), w the ratio of the sequence. [default: ppo]
+            length_norm: What a token weighs: sequence (replies count the same), token (tokens do), constant
+        (max_tokens divides all); by default what the paper of the advantage does.
+            clip_low: Smallest ratio p/q that is not clipped; by default 0.8 for ppo, 0 for cispo, 0.9997 for gspo, 0.67032 for gmpo.
+            clip_high: Largest ratio p/q that is not clipped; by default 1.2 for ppo, 4 for cispo, 1.0004 for gspo, 1.49182 for gmpo.
+            delta: For loss ppo: the largest ratio p/q of a reply that is worse than its group, whose gradient
+        is otherwise not clipped; above clip_high. Takes a second pass of the engine.
+            pass_k: For advantage pass_at_k: of how many replies the best counts. [default: 4]
+            dro_beta: For loss dro: the pull towards the policy that sampled. [default: 0.05]
+            sapo_positive: For loss sapo: how soon its gate closes where the advantage is positive. [default: 1.0]
+            sapo_negative: For loss sapo: how soon it closes elsewhere. [default: 1.05]
             flat_groups: The old name of zero_variance_groups. [default: drop]
         """
     def sft(
@@ -1007,6 +1152,9 @@ class _Methods:
         max_steps: int | None = ...,
         max_length: int = ...,
         truncate: bool = ...,
+        loss: Literal['nll', 'dft'] = ...,
+        average: Literal['tokens', 'turns', 'examples'] = ...,
+        tool_weight: float = ...,
         train_on: Literal['last', 'all'] = ...,
     ) -> MethodPiece: """Supervised fine-tuning: imitate what the assistant said in example conversations.
 
@@ -1031,6 +1179,14 @@ class _Methods:
             max_steps: Stop after this many steps, whatever `epochs` says.
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
+            loss: nll: -log p; dft: -p log p with no gradient through p, which heeds an unlikely token less
+        the less likely it is, as noise mostly is, and so hardly learns what is wholly new (dynamic
+        fine-tuning, arXiv 2508.05629). Both take one pass. [default: nll]
+            average: What counts the same in a batch: tokens (a long answer more than a short one, as in TRL),
+        turns that are learned, or whole examples, however they are packed or cut. [default: tokens]
+            tool_weight: What a token that a tool answered weighs beside one of the assistant's: 0.1, say, learns
+        to foresee what calls do (as ECHO, arXiv 2605.24517). Only answers before what is learned
+        last; a message's own `weight` in the data goes before. [default: 0.0]
             train_on: Learn a conversation's last assistant message, or all of them. [default: last]
         """
     def simpo(
@@ -1281,13 +1437,19 @@ class _Rewards:
     def reward_model(
         self,
         *,
-        model: Mapping[str, Any],
+        model: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         weight: float = ...,
+        combine: Literal['mean', 'worst', 'uncertainty'] = ...,
+        penalty: float = ...,
     ) -> RewardPiece: """The learned reward of the reply: log-odds, in nats, of a reward model's yes against no.
 
         Args:
             weight: The factor of this reward in the sum. [default: 1.0]
-            model: The reward model, as {stage: rm}: a stage with the method reward_model.
+            model: The reward model, as {stage: rm}: a stage with the method reward_model. A list of them is
+        an ensemble.
+            combine: Of an ensemble's scores of a reply: their mean; worst, the least of them; or uncertainty,
+        the mean less penalty times their variance. [default: mean]
+            penalty: For combine: uncertainty, what a squared nat of variance costs. [default: 1.0]
         """
     def rubric(
         self,
