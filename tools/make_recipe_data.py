@@ -42,7 +42,7 @@ Keyed = tuple[str, Row]
 """A row with the key of the problem it holds."""
 SIZES = {
     "chat": 2400,
-    "noisy": 1600,
+    "noisy": 800,
     "held_out": 256,
     "preferences": 1000,
     "preferences_held_out": 200,
@@ -104,7 +104,7 @@ def chat(rng: random.Random) -> list[Keyed]:
 
 
 def noisy(rng: random.Random) -> list[Keyed]:
-    """Conversations of which two in five have a wrong answer: that to another problem of the same
+    """Prompts with replies to imitate, of which two in five have a wrong answer: that to another problem of the same
     kind."""
     rows: list[Keyed] = []
     drawn = [draw(VERIFIABLE[n % len(VERIFIABLE)], "recipe", rng) for n in range(SIZES["noisy"])]
@@ -112,11 +112,7 @@ def noisy(rng: random.Random) -> list[Keyed]:
         answer, wrong = problem.answer, number % 5 < 2
         while wrong and answer == problem.answer:
             answer = draw(VERIFIABLE[number % len(VERIFIABLE)], "recipe", rng).answer
-        said = [
-            {"role": "user", "content": problem.question},
-            {"role": "assistant", "content": answer},
-        ]
-        rows.append((problem.key, {"messages": said}))
+        rows.append((problem.key, {"prompt": problem.question, "answer": answer}))
     rng.shuffle(rows)
     return rows
 

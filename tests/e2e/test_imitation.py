@@ -23,7 +23,7 @@ def test_what_an_opponent_answered_is_learned_beside_the_reward(tmp_path: Path) 
     )
     told = curves.read(tmp_path / "runs/self_play-1", "play")
     assert len(told["observations/nll"]) == 2
-    assert all(0 < nll for _, nll in told["observations/nll"])
+    assert all(nll > 0 for _, nll in told["observations/nll"])
 
 
 def test_answers_of_tools_and_turns_that_weigh_the_same(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from posttrain_recipes.engine.train import losses as engine_losses
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.methods.sft import SFT, Likelihood
-from posttrain_recipes.plugin import Conversation
+from posttrain_recipes.plugin import Conversation, ModelRef
 from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl import observations
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
@@ -129,7 +129,7 @@ def tiny() -> ChatRenderer:
     return load_renderer(models.resolve("ptl/tiny"))
 
 
-ROW = {
+ROW: dict[str, list[dict[str, Any]]] = {
     "messages": [
         {"role": "user", "content": "What is 6 times 7?"},
         {"role": "assistant", "content": "<calculate>6 * 7</calculate>", "weight": 0.25},
@@ -190,7 +190,7 @@ def test_weights_that_cannot_be_are_refused() -> None:
 def test_a_teachers_distribution_is_of_one_whole_reply(tiny: ChatRenderer) -> None:
     from posttrain_recipes.methods.distill_off_policy import DistillOffPolicy
 
-    method = DistillOffPolicy(DistillOffPolicy.Config(teacher={"model": "ptl/tiny"}))
+    method = DistillOffPolicy(DistillOffPolicy.Config(teacher=ModelRef(model="ptl/tiny")))
     stage: Any = SimpleNamespace(
         train=[Conversation(messages=conversation(ROW).messages)], renderer=tiny
     )
