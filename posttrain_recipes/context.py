@@ -17,7 +17,9 @@ from posttrain_recipes.records import Checkpoint, EvalResult, Message, Record, S
 from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
+    import numpy as np
     import tinker
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -131,6 +133,35 @@ def _serves_nothing() -> ServedWeights:
 
 
 @dataclass(frozen=True)
+class LoraFactorPair:
+    """What an adapter adds to one matrix of its base model, B A."""
+
+    a: NDArray[np.float64]
+    """A (rank, in)."""
+    b: NDArray[np.float64]
+    """B (out, rank), with the adapter's factor alpha / rank."""
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """What an adapter adds to its base model, by the name of the matrix."""
+
+    base_model: str
+    layers: Mapping[str, LoraFactorPair]
+
+
+class Adapters(Protocol):
+    """Adapters as arrays, where an engine lets them be read and written. Both raise `PtlError`."""
+
+    def read(self, uri: str) -> LoraUpdate:
+        """What the checkpoint behind a `tinker://` path adds to its base model."""
+
+    def write(self, name: str, update: LoraUpdate, like: str, step: int) -> Checkpoint:
+        """Save factors, of one rank in all layers, as a checkpoint of a training run of its own;
+        `like` is the path of one that trains the same layers."""
+
+
+@dataclass(frozen=True)
 class WatchedReply:
     """A reply of a step with what is known of its tokens, for people to look at (`ptl watch`)."""
 
@@ -239,6 +270,8 @@ class StageContext:
     ttl_s: int | None = None
     """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
     end by the runner. None: until it is deleted, as on an engine that does not bill for it."""
+    adapters: Adapters | None = None
+    """Adapters as arrays, for a method that `reads_adapters`; None on an engine that takes none."""
     watch: ShowReplies = _shows_nobody
     """A few replies of an optimizer step (from 1) for `ptl watch`, which shows what is known of
     each token: `watch(step, replies)`. It may be called before the step is logged, and costs
@@ -366,5 +399,7 @@ class Connection:
     missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
     """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
     showed. May take a minute."""
+    adapters: Adapters | None = None
+    """Adapters as arrays; None where the engine takes none back."""
     openai: Callable[[], OpenAIRoutes | None] = field(default=lambda: None)
     """Its OpenAI routes; None where it has none. May ask the engine."""

@@ -104,8 +104,8 @@ def chat(rng: random.Random) -> list[Keyed]:
 
 
 def noisy(rng: random.Random) -> list[Keyed]:
-    """Prompts with replies to imitate, of which two in five have a wrong answer: that to another problem of the same
-    kind."""
+    """Prompts with replies to imitate, two in five of which are wrong: those to another problem of
+    the kind."""
     rows: list[Keyed] = []
     drawn = [draw(VERIFIABLE[n % len(VERIFIABLE)], "recipe", rng) for n in range(SIZES["noisy"])]
     for number, problem in enumerate(drawn):
