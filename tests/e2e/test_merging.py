@@ -47,8 +47,33 @@ def update(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.usefixtures("quick_engines")
 def test_a_merged_stage_is_a_checkpoint_as_any_other(tmp_path: Path) -> None:
     path = tmp_path / "merged.yaml"
-    merge = "method: {use: merge"
-    path.write_text(path.read_text().replace(merge, f"dataset: *data
-    {merge}"))
+    path.write_text(RECIPE.replace("DATA", str(ROOT / "recipes" / "data")))
+    found = ptl.run(path, home=tmp_path)
+    both, on = found.record.stages[2:]
+    assert (both.status, both.total_steps, both.records) == ("finished", 1, 0)
+    told = curves.read(tmp_path / "runs/merged-1", "both")
+    assert told["merge/lost"][0][1] < 1e-6, "its rank is that of both"
+    # It is what the next stage starts from, and what that one measured before.
+    assert on.before[0].metrics == both.after[0].metrics
+    assert on.checkpoint
+    assert on.checkpoint.step == 2
+
+    for name in ("a", "b", "both"):
+        args = [f"merged-1/{name}", str(tmp_path / name), "--home", str(tmp_path)]
+        assert CliRunner().invoke(export, args).exit_code == 0
+    a, b, whole = (update(tmp_path / name) for name in ("a", "b", "both"))
+    assert whole.keys() == a.keys()
+    for name, found_there in whole.items():
+        np.testing.assert_allclose(found_there, a[name] - 0.5 * b[name], atol=1e-5)
+
+
+def test_what_no_engine_takes_back_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(RECIPE.replace("DATA", str(ROOT / "recipes" / "data")))
+    with pytest.raises(RecipeError, match="no upload") as caught:
+        ptl.validate(path, overrides=["engine=tinker", "model=Qwen/Qwen3-8B"])
+    assert "ptl export" in str(caught.value)
+    own = "    method: {use: merge"
+    path.write_text(path.read_text().replace(own, f"    dataset: *data\n{own}"))
     with pytest.raises(RecipeError, match="takes no dataset"):
         ptl.validate(path)
