@@ -116,6 +116,8 @@ _SAME: Mapping[str, Sequence[str]] = {
             "pretrained_model_name_or_path",
         ),
     ),
+    "how": ("merge_method", "combination_type"),
+    "of": ("adapters", "models"),
     "rank": ("r",),
 }
 """An option here, with what it is called elsewhere."""
