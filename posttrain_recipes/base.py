@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from posttrain_recipes.context import RewardContext
 from posttrain_recipes.options import PluginConfig
-from posttrain_recipes.records import Sample
+from posttrain_recipes.records import Sample, StepMark
 
 
 class Plugin(ABC):
@@ -107,3 +107,11 @@ class Reward(Plugin):
         The samples are the replies to one prompt. Several threads may call this at once, where
         there is no `lock`.
         """
+
+    def steps(self, samples: Sequence[Sample]) -> Sequence[Sequence[StepMark] | None]:
+        """What each step of each sample is worth, in order: a process reward, which `grpo` credits
+        to the tokens of the step and of those before it, in the place of `score`.
+
+        By default a reward is of whole replies: None for each.
+        """
+        return [None for _ in samples]

@@ -94,6 +94,7 @@ from posttrain_recipes.records import (
     Record,
     Rendered,
     Sample,
+    StepMark,
     Task,
     Turn,
 )
@@ -122,9 +123,9 @@ __all__ = [
     "Plugin", "PluginConfig", "Policy", "Preference", "Prompt", "PtlError", "Record",
     "Rendered", "Renderer", "RendererConfig", "Reply", "Resume", "Reward", "RewardContext",
     "RewardRef", "RunEnded", "RunStarted", "Sample", "SamplesLogged", "ServedModel",
-    "ServedWeights", "StageContext", "StageEnded", "StageSink", "StageStarted", "StepMetrics",
-    "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError", "Waiter", "WatchedReply",
-    "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
+    "ServedWeights", "StageContext", "StageEnded", "StageSink", "StageStarted", "StepMark",
+    "StepMetrics", "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError", "Waiter",
+    "WatchedReply", "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
 ]  # fmt: skip
 
 GOING = {"NoEffect": Going("0.1", "write Affects.NOTHING")}

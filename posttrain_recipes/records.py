@@ -268,6 +268,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class StepMark:
+    """What a step of a reply is worth."""
+
+    end: int
+    """Characters of the `completion` up to the end of the step."""
+    reward: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A mean over `count` records with its 95% confidence interval."""
 

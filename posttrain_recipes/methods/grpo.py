@@ -112,6 +112,7 @@ class GRPO(PolicyGradientMethod):
                         A = config.estimate(group, step.batch)  # (r - mean(r)) / std(r)
                         w = config.token_weights(group, config.max_tokens)  # 1 / (G |y_i|)
                         group.weigh(A, w, step.size)
+                        config.credit(group)  # with its steps, where a reward marks those
                     # - sum w min(rho A, clip(rho) A), and its gradient
                     step.passes += forward_backward(loop.client, groups, config)
                     step.passes += observations.forward_backward(

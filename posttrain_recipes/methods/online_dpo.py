@@ -66,7 +66,7 @@ class OnlineDPO(RolloutMethod):
     needs_reward: ClassVar[bool] = True
     family: ClassVar[Family] = Family.PREFERENCE
     loss = "-log sigmoid(beta * (log p/p_ref(better) - log p/p_ref(worse))), both just written"
-    paper = "Guo et al. 2024, Direct language model alignment from online AI feedback, 2402.04792"
+    paper = "Guo et al. 2024, Direct alignment from online AI feedback, arXiv 2402.04792"
 
     class Config(PairLossConfig, RolloutMethod.Config):
         """Options of online DPO."""

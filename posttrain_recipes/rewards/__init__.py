@@ -17,6 +17,7 @@ def ptl_rewards() -> Mapping[str, str]:
         "python_tests": "posttrain_recipes.rewards.python_tests:PythonTests",
         "function": "posttrain_recipes.rewards.function:Function",
         "reward_model": "posttrain_recipes.rewards.reward_model:RewardModelReward",
+        "steps": "posttrain_recipes.rewards.steps:Steps",
         "judge": "posttrain_recipes.rewards.judge:JudgeReward",
         "rubric": "posttrain_recipes.rewards.rubric:Rubric",
         "pairwise": "posttrain_recipes.rewards.pairwise:Pairwise",

@@ -76,7 +76,7 @@ def _verdict(
         zero_variance = 0 if advantages.varies(scored) else len(groups)
         told = f"{len(scored)} replies, one to a prompt"
     else:
-        zero_variance = sum(not advantages.varies(group.compared) for group in groups)
+        zero_variance = sum(not group.varies for group in groups)
         told = f"{zero_variance} of {len(groups)} groups have one reward for all replies"
     told += f"; the mean is {sum(scored) / len(scored):.2f}"
     short = cut([r.sample.truncated for group in groups for r in group.rollouts], max_tokens)

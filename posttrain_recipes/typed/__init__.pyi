@@ -668,6 +668,24 @@ class _Methods:
         4/3 times that of the bad. [default: 1.0]
             undesirable_weight: Weight of the bad replies. [default: 1.0]
         """
+    def merge(
+        self,
+        *,
+        of: Sequence[Mapping[str, Any]],
+        weights: Sequence[float] | None = ...,
+        how: Literal['linear', 'slerp'] = ...,
+        since: Mapping[str, Any] | None = ...,
+    ) -> MethodPiece: """Merge the adapters of earlier stages into one, without training: soups, sums, slerp.
+
+        Args:
+            of: What is merged, as [{stage: first}, {stage: second}]: stages of one base model, whose
+        adapters are of the same layers, of any ranks; `base` counts as an update of 0.
+            weights: What each of them counts; by default 1/n, a model soup. They need not add up to 1: [1, 1]
+        adds two skills, [1, -1] takes the second away. For slerp their sum is 1.
+            how: linear: the weighted sum; slerp: of two, along the arc between them, matrix by matrix. [default: linear]
+            since: What their updates are counted from: a stage that all of them started from; by default
+        the base model. For linear it changes nothing where the weights add up to 1.
+        """
     def online_dpo(
         self,
         *,
@@ -1479,6 +1497,20 @@ class _Rewards:
             question: What the judge is asked, with {criterion}, {prompt}, {reply} and {answer}. [default: Rule: {criterion}.
         Reply: {reply}
         Yes or no?]
+        """
+    def steps(
+        self,
+        *,
+        of: RewardPiece,
+        weight: float = ...,
+        ends_with: str = ...,
+    ) -> RewardPiece: """The mean over a reply's steps of another reward, which is asked of the reply up to each.
+
+        Args:
+            weight: The factor of this reward in the sum. [default: 1.0]
+            of: The reward that marks a step, from all that was said up to its end.
+            ends_with: What ends a step; what follows the last one is a step too. [default:
+        ]
         """
 
 reward: _Rewards

@@ -34,7 +34,6 @@ from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
-from posttrain_recipes.training.rl.advantages import varies
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown
 from posttrain_recipes.training.rl.rollout import Group, Learner, Passes, Source
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
@@ -326,7 +325,7 @@ class RolloutLoop:
                     prompt = stream.randrange(self.source.size)
                     thrown_away += sum(r.length for group in groups for r in group.rollouts)
                 groups = self._tried(prompt, derive_seed(seed, batch, place, attempt), sampler)
-                if any(varies(group.compared) for group in groups):
+                if any(group.varies for group in groups):
                     break
                 zero_variance += 1
             groups[0].counts.update(

@@ -58,8 +58,8 @@ def estimator(
 
     def register(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
         def of_rewards(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
-            more = ([one.rewards for one in batch],) if batch_wide else ()
-            return function(group.rewards, *more)
+            more = ([one.outcomes for one in batch],) if batch_wide else ()
+            return function(group.outcomes, *more)
 
         name = function.__name__
         LENGTH_NORMS[name] = length_norm
@@ -171,7 +171,7 @@ def opo(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[floa
     Hao et al. 2025, arXiv 2505.23585: the squared norm of a reply's gradient grows with its
     length, so that the best baseline weighs a reward by it.
     """
-    r, lengths = group.rewards, [rollout.length for rollout in group.scored]
+    r, lengths = group.outcomes, [rollout.length for rollout in group.scored]
     if not sum(lengths):
         return [0.0 for _ in r]
     baseline = math.fsum(n * r_i for n, r_i in zip(lengths, r, strict=True)) / sum(lengths)
@@ -184,8 +184,8 @@ def remax(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[fl
 
     Li et al. 2023, arXiv 2310.10505, algorithm 1. Without its reward there is no baseline: 0.
     """
-    baseline = group.greedy.reward if group.greedy else None
-    return [0.0 if baseline is None else r_i - baseline for r_i in group.rewards]
+    baseline = group.greedy.outcome if group.greedy else None
+    return [0.0 if baseline is None else r_i - baseline for r_i in group.outcomes]
 
 
 @estimator(length_norm="token", whole=True)
@@ -196,7 +196,7 @@ def pass_at_k(group: Group, batch: Sequence[Group], config: PolicyConfig) -> lis
     of E[max of k], pass@k of rewards 0 and 1, up to a factor. In a group of which r_1 < ... < r_n
     are the others, C(j - 1, k - 2) of their sets have r_j for the best.
     """
-    r, k = group.rewards, min(config.pass_k, len(group.rewards))
+    r, k = group.outcomes, min(config.pass_k, len(group.outcomes))
     return [_raises(r_i, sorted([*r[:i], *r[i + 1 :]]), k) for i, r_i in enumerate(r)]
 
 
@@ -225,8 +225,8 @@ def gdpo(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[flo
 
 def _normalized_sum(group: Group) -> list[float]:
     """Of each scored rollout (G,): the sum of its parts, each normalized in the group."""
-    parts = group.weighted_parts() or [(1.0, group.rewards)]
-    total = [0.0] * len(group.rewards)
+    parts = group.weighted_parts() or [(1.0, group.outcomes)]
+    total = [0.0] * len(group.outcomes)
     for weight, part in parts:
         for i, value in enumerate(group_norm(part)):
             total[i] += weight * value

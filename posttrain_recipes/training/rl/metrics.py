@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from posttrain_recipes.plugin import WatchedReply
 from posttrain_recipes.records import Sample
-from posttrain_recipes.training.rl.advantages import std, varies
+from posttrain_recipes.training.rl.advantages import std
 from posttrain_recipes.training.rl.behaviour import rms
 from posttrain_recipes.training.rl.rollout import Group, Rollout, RolloutSegment
 
@@ -37,7 +37,7 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "reward/std": std(rewards),
         "reward/group_std": _mean([std(group.rewards) for group in groups if group.rewards]),
         "groups/zero_variance_share": counts["zero_variance"] / tries,
-        "groups/learned": float(sum(varies(group.compared) for group in groups)),
+        "groups/learned": float(sum(group.varies for group in groups)),
         "completions/mean_length": _mean(lengths),
         "completions/max_length": float(max(lengths, default=0)),
         "completions/clipped_ratio": _mean([r.sample.truncated for r in rollouts]),
@@ -70,7 +70,7 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 def shown(groups: Sequence[Group]) -> list[Sample]:
     """A few groups for people to read, those that were learned from first."""
-    ranked = sorted(groups, key=lambda group: not varies(group.compared))[:SHOWN_GROUPS]
+    ranked = sorted(groups, key=lambda group: not group.varies)[:SHOWN_GROUPS]
     samples = []
     for group in ranked:
         for rollout in group.rollouts[:SHOWN_REPLIES]:
@@ -87,7 +87,7 @@ def watched(
 ) -> list[WatchedReply]:
     """The best and the worst rollout of two groups, those that were learned from first, with what
     is known of each token."""
-    ranked = sorted(groups, key=lambda group: not varies(group.compared))[:WATCHED_GROUPS]
+    ranked = sorted(groups, key=lambda group: not group.varies)[:WATCHED_GROUPS]
     found = []
     for group in ranked:
         best = sorted(group.scored, key=lambda one: -(one.reward or 0.0)) or group.rollouts

@@ -38,7 +38,7 @@ class PolicyGradient:
         if config.importance_weights is not None:
             # The others teach nothing, whatever they weigh.
             always = config.surrogate.regularizes or self.compares_batch
-            taught = [one for one in groups if always or advantages.varies(one.compared)]
+            taught = [one for one in groups if always or one.varies]
             read = [one for group in taught for one in group.scored if not one.masked]
             importance.weigh(client, read, config, wait)
         if config.top_entropy is not None:

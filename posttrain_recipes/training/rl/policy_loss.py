@@ -310,6 +310,29 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, Observatio
             high if self.clip_high is None else self.clip_high,
         )
 
+    def credit(self, group: Group) -> None:
+        """Credit each token of the group with the steps that end after it, where a reward marks
+        steps: the sum of (r - mean) / std over all steps of the group, times the reward's weight.
+
+        Shao et al. 2024, arXiv 2402.03300, section 4.1.3. The std divides with `advantage:
+        group_norm` alone.
+        """
+        for place, marks in enumerate(group.marked):
+            if not marks:
+                continue
+            centre = advantages.mean(marks)
+            scale = advantages.std(marks) + advantages.EPSILON
+            for rollout in group.scored:
+                one = rollout.marks[place]
+                count = rollout.length
+                credits = rollout.credits[0] if rollout.credits else [0.0] * count
+                for end, mark in one.steps:
+                    worth = mark - centre
+                    worth /= scale if self.advantage == "group_norm" else 1.0
+                    for t in range(min(end, count)):
+                        credits[t] += one.weight * worth
+                rollout.credits = [credits]
+
     def token_advantages(self, item: RolloutSegment) -> list[float]:
         """A of each of the policy's own tokens (T,) of a sequence, with what it is credited for,
         what divergence costs taken off and what entropy is worth added."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from posttrain_recipes.records import Messages, Sample
+from posttrain_recipes.training.rl.advantages import varies
 
 if TYPE_CHECKING:
     import tinker
@@ -61,6 +62,21 @@ class Segment:
         return [value or 0.0 for value, sampled in pairs if sampled]
 
 
+@dataclass(frozen=True)
+class StepMarks:
+    """What a reward says of the steps of a reply."""
+
+    weight: float
+    """Of the reward."""
+    steps: list[tuple[int, float]]
+    """(own tokens up to the end of the step, its reward) of each, in order."""
+
+    @property
+    def mean(self) -> float:
+        """Of the steps' rewards; 0 of none."""
+        return math.fsum(mark for _, mark in self.steps) / max(1, len(self.steps))
+
+
 @dataclass
 class Rollout:
     """One reply, or one episode of several, with what it came to."""
@@ -76,6 +92,8 @@ class Rollout:
     """What each reward gave it, before weights."""
     penalties: dict[str, float] = field(default_factory=dict)
     """What was taken off."""
+    marks: list[StepMarks] = field(default_factory=list)
+    """What its steps are worth, by each reward that marks steps."""
     reference: list[list[float]] = field(default_factory=list)
     """log p_ref of the policy's own tokens of each segment, where a reference was asked."""
     gaps: list[float] = field(default_factory=list)
@@ -105,6 +123,13 @@ class Rollout:
             return None
         ours = [value for segment in self.segments for value in segment.own(segment.logprobs)]
         return math.fsum(ours) - math.fsum(value for own in self.reference for value in own)
+
+    @property
+    def outcome(self) -> float | None:
+        """The reward without the mean of the marks of its steps, which are credited by token."""
+        if self.reward is None:
+            return None
+        return self.reward - math.fsum(one.weight * one.mean for one in self.marks)
 
     @property
     def teaches(self) -> bool:
@@ -200,10 +225,27 @@ class Group:
         return [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
 
     @property
+    def outcomes(self) -> list[float]:
+        """The outcomes of `scored`."""
+        return [one.outcome for one in self.rollouts if one.outcome is not None]
+
+    @property
+    def marked(self) -> list[list[float]]:
+        """By each reward that marks steps, the marks of all of its scored rollouts."""
+        several = zip(*(rollout.marks for rollout in self.scored), strict=True)
+        return [[mark for one in part for _, mark in one.steps] for part in several]
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is something to learn: not all of its rewards, or of a reward's marks of
+        steps, are the same."""
+        return any(varies(rewards) for rewards in (self.compared, *self.marked))
+
+    @property
     def compared(self) -> list[float]:
         """The rewards that tell whether there is something to learn: the greedy reply's too."""
-        greedy = self.greedy.reward if self.greedy else None
-        return self.rewards if greedy is None else [*self.rewards, greedy]
+        greedy = self.greedy.outcome if self.greedy else None
+        return self.outcomes if greedy is None else [*self.outcomes, greedy]
 
     def weighted_parts(self) -> list[tuple[float, list[float]]]:
         """(weight, values (G,) of the scored rollouts) of each part that scored all of them."""

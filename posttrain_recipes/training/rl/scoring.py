@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from posttrain_recipes.context import RewardLike
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.plugin import RewardContext, Sample, StageContext
+from posttrain_recipes.plugin import (
+    Renderer,
+    Reward,
+    RewardContext,
+    Sample,
+    StageContext,
+    StepMark,
+)
 from posttrain_recipes.training.rl import entropy
 from posttrain_recipes.training.rl.behaviour import Behaviour
-from posttrain_recipes.training.rl.rollout import Group, Rollout
+from posttrain_recipes.training.rl.rollout import Group, Rollout, StepMarks
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread, pressed
 
 if TYPE_CHECKING:
@@ -185,6 +194,55 @@ class Scorer:
         return [0.0 if self.on_error == "zero" else None] * count
 
 
+class StepScores:
+    """A reward that marks steps, as one of whole replies: the mean of their marks, which are kept.
+
+    May be used from many threads at once.
+    """
+
+    def __init__(self, reward: Reward, renderer: Renderer, weight: float) -> None:
+        self.reward, self.renderer, self.weight = reward, renderer, weight
+        self._kept: dict[int, list[StepMark]] = {}
+
+    @property
+    def label(self) -> str:
+        return self.reward.label
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        return self.reward.lock
+
+    def open(self, context: RewardContext) -> None:
+        self.reward.open(context)
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        returned = self.reward.steps(samples)
+        marked = each(returned, len(samples), f"steps() of '{self.label}'")
+        means: list[float | None] = []
+        for sample, marks in zip(samples, marked, strict=True):
+            said = [
+                StepMark(m.end, finite(m.reward, f"'{self.label}'") or 0.0) for m in marks or ()
+            ]
+            self._kept[id(sample)] = said
+            means.append(math.fsum(m.reward for m in said) / len(said) if said else None)
+        return means
+
+    def take(self, rollout: Rollout) -> StepMarks:
+        """The marks of a reply, by its tokens."""
+        marks = self._kept.pop(id(rollout.sample), [])
+        segment = rollout.segments[0]
+        own = [token for token, mine in zip(segment.tokens, segment.sampled, strict=True) if mine]
+        text = rollout.sample.completion
+
+        def tokens(end: int) -> int:
+            if end >= len(text):
+                return len(own)
+            places = range(len(own) + 1)
+            return bisect_left(places, end, key=lambda i: len(self.renderer.parse(own[:i])))
+
+        return StepMarks(self.weight, [(tokens(mark.end), mark.reward) for mark in marks])
+
+
 class RolloutScorer:
     """From what was sampled to the reward that is learned from: rewards less penalties.
 
@@ -196,7 +254,12 @@ class RolloutScorer:
     ) -> None:
         self.config = config
         self.waiter = waiter
-        self.scorer = Scorer(stage.rewards, config.on_reward_error, config.reward_timeout)
+        rewards = [
+            (StepScores(reward, stage.renderer, weight), weight) if _marks_steps(reward) else one
+            for one in stage.rewards
+            for reward, weight in [one]
+        ]
+        self.scorer = Scorer(rewards, config.on_reward_error, config.reward_timeout)
         context = RewardContext(stage.seed, stage.renderer, waiter, stage.resolve, stage.cache)
         self.scorer.open(context)
         self.behaviour = Behaviour(
@@ -222,12 +285,21 @@ class RolloutScorer:
                 rollout.reward, rollout.parts = total, parts
             group.counts.update(scores.counts)
             group.error = scores.error
-            group.reward_weights = {name: weight for name, _, weight in self.scorer.rewards}
+            for name, reward, weight in self.scorer.rewards:
+                if isinstance(reward, StepScores):
+                    self.mark(every, reward)
+                else:
+                    group.reward_weights[name] = weight
         self.behaviour.take(group.rollouts, own)
         entropy.take(group.rollouts, likeliest, self.waiter)
         self.penalize(group.rollouts, asked)
         self.penalize(greedy, [])
         return group
+
+    def mark(self, rollouts: Sequence[Rollout], reward: StepScores) -> None:
+        """Keep what their steps are worth."""
+        for rollout in rollouts:
+            rollout.marks.append(reward.take(rollout))
 
     def ask_reference(
         self, rollouts: Sequence[Rollout]
@@ -262,6 +334,10 @@ class RolloutScorer:
                 rollout.penalties["overlong"] = cost
             if rollout.reward is not None:
                 rollout.reward -= sum(rollout.penalties.values())
+
+
+def _marks_steps(reward: RewardLike) -> TypeGuard[Reward]:
+    return isinstance(reward, Reward) and type(reward).steps is not Reward.steps
 
 
 def _names(rewards: Sequence[tuple[RewardLike, float]]) -> list[str]:
