@@ -80,8 +80,8 @@ class SFT(Method):
 
         loss: Literal["nll", "dft"] = "nll"
         """nll: -log p; dft: -p log p with no gradient through p, which heeds an unlikely token less
-        the less likely it is, as noise mostly is, and so hardly learns what is wholly new (dynamic
-        fine-tuning, arXiv 2508.05629). Both take one pass."""
+        the less likely it is, as noise mostly is (dynamic fine-tuning, arXiv 2508.05629). Both take
+        one pass."""
         average: Average = "tokens"
         """What counts the same in a batch: tokens (a long answer more than a short one, as in TRL),
         turns that are learned, or whole examples, however they are packed or cut."""
