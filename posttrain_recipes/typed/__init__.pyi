@@ -1198,8 +1198,8 @@ class _Methods:
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
             loss: nll: -log p; dft: -p log p with no gradient through p, which heeds an unlikely token less
-        the less likely it is, as noise mostly is, and so hardly learns what is wholly new (dynamic
-        fine-tuning, arXiv 2508.05629). Both take one pass. [default: nll]
+        the less likely it is, as noise mostly is (dynamic fine-tuning, arXiv 2508.05629). Both take
+        one pass. [default: nll]
             average: What counts the same in a batch: tokens (a long answer more than a short one, as in TRL),
         turns that are learned, or whole examples, however they are packed or cut. [default: tokens]
             tool_weight: What a token that a tool answered weighs beside one of the assistant's: 0.1, say, learns
