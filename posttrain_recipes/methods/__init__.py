@@ -26,6 +26,7 @@ def ptl_methods() -> Mapping[str, str]:
         "merge": "posttrain_recipes.methods.merge:Merge",
         "teacher_samples": "posttrain_recipes.methods.teacher_samples:TeacherSamples",
         "best_of_n": "posttrain_recipes.methods.best_of_n:BestOfN",
+        "gepa": "posttrain_recipes.methods.gepa:GEPA",
         "pass_rates": "posttrain_recipes.methods.pass_rates:PassRates",
         "ai_preferences": "posttrain_recipes.methods.ai_preferences:AIPreferences",
         "constitutional": "posttrain_recipes.methods.constitutional:Constitutional",

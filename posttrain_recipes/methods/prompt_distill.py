@@ -26,7 +26,6 @@ from posttrain_recipes.plugin import (
     Checkpoint,
     CountTokens,
     FromData,
-    Message,
     Method,
     ModelRef,
     Prompt,
@@ -35,6 +34,7 @@ from posttrain_recipes.plugin import (
     Renderer,
     StageContext,
     Usage,
+    UsageError,
     Workload,
 )
 from posttrain_recipes.records import Messages
@@ -43,6 +43,7 @@ from posttrain_recipes.training.distill.on_policy import StudentPrompt, prompt_t
 from posttrain_recipes.training.loops import supervised, token_counts
 from posttrain_recipes.training.requests import derive_seed, sample
 from posttrain_recipes.training.text import rendered
+from posttrain_recipes.training.text.instructions import instructed, without_instructions
 
 if TYPE_CHECKING:
     import tinker
@@ -66,8 +67,9 @@ class PromptDistill(Method):
     class Config(supervised.GradientConfig):
         """Options of prompt distillation."""
 
-        system: str = Field(min_length=1)
-        """The instructions that the teacher reads as a system message and the student does not."""
+        system: str | None = Field(default=None, min_length=1)
+        """The instructions that the teacher reads as a system message and the student does not. By
+        default each prompt's own system message, as those that `gepa` leaves have."""
         teacher: ModelRef | None = None
         """Who answers under the instructions; the stage's own start where not given."""
         top_k: Annotated[int, AskedOf.LIKELIEST] = Field(default=20, ge=0, le=100)
@@ -83,25 +85,24 @@ class PromptDistill(Method):
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """The teacher's replies to longer prompts, learned under shorter ones."""
-        asked = [cast(Prompt, record).messages for record in sample]
+        read = [self._read(cast(Prompt, record).messages) for record in sample]
         return token_counts.answers(
             self.config,
-            [tokens(messages) for messages in asked],
+            [tokens(student) for student, _ in read],
             count,
             max_tokens=self.config.max_tokens,
-            asked=[tokens(instructed(messages, self.config.system)) for messages in asked],
+            asked=[tokens(teacher) for _, teacher in read],
         )
 
     def rendered(
         self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
     ) -> Sequence[Rendered]:
         """The prompt as the student reads it, and as the teacher does, with the instructions."""
-        messages, renderer = cast(Prompt, record).messages, renderers(None)
+        renderer = renderers(None)
+        student, teacher = self._read(cast(Prompt, record).messages)
         return [
-            rendered.prompt(messages, renderer, "the student reads"),
-            rendered.prompt(
-                instructed(messages, self.config.system), renderer, "the teacher reads"
-            ),
+            rendered.prompt(student, renderer, "the student reads"),
+            rendered.prompt(teacher, renderer, "the teacher reads"),
         ]
 
     def train(self, stage: StageContext) -> Checkpoint:
@@ -109,19 +110,24 @@ class PromptDistill(Method):
         config = self.config
         items = []
         for record in cast(Sequence[Prompt], stage.train):
+            read = self._read(record.messages)
+            if read[0] == read[1]:
+                raise UsageError(
+                    f"{record.source or 'a record'}: has no system message to learn by heart",
+                    hint="set 'system' to the instructions, or give prompts that have them",
+                    code="wrong-data",
+                )
             student, teacher = (
-                prompt_tokens(messages, stage.renderer, config, record.source)
-                for messages in (record.messages, instructed(record.messages, config.system))
+                prompt_tokens(messages, stage.renderer, config, record.source) for messages in read
             )
             items.append(_InstructedPrompt(student, teacher))
         return supervised.train(stage, config, items, _Instructed(stage, config))
 
-
-def instructed(messages: Messages, system: str) -> Messages:
-    """The prompt with instructions before it; they come first in a system message it has."""
-    if messages and messages[0].role == "system":
-        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
-    return (Message("system", system), *messages)
+    def _read(self, messages: Messages) -> tuple[Messages, Messages]:
+        """What the student reads, and what the teacher does."""
+        if self.config.system is None:
+            return without_instructions(messages), messages
+        return messages, instructed(messages, self.config.system)
 
 
 class _InstructedPrompt(StudentPrompt):

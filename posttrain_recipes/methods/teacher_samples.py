@@ -13,7 +13,6 @@ from typing import ClassVar, cast
 
 from pydantic import Field, model_validator
 
-from posttrain_recipes.methods.prompt_distill import instructed
 from posttrain_recipes.plugin import (
     Conversation,
     CountTokens,
@@ -31,6 +30,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.loops import token_counts
 from posttrain_recipes.training.sampling import datagen
 from posttrain_recipes.training.text import rendered
+from posttrain_recipes.training.text.instructions import instructed
 
 
 class TeacherSamples(DataMethod):

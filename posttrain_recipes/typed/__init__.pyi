@@ -471,6 +471,54 @@ class _Methods:
             divergence: From the reference, for which the loss is derived: with forward_kl and js the score of a
         reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref). [default: reverse_kl]
         """
+    def gepa(
+        self,
+        *,
+        batch_size: int = ...,
+        max_tokens: int = ...,
+        temperature: float = ...,
+        system: str = ...,
+        calls: int = ...,
+        selection: int = ...,
+        test: int = ...,
+        reflection: int = ...,
+        reflect: Mapping[str, Any] | None = ...,
+        endpoint: Mapping[str, Any] | None = ...,
+        reflect_tokens: int = ...,
+        question: str = ...,
+        proposals: Sequence[str] = ...,
+    ) -> MethodPiece: """Evolves a system prompt on a reward, by having a model read what went wrong.
+
+        Args:
+            batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
+            max_tokens: Longest reply in tokens; one that is cut there is left out, and counted.
+        By default it follows from the answers in the data; 256 where those do not tell. [default: 256]
+            temperature: Of the replies; 0 takes the likeliest token each time. [default: 1.0]
+            system: The instructions that it begins with. [default: Answer the request.]
+            calls: Replies that may be scored, those of choosing included: the budget. The last turn may
+        take some more. [default: 400]
+            selection: Prompts that choose between instructions: the first ones of the data. [default: 32]
+            test: Prompts that the result is measured on, before and after: the next ones. 0: it is not. [default: 64]
+            reflection: Replies that are read at each turn, to the other prompts. [default: 3]
+            reflect: Who reads and writes; the stage's own start where not given.
+            endpoint: Somebody behind an OpenAI-compatible endpoint, in place of `reflect`.
+            reflect_tokens: Longest instructions that are written. [default: 512]
+            question: What is asked for, with {instructions} and {examples}. What stands between <instructions>
+        and </instructions> of the answer is taken, or all of it. [default: An assistant reads these instructions before each request:
+
+        <instructions>
+        {instructions}
+        </instructions>
+
+        This is what came of some requests, and what was said of each reply:
+
+        {examples}
+
+        Write better instructions for the assistant, which would have made its replies better. Say nothing
+        else; write them between <instructions> and </instructions>.]
+            proposals: Instructions to try in this order, in place of asking: where no model at hand can
+        reflect.
+        """
     def grpo(
         self,
         *,
@@ -851,7 +899,6 @@ class _Methods:
     def prompt_distill(
         self,
         *,
-        system: str,
         learning_rate: float | Literal['auto'] = ...,
         schedule: Literal['constant', 'linear', 'cosine'] = ...,
         warmup_steps: int = ...,
@@ -868,6 +915,7 @@ class _Methods:
         max_steps: int | None = ...,
         max_length: int = ...,
         truncate: bool = ...,
+        system: str | None = ...,
         teacher: Mapping[str, Any] | None = ...,
         top_k: int = ...,
         max_tokens: int = ...,
@@ -895,7 +943,8 @@ class _Methods:
             max_steps: Stop after this many steps, whatever `epochs` says.
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
-            system: The instructions that the teacher reads as a system message and the student does not.
+            system: The instructions that the teacher reads as a system message and the student does not. By
+        default each prompt's own system message, as those that `gepa` leaves have.
             teacher: Who answers under the instructions; the stage's own start where not given.
             top_k: How many of the teacher's likeliest tokens are learned at each position; 0 learns the
         answer itself. [default: 20]

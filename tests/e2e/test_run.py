@@ -32,7 +32,7 @@ ALIKE = (
     *("ipo", "cpo", "simpo", "dpo_hh", "sft_gsm8k", "grpo_gsm8k", "sft_then_rlhf"),
     *("iterative_rlhf", "multi_objective", "distill_compress", "distill_then_rl"),
     *("sft_distill_rl", "policy_losses", "off_policy", "compare_methods", "continual"),
-    *("reward_ensemble", "process_rewards", "sft_then_rl"),
+    *("reward_ensemble", "process_rewards", "gepa", "sft_then_rl"),
     *("dft", "merge"),
 )
 """Recipes whose way is another one's too: they run for two steps at night."""
