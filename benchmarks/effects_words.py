@@ -23,6 +23,10 @@ seeds. `tests/e2e/test_claims.py` runs `cpo` at every change of the code, and tw
 - `sdft`: of other forms of answer at 88.5% it keeps 71 to 79%, imitation 57.5 to 58%.
 - `sdpo`: from a rule's words bare answers go from 43% to 87 to 89%, from its number (`grpo`) to
   88 to 90%: not told apart.
+- `merge`: of two skills trained apart the mean has 95 to 97% of one and 80 to 82% of the other
+  (alone 96 to 97 and 92); trained at once, 99 and 91. A soup of three seeds gains nothing.
+- `dft`: of demonstrations two fifths of which are wrong, 84 to 85% of its samples are right, and
+  30% of those of imitation; on good ones it gains nothing.
 - `continual`: without replay the first skill falls from 91% to 53 to 61%, with a fifth of its
   data to 70 to 72%.
 - `multi_objective`: for right answers alone, held-out sentences go from 48.5% to 1 to 3%; for

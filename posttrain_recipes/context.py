@@ -17,7 +17,9 @@ from posttrain_recipes.records import Checkpoint, EvalResult, Message, Record, S
 from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
+    import numpy as np
     import tinker
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -31,7 +33,8 @@ class Renderer(Protocol):
     def supervised(
         self, messages: Sequence[Message], train_on: str = "last"
     ) -> tuple[list[int], list[float]]:
-        """Token ids (N,) and their 0/1 weights (N,): 1 where the assistant's words are learned.
+        """Token ids (N,) and their weights (N,): 1 where the assistant's words are learned, and
+        what a message's own weight says where it has one.
 
         `train_on` is `last` (the last assistant message) or `all` (every one).
         """
@@ -133,6 +136,35 @@ class ServedWeights:
 
 def _serves_nothing() -> ServedWeights:
     raise PtlError("nothing is served on OpenAI's routes here", code="bad-plugin")
+
+
+@dataclass(frozen=True)
+class LoraFactorPair:
+    """What an adapter adds to one matrix of its base model, B A."""
+
+    a: NDArray[np.float64]
+    """A (rank, in)."""
+    b: NDArray[np.float64]
+    """B (out, rank), with the adapter's factor alpha / rank."""
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """What an adapter adds to its base model, by the name of the matrix."""
+
+    base_model: str
+    layers: Mapping[str, LoraFactorPair]
+
+
+class Adapters(Protocol):
+    """Adapters as arrays, where an engine lets them be read and written. Both raise `PtlError`."""
+
+    def read(self, uri: str) -> LoraUpdate:
+        """What the checkpoint behind a `tinker://` path adds to its base model."""
+
+    def write(self, name: str, update: LoraUpdate, like: str, step: int) -> Checkpoint:
+        """Save factors, of one rank in all layers, as a checkpoint of a training run of its own;
+        `like` is the path of one that trains the same layers."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +276,8 @@ class StageContext:
     ttl_s: int | None = None
     """Seconds that a service keeps a checkpoint of the stage; what the stage leaves is kept without
     end by the runner. None: until it is deleted, as on an engine that does not bill for it."""
+    adapters: Adapters | None = None
+    """Adapters as arrays, for a method that `reads_adapters`; None on an engine that takes none."""
     watch: ShowReplies = _shows_nobody
     """A few replies of an optimizer step (from 1) for `ptl watch`, which shows what is known of
     each token: `watch(step, replies)`. It may be called before the step is logged, and costs
@@ -371,5 +405,7 @@ class Connection:
     missing: Callable[[Collection[str]], Mapping[str, str]] = field(default=lambda names: {})
     """Those of these capabilities (`Plugin.needs`) that the engine lacks, each with how that
     showed. May take a minute."""
+    adapters: Adapters | None = None
+    """Adapters as arrays; None where the engine takes none back."""
     openai: Callable[[], OpenAIRoutes | None] = field(default=lambda: None)
     """Its OpenAI routes; None where it has none. May ask the engine."""

@@ -57,6 +57,7 @@ class Local(Engine):
     name = "local"
     loads = True
     exact = True
+    takes_adapters = True
 
     class Config(PluginConfig):
         """Options of the embedded engine."""
@@ -161,6 +162,8 @@ class Local(Engine):
         self, models: Mapping[str, str], data_dir: Path, log_path: Path
     ) -> Iterator[Connection]:
         """Start the engine on a free loopback port and stop it at the end."""
+        from posttrain_recipes.adapters import AdapterStore
+
         sdk.check()
         with _embedded(models, data_dir, log_path, self.dtype) as engine:
             service, rest = connecting.clients(engine.base_url, engine.api_key)
@@ -173,6 +176,7 @@ class Local(Engine):
                     log_path=engine.log_path,
                     log_start=engine.log_start,
                     missing=_embedded_lacks,
+                    adapters=AdapterStore(data_dir),
                     openai=lambda: OpenAIRoutes(engine.base_url + OPENAI, engine.api_key),
                 )
 

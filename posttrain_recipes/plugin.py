@@ -44,8 +44,11 @@ from pydantic import Field
 from posttrain_recipes import options
 from posttrain_recipes.base import Plugin, Reward
 from posttrain_recipes.context import (
+    Adapters,
     Connection,
     EvalContext,
+    LoraFactorPair,
+    LoraUpdate,
     Offer,
     OpenAIRoutes,
     Renderer,
@@ -111,18 +114,18 @@ from posttrain_recipes.trackers import (
 from posttrain_recipes.workload import CountTokens, Usage, Workload
 
 __all__ = [
-    "API_VERSION", "OLDEST_API_VERSION", "Affects", "AskedOf", "Branch", "Checkpoint",
-    "CheckpointLogged", "Connection", "Conversation", "CountTokens", "DataMethod", "Dataset",
-    "DatasetConfig", "DatasetRef", "DrivenTask", "Engine", "Episode", "Estimate", "Eval",
-    "EvalContext", "EvalLogged", "EvalResult", "Family", "FromData", "FromModel", "Labelled",
-    "LearningRate", "LoraConfig", "Message", "Method", "ModelRef", "NoteLogged", "Offer",
-    "OpenAIRoutes", "PerRecord", "Played", "Plugin", "PluginConfig", "Policy", "Preference",
-    "Prompt", "PtlError", "Record", "Rendered", "Renderer", "RendererConfig", "Reply", "Resume",
-    "Reward", "RewardContext", "RewardRef", "RunEnded", "RunStarted", "Sample", "SamplesLogged",
-    "ServedModel", "ServedWeights", "StageContext", "StageEnded", "StageSink", "StageStarted",
-    "StepMark", "StepMetrics", "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError",
-    "Waiter", "WatchedReply", "Workload", "checkpoint_name", "effective", "hookimpl",
-    "sampling_client",
+    "API_VERSION", "OLDEST_API_VERSION", "Adapters", "Affects", "AskedOf", "Branch",
+    "Checkpoint", "CheckpointLogged", "Connection", "Conversation", "CountTokens", "DataMethod",
+    "Dataset", "DatasetConfig", "DatasetRef", "DrivenTask", "Engine", "Episode", "Estimate",
+    "Eval", "EvalContext", "EvalLogged", "EvalResult", "Family", "FromData", "FromModel",
+    "Labelled", "LearningRate", "LoraConfig", "LoraFactorPair", "LoraUpdate", "Message",
+    "Method", "ModelRef", "NoteLogged", "Offer", "OpenAIRoutes", "PerRecord", "Played",
+    "Plugin", "PluginConfig", "Policy", "Preference", "Prompt", "PtlError", "Record",
+    "Rendered", "Renderer", "RendererConfig", "Reply", "Resume", "Reward", "RewardContext",
+    "RewardRef", "RunEnded", "RunStarted", "Sample", "SamplesLogged", "ServedModel",
+    "ServedWeights", "StageContext", "StageEnded", "StageSink", "StageStarted", "StepMark",
+    "StepMetrics", "Streamed", "Task", "Tracker", "Turn", "Usage", "UsageError", "Waiter",
+    "WatchedReply", "Workload", "checkpoint_name", "effective", "hookimpl", "sampling_client",
 ]  # fmt: skip
 
 GOING = {"NoEffect": Going("0.1", "write Affects.NOTHING")}
@@ -207,7 +210,7 @@ class Method(Plugin):
     """Trains: records and a checkpoint in, a checkpoint out."""
 
     takes: ClassVar[tuple[type[Record], ...]]
-    """Record types that it can train on."""
+    """Record types that it can train on; `()`: none, and its stage has no dataset."""
     takes_reward: ClassVar[bool] = False
     """Whether a stage with this method has a `reward`."""
     needs_reward: ClassVar[bool] = True
@@ -225,6 +228,9 @@ class Method(Plugin):
     """Whether its records may be a `Streamed`, asked for one batch at a time; else all are held."""
     starts_over: ClassVar[bool] = False
     """Whether it takes seconds and saves no checkpoint, so that after a crash it starts over."""
+    reads_adapters: ClassVar[bool] = False
+    """Whether it works on adapters as arrays (`StageContext.adapters`), which Tinker's protocol has
+    no way for: it is refused where the engine does not take them."""
     writes: ClassVar[bool] = True
     """Whether what it trains writes replies; the weights of a reward model score them."""
 
@@ -342,6 +348,8 @@ class Engine(Plugin):
     """Whether what it tells of a sample's log-probabilities is known to be what it reads of it."""
     open_options: Mapping[str, Any] = {}
     """What options of methods are on it where a recipe leaves them open; `settle` decides it."""
+    takes_adapters: ClassVar[bool] = False
+    """Whether adapters can be written to it as arrays (`Connection.adapters`)."""
     rank: int = 4
     """The rank of the adapters that it is tried with; that of the recipe, once there is one."""
 

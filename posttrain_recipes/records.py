@@ -48,7 +48,8 @@ class Message:
     name: str = ""
     """Of a tool's answer: the tool."""
     weight: float | None = None
-    """How much this turn counts in the loss, 0 or 1; None: as `train_on` of the method says."""
+    """What the loss of each of this turn's tokens is multiplied by, at least 0; None: as the
+    method's options say. Only turns of the assistant and of tools have one."""
     tools: tuple[str, ...] = ()
     """On the first message of a conversation: the tools that may be called, each the text of a
     JSON object, as the `tools` of OpenAI's requests hold them."""

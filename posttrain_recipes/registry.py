@@ -438,8 +438,7 @@ def _entry(kind: str, cls: Any, origin: _Origin) -> Entry:
         raise TypeError(f"{cls.__name__}.Config must be a subclass of PluginConfig")
     if lacking := sorted(cls.__abstractmethods__):
         raise TypeError(f"{cls.__name__} lacks {', '.join(lacking)}")
-    takes = getattr(cls, "takes", () if issubclass(cls, Method) else None)
-    if (issubclass(cls, Method) and not takes) or (issubclass(cls, Eval) and takes is None):
+    if issubclass(cls, Method | Eval) and getattr(cls, "takes", None) is None:
         raise TypeError(f"{cls.__name__}.takes must name the record types that it can use")
     entry = Entry(kind, cls, *origin)
     entry.schema  # noqa: B018  raises for options that no recipe could hold

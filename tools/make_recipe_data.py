@@ -42,6 +42,7 @@ Keyed = tuple[str, Row]
 """A row with the key of the problem it holds."""
 SIZES = {
     "chat": 2400,
+    "noisy": 800,
     "held_out": 256,
     "preferences": 1000,
     "preferences_held_out": 200,
@@ -100,6 +101,20 @@ def chat(rng: random.Random) -> list[Keyed]:
         )
         for p in problems(VERIFIABLE, "recipe", SIZES["chat"], rng)
     ]
+
+
+def noisy(rng: random.Random) -> list[Keyed]:
+    """Prompts with replies to imitate, two in five of which are wrong: those to another problem of
+    the kind."""
+    rows: list[Keyed] = []
+    drawn = [draw(VERIFIABLE[n % len(VERIFIABLE)], "recipe", rng) for n in range(SIZES["noisy"])]
+    for number, problem in enumerate(drawn):
+        answer, wrong = problem.answer, number % 5 < 2
+        while wrong and answer == problem.answer:
+            answer = draw(VERIFIABLE[number % len(VERIFIABLE)], "recipe", rng).answer
+        rows.append((problem.key, {"prompt": problem.question, "answer": answer}))
+    rng.shuffle(rows)
+    return rows
 
 
 def held_out(rng: random.Random) -> list[Keyed]:
@@ -372,6 +387,7 @@ def formal(split: Split, count: int) -> Callable[[random.Random], list[Keyed]]:
 
 FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "chat": chat,
+    "noisy": noisy,
     "held_out": held_out,
     "preferences": preferences("recipe", SIZES["preferences"]),
     "preferences_held_out": preferences("held_out", SIZES["preferences_held_out"]),

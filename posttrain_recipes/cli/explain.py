@@ -192,7 +192,8 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     cls = entry.cls
     if issubclass(cls, (Method, Eval)):
         types = ", ".join(t.__name__ for t in cls.takes)
-        yield "data", f"{types} records" if types else "those of the suite that it calls"
+        none = "none" if issubclass(cls, Method) else "those of the suite that it calls"
+        yield "data", f"{types} records" if types else none
     if issubclass(cls, Method):
         if cls.loss:
             yield "loss", cls.loss

@@ -101,10 +101,9 @@ def _block(stage: Mapping[str, Any]) -> list[str]:
     """What is said of a stage below its name."""
     said = [("from", stage["from"])]
     if stage["method"]:
-        said += [
-            ("method", stage["method"]),
-            ("data", f"{stage['data']} as {stage['records']} records"),
-        ]
+        said.append(("method", stage["method"]))
+    if stage["method"] and stage["data"]:
+        said.append(("data", f"{stage['data']} as {stage['records']} records"))
     said += [("reward", name) for name in stage["rewards"]]
     said += [("eval", name) for name in stage["evals"]]
     said += [(name, stage[name]) for name in ("keep", "stop")]

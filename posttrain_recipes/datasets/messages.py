@@ -272,21 +272,26 @@ def _weight(value: Row, role: Role | None, where: str) -> float | None:
     if not given:
         return None
     for key, found in given.items():
-        wanted = "true or false" if key == "train" else "0 or 1"
-        fits = isinstance(found, bool) if key == "train" else is_number(found) and found in (0, 1)
+        wanted = "true or false" if key == "train" else "a number from 0 to 1,000"
+        fits = isinstance(found, bool) if key == "train" else _is_factor(found)
         if not fits:
             raise RowError(f"{where}.{key} is {found!r}; it must be {wanted}")
     weights = {float(found) for found in given.values()}
     if len(weights) > 1:
         raise RowError(f"{where} has 'weight' and 'train', which differ; keep one of them")
-    if role != "assistant":
-        if weights == {1.0}:
-            raise RowError(
-                f"{where} is to be learned ('{next(iter(given))}'), and is the {role}'s; only what "
-                "the assistant says is learned"
-            )
-        return None
-    return weights.pop()
+    weight = weights.pop()
+    if role in ("assistant", "tool"):
+        return weight
+    if weight:
+        raise RowError(
+            f"{where} is to be learned ('{next(iter(given))}'), and is the {role}'s; only what "
+            "the assistant says is learned, and what tools answer"
+        )
+    return None
+
+
+def _is_factor(value: Any) -> bool:
+    return is_number(value) and not isinstance(value, NumberText) and 0 <= value <= 1000
 
 
 # --- a conversation ------------------------------------------------------------------------------

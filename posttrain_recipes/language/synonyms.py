@@ -132,6 +132,8 @@ _SAME: Mapping[str, Sequence[str]] = {
             "pretrained_model_name_or_path",
         ),
     ),
+    "how": ("merge_method", "combination_type"),
+    "of": ("adapters", "models"),
     "rank": ("r",),
 }
 """An option here, with what it is called elsewhere."""
@@ -160,6 +162,14 @@ ELSEWHERE: Mapping[str, str] = {
             *("dataloader_num_workers", "device", "device_map", "num_gpus", "tensor_parallel_size"),
         ),
         "is the engine's, and no matter of a recipe",
+    ),
+    **dict.fromkeys(
+        ("use_dft_loss", "use_dynamic_finetuning"),
+        "is 'loss: dft' of the method sft",
+    ),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "neftune", "noisy_embedding_alpha"),
+        "is not to be had: Tinker's protocol has tokens and weights, and no way into embeddings",
     ),
     **dict.fromkeys(
         ("optim", "optimizer", "adam_epsilon", "adam_eps"),

@@ -25,6 +25,7 @@ def ptl_methods() -> Mapping[str, str]:
         "prompt_distill": "posttrain_recipes.methods.prompt_distill:PromptDistill",
         "sdft": "posttrain_recipes.methods.sdft:SDFT",
         "sdpo": "posttrain_recipes.methods.sdpo:SDPO",
+        "merge": "posttrain_recipes.methods.merge:Merge",
         "teacher_samples": "posttrain_recipes.methods.teacher_samples:TeacherSamples",
         "best_of_n": "posttrain_recipes.methods.best_of_n:BestOfN",
         "gepa": "posttrain_recipes.methods.gepa:GEPA",

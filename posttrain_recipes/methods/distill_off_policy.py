@@ -33,6 +33,7 @@ from posttrain_recipes.plugin import (
     Record,
     StageContext,
     Usage,
+    UsageError,
     Workload,
 )
 from posttrain_recipes.training.distill import teachers
@@ -94,7 +95,13 @@ class DistillOffPolicy(Method):
             return supervised.train(stage, self.config, examples, Likelihood())
 
         def reply(one: Example) -> TokenizedReply:
-            begin = one.weights.index(1.0)
+            begin = next(t for t, weight in enumerate(one.weights) if weight)
+            if set(one.weights[begin:]) != {1.0}:
+                raise UsageError(
+                    "a teacher's probabilities are learned of one reply, whole, and a conversation "
+                    "has other weights",
+                    hint="remove 'weight' and 'train' from its messages, or learn its text ('sft')",
+                )
             return TokenizedReply(one.tokens[:begin], one.tokens[begin:])
 
         replies = usable(reply, examples, truncate=False)

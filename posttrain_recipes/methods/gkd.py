@@ -138,7 +138,14 @@ class GKD(Method):
                 truncate=config.truncate,
                 source=record.source,
             )
-            begin = example.weights.index(1.0)
+            begin = next(t for t, weight in enumerate(example.weights) if weight)
+            if set(example.weights[begin:]) != {1.0}:
+                raise UsageError(
+                    f"{record.source}: its last reply is not all learned alike",
+                    why="a teacher's probabilities are learned of whole replies",
+                    hint="take the 'weight' off its message, or set 'others: teacher'",
+                    code="wrong-data",
+                )
             given = Attempt(example.tokens[:begin], example.tokens[begin:], given=True)
             return _MixedPrompt(tokens, given)
 

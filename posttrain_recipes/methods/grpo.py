@@ -37,6 +37,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.loops import rl, token_counts
 from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
 from posttrain_recipes.training.rl import collect as collecting
+from posttrain_recipes.training.rl import observations
 from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
 from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
@@ -114,6 +115,9 @@ class GRPO(PolicyGradientMethod):
                         config.credit(group)  # with its steps, where a reward marks those
                     # - sum w min(rho A, clip(rho) A), and its gradient
                     step.passes += forward_backward(loop.client, groups, config)
+                    step.passes += observations.forward_backward(
+                        loop.client, groups, config, step.size
+                    )
                 step.update()  # Adam
         return loop.checkpoint
 

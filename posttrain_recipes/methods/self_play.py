@@ -28,7 +28,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.loops import rl
 from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
-from posttrain_recipes.training.rl import advantages
+from posttrain_recipes.training.rl import advantages, observations
 from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
 from posttrain_recipes.training.rl.policy_loss import forward_backward
 from posttrain_recipes.training.rl.rollout import Group, Source
@@ -88,6 +88,9 @@ class SelfPlay(PolicyGradientMethod):
                         group.weigh(A, w, step.size)
                     # - sum w min(rho A, clip(rho) A), and its gradient
                     step.passes += forward_backward(loop.client, groups, config)
+                    step.passes += observations.forward_backward(
+                        loop.client, groups, config, step.size
+                    )
                 step.update()  # Adam
         return loop.checkpoint
 

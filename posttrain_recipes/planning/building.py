@@ -38,7 +38,7 @@ from posttrain_recipes.planning.plans import (
     model_location,
 )
 from posttrain_recipes.planning.tokens import tokenizer_file
-from posttrain_recipes.plugin import Dataset, Engine, Eval, Plugin, Tracker
+from posttrain_recipes.plugin import Dataset, Engine, Eval, Method, Plugin, Tracker
 from posttrain_recipes.registry import OWN, Entry, Registry, suggest
 from posttrain_recipes.shown import is_address, redact
 from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
@@ -280,6 +280,26 @@ def own_data(
     }
     made.sources = {name: [part] for name, part in found.items() if part and name != "dataset"}
     return found
+
+
+def check_method(builder: Builder, method: Method, spec: Mapping[str, Any], key: Key) -> None:
+    """Note a dataset that a method lacks, or does not take, and what the engine cannot do."""
+    if method.takes and "dataset" not in spec:
+        builder.fault(
+            key, f"method '{method.name}' needs a 'dataset:' to train on", code="missing-key"
+        )
+    if not method.takes and "dataset" in spec:
+        builder.fault(
+            (*key, "dataset"), f"method '{method.name}' takes no dataset; remove it", of_key=True
+        )
+    engine = builder.engine
+    if method.reads_adapters and engine is not None and not engine.takes_adapters:
+        builder.fault(
+            (*key, "method"),
+            f"method '{method.name}' writes an adapter, and Tinker's protocol has no upload: the "
+            f"engine '{engine.name}' takes none back. Take 'engine: local', or 'ptl export' each "
+            "of the adapters and merge them there (PEFT's add_weighted_adapter)",
+        )
 
 
 def reads(made: Dataset) -> list[str]:

@@ -129,6 +129,8 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     method = stage.method
     if plan.engine.name != "local" or method is None or isinstance(method, DataMethod):
         return None
+    if not method.takes:  # it takes no step
+        return None
     shape = Shape.read(Path(model_location(stage.model, plan.path.parent)))
     if shape is None or machine.GPU.exists():
         return None

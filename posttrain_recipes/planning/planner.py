@@ -200,10 +200,8 @@ def _stage(
     dataset = (
         building.dataset(builder, spec["dataset"], (*key, "dataset")) if "dataset" in spec else None
     )
-    if method is not None and "dataset" not in spec:
-        builder.fault(
-            key, f"method '{method.name}' needs a 'dataset:' to train on", code="missing-key"
-        )
+    if method is not None:
+        building.check_method(builder, method, spec, key)
     if "method" not in spec and not spec.get("eval"):
         builder.fault(
             key,

@@ -182,17 +182,18 @@ class StageWork:
         start: Checkpoint,
         records: Sequence[Record],
     ) -> Checkpoint:
-        if stage.method is None or stage.data is None:
+        if stage.method is None:
             return start
         renderer = self.serving.renderer(stage.model, stage.renderer)
         kept.records = len(records)
-        child.log_dataset(
-            Path(stage.data.label).name,
-            stage.data.label,
-            stage.data.digest,
-            "train",
-            count=len(records),
-        )
+        if stage.data is not None:
+            child.log_dataset(
+                Path(stage.data.label).name,
+                stage.data.label,
+                stage.data.digest,
+                "train",
+                count=len(records),
+            )
         if (first := next(iter(records), None)) is not None:
             renderers = rendered.renderers_of(self.plan, stage, self.serving.renderer)
             child.write_text(rendered.page(stage.method, first, renderers), "rendered.html")
@@ -215,6 +216,7 @@ class StageWork:
             cache=self.directory.path.parents[1] / "cache",
             exact=self.plan.engine.exact,
             ttl_s=TTL_S if self.plan.engine.billed else None,
+            adapters=self.serving.connection.adapters,
             watch=sink.watch.replies,
         )
         sink.during.check()
@@ -240,6 +242,7 @@ class StageWork:
                 self._show(kept, made, child)
         finally:
             if isinstance(records, Streamed) and records.left_out:
+                assert stage.data is not None
                 sink.warn(
                     f"{len(records.left_out):,} of {len(records):,} rows of {stage.data.label} "
                     "cannot be used and were left out when their turn came: batches were smaller"

@@ -615,6 +615,7 @@ class _Methods:
         reference: Mapping[str, Any] | None = ...,
         on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
         reward_timeout: float | None = ...,
+        observation_weight: float = ...,
         entropy_bonus: float = ...,
         top_entropy: float | None = ...,
         importance_weights: Literal['token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask'] | None = ...,
@@ -685,6 +686,9 @@ class _Methods:
         episode) out of its group, zero counts it as 0, stop ends the stage. [default: drop]
             reward_timeout: Seconds that a reward may take for a group of replies, and an environment to begin an episode
         or to answer a reply; by default no limit.
+            observation_weight: In environments: the weight of a cross-entropy loss on what was answered between the policy's
+        replies, lambda of ECHO (arXiv 2605.24517). Takes a second pass; turns that are read alone
+        (`fresh`) have no answers to learn. [default: 0.0]
             entropy_bonus: What a nat of the policy's entropy adds, in units of the advantage: -log q of each token less
         the mean of its group, times this. A group whose rewards are all the same has none. [default: 0.0]
             top_entropy: Learn from this share of a batch's tokens alone, those at which the policy was least certain,
@@ -774,6 +778,24 @@ class _Methods:
             desirable_weight: Weight of the good replies; the paper wants weight times number of the good to be 1 to
         4/3 times that of the bad. [default: 1.0]
             undesirable_weight: Weight of the bad replies. [default: 1.0]
+        """
+    def merge(
+        self,
+        *,
+        of: Sequence[Mapping[str, Any]],
+        weights: Sequence[float] | None = ...,
+        how: Literal['linear', 'slerp'] = ...,
+        since: Mapping[str, Any] | None = ...,
+    ) -> MethodPiece: """Merge the adapters of earlier stages into one, without training: soups, sums, slerp.
+
+        Args:
+            of: What is merged, as [{stage: first}, {stage: second}]: stages of one base model, whose
+        adapters are of the same layers, of any ranks; `base` counts as an update of 0.
+            weights: What each of them counts; by default 1/n, a model soup. They need not add up to 1: [1, 1]
+        adds two skills, [1, -1] takes the second away. For slerp their sum is 1.
+            how: linear: the weighted sum; slerp: of two, along the arc between them, matrix by matrix. [default: linear]
+            since: What their updates are counted from: a stage that all of them started from; by default
+        the base model. For linear it changes nothing where the weights add up to 1.
         """
     def online_dpo(
         self,
@@ -1213,6 +1235,7 @@ class _Methods:
         reference: Mapping[str, Any] | None = ...,
         on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
         reward_timeout: float | None = ...,
+        observation_weight: float = ...,
         entropy_bonus: float = ...,
         top_entropy: float | None = ...,
         importance_weights: Literal['token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask'] | None = ...,
@@ -1281,6 +1304,9 @@ class _Methods:
         episode) out of its group, zero counts it as 0, stop ends the stage. [default: drop]
             reward_timeout: Seconds that a reward may take for a group of replies, and an environment to begin an episode
         or to answer a reply; by default no limit.
+            observation_weight: In environments: the weight of a cross-entropy loss on what was answered between the policy's
+        replies, lambda of ECHO (arXiv 2605.24517). Takes a second pass; turns that are read alone
+        (`fresh`) have no answers to learn. [default: 0.0]
             entropy_bonus: What a nat of the policy's entropy adds, in units of the advantage: -log q of each token less
         the mean of its group, times this. A group whose rewards are all the same has none. [default: 0.0]
             top_entropy: Learn from this share of a batch's tokens alone, those at which the policy was least certain,
@@ -1338,6 +1364,9 @@ class _Methods:
         max_steps: int | None = ...,
         max_length: int = ...,
         truncate: bool = ...,
+        loss: Literal['nll', 'dft'] = ...,
+        average: Literal['tokens', 'turns', 'examples'] = ...,
+        tool_weight: float = ...,
         train_on: Literal['last', 'all'] = ...,
     ) -> MethodPiece: """Supervised fine-tuning: imitate what the assistant said in example conversations.
 
@@ -1362,6 +1391,14 @@ class _Methods:
             max_steps: Stop after this many steps, whatever `epochs` says.
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
+            loss: nll: -log p; dft: -p log p with no gradient through p, which heeds an unlikely token less
+        the less likely it is, as noise mostly is (dynamic fine-tuning, arXiv 2508.05629). Both take
+        one pass. [default: nll]
+            average: What counts the same in a batch: tokens (a long answer more than a short one, as in TRL),
+        turns that are learned, or whole examples, however they are packed or cut. [default: tokens]
+            tool_weight: What a token that a tool answered weighs beside one of the assistant's: 0.1, say, learns
+        to foresee what calls do (as ECHO, arXiv 2605.24517). Only answers before what is learned
+        last; a message's own `weight` in the data goes before. [default: 0.0]
             train_on: Learn a conversation's last assistant message, or all of them. [default: last]
         """
     def simpo(

@@ -213,7 +213,7 @@ def test_what_the_renderer_refuses_names_the_record() -> None:
 
 
 def test_the_engine_is_given_targets_one_ahead() -> None:
-    made = datum(Example([5, 6, 7, 8], [0.0, 0.0, 1.0, 1.0]), scale=0.25)
+    made = datum(Example([5, 6, 7, 8], [0.0, 0.0, 0.25, 0.25]))
     assert made.model_input.to_ints() == [5, 6, 7]
     targets, weights = made.loss_fn_inputs["target_tokens"], made.loss_fn_inputs["weights"]
     assert (targets.data, targets.dtype, targets.shape) == ([6, 7, 8], "int64", [3])

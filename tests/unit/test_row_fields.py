@@ -177,7 +177,7 @@ def test_what_was_thought_is_kept_apart(key: str) -> None:
         ({**SAID, "tool_calls": "a"}, "must be a list of calls"),
         ({**SAID, "reasoning": "a", "thinking": "b"}, "which differ"),
         ({**SAID, "tool_call_id": "c1"}, "only a tool's answer"),
-        ({**SAID, "weight": 0.5}, "must be 0 or 1"),
+        ({**SAID, "weight": -0.5}, "from 0 to 1,000"),
         ({**SAID, "train": "no"}, "must be true or false"),
         ({**SAID, "weight": 0, "train": True}, "which differ"),
         ({**SAID, "images": ["a.png"]}, "has 'images'"),
@@ -191,8 +191,15 @@ def test_what_cannot_be_had_is_refused_by_its_name(turn: Any, said: str) -> None
     assert said in refused({"messages": [ASK, turn]})
 
 
-@pytest.mark.parametrize("role", ["user", "system", "tool"])
-@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "weight", "train"])
+@pytest.mark.parametrize(
+    ("role", "key"),
+    [
+        (role, key)
+        for role in ("user", "system", "tool")
+        for key in ("tool_calls", "reasoning_content", "weight", "train")
+        if role != "tool" or key not in ("weight", "train")  # what a tool answered may be learned
+    ],
+)
 def test_only_the_assistant_calls_thinks_and_is_learned(role: str, key: str) -> None:
     values = {"tool_calls": [CALL], "reasoning_content": "a", "weight": 1, "train": True}
     turn = {"role": role, "content": "a", key: values[key]}
@@ -200,7 +207,7 @@ def test_only_the_assistant_calls_thinks_and_is_learned(role: str, key: str) -> 
     assert "assistant" in refused({"messages": [*head, ASK, SAID]})
 
 
-def test_a_weight_is_a_mask() -> None:
+def test_a_weight_of_0_or_1_is_a_mask() -> None:
     row = {"messages": [{**ASK, "train": False}, {**SAID, "weight": 0}, ASK, {**SAID, "train": 1}]}
     row["messages"][-1]["train"] = True
     assert [m.weight for m in messages(row)] == [None, 0.0, None, 1.0]

@@ -114,6 +114,7 @@ class PolicyGradientMethod(RolloutMethod):
         config = self.config
         return (
             config.loss_need,
+            *(("loss:cross_entropy",) if config.observation_weight else ()),
             *super().needs,
             *(("prompt_logprobs:top_k",) if config.top_entropy else ()),
             *(("sample:greedy",) if config.wants_greedy else ()),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.plugin import WatchedReply
-from posttrain_recipes.training.rl import advantages, entropy, importance
+from posttrain_recipes.training.rl import advantages, entropy, importance, observations
 from posttrain_recipes.training.rl.metrics import watched
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig
 from posttrain_recipes.training.rl.rollout import Group, RolloutSegment
@@ -55,6 +55,7 @@ class PolicyGradient:
         return {
             **importance.metrics(rollouts, self.config),
             **drift(items, outputs, self.config),
+            **(observations.metrics(items, outputs) if self.config.observation_weight else {}),
         }
 
     def watched(self, groups: Sequence[Group]) -> list[WatchedReply]:

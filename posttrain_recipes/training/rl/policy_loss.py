@@ -30,6 +30,7 @@ from posttrain_recipes.training.rl import advantages
 from posttrain_recipes.training.rl.advantages import DivergenceConfig
 from posttrain_recipes.training.rl.entropy import EntropyConfig
 from posttrain_recipes.training.rl.importance import ImportanceConfig, targets
+from posttrain_recipes.training.rl.observations import ObservationConfig
 from posttrain_recipes.training.rl.rollout import Group, Passes, RolloutSegment, Segment
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ _OF_ONE_LOSS = {
 }
 
 
-class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig):
+class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, ObservationConfig):
     """Options of the policy gradient."""
 
     advantage: advantages.Estimator = Field(

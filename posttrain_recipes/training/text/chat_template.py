@@ -18,7 +18,14 @@ from posttrain_recipes.training.text import jinja, model_files
 from posttrain_recipes.training.text.dialects import arguments_as_text, reasoning_key
 from posttrain_recipes.training.text.left_out import left_out, marked
 from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
-from posttrain_recipes.training.text.turns import ReplySpan, Template, chosen, common, shared
+from posttrain_recipes.training.text.turns import (
+    ReplySpan,
+    Template,
+    answered,
+    chosen,
+    common,
+    shared,
+)
 from posttrain_recipes.training.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -153,10 +160,10 @@ class ChatRenderer:
     def supervised(
         self, messages: Sequence[Message], train_on: str = "last"
     ) -> tuple[list[int], list[float]]:
-        """Token ids (N,) and 0/1 weights (N,), 1 on the assistant's words and their end token.
+        """Token ids (N,) and weights (N,), 1 on the assistant's words and their end token.
 
-        Messages that have a weight of their own are learned or not as it says; of the others,
-        `train_on` takes the `last` or `all`.
+        Messages that have a weight of their own, of the assistant or of a tool, are learned as it
+        says; of the assistant's others, `train_on` takes the `last` or `all`.
 
         Raises:
             UsageError: no assistant message to learn, or one that this template cannot show.
@@ -164,17 +171,21 @@ class ChatRenderer:
         spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not spoken:
             raise UsageError("there is no assistant message to learn from", code="nothing-to-learn")
-        learned = chosen(messages, spoken, train_on)
-        if not learned:
+        messages = messages[: spoken[-1] + 1]
+        learned, answers = chosen(messages, spoken, train_on), answered(messages)
+        if not learned and not answers:
             raise UsageError(
                 "its messages are all of weight 0, so that there is nothing to learn",
                 code="nothing-to-learn",
             )
-        messages = messages[: spoken[-1] + 1]
         text = self._text(messages, generation=False)
         self._refuse_left_out(messages, learned, text)
-        turns = [self._turn(messages, index, text) for index in learned]
-        return self._weighted(text, turns, closes=spoken[-1] == learned[-1])
+        turns = []
+        for index in sorted({*learned, *answers}):
+            weight = messages[index].weight
+            one = self._turn if index in learned else self._template.answer
+            turns.append((one(messages, index, text), 1.0 if weight is None else weight))
+        return self._weighted(text, turns, closes=spoken[-1:] == learned[-1:])
 
     def added(self, messages: Sequence[Message], train_on: str = "last") -> list[tuple[str, str]]:
         """What the template writes around the parts of a conversation: (where, text), in order.
@@ -385,16 +396,16 @@ class ChatRenderer:
         return tokens + list(self._tokenizer.encode(text[at:], add_special_tokens=False))
 
     def _weighted(
-        self, text: str, turns: Sequence[ReplySpan], closes: bool
+        self, text: str, turns: Sequence[tuple[ReplySpan, float]], closes: bool
     ) -> tuple[list[int], list[float]]:
-        """Tokens of `text` through the last turn, with 1 on those of the turns.
+        """Tokens of `text` through the last turn, with the turns' weights on theirs.
 
         `closes`: that turn is the last of the conversation.
         """
-        last = turns[-1]
+        last = turns[-1][0]
         tokens = self._encode(text[: last.end])
         weights = [0.0] * len(tokens)
-        for turn in turns:
+        for turn, weight in turns:
             begin = shared(tokens, prompt := self._encode(text[: turn.begin]))
             if begin < len(prompt) and turn is last:
                 # The reply's first characters melted into a token of the prompt. Sampling starts
@@ -407,7 +418,7 @@ class ChatRenderer:
             end = shared(tokens, through)
             if begin < len(prompt):
                 self._tell(_OTHER_PROMPT)
-            weights[begin:end] = [1.0] * (end - begin)
+            weights[begin:end] = [weight] * (end - begin)
         if closes and not last.ended:
             self._tell(
                 "this model's chat template ends a reply with no token"
@@ -419,7 +430,7 @@ class ChatRenderer:
                 )
             )
             if self._end is not None:
-                tokens, weights = [*tokens, self._end], [*weights, 1.0]
+                tokens, weights = [*tokens, self._end], [*weights, turns[-1][1]]
         return tokens, weights
 
     def _turn(self, messages: Sequence[Message], index: int, text: str) -> ReplySpan:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from posttrain_recipes.errors import TooLongError, UsageError
 from posttrain_recipes.plugin import Renderer, Streamed, WatchedReply
@@ -41,6 +43,41 @@ class Example:
     def learned(self) -> float:
         """The sum of the weights; the first token is never predicted and does not count."""
         return sum(self.weights[1:])
+
+
+Average = Literal["tokens", "turns", "examples"]
+"""What counts the same in the loss of a batch."""
+
+
+def averaged(batch: Sequence[Example], how: Average = "tokens") -> list[Example]:
+    """The examples with weights that make a sum over the batch's tokens the mean that is asked.
+
+    With u a token's own weight, it weighs u / sum u over the batch (`tokens`), u / sum u over its
+    example / number of examples (`examples`), or its turn's weight / tokens of the turn / sum of
+    the turns' weights (`turns`, a turn being tokens in a row that are learned). So what a token
+    weighs is known before the batch is cut or packed, and does not depend on how it is.
+    """
+    shares = [_of_turns(one.weights[1:]) if how == "turns" else one.weights[1:] for one in batch]
+    sums = [math.fsum(own) for own in shares]
+    whole = math.fsum(sums)
+    return [
+        replace(
+            one,
+            weights=[
+                one.weights[0],
+                *(value / (own * len(batch) if how == "examples" else whole) for value in values),
+            ],
+        )
+        for one, values, own in zip(batch, shares, sums, strict=True)
+    ]
+
+
+def _of_turns(weights: Sequence[float]) -> list[float]:
+    shared: list[float] = []
+    for _, run in groupby(weights, bool):
+        own = list(run)
+        shared += [weight / len(own) for weight in own]
+    return shared
 
 
 WATCHED = 2
@@ -81,7 +118,8 @@ def tokenize(
     truncate: bool = False,
     source: str = "",
 ) -> Example:
-    """A conversation as an example, weights 1 on what the assistant said.
+    """A conversation as an example, weights 1 on what the assistant said and where a message has
+    one of its own, that.
 
     Raises:
         UsageError: longer than `max_length` and not to be truncated; the message names `source`.
@@ -113,6 +151,17 @@ def tokenize(
             hint="raise 'max_length', or remove the record",
         )
     return Example(tokens, weights)
+
+
+def with_answers(messages: Sequence[Message], weight: float) -> Sequence[Message]:
+    """A conversation of which each answer of a tool that has no weight yet has this one; as it is
+    where that is 0."""
+    if not weight:
+        return messages
+    return [
+        replace(one, weight=weight) if one.role == "tool" and one.weight is None else one
+        for one in messages
+    ]
 
 
 def learned_whole(prompt: Sequence[Message], reply: Sequence[Message]) -> Sequence[Message]:
@@ -162,8 +211,20 @@ def usable(
     return made
 
 
-def datum(example: Example, scale: float = 1.0) -> tinker.Datum:
-    """The example as the engine takes it: N - 1 inputs, N - 1 targets, weights times `scale`."""
+def datum(example: Example) -> tinker.Datum:
+    """The example as the engine's cross-entropy takes it: N - 1 inputs, targets and weights."""
+    return _datum(example, weights=example.weights[1:])
+
+
+def expected_datum(example: Example) -> tinker.Datum:
+    """The example as the engine's `importance_sampling` takes it, -sum_t A_t p_t / q_t, with the
+    weights for A and q = 1: its gradient is that of -sum_t w_t p_t, the expected share of tokens
+    that the model gets right."""
+    weights = example.weights[1:]
+    return _datum(example, advantages=weights, logprobs=[0.0] * len(weights))
+
+
+def _datum(example: Example, **columns: list[float]) -> tinker.Datum:
     import tinker
 
     shape = [len(example.tokens) - 1]
@@ -171,10 +232,9 @@ def datum(example: Example, scale: float = 1.0) -> tinker.Datum:
         model_input=tinker.ModelInput.from_ints(example.tokens[:-1]),
         loss_fn_inputs={
             "target_tokens": tinker.TensorData(data=example.tokens[1:], dtype="int64", shape=shape),
-            "weights": tinker.TensorData(
-                data=[weight * scale for weight in example.weights[1:]],
-                dtype="float32",
-                shape=shape,
-            ),
+            **{
+                name: tinker.TensorData(data=values, dtype="float32", shape=shape)
+                for name, values in columns.items()
+            },
         },
     )

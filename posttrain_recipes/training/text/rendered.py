@@ -16,7 +16,7 @@ from posttrain_recipes.plugin import (
     Rendered,
     Renderer,
 )
-from posttrain_recipes.training.text.examples import learned_whole, tokenize
+from posttrain_recipes.training.text.examples import learned_whole, tokenize, with_answers
 
 
 def prompt(messages: Sequence[Message], renderer: Renderer, what: str = "") -> Rendered:
@@ -33,6 +33,7 @@ def learned(
         UsageError: as `tokenize`.
     """
     options: dict[str, Any] = {"train_on": getattr(config, "train_on", "last")}
+    messages = with_answers(messages, getattr(config, "tool_weight", 0.0))
     whole = len(renderer.supervised(messages, options["train_on"])[0])
     if (bound := getattr(config, "max_length", None)) is not None:
         # Evals have no such option: they cut what is longer.

@@ -9,7 +9,7 @@ rendered again with a mark in the place of what was said.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -119,12 +119,34 @@ class Template:
     def _around(self, messages: Sequence[Message], index: int) -> tuple[str, str]:
         """What stands before and after message `index` where it is a plain reply."""
         said = Message("assistant", MARK, tools=messages[index].tools)
-        marked = self.render((*messages[:index], said, *messages[index + 1 :]), False)
-        head, mark, tail = marked.partition(MARK)
+        return self._split(messages, index, said, "the assistant says")
+
+    def answer(self, messages: Sequence[Message], index: int, text: str) -> ReplySpan:
+        """What a tool answered, message `index` of a conversation that is rendered as `text`.
+
+        Raises:
+            UsageError: its words cannot be told from what is around them.
+        """
+        said = replace(messages[index], content=MARK)
+        head, tail = self._split(messages, index, said, "tools answer")
+        end = len(text) - len(tail)
+        if end < len(head) or not (text.startswith(head) and text.endswith(tail)):
+            raise UsageError(
+                "this model's chat template writes what surrounds a tool's answer by its words, so "
+                "that it cannot be told where it begins and ends",
+                hint="leave 'tool_weight' and weights of tools' messages out",
+                code="chat-template",
+            )
+        return ReplySpan(len(head), end, ended=False, as_sampled=True)
+
+    def _split(
+        self, messages: Sequence[Message], index: int, marked: Message, what: str
+    ) -> tuple[str, str]:
+        text = self.render((*messages[:index], marked, *messages[index + 1 :]), False)
+        head, mark, tail = text.partition(MARK)
         if not mark or MARK in tail:
             raise UsageError(
-                "this model's chat template does not show what the assistant says",
-                code="chat-template",
+                f"this model's chat template does not show what {what}", code="chat-template"
             )
         return head, tail
 
@@ -153,6 +175,11 @@ def chosen(messages: Sequence[Message], spoken: Sequence[int], train_on: str) ->
         if taken if weight is None else weight:
             learned.append(index)
     return learned
+
+
+def answered(messages: Sequence[Message]) -> list[int]:
+    """Which answers of tools are learned: those that have a weight."""
+    return [i for i, m in enumerate(messages) if m.role == "tool" and m.weight]
 
 
 def shared(tokens: Sequence[int], others: Sequence[int]) -> int:
