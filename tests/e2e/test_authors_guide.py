@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import CHAT, ROOT
 
 GUIDE = (ROOT / "docs" / "authors.md").read_text(encoding="utf-8")
@@ -41,6 +43,7 @@ def run(line: str, folder: Path) -> None:
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.nightly
 def test_from_nothing_to_a_run(tmp_path: Path) -> None:
     begin, install, check, use = blocks("bash")
     (code,) = blocks("python")

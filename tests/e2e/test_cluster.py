@@ -154,6 +154,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "nodes.yaml"
 
 
+@pytest.mark.nightly
 def test_a_lost_node_changes_nothing(
     recipe: Path, tmp_path: Path, on: Callable[[Tasks], None]
 ) -> None:

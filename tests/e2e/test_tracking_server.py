@@ -145,6 +145,7 @@ def on_server(server: Server, name: str) -> tuple[Any, Any, list[Any]]:
     return client, parent, sorted(children, key=lambda run: run.info.start_time)
 
 
+@pytest.mark.nightly
 def test_a_server_that_is_killed_and_comes_back_gets_everything(
     server: Server, guard: Guard, tmp_path: Path, watched: Watched, store: dict[str, str]
 ) -> None:
