@@ -61,7 +61,7 @@ class Merge(Method):
     takes: ClassVar[tuple[type[Record], ...]] = ()
     reads_adapters = True
     starts_over = True
-    loss = "none: W = W_0 + sum(w_i * (W_i - W_0)) for each matrix, or along the arc of two"
+    loss = "none: W = W_0 + sum(w_i * (W_i - W_0)), or along an arc; log p is not touched"
     paper = "Wortsman et al. 2022, Model soups, arXiv 2203.05482"
 
     class Config(PluginConfig):
