@@ -34,6 +34,7 @@ ALIKE = (
     *("sft_distill_rl", "policy_losses", "off_policy", "compare_methods", "continual"),
     *("reward_ensemble", "process_rewards", "gepa", "sft_then_rl"),
     *("dft", "merge", "sdpo"),
+    *("souped_rl", "instructed_rl", "explored_sft"),
 )
 """Recipes whose way is another one's too: they run for two steps at night."""
 SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]
