@@ -17,19 +17,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field, model_validator
 
 from posttrain_recipes.plugin import (
     DataMethod,
     EvalResult,
+    FromData,
     Message,
     ModelRef,
     PerRecord,
     Prompt,
+    PtlError,
     Record,
     Reward,
     Sample,
@@ -82,6 +85,10 @@ class GEPA(DataMethod):
     class Config(datagen.MakingConfig):
         """Options of evolving a prompt."""
 
+        max_tokens: Annotated[int, FromData.REPLY_TOKENS] = Field(default=256, ge=1)
+        """Longest reply in tokens; one that is cut there is scored as far as it goes.
+        By default it follows from the answers in the data; 256 where those do not tell."""
+
         system: str = Field(default="Answer the request.", min_length=1)
         """The instructions that it begins with."""
         calls: int = Field(default=400, ge=1)
@@ -111,6 +118,12 @@ class GEPA(DataMethod):
             given = [self.reflect is not None, self.endpoint is not None, bool(self.proposals)]
             if sum(given) > 1:
                 raise ValueError("give one of 'reflect', 'endpoint' and 'proposals'")
+            if self.calls <= self.selection:
+                raise ValueError(
+                    f"{self.calls} 'calls' are spent once the first instructions were scored on "
+                    f"the {self.selection} prompts of 'selection', so that no others are tried; "
+                    "raise 'calls', or lower 'selection'"
+                )
             if "{instructions}" not in self.question or "{examples}" not in self.question:
                 raise ValueError("'question' has to have {instructions} and {examples} in it")
             return self
@@ -136,6 +149,15 @@ class GEPA(DataMethod):
         program = InstructedModel(stage, config, prompts)
         choose = range(config.selection)
         test = range(config.selection, fixed)
+        first = program.replies(config.system, choose)
+        if all(reward is None for _, reward in first):
+            raise PtlError(
+                f"stage '{stage.name}': no reply to the prompts of 'selection' has a reward",
+                why="every reward abstained: do the prompts have what it compares with?",
+                hint="try the reward on one of the replies by hand",
+                code="reward-failed",
+            )
+        program.asked = 0  # those are asked for again, and are known then
         begun = program.measured(config.system, test)
         best = evolved(program, config, stage.seed, range(fixed, len(prompts)), choose)
         if test:
@@ -146,6 +168,7 @@ class GEPA(DataMethod):
             {
                 "gepa/candidates": best.candidates,
                 "gepa/scored": program.asked,
+                "reward_errors/abstained": sum(one is None for one in program.scored.values()),
                 "gepa/selection_before": best.before,
                 "gepa/selection_best": best.score,
                 "data/kept": len(prompts),
@@ -183,21 +206,40 @@ def evolved(
     """
     from gepa.api import optimize
 
-    result: Any = optimize(
-        seed_candidate={PART: config.system},
-        trainset=list(reflect),
-        valset=list(choose),
-        adapter=cast(Any, program),
-        reflection_minibatch_size=min(config.reflection, len(reflect)),
-        max_metric_calls=config.calls,
-        skip_perfect_score=False,
-        logger=_Logger(),
-        seed=seed,
-    )
+    try:
+        result: Any = optimize(
+            seed_candidate={PART: config.system},
+            trainset=list(reflect),
+            valset=list(choose),
+            adapter=cast(Any, program),
+            reflection_minibatch_size=min(config.reflection, len(reflect)),
+            max_metric_calls=config.calls,
+            skip_perfect_score=False,
+            logger=_Logger(),
+            seed=seed,
+        )
+    except _Ended as ended:
+        raise ended.error from None
     scores = result.val_aggregate_scores
     best = result.best_candidate
     text = best if isinstance(best, str) else best[PART]
     return BestInstructions(text, max(scores), scores[0], len(scores))
+
+
+class _Ended(BaseException):
+    """Ends the search. The package goes on after an `Exception` of its adapter, as if nothing had
+    been written, until all calls are spent."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _Ended(error) from error
 
 
 class _Logger:
@@ -211,8 +253,9 @@ class _Logger:
 class InstructedModel:
     """A model under instructions, as the package's adapter: see `gepa.core.adapter.GEPAAdapter`.
 
-    A reply depends on the prompt, the instructions and the stage's seed alone, and is kept with its
-    score, so that a stage that was stopped pays for none twice.
+    A reply depends on the prompt, the instructions and the stage's seed alone, and is kept, so that
+    a stage that was stopped pays for none twice. Its reward is not: that may be of a program that
+    was mended, or of a model that was trained again.
     """
 
     stage: StageContext
@@ -222,8 +265,10 @@ class InstructedModel:
     """Replies that were scored, those that were known included."""
     turns: int = 0
     """How often other instructions were asked for."""
-    known: dict[str, tuple[str, bool, float | None]] = field(default_factory=dict)
-    """By instructions and prompt: the reply, whether it was cut, its reward."""
+    known: dict[str, datagen.Completion] = field(default_factory=dict)
+    """By instructions and prompt: the reply."""
+    scored: dict[str, float | None] = field(default_factory=dict)
+    """By the same: its reward."""
 
     def __post_init__(self) -> None:
         self.model: ServedModel = datagen.served(self.stage, None)
@@ -253,9 +298,7 @@ class InstructedModel:
         said = [
             self.model.identity or stage.start.sampler_uri or stage.base_model,
             f"{stage.seed} {config.max_tokens} {config.temperature}",
-            *(f"{reward.label} {weight}" for reward, weight in stage.rewards),
-            *(repr(getattr(reward, "config", "")) for reward, _ in stage.rewards),
-            *(repr(prompt.messages) + repr(prompt.answer) for prompt in self.prompts),
+            *(repr(prompt.messages) for prompt in self.prompts),
         ]
         digest = hashlib.sha256("\n".join(said).encode()).hexdigest()[:20]
         return stage.cache / f"gepa-{digest}.jsonl"
@@ -268,7 +311,8 @@ class InstructedModel:
         """Replies to the prompts at these places, with their rewards."""
         from gepa.core.adapter import EvaluationBatch
 
-        scored = self.replies(candidate[PART], batch)
+        with _ending():
+            scored = self.replies(candidate[PART], batch)
         return EvaluationBatch(
             outputs=[sample.completion for sample, _ in scored],
             scores=[reward or 0.0 for _, reward in scored],
@@ -280,7 +324,8 @@ class InstructedModel:
     ) -> dict[str, list[dict[str, str]]]:
         """What was asked, replied and said of it."""
         scored: list[tuple[Sample, float | None]] = eval_batch.trajectories
-        said = self._feedback([sample for sample, _ in scored])
+        with _ending():
+            said = self._feedback([sample for sample, _ in scored])
         rows = [
             {
                 "Request": sample.prompt[-1].content,
@@ -308,22 +353,29 @@ class InstructedModel:
         )
         question = self.config.question.replace("{instructions}", candidate[PART])
         question = question.replace("{examples}", examples)
-        [said] = self.judge.texts([(Message("user", question),)], turn + 1)
+        with _ending():
+            [said] = self.judge.texts([(Message("user", question),)], turn + 1)
+        if said is None:
+            log.warning("stage '%s': who reflects gave no answer", self.stage.name)
         return {PART: _between(said or "") or candidate[PART]}
 
     # --- replies --------------------------------------------------------------------------------
 
     def replies(self, system: str, places: Sequence[int]) -> list[tuple[Sample, float | None]]:
         """A reply to each prompt under the instructions, with its reward; None: it abstained."""
-        new = [place for place in places if self._key(system, place) not in self.known]
-        if new:
+        keys = [self._key(system, place) for place in places]
+        if new := [p for p, key in zip(places, keys, strict=True) if key not in self.known]:
             self._ask(system, new)
         self.asked += len(places)
-        found = []
-        for place in places:
-            text, cut, reward = self.known[self._key(system, place)]
-            found.append((datagen.Completion(text, cut).sample(self.prompts[place]), reward))
-        return found
+        samples = [
+            self.known[key].sample(self.prompts[place])
+            for key, place in zip(keys, places, strict=True)
+        ]
+        fresh = {key: one for key, one in zip(keys, samples, strict=True) if key not in self.scored}
+        if fresh:
+            rewards = datagen.totals(self.stage.rewards, list(fresh.values()))
+            self.scored.update(zip(fresh, rewards, strict=True))
+        return [(one, self.scored[key]) for key, one in zip(keys, samples, strict=True)]
 
     def measured(self, system: str, places: Sequence[int]) -> EvalResult:
         """The mean reward under the instructions, with its interval."""
@@ -355,19 +407,15 @@ class InstructedModel:
             said = [
                 replies[0] for replies in datagen.written(futures, self.model.renderer, stage.wait)
             ]
-            samples = [
-                one.sample(self.prompts[place]) for one, place in zip(said, group, strict=True)
-            ]
-            rewards = datagen.totals(stage.rewards, samples)
-            rows = {
-                self._key(system, place): (one.text, one.truncated, reward)
-                for place, one, reward in zip(group, said, rewards, strict=True)
-            }
+            rows = {self._key(system, place): one for place, one in zip(group, said, strict=True)}
             self.known |= rows
             if self.kept is not None:
                 self.kept.parent.mkdir(parents=True, exist_ok=True)
                 with self.kept.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps([key, row]) + "\n" for key, row in rows.items())
+                    file.writelines(
+                        json.dumps([key, [one.text, one.truncated, one.raw]]) + "\n"
+                        for key, one in rows.items()
+                    )
 
     def _key(self, system: str, place: int) -> str:
         return hashlib.sha256(f"{place}\n{system}".encode()).hexdigest()[:24]
@@ -395,13 +443,13 @@ def _between(text: str) -> str:
     return inner.strip()
 
 
-def _row(line: str) -> tuple[str, tuple[str, bool, float | None]] | None:
+def _row(line: str) -> tuple[str, datagen.Completion] | None:
     """A line of what was kept; None of one that was cut off."""
     try:
-        key, (text, cut, reward) = json.loads(line)
+        key, (text, cut, raw) = json.loads(line)
     except (ValueError, TypeError):
         return None
-    return str(key), (str(text), bool(cut), None if reward is None else float(reward))
+    return str(key), datagen.Completion(str(text), bool(cut), str(raw))
 
 
 def _told(best: BestInstructions, config: GEPA.Config) -> str:

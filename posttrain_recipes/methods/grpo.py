@@ -32,6 +32,7 @@ from posttrain_recipes.plugin import (
     Record,
     StageContext,
     Task,
+    UsageError,
     Workload,
 )
 from posttrain_recipes.training.loops import rl, token_counts
@@ -127,6 +128,14 @@ class GRPO(PolicyGradientMethod):
         if stage.train and isinstance(stage.train[0], Task):
             tasks = cast(Sequence[Task], stage.train)
             return episodes(tasks, stage, config, waiter, config.retries, config.wants_greedy)
+        if config.observation_weight:
+            raise UsageError(
+                f"stage '{stage.name}': observation_weight is for environments, and its data are "
+                "prompts",
+                why="nobody answers between a reply's tokens",
+                hint="remove it, or give the stage an environment",
+                code="wrong-value",
+            )
         prompts = cast(Sequence[Prompt], stage.train)
         return PromptSource(prompts, stage.renderer, config, waiter, config.wants_greedy)
 

@@ -123,6 +123,8 @@ class OnlineDPO(RolloutMethod):
             if config.opponent == "reference":
                 assert scorer.reference is not None
                 [other] = source.sample(prompt, derive_seed(seed, 1), scorer.reference)
+                for rollout in other.rollouts:
+                    rollout.by_reference = True
                 group.rollouts += other.rollouts  # y_ref ~ p_ref(. | x)
             return [scorer.score(group, sampler)]
 
@@ -238,6 +240,9 @@ class OnlinePairs:
         share = {"pairs/formed": len(items) / 2}
         if not items:
             return share
+        if any(item.rollout.by_reference for item in items):
+            won = [not better.rollout.by_reference for better in items[::2]]
+            share["pairs/policy_won"] = sum(won) / len(won)
         found = [
             item.segment.own([0.0, *(float(value) for value in output["logprobs"].data)])
             for item, output in zip(items, outputs, strict=True)

@@ -35,6 +35,7 @@ from posttrain_recipes.plugin import (
     Method,
     Record,
     StageContext,
+    Streamed,
     Usage,
     WatchedReply,
     Workload,
@@ -107,10 +108,12 @@ class SFT(Method):
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's conversations."""
         told = "train_on" in self.config.model_fields_set
+        answers = 0
 
         def example(record: Record) -> Example:
-            nonlocal told
+            nonlocal told, answers
             messages = cast(Conversation, record).messages
+            answers += any(message.role == "tool" for message in messages)
             if not told and _has_earlier_replies(messages):
                 told = True
                 log.warning(
@@ -128,6 +131,11 @@ class SFT(Method):
             )
 
         examples = usable(example, stage.train, truncate=self.config.truncate)
+        if self.config.tool_weight and not answers and not isinstance(examples, Streamed):
+            log.warning(
+                "stage '%s': 'tool_weight' changes nothing: no tool answers in any of its records",
+                stage.name,
+            )
         objective = Likelihood(self.config.loss, self.config.average)
         return supervised.train(stage, self.config, examples, objective)
 

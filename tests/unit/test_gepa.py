@@ -17,6 +17,7 @@ from posttrain_recipes.plugin import (
     Message,
     PluginConfig,
     Prompt,
+    PtlError,
     Reward,
     Sample,
     StageContext,
@@ -153,6 +154,58 @@ def test_a_stage_that_was_stopped_pays_for_no_reply_twice(tmp_path: Path) -> Non
     assert all(json.loads(line) for line in lines)
 
 
+def test_a_kept_reply_is_scored_by_the_rewards_as_they_are_now(tmp_path: Path) -> None:
+    """Nothing tells a reward whose program or weights have changed by its options."""
+
+    class Hushed(Loud):
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            return [0.25 + 0.5 * sample.raw.islower() for sample in samples]
+
+    model, again = Model(), Model()
+    list(GEPA(GEPA.Config(**OPTIONS)).make(stage(model, tmp_path)[0], 0))
+    context, sink = stage(again, tmp_path)
+    changed = StageContext(**{**vars(context), "rewards": [(Hushed(PluginConfig()), 1.0)]})
+    list(GEPA(GEPA.Config(**OPTIONS)).make(changed, 0))
+    assert sink.measurements["instructions before"] == 0.75
+    assert not [
+        text for text in again.asked for n in range(11) if f"Say it.|user:word {n}|" in text
+    ]
+
+
+def test_rewards_that_all_abstain_are_told() -> None:
+    class Mute(Loud):
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            return [None] * len(samples)
+
+    context = StageContext(**{**vars(stage(Model())[0]), "rewards": [(Mute(PluginConfig()), 1.0)]})
+    with pytest.raises(PtlError, match="no reply to the prompts of 'selection' has a reward"):
+        list(GEPA(GEPA.Config(**OPTIONS)).make(context, 0))
+
+
+@pytest.mark.parametrize("where", ["reward", "reflection"])
+def test_what_fails_in_the_search_ends_it(where: str) -> None:
+    """The package would go on as if nothing had been written, and leave the first instructions."""
+
+    class Failing(Loud):
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            if where == "reward" and any(s.completion.isupper() for s in samples):
+                raise ValueError("boom")
+            return super().score(samples)
+
+    class Down(Model):
+        def sample(self, prompt: Any, count: int, params: Any, **more: Any) -> Any:
+            if where == "reflection" and "<instructions>" in "".join(map(chr, prompt.to_ints())):
+                raise PtlError("it cannot be reached")
+            return super().sample(prompt, count, params, **more)
+
+    context = StageContext(
+        **{**vars(stage(Down())[0]), "rewards": [(Failing(PluginConfig()), 1.0)]}
+    )
+    told = {"reward": "reward 'loud' failed", "reflection": "it cannot be reached"}[where]
+    with pytest.raises(PtlError, match=told):
+        list(GEPA(GEPA.Config(**OPTIONS)).make(context, 0))
+
+
 def test_proposals_are_tried_where_nobody_reflects() -> None:
     model = Model()
     context, sink = stage(model)
@@ -192,6 +245,7 @@ def test_too_few_prompts_are_told() -> None:
     ("options", "said"),
     [
         ({"proposals": ["a"], "reflect": {"model": "m"}}, "give one of"),
+        ({"calls": 32}, "32 'calls' are spent once"),
         ({"question": "Better?"}, "has to have {instructions} and {examples}"),
     ],
 )

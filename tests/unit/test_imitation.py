@@ -20,9 +20,10 @@ from posttrain_recipes.errors import UsageError
 from posttrain_recipes.methods.grpo import GRPO
 from posttrain_recipes.methods.sft import SFT, Likelihood
 from posttrain_recipes.plugin import Conversation, ModelRef
-from posttrain_recipes.records import Sample
+from posttrain_recipes.records import Message, Sample
 from posttrain_recipes.training.rl import observations
-from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
+from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
+from posttrain_recipes.training.rl.rollout import Group, Rollout, RolloutSegment, Segment
 from posttrain_recipes.training.text import rendered
 from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
 from posttrain_recipes.training.text.examples import Example, averaged, tokenize, with_answers
@@ -198,6 +199,17 @@ def test_a_teachers_distribution_is_of_one_whole_reply(tiny: ChatRenderer) -> No
         method.train(stage)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_tool_weight_without_answers_of_tools_is_told(
+    weight: float, tiny: ChatRenderer, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr("posttrain_recipes.methods.sft.supervised.train", lambda *given: None)
+    says = (Message("user", "Hi"), Message("assistant", "Hello"))
+    stage: Any = SimpleNamespace(name="s", train=[Conversation(messages=says)], renderer=tiny)
+    SFT(SFT.Config(tool_weight=weight)).train(stage)
+    assert ("'tool_weight' changes nothing" in caplog.text) == bool(weight)
+
+
 # --- what an environment answered ----------------------------------------------------------------
 
 
@@ -230,6 +242,14 @@ def test_the_loss_on_answers_is_the_mean_over_episodes() -> None:
     outputs: Any = [{"logprobs": SimpleNamespace(data=[-1.0] * 8 + [-9.0])}] + [
         {"logprobs": SimpleNamespace(data=[-9.0, -5.0, -9.0])}
     ]
-    assert observations.metrics(items, outputs) == {"observations/nll": pytest.approx(2.0)}
+    nll = {"observations/nll": pytest.approx((1.0 + 5.0) / 2)}  # of the episodes with answers
+    assert observations.metrics(items, outputs) == nll
+    # What the policy gradient learned of the same episodes is neither, and has its own metrics.
+    own: list[Any] = [RolloutSegment(one, 0) for one in group.rollouts]
+    lengths = [len(one.segments[0].tokens) - 1 for one in group.rollouts]
+    theirs: list[Any] = [{"logprobs": SimpleNamespace(data=[-0.5] * n)} for n in lengths]
+    told = PolicyGradient(config).told([group], [*own, *items], [*theirs, *outputs])
+    alone = PolicyGradient(config).told([group], own, theirs)
+    assert told == {**alone, **nll}
     assert not observations.forward_backward(client, [group], GRPO.Config(), size=2)
     assert "loss:cross_entropy" in GRPO(config).needs

@@ -15,7 +15,7 @@ from posttrain_recipes.records import Sample
 from posttrain_recipes.training.rl import entropy, importance
 from posttrain_recipes.training.rl.policy_gradient import drift
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig, forward_backward
-from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
+from posttrain_recipes.training.rl.rollout import Group, Rollout, RolloutSegment, Segment
 from tests.rollout_engine import Engine, done, run, trained
 
 RNG = np.random.default_rng(11)
@@ -81,6 +81,21 @@ def by_hand(way: str, low: float, high: float, row: int) -> np.ndarray:
     if way.endswith("truncate"):
         return np.clip(w, low, high)
     return np.where((w < low) | (w > high), 0.0, w)
+
+
+def test_tokens_of_bad_steps_are_left_out_and_counted() -> None:
+    """With rewarded steps alone an advantage is 0, and tokens are worth what they are credited."""
+    config = PolicyConfig(off_policy_mask=0.09)
+    group, client = replies(), Client([SAMPLED[0] - 0.1])
+    one = group.rollouts[0]
+    one.advantage, one.credits = 0.0, [[1.0, -1.0, -1.0]]
+    group.rollouts = [one]
+    forward_backward(client, [group], config)  # type: ignore[arg-type]
+    assert (np.array(client.leaves[0].grad) != 0).tolist() == [True, False, False]
+    outputs: list[Any] = [{"logprobs": SimpleNamespace(data=[-9.0, *client.values[0]])}]
+    told = drift([RolloutSegment(one, 0)], outputs, config)
+    assert told["policy/left_out_share"] == pytest.approx(2 / 3)
+    assert "policy/left_out_share" not in drift([RolloutSegment(one, 0)], outputs, PolicyConfig())
 
 
 @pytest.mark.parametrize("more", [{}, {"off_policy_mask": 1e-9}], ids=["engine's", "ours"])

@@ -17,6 +17,7 @@ from posttrain_recipes.methods.online_dpo import (
     judged,
 )
 from posttrain_recipes.records import Sample
+from posttrain_recipes.training.rl.metrics import batch_metrics, shown
 from posttrain_recipes.training.rl.rollout import Group, Rollout, RolloutSegment, Segment
 
 RNG = np.random.default_rng(4)
@@ -115,6 +116,28 @@ def test_what_is_told() -> None:
     assert told["pairs/formed"] == 1
     assert OnlinePairs(0.5).told([made], [], []) == {"pairs/formed": 0}
     assert forward_backward(Client(), [], OnlineDPO.Config(), 4) == []  # type: ignore[arg-type]
+
+
+def test_metrics_are_of_the_policy_and_not_of_its_opponent() -> None:
+    """The reference's replies have no divergence from it and a reward of their own."""
+    made = group((1.0, 0.0, 0.2, 0.4))
+    for one in made.rollouts[2:]:
+        one.by_reference = True
+        one.reference = [[-1.0] * one.length]
+    told = batch_metrics([made])
+    assert (told["reward/mean"], told["reward/reference"]) == (0.5, pytest.approx(0.3))
+    kl = np.mean([-POLICY[row].size - REFERENCE[row].sum() for row in (0, 1)])
+    assert told["policy/kl_reference"] == pytest.approx(kl)
+    assert told["completions/max_length"] == 5
+    assert told["rollouts/tokens"] == 8
+    assert [len(one.scores) for one in shown([made])] == [2, 2]
+    pairs = [(0, 2), (3, 1)]
+    items = [RolloutSegment(made.rollouts[row], 0) for pair in pairs for row in pair]
+    outputs = [
+        {"logprobs": SimpleNamespace(data=[-9.0, *POLICY[row]])} for pair in pairs for row in pair
+    ]
+    found = OnlinePairs(0.5).told([made], items, outputs)  # type: ignore[arg-type]
+    assert found["pairs/policy_won"] == 0.5
 
 
 @pytest.mark.parametrize(

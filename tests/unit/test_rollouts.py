@@ -17,10 +17,22 @@ from posttrain_recipes.plugin import (
     PluginConfig,
     Reward,
     Sample,
+    UsageError,
 )
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig
 from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
-from tests.rollout_engine import ROOM, Asked, Engine, Same, done, run, trained, weigh
+from tests.rollout_engine import (
+    ROOM,
+    Asked,
+    Engine,
+    Parity,
+    Same,
+    Sampler,
+    done,
+    run,
+    trained,
+    weigh,
+)
 
 
 def test_a_group_is_one_request_with_a_seed_of_its_own() -> None:
@@ -209,6 +221,70 @@ def test_groups_without_variance_are_replaced_up_to_a_bound_and_counted() -> Non
     # Nothing to learn: no gradient, and Adam's momentum moves nothing either.
     assert engine.passes == []
     assert engine.version == 0
+
+
+def test_a_greedy_reply_that_is_thrown_away_counts_in_the_budget() -> None:
+    engine = Engine()
+    options = {"advantage": "remax", "zero_variance_groups": "replace", "max_replacements": 1}
+    run(engine, rewards=[Same(PluginConfig())], token_budget=10**6, max_steps=1, **options)
+    written = 0
+    for ask in engine.asked:
+        greedy = ask.count == 1
+        again = Sampler(Engine(), ask.version).sample(
+            SimpleNamespace(to_ints=lambda ask=ask: ask.prompt),
+            ask.count,
+            SimpleNamespace(seed=ask.seed, temperature=float(not greedy)),
+        )
+        written += sum(len(one.tokens) for one in again.result().sequences)
+    assert sum(ask.count == 1 for ask in engine.asked) == 8
+    assert engine.kept[-1].tokens == written
+
+
+class Opposed(Parity):
+    """Two of these, of weights 2 and 1, have one sum of all replies."""
+
+    name = "opposed"
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [2.0 - 2 * (value or 0.0) for value in super().score(samples)]
+
+
+def test_rewards_that_are_compared_apart_vary_where_their_sum_does_not() -> None:
+    """gdpo: a group is not thrown away, and not told as one that taught nothing."""
+    engine = Engine()
+    rewards = [Parity(PluginConfig()), Parity(PluginConfig()), Opposed(PluginConfig())]
+    options = {"advantage": "gdpo", "zero_variance_groups": "replace", "max_steps": 1}
+    run(engine, rewards=rewards, **options)
+    [(metrics, _)] = engine.log
+    assert metrics["reward/std"] == 0
+    assert (metrics["groups/learned"], metrics["groups/zero_variance_share"]) == (4, 0)
+    assert metrics["groups/replaced"] == 0
+
+
+def test_a_group_of_one_that_the_batch_teaches_is_told_as_learned() -> None:
+    engine = Engine()
+    run(engine, advantage="reinforce_pp", group_size=1, batch_size=8, max_steps=1)
+    [(metrics, _)] = engine.log
+    assert (metrics["groups/learned"], metrics["groups/zero_variance_share"]) == (8, 0)
+
+
+def test_answers_of_an_environment_are_not_to_be_had_of_prompts() -> None:
+    with pytest.raises(UsageError, match="observation_weight is for environments"):
+        run(Engine(), observation_weight=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"overlong_penalty": 2.0}, "overlong_penalty is for overlong: penalize"),
+        ({"max_replacements": 2}, "max_replacements is for zero_variance_groups: replace"),
+    ],
+)
+def test_options_of_another_one_that_is_not_set_are_refused(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(Engine(), **options)
 
 
 def test_groups_without_variance_are_dropped_without_more_samples() -> None:

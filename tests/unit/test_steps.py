@@ -68,8 +68,8 @@ def test_marks_are_of_tokens() -> None:
     one = rollout("ab\ncd\nef")
     assert scores.score([one.sample]) == [pytest.approx((3 + 6 + 8) / 3)]
     marks = scores.take(one)
-    # The newline is stripped off a text that ends with it, so that the next letter shows it.
-    assert [end for end, _ in marks.steps] == [4, 7, 9]
+    # A text that ends with its newline is parsed without, and no letter after is of its step.
+    assert [end for end, _ in marks.steps] == [3, 6, 9]
     assert (marks.weight, [mark for _, mark in marks.steps]) == (0.5, [3.0, 6.0, 8.0])
 
 

@@ -117,8 +117,8 @@ def test_a_bad_reply_that_became_likelier_does_not_outweigh_all() -> None:
 )
 def test_replies_that_are_bad_and_long_gone_are_left_out(A: float, off: float, kept: bool) -> None:
     config = PolicyConfig(off_policy_mask=0.5)
-    logq = torch.full((4,), -1.0).double()
-    assert config.leaves_out(A, logq - off, logq) is not kept
+    logq = [-1.0] * 4
+    assert config.left_out([A] * 4, [-1.0 - off] * 4, logq) == [not kept] * 4
     assert config.loss_need == "custom_loss"
 
 

@@ -88,6 +88,8 @@ class RolloutConfig(OptimizerConfig):
             )
         if self.max_steps and self.max_steps % self.updates_per_batch:
             raise ValueError("max_steps has to be a multiple of updates_per_batch")
+        if self.max_replacements != 3 and self.zero_variance_groups != "replace":
+            raise ValueError("max_replacements is for zero_variance_groups: replace")
         return self
 
     def batches(self, groups: int) -> int:
@@ -317,19 +319,20 @@ class RolloutLoop:
         def work() -> list[Group]:
             groups: list[Group] = []
             replace = config.zero_variance_groups == "replace"
-            zero_variance = thrown_away = 0
+            zero_variance = tried = thrown_away = 0
             for attempt in range(1 + config.max_replacements * replace):
                 prompt = index
                 if attempt:
                     stream = random.Random(f"{seed}:{batch}:{place}:{attempt}")
                     prompt = stream.randrange(self.source.size)
-                    thrown_away += sum(r.length for group in groups for r in group.rollouts)
+                    thrown_away += sum(g.written + g.counts["thrown_away"] for g in groups)
                 groups = self._tried(prompt, derive_seed(seed, batch, place, attempt), sampler)
+                tried += len(groups)
+                zero_variance += sum(not (group.varies or group.lone) for group in groups)
                 if any(group.varies for group in groups):
                     break
-                zero_variance += 1
             groups[0].counts.update(
-                zero_variance=zero_variance, replaced=attempt, thrown_away=thrown_away
+                zero_variance=zero_variance, tried=tried, replaced=attempt, thrown_away=thrown_away
             )
             return groups
 
@@ -403,9 +406,7 @@ class RolloutLoop:
     def _count(self, step: Step) -> None:
         """Take a step's tokens off the budget; the batch in which it ends is the last one."""
         items = [item for part, _ in step.passes for item in part]
-        written = sum(rollout.length for group in step.learned for rollout in group.rollouts)
-        written += sum(group.counts["thrown_away"] for group in step.learned)
-        written += sum(group.greedy.length for group in step.learned if group.greedy)
+        written = sum(group.written + group.counts["thrown_away"] for group in step.learned)
         usage = Usage(train=sum(len(item.segment.tokens) for item in items), sample=written)
         self.tokens += self.config.counted(usage)
         batch, rest = divmod(self.submitted, self.config.updates_per_batch)

@@ -101,6 +101,11 @@ class PolicyGradientMethod(RolloutMethod):
             return self.importance_weights is None and self.temperature == 1
 
         @property
+        def compares_parts(self) -> bool:
+            """GDPO normalizes each reward."""
+            return self.advantage == "gdpo"
+
+        @property
         def reads_entropy(self) -> bool:
             """They do where the most uncertain tokens alone are learned."""
             return self.top_entropy is not None

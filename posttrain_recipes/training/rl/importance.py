@@ -23,7 +23,6 @@ from posttrain_recipes.training.rl.rollout import Rollout, Segment
 
 if TYPE_CHECKING:
     import tinker
-    from torch import Tensor
 
 MOST = 30.0
 """Largest log-ratio that is raised to a power of e."""
@@ -51,8 +50,9 @@ class ImportanceConfig(PluginConfig):
     square) in the stage's first groups, and takes the embedded engine's as they are; with
     importance_weights, which see to the difference, auto is sampled."""
     off_policy_mask: float | None = Field(default=None, gt=0)
-    """Leave out replies that are worse than their group and of which log q/p is more than this, in
-    nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass."""
+    """Leave out replies (of rewarded steps, the tokens) that are worse than their group and of
+    which log q/p is more than this, in nats, the mean of the reply's tokens: DeepSeek-V3.2, arXiv
+    2512.02556. Takes a second pass."""
 
     @model_validator(mode="after")
     def _bounds_have_weights(self) -> ImportanceConfig:
@@ -85,12 +85,21 @@ class ImportanceConfig(PluginConfig):
             return [min(max(ratio, low), high) for ratio in ratios]
         return [ratio if low <= ratio <= high else 0.0 for ratio in ratios]
 
-    def leaves_out(self, advantage: float, logp: Tensor, logq: Tensor) -> bool:
-        """Whether `off_policy_mask` leaves a sequence out, from log p and log q of its own tokens
-        (T,): DeepSeek-V3.2, arXiv 2512.02556, section 3.1."""
-        if self.off_policy_mask is None or advantage >= 0:
-            return False
-        return float((logq - logp.detach()).mean()) > self.off_policy_mask
+    def left_out(
+        self, worth: Sequence[float], logp: Sequence[float], logq: Sequence[float]
+    ) -> list[bool]:
+        """Which own tokens of a sequence (T,) `off_policy_mask` leaves out: DeepSeek-V3.2, arXiv
+        2512.02556, section 3.1.
+
+        Args:
+            worth: the advantage of each, with what it is credited for (T,).
+            logp: log p of them (T,).
+            logq: log q of them (T,).
+        """
+        if self.off_policy_mask is None or not worth:
+            return [False] * len(worth)
+        gap = math.fsum(q - p for p, q in zip(logp, logq, strict=True)) / len(worth)
+        return [gap > self.off_policy_mask and value < 0 for value in worth]
 
 
 def targets(segment: Segment) -> tinker.Datum:

@@ -24,20 +24,21 @@ TokenAdvantages: TypeAlias = Callable[[RolloutSegment], list[float]]
 
 
 def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the rollouts of a step; every part of a weighted sum on its own."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = [reward for group in groups for reward in group.rewards]
+    """Means over the policy's rollouts of a step; every part of a weighted sum on its own."""
+    rollouts = [rollout for group in groups for rollout in group.own]
+    told = [[one.reward for one in group.own if one.reward is not None] for group in groups]
+    rewards = [reward for own in told for reward in own]
     counts: Counter[str] = Counter()
     for group in groups:
         counts.update(group.counts)
-    tries = max(1, len(groups) + counts["replaced"])
+    tries = max(1, counts["tried"] or len(groups))
     lengths = [rollout.length for rollout in rollouts]
     metrics = {
         "reward/mean": _mean(rewards),
         "reward/std": std(rewards),
-        "reward/group_std": _mean([std(group.rewards) for group in groups if group.rewards]),
+        "reward/group_std": _mean([std(own) for own in told if own]),
         "groups/zero_variance_share": counts["zero_variance"] / tries,
-        "groups/learned": float(sum(group.varies for group in groups)),
+        "groups/learned": float(sum(group.learned for group in groups)),
         "completions/mean_length": _mean(lengths),
         "completions/max_length": float(max(lengths, default=0)),
         "completions/clipped_ratio": _mean([r.sample.truncated for r in rollouts]),
@@ -57,6 +58,10 @@ def batch_metrics(groups: Sequence[Group]) -> dict[str, float]:
     drawn = [p for r in rollouts for s in r.segments for p in s.own(s.logprobs)]
     metrics["policy/entropy"] = -_mean(drawn)
     gaps = [gap for rollout in rollouts for gap in rollout.gaps]
+    theirs = [one for group in groups for one in group.rollouts if one.by_reference]
+    known_rewards = [one.reward for one in theirs if one.reward is not None]
+    if known_rewards:
+        metrics["reward/reference"] = _mean(known_rewards)
     if gaps:
         metrics["policy/sampled_gap_mean"] = _mean(gaps)
         metrics["policy/sampled_gap_rms"] = rms(gaps)
@@ -73,7 +78,7 @@ def shown(groups: Sequence[Group]) -> list[Sample]:
     ranked = sorted(groups, key=lambda group: not group.varies)[:SHOWN_GROUPS]
     samples = []
     for group in ranked:
-        for rollout in group.rollouts[:SHOWN_REPLIES]:
+        for rollout in group.own[:SHOWN_REPLIES]:
             scores = dict(rollout.parts)
             scores.update({f"-{name}": value for name, value in rollout.penalties.items()})
             if rollout.reward is not None:
@@ -121,8 +126,9 @@ def _watched(rollout: Rollout, advantages: TokenAdvantages | None) -> WatchedRep
     scored = rollout.reward is not None
     advantage = rollout.advantage if scored else None
     answer = rollout.sample.answer
+    label = "by the reference" if rollout.by_reference else ""
     return WatchedReply(
-        prompt, tokens, numbers, rollout.reward, advantage, ended, answer=answer or ""
+        prompt, tokens, numbers, rollout.reward, advantage, ended, label=label, answer=answer or ""
     )
 
 

@@ -35,6 +35,10 @@ class ObservationConfig(PluginConfig):
     (`fresh`) have no answers to learn."""
 
 
+class AnsweredSegment(RolloutSegment):
+    """A sequence of which the answers are learned, and not what the policy wrote."""
+
+
 def observed(segment: Segment) -> list[bool]:
     """Which tokens (N,) were read after the policy's first reply; none follow its last."""
     seen, found = False, []
@@ -54,7 +58,8 @@ def forward_backward(
     """
     if not config.observation_weight:
         return []
-    items, data = [], []
+    items: list[RolloutSegment] = []
+    data = []
     for group in groups:
         for rollout in group.rollouts:
             marks = [observed(segment) for segment in rollout.segments]
@@ -62,7 +67,7 @@ def forward_backward(
             for place, (segment, own) in enumerate(zip(rollout.segments, marks, strict=True)):
                 if any(own):
                     share = config.observation_weight / (count * len(group.rollouts) * size)
-                    items.append(RolloutSegment(rollout, place))
+                    items.append(AnsweredSegment(rollout, place))
                     data.append(datum(Example(segment.tokens, [share * mark for mark in own])))
     return [(items, client.forward_backward(data, "cross_entropy"))] if items else []
 
@@ -70,11 +75,15 @@ def forward_backward(
 def metrics(
     items: Sequence[RolloutSegment], outputs: Sequence[Mapping[str, tinker.TensorData]]
 ) -> dict[str, float]:
-    """-log p of an answer's token, in the mean over those of sequences that were learned from."""
-    found = [
-        -float(logprob)
-        for item, output in zip(items, outputs, strict=True)
-        for logprob, mark in zip(output["logprobs"].data, observed(item.segment)[1:], strict=True)
-        if mark
-    ]
-    return {"observations/nll": math.fsum(found) / len(found)} if found else {}
+    """-log p of an answer's token: its mean over each episode that has answers, and of these.
+
+    Args:
+        items: as `forward_backward` submitted them.
+    """
+    found: dict[int, list[float]] = {}
+    for item, output in zip(items, outputs, strict=True):
+        told = zip(output["logprobs"].data, observed(item.segment)[1:], strict=True)
+        own = found.setdefault(id(item.rollout), [])
+        own += [-float(logprob) for logprob, mark in told if mark]
+    means = [math.fsum(own) / len(own) for own in found.values() if own]
+    return {"observations/nll": math.fsum(means) / len(means)} if means else {}

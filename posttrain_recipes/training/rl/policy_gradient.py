@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain_recipes.plugin import WatchedReply
 from posttrain_recipes.training.rl import advantages, entropy, importance, observations
 from posttrain_recipes.training.rl.metrics import watched
+from posttrain_recipes.training.rl.observations import AnsweredSegment
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig
 from posttrain_recipes.training.rl.rollout import Group, RolloutSegment
 
@@ -52,10 +53,13 @@ class PolicyGradient:
     ) -> Mapping[str, float]:
         """Metrics of a step, from what the engine's pass found for each item."""
         rollouts = [one for group in groups for one in group.scored]
+        pairs = list(zip(items, outputs, strict=True))
+        answers = [one for one in pairs if isinstance(one[0], AnsweredSegment)]
+        own = [one for one in pairs if not isinstance(one[0], AnsweredSegment)]
         return {
             **importance.metrics(rollouts, self.config),
-            **drift(items, outputs, self.config),
-            **(observations.metrics(items, outputs) if self.config.observation_weight else {}),
+            **drift([item for item, _ in own], [output for _, output in own], self.config),
+            **observations.metrics([i for i, _ in answers], [output for _, output in answers]),
         }
 
     def watched(self, groups: Sequence[Group]) -> list[WatchedReply]:
@@ -77,17 +81,21 @@ def drift(
     gaps: list[float] = []
     means: list[float] = []
     stale: list[float] = []
+    left_out: list[bool] = []
     for item, output in zip(items, outputs, strict=True):
         policy = item.segment.own([0.0, *(float(v) for v in output["logprobs"].data)])
         own = [p - q for p, q in zip(policy, item.old, strict=True)]
         stale += [q - p for p, q in zip(policy, item.sampled, strict=True)]
+        left_out += config.left_out(item.worth, policy, item.sampled)
         gaps += own
         means.append(sum(own) / max(1, len(own)))
     if not gaps:
         return {}
     ratios = [math.exp(min(gap, 30.0)) for gap in (means if config.surrogate.by_sequence else gaps)]
     low, high = config.clip
+    masked = {"policy/left_out_share": sum(left_out) / len(left_out)}
     return {
+        **(masked if config.off_policy_mask is not None else {}),
         "policy/ratio_mean": sum(ratios) / len(ratios),
         "policy/ratio_max": max(ratios),
         "policy/clip_share": sum(not low <= r <= high for r in ratios) / len(ratios),

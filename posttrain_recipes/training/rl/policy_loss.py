@@ -338,9 +338,8 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, Observatio
         what divergence costs taken off and what entropy is worth added."""
         costs = self.kl_costs(item.sampled, item.reference)
         bonuses = self.bonus(item.sampled, item.rollout.surprise)
-        A = item.rollout.advantage
-        parts = zip(item.credits, costs, bonuses, strict=True)
-        return [A + credit - cost + bonus for credit, cost, bonus in parts]
+        parts = zip(item.worth, costs, bonuses, strict=True)
+        return [worth - cost + bonus for worth, cost, bonus in parts]
 
     def token_weights(self, group: Group, max_tokens: int) -> list[float]:
         """What one token of each scored rollout (G,) weighs in the loss of its group."""
@@ -432,11 +431,11 @@ def _on_our_side(
         total = torch.zeros(())
         for item, logp in zip(items, logprobs, strict=True):
             p = logp.flatten()[torch.tensor(item.segment.sampled[1:])]
-            q, weights = torch.tensor(item.sampled), torch.tensor(item.weights)
+            weights = torch.tensor(item.weights)
             A, old = torch.tensor(config.token_advantages(item)), torch.tensor(item.old)
             losses = weights * formula(p, old, A, config)
-            if config.leaves_out(item.rollout.advantage, p, q):
-                losses = 0.0 * losses
+            left_out = config.left_out(item.worth, p.tolist(), item.sampled)
+            losses = losses.masked_fill(torch.tensor(left_out), 0.0)
             if config.kl_in_loss:
                 divergence = config.kl_loss(p, torch.tensor(item.reference))
                 losses = losses + item.rollout.weight * divergence

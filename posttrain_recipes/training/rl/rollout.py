@@ -106,6 +106,8 @@ class Rollout:
     """What one of its tokens weighs in the loss."""
     masked: bool = False
     """Whether its tokens are kept out of the loss."""
+    by_reference: bool = False
+    """Whether the reference wrote it, to be compared with what the policy did."""
     old: list[list[float]] = field(default_factory=list)
     """log p_old of the policy's own tokens of each segment, p_old the policy as the batch began,
     where it was asked."""
@@ -189,6 +191,11 @@ class RolloutSegment:
         return credits[self.place] if credits else [0.0] * sum(self.segment.sampled)
 
     @property
+    def worth(self) -> list[float]:
+        """Of each of them (T,), the advantage with what it is credited for."""
+        return [self.rollout.advantage + credit for credit in self.credits]
+
+    @property
     def weights(self) -> list[float]:
         """What the loss of each of them weighs (T,)."""
         weight, factors = self.rollout.weight, self.rollout.factors
@@ -213,6 +220,19 @@ class Group:
     """The policy's likeliest reply, where a baseline is made of it; it is not learned from."""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """By name of a part, what it weighs in the reward; empty where an environment rewards."""
+    apart: bool = False
+    """Whether its parts are compared each by itself, so that those may tell where sums do not."""
+
+    @property
+    def own(self) -> list[Rollout]:
+        """Those that the policy wrote."""
+        return [rollout for rollout in self.rollouts if not rollout.by_reference]
+
+    @property
+    def written(self) -> int:
+        """Tokens that were sampled for it, those of the greedy reply included."""
+        greedy = self.greedy.length if self.greedy else 0
+        return greedy + sum(rollout.length for rollout in self.rollouts)
 
     @property
     def scored(self) -> list[Rollout]:
@@ -239,7 +259,18 @@ class Group:
     def varies(self) -> bool:
         """Whether there is something to learn: not all of its rewards, or of a reward's marks of
         steps, are the same."""
-        return any(varies(rewards) for rewards in (self.compared, *self.marked))
+        parts = [part for _, part in self.weighted_parts()] if self.apart else []
+        return any(varies(rewards) for rewards in (self.compared, *parts, *self.marked))
+
+    @property
+    def lone(self) -> bool:
+        """Whether it is one reply, which is compared with other groups' alone."""
+        return len(self.rollouts) + (self.greedy is not None) == 1
+
+    @property
+    def learned(self) -> bool:
+        """Whether something is learned of it: it varies, or the batch gave it an advantage."""
+        return self.varies or any(one.teaches for one in self.scored)
 
     @property
     def compared(self) -> list[float]:

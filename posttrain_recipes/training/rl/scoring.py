@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -281,8 +281,15 @@ class StepScores:
         def tokens(end: int) -> int:
             if end >= len(text):
                 return len(own)
-            places = range(len(own) + 1)
-            return bisect_left(places, end, key=lambda i: len(self.renderer.parse(own[:i])))
+            places, said = range(len(own) + 1), len(text[:end].rstrip())
+
+            def shown(count: int) -> int:
+                return len(self.renderer.parse(own[:count]))
+
+            # White space after a step belongs to it, and shows only with what follows.
+            return max(
+                bisect_left(places, said, key=shown), bisect_right(places, said, key=shown) - 1
+            )
 
         return StepMarks(self.weight, [(tokens(mark.end), mark.reward) for mark in marks])
 
@@ -334,6 +341,7 @@ class RolloutScorer:
                     self.mark(every, reward)
                 else:
                     group.reward_weights[name] = weight
+        group.apart = self.config.compares_parts
         self.behaviour.take(group.rollouts, own)
         entropy.take(group.rollouts, likeliest, self.waiter)
         self.penalize(group.rollouts, asked)

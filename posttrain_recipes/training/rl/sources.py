@@ -58,6 +58,8 @@ class CompletionConfig(PluginConfig):
     def _buffer_fits(self) -> CompletionConfig:
         if self.overlong_buffer and self.overlong != "penalize":
             raise ValueError("overlong_buffer is for overlong: penalize")
+        if self.overlong_penalty != 1 and self.overlong != "penalize":
+            raise ValueError("overlong_penalty is for overlong: penalize")
         if self.overlong_buffer >= self.max_tokens:
             raise ValueError("overlong_buffer has to be less than max_tokens")
         return self
@@ -80,6 +82,11 @@ class CompletionConfig(PluginConfig):
     @property
     def reads_entropy(self) -> bool:
         """Whether they tell how certain they were at each of its tokens."""
+        return False
+
+    @property
+    def compares_parts(self) -> bool:
+        """Whether each of several rewards is compared in its group by itself."""
         return False
 
     @property

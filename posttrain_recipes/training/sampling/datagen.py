@@ -20,6 +20,7 @@ from posttrain_recipes.plugin import (
     ModelRef,
     PluginConfig,
     Prompt,
+    PtlError,
     Renderer,
     RewardContext,
     Sample,
@@ -29,6 +30,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.requests import derive_seed, sample
 from posttrain_recipes.training.rl.scoring import scores_of
+from posttrain_recipes.waiting import Cancelled
 
 if TYPE_CHECKING:
     import tinker
@@ -84,13 +86,31 @@ def open_rewards(stage: StageContext) -> None:
 def totals(
     rewards: Sequence[tuple[RewardLike, float]], samples: Sequence[Sample]
 ) -> list[float | None]:
-    """The weighted sum of the rewards of each sample; None where one of them abstains."""
+    """The weighted sum of the rewards of each sample; None where one of them abstains.
+
+    Raises:
+        PtlError: a reward failed.
+    """
     found: list[float | None] = [0.0] * len(samples)
     for reward, weight in rewards:
-        for place, score in enumerate(scores_of(reward, samples)):
+        for place, score in enumerate(_asked(reward, samples)):
             total = found[place]
             found[place] = None if total is None or score is None else total + weight * score
     return found
+
+
+def _asked(reward: RewardLike, samples: Sequence[Sample]) -> list[float | None]:
+    try:
+        return scores_of(reward, samples)
+    except (PtlError, Cancelled):
+        raise
+    except Exception as error:  # a reward is anybody's code
+        raise PtlError(
+            f"reward '{reward.label}' failed",
+            why=f"{type(error).__name__}: {error}",
+            hint="mend it, or have it return None where it cannot tell",
+            code="reward-failed",
+        ) from error
 
 
 def cut_share(replies: Sequence[Completion]) -> float:
