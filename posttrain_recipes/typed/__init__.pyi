@@ -494,7 +494,7 @@ class _Methods:
 
         Args:
             batch_size: Prompts in a batch, the unit in which an interrupted stage goes on. [default: 64]
-            max_tokens: Longest reply in tokens; one that is cut there is left out, and counted.
+            max_tokens: Longest reply in tokens; one that is cut there is scored as far as it goes.
         By default it follows from the answers in the data; 256 where those do not tell. [default: 256]
             temperature: Of the replies; 0 takes the likeliest token each time. [default: 1.0]
             system: The instructions that it begins with. [default: Answer the request.]
@@ -705,8 +705,9 @@ class _Methods:
         like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
         square) in the stage's first groups, and takes the embedded engine's as they are; with
         importance_weights, which see to the difference, auto is sampled. [default: auto]
-            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
-        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
+            off_policy_mask: Leave out replies (of rewarded steps, the tokens) that are worse than their group and of
+        which log q/p is more than this, in nats, the mean of the reply's tokens: DeepSeek-V3.2, arXiv
+        2512.02556. Takes a second pass.
             kl_beta: What a nat of divergence from the reference costs, in units of the advantage. [default: 0.0]
             kl_in: Where the cost enters. advantage: kl_beta log q/p_ref is taken off the advantage of each
         token, after rewards were compared; every engine can do that. loss: kl_beta k3 is added to each
@@ -1323,8 +1324,9 @@ class _Methods:
         like with like; auto recomputes where the two are more than 0.03 nats a token apart (root mean
         square) in the stage's first groups, and takes the embedded engine's as they are; with
         importance_weights, which see to the difference, auto is sampled. [default: auto]
-            off_policy_mask: Leave out replies that are worse than their group and of which log q/p is more than this, in
-        nats, the mean of their tokens: DeepSeek-V3.2, arXiv 2512.02556. Takes a second pass.
+            off_policy_mask: Leave out replies (of rewarded steps, the tokens) that are worse than their group and of
+        which log q/p is more than this, in nats, the mean of the reply's tokens: DeepSeek-V3.2, arXiv
+        2512.02556. Takes a second pass.
             kl_beta: What a nat of divergence from the reference costs, in units of the advantage. [default: 0.0]
             kl_in: Where the cost enters. advantage: kl_beta log q/p_ref is taken off the advantage of each
         token, after rewards were compared; every engine can do that. loss: kl_beta k3 is added to each
