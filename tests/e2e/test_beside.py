@@ -135,6 +135,7 @@ def spent(record: RunRecord) -> int:
     return sum(stage.evaluation.usage.tokens for stage in record.stages)
 
 
+@pytest.mark.nightly
 def test_the_next_stage_trains_meanwhile_and_the_numbers_are_the_same(
     tmp_path: Path, one_by_one: tuple[Path, RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:

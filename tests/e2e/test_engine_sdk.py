@@ -70,7 +70,7 @@ def test_a_step_whose_gradient_is_not_whole_is_not_taken(service: tinker.Service
         answer.result(WAIT_S)
     before = loss()
     # Something long first: all of them are accepted before the first is run.
-    long = client.forward([datum(100, seed) for seed in range(80)], "cross_entropy")
+    long = client.forward([datum(100, seed) for seed in range(240)], "cross_entropy")
     steps = [step(bad), step(good)]
     long.result(WAIT_S)
     with pytest.raises(Exception, match="1000000"):

@@ -49,6 +49,7 @@ def weights(home: Path, uri: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.nightly
 def test_a_rule_teaches_the_form_of_the_answer(tmp_path: Path) -> None:
     stage = ptl.run(write(tmp_path), home=tmp_path / "home")["rl"]
     before, after = (found["held_out"]["exact_match"] for found in (stage.before, stage.after))

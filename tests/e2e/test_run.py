@@ -33,7 +33,7 @@ ALIKE = (
     *("iterative_rlhf", "multi_objective", "distill_compress", "distill_then_rl"),
     *("sft_distill_rl", "policy_losses", "off_policy", "compare_methods", "continual"),
     *("reward_ensemble", "process_rewards", "gepa", "sft_then_rl"),
-    *("dft", "merge", "sdpo"),
+    *("dft", "merge", "sdpo", "constitutional_safety", "rlvr_then_rubric", "curriculum"),
     *("souped_rl", "instructed_rl", "explored_sft"),
 )
 """Recipes whose way is another one's too: they run for two steps at night."""

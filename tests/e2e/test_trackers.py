@@ -87,6 +87,7 @@ def assert_all_heard(home: Path, run: RunRecord) -> None:
     assert f"{run.id}" in heard("run_ended")[-1].report
 
 
+@pytest.mark.nightly
 def test_side_by_side(recipe: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     run = ptl.run(recipe, home=home, jobs=2).record
