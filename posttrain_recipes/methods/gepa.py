@@ -34,7 +34,6 @@ from posttrain_recipes.plugin import (
     Prompt,
     PtlError,
     Record,
-    Reward,
     Sample,
     ServedModel,
     StageContext,
@@ -43,6 +42,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.intervals import summary
 from posttrain_recipes.training.judges.backends import Endpoint, EndpointJudge
 from posttrain_recipes.training.judges.judge import Judge, ModelJudge
+from posttrain_recipes.training.rl.scoring import feedback_of
 from posttrain_recipes.training.sampling import datagen
 from posttrain_recipes.training.text.instructions import instructed
 
@@ -424,9 +424,8 @@ class InstructedModel:
         """What the rewards have to say of each sample."""
         said: list[list[str]] = [[] for _ in samples]
         for reward, _ in self.stage.rewards:
-            if isinstance(reward, Reward) and hasattr(reward, "feedback"):
-                for words, text in zip(said, reward.feedback(samples), strict=True):
-                    words += [text] if text else []
+            for words, text in zip(said, feedback_of(reward, reward.label, samples), strict=True):
+                words += [text] if text else []
         return [" ".join(words) for words in said]
 
 

@@ -243,10 +243,7 @@ class OnlinePairs:
         if any(item.rollout.by_reference for item in items):
             won = [not better.rollout.by_reference for better in items[::2]]
             share["pairs/policy_won"] = sum(won) / len(won)
-        found = [
-            item.segment.own([0.0, *(float(value) for value in output["logprobs"].data)])
-            for item, output in zip(items, outputs, strict=True)
-        ]
+        found = [item.segment.read(output) for item, output in zip(items, outputs, strict=True)]
         policy = torch.tensor([sum(own) for own in found]).view(-1, 2)
         reference = torch.tensor([sum(item.reference) for item in items]).view(-1, 2)
         rewards = self.beta * (policy - reference)

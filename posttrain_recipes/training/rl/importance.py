@@ -131,7 +131,7 @@ def weigh(
     data = [targets(segment) for _, segment in places]
     read = wait(client.forward(data, "cross_entropy"))
     for (rollout, segment), output in zip(places, read.loss_fn_outputs, strict=True):
-        old = segment.own([0.0, *(float(value) for value in output["logprobs"].data)])
+        old = segment.read(output)
         rollout.old.append(old)
         ratios = config.ratios(old, segment.own(segment.logprobs))
         rollout.factors.append(config.bounded(ratios))

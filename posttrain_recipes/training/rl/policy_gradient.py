@@ -83,7 +83,7 @@ def drift(
     stale: list[float] = []
     left_out: list[bool] = []
     for item, output in zip(items, outputs, strict=True):
-        policy = item.segment.own([0.0, *(float(v) for v in output["logprobs"].data)])
+        policy = item.segment.read(output)
         own = [p - q for p, q in zip(policy, item.old, strict=True)]
         stale += [q - p for p, q in zip(policy, item.sampled, strict=True)]
         left_out += config.left_out(item.worth, policy, item.sampled)

@@ -56,6 +56,10 @@ class Segment:
             self.logprobs + more.logprobs[length:],
         )
 
+    def read(self, output: Mapping[str, tinker.TensorData]) -> list[float]:
+        """log p of the policy's own tokens (T,), of what an engine's pass found (N - 1)."""
+        return self.own([0.0, *(float(value) for value in output["logprobs"].data)])
+
     def own(self, values: Sequence[float | None]) -> list[float]:
         """Of `values` (N,), those of the tokens that the policy wrote."""
         pairs = zip(values, self.sampled, strict=True)

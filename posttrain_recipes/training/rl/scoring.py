@@ -115,6 +115,25 @@ def each(returned: Any, count: int, source: str) -> list[Any]:
     )
 
 
+def feedback_of(
+    reward: RewardLike, name: str, samples: Sequence[Sample], timeout: float | None = None
+) -> list[str | None]:
+    """What a reward says of some replies in words, once it is free to be called.
+
+    Args:
+        name: what the reward is called, for the error.
+        timeout: seconds that the call may take.
+
+    Raises:
+        TimeoutError: it took longer.
+        WrongScores: it returned something else than a text or None for each.
+        Exception: what it raised.
+    """
+    with reward.lock:
+        returned = within(timeout, partial(reward.feedback, samples))
+    return _texts(returned, len(samples), name)
+
+
 def _texts(returned: Any, count: int, name: str) -> list[str | None]:
     """What a reward's `feedback` returned. Raises `WrongScores`."""
     listed = isinstance(returned, Sequence) and not isinstance(returned, str)
@@ -188,17 +207,16 @@ class Scorer:
         unread = Scores([], [])
         for name, reward, _ in self.rewards:
             try:
-                with reward.lock:
-                    returned = within(self.timeout, partial(reward.feedback, samples))
+                texts_of = feedback_of(reward, name, samples, self.timeout)
             except TimeoutError:
                 self._failed(name, f"feedback took more than {self.timeout:g} s", 0, unread)
                 continue
-            except (Cancelled, KeyboardInterrupt):
+            except (Cancelled, KeyboardInterrupt, WrongScores):
                 raise
             except Exception as error:  # a reward is anybody's code
                 self._failed(name, f"feedback: {type(error).__name__}: {error}", 0, unread)
                 continue
-            for texts, text in zip(said, _texts(returned, len(samples), name), strict=True):
+            for texts, text in zip(said, texts_of, strict=True):
                 texts += [text] if text else []
         if unread.error:
             log.warning("%s; it goes on without", unread.error)
