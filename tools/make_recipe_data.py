@@ -46,11 +46,15 @@ SIZES = {
     "held_out": 256,
     "preferences": 1000,
     "preferences_held_out": 200,
+    "preferences_flipped": 400,
+    "preferences_long": 200,
     "arithmetic": 500,
     "arithmetic_held_out": 100,
     "thumbs": 600,
     "formal": 500,
     "formal_held_out": 150,
+    "formal_verdicts": 480,
+    "formal_verdicts_held_out": 150,
     "requests_held_out": 32,
     "styles_held_out": 200,
     "requests": 240,
@@ -279,6 +283,51 @@ def reversed_lists(split: Split, count: int) -> Callable[[random.Random], list[K
     return make
 
 
+def formal_verdicts(split: Split, name: str) -> Callable[[random.Random], list[Keyed]]:
+    """Questions which of two replies is more formal, in either order, and the answer, A or B."""
+
+    def make(rng: random.Random) -> list[Keyed]:
+        made = []
+        for key, row in formal(split, SIZES[name])(rng):
+            answer = rng.choice("AB")
+            a, b = row["chosen"], row["rejected"]
+            if answer == "B":
+                a, b = b, a
+            asked = f"Request: {row['prompt']}\nReply A: {a}\nReply B: {b}\n"
+            question = f"{asked}Which reply is more formal, A or B?"
+            made.append((key, {"prompt": question, "answer": answer}))
+        return made
+
+    return make
+
+
+FLIPPED = 0.3
+"""The share of pairs in `preferences_flipped` that prefer the other reply."""
+LONGER = 4
+"""Words that the chosen reply is longer by at least, in `preferences_long`."""
+
+
+def preferences_flipped(rng: random.Random) -> list[Keyed]:
+    """Pairs that prefer the polite reply, but for some whose labels are wrong."""
+    made = []
+    for key, row in preferences("recipe", SIZES["preferences_flipped"])(rng):
+        if rng.random() < FLIPPED:
+            row = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+        made.append((key, row))
+    return made
+
+
+def preferences_long(rng: random.Random) -> list[Keyed]:
+    """Pairs that prefer the polite reply, which is the longer one in all of them."""
+    drawn = preferences("recipe", 20 * SIZES["preferences_long"])(rng)
+
+    def longer(row: Row) -> bool:
+        chosen, rejected = (len(str(row[side]).split()) for side in ("chosen", "rejected"))
+        return chosen - rejected >= LONGER
+
+    return [one for one in drawn if longer(one[1])][: SIZES["preferences_long"]]
+
+
 def preferences_new_requests(rng: random.Random) -> list[Keyed]:
     """Pairs that prefer the polite reply: requests of other kinds, replies as in training."""
     return _unseen_pairs("preferences_new_requests", rng, new_replies=False)
@@ -391,11 +440,15 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "held_out": held_out,
     "preferences": preferences("recipe", SIZES["preferences"]),
     "preferences_held_out": preferences("held_out", SIZES["preferences_held_out"]),
+    "preferences_flipped": preferences_flipped,
+    "preferences_long": preferences_long,
     "arithmetic": word_problems("recipe", SIZES["arithmetic"]),
     "arithmetic_held_out": word_problems("held_out", SIZES["arithmetic_held_out"]),
     "thumbs": thumbs,
     "formal": formal("recipe", SIZES["formal"]),
     "formal_held_out": formal("held_out", SIZES["formal_held_out"]),
+    "formal_verdicts": formal_verdicts("recipe", "formal_verdicts"),
+    "formal_verdicts_held_out": formal_verdicts("held_out", "formal_verdicts_held_out"),
     "requests_held_out": requests("held_out", SIZES["requests_held_out"]),
     "styles_held_out": styles("held_out", SIZES["styles_held_out"]),
     "requests": requests("recipe", SIZES["requests"]),

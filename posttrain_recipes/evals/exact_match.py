@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.plugin import (
@@ -15,12 +15,13 @@ from posttrain_recipes.plugin import (
     EvalContext,
     EvalResult,
     FromData,
+    PerRecord,
     PluginConfig,
     Prompt,
     Record,
     Workload,
 )
-from posttrain_recipes.training.intervals import proportion
+from posttrain_recipes.training.intervals import summary
 from posttrain_recipes.training.sampling import generation
 from posttrain_recipes.training.text import answer_extraction
 
@@ -40,6 +41,16 @@ class ExactMatch(Eval):
         By default it follows from the answers in the data; 256 where those do not tell."""
         temperature: float = Field(default=0.0, ge=0)
         """0 takes the likeliest token each time."""
+        samples: int = Field(default=1, ge=1, le=1024)
+        """Replies to each prompt. With several, as {samples: 8, temperature: 1}, exact_match is the
+        share of all of them, and pass_at_8 that of prompts of whose 8 replies one is right."""
+
+        @model_validator(mode="after")
+        def _samples_differ(self) -> ExactMatch.Config:
+            if self.samples > 1 and not self.temperature:
+                raise ValueError("samples at temperature 0 are all the same; set temperature: 1")
+            return self
+
         extract: answer_extraction.Extract = "whole"
         """What of the reply is compared: whole, the last number, after hashes (####), boxed."""
         ignore_case: bool = False
@@ -48,14 +59,16 @@ class ExactMatch(Eval):
     config: Config
 
     def measures(self) -> Sequence[str]:
-        return ["exact_match"]
+        count = self.config.samples
+        return ["exact_match", *([f"pass_at_{count}"] if count > 1 else [])]
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Every prompt is read once, and a reply may end before its limit."""
-        return generation.workload(sample, count, tokens, self.config.max_tokens)
+        config = self.config
+        return generation.workload(sample, count, tokens, config.max_tokens, config.samples)
 
     def evaluate(self, context: EvalContext) -> EvalResult:
-        """One reply a prompt; the interval is Wilson's."""
+        """Each prompt's replies; of shares of prompts the interval is Wilson's."""
         prompts = [cast(Prompt, record) for record in context.records]
         for prompt in prompts:
             if prompt.answer is None:
@@ -66,7 +79,11 @@ class ExactMatch(Eval):
                 )
         config = self.config
         samples = generation.generate(
-            context, prompts, max_tokens=config.max_tokens, temperature=config.temperature
+            context,
+            prompts,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            count=config.samples,
         )
         scored = []
         for sample in samples:
@@ -75,9 +92,14 @@ class ExactMatch(Eval):
                 found, sample.answer or "", ignore_case=config.ignore_case
             )
             scored.append(replace(sample, scores={"exact_match": float(right)}))
-        hits = sum(sample.scores["exact_match"] for sample in scored)
+        right = [sample.scores["exact_match"] for sample in scored]
+        n = config.samples
+        shares = tuple(sum(right[i : i + n]) / n for i in range(0, len(right), n))
+        solved = tuple(float(share > 0) for share in shares)
+        values = dict(zip(self.measures(), (shares, solved), strict=False))
         return EvalResult(
-            {"exact_match": proportion(hits, len(scored))},
+            {name: summary(found) for name, found in values.items()},
             tuple(scored),
-            higher_is_better={"exact_match": True},
+            higher_is_better=dict.fromkeys(values, True),
+            scores={name: PerRecord(found) for name, found in values.items()},
         )

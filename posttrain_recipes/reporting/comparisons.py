@@ -109,9 +109,9 @@ def groups(record: RunRecord) -> list[ArmGroup]:
         # One in the middle is compared where it has what no end of a path has.
         judged = origin in leaves or not {m.name for m in stage.after} <= at_end
         if origin.comparison and origin.last:
-            title, arm = origin.comparison, arm_of(origin, origin.branch or "")
+            title, arm = origin.comparison, arm_of(origin, known)
         elif judged and origin.labels and not origin.comparison:
-            title, arm = f"{origin.source}, by what varies", arm_of(origin, "")
+            title, arm = f"{origin.source}, by what varies", arm_of(origin, known)
         else:
             continue
         seed = dict(origin.labels).get("seed", "")
@@ -119,10 +119,22 @@ def groups(record: RunRecord) -> list[ArmGroup]:
     return [ArmGroup(title, arms) for title, arms in found.items() if _has_comparison(arms)]
 
 
-def arm_of(origin: Origin, branch: str) -> str:
-    """What a stage's way is called: its branch, and what varies but for the seed."""
-    rest = show_labels(tuple(label for label in origin.labels if label[0] != "seed"))
-    return " ".join(filter(None, (branch, rest))) or origin.source
+def arm_of(origin: Origin, known: Iterable[Origin]) -> str:
+    """What a stage's way is called: its branch, and what varies but for the seed.
+
+    Of values that a matrix varies together, those of the branches beside it are left out.
+
+    Args:
+        known: all stages of the recipe, of which some are branches of the same comparison.
+    """
+    branch = origin.branch if origin.comparison else None
+    beside = {o.branch for o in known if o.comparison == origin.comparison} - {branch, None}
+    labels = [
+        (path.removeprefix(f"{branch}."), value)
+        for path, value in origin.labels
+        if path != "seed" and not (branch and path.partition(".")[0] in beside)
+    ]
+    return " ".join(filter(None, (branch, show_labels(tuple(labels))))) or origin.source
 
 
 def _has_comparison(arms: Mapping[str, Mapping[str, StageRecord]]) -> bool:

@@ -38,13 +38,14 @@ def overlaid(record: RunRecord, curves_of: CurvesOf, metrics: Sequence[str]) -> 
     """
     stages = {stage.name: stage for stage in record.stages}
     found: dict[str, dict[str, list[StageRecord]]] = {}
-    for origin in origins(record.resolved):
+    known = origins(record.resolved)
+    for origin in known:
         if origin.name not in stages or not (origin.labels or origin.comparison):
             continue
         if origin.comparison and not origin.last:
             continue
         title = origin.comparison or origin.name.partition("@")[0]
-        way = arm_of(origin, origin.branch or "") if origin.comparison else arm_of(origin, "")
+        way = arm_of(origin, known)
         if not origin.comparison and way == origin.source:  # only the seed varies
             way = origin.label
         found.setdefault(title, {}).setdefault(way, []).append(stages[origin.name])

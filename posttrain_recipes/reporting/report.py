@@ -17,11 +17,11 @@ from posttrain_recipes.shown import cell, code, line
 from posttrain_recipes.shown import markdown as words
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 
-SHARES = (
+SHARES = frozenset((
     "exact_match", "preference_accuracy", "reward_accuracy", "win_rate", "cut_off", "success",
-    "acc", "acc_norm", "pass_at_1", "pass_at_10", "pass_at_100", "prompt_strict", "prompt_loose",
-    "instruction_strict", "instruction_loose", "safety", "refusal", "over_refusal",
-)  # fmt: skip
+    "acc", "acc_norm", "prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose",
+    "safety", "refusal", "over_refusal", *(f"pass_at_{k}" for k in range(1, 1025)),
+))  # fmt: skip
 """Metrics that are shares and read best in percent."""
 
 

@@ -34,7 +34,8 @@ ALIKE = (
     *("sft_distill_rl", "policy_losses", "off_policy", "compare_methods", "continual"),
     *("reward_ensemble", "process_rewards", "gepa", "sft_then_rl"),
     *("dft", "merge", "sdpo", "constitutional_safety", "rlvr_then_rubric", "curriculum"),
-    *("souped_rl", "instructed_rl", "explored_sft"),
+    *("souped_rl", "instructed_rl", "explored_sft", "estimators", "preference_losses"),
+    *("rlhf", "rlaif", "online_dpo", "distill_off_policy", "sdft", "constitutional"),
 )
 """Recipes whose way is another one's too: they run for two steps at night."""
 SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]

@@ -11,6 +11,7 @@ import pytest
 from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.language import expansion
 from posttrain_recipes.planning.plans import Plan
+from posttrain_recipes.reporting import comparisons
 from tests.conftest import ROOT, Project
 
 HEAD = "name: demo\nmodel: ./model\nseed: 7\n"
@@ -445,3 +446,30 @@ def test_says_what_is_wrong_and_where(project: Project, name: str) -> None:
     text, expected = WRONG[name]
     found = "\n".join(faults(project, text))
     assert expected in found, found
+
+
+def test_a_way_of_a_comparison_is_called_by_what_it_varies_itself(project: Project) -> None:
+    """Values that go together over several branches are told of each branch alone."""
+    plan = project.plan(
+        HEAD
+        + """\
+matrix:
+  pair:
+    stages.a.method.learning_rate: [1e-3, 2e-3]
+    stages.b.method.learning_rate: [1e-3, 2e-3]
+stages:
+  - name: both
+    seeds: [0, 1]
+    compare:
+      - {name: a, dataset: {use: jsonl, path: chat.jsonl}, method: {use: sft}}
+      - {name: b, dataset: {use: jsonl, path: chat.jsonl}, method: {use: sft, epochs: 2}}
+"""
+    )
+    known = expansion.origins(plan.resolved)
+    ways = [comparisons.arm_of(origin, known) for origin in known]
+    assert list(dict.fromkeys(ways)) == [
+        "a learning_rate=0.001",
+        "b learning_rate=0.001",
+        "a learning_rate=0.002",
+        "b learning_rate=0.002",
+    ]
