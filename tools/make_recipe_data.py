@@ -53,8 +53,8 @@ SIZES = {
     "thumbs": 600,
     "formal": 500,
     "formal_held_out": 150,
-    "formal_verdicts": 480,
-    "formal_verdicts_held_out": 150,
+    "polite_verdicts": 480,
+    "polite_verdicts_held_out": 150,
     "requests_held_out": 32,
     "styles_held_out": 200,
     "requests": 240,
@@ -283,18 +283,18 @@ def reversed_lists(split: Split, count: int) -> Callable[[random.Random], list[K
     return make
 
 
-def formal_verdicts(split: Split, name: str) -> Callable[[random.Random], list[Keyed]]:
-    """Questions which of two replies is more formal, in either order, and the answer, A or B."""
+def polite_verdicts(split: Split, name: str) -> Callable[[random.Random], list[Keyed]]:
+    """Questions which of two replies is more polite, in either order, and the answer, A or B."""
 
     def make(rng: random.Random) -> list[Keyed]:
         made = []
-        for key, row in formal(split, SIZES[name])(rng):
+        for key, row in preferences(split, SIZES[name])(rng):
             answer = rng.choice("AB")
             a, b = row["chosen"], row["rejected"]
             if answer == "B":
                 a, b = b, a
             asked = f"Request: {row['prompt']}\nReply A: {a}\nReply B: {b}\n"
-            question = f"{asked}Which reply is more formal, A or B?"
+            question = f"{asked}Which reply is more polite, A or B?"
             made.append((key, {"prompt": question, "answer": answer}))
         return made
 
@@ -447,8 +447,8 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "thumbs": thumbs,
     "formal": formal("recipe", SIZES["formal"]),
     "formal_held_out": formal("held_out", SIZES["formal_held_out"]),
-    "formal_verdicts": formal_verdicts("recipe", "formal_verdicts"),
-    "formal_verdicts_held_out": formal_verdicts("held_out", "formal_verdicts_held_out"),
+    "polite_verdicts": polite_verdicts("recipe", "polite_verdicts"),
+    "polite_verdicts_held_out": polite_verdicts("held_out", "polite_verdicts_held_out"),
     "requests_held_out": requests("held_out", SIZES["requests_held_out"]),
     "styles_held_out": styles("held_out", SIZES["styles_held_out"]),
     "requests": requests("recipe", SIZES["requests"]),

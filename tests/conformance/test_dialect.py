@@ -331,6 +331,7 @@ def test_the_door_is_for_its_clients_alone(behind: tuple[str, OlderServer]) -> N
         urllib.request.urlopen(f"{door.base_url}/healthz", timeout=10)
 
 
+@pytest.mark.nightly
 def test_the_whole_probe_holds_four_adapters_at_most(
     behind: tuple[str, OlderServer], connection: Connection
 ) -> None:

@@ -195,6 +195,7 @@ def test_a_lost_node_changes_nothing(
     assert [stage.status for stage in again.record.stages] == ["reused"] * 3
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("jobs", ["ray", 1])
 def test_what_a_driver_missed_is_taken_in(
     jobs: str | int,

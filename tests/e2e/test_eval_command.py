@@ -49,6 +49,7 @@ def stages(home: Path, run_id: str) -> dict[str, float]:
     return {m.name: next(iter(m.metrics.values())).value for m in stage.before}
 
 
+@pytest.mark.nightly
 def test_a_suite_on_a_run_and_its_base(tmp_path: Path) -> None:
     data = str(ROOT / "recipes" / "data")
     for name, text in (("small.yaml", RECIPE), ("held.yaml", SUITE)):

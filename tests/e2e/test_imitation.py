@@ -26,6 +26,7 @@ def test_what_an_opponent_answered_is_learned_beside_the_reward(tmp_path: Path) 
     assert all(nll > 0 for _, nll in told["observations/nll"])
 
 
+@pytest.mark.nightly
 def test_answers_of_tools_and_turns_that_weigh_the_same(tmp_path: Path) -> None:
     more = ["sft.method.tool_weight=0.1", "sft.method.average=turns", "rl.method.max_steps=1"]
     found = ptl.run(

@@ -118,6 +118,7 @@ class Killed(Reporter):
             raise SystemExit("crash")
 
 
+@pytest.mark.nightly
 def test_good_rollouts_are_kept_and_trained_on(tmp_path: Path) -> None:
     recipe, home = tmp_path / "good.yaml", tmp_path / "home"
     recipe.write_text(GOOD_ROLLOUTS)

@@ -24,6 +24,7 @@ def blocks() -> dict[str, str]:
     return one_step.blocks()
 
 
+@pytest.mark.nightly
 def test_the_page_tells_what_a_step_does(blocks: dict[str, str]) -> None:
     """`python tools/one_step.py` fills it."""
     shown = one_step.PAGE.read_text(encoding="utf-8")
@@ -34,6 +35,7 @@ def test_the_page_tells_what_a_step_does(blocks: dict[str, str]) -> None:
     assert len(numbers[0]) > 60
 
 
+@pytest.mark.nightly
 def test_a_step_runs_through_few_files(blocks: dict[str, str]) -> None:
     counts = {name: int(blocks[f"{name}.files"].split()[0]) for name in ("grpo", "sft")}
     assert counts["grpo"] <= 24, blocks["grpo.files"]

@@ -18,7 +18,10 @@ SLOW = [
     for path in PACKAGES
     if any("mark.nightly" in test.read_text(encoding="utf-8") for test in path.glob("tests/*.py"))
 ]
-LONG = ("ptl-chess", "ptl-gymnasium", "ptl-reasoning-gym", "ptl-textgames", "ptl-wandb")
+LONG = (
+    *("ptl-chess", "ptl-gymnasium", "ptl-inspect", "ptl-lm-eval", "ptl-reasoning-gym"),
+    *("ptl-textgames", "ptl-wandb"),
+)
 """Packages whose tests take about a minute each, or whose library is there at night alone: the
 others are as much of a stranger's."""
 PUBLIC = ("posttrain_recipes.plugin", "posttrain_recipes.training", "posttrain_recipes.testing")

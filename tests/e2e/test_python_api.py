@@ -161,6 +161,7 @@ def test_a_program_reproduces_a_run(result: ptl.Result, place: Path) -> None:
         ptl.reproduce(result)
 
 
+@pytest.mark.nightly
 def test_a_notebook_shows_a_run_and_its_table(place: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")

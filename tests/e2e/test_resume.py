@@ -193,7 +193,7 @@ def test_evals_decide_what_a_stage_leaves_and_when_it_ends(lab: Lab) -> None:
 @pytest.mark.usefixtures("quick_engines")
 @pytest.mark.parametrize(
     "index",
-    [i if i % 5 == 0 else pytest.param(i, marks=pytest.mark.nightly) for i in range(POINTS)],
+    [i if i % 8 == 0 else pytest.param(i, marks=pytest.mark.nightly) for i in range(POINTS)],
 )
 def test_a_run_that_was_killed_anywhere_ends_in_the_same_result(lab: Lab, index: int) -> None:
     point = points(lab.moments)[index]

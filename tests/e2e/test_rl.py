@@ -66,6 +66,7 @@ class Stopper(Reporter):
             raise SystemExit("stopped by the test")
 
 
+@pytest.mark.nightly
 def test_a_stopped_stage_comes_to_the_same_weights(tmp_path: Path) -> None:
     """Off policy, which has the most to go on with; on policy is among the killed runs."""
     path = write(tmp_path, ", max_staleness: 1, updates_per_batch: 2, loss: cispo, save_every: 2")

@@ -87,6 +87,7 @@ def sampled_datum(sampler: tinker.SamplingClient, prompt: list[int]) -> tinker.D
     )
 
 
+@pytest.mark.nightly
 def test_a_loss_that_is_not_public_is_refused_or_replaced_aloud(tmp_path: Path) -> None:
     for options, replaced in (((), False), (("--substitute", "stable_reinforce=ppo"), True)):
         process = serve("--port", "0", "--home", str(tmp_path), "--model", "ptl/nano", *options)

@@ -212,6 +212,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything(
     assert {a.name for a in trace.info.assessments} == {"exact", "expected"}
 
 
+@pytest.mark.nightly
 def test_what_a_server_missed_is_copied_later(
     server: Server, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,8 @@ from posttrain_recipes.plugin import Conversation, Labelled, Preference, Prompt,
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SYNTHETIC = {
-    *("iterative_rlhf", "preference_losses", "reward_ensemble", "rlhf", "sft_then_rlhf"),
-    "tool_use",
+    *("iterative_rlhf", "judge_rl", "preference_losses", "reward_ensemble", "rlhf"),
+    *("sft_then_rlhf", "tool_use"),
 }
 """What they measure is known only of data that this repository made."""
 

@@ -98,6 +98,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.nightly
 def test_an_installed_wheel_explains_and_writes_recipes(site: Path, tmp_path: Path) -> None:
     def ptl(*words: str) -> str:
         done = subprocess.run(

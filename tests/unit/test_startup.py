@@ -172,6 +172,7 @@ assert auto_factory.GenerationMixin is GenerationMixin
 """
 
 
+@pytest.mark.nightly
 def test_a_tokenizer_is_loaded_without_what_generates_and_models_still_have_it(
     tmp_path: Path,
 ) -> None:
