@@ -297,6 +297,16 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, Observatio
         return advantages.ESTIMATORS[self.advantage](group, batch, self)
 
     @property
+    def compares_batch(self) -> bool:
+        """Whether an advantage is known only once the whole batch has its rewards."""
+        return self.advantage in advantages.BATCH_WIDE
+
+    @property
+    def compares_alone(self) -> bool:
+        """Whether a reply has an advantage that is the only one to its prompt."""
+        return self.advantage in advantages.ALONE
+
+    @property
     def wants_greedy(self) -> bool:
         """Whether the greedy reply to each prompt is sampled too."""
         return self.advantage == "remax"
