@@ -158,6 +158,7 @@ class PolicyGradientMethod(RolloutMethod):
             max_tokens=config.max_tokens,
             readers=config.readers,
             forwards=config.forwards,
+            backwards=config.backwards,
         )
 
     def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:

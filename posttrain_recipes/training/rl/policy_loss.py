@@ -283,6 +283,11 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, Observatio
         return self.on_our_side + (self.importance_weights is not None)
 
     @property
+    def backwards(self) -> int:
+        """Passes with a gradient that a reply takes, those of what is trained beside included."""
+        return 1
+
+    @property
     def on_our_side(self) -> bool:
         """Whether the loss is computed from log-probabilities that the engine sends back."""
         ours = self.kl_in_loss or self.delta is not None or self.off_policy_mask is not None
