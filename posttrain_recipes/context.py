@@ -69,7 +69,7 @@ class Resume:
     """Samplers of earlier steps that a method which learns from older samples goes on with."""
     tokens: int = 0
     """What those steps took of a budget of tokens; 0 where there is none."""
-    beside: Mapping[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
     """By name, the states of further adapters that the method trains (`Method.trains_beside`),
     their optimizers included, as they were after the same steps."""
 
