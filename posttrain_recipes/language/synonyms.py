@@ -88,6 +88,7 @@ _SAME: Mapping[str, Sequence[str]] = {
     "success": ("success_reward_threshold",),
     "show_success": ("use_successful_as_teacher",),
     "divergence": ("f_divergence_type",),
+    "divergence_alpha": ("f_alpha_divergence_coef",),
     "clip_low": (
         "epsilon",
         "epsilon_low",

@@ -10,9 +10,11 @@ log-probabilities are asked of the start, never of the weights that are being tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from posttrain_recipes.plugin import StageContext
 from posttrain_recipes.training.preference import completions, pairs
 from posttrain_recipes.training.preference.pair_losses import PairLossConfig
 
@@ -38,6 +40,22 @@ class DPO(pairs.PairMethod):
         """Options of direct preference optimization."""
 
     config: Config
+
+    def pairs(self, stage: StageContext) -> list[completions.Replies]:
+        """The stage's preferences, the tails of longer replies counted as `ld_alpha` says."""
+        pairs = super().pairs(stage)
+        if self.config.ld_alpha == 1:
+            return pairs
+        return [replace(pair, counted=tuple(self._counted(pair))) for pair in pairs]
+
+    def _counted(self, pair: completions.Replies) -> Iterator[list[float]]:
+        own = [[place for place, w in enumerate(e.weights) if w] for e in pair.examples]
+        counts = self.config.counts_by_token([len(places) for places in own])
+        for example, places, values in zip(pair.examples, own, counts, strict=True):
+            counted = [0.0] * len(example.tokens)
+            for place, value in zip(places, values, strict=True):
+                counted[place] = value
+            yield counted
 
     def of_pairs(
         self, batch: Sequence[completions.Replies], logps: completions.Logps

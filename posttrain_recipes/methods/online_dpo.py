@@ -86,6 +86,8 @@ class OnlineDPO(RolloutMethod):
                 raise ValueError("group_size 1 makes no pair; raise it, or set opponent: reference")
             if self.opponent == "policy" and self.xpo_alpha:
                 raise ValueError("xpo_alpha is for opponent: reference")
+            if self.xpo_alpha and self.ld_alpha != 1:
+                raise ValueError("xpo_alpha prices whole replies; leave ld_alpha out, or it")
             return self
 
         @property
@@ -198,11 +200,24 @@ def forward_backward(
         import torch
 
         own = [torch.tensor(item.segment.sampled[1:]) for item in items]
-        sums = [logp.flatten()[mine].sum() for logp, mine in zip(logprobs, own, strict=True)]
+        lengths = [int(mine.sum()) for mine in own]
+        counts = [
+            torch.tensor(counted)
+            for place in range(0, len(items), 2)
+            for counted in config.counts_by_token(lengths[place : place + 2])
+        ]
+        of_policy = [
+            (logp.flatten()[mine] * counted).sum()
+            for logp, mine, counted in zip(logprobs, own, counts, strict=True)
+        ]
+        of_reference = [
+            (torch.tensor(item.reference) * counted).sum()
+            for item, counted in zip(items, counts, strict=True)
+        ]
         logps = completions.Logps(
-            torch.stack(sums).view(-1, 2),
-            torch.tensor([sum(item.reference) for item in items]).view(-1, 2),
-            torch.tensor([float(mine.sum()) for mine in own]).view(-1, 2),
+            torch.stack(of_policy).view(-1, 2),
+            torch.stack(of_reference).view(-1, 2),
+            torch.tensor(lengths).view(-1, 2),
         )
         values = config.of_pairs(logps)  # - log sigmoid(beta h)
         if config.xpo_alpha:

@@ -440,10 +440,12 @@ class _Methods:
         max_steps: int | None = ...,
         max_length: int = ...,
         truncate: bool = ...,
-        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm'] | Mapping[str, float] = ...,
+        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm', 'sft'] | Mapping[str, float] = ...,
         beta: float = ...,
         label_smoothing: float = ...,
-        divergence: Literal['reverse_kl', 'forward_kl', 'js'] = ...,
+        divergence: Literal['reverse_kl', 'forward_kl', 'js', 'alpha'] = ...,
+        divergence_alpha: float = ...,
+        ld_alpha: float = ...,
     ) -> MethodPiece: """Direct preference optimization: prefer the chosen reply over the rejected one.
 
         Args:
@@ -467,12 +469,17 @@ class _Methods:
             max_steps: Stop after this many steps, whatever `epochs` says.
             max_length: Longest example in tokens. [default: 2048]
             truncate: Cut longer examples at `max_length`; otherwise they are an error that names the record. [default: False]
-            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
+            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO; sft: -log p of the chosen reply, a mean over the batch's tokens, beside another loss. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
             beta: Strength of the pull towards the reference; smaller moves further away from it. [default: 0.1]
             label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
         exo_pair, aot and aot_unpaired. [default: 0.0]
-            divergence: From the reference, for which the loss is derived: with forward_kl and js the score of a
-        reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref). [default: reverse_kl]
+            divergence: From the reference, for which the loss is derived: the score of a reply is f'(t) of t =
+        p/p_ref. forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(a - 1) - 1)/(a - 1), a the
+        divergence_alpha. [default: reverse_kl]
+            divergence_alpha: For divergence: alpha: towards 0 it is the forward KL, towards 1 the reverse. [default: 0.5]
+            ld_alpha: What log p of tokens counts that stand beyond the length of the pair's shorter reply, the
+        policy's and the reference's: below 1 a reply gains less by being long. LD-DPO, Liu et al.
+        2024, arXiv 2409.06411. [default: 1.0]
         """
     def gepa(
         self,
@@ -831,10 +838,12 @@ class _Methods:
         reference: Mapping[str, Any] | None = ...,
         on_reward_error: Literal['drop', 'zero', 'stop'] = ...,
         reward_timeout: float | None = ...,
-        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm'] | Mapping[str, float] = ...,
+        loss: Literal['sigmoid', 'ipo', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', 'sigmoid_norm', 'sft'] | Mapping[str, float] = ...,
         beta: float = ...,
         label_smoothing: float = ...,
-        divergence: Literal['reverse_kl', 'forward_kl', 'js'] = ...,
+        divergence: Literal['reverse_kl', 'forward_kl', 'js', 'alpha'] = ...,
+        divergence_alpha: float = ...,
+        ld_alpha: float = ...,
         opponent: Literal['policy', 'reference'] = ...,
         xpo_alpha: float = ...,
         flat_groups: Literal['drop', 'replace'] = ...,
@@ -886,12 +895,17 @@ class _Methods:
         episode) out of its group, zero counts it as 0, stop ends the stage. [default: drop]
             reward_timeout: Seconds that a reward may take for a group of replies, and an environment to begin an episode
         or to answer a reply; by default no limit.
-            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
+            loss: Of the margin h and the scores s = log p/p_ref of both replies: sigmoid: -log sigmoid(beta h), DPO; ipo: (h - 1/(2 beta))^2 of means over tokens, which does not push h without end; hinge: max(0, 1 - beta h), which stops at h = 1/beta; robust: DPO's loss, unbiased where a share label_smoothing of the labels is flipped; exo_pair: KL of sigmoid(beta h) to 1 - label_smoothing, mode-seeking where DPO covers; nca_pair: Noise contrastive alignment: the chosen reply's likelihood must not fall; bco_pair: A binary classifier's loss: -log sigmoid(r+) - log sigmoid(-r-), r = beta log p/p_ref; sppo_hard: (l+ - 1/(2 beta))^2 + (l- + 1/(2 beta))^2 of l = log p/p_ref, as if the winner always won; aot: DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution; aot_unpaired: DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch; apo_zero: sigmoid(-r+) + sigmoid(r-): chosen up, rejected down; for chosen replies better than its own; apo_down: sigmoid(r+) + sigmoid(-(r+ - r-)): both down, the rejected more; for chosen ones worse; discopop: A blend of DPO's loss and exp(-beta h), found by a language model; sigmoid_norm: -log sigmoid(beta h) of means over tokens: length-normalized DPO; sft: -log p of the chosen reply, a mean over the batch's tokens, beside another loss. Several are summed, as {sigmoid: 1, nca_pair: 0.5}. [default: sigmoid]
             beta: Strength of the pull towards the reference; smaller moves further away from it. [default: 0.1]
             label_smoothing: Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
         exo_pair, aot and aot_unpaired. [default: 0.0]
-            divergence: From the reference, for which the loss is derived: with forward_kl and js the score of a
-        reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref). [default: reverse_kl]
+            divergence: From the reference, for which the loss is derived: the score of a reply is f'(t) of t =
+        p/p_ref. forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(a - 1) - 1)/(a - 1), a the
+        divergence_alpha. [default: reverse_kl]
+            divergence_alpha: For divergence: alpha: towards 0 it is the forward KL, towards 1 the reverse. [default: 0.5]
+            ld_alpha: What log p of tokens counts that stand beyond the length of the pair's shorter reply, the
+        policy's and the reference's: below 1 a reply gains less by being long. LD-DPO, Liu et al.
+        2024, arXiv 2409.06411. [default: 1.0]
             opponent: Who writes the other reply of a pair. [default: policy]
             xpo_alpha: For opponent: reference, what a nat of log p of the reference's reply costs: XPO's bonus
         on exploring what the reference would not say. [default: 0.0]

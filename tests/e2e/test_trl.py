@@ -29,6 +29,7 @@ from posttrain_recipes.training.preference.pair_losses import (
     DIVERGENCES,
     PAIR_LOSSES,
     SMOOTHED,
+    PairLossConfig,
     ScoredPairs,
 )
 from posttrain_recipes.training.text.examples import Example
@@ -67,7 +68,7 @@ def model(logps: torch.Tensor) -> Any:
     return forward
 
 
-TRL_DIVERGENCES = {"js": "js_divergence"}
+TRL_DIVERGENCES = {"js": "js_divergence", "alpha": "alpha_divergence"}
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -76,6 +77,8 @@ def test_dpo(name: str, divergence: str) -> None:
     from trl import DPOTrainer
 
     logps, mask, reference = numbers()
+    if divergence == "alpha":  # of which TRL knows no float64
+        logps, reference = logps.float(), reference.float()
     theirs = logps.clone().requires_grad_()
     smoothing = 0.1 if name in SMOOTHED - {"sigmoid"} else 0.0
     trainer = Trainer(
@@ -83,6 +86,7 @@ def test_dpo(name: str, divergence: str) -> None:
         loss_types=[name],
         label_smoothing=smoothing,
         f_divergence_type=TRL_DIVERGENCES.get(divergence, divergence),
+        f_alpha_divergence_coef=0.5,
         args=SimpleNamespace(discopop_tau=0.05),
     )
     inputs = {
@@ -96,18 +100,52 @@ def test_dpo(name: str, divergence: str) -> None:
     found.backward()
 
     ours = logps.clone().requires_grad_()
-    sums, lengths = (torch.stack([x[:B], x[B:]], 1) for x in (ours.sum(1), mask.sum(1)))
+    of_reply = (ours * mask[:, 1:]).sum(1)
+    sums, lengths = (torch.stack([x[:B], x[B:]], 1) for x in (of_reply, mask.sum(1)))
     pairs = Logps(sums, torch.stack([reference[:B], reference[B:]], 1), lengths)
-    scored = ScoredPairs(pairs, DIVERGENCES[divergence](pairs.ratio), 0.3, smoothing)
+    scored = ScoredPairs(pairs, DIVERGENCES[divergence](pairs.ratio, 0.5), 0.3, smoothing)
     loss = PAIR_LOSSES[name](scored).mean()
     loss.backward()
     torch.testing.assert_close(loss, found)
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(ours.grad * mask[:, 1:], theirs.grad * mask[:, 1:])
     logged = trainer._metrics["train"]
     rewards = 0.3 * (logps.sum(1) - reference)
     assert logged["rewards/margins"] == [
         pytest.approx((rewards[:B] - rewards[B:]).mean().item(), rel=1e-5)
     ]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+def test_length_desensitized_dpo(name: str) -> None:
+    from trl import DPOTrainer
+
+    logps, mask, reference = numbers()
+    theirs = logps.clone().requires_grad_()
+    trainer = Trainer(beta=0.3, loss_types=[name], ld_alpha=0.3)
+    inputs = {
+        "input_ids": torch.zeros(2 * B, T, dtype=torch.long),
+        "attention_mask": torch.ones(2 * B, T, dtype=torch.long),
+        "completion_mask": mask,
+        "ref_chosen_logps": reference[:B],
+        "ref_rejected_logps": reference[B:],
+    }
+    found = DPOTrainer._compute_loss(trainer, model(theirs), inputs, False)
+    found.backward()
+
+    config = PairLossConfig(beta=0.3, loss=name, ld_alpha=0.3)
+    ours = logps.clone().requires_grad_()
+    lengths = torch.stack([mask[:B].sum(1), mask[B:].sum(1)], 1)
+    of_policy = []
+    for pair in range(B):
+        counts = config.counts_by_token(lengths[pair].tolist())
+        for row, counted in zip((pair, pair + B), counts, strict=True):
+            own = ours[row][mask[row, 1:].bool()]
+            of_policy.append((own * torch.tensor(counted)).sum())
+    of_reference = torch.stack([reference[:B], reference[B:]], 1)
+    values = config.of_pairs(Logps(torch.stack(of_policy).view(B, 2), of_reference, lengths))
+    values.mean().backward()
+    torch.testing.assert_close(values.mean(), found)
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def two(mean: bool) -> tuple[torch.Tensor, torch.Tensor]:

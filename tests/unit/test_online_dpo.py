@@ -106,6 +106,22 @@ def test_value_and_gradient(alpha: float) -> None:
         np.testing.assert_allclose(leaf, np.full(len(POLICY[row]), slope), rtol=1e-5)
 
 
+def test_tails_of_longer_replies_count_less() -> None:
+    beta, tail = 0.3, 0.25
+    config = OnlineDPO.Config(group_size=2, ld_alpha=tail, beta=beta)
+    made, client = group((0.1, 0.9, None, None)), Client()
+    forward_backward(client, list(judged(made, config)), config, 1)  # type: ignore[arg-type]
+    shared = min(len(POLICY[0]), len(POLICY[1]))
+    counts = [np.where(np.arange(len(POLICY[r])) < shared, 1, tail) for r in (0, 1)]
+    ratio = [float(counts[r] @ (np.array(POLICY[r]) - np.array(REFERENCE[r]))) for r in (0, 1)]
+    h = beta * (ratio[1] - ratio[0])
+    assert tail in np.concatenate(counts)
+    assert float(client.loss) == pytest.approx(-np.log(sigmoid(h)), rel=1e-6)
+    for row, sign in ((1, -1), (0, 1)):
+        slope = sign * beta * sigmoid(-h) * counts[row]
+        np.testing.assert_allclose(client.leaves[row].grad, slope, rtol=1e-5)
+
+
 def test_what_is_told() -> None:
     made = group((1.0, 0.0, None, None))
     items = [RolloutSegment(made.rollouts[row], 0) for row in (0, 1)]

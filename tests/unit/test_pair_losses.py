@@ -78,12 +78,13 @@ FORMULAS: Mapping[str, Callable[..., Any]] = {
     "apo_down": on_score(lambda c, r, b, e: sig(b * c) + 1 - sig(b * (c - r))),
     "discopop": on_score(blend),
     "sigmoid_norm": of_means(lambda h, b, e: dpo(h, b, 0)),
+    "sft": lambda p, ref, b, e: -p[:, 0] * B / LENGTHS[:, 0].sum(),
 }
 
 
 def values(name: str, p: torch.Tensor, divergence: str = "reverse_kl", e: float = 0.1) -> Any:
     logps = Logps(p, torch.tensor(REF), torch.tensor(LENGTHS))
-    return PAIR_LOSSES[name](ScoredPairs(logps, DIVERGENCES[divergence](logps.ratio), 0.3, e))
+    return PAIR_LOSSES[name](ScoredPairs(logps, DIVERGENCES[divergence](logps.ratio, 0.5), 0.3, e))
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
@@ -116,16 +117,38 @@ def test_far_apart_a_loss_stays_a_number(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("divergence", "slope"),
-    [("forward_kl", lambda t: 1 / t**2), ("js", lambda t: 1 / (t * (1 + t)))],
+    [
+        ("forward_kl", lambda t: 1 / t**2),
+        ("js", lambda t: 1 / (t * (1 + t))),
+        ("alpha", lambda t: t**-1.5),
+    ],
 )
 def test_a_divergence_scores_by_its_derivative(
     divergence: str, slope: Callable[[Any], Any]
 ) -> None:
-    """f''(t) of t = p/p_ref: f = -log t, and t log t - (t + 1) log((t + 1)/2)."""
+    """f''(t) of t = p/p_ref: f = -log t, t log t - (t + 1) log((t + 1)/2), and for alpha a
+    (t^a - a t - (1 - a)) / (a (a - 1)), here with a = 1/2."""
     ratio = torch.linspace(-3, 3, 7, dtype=torch.float64, requires_grad=True)
-    DIVERGENCES[divergence](ratio).sum().backward()
+    score = DIVERGENCES[divergence](ratio, 0.5)
+    assert float(score.detach()[3]) == pytest.approx(0, abs=1e-12)
+    score.sum().backward()
     t = ratio.detach().exp()
     torch.testing.assert_close(ratio.grad, slope(t) * t)  # d/d log t = t d/dt
+
+
+@pytest.mark.parametrize("near", [0.0, 1.0])
+def test_an_alpha_divergence_lies_between_both_kls(near: float) -> None:
+    ratio = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    limit = DIVERGENCES["reverse_kl" if near else "forward_kl"](ratio, 0.5)
+    torch.testing.assert_close(
+        DIVERGENCES["alpha"](ratio, near + 1e-9), limit, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_what_stands_beyond_the_shorter_reply_counts_less() -> None:
+    counts = DPO.Config(ld_alpha=0.25).counts_by_token
+    assert counts([2, 4]) == [[1, 1], [1, 1, 0.25, 0.25]]
+    assert counts([3, 3]) == [[1, 1, 1], [1, 1, 1]]
 
 
 def test_several_losses_are_summed_with_their_weights() -> None:
@@ -145,6 +168,10 @@ def test_several_losses_are_summed_with_their_weights() -> None:
         ({"loss": "aot", "divergence": "js"}, "divergence means nothing"),
         ({"loss": {}}, "it is empty"),
         ({"loss": {"sigmoid": 0}}, "greater than 0"),
+        ({"loss": "sft"}, "compares nothing"),
+        ({"loss": {"sigmoid": 1, "sft": 1}, "ld_alpha": 0.5}, "learns whole replies"),
+        ({"divergence": "alpha", "divergence_alpha": 1}, "set that"),
+        ({"divergence_alpha": 0.3}, "is for divergence: alpha"),
     ],
 )
 def test_what_means_nothing_is_refused(options: dict[str, Any], why: str) -> None:

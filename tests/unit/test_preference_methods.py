@@ -180,6 +180,45 @@ def test_sft_tells_once_of_replies_that_it_does_not_learn(
     assert "x.jsonl:2" not in caplog.text
 
 
+def test_dpo_counts_tails_of_longer_replies_less_of_both_policies(begin: Any) -> None:
+    """Value and gradient of every token, from numbers that the loss is not given."""
+    records = preferences(6)
+    method = DPO(DPO.Config(beta=0.5, ld_alpha=0.25))
+    batch, objective = begin(method, Stage(records))
+    objective.prepare(batch)
+    client = Client()
+    objective.submit(client, batch)
+    [(data, loss_fn)] = client.asked
+    random = np.random.default_rng(11)
+    policy = [-random.exponential(size=datum.model_input.length) for datum in data]
+    leaves = [torch.tensor(own, requires_grad=True) for own in policy]
+    loss, _ = loss_fn(data, leaves)
+    loss.backward()
+    value, slopes = 0.0, []
+    for place, record in enumerate(records):
+        lengths = [len(str(reply[0].content)) + 1 for reply in (record.chosen, record.rejected)]
+        counts, h = [], 0.0
+        for row, length in enumerate(lengths):
+            own = policy[2 * place + row]
+            tokens = [int(t) for t in data[2 * place + row].loss_fn_inputs["target_tokens"].data]
+            theirs = reference([data[2 * place + row].model_input.to_ints()[0], *tokens])
+            before = len(own) - length
+            counts.append(
+                [0.0] * before + [1.0 if t < min(lengths) else 0.25 for t in range(length)]
+            )
+            h += (1 - 2 * row) * float(np.dot(counts[row], own - np.array(theirs)))
+        share = float(sigmoid(np.array(-0.5 * h)))
+        value -= np.log(1 - share) / len(records)
+        slopes += [
+            -(1 - 2 * row) * 0.5 * share / len(records) * np.array(own)
+            for row, own in enumerate(counts)
+        ]
+    assert any(0.25 in item.counts[0] or 0.25 in item.counts[1] for item in batch)
+    assert float(loss) == pytest.approx(value, rel=1e-6)
+    for leaf, slope in zip(leaves, slopes, strict=True):
+        np.testing.assert_allclose(leaf.grad, slope, rtol=1e-5, atol=1e-9)
+
+
 # --- losses of whole replies ---------------------------------------------------------------------
 
 Numbers = Mapping[str, np.ndarray]

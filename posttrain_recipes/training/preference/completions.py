@@ -42,6 +42,13 @@ class Replies:
     index: int
     """The place of their record in the data."""
     examples: tuple[Example, ...]
+    counted: tuple[list[float], ...] | None = None
+    """What log p of each token (N,) of a reply counts in its sum, where that is not its weight."""
+
+    @property
+    def counts(self) -> list[list[float]]:
+        """What log p of each token counts, from a reply's second token on."""
+        return [own[1:] for own in self.counted or [e.weights for e in self.examples]]
 
 
 @dataclass(frozen=True)
@@ -164,8 +171,8 @@ class Reference:
         if item.index not in self.known:
             found = [self.wait(future)[1:] for future in self.asked.pop(item.index)]
             self.known[item.index] = [
-                sum(w * (logprob or 0.0) for w, logprob in zip(e.weights[1:], own, strict=True))
-                for e, own in zip(item.examples, found, strict=True)
+                sum(w * (logprob or 0.0) for w, logprob in zip(counts, own, strict=True))
+                for counts, own in zip(item.counts, found, strict=True)
             ]
             if shown:
                 self.by_token[item.index] = found
@@ -189,6 +196,7 @@ class CompletionObjective:
         import torch
 
         examples = [e for item in batch for e in item.examples]
+        counts = [torch.tensor(own) for item in batch for own in item.counts]
         shape = (len(batch), -1)
         lengths = torch.tensor([e.learned for e in examples]).view(shape)
         if self.reference is None:
@@ -198,10 +206,7 @@ class CompletionObjective:
             reference = torch.tensor(known)
 
         def loss(data: object, logprobs: list[Tensor]) -> tuple[Tensor, Metrics]:
-            sums = [
-                (logprob * torch.tensor(e.weights[1:])).sum()
-                for e, logprob in zip(examples, logprobs, strict=True)
-            ]
+            sums = [(logprob * own).sum() for own, logprob in zip(counts, logprobs, strict=True)]
             return self.loss(batch, Logps(torch.stack(sums).view(shape), reference, lengths))
 
         return client.forward_backward_custom([datum(e) for e in examples], loss)

@@ -12,7 +12,7 @@ schema -o schemas/recipe.schema.json` and `tools/method_docs.py` write it into s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -225,34 +225,51 @@ def sigmoid_norm(pairs: ScoredPairs) -> Tensor:
     return losses.dpo_sigmoid(pairs.h_mean, pairs.beta)
 
 
+@pair_loss(of_ratio=True)
+def sft(pairs: ScoredPairs) -> Tensor:
+    """-log p of the chosen reply, a mean over the batch's tokens, beside another loss.
+
+    RPO: Pang et al. 2024, arXiv 2404.19733, equation 1, whose mean over each reply is TRL's over
+    the batch here.
+    """
+    chosen, lengths = pairs.logps.policy[:, 0], pairs.logps.lengths[:, 0]
+    return -chosen * len(chosen) / lengths.sum()
+
+
 # --- divergences from the reference --------------------------------------------------------------
 #
 # Wang et al. 2023, arXiv 2309.16240: f'(t) of t = p/p_ref, where f'(1) = 0, in place of log t.
 
 
 MOST = 30.0
-"""Largest log p_ref/p that is raised to a power of e."""
+"""Largest exponent of e: of log p_ref/p, or of a multiple of log p/p_ref."""
 
 
-def _forward_kl(ratio: Tensor) -> Tensor:
+def _forward_kl(ratio: Tensor, alpha: float) -> Tensor:
     return 1 - (-ratio).clamp(max=MOST).exp()
 
 
-def _js(ratio: Tensor) -> Tensor:
+def _js(ratio: Tensor, alpha: float) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     return math.log(2) + logsigmoid(ratio)
 
 
-def _reverse_kl(ratio: Tensor) -> Tensor:
+def _reverse_kl(ratio: Tensor, alpha: float) -> Tensor:
     return ratio
 
 
-DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+def _alpha(ratio: Tensor, alpha: float) -> Tensor:
+    return ((alpha - 1) * ratio).clamp(max=MOST).expm1() / (alpha - 1)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "reverse_kl": _reverse_kl,
     "forward_kl": _forward_kl,
     "js": _js,
+    "alpha": _alpha,
 }
+"""Scores of log p/p_ref; only that of `alpha` reads the second argument."""
 
 # --- options -------------------------------------------------------------------------------------
 
@@ -282,8 +299,15 @@ class PairLossConfig(PluginConfig):
     """Share of pairs whose labels are taken to be wrong; for the losses sigmoid, robust,
     exo_pair, aot and aot_unpaired."""
     divergence: Divergence = "reverse_kl"
-    """From the reference, for which the loss is derived: with forward_kl and js the score of a
-    reply is f'(p/p_ref), 1 - p_ref/p or log 2p/(p + p_ref)."""
+    """From the reference, for which the loss is derived: the score of a reply is f'(t) of t =
+    p/p_ref. forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(a - 1) - 1)/(a - 1), a the
+    divergence_alpha."""
+    divergence_alpha: float = Field(default=0.5, ge=-10, le=10)
+    """For divergence: alpha: towards 0 it is the forward KL, towards 1 the reverse."""
+    ld_alpha: float = Field(default=1.0, ge=0, le=1)
+    """What log p of tokens counts that stand beyond the length of the pair's shorter reply, the
+    policy's and the reference's: below 1 a reply gains less by being long. LD-DPO, Liu et al.
+    2024, arXiv 2409.06411."""
 
     @property
     def losses(self) -> dict[str, float]:
@@ -303,12 +327,24 @@ class PairLossConfig(PluginConfig):
         if self.divergence != "reverse_kl" and not names.keys() - OF_RATIO:
             named = ", ".join(names)
             raise ValueError(f"divergence means nothing to loss '{named}'; remove it")
+        if "divergence_alpha" in self.model_fields_set and self.divergence != "alpha":
+            raise ValueError("divergence_alpha is for divergence: alpha; remove it, or set that")
+        if self.divergence_alpha == 1:
+            raise ValueError("divergence_alpha 1 is divergence: reverse_kl; set that")
+        if "sft" in names and len(names) == 1:
+            raise ValueError("loss 'sft' compares nothing; add one, as {sigmoid: 1, sft: 0.2}")
+        if "sft" in names and self.ld_alpha != 1:
+            raise ValueError("loss 'sft' learns whole replies; leave ld_alpha out, or that loss")
         return self
+
+    def counts_by_token(self, lengths: Sequence[int]) -> list[list[float]]:
+        """What log p of each token of a pair's replies counts, from how many tokens they have."""
+        shared = min(lengths)
+        return [[1.0] * shared + [self.ld_alpha] * (length - shared) for length in lengths]
 
     def of_pairs(self, logps: Logps) -> Tensor:
         """The loss of each pair (B,); column 0 is the chosen reply."""
-        scored = ScoredPairs(
-            logps, DIVERGENCES[self.divergence](logps.ratio), self.beta, self.label_smoothing
-        )
+        score = DIVERGENCES[self.divergence](logps.ratio, self.divergence_alpha)
+        scored = ScoredPairs(logps, score, self.beta, self.label_smoothing)
         weighted = [w * PAIR_LOSSES[name](scored) for name, w in self.losses.items()]
         return sum(weighted[1:], weighted[0])

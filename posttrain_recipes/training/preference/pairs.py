@@ -52,8 +52,12 @@ class PairMethod(Method):
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's preference pairs."""
-        pairs = completions.pairs(stage, self.config)
+        pairs = self.pairs(stage)
         return completions.train(stage, self.config, pairs, self.of_pairs, reference=self.reference)
+
+    def pairs(self, stage: StageContext) -> list[completions.Replies]:
+        """The stage's preferences as tokens, (chosen, rejected)."""
+        return completions.pairs(stage, self.config)
 
     @abstractmethod
     def of_pairs(
