@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from ptl_ppo.critic import Estimate
 
 
-def gae(
-    rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float
-) -> list[float]:
+def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
     """A_t = sum_l (gamma lam)^l delta_{t+l} with delta_t = r_t + gamma V_{t+1} - V_t (equation 16).
 
     Args:

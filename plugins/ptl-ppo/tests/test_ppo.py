@@ -42,7 +42,9 @@ class Steps(Reporter):
 
 
 def run(folder: Path, steps: Steps, home: str = "home", **options: Any) -> ptl.Result:
-    prompts = [json.dumps({"prompt": f"Say {word}."}) for word in "a b c d e f g h".split()]
+    prompts = [
+        json.dumps({"prompt": f"Say {word}."}) for word in ["a", "b", "c", "d", "e", "f", "g", "h"]
+    ]
     (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
     stage = {**STAGE, "method": {**STAGE["method"], **options}}
     recipe = folder / "recipe.yaml"
@@ -105,9 +107,7 @@ def test_what_would_do_nothing_is_refused(options: dict[str, Any], told: str) ->
 
 
 def test_the_plan_tells_what_the_critic_costs(tmp_path: Path) -> None:
-    one, two = (
-        PPO(PPO.Config(batch_size=1, max_tokens=4, critic_steps=steps)) for steps in (1, 3)
-    )
+    one, two = (PPO(PPO.Config(batch_size=1, max_tokens=4, critic_steps=steps)) for steps in (1, 3))
     from posttrain_recipes.plugin import Message, Prompt
 
     prompts = [Prompt(messages=(Message("user", "a"),), source="p:1")]
