@@ -143,7 +143,7 @@ class PPO(PolicyGradientMethod):
                     if estimates:
                         # mean 1/2 (V - R)^2, its gradient, and Adam
                         step.beside += critic.learn(estimates, step.metrics)
-                        step.extra += _read(estimates, config.critic_steps)
+                        step.extra += _trained(estimates, config.critic_steps)
                         step.metrics.update(explained_variance(estimates))
                 step.update()  # Adam
         return loop.checkpoint
@@ -153,6 +153,6 @@ def _taught(rollout: Rollout) -> bool:
     return not rollout.masked and rollout.length > 0
 
 
-def _read(estimates: Sequence[Estimate], passes: int) -> Usage:
+def _trained(estimates: Sequence[Estimate], passes: int) -> Usage:
     """Tokens of the critic's passes with a gradient."""
     return Usage(train=passes * sum(len(e.rollout.segments[0].tokens) for e in estimates))
