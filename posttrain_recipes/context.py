@@ -69,9 +69,17 @@ class Resume:
     """Samplers of earlier steps that a method which learns from older samples goes on with."""
     tokens: int = 0
     """What those steps took of a budget of tokens; 0 where there is none."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """By name, the states of further adapters that the method trains (`Method.trains_beside`),
+    their optimizers included, as they were after the same steps."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samplers", tuple(self.samplers))  # a list, where read from JSON
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The checkpoints that were saved for it, `samplers` left out: those are of other steps."""
+        return (self.state_uri, self.sampler_uri, *self.beside.values())
 
 
 class Waiter(Protocol):
@@ -283,20 +291,37 @@ class StageContext:
     each token: `watch(step, replies)`. It may be called before the step is logged, and costs
     little: of more than four replies, and of more than 512 tokens, the others are left out."""
 
-    def training_client(self) -> tinker.TrainingClient:
-        """A client that trains from `resume` (with its optimizer), or from `start` (fresh one)."""
+    def training_client(self, beside: str | None = None) -> tinker.TrainingClient:
+        """A client that trains from `resume` (with its optimizer), or from `start` (fresh one).
+
+        Args:
+            beside: one of the method's `trains_beside`, to be had a client of its own; None: the
+                policy. Where the stage starts from the base model its new adapter is of another
+                seed.
+
+        Raises:
+            PtlError: the stage is resumed, and what it is resumed from has no such state.
+        """
         resume, state, service = self.resume, self.start.state_uri, self.service
+        saved = resume.beside if resume else {}
+        if resume is not None and beside is not None and beside not in saved:
+            raise PtlError(
+                f"stage '{self.name}' cannot go on: its checkpoint has no state of '{beside}'",
+                why="its method saved none with it",
+                hint="it begins anew with another seed",
+                code="bad-plugin",
+            )
 
         def create() -> tinker.TrainingClient:
             if resume is not None:
-                path = resume.state_uri
+                path = resume.state_uri if beside is None else saved[beside]
                 return service.create_training_client_from_state_with_optimizer(path).result()
             if state is not None:
                 return service.create_training_client_from_state(state).result()
             return service.create_lora_training_client(
                 base_model=self.base_model,
                 rank=self.lora.rank,
-                seed=self.seed,
+                seed=self.seed if beside is None else _seed(self.seed, beside),
                 train_mlp=self.lora.train_mlp,
                 train_attn=self.lora.train_attn,
                 train_unembed=self.lora.train_unembed,
@@ -307,6 +332,10 @@ class StageContext:
     def sampling_client(self, checkpoint: Checkpoint) -> tinker.SamplingClient:
         """A client that samples from `checkpoint`."""
         return sampling_client(self.service, checkpoint, self.wait)
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big") >> 1
 
 
 def checkpoint_name(stage: str) -> str:

@@ -231,6 +231,10 @@ class Method(Plugin):
     reads_adapters: ClassVar[bool] = False
     """Whether it works on adapters as arrays (`StageContext.adapters`), which Tinker's protocol has
     no way for: it is refused where the engine does not take them."""
+    trains_beside: ClassVar[tuple[str, ...]] = ()
+    """Names of further adapters that it trains beside its policy, such as a critic: each is got by
+    `stage.training_client(name)`, saved with every checkpoint (`Resume.beside`), and counted in the
+    memory that the plan tells."""
     writes: ClassVar[bool] = True
     """Whether what it trains writes replies; the weights of a reward model score them."""
 

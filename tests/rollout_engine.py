@@ -210,11 +210,12 @@ def run(
     wait: Callable[[Future[Any]], Any] | None = None,
     train: Sequence[Record] = PROMPTS,
     name: str = "grpo",
+    kind: type[GRPO] = GRPO,
     **options: Any,
 ) -> Checkpoint:
     # Its reference and its policy read alike, and neither as it samples.
     small = {"batch_size": 4, "group_size": 6, "max_tokens": 4, "behaviour_logprobs": "sampled"}
-    method = GRPO(GRPO.Config(**small | options))
+    method = kind(GRPO.Config(**small | options))
     sink = SimpleNamespace(
         begin=lambda total: setattr(engine, "total", total),
         log=lambda metrics, step: engine.log.append((dict(metrics), step)),

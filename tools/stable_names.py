@@ -13,14 +13,37 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 
 from posttrain_recipes import plugin, testing, training
 from posttrain_recipes.registry import Hooks
 from posttrain_recipes.reporting.metric_words import METRICS
+from posttrain_recipes.training.loops.rl import RolloutLoop
+from posttrain_recipes.training.loops.steps import Step
 from posttrain_recipes.training.moved import MODULES, public
+from posttrain_recipes.training.rl.rollout import Group, Rollout, Segment
 
+HANDED = {
+    "a rollout loop": (RolloutLoop, ("beside", "checkpoint", "client", "submitted")),
+    "a step of it": (
+        Step,
+        ("batch", "beside", "extra", "groups", "metrics", "number", "passes", "update"),
+    ),
+    "a group": (Group, ("scored",)),
+    "Rollout": (
+        Rollout,
+        ("advantage", "credits", "length", "masked", "reward", "segments", "weight"),
+    ),
+    "a segment": (Segment, ("sampled", "tokens")),
+}
+"""What a policy gradient of a plugin is handed, of which these attributes are promised."""
 PATH = Path(__file__).resolve().parents[1] / "tests" / "compat" / "stable.json"
+
+
+def _set_by(cls: type) -> set[str]:
+    """Attributes that a class's methods set."""
+    return set(re.findall(r"self\.(\w+) =", inspect.getsource(cls)))
 
 
 def names() -> dict[str, list[str]]:
@@ -43,6 +66,9 @@ def names() -> dict[str, list[str]]:
             found[name] = [field.name for field in dataclasses.fields(value)]
         elif issubclass(value, plugin.Plugin | plugin.Episode):
             found[name] = [one for one in dir(value) if not one.startswith("_")]
+    for name, (cls, promised) in HANDED.items():
+        known = {*dir(cls), *inspect.get_annotations(cls), *_set_by(cls)}
+        found[name] = [one for one in promised if one in known]
     return {part: sorted(listed) for part, listed in sorted(found.items())}
 
 

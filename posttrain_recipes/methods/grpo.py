@@ -21,33 +21,21 @@ on, so that nothing pulls it to the reference either.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from posttrain_recipes.plugin import (
     Checkpoint,
     Conversation,
-    CountTokens,
     Preference,
     Prompt,
     Record,
     StageContext,
     Task,
-    UsageError,
-    Workload,
 )
-from posttrain_recipes.training.loops import rl, token_counts
 from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
 from posttrain_recipes.training.rl import collect as collecting
 from posttrain_recipes.training.rl import observations
-from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
-from posttrain_recipes.training.rl.policy_loss import forward_backward
-from posttrain_recipes.training.rl.rollout import Group, Source
-from posttrain_recipes.training.rl.scoring import RolloutScorer
-from posttrain_recipes.training.rl.sources import PromptSource, episodes
-from posttrain_recipes.waiting import CancellableWaiter
-
-if TYPE_CHECKING:
-    import tinker
+from posttrain_recipes.training.rl.rollout import Group
 
 
 class GRPO(PolicyGradientMethod):
@@ -77,36 +65,10 @@ class GRPO(PolicyGradientMethod):
         """What `collect` asks for."""
         return self.makes if self.config.collect else ()
 
-    def workload(
-        self, sample: Sequence[Record], count: int, tokens: CountTokens
-    ) -> Workload | None:
-        """Of replies to prompts; how long an episode is, nobody knows beforehand."""
-        if any(isinstance(record, Task) for record in sample):
-            return None
-        config = self.config
-        return token_counts.rollouts(
-            config,
-            [tokens(cast(Prompt, record).messages) for record in sample],
-            count,
-            group_size=config.group_size + config.wants_greedy,
-            max_tokens=config.max_tokens,
-            readers=config.readers,
-            forwards=config.forwards,
-        )
-
     def train(self, stage: StageContext) -> Checkpoint:
         """Optimizer steps on groups of completions that the policy has just written."""
-        config, waiter = self.config, CancellableWaiter()
-        source = self.source(stage, waiter)
-        scorer, learner = RolloutScorer(stage, config, waiter), PolicyGradient(config)
-
-        def rollout(prompt: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
-            groups = source.sample(prompt, seed, sampler)  # y_1, ..., y_G ~ q(. | x)
-            return [scorer.score(group, sampler) for group in groups]  # r_1, ..., r_G
-
-        with rl.RolloutLoop(
-            stage, config, source, rollout, waiter, learner, self.collected
-        ) as loop:
+        config = self.config
+        with self.loop(stage) as loop:  # groups of y_1, ..., y_G ~ q(. | x), with r_1, ..., r_G
             for step in loop:
                 for groups in step.groups():  # some at a time, as soon as they are scored
                     for group in groups:
@@ -115,29 +77,12 @@ class GRPO(PolicyGradientMethod):
                         group.weigh(A, w, step.size)
                         config.credit(group)  # with its steps, where a reward marks those
                     # - sum w min(rho A, clip(rho) A), and its gradient
-                    step.passes += forward_backward(loop.client, groups, config)
+                    step.passes += self.learn(loop.client, groups)
                     step.passes += observations.forward_backward(
                         loop.client, groups, config, step.size
                     )
                 step.update()  # Adam
         return loop.checkpoint
-
-    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
-        """Groups of completions of the stage's prompts, or of episodes of its environment."""
-        config = self.config
-        if stage.train and isinstance(stage.train[0], Task):
-            tasks = cast(Sequence[Task], stage.train)
-            return episodes(tasks, stage, config, waiter, config.retries, config.wants_greedy)
-        if config.observation_weight:
-            raise UsageError(
-                f"stage '{stage.name}': observation_weight is for environments, and its data are "
-                "prompts",
-                why="nobody answers between a reply's tokens",
-                hint="remove it, or give the stage an environment",
-                code="wrong-value",
-            )
-        prompts = cast(Sequence[Prompt], stage.train)
-        return PromptSource(prompts, stage.renderer, config, waiter, config.wants_greedy)
 
     def collected(self, groups: Sequence[Group]) -> Sequence[Record]:
         """The good rollouts of a step, where `collect` asks for them."""

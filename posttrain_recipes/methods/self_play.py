@@ -14,7 +14,7 @@ rules. How good it is against others is for evals to tell: in self-play the mean
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 from pydantic import Field
 
@@ -26,18 +26,11 @@ from posttrain_recipes.plugin import (
     Task,
     UsageError,
 )
-from posttrain_recipes.training.loops import rl
 from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
 from posttrain_recipes.training.rl import advantages, observations
-from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
-from posttrain_recipes.training.rl.policy_loss import forward_backward
-from posttrain_recipes.training.rl.rollout import Group, Source
-from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.training.rl.rollout import Source
 from posttrain_recipes.training.rl.sources import episodes
 from posttrain_recipes.waiting import CancellableWaiter
-
-if TYPE_CHECKING:
-    import tinker
 
 
 class SelfPlay(PolicyGradientMethod):
@@ -69,17 +62,8 @@ class SelfPlay(PolicyGradientMethod):
 
     def train(self, stage: StageContext) -> Checkpoint:
         """Optimizer steps on games that the policy has just played against itself."""
-        config, waiter = self.config, CancellableWaiter()
-        source = self.source(stage, waiter)
-        scorer, learner = RolloutScorer(stage, config, waiter), PolicyGradient(config)
-
-        def rollout(task: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
-            by_seat = source.sample(task, seed, sampler)  # G games, a group of each seat's parts
-            return [
-                scorer.score(group, sampler) for group in by_seat
-            ]  # r_1s, ..., r_Gs by the rules
-
-        with rl.RolloutLoop(stage, config, source, rollout, waiter, learner) as loop:
+        config = self.config
+        with self.loop(stage) as loop:  # G games, a group of each seat's parts and rewards
             for step in loop:
                 for groups in step.groups():  # some at a time, as soon as they are played
                     for group in groups:
@@ -87,7 +71,7 @@ class SelfPlay(PolicyGradientMethod):
                         w = config.token_weights(group, config.max_tokens)
                         group.weigh(A, w, step.size)
                     # - sum w min(rho A, clip(rho) A), and its gradient
-                    step.passes += forward_backward(loop.client, groups, config)
+                    step.passes += self.learn(loop.client, groups)
                     step.passes += observations.forward_backward(
                         loop.client, groups, config, step.size
                     )

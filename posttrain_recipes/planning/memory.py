@@ -58,6 +58,7 @@ def training(
     threads: int,
     free: int | None = None,
     size: int = FLOAT,
+    adapters: int = 1,
 ) -> int:
     """The peak of one step, in bytes.
 
@@ -66,6 +67,7 @@ def training(
         threads: cores that the engine computes with.
         free: bytes of memory that nobody uses; None for as many as are wanted.
         size: bytes of a weight.
+        adapters: how many are trained, a policy and what is beside it; steps are one's at a time.
     """
     fixed = RUNTIME + size * shape.parameters
     head = FLOAT * shape.vocabulary * shape.hidden
@@ -73,7 +75,7 @@ def training(
         fixed += head
     if size * shape.parameters <= COPIED:
         fixed += (2 if size == FLOAT else 1) * size * shape.layer_parameters + head
-    fixed += FLOAT * shape.adapter(rank) * (COPIES + threads)
+    fixed += FLOAT * shape.adapter(rank) * (COPIES * adapters + threads)
     used, part = in_flight(shape, sequences, longest, threads)
     rows = min(part, max(64, LOGITS // threads // shape.vocabulary))
     logits = 3 * rows * shape.vocabulary
@@ -114,9 +116,12 @@ class StageMemory:
     """What takes less."""
     others: tuple[str, ...] = ()
     """Base models that the engine holds beside the stage's own."""
+    beside: tuple[str, ...] = ()
+    """Adapters that are trained beside the policy's."""
 
     def __str__(self) -> str:
         beside = f", beside {', '.join(self.others)}" if self.others else ""
+        beside += f", an adapter more for {', '.join(self.beside)}" if self.beside else ""
         return (
             f"about {self.bytes / 2**30:.1f} GiB at its peak ({self.sequences:,} sequences of up "
             f"to {self.longest:,} tokens, on the CPU{beside})"
@@ -147,8 +152,9 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     others = _others(plan, stage)
     held = size * sum(one.parameters for one in others.values())
     least = training(shape, 1, 1, 1, threads, free, size)
-    adapter = training(shape, rank, 1, 1, threads, free, size) - least
-    peak = training(shape, rank, sequences, longest, threads, free, size)
+    adapters = 1 + len(method.trains_beside)
+    adapter = training(shape, rank, 1, 1, threads, free, size, adapters) - least
+    peak = training(shape, rank, sequences, longest, threads, free, size, adapters)
     if held > peak - least:
         hint = f"take smaller ones for {', '.join(others)}, which take {held / 2**30:.1f} GiB"
     elif peak - least - adapter >= adapter:
@@ -162,7 +168,8 @@ def of_stage(plan: Plan, stage: PlannedStage) -> StageMemory | None:
     else:
         hint = f"lower 'lora.rank': the adapter and its optimizer take {adapter / 2**30:.1f} GiB"
     hint = f"{hint}; or a smaller model"
-    return StageMemory(peak + held, sequences, longest, hint, tuple(others))
+    also = method.trains_beside
+    return StageMemory(peak + held, sequences, longest, hint, tuple(others), also)
 
 
 def _others(plan: Plan, stage: PlannedStage) -> dict[str, Shape]:

@@ -115,7 +115,7 @@ class History:
 
     def _unusable(self, saved: Checkpoint | Resume) -> str | None:
         """Why one of the checkpoints of what was saved cannot be used."""
-        more = saved.samplers if isinstance(saved, Resume) else ()
+        more = (*saved.samplers, *saved.beside.values()) if isinstance(saved, Resume) else ()
         found = (self.lost(uri) for uri in (saved.state_uri, saved.sampler_uri, *more) if uri)
         return next(filter(None, found), None)
 

@@ -79,7 +79,8 @@ def find(
             if stage.resume and not stage.done:
                 for uri in _resumed_from(stage):
                     add(uri, run, f"{run.id} {stage.name}: not gone on with")
-            made = {_training_run(uri) for uri in _names(stage)} - {""}
+            beside = stage.resume.beside.values() if stage.resume else ()
+            made = {_training_run(uri) for uri in (*_names(stage), *beside)} - {""}
             for uri in stored if made and not stage.reused_from else ():
                 if _training_run(uri) in made:
                     add(uri, run, f"{run.id} {stage.name}: no result of it")
@@ -143,8 +144,9 @@ def _trained(run: RunRecord) -> set[str]:
     for stage in run.stages:
         untrained = stage.checkpoint is not None and stage.checkpoint == stage.start
         if not stage.reused_from and not untrained:
-            kept = (stage.checkpoint, stage.resume, stage.best)
-            uris |= {uri for one in kept if one for uri in (one.state_uri, one.sampler_uri) if uri}
+            made = stage.checkpoint
+            uris |= {uri for uri in (made and (made.state_uri, made.sampler_uri)) or () if uri}
+            uris |= {uri for one in (stage.resume, stage.best) if one for uri in one.saved}
             uris |= set(stage.superseded)
     return {_training_run(uri) for uri in uris}
 
@@ -176,7 +178,7 @@ def _resumed_from(stage: StageRecord) -> Sequence[str]:
     """What the next try of a stage needs: its state, and the weights that it samples from, which
     may be those of several steps before."""
     resume = stage.resume
-    return (resume.state_uri, resume.sampler_uri, *resume.samplers) if resume else ()
+    return (*resume.saved, *resume.samplers) if resume else ()
 
 
 def _training_run(uri: str) -> str:

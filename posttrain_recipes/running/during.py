@@ -88,7 +88,7 @@ class During:
             return
         before, kept.best = kept.best, resume
         if before is not None:
-            kept.superseded += [before.state_uri, before.sampler_uri]
+            kept.superseded += before.saved
 
     def result(self, last: Checkpoint) -> Checkpoint:
         """The checkpoint that the stage leaves: its best where that is asked for."""

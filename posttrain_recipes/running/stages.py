@@ -147,8 +147,10 @@ class StageWork:
         kept.seconds += time.monotonic() - began
         if kept.best is not None and kept.resume is not None and kept.resume != kept.best:
             # Only now: until here a next try had gone on from the last step.
-            kept.superseded += [kept.resume.state_uri, kept.resume.sampler_uri]
+            kept.superseded += kept.resume.saved
             kept.resume = kept.best
+        if kept.resume is not None:  # nobody trains on what was trained beside
+            kept.superseded += kept.resume.beside.values()
         kept.status = ends
         kept.finished = store.now()
         self.directory.save()
@@ -427,10 +429,10 @@ class Sink:
         self.child.flush()
         before, self.kept.resume, self.kept.tokens = self.kept.resume, resume, self.tokens
         if before not in (None, self.kept.best) and before.state_uri != resume.state_uri:
-            self.kept.superseded += [before.state_uri, before.sampler_uri]
+            self.kept.superseded += before.saved
         self.work.directory.save()
         self.work.reporter.saved(resume)
-        self.delete_superseded(keep=2 * (KEPT_CHECKPOINTS - 1))
+        self.delete_superseded(keep=len(resume.saved) * (KEPT_CHECKPOINTS - 1))
         if self.kept.best is not None and self.work.plan.engine.billed:
             for uri in (self.kept.best.state_uri, self.kept.best.sampler_uri):
                 self._ttl(uri, TTL_S)  # it may have to last for longer than any other

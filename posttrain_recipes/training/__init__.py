@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from posttrain_recipes.training.intervals import mean, proportion, ratio
     from posttrain_recipes.training.judges import verdicts
     from posttrain_recipes.training.loops import supervised
+    from posttrain_recipes.training.loops.rollout_method import PolicyGradientMethod
     from posttrain_recipes.training.preference import completions, losses
     from posttrain_recipes.training.preference.pairs import PairConfig, PairMethod
+    from posttrain_recipes.training.rl.rollout import Rollout
     from posttrain_recipes.training.sampling import harness
     from posttrain_recipes.training.sampling.generation import generate, log_likelihoods
     from posttrain_recipes.training.text.answer_extraction import equal, extract, fenced
@@ -37,6 +39,8 @@ __all__ = [
     "Example",
     "PairConfig",
     "PairMethod",
+    "PolicyGradientMethod",
+    "Rollout",
     "completions",
     "datum",
     "equal",

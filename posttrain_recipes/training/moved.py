@@ -29,6 +29,8 @@ FLAT = {
     "ratio": "intervals",
     "PairConfig": "preference.pairs",
     "PairMethod": "preference.pairs",
+    "PolicyGradientMethod": "loops.rollout_method",
+    "Rollout": "rl.rollout",
 }
 """Names that `posttrain_recipes.training` has, with the module of each."""
 MODULES = {

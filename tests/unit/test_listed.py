@@ -57,7 +57,7 @@ def test_it_is_searched_by_words_and_by_kind(ptl: Ptl) -> None:
     assert [one["name"] for one in kinds] == ["ptl-reasoning-gym"]
     assert kinds[0]["installed"] is None
     assert (
-        "none of 9 listed packages has 'chess poker'"
+        "none of 10 listed packages has 'chess poker'"
         in ptl("plugins", "search", "chess", "poker").out
     )
 

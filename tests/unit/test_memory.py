@@ -75,6 +75,28 @@ def test_it_is_within_a_quarter_of_what_was_measured(
     assert found == pytest.approx(mib, rel=0.25)
 
 
+def test_an_adapter_beside_takes_as_much_as_the_policys() -> None:
+    tiny = shape(TINY)
+    one, two = (memory.training(tiny, 16, 8, 256, 2, adapters=count) for count in (1, 2))
+    assert two - one == 4 * tiny.adapter(16) * memory.COPIES
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_plan_says_what_is_trained_beside(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    project.write("chat.jsonl", json.dumps({"messages": turns}) + "\n")
+    plan = project.plan(RECIPE)
+    before = memory.of_stage(plan, plan.stages[0])
+    monkeypatch.setattr(type(plan.stages[0].method), "trains_beside", ("critic",))
+    after = memory.of_stage(plan, plan.stages[0])
+    assert before is not None
+    assert after is not None
+    assert after.bytes > before.bytes
+    assert "on the CPU, an adapter more for critic)" in str(after)
+
+
 def test_a_batch_is_split_as_the_engine_splits_it() -> None:
     from posttrain_recipes.engine.model import base
 

@@ -233,7 +233,12 @@ def full() -> RunRecord:
             total_steps=8,
             records=40,
             tokens=512,
-            resume=Resume(8, "tinker://a/weights/8", "tinker://a/sampler_weights/8"),
+            resume=Resume(
+                8,
+                "tinker://a/weights/8",
+                "tinker://a/sampler_weights/8",
+                beside={"critic": "tinker://b/weights/8"},
+            ),
             start=Checkpoint("ptl/tiny"),
             checkpoint=Checkpoint("ptl/tiny", "tinker://a/weights/8", "tinker://s", 8),
             before=[Measured("held_out", "exact_match", "f2", "held.jsonl", {"em": estimate})],

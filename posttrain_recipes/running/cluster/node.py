@@ -121,6 +121,7 @@ def saved_uris(kept: StageRecord) -> list[str]:
     found: list[str | None] = []
     for saved in (kept.resume, kept.best):
         found += [saved.state_uri, saved.sampler_uri, *saved.samplers] if saved else []
+        found += saved.beside.values() if saved and not kept.done else ()
     if kept.checkpoint is not None:
         found += [kept.checkpoint.state_uri, kept.checkpoint.sampler_uri]
     return [*dict.fromkeys(filter(None, found))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -168,11 +169,15 @@ class Saved:
     state: tinker.APIFuture[tinker.SaveWeightsResponse]
     sampler: tinker.APIFuture[tinker.SaveWeightsForSamplerResponse]
     tokens: int = 0
+    beside: Mapping[str, tinker.APIFuture[tinker.SaveWeightsResponse]] = field(default_factory=dict)
+    """By name, the states of what is trained beside."""
 
     def result(self, stage: StageContext) -> Resume:
         """Wait for it."""
         state = stage.wait(self.state).path
-        return Resume(self.step, state, self._sampler(stage, state), tokens=self.tokens)
+        beside = {name: stage.wait(saved).path for name, saved in self.beside.items()}
+        sampler = self._sampler(stage, state)
+        return Resume(self.step, state, sampler, tokens=self.tokens, beside=beside)
 
     def _sampler(self, stage: StageContext, state: str) -> str:
         """The path of the weights to sample from; those of `state` lie beside them.
@@ -190,14 +195,24 @@ class Saved:
             return state.replace("/weights/", "/sampler_weights/")
 
 
-def save(stage: StageContext, client: tinker.TrainingClient, step: int, tokens: int) -> Saved:
+def save(
+    stage: StageContext,
+    client: tinker.TrainingClient,
+    step: int,
+    tokens: int,
+    beside: Mapping[str, tinker.TrainingClient] | None = None,
+) -> Saved:
     """Submit the saving of the weights as they are after step `step`, without waiting for it.
 
-    `tokens` is what these steps took of a budget.
+    `tokens` is what these steps took of a budget; of the clients `beside` the state alone is saved,
+    as nobody samples from them.
     """
     name = f"{checkpoint_name(stage.name)}-{step:06d}"
     # Where an answer was lost, the SDK asks again: what is there by then is this very checkpoint.
     ends: dict[str, int] = {} if stage.ttl_s is None else {"ttl_seconds": stage.ttl_s}
     state = client.save_state(name, overwrite=True, **ends)
     sampler = client.save_weights_for_sampler(name, **ends)
-    return Saved(step, state, sampler, tokens)
+    others = {
+        key: other.save_state(name, overwrite=True, **ends) for key, other in (beside or {}).items()
+    }
+    return Saved(step, state, sampler, tokens, others)

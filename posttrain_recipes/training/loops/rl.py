@@ -17,7 +17,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,10 +32,11 @@ from posttrain_recipes.plugin import Resume, StageContext, Usage, checkpoint_nam
 from posttrain_recipes.records import Checkpoint, Record
 from posttrain_recipes.training.loops import optimizer
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig, Saved, Saves, unchanged
+from posttrain_recipes.training.loops.steps import PolicySnapshot, Step
 from posttrain_recipes.training.loops.supervised import Order
 from posttrain_recipes.training.requests import derive_seed
 from posttrain_recipes.training.rl.metrics import batch_metrics, shown
-from posttrain_recipes.training.rl.rollout import Group, Learner, Passes, Source
+from posttrain_recipes.training.rl.rollout import Group, Learner, Source
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread
 
 if TYPE_CHECKING:
@@ -104,49 +105,6 @@ class RolloutConfig(OptimizerConfig):
 
 
 @dataclass
-class Step:
-    """One optimizer step: the groups that it learns from, and what was submitted of them."""
-
-    size: int
-    """Groups that the loss is a mean over."""
-    batch: list[Group]
-    """Every group of its batch, where the advantage looks at all of them."""
-    _arrivals: Iterable[list[Group]]
-    _take: Callable[[Step], None]
-    number: int = 0
-    learned: list[Group] = field(default_factory=list)
-    """The groups that have come."""
-    passes: Passes = field(default_factory=list)
-    """Forward and backward passes that were submitted."""
-    optim: tinker.APIFuture[tinker.OptimStepResponse] | None = None
-    learning_rate: float = 0.0
-    budgeted: int = 0
-    """Tokens of the budget, up to here."""
-    saved: Saved | None = None
-    due: bool = False
-    """Whether its checkpoint is to be evaluated before the next batch is sampled."""
-
-    def groups(self) -> Iterator[list[Group]]:
-        """The groups of the step in their order, some at a time, as soon as those are scored."""
-        for groups in self._arrivals:
-            self.learned += groups
-            yield groups
-
-    def update(self) -> None:
-        """Submit Adam's step on the gradients of `passes`, without waiting for it."""
-        self._take(self)
-
-
-@dataclass
-class PolicySnapshot:
-    """The policy after so many batches, to sample from."""
-
-    client: Future[tinker.SamplingClient]
-    path: Future[str] | None = None
-    """Where it is kept, where a resumed stage may need it."""
-
-
-@dataclass
 class RolloutLoop:
     """Goes through the optimizer steps of a stage, from the first or from where it was resumed.
 
@@ -163,6 +121,10 @@ class RolloutLoop:
     learner: Learner
     collect: Callable[[Sequence[Group]], Sequence[Record]] = lambda groups: ()
     """What the groups of a step leave for later stages."""
+    trains_beside: Sequence[str] = ()
+    """Further adapters that the method trains, by name."""
+    beside: dict[str, tinker.TrainingClient] = field(default_factory=dict)
+    """Their clients."""
     snapshots: dict[int, PolicySnapshot] = field(default_factory=dict)
     """By number of batches trained: those that are still to be sampled from."""
     running: dict[int, list[Future[list[Group]]]] = field(default_factory=dict)
@@ -190,8 +152,10 @@ class RolloutLoop:
         self.launched = self.done
         self.finished = self.submitted, self.tokens
         self.saves = Saves(config)
+        self.step: Step | None = None
         stage.sink.begin(self.total)
         self.client = stage.training_client()
+        self.beside = {name: stage.training_client(name) for name in self.trains_beside}
         self.clock = time.monotonic()
         return self
 
@@ -207,7 +171,9 @@ class RolloutLoop:
         batch = self.done
         while batch < self.batches:
             self._launch(batch)
-            yield from self._steps(batch)
+            for step in self._steps(batch):
+                self.step = step
+                yield step
             batch += 1
             if self.pending and self.pending[-1].due:
                 self._drain()
@@ -226,7 +192,8 @@ class RolloutLoop:
                 # Between two batches the weights are those of whole steps.
                 saving = self.pending and self.pending[-1].saved
                 kept = self.last.step if self.last else 0
-                last = None if saving or self.submitted == kept else self._save(self.submitted)
+                known = saving or self.submitted == kept or self._half_done
+                last = None if known else self._save(self.submitted, self.tokens)
                 self._drain()
                 if last is not None:
                     self._keep(self._saved(last))
@@ -248,12 +215,20 @@ class RolloutLoop:
         with suppress(Exception):  # what failed fails again, at once
             self._drain()
         number, tokens = self.finished
-        whole = not number % self.config.updates_per_batch
+        whole = not (number % self.config.updates_per_batch or self._half_done)
         if not whole or number == (self.last.step if self.last else 0):
             return
-        if all(unchanged(self.stage, step.optim) for step in self.pending):
+        changes = [one for step in self.pending for one in (step.optim, *step.beside)]
+        if all(unchanged(self.stage, change) for change in changes):
             with suppress(PtlError):
-                self._keep(self._saved(optimizer.save(self.stage, self.client, number, tokens)))
+                self._keep(self._saved(self._save(number, tokens)))
+
+    @property
+    def _half_done(self) -> bool:
+        """Whether what is trained beside may have moved without the policy, or in a part of a
+        batch: then only earlier checkpoints are of whole steps."""
+        apart = self.submitted % self.config.updates_per_batch
+        return bool(self.beside) and bool(apart or (self.step and self.step.half_done))
 
     # --- weights to sample from ------------------------------------------------------------------
 
@@ -400,14 +375,15 @@ class RolloutLoop:
             step.due = self.stage.sink.due(self.submitted)
             steps = range(self.submitted - self.config.updates_per_batch, self.submitted)
             if any(self.saves.due(n + 1, self.total, step.due) for n in steps):
-                step.saved = self._save(self.submitted)
+                step.saved = self._save(self.submitted, self.tokens)
         self.pending.append(step)
 
     def _count(self, step: Step) -> None:
         """Take a step's tokens off the budget; the batch in which it ends is the last one."""
         items = [item for part, _ in step.passes for item in part]
         written = sum(group.written + group.counts["thrown_away"] for group in step.learned)
-        usage = Usage(train=sum(len(item.segment.tokens) for item in items), sample=written)
+        train = sum(len(item.segment.tokens) for item in items) + step.extra.train
+        usage = Usage(train=train, sample=written)
         self.tokens += self.config.counted(usage)
         batch, rest = divmod(self.submitted, self.config.updates_per_batch)
         if self.config.exhausted(self.tokens) and not rest:
@@ -416,8 +392,8 @@ class RolloutLoop:
             steps = self.config.expected(self.submitted, self.total, self.tokens)
             self.stage.sink.begin(steps)
 
-    def _save(self, step: int) -> Saved:
-        return optimizer.save(self.stage, self.client, step, self.tokens)
+    def _save(self, step: int, tokens: int) -> Saved:
+        return optimizer.save(self.stage, self.client, step, tokens, self.beside)
 
     def _check(self, groups: Sequence[Group]) -> None:
         if any(group.scored for group in groups):
@@ -444,9 +420,11 @@ class RolloutLoop:
             stage.wait(gradient) for _, gradient in step.passes
         ]
         updated = stage.wait(step.optim) if step.optim else None
+        for other in step.beside:
+            stage.wait(other)
         saved = self._saved(step.saved) if step.saved else None
         now, items = time.monotonic(), [item for part, _ in step.passes for item in part]
-        tokens = sum(len(item.segment.tokens) for item in items)
+        tokens = sum(len(item.segment.tokens) for item in items) + step.extra.train
         metrics = {
             **batch_metrics(step.learned),
             "train/loss": sum(output.metrics["loss:sum"] for output in outputs),
@@ -457,6 +435,7 @@ class RolloutLoop:
                 step.learned, items, [one for out in outputs for one in out.loss_fn_outputs]
             ),
         }
+        metrics.update(step.metrics)
         if self.config.max_staleness:
             batch = (step.number - 1) // self.config.updates_per_batch
             metrics["rollouts/staleness"] = float(min(batch, self.config.max_staleness))

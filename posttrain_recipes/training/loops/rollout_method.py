@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import model_validator
 
-from posttrain_recipes.plugin import Family, Method, StageContext
-from posttrain_recipes.training.loops.rl import RolloutConfig
+from posttrain_recipes.plugin import (
+    CountTokens,
+    Family,
+    Method,
+    Prompt,
+    Record,
+    StageContext,
+    Task,
+    UsageError,
+    Workload,
+)
+from posttrain_recipes.training.loops import token_counts
+from posttrain_recipes.training.loops.rl import RolloutConfig, RolloutLoop
 from posttrain_recipes.training.rl.advantages import ALONE
 from posttrain_recipes.training.rl.behaviour import BehaviourLogprobs
-from posttrain_recipes.training.rl.policy_loss import PolicyConfig
-from posttrain_recipes.training.rl.rollout import Source
-from posttrain_recipes.training.rl.sources import CompletionConfig
+from posttrain_recipes.training.rl.policy_gradient import PolicyGradient
+from posttrain_recipes.training.rl.policy_loss import PolicyConfig, forward_backward
+from posttrain_recipes.training.rl.rollout import Group, Passes, Source
+from posttrain_recipes.training.rl.scoring import RolloutScorer
+from posttrain_recipes.training.rl.sources import CompletionConfig, PromptSource, episodes
 from posttrain_recipes.waiting import CancellableWaiter
+
+if TYPE_CHECKING:
+    import tinker
 
 
 class RolloutMethod(Method):
@@ -61,7 +77,7 @@ class PolicyGradientMethod(RolloutMethod):
 
         @model_validator(mode="after")
         def _compares(self) -> PolicyGradientMethod.Config:
-            if self.group_size == 1 and self.advantage not in ALONE:
+            if self.group_size == 1 and not self.compares_alone:
                 raise ValueError(
                     "group_size 1 leaves nothing to compare a reply with; raise it, or take "
                     f"advantage: {', '.join(sorted(ALONE))}, which compares with others"
@@ -126,3 +142,77 @@ class PolicyGradientMethod(RolloutMethod):
             *(("forward",) if config.importance_weights else ()),
             *(("sample:tempered_logprobs",) if config.temperature != 1 else ()),
         )
+
+    def workload(
+        self, sample: Sequence[Record], count: int, tokens: CountTokens
+    ) -> Workload | None:
+        """Of replies to prompts; how long an episode is, nobody knows beforehand."""
+        if any(isinstance(record, Task) for record in sample):
+            return None
+        config = self.config
+        return token_counts.rollouts(
+            config,
+            [tokens(cast(Prompt, record).messages) for record in sample],
+            count,
+            group_size=config.group_size + config.wants_greedy,
+            max_tokens=config.max_tokens,
+            readers=config.readers,
+            forwards=config.forwards,
+            backwards=config.backwards,
+        )
+
+    def source(self, stage: StageContext, waiter: CancellableWaiter) -> Source:
+        """Groups of completions of the stage's prompts, or of episodes of its environment."""
+        config = self.config
+        if stage.train and isinstance(stage.train[0], Task):
+            tasks = cast(Sequence[Task], stage.train)
+            return episodes(tasks, stage, config, waiter, config.retries, config.wants_greedy)
+        if config.observation_weight:
+            raise UsageError(
+                f"stage '{stage.name}': observation_weight is for environments, and its data are "
+                "prompts",
+                why="nobody answers between a reply's tokens",
+                hint="remove it, or give the stage an environment",
+                code="wrong-value",
+            )
+        prompts = cast(Sequence[Prompt], stage.train)
+        return PromptSource(prompts, stage.renderer, config, waiter, config.wants_greedy)
+
+    def collected(self, groups: Sequence[Group]) -> Sequence[Record]:
+        """What the groups of a step leave for later stages."""
+        return ()
+
+    def loop(self, stage: StageContext) -> RolloutLoop:
+        """The optimizer steps of a stage, a context manager to go through:
+
+            with self.loop(stage) as loop:
+                for step in loop:
+                    for groups in step.groups():  # some at a time, as soon as they are scored
+                        ...  # each scored rollout gets its advantage and weight
+                        step.passes += self.learn(loop.client, groups)
+                    step.update()
+            return loop.checkpoint
+
+        Groups are sampled by the policy and scored by the stage's rewards, or by its environment,
+        in threads. `loop.beside` has the clients of `trains_beside`.
+        """
+        config, waiter = self.config, CancellableWaiter()
+        source = self.source(stage, waiter)
+        scorer, learner = RolloutScorer(stage, config, waiter), PolicyGradient(config)
+
+        def rollout(index: int, seed: int, sampler: tinker.SamplingClient) -> list[Group]:
+            groups = source.sample(index, seed, sampler)  # y_1, ..., y_G ~ q(. | x)
+            return [scorer.score(group, sampler) for group in groups]  # r_1, ..., r_G
+
+        return RolloutLoop(
+            stage, config, source, rollout, waiter, learner, self.collected, self.trains_beside
+        )
+
+    def learn(self, client: tinker.TrainingClient, groups: Sequence[Group]) -> Passes:
+        """Submit the forward and backward pass of `loss` over groups, without waiting: it belongs
+        into `passes` of the step. None where nothing is learned.
+
+        Of each scored rollout it reads `advantage`, which all of its tokens have, `credits`, what
+        is added to that at each of them, and `weight`, what one of them weighs in the loss.
+        """
+        return forward_backward(client, groups, self.config)

@@ -103,9 +103,10 @@ def rollouts(
     max_tokens: int,
     readers: int,
     forwards: int = 0,
+    backwards: int = 1,
 ) -> Workload:
-    """Groups of replies are written, read by so many `readers`, and learned from after so many
-    `forwards`, passes of the policy without a gradient."""
+    """Groups of replies are written, read by so many `readers`, and learned from in so many
+    `backwards`, passes with a gradient, and `forwards`, passes without one."""
     batches = config.batches(count)
     groups = min(batches * config.batch_size, config.epochs * count)
     tried = groups * (1 + config.max_replacements * (config.zero_variance_groups == "replace"))
@@ -113,7 +114,7 @@ def rollouts(
     learned = round(groups * (whole - group_size))
     forward = learned * forwards
     usage = Usage(
-        train=learned,
+        train=learned * backwards,
         prefill=round(tried * (mean(lengths) + readers * whole)) + forward,
         sample=tried * group_size * max_tokens,
         forward=forward,

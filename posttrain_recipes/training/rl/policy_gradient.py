@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain_recipes.plugin import WatchedReply
-from posttrain_recipes.training.rl import advantages, entropy, importance, observations
+from posttrain_recipes.training.rl import entropy, importance, observations
 from posttrain_recipes.training.rl.metrics import watched
 from posttrain_recipes.training.rl.observations import AnsweredSegment
 from posttrain_recipes.training.rl.policy_loss import PolicyConfig
@@ -28,8 +28,7 @@ class PolicyGradient:
     @property
     def compares_batch(self) -> bool:
         """Whether what is learned of a group is known only once the whole batch has its rewards."""
-        config = self.config
-        return config.advantage in advantages.BATCH_WIDE or config.top_entropy is not None
+        return self.config.compares_batch or self.config.top_entropy is not None
 
     def ready(
         self, client: tinker.TrainingClient, groups: Sequence[Group], wait: Callable[[Any], Any]

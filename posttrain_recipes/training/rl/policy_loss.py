@@ -283,6 +283,11 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, Observatio
         return self.on_our_side + (self.importance_weights is not None)
 
     @property
+    def backwards(self) -> int:
+        """Passes with a gradient that a reply takes, those of what is trained beside included."""
+        return 1
+
+    @property
     def on_our_side(self) -> bool:
         """Whether the loss is computed from log-probabilities that the engine sends back."""
         ours = self.kl_in_loss or self.delta is not None or self.off_policy_mask is not None
@@ -295,6 +300,16 @@ class PolicyConfig(DivergenceConfig, ImportanceConfig, EntropyConfig, Observatio
             batch: all groups of the batch, for an estimator that looks at them.
         """
         return advantages.ESTIMATORS[self.advantage](group, batch, self)
+
+    @property
+    def compares_batch(self) -> bool:
+        """Whether an advantage is known only once the whole batch has its rewards."""
+        return self.advantage in advantages.BATCH_WIDE
+
+    @property
+    def compares_alone(self) -> bool:
+        """Whether a reply has an advantage that is the only one to its prompt."""
+        return self.advantage in advantages.ALONE
 
     @property
     def wants_greedy(self) -> bool:
