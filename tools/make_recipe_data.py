@@ -53,8 +53,7 @@ SIZES = {
     "thumbs": 600,
     "formal": 500,
     "formal_held_out": 150,
-    "polite_verdicts": 480,
-    "polite_verdicts_held_out": 150,
+    "unseen_pairs": 600,
     "requests_held_out": 32,
     "styles_held_out": 200,
     "requests": 240,
@@ -283,12 +282,17 @@ def reversed_lists(split: Split, count: int) -> Callable[[random.Random], list[K
     return make
 
 
-def polite_verdicts(split: Split, name: str) -> Callable[[random.Random], list[Keyed]]:
-    """Questions which of two replies is more polite, in either order, and the answer, A or B."""
+def unseen_pairs(rng: random.Random) -> list[Keyed]:
+    """Pairs that prefer the polite reply, in words of no other training file."""
+    return _unseen_pairs("unseen_pairs", rng, new_replies=True)
+
+
+def verdicts(which: slice) -> Callable[[random.Random], list[Keyed]]:
+    """Questions which of two replies of `unseen_pairs` is more polite, in either order: A or B."""
 
     def make(rng: random.Random) -> list[Keyed]:
         made = []
-        for key, row in preferences(split, SIZES[name])(rng):
+        for key, row in rows_of("unseen_pairs")[which]:
             answer = rng.choice("AB")
             a, b = row["chosen"], row["rejected"]
             if answer == "B":
@@ -447,8 +451,9 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "thumbs": thumbs,
     "formal": formal("recipe", SIZES["formal"]),
     "formal_held_out": formal("held_out", SIZES["formal_held_out"]),
-    "polite_verdicts": polite_verdicts("recipe", "polite_verdicts"),
-    "polite_verdicts_held_out": polite_verdicts("held_out", "polite_verdicts_held_out"),
+    "unseen_pairs": unseen_pairs,
+    "verdicts": verdicts(slice(450)),
+    "verdicts_held_out": verdicts(slice(450, None)),
     "requests_held_out": requests("held_out", SIZES["requests_held_out"]),
     "styles_held_out": styles("held_out", SIZES["styles_held_out"]),
     "requests": requests("recipe", SIZES["requests"]),
