@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator
 
+from posttrain_recipes.errors import TooLongError
 from posttrain_recipes.plugin import (
     Checkpoint,
     CountTokens,
     Method,
     ModelRef,
     Prompt,
+    PtlError,
     Record,
     StageContext,
     UsageError,
@@ -131,6 +133,7 @@ class DistillOnPolicy(Method):
         config = self.config
         items = [
             _TaughtPrompt(
+                record.source,
                 record.messages,
                 prompt_tokens(record.messages, stage.renderer, config, record.source),
                 _teachers_of(record, config.teachers),
@@ -142,8 +145,13 @@ class DistillOnPolicy(Method):
 
 class _TaughtPrompt(StudentPrompt):
     def __init__(
-        self, messages: Messages, prompt: list[int], teachers: list[tuple[int, float]]
+        self,
+        source: str,
+        messages: Messages,
+        prompt: list[int],
+        teachers: list[tuple[int, float]],
     ) -> None:
+        self.source = source
         self.messages = messages
         self.prompt = prompt
         self.teachers = teachers
@@ -170,6 +178,7 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
     def __init__(self, stage: StageContext, config: DistillOnPolicy.Config) -> None:
         super().__init__(stage, config)
         served = [stage.resolve(teacher) for teacher in config.teachers]
+        self.names = [model.checkpoint.base_model for model in served]
         self.samplers = [model.sampler for model in served]
         self.readers = [spans.Reader(model, stage.renderer) for model in served]
         self.by_text = config.align == "spans"
@@ -179,12 +188,12 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
         self, client: tinker.TrainingClient, batch: Sequence[_TaughtPrompt]
     ) -> tinker.APIFuture[tinker.ForwardBackwardOutput]:
         asked = [
-            (y, [share for _, share in item.teachers], self._ask(item, y))
+            (item, y, self._ask(item, y))
             for item, y in self.attempts(client, batch)  # y ~ p(. | x)
         ]
-        attempts = [y for y, _, _ in asked]
+        attempts = [y for _, y, _ in asked]
         T = sum(len(y.tokens) for y in attempts)
-        found = [self._compared(y, shares, told) for y, shares, told in asked]
+        found = [self._compared(item, y, told) for item, y, told in asked]
         data = []
         for y, one in zip(attempts, found, strict=True):
             A = [(credit or 0.0) / T for credit in one.credits]
@@ -208,10 +217,25 @@ class _ReverseKL(OnPolicy[_TaughtPrompt]):
         ]
 
     def _compared(
-        self, y: Attempt, shares: Sequence[float], told: Sequence[spans.Asked]
+        self, item: _TaughtPrompt, y: Attempt, told: Sequence[spans.Asked]
     ) -> spans.SpanCredits:
         """What its teachers found of a reply, as one."""
-        return spans.mixed([one.compared(y, self.stage.wait) for one in told], shares)
+        found = []
+        for (number, _), one in zip(item.teachers, told, strict=True):
+            try:
+                found.append(one.compared(y, self.stage.wait))
+            except PtlError as error:
+                if "context window" not in (error.why or ""):
+                    raise
+                raise TooLongError(
+                    f"{item.source or 'a record'}: the prompt and a reply to it are too long for "
+                    f"the teacher {self.names[number]}",
+                    why=f"{error.why}; a teacher reads them in its own tokens, which "
+                    "'max_length' does not count",
+                    hint="lower 'max_length' and 'max_tokens', remove the record, or take a "
+                    "teacher that reads more",
+                ) from error
+        return spans.mixed(found, [share for _, share in item.teachers])
 
     def _metrics(
         self, attempts: Sequence[Attempt], found: Sequence[spans.SpanCredits], T: int

@@ -100,7 +100,7 @@ class Merge(Method):
         @property
         def shares(self) -> list[float]:
             """w_i, the defaults put in."""
-            return self.weights or [1 / len(self.of)] * len(self.of)
+            return [1 / len(self.of)] * len(self.of) if self.weights is None else self.weights
 
     config: Config
 

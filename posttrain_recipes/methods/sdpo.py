@@ -18,6 +18,7 @@ averaged over Tinker's wire; the `top_k` are the teacher's and not the student's
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -31,6 +32,7 @@ from posttrain_recipes.plugin import (
     CountTokens,
     Method,
     Prompt,
+    PtlError,
     Record,
     RewardContext,
     StageContext,
@@ -49,7 +51,7 @@ from posttrain_recipes.training.distill.on_policy import (
     retold,
 )
 from posttrain_recipes.training.loops import supervised, token_counts
-from posttrain_recipes.training.rl.scoring import OnError, Scorer
+from posttrain_recipes.training.rl.scoring import OnError, Scorer, Scores
 
 if TYPE_CHECKING:
     import tinker
@@ -58,6 +60,7 @@ log = logging.getLogger(__name__)
 TEMPLATE = "{question}{success}{feedback}\n\nCorrectly solve the original question."
 SUCCESS = "\n\nCorrect solution:\n\n{success}"
 FEEDBACK = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+TROUBLES = ("abstained", "failed", "timed_out")
 SHOWN = 8
 """Steps of a stage of which attempts are shown, about."""
 
@@ -166,7 +169,7 @@ class _Judged:
     sample: Sample
     reward: float | None
     shown: Messages | None
-    """None where there is nothing to say of it."""
+    """None where there is nothing to say of it, or it has no reward."""
 
 
 class _Hindsight(OnPolicy[_Tried]):
@@ -179,6 +182,9 @@ class _Hindsight(OnPolicy[_Tried]):
         self.scorer.open(
             RewardContext(stage.seed, stage.renderer, stage.wait, stage.resolve, stage.cache)
         )
+        self._errors: list[Scores] = []
+        """What the rewards of each group of the step came to."""
+        self._warned = False
         self.start = stage.sampling_client(stage.start) if config.teacher == "start" else None
 
     def submit(
@@ -188,6 +194,7 @@ class _Hindsight(OnPolicy[_Tried]):
         policy = self.snapshot(client)
         teacher = self.start or policy
         judged: list[_Judged] = []
+        self._errors.clear()
         asked: list[tuple[Attempt, tinker.APIFuture[tinker.SampleResponse]]] = []
         too_long = 0
         for group in self._groups(policy, batch):
@@ -219,7 +226,9 @@ class _Hindsight(OnPolicy[_Tried]):
             pairs = list(written)
             record, attempts = pairs[0][0].record, [y for _, y in pairs]
             samples = [self._sample(record, y) for y in attempts]
-            rewards = self.scorer.score(samples).totals
+            scores = self.scorer.score(samples)
+            self._errors.append(scores)
+            rewards = scores.totals
             said = self.scorer.feedback(samples)
             enough = self.config.success
             solved = [i for i, r in enumerate(rewards) if r is not None and r >= enough]
@@ -228,7 +237,9 @@ class _Hindsight(OnPolicy[_Tried]):
                     attempts[i],
                     samples[i],
                     rewards[i],
-                    self._shown(
+                    None
+                    if rewards[i] is None
+                    else self._shown(
                         record,
                         next((samples[j].completion for j in solved if j != i), None),
                         said[i],
@@ -270,12 +281,15 @@ class _Hindsight(OnPolicy[_Tried]):
     ) -> None:
         """Log what the step's attempts showed."""
         config = self.config
+        counts = sum((scores.counts for scores in self._errors), Counter[str]())
+        self._check(judged, counts)
         rewards = [one.reward for one in judged if one.reward is not None]
         mass = sum(teachers.soft_targets(q.ids, q.logprobs).mass for _, q in learned)
         shown = {
             "reward/mean": sum(rewards) / max(1, len(rewards)),
             "feedback/solved_share": sum(r >= config.success for r in rewards)
             / max(1, len(rewards)),
+            **{f"reward_errors/{name}": float(counts[name]) for name in TROUBLES},
             "feedback/learned_share": len(learned) / len(judged),
             "teacher/mass": mass / max(1, sum(len(y.tokens) for y, _ in learned)),
         }
@@ -304,3 +318,25 @@ class _Hindsight(OnPolicy[_Tried]):
         ratios = [{"reverse_kl": q.ratios(y.tokens, y.logprobs)} for y, q in first]
         self.watch([y for y, _ in first], ratios)
         self.showed([one.attempt for one in judged], shown)
+
+    def _check(self, judged: Sequence[_Judged], counts: Counter[str]) -> None:
+        """Tell the first time that a reward fails; raise where no attempt has one."""
+        why = next((scores.error for scores in self._errors if scores.error), "")
+        if all(one.reward is None for one in judged):
+            raise PtlError(
+                f"no attempt of a whole batch of stage '{self.stage.name}' has a reward",
+                why=why or "every reward abstained: do the prompts have what it compares with?",
+                hint="try the reward on one of the replies by hand",
+                code="reward-failed",
+            )
+        if why and not self._warned:
+            self._warned = True
+            log.warning(
+                "step %d: %d of %d attempts got no score of a reward, and %s: %s; later ones are "
+                "counted in reward_errors/",
+                self._step + 1,
+                counts["failed"] + counts["timed_out"],
+                len(judged),
+                "it counts as 0" if self.config.on_reward_error == "zero" else "are left out",
+                why,
+            )

@@ -119,6 +119,20 @@ def _nothing_learned(health: Health) -> str | None:
     return f"{told}all replies of a group had one reward; take {LITTLE_TO_LEARN}"
 
 
+def _nothing_said(health: Health) -> str | None:
+    every = health.series.get("feedback/learned_share", [])
+    count = min(len(every), WINDOW) if health.ended else WINDOW
+    learned = health.last("feedback/learned_share", count)
+    if not learned or any(learned):
+        return None
+    return (
+        f"nothing was learned in {count} {'step' if count == 1 else 'steps'}: no attempt had "
+        "feedback that its teacher could be shown. A reward says what is wrong in words, as "
+        "'feedback:' of a function (docs/methods/sdpo.md has the others), or some attempts have to "
+        "reach 'success', where 'show_success' is on and 'group_size' above 1"
+    )
+
+
 def _little_learned(health: Health) -> str | None:
     shares = health.last("groups/zero_variance_share")
     if not shares or not any(health.last("groups/learned")):
@@ -201,6 +215,7 @@ MADE = {
 JUDGES: Mapping[str, Callable[[Health], str | None]] = {
     "comes_apart": _comes_apart,
     "nothing_learned": _nothing_learned,
+    "nothing_said": _nothing_said,
     "little_learned": _little_learned,
     "reward_falls": _reward_falls,
     "entropy_collapses": _entropy_collapses,
@@ -214,6 +229,7 @@ FOLLOWS = {
 """What else is seen of the same cause: its advice would lead elsewhere."""
 WATCHED = (
     "groups/learned",
+    "feedback/learned_share",
     "groups/zero_variance_share",
     "reward/mean",
     "policy/entropy",

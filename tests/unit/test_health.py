@@ -41,6 +41,7 @@ def test_a_stage_that_learns_is_not_spoken_of() -> None:
     [
         ({"groups/learned": 0.0, "groups/zero_variance_share": 1.0}, "no group taught", 10),
         ({"groups/zero_variance_share": 0.8}, "80% of the groups of the last 10 steps", 10),
+        ({"feedback/learned_share": 0.0}, "nothing was learned in 10 steps: no attempt", 10),
         ({"data/truncated": 0.5}, "50% of the replies of a batch were cut at max_tokens=64", 1),
         ({"completions/clipped_ratio": 0.78}, "78% .* were cut at .*: raise max_tokens", 5),
     ],

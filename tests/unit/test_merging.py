@@ -91,6 +91,7 @@ def test_without_an_angle_slerp_is_the_straight_line(other: float | None) -> Non
     ("options", "said"),
     [
         ({"weights": [1.0]}, "weights are 1, and of has 2"),
+        ({"weights": []}, "weights are 0, and of has 2"),
         ({"weights": [0.0, 0.0]}, "not all 0"),
         ({"weights": [float("nan"), 1.0]}, "not all 0"),
         ({"how": "slerp", "weights": [1.0, 1.0]}, "add up to 1"),

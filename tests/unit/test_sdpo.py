@@ -196,6 +196,7 @@ def step(
         raw=lambda tokens: chr(tokens[0]),
     )
     stage: Any = SimpleNamespace(
+        name="learn",
         seed=0,
         resume=None,
         renderer=renderer,
@@ -263,6 +264,26 @@ def test_a_step_of_which_nothing_is_said_changes_nothing(monkeypatch: pytest.Mon
     assert len(engine.data) == 4
     assert engine.loss == 0
     assert told.metrics["feedback/learned_share"] == 0
+
+
+def test_an_attempt_whose_reward_fails_is_left_out_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def score(self: Says, samples: Sequence[Sample]) -> list[float | None]:
+        if any(one.completion == "x" for one in samples):
+            raise ValueError("no x")
+        return [float(one.completion == "a") for one in samples]
+
+    monkeypatch.setattr(Says, "score", score)
+    _, asked, told = step(monkeypatch, "axbb", ["no", "no"])
+    assert asked == ["policy: p!no -> a", "policy: q!no -> b", "policy: q!no -> b"]
+    assert told.metrics["reward_errors/failed"] == 1
+    assert "step 1: 1 of 4 attempts got no score" in caplog.text
+    assert "are left out: reward 'says': ValueError: no x" in caplog.text
+    _, asked, _ = step(monkeypatch, "axbb", ["no", "no"], on_reward_error="zero")
+    assert len(asked) == 4
+    with pytest.raises(PtlError, match="no attempt of a whole batch of stage 'learn' has a reward"):
+        step(monkeypatch, "xxxx", ["no", "no"])
 
 
 def test_a_template_has_its_places() -> None:

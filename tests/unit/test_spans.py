@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from posttrain_recipes.engine.train import losses
 from posttrain_recipes.methods.distill_on_policy import _ReverseKL
 from posttrain_recipes.models import BUNDLED
-from posttrain_recipes.plugin import Message
+from posttrain_recipes.plugin import Message, PtlError
 from posttrain_recipes.training.distill import teachers
 from posttrain_recipes.training.distill.on_policy import Attempt
 from posttrain_recipes.training.distill.spans import (
+    Asked,
     Reader,
     SharedSpan,
     SpanCredits,
@@ -283,3 +284,26 @@ def test_much_that_is_not_read_is_told_once(caplog: pytest.LogCaptureFixture) ->
         "align/tokens_per_span": 1.0,
     }
     assert [record.message[:30] for record in caplog.records] == ["50% of what the student wrote "]
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ("prompt: 141 tokens exceed the model's context window: 128", "data:7: .* teacher big"),
+        ("out of luck", "could not do"),
+    ],
+)
+def test_a_text_that_is_too_long_for_a_teacher_names_record_and_teacher(
+    why: str, told: str
+) -> None:
+    def wait(future: Any) -> Any:
+        raise PtlError("the engine could not do what was asked", why=why)
+
+    objective = _ReverseKL.__new__(_ReverseKL)
+    vars(objective).update(names=["big"], stage=SimpleNamespace(wait=wait))
+    item: Any = SimpleNamespace(source="data:7", teachers=[(0, 1.0)])
+    asked: Any = Asked([SharedSpan(range(1), range(1))], "asked", 1)
+    with pytest.raises(PtlError, match=told) as caught:
+        objective._compared(item, Attempt([9], [1], logprobs=(-1.0,)), [asked])
+    assert why in (caught.value.why or "")
+    assert ("max_length" in (caught.value.hint or "")) == ("window" in why)
