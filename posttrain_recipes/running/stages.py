@@ -27,7 +27,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report, scores
-from posttrain_recipes.running import activity, firstlook, rendered
+from posttrain_recipes.running import activity, firstlook, logged, rendered
 from posttrain_recipes.running.beside import Beside
 from posttrain_recipes.running.during import During
 from posttrain_recipes.running.evaluation import Evaluator
@@ -227,6 +227,7 @@ class StageWork:
             with (
                 self.spending.into(stage, kept, kept.training),
                 activity.watched(f"{_verb(stage.method)} {stage.name}", self.reporter.sampling),
+                logged.kept(stage.name, sink.warn),
             ):
                 if isinstance(stage.method, DataMethod) and sink.left is None:
                     batches = stage.method.make(context, sink.done)
