@@ -44,6 +44,8 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training import merging
 
 log = logging.getLogger(__name__)
+NOTHING = 1e-20
+"""Share of the squares of its parts' norms up to which the merged update is 0, but for rounding."""
 TOLD = 0.01
 """Share of the norm that is lost from which it is told."""
 
@@ -167,7 +169,7 @@ class Merge(Method):
         """The merged update with factors of this rank, and what is to be known of it."""
         known = next(one for one in updates if one)
         layers: dict[str, LoraFactorPair] = {}
-        whole = lost = most = 0.0
+        whole = lost = most = parts = 0.0
         rng = np.random.default_rng(seed)
         for name, shape in known.layers.items():
             own = [one.layers[name] if one else None for one in updates]
@@ -175,10 +177,21 @@ class Merge(Method):
             merged = merging.total(own, counts) or LoraFactorPair(shape.a, 0 * shape.b)
             fitted = merging.fit(merged, rank, rng)
             layers[name] = fitted.pair
+            parts += sum(
+                count**2 * merging.inner(one, one)
+                for count, one in zip(counts, own, strict=True)
+                if one
+            )
             whole, lost = whole + fitted.whole, lost + fitted.lost
             most = max(most, fitted.lost / fitted.whole if fitted.whole else 0.0)
+        if whole <= NOTHING * parts:  # what is left is rounding, of which no share is lost
+            log.warning(
+                "the merged adapter changes nothing: with these weights its parts cancel each "
+                "other, as those of one and the same adapter do"
+            )
+            lost = most = 0.0
         return LoraUpdate(known.base_model, layers), {
-            "merge/norm": math.sqrt(whole - lost),
+            "merge/norm": math.sqrt(max(0.0, whole - lost)),
             "merge/lost": math.sqrt(lost / whole) if whole else 0.0,
             "merge/lost_most": math.sqrt(most),
         }

@@ -213,3 +213,11 @@ def test_what_is_written_is_a_checkpoint_of_the_engine(tmp_path: Path) -> None:
         loaded = snapshot.factors()["l.q_proj"]
         found = loaded.scale * (loaded.b @ loaded.a).numpy()
         np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_cancel_are_told_and_lose_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    held = {"a": LoraUpdate("m", {"q": pair(2)})}
+    _, logged = merged(held, 1, of=[{"stage": "a"}, {"stage": "a"}], weights=[1, -1])
+    assert logged[0]["merge/lost"] == logged[0]["merge/lost_most"] == 0
+    [said] = caplog.messages
+    assert said.startswith("the merged adapter changes nothing")
