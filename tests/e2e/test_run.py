@@ -25,6 +25,7 @@ from posttrain_recipes.progress.event_schema import event_schema
 from posttrain_recipes.store import RunRecord, Store
 from posttrain_recipes.tracking import mlstore
 from tests import forks
+from tests.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -33,7 +34,7 @@ OFTEN = (
     *("best_of_n", "distill_on_policy", "prompt_distill", "rubric_rl", "sft_mbpp"),
 )
 """Recipes that between them take every way there is; the others run for two steps at night."""
-SMALL = [path for path in RECIPES if "small" in recipes.preset_names(path)]
+SMALL = [path for path in RECIPES if "small" in preset_names(path)]
 
 RECIPE = """\
 name: small

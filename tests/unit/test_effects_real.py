@@ -19,6 +19,7 @@ from posttrain_recipes.reporting import scores
 from posttrain_recipes.rewards.regex import Regex
 from posttrain_recipes.store import Measured, RunRecord, StageRecord
 from tests import benchmark_module
+from tests.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -286,9 +287,7 @@ def test_the_first_seed_of_all_recipes_comes_before_the_second_of_any(
 # --- the presets ---------------------------------------------------------------------------------
 
 SMALL = [
-    path
-    for path in sorted((ROOT / "recipes").glob("*.yaml"))
-    if "small" in recipes.preset_names(path)
+    path for path in sorted((ROOT / "recipes").glob("*.yaml")) if "small" in preset_names(path)
 ]
 
 

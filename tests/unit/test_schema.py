@@ -24,6 +24,7 @@ from posttrain_recipes.language.parsing import parse
 from posttrain_recipes.language.schema import recipe_schema
 from posttrain_recipes.plugin import PluginConfig
 from tests.conftest import ROOT, Install
+from tests.presets import preset_names
 
 COMMITTED = ROOT / "schemas" / "recipe.schema.json"
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml")) + sorted(
@@ -46,9 +47,7 @@ def data_of(path: Path, preset: str | None) -> dict[str, Any]:
 
 
 CASES = [
-    (path, preset)
-    for path in SHIPPED
-    for preset in [None, *(name for name in recipes.preset_names(path))]
+    (path, preset) for path in SHIPPED for preset in [None, *(name for name in preset_names(path))]
 ]
 
 
@@ -80,7 +79,7 @@ def test_validating_makes_a_schema_once_and_only_of_what_a_recipe_uses(
 ) -> None:
     monkeypatch.chdir(ROOT)
     path = ROOT / "recipes" / "sft_then_dpo.yaml"
-    for preset in [None, *recipes.preset_names(path)]:
+    for preset in [None, *preset_names(path)]:
         ptl.validate(path, preset=preset)
     found = registry.load()
     used = {

@@ -210,11 +210,11 @@ def _raises(r: float, others: Sequence[float], k: int) -> float:
 
 @estimator(length_norm="token", batch_wide=True, whole=True)
 def gdpo(group: Group, batch: Sequence[Group], config: PolicyConfig) -> list[float]:
-    """each reward as (r - mean(r)) / (std(r) + 1e-6) in its group, then the weighted sum as
-    (s - mean) / (std + 1e-6) over the batch, GDPO.
+    """each reward normalized in its group, their weighted sum then over the batch, GDPO.
 
-    Liu et al. 2026, arXiv 2601.05242: normalized before they are summed, rewards keep apart what
-    their sum would make equal, and none is drowned by the spread of another.
+    Each is (r - mean(r)) / (std(r) + 1e-6), and so is the sum s of them. Liu et al. 2026, arXiv
+    2601.05242: normalized before they are summed, rewards keep apart what their sum would make
+    equal, and none is drowned by the spread of another.
     """
     sums = [s for one in batch for s in _normalized_sum(one)]
     if not sums:
