@@ -92,9 +92,9 @@ class ExactMatch(Eval):
                 found, sample.answer or "", ignore_case=config.ignore_case
             )
             scored.append(replace(sample, scores={"exact_match": float(right)}))
-        right = [sample.scores["exact_match"] for sample in scored]
+        each = [sample.scores["exact_match"] for sample in scored]
         n = config.samples
-        shares = tuple(sum(right[i : i + n]) / n for i in range(0, len(right), n))
+        shares = tuple(sum(each[i : i + n]) / n for i in range(0, len(each), n))
         solved = tuple(float(share > 0) for share in shares)
         values = dict(zip(self.measures(), (shares, solved), strict=False))
         return EvalResult(

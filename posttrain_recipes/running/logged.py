@@ -17,7 +17,7 @@ MOST = 20
 """Warnings that are kept of a stage; some are of records, of which there may be many."""
 
 
-class _Stage:
+class StageLog:
     """Where the warnings of one stage go. Other threads leave theirs for the one that works."""
 
     def __init__(self, name: str, warn: Callable[[str], None]) -> None:
@@ -44,7 +44,7 @@ class _Stage:
                 self.warn(f"more than {MOST} warnings of other things; later ones are not told")
 
 
-_STAGE: ContextVar[_Stage | None] = ContextVar("stage", default=None)
+_STAGE: ContextVar[StageLog | None] = ContextVar("stage", default=None)
 
 
 class _Logged(logging.Handler):
@@ -65,7 +65,7 @@ _HANDLER = _Logged(logging.WARNING)
 def kept(name: str, warn: Callable[[str], None]) -> Iterator[None]:
     """While it lasts, what the package logs as a warning is told by `warn`, each text once."""
     logging.getLogger("posttrain_recipes").addHandler(_HANDLER)  # no second time
-    stage = _Stage(name, warn)
+    stage = StageLog(name, warn)
     before = _STAGE.set(stage)
     try:
         yield

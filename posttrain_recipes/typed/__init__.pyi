@@ -444,7 +444,7 @@ class _Methods:
         beta: float = ...,
         label_smoothing: float = ...,
         divergence: Literal['reverse_kl', 'forward_kl', 'js', 'alpha'] = ...,
-        divergence_alpha: float = ...,
+        divergence_alpha: float | None = ...,
         ld_alpha: float = ...,
     ) -> MethodPiece: """Direct preference optimization: prefer the chosen reply over the rejected one.
 
@@ -476,7 +476,8 @@ class _Methods:
             divergence: From the reference, for which the loss is derived: the score of a reply is f'(t) of t =
         p/p_ref. forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(a - 1) - 1)/(a - 1), a the
         divergence_alpha. [default: reverse_kl]
-            divergence_alpha: For divergence: alpha: towards 0 it is the forward KL, towards 1 the reverse. [default: 0.5]
+            divergence_alpha: For divergence: alpha, a; 0.5 by default. Towards 0 it is the forward KL, towards 1 the
+        reverse.
             ld_alpha: What log p of tokens counts that stand beyond the length of the pair's shorter reply, the
         policy's and the reference's: below 1 a reply gains less by being long. LD-DPO, Liu et al.
         2024, arXiv 2409.06411. [default: 1.0]
@@ -842,7 +843,7 @@ class _Methods:
         beta: float = ...,
         label_smoothing: float = ...,
         divergence: Literal['reverse_kl', 'forward_kl', 'js', 'alpha'] = ...,
-        divergence_alpha: float = ...,
+        divergence_alpha: float | None = ...,
         ld_alpha: float = ...,
         opponent: Literal['policy', 'reference'] = ...,
         xpo_alpha: float = ...,
@@ -902,7 +903,8 @@ class _Methods:
             divergence: From the reference, for which the loss is derived: the score of a reply is f'(t) of t =
         p/p_ref. forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(a - 1) - 1)/(a - 1), a the
         divergence_alpha. [default: reverse_kl]
-            divergence_alpha: For divergence: alpha: towards 0 it is the forward KL, towards 1 the reverse. [default: 0.5]
+            divergence_alpha: For divergence: alpha, a; 0.5 by default. Towards 0 it is the forward KL, towards 1 the
+        reverse.
             ld_alpha: What log p of tokens counts that stand beyond the length of the pair's shorter reply, the
         policy's and the reference's: below 1 a reply gains less by being long. LD-DPO, Liu et al.
         2024, arXiv 2409.06411. [default: 1.0]

@@ -40,6 +40,7 @@ stages:
 """
 
 
+@pytest.mark.nightly
 def test_every_branch_ends_with_the_step_that_takes_the_last_of_its_tokens(tmp_path: Path) -> None:
     recipe = tmp_path / "budget.yaml"
     recipe.write_text(RECIPE)

@@ -48,6 +48,7 @@ def lived(engine: EngineProcess, model: str, rank: int, seed: int, start: str | 
     return first
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("model", sorted(BUNDLED))
 @pytest.mark.parametrize("ranks", [(4,), (2, 8)], ids=str)
 def test_ten_fresh_models_show_the_base_models_loss(

@@ -58,6 +58,7 @@ def service(hosted: dict[str, str]) -> Iterator[tinker.ServiceClient]:
 # --- what it does --------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_what_comes_with_samples_is_noisy_and_repeats_itself(service: tinker.ServiceClient) -> None:
     sampler = service.create_sampling_client(base_model="Qwen/Qwen3-8B").result()
     prompt = [5, 6, 7]
@@ -160,6 +161,7 @@ def stand_in(name: str, folder: Path, hosted: dict[str, str]) -> Path:
     return path
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name",
     [

@@ -48,6 +48,6 @@ def test_a_step_runs_through_few_files(blocks: dict[str, str]) -> None:
 def test_the_algorithm_is_one_function_that_fits_a_screen(method: type) -> None:
     source = inspect.getsource(method.train)  # type: ignore[attr-defined]
     assert len(source.splitlines()) <= 30
-    steps = ["source.sample", "scorer.score", "estimate", "forward_backward", "step.update()"]
+    steps = ["self.loop(stage)", "step.groups()", "estimate", "self.learn(", "step.update()"]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)

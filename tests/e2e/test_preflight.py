@@ -75,6 +75,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.nightly
 def test_groups_without_variance_are_told_before_training(recipe: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     first = found(recipe, home)

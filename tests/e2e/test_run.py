@@ -343,6 +343,7 @@ def test_a_run_starts_from_a_state_of_another(
         assert ours["tone"]["margin"].value == pytest.approx(margin, abs=1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick_engines")
 def test_a_model_in_a_directory_is_trained_like_a_bundled_one(
     recipe: Path, tmp_path: Path, uninterrupted: tuple[Path, RunRecord]

@@ -109,6 +109,7 @@ def test_side_by_side(recipe: Path, tmp_path: Path) -> None:
     assert heard("run_ended")[0].status == "finished"
 
 
+@pytest.mark.nightly
 def test_a_run_that_goes_on_is_told_from_the_first(recipe: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with pytest.raises(CrashError):

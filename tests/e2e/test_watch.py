@@ -41,6 +41,7 @@ def weights(home: Path, record: RunRecord) -> Any:
     return load_file(path)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["sft", pytest.param("rl", marks=pytest.mark.nightly)])
 def test_a_run_with_a_filmstrip_is_the_run_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -162,6 +162,7 @@ def test_validate_as_json(ptl: Ptl, project: Project) -> None:
     ]
 
 
+@pytest.mark.nightly
 def test_what_ships_is_valid_with_every_preset(ptl: Ptl) -> None:
     paths = sorted(str(path) for path in (ROOT / "recipes").rglob("*.yaml"))
     assert paths

@@ -183,6 +183,7 @@ print(is_scipy_available())
 """
 
 
+@pytest.mark.nightly
 def test_a_model_is_loaded_without_what_its_engine_has_no_use_for(tmp_path: Path) -> None:
     model = engine_model.build(tmp_path / "model")
     done = subprocess.run(

@@ -103,6 +103,7 @@ def test_every_variable_that_is_read_is_in_the_table() -> None:
     assert read - NO_VARIABLES - {"NAME"} <= told
 
 
+@pytest.mark.nightly
 def test_every_command_and_plugin_is_in_the_reference() -> None:
     pages = site_reference.pages()
     assert "\n## ptl explain\n" in pages["reference/commands.md"]

@@ -132,6 +132,7 @@ print(Config().batch_size, generate.__module__, losses.orpo.__name__, mean([1.0]
     assert "write 'from posttrain_recipes.training import mean'" in done.stderr
 
 
+@pytest.mark.nightly
 def test_nothing_of_this_package_uses_an_old_path() -> None:
     program = (
         "import pkgutil, importlib, posttrain_recipes as p\n"

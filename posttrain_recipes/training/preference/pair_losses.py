@@ -263,6 +263,8 @@ def _alpha(ratio: Tensor, alpha: float) -> Tensor:
     return ((alpha - 1) * ratio).clamp(max=MOST).expm1() / (alpha - 1)
 
 
+ALPHA = 0.5
+"""Of the divergence `alpha`, by default."""
 DIVERGENCES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "reverse_kl": _reverse_kl,
     "forward_kl": _forward_kl,
@@ -302,8 +304,9 @@ class PairLossConfig(PluginConfig):
     """From the reference, for which the loss is derived: the score of a reply is f'(t) of t =
     p/p_ref. forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(a - 1) - 1)/(a - 1), a the
     divergence_alpha."""
-    divergence_alpha: float = Field(default=0.5, ge=-10, le=10)
-    """For divergence: alpha: towards 0 it is the forward KL, towards 1 the reverse."""
+    divergence_alpha: float | None = Field(default=None, ge=-10, le=10)
+    """For divergence: alpha, a; 0.5 by default. Towards 0 it is the forward KL, towards 1 the
+    reverse."""
     ld_alpha: float = Field(default=1.0, ge=0, le=1)
     """What log p of tokens counts that stand beyond the length of the pair's shorter reply, the
     policy's and the reference's: below 1 a reply gains less by being long. LD-DPO, Liu et al.
@@ -327,7 +330,7 @@ class PairLossConfig(PluginConfig):
         if self.divergence != "reverse_kl" and not names.keys() - OF_RATIO:
             named = ", ".join(names)
             raise ValueError(f"divergence means nothing to loss '{named}'; remove it")
-        if "divergence_alpha" in self.model_fields_set and self.divergence != "alpha":
+        if self.divergence_alpha is not None and self.divergence != "alpha":
             raise ValueError("divergence_alpha is for divergence: alpha; remove it, or set that")
         if self.divergence_alpha == 1:
             raise ValueError("divergence_alpha 1 is divergence: reverse_kl; set that")
@@ -344,7 +347,8 @@ class PairLossConfig(PluginConfig):
 
     def of_pairs(self, logps: Logps) -> Tensor:
         """The loss of each pair (B,); column 0 is the chosen reply."""
-        score = DIVERGENCES[self.divergence](logps.ratio, self.divergence_alpha)
+        alpha = ALPHA if self.divergence_alpha is None else self.divergence_alpha
+        score = DIVERGENCES[self.divergence](logps.ratio, alpha)
         scored = ScoredPairs(logps, score, self.beta, self.label_smoothing)
         weighted = [w * PAIR_LOSSES[name](scored) for name, w in self.losses.items()]
         return sum(weighted[1:], weighted[0])
