@@ -209,7 +209,7 @@ class _Hindsight(OnPolicy[_Tried]):
                 asked.append((y, teachers.ask_top_k(teacher, shown, y.tokens, config.top_k)))
         learned = [(y, teachers.likeliest(self.stage.wait(q), len(y.tokens))) for y, q in asked]
         self._tell(judged, learned, too_long)
-        if not learned:  # a step that changes nothing, so that the count of steps holds
+        if not learned:  # no gradient, so that the count of steps holds; Adam may still coast
             nothing = [teachers.hard_datum(one.attempt, 0.0) for one in judged]
             return client.forward_backward(nothing, "cross_entropy")
         T = sum(len(y.tokens) for y, _ in learned)
