@@ -49,13 +49,11 @@ class DPO(pairs.PairMethod):
         return [replace(pair, counted=tuple(self._counted(pair))) for pair in pairs]
 
     def _counted(self, pair: completions.Replies) -> Iterator[list[float]]:
-        own = [[place for place, w in enumerate(e.weights) if w] for e in pair.examples]
-        counts = self.config.counts_by_token([len(places) for places in own])
-        for example, places, values in zip(pair.examples, own, counts, strict=True):
-            counted = [0.0] * len(example.tokens)
-            for place, value in zip(places, values, strict=True):
-                counted[place] = value
-            yield counted
+        lengths = [sum(w != 0 for w in example.weights) for example in pair.examples]
+        for example, counts in zip(
+            pair.examples, map(iter, self.config.counts_by_token(lengths)), strict=True
+        ):
+            yield [next(counts) if w else 0.0 for w in example.weights]
 
     def of_pairs(
         self, batch: Sequence[completions.Replies], logps: completions.Logps

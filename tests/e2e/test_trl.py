@@ -71,11 +71,27 @@ def model(logps: torch.Tensor) -> Any:
 TRL_DIVERGENCES = {"js": "js_divergence", "alpha": "alpha_divergence"}
 
 
+def trls_dpo(
+    trainer: Trainer, logps: torch.Tensor, mask: torch.Tensor, reference: torch.Tensor
+) -> torch.Tensor:
+    """The loss that TRL's trainer finds of `numbers`, with its gradient taken."""
+    from trl import DPOTrainer
+
+    inputs = {
+        "input_ids": torch.zeros(2 * B, T, dtype=torch.long),
+        "attention_mask": torch.ones(2 * B, T, dtype=torch.long),
+        "completion_mask": mask,
+        "ref_chosen_logps": reference[:B],
+        "ref_rejected_logps": reference[B:],
+    }
+    found: torch.Tensor = DPOTrainer._compute_loss(trainer, model(logps), inputs, False)
+    found.backward()
+    return found
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_dpo(name: str, divergence: str) -> None:
-    from trl import DPOTrainer
-
     logps, mask, reference = numbers()
     if divergence == "alpha":  # of which TRL knows no float64
         logps, reference = logps.float(), reference.float()
@@ -89,15 +105,7 @@ def test_dpo(name: str, divergence: str) -> None:
         f_alpha_divergence_coef=0.5,
         args=SimpleNamespace(discopop_tau=0.05),
     )
-    inputs = {
-        "input_ids": torch.zeros(2 * B, T, dtype=torch.long),
-        "attention_mask": torch.ones(2 * B, T, dtype=torch.long),
-        "completion_mask": mask,
-        "ref_chosen_logps": reference[:B],
-        "ref_rejected_logps": reference[B:],
-    }
-    found = DPOTrainer._compute_loss(trainer, model(theirs), inputs, False)
-    found.backward()
+    found = trls_dpo(trainer, theirs, mask, reference)
 
     ours = logps.clone().requires_grad_()
     of_reply = (ours * mask[:, 1:]).sum(1)
@@ -117,20 +125,10 @@ def test_dpo(name: str, divergence: str) -> None:
 
 @pytest.mark.parametrize("name", ["sigmoid", "ipo"])
 def test_length_desensitized_dpo(name: str) -> None:
-    from trl import DPOTrainer
-
     logps, mask, reference = numbers()
     theirs = logps.clone().requires_grad_()
     trainer = Trainer(beta=0.3, loss_types=[name], ld_alpha=0.3)
-    inputs = {
-        "input_ids": torch.zeros(2 * B, T, dtype=torch.long),
-        "attention_mask": torch.ones(2 * B, T, dtype=torch.long),
-        "completion_mask": mask,
-        "ref_chosen_logps": reference[:B],
-        "ref_rejected_logps": reference[B:],
-    }
-    found = DPOTrainer._compute_loss(trainer, model(theirs), inputs, False)
-    found.backward()
+    found = trls_dpo(trainer, theirs, mask, reference)
 
     config = PairLossConfig(beta=0.3, loss=name, ld_alpha=0.3)
     ours = logps.clone().requires_grad_()
