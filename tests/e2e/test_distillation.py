@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import RecipeError
@@ -18,6 +17,7 @@ from posttrain_recipes.planning.plans import PlannedStage
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import StageRecord, Store
+from tests import adapters
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
 
@@ -108,9 +108,7 @@ class Crash(Reporter):
 def adapter(home: Path, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
     assert checkpoint is not None
     assert checkpoint.sampler_uri is not None
-    run_id, _, name = checkpoint.sampler_uri.removeprefix("tinker://").split("/")
-    folder = home / "engine" / "runs" / run_id.replace(":", "_") / "sampler_weights" / name
-    return load_file(folder / "adapter_model.safetensors")
+    return adapters.adapter(home / "engine", checkpoint.sampler_uri)
 
 
 @pytest.mark.nightly

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes import engines
@@ -26,7 +25,7 @@ from posttrain_recipes.errors import PtlError
 from posttrain_recipes.running import collect
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import RunRecord, Store
-from tests import engine_model, forks
+from tests import adapters, engine_model, forks
 from tests.e2e import kills
 from tests.e2e.kills import Point
 
@@ -132,12 +131,11 @@ def points(moments: int) -> list[Point]:
 
 
 def adapter(lab: Lab, uri: str) -> dict[str, torch.Tensor]:
-    run_id, _, name = uri.removeprefix("tinker://").split("/")
-    place = Path("runs") / run_id.replace(":", "_") / "sampler_weights" / name
+    place = adapters.folder_of(uri)
     roots = (lab.folder / "served", lab.home / "engine")
-    found = next(root / place for root in roots if (root / place).is_dir())
-    assert json.loads((found / "checkpoint.json").read_text())["step"] > 0
-    return load_file(found / "adapter_model.safetensors")
+    root = next(root for root in roots if (root / place).is_dir())
+    assert json.loads((root / place / "checkpoint.json").read_text())["step"] > 0
+    return adapters.adapter(root, uri)
 
 
 def assert_same(lab: Lab, record: RunRecord) -> None:

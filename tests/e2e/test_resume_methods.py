@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +22,7 @@ from posttrain_recipes import engines
 from posttrain_recipes.engine import launch
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.store import RunRecord, Store
-from tests import engine_model, forks
+from tests import adapters, engine_model, forks
 from tests.conftest import ROOT
 from tests.e2e import kills
 from tests.e2e.kills import Point
@@ -125,10 +124,10 @@ def adapter(lab: Lab, record: RunRecord) -> dict[str, torch.Tensor]:
     [stage] = record.stages
     assert stage.checkpoint
     assert stage.checkpoint.sampler_uri
-    run_id, _, name = stage.checkpoint.sampler_uri.removeprefix("tinker://").split("/")
-    place = lab.folder / "served/runs" / run_id.replace(":", "_") / "sampler_weights" / name
+    served, uri = lab.folder / "served", stage.checkpoint.sampler_uri
+    place = served / adapters.folder_of(uri)
     assert json.loads((place / "checkpoint.json").read_text())["step"] == 4
-    return load_file(place / "adapter_model.safetensors")
+    return adapters.adapter(served, uri)
 
 
 @pytest.mark.parametrize("name", METHODS)

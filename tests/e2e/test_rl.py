@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.cli import cli
 from posttrain_recipes.running.events import Reporter
+from tests.adapters import adapter
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
 
@@ -44,9 +44,7 @@ def write(folder: Path, options: str = "") -> Path:
 
 
 def weights(home: Path, uri: str) -> dict[str, torch.Tensor]:
-    run_id, _, name = uri.removeprefix("tinker://").split("/")
-    folder = home / "engine" / "runs" / run_id.replace(":", "_") / "sampler_weights" / name
-    return load_file(folder / "adapter_model.safetensors")
+    return adapter(home / "engine", uri)
 
 
 @pytest.mark.nightly

@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from jsonschema import Draft202012Validator
-from safetensors.torch import load_file
 
 import posttrain_recipes as ptl
 from posttrain_recipes.errors import PtlError
@@ -25,6 +23,7 @@ from posttrain_recipes.progress.event_schema import event_schema
 from posttrain_recipes.store import RunRecord, Store
 from posttrain_recipes.tracking import mlstore
 from tests import forks
+from tests.adapters import adapter
 from tests.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,13 +99,6 @@ def drive(recipe: Path, home: Path, stage: str, step: int, number: int) -> tuple
     return done.returncode, done.stdout + done.stderr
 
 
-def adapter(home: Path, uri: str) -> dict[str, torch.Tensor]:
-    """The adapter's tensors behind a sampler path of the embedded engine."""
-    run_id, _, name = uri.removeprefix("tinker://").split("/")
-    folder = home / "engine" / "runs" / run_id.replace(":", "_") / "sampler_weights" / name
-    return load_file(folder / "adapter_model.safetensors")
-
-
 def assert_same_result(home: Path, record: RunRecord, expected: tuple[Path, RunRecord]) -> None:
     """The same weights to float noise, the same metrics, every batch trained once."""
     for mine, theirs in zip(record.stages, expected[1].stages, strict=True):
@@ -116,8 +108,8 @@ def assert_same_result(home: Path, record: RunRecord, expected: tuple[Path, RunR
         assert theirs.checkpoint
         assert mine.checkpoint.sampler_uri
         assert theirs.checkpoint.sampler_uri
-        ours = adapter(home, mine.checkpoint.sampler_uri)
-        other = adapter(expected[0], theirs.checkpoint.sampler_uri)
+        ours = adapter(home / "engine", mine.checkpoint.sampler_uri)
+        other = adapter(expected[0] / "engine", theirs.checkpoint.sampler_uri)
         assert ours.keys() == other.keys()
         for name, tensor in ours.items():
             assert (tensor - other[name]).abs().max().item() < 1e-5, name
