@@ -114,6 +114,11 @@ class Reward(Plugin):
         """
         return [None] * len(samples)
 
+    @property
+    def gives_feedback(self) -> bool:
+        """Whether `feedback` says anything, with the options that it has."""
+        return type(self).feedback is not Reward.feedback
+
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
         """One score for each sample, in order; None abstains.

@@ -245,10 +245,19 @@ class LoraConfig(PluginConfig):
     """Adapt the output embedding."""
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What it adapts, in words."""
+        switches = {
+            "attention": self.train_attn,
+            "MLP": self.train_mlp,
+            "output embedding": self.train_unembed,
+        }
+        return tuple(name for name, on in switches.items() if on)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What the engine must obey: some adapt attention and MLP whatever they are told."""
-        switches = (self.train_attn, self.train_mlp, self.train_unembed)
-        return () if switches == (True, True, False) else ("lora:parts",)
+        return () if self.parts == ("attention", "MLP") else ("lora:parts",)
 
 
 RESERVED = frozenset(

@@ -242,6 +242,11 @@ class Method(Plugin):
         """Record types that it does leave for later stages, with the options that it has."""
         return self.makes
 
+    def reward_problems(self, rewards: Sequence[Reward]) -> Iterable[tuple[str, str]]:
+        """What is wrong with its options beside the rewards of its stage, before anything runs, as
+        `(option, message)`; cheap and offline."""
+        return ()
+
     def rendered(
         self, record: Record, renderers: Callable[[ModelRef | None], Renderer]
     ) -> Sequence[Rendered] | None:

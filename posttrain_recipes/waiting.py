@@ -339,15 +339,22 @@ def explain(error: Exception) -> Exception:
             code="bad-key",
         )
     if isinstance(error, tinker.NotFoundError):
-        return GoneError("the engine does not have what was asked for", why=str(error))
+        return GoneError("the engine does not have what was asked for", why=_words(error))
     if isinstance(error, tinker.UnprocessableEntityError):
-        return RefusedError("the engine could not do what was asked", why=str(error))
+        return RefusedError("the engine could not do what was asked", why=_words(error))
     if isinstance(error, tinker.TinkerError):
         why = _OF_A_FUTURE.sub(r"\1", str(error))
         if says_full(why):
             return no_free_slot(why)
         return PtlError("the engine could not do what was asked", why=why, code="engine-refused")
     return error
+
+
+def _words(error: tinker.APIStatusError) -> str:
+    """What an engine answered, without what the SDK puts around it."""
+    body = error.body
+    told = body.get("detail") or body.get("message") if isinstance(body, dict) else None
+    return told if isinstance(told, str) else str(error)
 
 
 def in_thread(function: Callable[[], T]) -> Future[T]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
@@ -34,6 +34,7 @@ from posttrain_recipes.plugin import (
     Prompt,
     PtlError,
     Record,
+    Reward,
     RewardContext,
     StageContext,
     Usage,
@@ -127,6 +128,19 @@ class SDPO(Method):
             return template
 
     config: Config
+
+    def reward_problems(self, rewards: Sequence[Reward]) -> Iterable[tuple[str, str]]:
+        """Nothing that a teacher could be shown of an attempt."""
+        config = self.config
+        others = config.show_success and config.group_size > 1
+        if not others and not any(reward.gives_feedback for reward in rewards):
+            option = "group_size" if config.show_success else "show_success"
+            why = "one attempt at a prompt has no other" if config.show_success else "it is off"
+            yield (
+                option,
+                f"{why}, and no reward here says anything in words ('feedback:' of a function "
+                "does): an attempt would have nothing to be learned from",
+            )
 
     def workload(self, sample: Sequence[Record], count: int, tokens: CountTokens) -> Workload:
         """Attempts, read by a teacher that is shown about as much again, and passed twice."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain_recipes import ggufs, hub, models
+from posttrain_recipes import hub
 from posttrain_recipes.errors import Fault, MissingExtraError, PtlError, UsageError, said_by
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key
@@ -23,26 +22,20 @@ from posttrain_recipes.options import (
     ModelRef,
     RendererConfig,
     RewardRef,
-    effective,
     is_key,
     references,
 )
-from posttrain_recipes.planning import hosted, rates, registered, renderers
+from posttrain_recipes.planning import hosted, rates, renderers, weights
 from posttrain_recipes.planning.plans import (
-    BASE,
+    NamedWeights,
     PlannedEval,
     PlannedStage,
     SameTokenizer,
-    local_model,
     model_identity,
-    model_location,
 )
-from posttrain_recipes.planning.tokens import tokenizer_file
-from posttrain_recipes.plugin import Dataset, Engine, Eval, Method, Plugin, Tracker
-from posttrain_recipes.registry import OWN, Entry, Registry, suggest
-from posttrain_recipes.shown import is_address, redact
-from posttrain_recipes.training.text.model_files import NO_TOKENIZER, has_tokenizer
-from posttrain_recipes.training.text.vocabulary import Vocabulary, difference
+from posttrain_recipes.plugin import Dataset, Engine, Eval, Method, Tracker
+from posttrain_recipes.registry import OWN, Entry, Registry
+from posttrain_recipes.shown import redact
 
 
 @dataclass
@@ -68,10 +61,14 @@ class Builder:
     """Options of its method that are `auto`, with what their numbers follow from."""
     kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By stage: the numbers that its options had in the run that is planned again."""
-    models: dict[str, None] = field(default_factory=dict)
-    """Every base model that the plan needs, in order."""
+    models: dict[str, NamedWeights] = field(default_factory=dict)
+    """Every base model that the plan needs, in order, where it is named first."""
+    checkpoints: list[NamedWeights] = field(default_factory=list)
+    """Every checkpoint that it names."""
     index: int = 0
     """The place of the present stage in the flat recipe, from 0."""
+    stage: str = ""
+    """Its name."""
     ask: bool = False
     """Whether the hub may be asked what a branch stands for now."""
     pins: dict[str, None] = field(default_factory=dict)
@@ -86,6 +83,16 @@ class Builder:
     ) -> None:
         """Note what is wrong at `key`."""
         self.faults.append(self.recipe.fault(key, message, of_key=of_key, code=code))
+
+    def need(self, model: str, key: Key) -> None:
+        """Keep a base model among those that are needed."""
+        if model not in self.models:
+            self.models[model] = self.place(model, key)
+
+    def place(self, name: str, key: Key, stage: str = "", *, samples: bool = False) -> NamedWeights:
+        """Weights that are named at `key`."""
+        at = self.recipe.fault(key, "")
+        return NamedWeights(name, at.location, at.key, stage, samples)
 
     @cached_property
     def _identities(self) -> dict[str, str]:
@@ -134,7 +141,9 @@ class Builder:
         second."""
         pair = f"{self.model} {theirs}"
         if pair not in self._differences:
-            self._differences[pair] = _differ(self.model, theirs, self.recipe.base_dir)
+            self._differences[pair] = weights.difference_of(
+                self.model, theirs, self.recipe.base_dir
+            )
         return self._differences[pair]
 
 
@@ -187,8 +196,8 @@ def _made(builder: Builder, entry: Entry, spec: Any, key: Key, core: tuple[str, 
     made = entry.cls(config, builder.recipe.base_dir)
     made.origin = entry.origin
     for path, ref in references(config, ModelRef):
-        _check_model_ref(builder, made, ref, path, key)
-    if meant := {path: _meant(builder, ref) for path, ref in references(config, ModelRef)}:
+        weights.check_reference(builder, made, ref, path, key)
+    if meant := {path: weights.meant(builder, ref) for path, ref in references(config, ModelRef)}:
         named = {".".join(map(str, path)): identity for path, identity in meant.items()}
         made.origin = {**made.origin, "models": named}
     if (told := made.pin(ask=builder.ask)) is not None:
@@ -201,13 +210,14 @@ def _made(builder: Builder, entry: Entry, spec: Any, key: Key, core: tuple[str, 
     if kind != "engine":
         hosted.check_options(builder, config, key)
     if kind != "dataset":  # which may still lack its sources
-        _problems(builder, made, key)
+        problems(builder, made.problems(), key)
     return made
 
 
-def _problems(builder: Builder, made: Plugin, key: Key) -> None:
+def problems(builder: Builder, told: Iterable[tuple[str, str]], key: Key) -> None:
+    """Note what a plugin says of its options, as `(option, message)`."""
     try:
-        for option, message in made.problems():
+        for option, message in told:
             code = "no-such-file" if "there is no file" in message else "wrong-value"
             builder.fault((*key, option), message, code=code)
     except OSError as error:  # of a path that no system takes
@@ -256,7 +266,7 @@ def dataset(builder: Builder, spec: Any, key: Key) -> Dataset | None:
         if part is not None:
             sources.setdefault(str(path[0]), []).append(part)
     made.sources = sources
-    _problems(builder, made, key)
+    problems(builder, made.problems(), key)
     for name in made.reads():
         _check_reads(builder, name, (*key, "stage"))
     return made if len(builder.faults) == before else None
@@ -300,6 +310,8 @@ def check_method(builder: Builder, method: Method, spec: Mapping[str, Any], key:
             f"engine '{engine.name}' takes none back. Take 'engine: local', or 'ptl export' each "
             "of the adapters and merge them there (PEFT's add_weighted_adapter)",
         )
+    if method.reads_adapters:
+        weights.check_adapters(builder, method, (*key, "method"))
 
 
 def reads(made: Dataset) -> list[str]:
@@ -308,121 +320,8 @@ def reads(made: Dataset) -> list[str]:
     return list(dict.fromkeys([*made.reads(), *inner]))
 
 
-def check_model(builder: Builder, model: str, key: Key) -> None:
-    """Note a model that is known not to be there, or keep it among those that are needed."""
-    if is_address(model):
-        builder.fault(key, f"is an address, and {models.WHAT}", code="bad-model")
-    elif is_registered(model):
-        if told := registered.check(model, key):
-            builder.fault(key, told, code="bad-model")
-        else:
-            builder.models[model] = None
-    elif model.startswith("ptl/") and model not in models.BUNDLED:
-        near = suggest(model, list(models.BUNDLED))
-        builder.fault(key, f"unknown bundled model '{model}'; {near}", code="bad-model")
-    elif ggufs.is_gguf(model):
-        file = local_model(model, builder.recipe.base_dir)
-        if why := ggufs.fault(file):
-            builder.fault(key, why, code="bad-model")
-        else:
-            builder.models[model] = None
-    elif (
-        models.is_path(model)
-        and not (local_model(model, builder.recipe.base_dir) / "config.json").is_file()
-    ):
-        builder.fault(key, "there is no model directory with a config.json here", code="bad-model")
-    elif models.is_path(model) and not has_tokenizer(local_model(model, builder.recipe.base_dir)):
-        builder.fault(
-            key, f"there is no tokenizer in this directory; {NO_TOKENIZER}", code="bad-model"
-        )
-    else:
-        builder.models[model] = None
-
-
-def _meant(builder: Builder, ref: ModelRef) -> Any:
-    """What tells the weights behind a reference from others."""
-    if ref.stage and (stage := builder.above.get(ref.stage)):
-        found = builder.stage_identity(stage)
-    else:
-        found = ref.checkpoint or builder.model_identity(ref.model or builder.model)
-    return found if ref.renderer is None else [found, effective(ref.renderer)]
-
-
-def _check_model_ref(
-    builder: Builder, made: Plugin, ref: ModelRef, path: tuple[str | int, ...], key: Key
-) -> None:
-    where: Key = (*key, *path)
-    model = ref.checkpoint or builder.model
-    if ref.stage and ref.stage != BASE:
-        check_earlier(builder, ref.stage, (*where, "stage"))
-        stage = builder.above.get(ref.stage)
-        model = stage.model if stage else builder.model
-    elif ref.model:
-        check_model(builder, ref.model, (*where, "model"))
-        model = ref.model
-    if not ref.checkpoint and model in builder.models:
-        renderers.check_reference(builder, ref, model, where)
-    if path[0] not in made.reads_tokens() or model == builder.model:
-        return
-    if not ref.checkpoint and model not in builder.models:
-        return  # it has a fault of its own
-    differ = None if ref.checkpoint else builder.difference(model)
-    if differ is None:
-        where_written = builder.recipe.fault(where, "")
-        builder.same_tokenizer.append(
-            SameTokenizer(
-                builder.model,
-                model,
-                where_written.location,
-                where_written.key,
-                made.other_tokenizer,
-            )
-        )
-    elif differ:
-        told = other_tokenizer(f"'{model}'", builder.model, differ, made.other_tokenizer)
-        builder.fault(where, told, code="other-tokenizer")
-
-
-def other_tokenizer(theirs: str, ours: str, differ: str, instead: str = "") -> str:
-    """What is said of weights that cannot read the tokens of a stage's model."""
-    return (
-        f"{theirs} has another tokenizer than '{ours}' ({differ}), so its probabilities are of "
-        f"other tokens; name a model of the same family{', ' * bool(instead)}{instead}"
-    )
-
-
-def _differ(ours: str, theirs: str, base_dir: Path) -> str | None:
-    first, second = (tokenizer_file(model_location(name, base_dir)) for name in (ours, theirs))
-    if first is None or second is None:
-        return None
-    if first.read_bytes() == second.read_bytes():
-        return ""
-    one, other = Vocabulary.of_file(first), Vocabulary.of_file(second)
-    return None if one is None or other is None else difference(one, other) or ""
-
-
-def check_earlier(builder: Builder, name: str, key: Key) -> bool:
-    """Whether `name` is a stage above the present one; notes where not."""
-    if name in builder.above:
-        return True
-    every = [s.get("name") for s in builder.recipe.data["stages"] if isinstance(s, dict)]
-    if name in every:
-        builder.fault(
-            key,
-            f"stage '{name}' is not above this one, so there is nothing of it yet",
-            code="unknown-name",
-        )
-    else:
-        builder.fault(
-            key,
-            f"unknown stage '{name}'; {suggest(name, [BASE, *builder.above])}",
-            code="unknown-name",
-        )
-    return False
-
-
 def _check_reads(builder: Builder, name: str, key: Key) -> None:
-    if not check_earlier(builder, name, key):
+    if not weights.check_earlier(builder, name, key):
         return
     stage = builder.above[name]
     if stage is not None and not (stage.method and stage.method.collects()):

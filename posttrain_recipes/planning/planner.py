@@ -30,6 +30,7 @@ from posttrain_recipes.planning import (
     rates,
     registered,
     renderers,
+    weights,
 )
 from posttrain_recipes.planning.building import Builder
 from posttrain_recipes.planning.depends import Dependencies
@@ -109,7 +110,7 @@ def _build(
     building.check_secrets(builder, data, ())
     if isinstance(model := data.get("model"), str):
         builder.model = model
-        building.check_model(builder, model, ("model",))
+        weights.check_model(builder, model, ("model",))
     engine = builder.engine = building.engine(builder, data.get("engine", "local"))
     on_end.check(data.get("on_end"), builder.fault)
     trackers = building.trackers(builder, data.get("trackers"))
@@ -133,6 +134,8 @@ def _build(
         identities=builder.identities,
         watch=filmstrip(data.get("watch"), engine.billed),
         same_tokenizer=tuple(builder.same_tokenizer),
+        named_models=tuple(builder.models.values()),
+        named_checkpoints=tuple(builder.checkpoints),
         on_end=on_end.asked(data.get("on_end")),
         trackers=trackers,
         path=recipe.path,
@@ -184,9 +187,9 @@ def _stage(
     names: list[Any],
 ) -> PlannedStage | None:
     key: Key = ("stages", index)
-    builder.index = index
+    builder.index, builder.stage = index, str(spec.get("name", ""))
     seed = building.first_int(spec.get("seed"), data.get("seed"), 0)
-    start = _start(builder, spec, index, names)
+    start = weights.start(builder, spec, index, names)
     parent = next((s for s in before if s.name == start), None)
     builder.model = _model(builder, data, spec, key, start, parent)
     lora = _lora(builder, data, spec, key, parent)
@@ -217,6 +220,8 @@ def _stage(
         auto.resolve(builder, method, stage_data, wants)
     check_rank(builder, lora, spec, key, method, start)
     scored = _rewards(builder, spec, key, method, wants)
+    if method is not None and not builder.faults:
+        building.problems(builder, method.reward_problems([r for r, _ in scored]), (*key, "method"))
     evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
     keep, stop = ends.ends(builder, spec, key, evals, method)
     if lora is None or renderer is None or builder.faults:
@@ -293,7 +298,7 @@ def _model(
             "remove this, or say 'init_from: base'",
         )
     else:
-        building.check_model(builder, own, (*key, "model"))
+        weights.check_model(builder, own, (*key, "model"))
     return own
 
 
@@ -311,41 +316,6 @@ def _data(
     planned = depends.held(dataset)
     names = tuple(environment_names(json.dumps(spec, default=str)))
     return Data(dataset, key, seed, held_out, spec.get("path"), made_by, planned, names)
-
-
-def _start(builder: Builder, spec: dict[str, Any], index: int, names: list[Any]) -> str:
-    key: Key = ("stages", index)
-    earlier = [n for n in names[:index] if isinstance(n, str)]
-    start = spec.get("init_from")
-    if not isinstance(start, str):
-        return earlier[-1] if earlier else BASE
-    if start == BASE or start in earlier:
-        return start
-    where: Key = (*key, "init_from")
-    if start.startswith("tinker://"):
-        sampled = "method" not in spec and "/sampler_weights/" in start
-        if start.count("/") != 4 or not (sampled or "/weights/" in start):
-            builder.fault(
-                where,
-                "is not a training state; it reads tinker://RUN/weights/NAME"
-                + (" (sampler_weights cannot be trained)" if "sampler" in start else ""),
-            )
-        return start
-    if start == spec.get("name"):
-        builder.fault(where, "a stage cannot start from itself")
-    elif start in names:
-        builder.fault(
-            where,
-            f"stage '{start}' comes later; a stage starts from one above it",
-            code="unknown-name",
-        )
-    else:
-        builder.fault(
-            where,
-            f"unknown stage '{start}'; {suggest(start, [BASE, *earlier])}",
-            code="unknown-name",
-        )
-    return BASE
 
 
 def _lora(

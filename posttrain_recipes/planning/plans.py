@@ -255,6 +255,20 @@ class SameTokenizer:
 
 
 @dataclass(frozen=True)
+class NamedWeights:
+    """A base model or a checkpoint, where the recipe names it."""
+
+    name: str
+    location: Location
+    key: str
+    """The option, as `stages.student.method.teacher`."""
+    stage: str = ""
+    """Whose option it is; "" for a base model, which may be of several."""
+    samples: bool = False
+    """Whether it is sampled from alone; otherwise a stage of it trains on."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A recipe that can be run."""
 
@@ -284,6 +298,10 @@ class Plan:
     """What `watch:` asks for; None: nothing is answered again. No fingerprint depends on it."""
     same_tokenizer: tuple[SameTokenizer, ...] = ()
     """What a run has to look at before it spends anything."""
+    named_models: tuple[NamedWeights, ...] = ()
+    """Where each of `models` is named first."""
+    named_checkpoints: tuple[NamedWeights, ...] = ()
+    """Every `tinker://` address in it."""
     on_end: OnEnd | None = None
     """Whom it tells how it ended. No fingerprint depends on it."""
     trackers: tuple[Tracker, ...] = ()

@@ -70,11 +70,14 @@ class Scope:
         return dict.fromkeys(names[begin:], why)
 
 
+Action = Literal["reuse", "resume", "run", "skip"]
+
+
 @dataclass(frozen=True)
 class Decision:
     """Whether one stage is reused, resumed or run, and why."""
 
-    action: Literal["reuse", "resume", "run", "skip"]
+    action: Action
     why: str
     run: RunRecord | None = None
     """The run that left what is reused or gone on with."""

@@ -120,9 +120,10 @@ class Lines(Reporter):
         training.add(metrics)
         if now - training.last >= LINE_SECONDS or number == total:
             training.last = now
+            speed = f"{training.tokens:,.0f} tokens/s  " if training.tokens else ""
             self.line(
-                f"  step {number}/{total}  {training.told(metrics)}  "
-                f"{training.tokens:,.0f} tokens/s  {training.left(number, total)} left"
+                f"  step {number}/{total}  {training.told(metrics)}  {speed}"
+                f"{training.left(number, total)} left"
             )
 
     def made(self, stage: PlannedStage, batch: int) -> None:
@@ -269,16 +270,21 @@ class StageProgress:
             return "  ".join(self._rollouts(metrics))
         if "train/loss" in metrics:
             return f"loss {metrics['train/loss']:z.4f}"
+        if "merge/norm" in metrics:
+            return f"norm {metrics['merge/norm']:.3g}  lost {metrics['merge/lost']:.0%} of it"
         return f"{metrics.get('data/kept', 0):,.0f} records"
 
     def _rollouts(self, metrics: Mapping[str, float]) -> Iterator[str]:
         """Of RL, whose loss is 0 by its making: what the replies got, how many groups taught
-        nothing, how many were cut at max_tokens, how far the policy went, how long they are."""
+        nothing, how many were cut at max_tokens, how far the policy went, how long they are. Where
+        it is what is said of them that teaches, also the loss and how many were learned."""
         reward = f"reward {metrics['reward/mean']:z.3f}"
         if len(self.rewards) >= 3:
             slope = statistics.linear_regression(range(len(self.rewards)), self.rewards).slope
             reward += f" ({slope:+z.3f}/step)"
         yield reward
+        if (share := metrics.get("feedback/learned_share")) is not None:
+            yield f"loss {metrics.get('train/loss', 0):z.4f}  learned {share:.0%}"
         if (share := metrics.get("groups/zero_variance_share")) is not None:
             yield f"zero-var {share:.0%}"
         if (share := metrics.get("completions/clipped_ratio")) is not None:

@@ -125,6 +125,11 @@ class Function(Reward):
             return list(self._within(lambda: asyncio.run(self._all(samples))))
         return [self._call(sample) for sample in samples]
 
+    @property
+    def gives_feedback(self) -> bool:
+        """Where `feedback:` names a function."""
+        return self._says is not None
+
     def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
         """What the function of that name says. Raises what it raised."""
         say = self._say

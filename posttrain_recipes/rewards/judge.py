@@ -39,6 +39,11 @@ class JudgeReward(backends.GradedReward):
         )
         return [probability(value, self.config.score) for value in chosen]
 
+    @property
+    def gives_feedback(self) -> bool:
+        """Only a judge that is asked to write has reasons."""
+        return self.config.score == "text"
+
     def feedback(self, samples: Sequence[Sample]) -> list[str | None]:
         """Why the judge said no, where it was asked to write (`score: text`); it is asked once
         more. From log-odds there is no reason to be had."""

@@ -16,13 +16,20 @@ from pathlib import Path
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.machine import available_memory
-from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import costs, memory, needs, overlap, pricing
 from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
 from posttrain_recipes.plugin import Reward
 from posttrain_recipes.records import Prompt, Record, Sample
-from posttrain_recipes.running import activity, death, firstlook, hearing, telling, tokenizers
+from posttrain_recipes.running import (
+    activity,
+    death,
+    firstlook,
+    hearing,
+    telling,
+    tokenizers,
+    weights,
+)
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.running.findings import PreflightFinding
 from posttrain_recipes.running.serving import Serving, locations
@@ -268,26 +275,13 @@ def _sources(plan: Plan) -> Iterator[tuple[str, Data, type[Record]]]:
 
 
 def _checkpoints(plan: Plan, serving: Serving) -> Iterator[PreflightFinding]:
-    named: Mapping[str, str] = {
-        **{s.start: s.name for s in plan.stages if s.start.startswith("tinker://")},
-        **{
-            ref.checkpoint: stage.name
-            for stage in plan.stages
-            for made in (stage.method, *(r for r, _ in stage.rewards))
-            if made is not None
-            for _, ref in references(made.config, ModelRef)
-            if ref.checkpoint
-        },
-    }
-    for uri, stage in named.items():
-        why = serving.lost(uri)
+    for one in plan.named_checkpoints:
+        why = weights.missing(one, serving)
         yield PreflightFinding(
-            f"checkpoint of {stage}",
+            f"checkpoint of {one.stage}",
             "failed" if why else "ok",
-            f"{uri} {why or 'is there'}",
-            "name another one; one that is gone expired, was deleted, or is another engine's"
-            if why
-            else None,
+            f"{one.location}  {one.key}: {why}" if why else f"{one.name} is there",
+            weights.ANOTHER if why else None,
         )
 
 

@@ -24,7 +24,15 @@ from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
 from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
-from posttrain_recipes.planning.reuse import History, Scope, decisions, finished, new_evals, take
+from posttrain_recipes.planning.reuse import (
+    Action,
+    History,
+    Scope,
+    decisions,
+    finished,
+    new_evals,
+    take,
+)
 from posttrain_recipes.plugin import Connection, Engine
 from posttrain_recipes.running import (
     activity,
@@ -37,6 +45,7 @@ from posttrain_recipes.running import (
     telling,
     texts,
     tokenizers,
+    weights,
 )
 from posttrain_recipes.running.beside import Beside, failed_above, judged_before
 from posttrain_recipes.running.cluster import driver, ray_tasks
@@ -210,6 +219,8 @@ class _Run:
         """Held while a stage looks for what earlier runs left."""
         self.stand_ins: dict[str, str] = {}
         """Stages of a loop that ended early -> the one of the last round that ran."""
+        self.decided: dict[str, Action] = {}
+        """By stage: what was decided of it before the engine was up."""
         last = scope.stages(plan)[-1]
         self.beside = Beside(plan.engine.beside, last, interrupts, self._failed)
 
@@ -326,6 +337,7 @@ class _Run:
         decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
         estimator = Estimator(self.plan, self.spending.prices, runs)
         ahead = []
+        self.decided = {stage.name: decision.action for stage, decision in decided}
         for stage, _, estimate in estimator.stages(decided):
             kept = self.record.stage(stage.name)
             if estimate is not None:
@@ -353,9 +365,7 @@ class _Run:
             needs.check(self.plan, connection, wait)
             self.plan.check_models()
             self.serving = Serving(self.plan, connection, wait, data_dir)
-            # Before anything is spent: a tokenizer that cannot be loaded ends the run here.
-            for name in models:
-                self.serving.renderer(name)
+            weights.check(self.plan, self.serving, self.decided)
             tokenizers.check(self.plan, self.serving)
             ahead = [s for s in self.scope.stages(self.plan) if not self.record.stage(s.name).done]
             seen = texts.check(self.plan, ahead, self.serving.renderer, self.reporter.warning)

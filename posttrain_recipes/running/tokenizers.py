@@ -7,11 +7,11 @@ been loaded, and what a checkpoint was trained from is known.
 from __future__ import annotations
 
 from posttrain_recipes.errors import Fault, RecipeError
-from posttrain_recipes.planning.building import other_tokenizer
 from posttrain_recipes.planning.plans import Plan
+from posttrain_recipes.planning.weights import other_tokenizer
 from posttrain_recipes.running.serving import Serving
 from posttrain_recipes.training.text.vocabulary import difference
-from posttrain_recipes.waiting import GoneError
+from posttrain_recipes.waiting import GoneError, RefusedError
 
 
 def check(plan: Plan, serving: Serving) -> None:
@@ -27,7 +27,7 @@ def check(plan: Plan, serving: Serving) -> None:
         if base.startswith("tinker://"):
             try:
                 base = serving.base_of(pair.other)
-            except GoneError:
+            except (GoneError, RefusedError):
                 continue  # the stage that needs it says so; one that is done does without
             who = f"'{pair.other}' is of '{base}', which"
         if base == pair.model:

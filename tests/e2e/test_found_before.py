@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import posttrain_recipes as ptl
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.running import preflight
 from posttrain_recipes.running.events import Reporter
 from posttrain_recipes.store import Store
+from tests.adapters import folder_of
 
 pytestmark = pytest.mark.usefixtures("quick_engines")
 
@@ -86,3 +87,66 @@ def test_weights_that_are_well_are_not(tmp_path: Path) -> None:
         f for f in preflight.engine(plan, tmp_path / "home") if f.check == "weights of ptl/nano"
     ]
     assert (finding.verdict, "a guess has" in finding.message) == ("ok", True)
+
+
+NAMING = """\
+name: naming
+model: ptl/nano
+lora: {rank: 4}
+stages:
+  - name: first
+    dataset: {use: jsonl, path: DATA, limit: 16}
+    method: {use: sft, batch_size: 8, max_steps: 1}
+  - name: second
+    init_from: START
+    dataset: {use: jsonl, path: DATA, limit: 16}
+    method: {use: gkd, teacher: TEACHER, batch_size: 8, max_steps: 1, max_tokens: 4}
+"""
+
+
+def naming(folder: Path, start: str, teacher: str) -> Path:
+    path = folder / "naming.yaml"
+    data = str(ROOT / "recipes" / "data" / "chat.jsonl")
+    path.write_text(
+        NAMING.replace("DATA", data).replace("START", start).replace("TEACHER", teacher)
+    )
+    return path
+
+
+def test_weights_that_are_not_there_are_told_where_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = naming(
+        tmp_path, "tinker://no/weights/x", '{checkpoint: "tinker://no/sampler_weights/x"}'
+    )
+    with pytest.raises(RecipeError) as caught:
+        ptl.run(path, home=tmp_path / "home")
+    assert [(fault.location.line, fault.key, fault.code) for fault in caught.value.faults] == [
+        (9, "stages.second.init_from", "no-such-checkpoint"),
+        (11, "stages.second.method.teacher.checkpoint", "no-such-checkpoint"),
+    ]
+    assert "'no' is no training run of this engine" in caught.value.faults[1].message
+    found = [f for f in preflight.engine(ptl.plan(path), tmp_path / "home") if f.verdict != "ok"]
+    assert [finding.check for finding in found] == ["checkpoint of second"] * 2
+    assert "stages.second.init_from" in found[0].message
+
+    path = naming(tmp_path, "base", "{model: nobody/nothing}")
+    with pytest.raises(RecipeError, match=r"naming\.yaml:11:.*teacher\.model") as caught:
+        ptl.run(path, home=tmp_path / "home")
+    [fault] = caught.value.faults
+    assert "check the model's name and the network" in fault.message
+    kept = Store(tmp_path / "home").runs()
+    assert [stage.status for run in kept for stage in run.stages] == ["waiting"] * 4
+
+
+def test_a_run_that_is_done_does_without_what_it_named(tmp_path: Path) -> None:
+    first = ptl.run(naming(tmp_path, "base", "{stage: first}"), home=tmp_path / "home")
+    made = first["first"].checkpoint
+    assert made is not None
+    assert made.state_uri is not None
+    assert made.sampler_uri is not None
+    named = naming(tmp_path, made.state_uri, f'{{checkpoint: "{made.sampler_uri}"}}')
+    trained = ptl.run(named, home=tmp_path / "home")["second"]
+    shutil.rmtree(tmp_path / "home" / "engine" / folder_of(made.sampler_uri).parents[1])
+    assert ptl.run(named, home=tmp_path / "home")["second"].checkpoint == trained.checkpoint

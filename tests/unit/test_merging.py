@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.methods.merge import Merge
 from posttrain_recipes.plugin import (
     Checkpoint,
@@ -21,6 +22,7 @@ from posttrain_recipes.plugin import (
     UsageError,
 )
 from posttrain_recipes.training import merging
+from tests.conftest import Project
 
 RNG = np.random.default_rng(7)
 
@@ -177,6 +179,40 @@ def test_what_cannot_be_merged_is_told() -> None:
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
+
+
+MERGED = """\
+name: demo
+model: ptl/nano
+stages:
+  - {name: a, LORA dataset: &d {use: jsonl, path: chat.jsonl}, method: {use: sft}}
+  - {name: b, init_from: base, OTHER dataset: *d, method: {use: sft}}
+  - {name: m, init_from: base, method: {use: merge, of: [{stage: a}, {stage: b}, {stage: base}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("lora", "other", "told"),
+    [
+        ("lora: {rank: 4},", "lora: {rank: 8},", None),
+        (
+            "lora: {train_mlp: false},",
+            "lora: {train_unembed: true},",
+            "adapts attention and MLP and output embedding, and 'a' attention;",
+        ),
+        ("", "model: ptl/tiny,", "adapter of ptl/tiny, and this stage is of ptl/nano"),
+    ],
+)
+def test_stages_that_cannot_be_merged_are_faults(
+    project: Project, lora: str, other: str, told: str | None
+) -> None:
+    text = MERGED.replace("LORA", lora).replace("OTHER", other)
+    if told is None:
+        project.plan(text)
+        return
+    with pytest.raises(RecipeError, match=told) as caught:
+        project.plan(text)
+    assert [fault.key for fault in caught.value.faults] == ["stages.m.method.of[1]"]
 
 
 def test_what_is_written_is_a_checkpoint_of_the_engine(tmp_path: Path) -> None:

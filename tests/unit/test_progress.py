@@ -40,6 +40,19 @@ def test_other_steps_show_their_loss_or_their_records() -> None:
     progress = StageProgress()
     assert progress.told({"train/loss": 1.25}) == "loss 1.2500"
     assert progress.told({"data/kept": 1200.0}) == "1,200 records"
+    merged = {"merge/norm": 0.30712, "merge/lost": 0.041}
+    assert progress.told(merged) == "norm 0.307  lost 4% of it"
+
+
+def test_learning_from_what_is_said_shows_its_loss_and_how_many_were_learned() -> None:
+    said = {"reward/mean": 0.5, "train/loss": 0.25, "feedback/learned_share": 0.75}
+    assert StageProgress().told(said) == "reward 0.500  loss 0.2500  learned 75%"
+
+
+def test_a_step_that_reads_no_tokens_has_no_speed() -> None:
+    out = io.StringIO()
+    Lines(out).step(1, 1, {"merge/norm": 1.0, "merge/lost": 0.0})
+    assert out.getvalue() == "  step 1/1  norm 1  lost 0% of it  0 s left\n"
 
 
 def test_a_line_of_rl_fits_a_terminal() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.methods import sdpo
 from posttrain_recipes.methods.sdpo import SDPO, _Hindsight, _Tried
 from posttrain_recipes.plugin import Message, Prompt, PtlError, Reward, Sample
@@ -25,6 +26,7 @@ from posttrain_recipes.training.distill.on_policy import Attempt
 from posttrain_recipes.training.distill.teachers import Likeliest
 from posttrain_recipes.training.rl.scoring import Scorer, WrongScores
 from posttrain_recipes.training.sandbox import child_main, split_tests
+from tests.conftest import Project
 from tests.unit.test_asserts import needs_sandbox
 from tests.unit.test_judges import Words, opened, sample
 
@@ -151,9 +153,50 @@ def test_what_several_rewards_say_is_one_text(caplog: pytest.LogCaptureFixture) 
     assert "feedback: ValueError: no; it goes on without" in caplog.text
     with pytest.raises(PtlError, match="failed"):
         Scorer(broken, on_error="stop").feedback(two)
-    for wrong in (["x"], ["x", 3]):
-        with pytest.raises(WrongScores, match="for 2 replies"):
+    for wrong, told in (
+        (["x"], r"a list \(\['x'\]\) for 2 replies"),
+        (["x", 3], "an int .3. for a"),
+    ):
+        with pytest.raises(WrongScores, match=told):
             Scorer([(Says(said=wrong), 1.0)]).feedback(two)
+
+
+NOTHING = """\
+name: demo
+model: ptl/nano
+stages:
+  - name: told
+    dataset: {use: jsonl, path: chat.jsonl}
+    reward: REWARD
+    method: {use: sdpo, OPTIONS}
+"""
+JUDGE = "{use: judge, judge: {stage: base}, score: %s}"
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "option"),
+    [
+        ("{use: exact_match}", "show_success: false", "show_success"),
+        ("{use: exact_match}", "group_size: 1", "group_size"),
+        ("{use: function, call: 'mine:score'}", "show_success: false", "show_success"),
+        (JUDGE % "logits", "show_success: false", "show_success"),
+        (JUDGE % "text", "show_success: false", None),
+        ("[{use: exact_match}, {use: python_tests}]", "show_success: false", None),
+        ("{use: function, call: 'mine:score', feedback: 'mine:say'}", "group_size: 1", None),
+        ("{use: exact_match}", "group_size: 2", None),
+    ],
+)
+def test_what_can_never_be_learned_from_is_a_fault(
+    project: Project, reward: str, options: str, option: str | None
+) -> None:
+    project.write("mine.py", "def score(sample): return 0.0\ndef say(sample): return 'no'\n")
+    text = NOTHING.replace("REWARD", reward).replace("OPTIONS", options)
+    if option is None:
+        project.plan(text)
+        return
+    with pytest.raises(RecipeError, match="says anything in words") as caught:
+        project.plan(text)
+    assert [fault.key for fault in caught.value.faults] == [f"stages.told.method.{option}"]
 
 
 # --- who is shown what ---------------------------------------------------------------------------

@@ -137,17 +137,22 @@ def feedback_of(
 def _texts(returned: Any, count: int, name: str) -> list[str | None]:
     """What a reward's `feedback` returned. Raises `WrongScores`."""
     listed = isinstance(returned, Sequence) and not isinstance(returned, str)
-    if listed and len(returned) == count and all(isinstance(t, str | None) for t in returned):
+    whole = listed and len(returned) == count
+    other = [one for one in returned if not isinstance(one, str | None)] if whole else []
+    if whole and not other:
         return list(returned)
+    told = f"{_told(other[0])} for a reply" if other else f"{_told(returned)} for {count} replies"
     raise WrongScores(
-        f"the feedback of '{name}' is {_told(returned)} for {count} replies",
-        hint="return a list with a text for each reply, in their order; None where there is none",
+        f"the feedback of '{name}' is {told}, and no text",
+        hint="it says what is wrong in words, a text for each reply in their order; None where "
+        "there is nothing to say",
     )
 
 
 def _told(value: Any) -> str:
-    text = repr(value)
-    return f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
+    text, kind = repr(value), type(value).__name__
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"{article} {kind} ({text if len(text) <= 60 else text[:57] + '...'})"
 
 
 class Scorer:
