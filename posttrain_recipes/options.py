@@ -418,8 +418,13 @@ def references(config: Any, kind: type[T]) -> Iterator[tuple[tuple[str | int, ..
         yield (), config
         return
     for key, value in _inside(config):
-        for path, found in references(value, kind):
-            yield (key, *path), found
+        if not isinstance(value, _PLAIN):
+            for path, found in references(value, kind):
+                yield (key, *path), found
+
+
+_PLAIN = (str, int, float, type(None))
+"""What no reference stands in."""
 
 
 def _inside(config: Any) -> Iterator[tuple[Any, Any]]:

@@ -35,6 +35,7 @@ from families import (
     unseen_sum,
 )
 from families.sums import compute, sum_key
+from families.tone import POLITE
 from families.words import COMMON
 
 Row = dict[str, Any]
@@ -49,6 +50,7 @@ SIZES = {
     "preferences_flipped": 400,
     "preferences_long": 200,
     "arithmetic": 500,
+    "arithmetic_short": 160,
     "arithmetic_held_out": 100,
     "thumbs": 600,
     "formal": 500,
@@ -307,8 +309,6 @@ def verdicts(which: slice) -> Callable[[random.Random], list[Keyed]]:
 
 FLIPPED = 0.3
 """The share of pairs in `preferences_flipped` that prefer the other reply."""
-LONGER = 4
-"""Words that the chosen reply is longer by at least, in `preferences_long`."""
 
 
 def preferences_flipped(rng: random.Random) -> list[Keyed]:
@@ -322,14 +322,20 @@ def preferences_flipped(rng: random.Random) -> list[Keyed]:
 
 
 def preferences_long(rng: random.Random) -> list[Keyed]:
-    """Pairs that prefer the polite reply, which is the longer one in all of them."""
-    drawn = preferences("recipe", 20 * SIZES["preferences_long"])(rng)
+    """Pairs that prefer the polite reply, which takes leave three times: half as long again."""
+    made = []
+    for key, row in preferences("recipe", SIZES["preferences_long"])(rng):
+        leaves = rng.sample([one for one in POLITE[-1] if one not in row["chosen"]], 2)
+        made.append((key, {**row, "chosen": " ".join([row["chosen"], *leaves])}))
+    return made
 
-    def longer(row: Row) -> bool:
-        chosen, rejected = (len(str(row[side]).split()) for side in ("chosen", "rejected"))
-        return chosen - rejected >= LONGER
 
-    return [one for one in drawn if longer(one[1])][: SIZES["preferences_long"]]
+def arithmetic_short(rng: random.Random) -> list[Keyed]:
+    """Some of the word problems of `arithmetic`, with the last line of their solutions alone."""
+    return [
+        (key, {**row, "answer": row["answer"].splitlines()[-1]})
+        for key, row in rows_of("arithmetic")[: SIZES["arithmetic_short"]]
+    ]
 
 
 def preferences_new_requests(rng: random.Random) -> list[Keyed]:
@@ -447,6 +453,7 @@ FILES: dict[str, Callable[[random.Random], list[Keyed]]] = {
     "preferences_flipped": preferences_flipped,
     "preferences_long": preferences_long,
     "arithmetic": word_problems("recipe", SIZES["arithmetic"]),
+    "arithmetic_short": arithmetic_short,
     "arithmetic_held_out": word_problems("held_out", SIZES["arithmetic_held_out"]),
     "thumbs": thumbs,
     "formal": formal("recipe", SIZES["formal"]),

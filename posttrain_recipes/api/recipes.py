@@ -91,8 +91,18 @@ def validate(
     Needs no network. Warnings are of evals that measure on prompts that are trained on, in files on
     this machine.
     """
+    return validated(recipe, preset, overrides, {})
+
+
+def validated(
+    recipe: str | Path | Mapping[str, Any],
+    preset: str | None,
+    overrides: Sequence[str],
+    known: overlap.Known,
+) -> list[str]:
+    """`validate` of one of several: what their data ask is read once."""
     planned = build(_read(recipe, preset, overrides), registry.load())
-    found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False)
+    found = overlap.find(planned, overlap.VALIDATED_BYTES, splits=False, known=known)
     return [f"{one}; {one.hint}" for one in found]
 
 

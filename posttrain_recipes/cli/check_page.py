@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from posttrain_recipes import api, probe, shipped
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import PtlError, RecipeError
 from posttrain_recipes.planning import needs
 from posttrain_recipes.version import __version__
 
@@ -25,7 +26,6 @@ def page(label: str, model: str, dialect: str | None, found: Sequence[probe.Outc
     """
     count = sum(one.verdict == "yes" for one in found)
     spoken = f", dialect {dialect}" if dialect else ""
-    wanted = _wanted(dialect)
     lines = [
         f"## {label}",
         "",
@@ -33,21 +33,34 @@ def page(label: str, model: str, dialect: str | None, found: Sequence[probe.Outc
         f"tinker {importlib.metadata.version('tinker')}, "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.",
         "",
-        *_recipes(wanted, found),
-        "",
-        *_checks(wanted, found),
+        *tables(dialect, found),
         "",
     ]
     return "\n".join(lines)
 
 
-def _recipes(wanted: Mapping[str, Sequence[str]], found: Sequence[probe.Outcome]) -> list[str]:
+def tables(dialect: str | None, found: Sequence[probe.Outcome]) -> list[str]:
+    """Its two tables: what each recipe of this package lacks there, and each check."""
+    wanted, refused = _wanted(dialect)
+    return [*_recipes(wanted, refused, found), "", *_checks(wanted, found)]
+
+
+def _recipes(
+    wanted: Mapping[str, Sequence[str]],
+    refused: Mapping[str, str],
+    found: Sequence[probe.Outcome],
+) -> list[str]:
     lacking = {one.name for one in found if one.verdict != "yes"}
-    lines = ["| recipe | what it needs and the server lacks |", "|---|---|"]
-    for recipe, names in wanted.items():
-        missing = [f"`{name}`" for name in names if name in lacking]
-        lines.append(f"| {recipe} | {', '.join(missing) or 'nothing'} |")
-    return lines
+    told = {
+        recipe: ", ".join(f"`{name}`" for name in names if name in lacking) or "nothing"
+        for recipe, names in wanted.items()
+    }
+    rows = sorted({**told, **{name: f"refused: {why}" for name, why in refused.items()}}.items())
+    return [
+        "| recipe | what it needs and the server lacks |",
+        "|---|---|",
+        *(f"| {recipe} | {_cell(what)} |" for recipe, what in rows),
+    ]
 
 
 def _checks(wanted: Mapping[str, Sequence[str]], found: Sequence[probe.Outcome]) -> list[str]:
@@ -64,21 +77,31 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _wanted(dialect: str | None) -> dict[str, list[str]]:
-    """What each recipe of this package needs of an engine, by its name, with what that stands on.
-    What a recipe leaves open is as on such an engine.
+def _wanted(dialect: str | None) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What each recipe of this package needs of an engine, by its name, with what that stands on;
+    and those that are refused there, with the reason. What a recipe leaves open is as on such an
+    engine.
 
-    One that cannot be planned here, as for a package that is not installed, is left out.
+    One that cannot be planned here at all, as for a package that is not installed, is left out.
     """
     overrides = []
     if dialect is not None:
         address = "http://127.0.0.1:1"  # planning asks nothing of a server whose dialect is named
         overrides = [f"engine={{use: server, base_url: '{address}', dialect: '{dialect}'}}"]
-    wanted = {}
+    wanted, refused = {}, {}
     for name, path in sorted(shipped.recipes().items()):
         try:
             plan = api.plan(path, overrides=overrides)
-        except PtlError:
+        except PtlError as error:
+            with suppress(PtlError):
+                api.plan(path)
+                refused[name] = _why(error)
             continue
         wanted[name] = probe.with_requirements(needs.of(plan))
-    return wanted
+    return wanted, refused
+
+
+def _why(error: PtlError) -> str:
+    """The first sentence of what is wrong."""
+    told = error.faults[0].message if isinstance(error, RecipeError) else error.what
+    return told.split(". ")[0]

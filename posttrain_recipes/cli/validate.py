@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from posttrain_recipes import api
 from posttrain_recipes.cli.options import RECIPE, json_option
 from posttrain_recipes.cli.streams import answer
 from posttrain_recipes.errors import Fault, Location, PtlError, RecipeError, display_path
 from posttrain_recipes.progress.terminal import point
+
+if TYPE_CHECKING:
+    from posttrain_recipes.planning.overlap import Known
 
 
 @click.command()
@@ -26,13 +29,16 @@ def validate(
     All faults are reported at once, and each preset of a recipe is checked too. Evals that ask what
     is trained on are warned of, where files on this machine of a few megabytes tell it.
     """
+    from posttrain_recipes.api.recipes import validated
+
     results = []
+    known: Known = {}
     for path in recipes:
         faults: dict[tuple[Location, str, str], Fault] = {}
         warnings: dict[str, None] = {}
         for name in [preset] if preset else _presets(path):
             try:
-                warnings.update(dict.fromkeys(api.validate(path, preset=name, overrides=overrides)))
+                warnings.update(dict.fromkeys(validated(path, name, overrides, known)))
             except RecipeError as error:
                 for fault in error.faults:
                     faults.setdefault((fault.location, fault.key, fault.message), fault)

@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,9 +51,10 @@ class Recipe:
     keys: tuple[Key, ...] = ()
     """By stage of the expansion: where the source has it."""
 
-    @property
+    @cached_property
     def data(self) -> dict[str, Any]:
-        """The resolved recipe as plain values: what is hashed, logged and reproducible."""
+        """The resolved recipe as plain values, to be read: what is hashed, logged and
+        reproducible."""
         return self.root.plain()
 
     @property

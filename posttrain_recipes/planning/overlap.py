@@ -127,21 +127,35 @@ class OddSplit:
         )
 
 
+Asked = list[tuple[list[str], str]]
+"""For each record of data what it asks, as digests, and its source."""
+Known = dict[str, Asked | None]
+"""What data were found to ask, by what tells them from others."""
+
+
 @dataclass
 class _DataReader:
     """What data ask, each read once, as long as there are bytes left to read."""
 
     left: int | None
     """Bytes that may still be read; None: as many as there are, from wherever they come."""
-    known: dict[str, list[tuple[list[str], str]] | None] = field(default_factory=dict)
+    known: Known
+    _names: dict[int, tuple[Data, str]] = field(default_factory=dict)
+    """By object, which is held, as it names another once it is gone."""
 
-    def read(self, data: Data, wants: type[Record]) -> list[tuple[list[str], str]] | None:
+    def name(self, data: Data) -> str:
+        """What tells the records of data from others'."""
+        if id(data) not in self._names:
+            self._names[id(data)] = data, str(data.identity())
+        return self._names[id(data)][1]
+
+    def read(self, data: Data, wants: type[Record]) -> Asked | None:
         """For each record what it asks and its source; None where that is not known here.
 
         Raises:
             _TooLargeError: it could be known and was not read.
         """
-        key = f"{data.identity()} {wants.__name__}"
+        key = f"{self.name(data)} {wants.__name__}"
         if key not in self.known:
             if self.left is not None:
                 size = _bytes(data.dataset)
@@ -154,7 +168,7 @@ class _DataReader:
         return self.known[key]
 
     @staticmethod
-    def _load(data: Data, wants: type[Record]) -> list[tuple[list[str], str]] | None:
+    def _load(data: Data, wants: type[Record]) -> Asked | None:
         try:
             records = load_records(data, wants)
         except Exception:  # preflight and the run say what is wrong with it, plugins' own code too
@@ -167,7 +181,7 @@ class _TooLargeError(Exception):
 
 
 def find(
-    plan: Plan, limit: int | None, *, splits: bool = True
+    plan: Plan, limit: int | None, *, splits: bool = True, known: Known | None = None
 ) -> list[Overlap | NearCopies | OddSplit | Uncompared | Unread]:
     """What evals measure of what is trained on, each once, and what could not be told.
 
@@ -176,22 +190,23 @@ def find(
             those of the hub and environments too.
         splits: whether a stage's own test split is looked at too: whether it has the size that was
             asked for, and holds copies of what is trained on, where there is nothing but copies.
+        known: what earlier calls read, which is not read again.
     """
-    reader = _DataReader(limit)
+    reader = _DataReader(limit, {} if known is None else known)
     stages = {stage.name: stage for stage in plan.stages}
     found: dict[tuple[str, ...], Overlap | NearCopies | OddSplit | Uncompared | Unread] = {}
     for stage in plan.stages:
         for planned in stage.evals:
             if planned.data.made_by:
                 continue
-            key = (planned.name, str(planned.data.identity()))
+            key = (planned.name, reader.name(planned.data))
             if not planned.eval.takes:
                 if any(_trained(stage, stages)):
                     unread = Unread(stage.name, planned.name, planned.eval.suite)
                     found.setdefault(key, unread)
                 continue
             for data, wants, use in _trained(stage, stages):
-                pair = (*key, str(data.identity()))
+                pair = (*key, reader.name(data))
                 own = planned.data.held_out and data.dataset is planned.data.dataset
                 if pair in found or (own and not splits):
                     continue
@@ -202,7 +217,7 @@ def find(
                     found[pair] = Uncompared(stage.name, planned.name, data.label)
             odd = _odd_split(reader, stage, planned) if splits else None
             if odd is not None:
-                found.setdefault((str(planned.data.identity()),), odd)
+                found.setdefault((reader.name(planned.data),), odd)
     return list(found.values())
 
 

@@ -154,7 +154,7 @@ def resolved(
     A stage that comes to several, as one under a matrix may, stays as it is written: each of its
     variants has its own number beside its name.
     """
-    data = written.data
+    data = written.root.plain()
     if settled := engine.settled():
         spec = data.get("engine", engine.name)
         data["engine"] = {**({"use": spec} if isinstance(spec, str) else spec), **settled}

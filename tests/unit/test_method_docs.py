@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from posttrain_recipes import registry
+from posttrain_recipes import registry, shipped
 from posttrain_recipes.plugin import Method
 from posttrain_recipes.training.loops.supervised import GradientConfig
 
@@ -18,6 +18,7 @@ PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 sys.path.insert(0, str(ROOT / "tools"))
 
 import method_docs  # noqa: E402
+import servers_page  # noqa: E402
 
 OTHERS = [method_docs.REWARDS, method_docs.DATASETS, method_docs.EVALS]
 
@@ -125,3 +126,12 @@ def test_blocks_of_other_kinds_are_left_alone() -> None:
         lambda name: f"| {name} |",
     )
     assert new == "<!-- options: sft -->\n\n| sft |\n\n<!-- end -->\n" + effects
+
+
+def test_the_page_of_servers_has_every_recipe() -> None:
+    """`python tools/servers_page.py` brings them in."""
+    text = servers_page.PAGE.read_text(encoding="utf-8")
+    assert servers_page.refreshed(text) == text
+    sections = text.split("\n## ")[-2:]
+    for name in shipped.recipes():
+        assert all(f"\n| {name} | " in section for section in sections)
