@@ -244,7 +244,7 @@ class Method(Plugin):
 
     def reward_problems(self, rewards: Sequence[Reward]) -> Iterable[tuple[str, str]]:
         """What is wrong with its options beside the rewards of its stage, before anything runs, as
-        `(option, message)`; cheap and offline."""
+        `(option, message)`; cheap and offline. Not asked where the stage names none."""
         return ()
 
     def rendered(

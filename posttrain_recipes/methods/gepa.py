@@ -175,6 +175,14 @@ class GEPA(DataMethod):
             },
             1,
         )
+        if best.text == config.system:
+            log.warning(
+                "stage '%s': nothing that was tried earned more on the prompts of 'selection' than "
+                "the first instructions (%.3f), and those are left before the prompts; a reward "
+                "that tells replies apart, other 'proposals' or more 'calls' may find better ones",
+                stage.name,
+                best.before,
+            )
         log.info("stage '%s': the best instructions are: %s", stage.name, best.text)
         yield [replace(one, messages=instructed(one.messages, best.text)) for one in prompts]
 

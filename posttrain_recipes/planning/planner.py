@@ -220,7 +220,7 @@ def _stage(
         auto.resolve(builder, method, stage_data, wants)
     check_rank(builder, lora, spec, key, method, start)
     scored = _rewards(builder, spec, key, method, wants)
-    if method is not None and not builder.faults:
+    if method is not None and scored and len(scored) == _count(spec["reward"]):  # all were built
         building.problems(builder, method.reward_problems([r for r, _ in scored]), (*key, "method"))
     evals = _evals(builder, spec, key, stage_data, renderer or AS_EVER)
     keep, stop = ends.ends(builder, spec, key, evals, method)
@@ -369,6 +369,11 @@ def _rewards(
         if made:
             rewards.append((made, float(item.get("weight", 1.0))))
     return rewards
+
+
+def _count(rewards: Any) -> int:
+    """How many rewards a stage names."""
+    return len(rewards) if isinstance(rewards, list) else 1
 
 
 _NO_EVALS = "none stands above: write the eval itself here, {use: ..., name: ...}"

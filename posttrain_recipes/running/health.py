@@ -21,6 +21,9 @@ CUT = 0.1
 """A larger share of replies that end at max_tokens than this is worth a word."""
 APART_NATS = 1.0
 """The entropy of a policy that comes apart has doubled, and is by so many nats a token higher."""
+LOST = 0.1
+"""And it has lost more than this share of its first reward: with few prompts a step, entropy and
+reward move as much with the prompts alone."""
 FALLING = -4.0
 """A reward falls where the slope of its line, over the last `2 * WINDOW` steps or over all so far,
 is this many of its standard errors below zero. Looked at every `WINDOW` steps: of 100 stages
@@ -57,6 +60,8 @@ class Health:
     """The judgement of one stage. `max_tokens` is the bound of its replies."""
 
     max_tokens: int | None = None
+    auto_rate: bool = False
+    """Whether the learning rate was `auto`, which is no advice then."""
     told: set[str] = field(default_factory=set)
     series: dict[str, list[float]] = field(default_factory=dict)
     ended: bool = False
@@ -88,12 +93,14 @@ def _comes_apart(health: Health) -> str | None:
         return None  # where no group taught anything, entropy differs with the prompts
     begin, end = every[0], statistics.fmean(every[-3:])
     reward = statistics.fmean(rewards[-3:])
-    if end < max(2 * begin, begin + APART_NATS) or reward >= rewards[0]:
+    fell = rewards[0] - reward > LOST * abs(rewards[0])
+    if end < max(2 * begin, begin + APART_NATS) or not fell:
         return None
+    usual = "lower it" if health.auto_rate else "'learning_rate: auto' takes what is usual"
     return (
         f"the policy comes apart: in {len(every)} steps its entropy rose from {begin:.3f} to "
         f"{end:.3f} nats a token, and the reward went from {rewards[0]:.3f} to {reward:.3f}; the "
-        "learning_rate is too high: 'learning_rate: auto' takes what is usual"
+        f"learning_rate is too high: {usual}"
     )
 
 

@@ -301,7 +301,8 @@ class Sink:
         self.tokens = kept.tokens
         self.begun = False
         self.deleting: dict[str, Future[None]] = {}
-        self.health = Health(getattr(getattr(stage.method, "config", None), "max_tokens", None))
+        bound = getattr(getattr(stage.method, "config", None), "max_tokens", None)
+        self.health = Health(bound, auto_rate="learning_rate" in stage.auto)
         for step, metrics in curves.steps(work.directory.path, stage.name).items():
             if step <= self.done:
                 list(self.health.step(metrics))  # told by an earlier try

@@ -216,6 +216,17 @@ def test_proposals_are_tried_where_nobody_reflects() -> None:
     assert list(GEPA(config).make(context, 1)) == []
 
 
+def test_a_search_that_found_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    context, _ = stage(Model())
+    config = GEPA.Config(**OPTIONS, proposals=["Whisper."])
+    [records] = GEPA(config).make(context, 0)
+    assert {one.messages[0].content for one in records} == {"Say it."}  # type: ignore[union-attr]
+    assert "nothing that was tried earned more" in caplog.text
+    caplog.clear()
+    list(GEPA(GEPA.Config(**OPTIONS, proposals=["Shout!"])).make(context, 0))
+    assert "nothing that was tried" not in caplog.text
+
+
 def test_what_the_rewards_say_is_read() -> None:
     class Teacher(Loud):
         def feedback(self, samples: Sequence[Sample]) -> list[str | None]:

@@ -150,12 +150,19 @@ def test_a_policy_that_comes_apart_is_told_with_its_cause_alone() -> None:
     ]
     ((step, text),) = told(steps, max_tokens=12)
     assert step == 4
-    assert "the learning_rate is too high" in text
+    assert "the learning_rate is too high: 'learning_rate: auto' takes" in text
+    ((_, text),) = told(steps, max_tokens=12, auto_rate=True)
+    assert text.endswith("the learning_rate is too high: lower it")
     rising = [{**one, "reward/mean": 0.3 + 0.1 * i} for i, one in enumerate(steps[:6])]
     # Entropy differs with the prompts: of steps that taught nothing it says nothing.
     level = [{**one, "reward/mean": 1.0} for one in steps[:6]]
     idle = [{**one, "groups/learned": 0.0} for one in steps[:6]]
-    for fine in (rising, level, idle):
+    # Two groups of four replies at one prompt each, a bound that such a step crosses by itself.
+    prompts = [
+        {**steps[0], "policy/entropy": e, "reward/mean": r}
+        for e, r in zip([0.859, 2.318, 2.243, 1.446], [0.512, 0.475, 0.537, 0.512], strict=True)
+    ]
+    for fine in (rising, level, idle, prompts):
         assert not any("comes apart" in text for _, text in told(fine))
 
 

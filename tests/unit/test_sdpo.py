@@ -199,6 +199,21 @@ def test_what_can_never_be_learned_from_is_a_fault(
     assert [fault.key for fault in caught.value.faults] == [f"stages.told.method.{option}"]
 
 
+def test_each_stage_that_can_never_learn_is_told_beside_other_faults(project: Project) -> None:
+    text = NOTHING.replace("REWARD", "{use: exact_match}").replace("OPTIONS", "show_success: false")
+    first = text[text.index("  - name") :]
+    wrong = first.replace("told", "third").replace("show_success: false", "beta: 2")
+    broken = first.replace("told", "fourth").replace("exact_match", "exact_matches")
+    with pytest.raises(RecipeError) as caught:
+        project.plan(text + first.replace("told", "second") + wrong + broken)
+    assert {fault.key for fault in caught.value.faults} == {
+        "stages.told.method.show_success",
+        "stages.second.method.show_success",
+        "stages.third.method.beta",
+        "stages.fourth.reward.use",
+    }
+
+
 # --- who is shown what ---------------------------------------------------------------------------
 
 PROMPTS = [

@@ -325,6 +325,11 @@ class PairLossConfig(PluginConfig):
         if self.label_smoothing and not SMOOTHED & names.keys():
             named = ", ".join(names)
             raise ValueError(f"label_smoothing means nothing to loss '{named}'; remove it")
+        if "robust" in names and not self.label_smoothing:
+            raise ValueError(
+                "loss 'robust' is sigmoid without a label_smoothing; set the share of labels that "
+                "are wrong, as 0.1"
+            )
         if "exo_pair" in names and not self.label_smoothing:
             raise ValueError("loss 'exo_pair' needs a label_smoothing above 0, as 0.001")
         if self.divergence != "reverse_kl" and not names.keys() - OF_RATIO:
