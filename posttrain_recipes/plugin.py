@@ -242,6 +242,15 @@ class Method(Plugin):
         """Record types that it does leave for later stages, with the options that it has."""
         return self.makes
 
+    def check(self, records: Sequence[Record]) -> None:
+        """Look at the records that a stage is to train on, before anything is spent: as `ptl
+        preflight` does, as a run begins, and as `train` does for records that a stage made. Cheap;
+        of data that are read as it trains these are the first ones.
+
+        Raises:
+            UsageError: it cannot train on them.
+        """
+
     def reward_problems(self, rewards: Sequence[Reward]) -> Iterable[tuple[str, str]]:
         """What is wrong with its options beside the rewards of its stage, before anything runs, as
         `(option, message)`; cheap and offline. Not asked where the stage names none."""

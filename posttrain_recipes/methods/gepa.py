@@ -130,6 +130,17 @@ class GEPA(DataMethod):
 
     config: Config
 
+    def check(self, records: Sequence[Record]) -> None:
+        """Prompts beyond those of `selection` and `test` are what is reflected on."""
+        fixed = self.config.selection + self.config.test
+        if len(records) <= fixed:
+            raise UsageError(
+                f"{len(records)} prompts leave none to reflect on",
+                why=f"'selection' and 'test' take {fixed} of them",
+                hint="lower those, or give more prompts",
+                code="no-records",
+            )
+
     def make(self, stage: StageContext, skip: int) -> Iterator[Sequence[Prompt]]:
         """One batch: every prompt under the best instructions."""
         stage.sink.begin(1)
@@ -137,14 +148,8 @@ class GEPA(DataMethod):
             return
         prompts = cast(Sequence[Prompt], stage.train)
         config = self.config
+        self.check(prompts)
         fixed = config.selection + config.test
-        if len(prompts) <= fixed:
-            raise UsageError(
-                f"stage '{stage.name}': {len(prompts)} prompts leave none to reflect on",
-                why=f"'selection' and 'test' take {fixed} of them",
-                hint="lower those, or give more prompts",
-                code="no-records",
-            )
         datagen.open_rewards(stage)
         program = InstructedModel(stage, config, prompts)
         choose = range(config.selection)

@@ -117,22 +117,27 @@ class GKD(Method):
         again = Usage(prefill=work.usage.train, forward=work.usage.train)
         return replace(work, usage=work.usage + again, about=True)
 
+    def check(self, records: Sequence[Record]) -> None:
+        """Prompts alone have no replies of the data's."""
+        without = (one for one in records if not isinstance(one, Conversation))
+        if self.config.reads_replies and (record := next(without, None)) is not None:
+            raise UsageError(
+                f"{record.source or 'a record'}: it is a prompt without a reply to learn from",
+                hint="set 'others: teacher' or 'student_share: 1', or give conversations",
+                code="wrong-data",
+            )
+
     def train(self, stage: StageContext) -> Checkpoint:
         """Train on the stage's prompts, and on replies of its conversations."""
         config = self.config
+        self.check(stage.train)
 
         def prompt(record: Record) -> _MixedPrompt:
             tokens = prompt_tokens(_prompt(record), stage.renderer, config, record.source)
             if not config.reads_replies:
                 return _MixedPrompt(tokens)
-            if not isinstance(record, Conversation):
-                raise UsageError(
-                    f"{record.source}: it is a prompt without a reply to learn from",
-                    hint="set 'others: teacher' or 'student_share: 1', or give conversations",
-                    code="wrong-data",
-                )
             example = tokenize(
-                record.messages,
+                cast(Conversation, record).messages,
                 stage.renderer,
                 max_length=config.max_length,
                 truncate=config.truncate,

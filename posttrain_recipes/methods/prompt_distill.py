@@ -105,20 +105,26 @@ class PromptDistill(Method):
             rendered.prompt(teacher, renderer, "the teacher reads"),
         ]
 
-    def train(self, stage: StageContext) -> Checkpoint:
-        """Train on answers to the stage's prompts."""
-        config = self.config
-        items = []
-        for record in cast(Sequence[Prompt], stage.train):
-            read = self._read(record.messages)
-            if read[0] == read[1]:
+    def check(self, records: Sequence[Record]) -> None:
+        """Prompts without instructions have nothing to be learned by heart."""
+        for record in cast(Sequence[Prompt], records):
+            student, teacher = self._read(record.messages)
+            if student == teacher:
                 raise UsageError(
                     f"{record.source or 'a record'}: has no system message to learn by heart",
                     hint="set 'system' to the instructions, or give prompts that have them",
                     code="wrong-data",
                 )
+
+    def train(self, stage: StageContext) -> Checkpoint:
+        """Train on answers to the stage's prompts."""
+        config = self.config
+        self.check(stage.train)
+        items = []
+        for record in cast(Sequence[Prompt], stage.train):
             student, teacher = (
-                prompt_tokens(messages, stage.renderer, config, record.source) for messages in read
+                prompt_tokens(messages, stage.renderer, config, record.source)
+                for messages in self._read(record.messages)
             )
             items.append(_InstructedPrompt(student, teacher))
         return supervised.train(stage, config, items, _Instructed(stage, config))

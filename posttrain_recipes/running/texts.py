@@ -181,6 +181,12 @@ class Texts:
             head = list(records.tried(range(min(FIRST, len(records)))))
         else:
             head = list(records[:FIRST])
+        if isinstance(use.user, Method):
+            try:
+                use.user.check(head if isinstance(records, Streamed) else records)
+            except UsageError as error:
+                yield PreflightFinding.of(f"records of {use.name}", error, f"{use.name}: ")
+                return
         yield from _text(use, renderer, head)
         rendered: list[Rendered] = []
         for record in head:
@@ -389,7 +395,8 @@ def check(
     """Look at these stages as a run starts; what was seen of their records.
 
     Raises:
-        UsageError: a tokenizer that loses text, or a record that is too long.
+        UsageError: a tokenizer that loses text, a record that is too long, or records that the
+            method cannot train on.
     """
     texts = Texts(plan, load, whole=False)
     failed = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -330,3 +332,56 @@ def test_what_is_not_looked_at_offline_is_said(project: Project, ptl: Ptl) -> No
     said = ptl("preflight", "mine.yaml", "--offline")
     assert said.code == 0
     assert "not looked at with --offline: what tokenizers keep, how long records are" in said.out
+
+
+# --- records that a method cannot train on -------------------------------------------------------
+
+PROMPTS = """\
+name: demo
+model: ptl/nano
+stages:
+  - name: first
+    dataset: {use: jsonl, path: chat.jsonl}
+    method: {use: sft, max_length: 64}
+  - name: second
+    dataset: {use: jsonl, path: prompts.jsonl}
+    METHOD
+"""
+TEACHER = "teacher: {stage: first}"
+GEPA = """method: {use: gepa, proposals: [a], selection: %d, test: 1}
+    reward: {use: numeric}"""
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("method: {use: prompt_distill}", "prompts.jsonl:1: has no system message to learn"),
+        (f"method: {{use: gkd, {TEACHER}}}", "prompts.jsonl:1: it is a prompt without a reply"),
+        (
+            GEPA % 2,
+            "3 prompts leave none to reflect on: 'selection' and 'test' take 3 of them",
+        ),
+        ("method: {use: prompt_distill, system: Be brief.}", None),
+        (f"method: {{use: gkd, {TEACHER}, others: teacher}}", None),
+        (f"method: {{use: gkd, {TEACHER}, student_share: 1}}", None),
+        (
+            GEPA % 1,
+            None,
+        ),
+    ],
+)
+def test_records_that_a_method_cannot_use_are_told_as_a_run_begins(
+    project: Project, method: str, said: str | None
+) -> None:
+    if importlib.util.find_spec("gepa") is None and "gepa" in method:
+        pytest.skip("gepa is not installed")
+    rows = [{"prompt": f"{n} + 1 =", "answer": str(n + 1)} for n in range(3)]
+    project.write("prompts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    plan = project.plan(PROMPTS.replace("METHOD", method))
+    if said is None:
+        texts.check(plan, plan.stages, load, pytest.fail)
+        return
+    with pytest.raises(UsageError, match=f"second: {re.escape(said)}"):
+        texts.check(plan, plan.stages, load, pytest.fail)
+    failed = [one for one in Texts(plan, load).of(plan.stages) if one.verdict == "failed"]
+    assert [one.check for one in failed] == ["records of second"]
