@@ -85,6 +85,9 @@ class Plugin(ABC):
 class Reward(Plugin):
     """Scores replies."""
 
+    reads_scores: ClassVar[tuple[str, ...]] = ()
+    """Options whose `ModelRef` means a reward model: weights that score replies and write none."""
+
     @property
     def label(self) -> str:
         """What its metric is called, among the parts of a weighted sum."""

@@ -30,6 +30,7 @@ class RewardModelReward(Reward):
 
     name = "reward_model"
     needs = verdicts.NEEDS
+    reads_scores = ("model",)
 
     class Config(PluginConfig):
         """Options of the reward."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from posttrain_recipes import private
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.machine import available_memory
+from posttrain_recipes.options import ModelRef, references
 from posttrain_recipes.planning import costs, memory, needs, overlap, pricing
 from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data, Plan, PlannedStage
@@ -51,6 +52,7 @@ def cheap(plan: Plan, home: Path) -> Iterator[PreflightFinding]:
     yield _disk(home)
     yield _sdk()
     yield from _splits(plan)
+    yield from _reward_models(plan)
     yield from _prices(plan, home)
     if plan.on_end is not None:
         yield _on_end(plan)
@@ -195,6 +197,39 @@ def _disk(home: Path) -> PreflightFinding:
     if free < FREE_BYTES:
         return PreflightFinding("disk", "warning", text, "'ptl gc' says what can be deleted")
     return PreflightFinding("disk", "ok", text)
+
+
+def _reward_models(plan: Plan) -> Iterator[PreflightFinding]:
+    """Stages that are asked for scores, and whose weights were trained to write."""
+    stages = {stage.name: stage for stage in plan.stages}
+
+    def scores(name: str | None) -> bool:
+        if (stage := stages.get(name or "")) is None:
+            return False
+        made = references(stage.method.config, ModelRef) if stage.method else ()
+        own = stage.method is not None and not stage.method.writes
+        return own or any(map(scores, [stage.start, *(ref.stage for _, ref in made)]))
+
+    for stage in plan.stages:
+        for reward in _every_reward(stage):
+            for path, ref in references(reward.config, ModelRef):
+                asked = stages.get(ref.stage or "") if path[0] in reward.reads_scores else None
+                if asked is None or asked.method is None or scores(asked.name):
+                    continue
+                yield PreflightFinding(
+                    f"reward {reward.name} of {stage.name}",
+                    "warning",
+                    f"stage '{asked.name}' ({asked.method.name}) trains weights that write, and "
+                    "what they say of yes and no was never trained",
+                    "name a stage with the method reward_model, unless that is meant",
+                )
+
+
+def _every_reward(stage: PlannedStage) -> Iterator[Reward]:
+    """Its own, and those of its evals."""
+    yield from (reward for reward, _ in stage.rewards)
+    for planned in stage.evals:
+        yield from planned.eval.rewards.values()
 
 
 def _sdk() -> PreflightFinding:

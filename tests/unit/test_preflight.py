@@ -203,3 +203,48 @@ def test_only_an_engine_that_lists_its_models_is_said_to_serve_one(
     first = next(iter(preflight.engine(plan, project.path)))
     assert first.verdict == "ok"
     assert ("serves ptl/nano" in first.message) == told
+
+
+SCORED = """\
+name: demo
+model: ptl/nano
+stages:
+  - name: dpo
+    dataset: {use: jsonl, path: pairs.jsonl}
+    method: {use: dpo}
+  - name: rm
+    init_from: base
+    dataset: {use: jsonl, path: pairs.jsonl}
+    method: {use: reward_model}
+  - name: soup
+    init_from: base
+    method: {use: merge, of: [{stage: rm}, {stage: rm}]}
+  - name: rl
+    init_from: base
+    dataset: {use: jsonl, path: questions.jsonl}
+    method: {use: grpo}
+    reward: {use: reward_model, model: MODEL}
+    eval:
+      - use: mean_reward
+        reward: {use: reward_model, model: MODEL}
+        dataset: {use: jsonl, path: questions.jsonl}
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        ("{stage: dpo}", 2),
+        ("[{stage: rm}, {stage: dpo}]", 2),
+        ("{stage: rm}", 0),
+        ("{stage: soup}", 0),
+        ("{stage: base}", 0),
+    ],
+)
+def test_scores_of_weights_that_write_are_warned_of(
+    project: Project, model: str, count: int
+) -> None:
+    plan = project.plan(SCORED.replace("MODEL", model))
+    found = [one for one in preflight.cheap(plan, project.path) if "reward" in one.check]
+    assert [one.verdict for one in found] == ["warning"] * count
+    assert all("stage 'dpo' (dpo) trains weights that write" in one.message for one in found)
