@@ -254,6 +254,10 @@ class StageSink(Protocol):
     def artifact(self, name: str, text: str) -> None:
         """A file to look at, such as `episode.svg` or `board.md`; it goes to MLflow as well."""
 
+    def note(self, text: str) -> None:
+        """What a person looks for in the stage's result, such as instructions that were found: told
+        now, and kept with the stage (`ptl show`, MLflow)."""
+
 
 @dataclass(frozen=True)
 class StageContext:

@@ -188,7 +188,7 @@ class GEPA(DataMethod):
                 stage.name,
                 best.before,
             )
-        log.info("stage '%s': the best instructions are: %s", stage.name, best.text)
+        stage.sink.note(f"instructions: {' '.join(best.text.split())}")
         yield [replace(one, messages=instructed(one.messages, best.text)) for one in prompts]
 
 

@@ -382,6 +382,12 @@ class Sink:
             self.child.note(text)
             self.work.reporter.note(text)
 
+    def note(self, text: str) -> None:
+        """Say what was found, now and wherever the stage is looked at later."""
+        told = len(self.kept.notes)
+        self.kept.notes += [text] if text not in self.kept.notes else []
+        self._note(told)
+
     def warn(self, text: str) -> None:
         """Say what is wrong, now and wherever the stage is looked at later."""
         if text not in self.kept.warnings:  # or a try that was killed after its checkpoint told it

@@ -81,6 +81,7 @@ class Sink:
         self.measurements: dict[str, float] = {}
         self.logged: dict[str, float] = {}
         self.files: dict[str, str] = {}
+        self.notes: list[str] = []
         self.total = 0
 
     def begin(self, total: int) -> None:
@@ -94,6 +95,9 @@ class Sink:
 
     def artifact(self, name: str, text: str) -> None:
         self.files[name] = text
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def stage(model: Model, cache: Path | None = None, **more: Any) -> tuple[StageContext, Sink]:
@@ -223,8 +227,10 @@ def test_a_search_that_found_nothing_says_so(caplog: pytest.LogCaptureFixture) -
     assert {one.messages[0].content for one in records} == {"Say it."}  # type: ignore[union-attr]
     assert "nothing that was tried earned more" in caplog.text
     caplog.clear()
-    list(GEPA(GEPA.Config(**OPTIONS, proposals=["Shout!"])).make(context, 0))
+    context, sink = stage(Model())
+    list(GEPA(GEPA.Config(**OPTIONS, proposals=["Shout\nit!"])).make(context, 0))
     assert "nothing that was tried" not in caplog.text
+    assert sink.notes == ["instructions: Shout it!"]
 
 
 def test_what_the_rewards_say_is_read() -> None:
