@@ -68,15 +68,17 @@ def test_the_question_follows_the_reply_and_the_verdicts_begin_the_answer(
 def test_the_reward_is_the_log_odds_of_yes_against_no(
     renderer: ChatRenderer, top: int, more: int
 ) -> None:
-    """From one prefill where both verdicts are among the likeliest tokens, exactly in any case."""
+    """From one prefill where both verdicts are among the likeliest tokens, exactly in any case;
+    what else is asked for is asked for at once."""
     one = verdicts.judgement(CONVERSATION, renderer)
     sampler = Sampler({one.no: -3.5, one.yes: -0.25}, top)
-    rewards = verdicts.score(
-        sampler,  # type: ignore[arg-type]
-        renderer,
-        lambda future: future.result(),  # type: ignore[arg-type]
-        [CONVERSATION] * 3,
-    )
+
+    def wait(future: Future[Any]) -> Any:
+        if isinstance(found := future.result(), list):
+            assert len(sampler.scored) == 3 * more
+        return found
+
+    rewards = verdicts.score(sampler, renderer, wait, [CONVERSATION] * 3)  # type: ignore[arg-type]
     assert rewards == [3.25] * 3
     assert sampler.asked == [one.prompt] * 3
     assert sampler.scored == [one.prompt] * 3 * more

@@ -6,13 +6,16 @@ The conversation, reply included, is followed by one more question of the user, 
 
 is the reward of the reply, in nats: 0 where the model finds both as likely. Tinker has no scalar
 head to put on a model; this needs none, starts from what the model already knows of yes and no, and
-comes from one prefill. The method `reward_model` trains it, the reward `reward_model` and the eval
-`reward_accuracy` read it, all through this module, so that they ask the same question.
+comes from one prefill, and one more for each of the two words that is not among the likeliest 20
+tokens, as it often is not before a reward model was trained. The method `reward_model` trains it,
+the reward `reward_model` and the eval `reward_accuracy` read it, all through this module, so that
+they ask the same question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,23 +102,32 @@ def log_odds(
             sample(sampler, one.prompt, 1, max_tokens=1, temperature=1.0, seed=0, top_k=_TOP)
             for one in asked
         ]
+        pairs: list[list[float | Future[list[float | None]]]] = []
         for one, future in zip(asked, futures, strict=True):
             top = dict((wait(future).sequences[0].topk_logprobs or [None])[0] or ())
-            yes, no = (
-                top[token] if token in top else _logprob(sampler, wait, one.prompt, token)
-                for token in (one.yes, one.no)
+            pairs.append(
+                [
+                    top[token] if token in top else _submit(sampler, one.prompt, token)
+                    for token in (one.yes, one.no)
+                ]
             )
+            progress(begin + len(pairs), len(questions), "verdicts")
+        for pair in pairs:
+            yes, no = (one if isinstance(one, int | float) else _last(wait(one)) for one in pair)
             found.append(yes - no)
-            progress(len(found), len(questions), "verdicts")
     return found
 
 
-def _logprob(
-    sampler: tinker.SamplingClient, wait: Waiter, prompt: Sequence[int], token: int
-) -> float:
-    """log p of a token after the prompt, where it is not among the likeliest."""
+def _submit(
+    sampler: tinker.SamplingClient, prompt: Sequence[int], token: int
+) -> Future[list[float | None]]:
+    """Ask for log p of a token after the prompt, where it is not among the likeliest."""
     import tinker
 
-    value = wait(sampler.compute_logprobs(tinker.ModelInput.from_ints([*prompt, token])))[-1]
+    return sampler.compute_logprobs(tinker.ModelInput.from_ints([*prompt, token]))
+
+
+def _last(logprobs: Sequence[float | None]) -> float:
+    value = logprobs[-1]
     assert value is not None
     return value
