@@ -131,15 +131,9 @@ def check_reference(
         return  # it has a fault of its own
     differ = None if ref.checkpoint else builder.difference(model)
     if differ is None:
-        where_written = builder.recipe.fault(where, "")
+        at = builder.place(model, where)
         builder.same_tokenizer.append(
-            SameTokenizer(
-                builder.model,
-                model,
-                where_written.location,
-                where_written.key,
-                made.other_tokenizer,
-            )
+            SameTokenizer(builder.model, model, at.location, at.key, made.other_tokenizer)
         )
     elif differ:
         told = other_tokenizer(f"'{model}'", builder.model, differ, made.other_tokenizer)
