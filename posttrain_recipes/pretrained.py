@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain_recipes import ggufs
 from posttrain_recipes.errors import PtlError
-from posttrain_recipes.importing import import_models, import_tokenizers
+from posttrain_recipes.importing import import_models, import_tokenizers, without_compiler
 
 PROCESSOR = "chat_template.json"
 _AGAIN = (
@@ -74,13 +74,14 @@ def _loaded(location: str, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     if not ggufs.is_gguf(location):
-        return AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=dtype,
-            local_files_only=Path(location).is_dir(),
-            ignore_mismatched_sizes=True,  # they are told with the others
-            output_loading_info=True,
-        )
+        with without_compiler():
+            return AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=dtype,
+                local_files_only=Path(location).is_dir(),
+                ignore_mismatched_sizes=True,  # they are told with the others
+                output_loading_info=True,
+            )
     file, config = Path(location), ggufs.config(location)
     from transformers import modeling_gguf_pytorch_utils as reader
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from posttrain_recipes import content
@@ -15,7 +16,7 @@ from posttrain_recipes.datasets import remote
 from posttrain_recipes.datasets.faults import FileError, RowError
 from posttrain_recipes.datasets.formats import RowParser, column_problems
 from posttrain_recipes.datasets.json_rows import json_line
-from posttrain_recipes.datasets.line_index import LineIndex, indexable
+from posttrain_recipes.datasets.line_index import LineIndex, file_state, indexable
 from posttrain_recipes.datasets.misnamed import compressed, misnamed, saved_to_disk
 from posttrain_recipes.datasets.options import RowsConfig, records, tell_unused
 from posttrain_recipes.datasets.reading import FileFormat, file_format, read_rows
@@ -323,7 +324,12 @@ def _no_file(path: Path, given: str, mode: int) -> str | None:
 
 
 def line_count(path: Path) -> int:
-    """Lines of a file, read a megabyte at a time; the last may lack its newline."""
+    """Lines of a file, counted again where it was edited; the last may lack its newline."""
+    return _lines(path, file_state(path.stat()))
+
+
+@lru_cache
+def _lines(path: Path, state: tuple[int, ...]) -> int:
     count, last = 0, b"\n"
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -17,6 +17,8 @@ _MARKS = (
     codecs.BOM_UTF16_LE,
     codecs.BOM_UTF16_BE,
 )
+_AHEAD = 1 << 16
+"""Bytes that are read at once where rows are asked for in order."""
 
 
 class LineIndex:
@@ -34,7 +36,7 @@ class LineIndex:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._file)
         self._lock = threading.Lock()
-        self._state = _state(os.fstat(self._file))
+        self._state = file_state(os.fstat(self._file))
         self._starts = array("Q")
         lines = array("I")
         at = number = 0
@@ -50,6 +52,8 @@ class LineIndex:
                 at += len(raw)
         self._lines = lines if len(lines) < number else None
         self._starts.append(at)
+        self._next = self._starts[0]
+        self._ahead = (0, b"")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -62,7 +66,7 @@ class LineIndex:
         except OSError:
             return True
         mine = os.fstat(self._file)
-        return _state(status) != self._state or not os.path.samestat(status, mine)
+        return file_state(status) != self._state or not os.path.samestat(status, mine)
 
     def line(self, place: int) -> int:
         """The line that a row stands on, from 1."""
@@ -79,19 +83,32 @@ class LineIndex:
             UsageError: the file was edited since it was indexed.
         """
         begin, end = self._starts[place], self._starts[place + 1]
+        at, block = self._ahead
+        if at <= begin and end <= at + len(block):
+            raw = block[begin - at : end - at]
+        else:
+            raw = self._read(begin, end - begin)
+        self._next = end
+        return raw if self._lines is None else raw.partition(b"\n")[0]
+
+    def _read(self, begin: int, size: int) -> bytes:
+        """So many bytes; where they follow those of the last row, what comes next is kept."""
+        in_order = begin == self._next
         with self._lock:  # stages may read side by side
             os.lseek(self._file, begin, os.SEEK_SET)
-            raw = os.read(self._file, end - begin)
-        if _state(os.fstat(self._file)) != self._state:
+            block = os.read(self._file, max(size, _AHEAD) if in_order else size)
+        if file_state(os.fstat(self._file)) != self._state:
             raise UsageError(
                 f"{display_path(self.path)} was edited while it was read",
                 hint="run it again; a run keeps to what the file held as it began",
                 code="changed",
             )
-        return raw if self._lines is None else raw.partition(b"\n")[0]
+        if in_order:
+            self._ahead = begin, block
+        return block[:size]
 
 
-def _state(status: os.stat_result) -> tuple[int, int, int]:
+def file_state(status: os.stat_result) -> tuple[int, ...]:
     """What tells that a file was not edited since."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

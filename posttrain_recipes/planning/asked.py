@@ -15,7 +15,6 @@ import subprocess
 import sys
 from array import array
 from contextlib import suppress
-from itertools import pairwise
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.machine import cores
@@ -28,23 +27,49 @@ UNKNOWN = 0
 """Stands for the digest of a row of which something is to be told, or that asks nothing."""
 
 
-def digests(dataset: Dataset, count: int) -> array[int]:
-    """The digests of what the first `count` rows ask, as numbers; `UNKNOWN` for some of them.
+class Reading:
+    """A reading that other processes began; this one goes on with what it has to do."""
 
-    Empty where there are few, one core, or nobody else can read the data set.
+    def __init__(self, readers: list[subprocess.Popen[bytes]]) -> None:
+        self._readers = readers
+
+    def digests(self, count: int) -> array[int]:
+        """Wait for the digests of what the first `count` rows ask, as numbers; `UNKNOWN` for some.
+
+        Empty where the readers could not read the data set, or found another number of rows.
+        """
+        found = array("Q")
+        for reader in self._readers:
+            assert reader.stdout is not None
+            with suppress(ValueError, OSError):  # it broke off within a number
+                found.frombytes(reader.stdout.read())
+        self.close()
+        return found if len(found) == count else array("Q")
+
+    def close(self) -> None:
+        """End the processes, whatever they still had to read."""
+        for reader in self._readers:
+            reader.kill()
+            reader.wait()
+            assert reader.stdout is not None
+            reader.stdout.close()
+
+
+def begin(dataset: Dataset, count: int) -> Reading | None:
+    """Have the rows of a data set of `count` read.
+
+    None where there are few, one core, or nobody else can read the data set.
     """
     if count < MANY or cores() == 1:
-        return array("Q")
-    ends = [count * part // cores() for part in range(cores() + 1)]
+        return None
     try:
-        requests = [pickle.dumps((dataset, begin, end)) for begin, end in pairwise(ends)]
+        requests = [pickle.dumps((dataset, part, cores())) for part in range(cores())]
     except (pickle.PicklingError, AttributeError, TypeError):  # of a class that has no address
-        return array("Q")
-    # They import what this process does, and nothing that lies in the working directory.
-    readers: list[subprocess.Popen[bytes]] = []
-    found = array("Q")
+        return None
+    reading = Reading(readers := [])
     try:
         for request in requests:
+            # They import what this process does, and nothing that lies in the working directory.
             reader = subprocess.Popen(
                 [sys.executable, "-P", "-m", __spec__.name],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -56,17 +81,10 @@ def digests(dataset: Dataset, count: int) -> array[int]:
             assert reader.stdin is not None
             with suppress(BrokenPipeError), reader.stdin:
                 reader.stdin.write(request)
-        for reader in readers:
-            assert reader.stdout is not None
-            with suppress(ValueError):  # it broke off within a number
-                found.frombytes(reader.stdout.read())
     except OSError:
-        return array("Q")
-    finally:
-        for reader in readers:
-            reader.kill()
-            reader.wait()
-    return found if len(found) == count else array("Q")
+        reading.close()
+        return None
+    return reading
 
 
 class _Told(logging.Handler):
@@ -78,15 +96,16 @@ class _Told(logging.Handler):
         self.said = True
 
 
-def read(dataset: Dataset, begin: int, end: int) -> array[int]:
-    """The digests of what the rows from `begin` to before `end` ask."""
+def read(dataset: Dataset, part: int, parts: int) -> array[int]:
+    """The digests of what the rows of one of so many parts ask."""
     told = _Told()
     logging.basicConfig(handlers=[told], level=logging.WARNING, force=True)
     rows = dataset.streamed()
     if rows is None:
         raise SystemExit("it is another file by now")
+    count = min(len(rows), dataset.config.limit or len(rows))
     found = array("Q")
-    for place in range(begin, end):
+    for place in range(count * part // parts, count * (part + 1) // parts):
         told.said = False
         try:
             question = question_of(rows[place])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from posttrain_recipes import content
 from posttrain_recipes.conversion import convert, expand
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning import depends, splits
-from posttrain_recipes.planning.plans import Data
+from posttrain_recipes.planning.plans import Data, PlannedStage
 from posttrain_recipes.planning.splits import held_out
-from posttrain_recipes.records import Record
+from posttrain_recipes.records import Labelled, Record
 from posttrain_recipes.streamed import Streamed
 
 _LEADING = 100
@@ -66,6 +67,17 @@ def open_records(
     """
     streamed = _streamed(data, wants, made)
     return _loaded(data, wants, made) if streamed is None else streamed
+
+
+def reading_ahead(stages: Iterable[PlannedStage]) -> AbstractContextManager[None]:
+    """Have what these stages will ask of large files read while other things are done."""
+    sources = []
+    for stage in stages:
+        if (data := stage.data) is None or data.made_by or stage.wants in (None, Labelled):
+            continue  # of replies with labels there may be two a row: such a file is held
+        data.dataset.bind(Path, stage.wants)
+        sources.append(data)
+    return splits.ahead(sources)
 
 
 def _streamed(

@@ -31,7 +31,17 @@ _ENCODER = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False)
 
 def digest(*parts: Any) -> str:
     """A short hash of plain values."""
-    return hashlib.sha256(_ENCODER.encode(parts).encode()).hexdigest()[:16]
+    return digest_of_json(as_json(parts))
+
+
+def as_json(value: Any) -> str:
+    """The text of a plain value that digests are made of."""
+    return _ENCODER.encode(value)
+
+
+def digest_of_json(text: str) -> str:
+    """The digest of values whose text as one list, by `as_json`, is this."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

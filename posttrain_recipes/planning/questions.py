@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from json.encoder import encode_basestring
 from typing import Any
 
 from posttrain_recipes.conversion import as_row
-from posttrain_recipes.planning.depends import digest
+from posttrain_recipes.planning.depends import as_json, digest, digest_of_json
 from posttrain_recipes.records import (
     Conversation,
     Labelled,
@@ -41,9 +42,11 @@ def questions_of(record: Record) -> Iterator[str]:
         known = content_of(record) if prompt is None else question_of(prompt)
         yield from () if known is None else (known,)
         return
-    prompts = [prompt for prompt in _prompts(record) if prompt]
-    yield from map(_question, prompts)
-    if not prompts:  # a text without a question
+    none = True
+    for asked in filter(None, _prompts(record)):
+        none = False
+        yield _question(asked)
+    if none:  # a text without a question
         yield digest(as_row(record))
 
 
@@ -72,16 +75,15 @@ def _prompts(record: Record) -> Iterator[Sequence[Message]]:
 def _question(prompt: Sequence[Message]) -> str:
     """Without the system prompt, unless that is all there is."""
     asked = [message for message in prompt if message.role != "system"] or prompt
-    return digest(
-        [
-            [
-                message.role,
-                " ".join(message.content.split()),
-                [call.as_dict() for call in message.tool_calls] or None,
-            ]
-            for message in asked
-        ]
-    )
+    turns = []
+    for message in asked:
+        said = " ".join(message.content.split())
+        if message.tool_calls:
+            calls = [call.as_dict() for call in message.tool_calls]
+            turns.append(as_json([message.role, said, calls]))
+        else:  # a million times where a large file is split
+            turns.append(f'["{message.role}", {encode_basestring(said)}, null]')
+    return digest_of_json(f"[[{', '.join(turns)}]]")
 
 
 def _parts(record: Record) -> list[Any]:

@@ -10,8 +10,8 @@ import hashlib
 import logging
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posttrain_recipes import content
@@ -30,6 +30,7 @@ _SUM = 32
 """Bytes of the hash that a kept split ends with."""
 
 _known: OrderedDict[str, array[int]] = OrderedDict()
+_begun: dict[str, asked.Reading] = {}
 
 
 def held_out(records: Sequence[Record], count: int) -> set[int]:
@@ -88,10 +89,10 @@ def split(data: Data, rows: Streamed[Record]) -> Sequence[int] | None:
     Raises:
         UsageError: a row that cannot be used (unless those are skipped), or too few for the split.
     """
-    key = depends.digest("split", __version__, depends.of_plugin(data.dataset))
+    key = _key(data)
     kept = _known.get(key) or _read(key)
     if kept is None:
-        kept = _made(data, rows)
+        kept = _made(data, rows, _asked(key, data, rows))
         if kept is None:
             return None
         if not rows.left_out:  # else they would not be told again
@@ -104,13 +105,49 @@ def split(data: Data, rows: Streamed[Record]) -> Sequence[int] | None:
     return kept[1 : 1 + held] if data.held_out else kept[1 + held :]
 
 
-def _made(data: Data, rows: Streamed[Record]) -> array[int] | None:
-    """How many are held out, their places, and those of the others."""
+@contextmanager
+def ahead(sources: Iterable[Data]) -> Iterator[None]:
+    """Have large files that are to be split read while other things are done, until the end of it.
+
+    What they ask takes a process on each core some seconds, and whoever starts a run keeps one of
+    them busy for as long.
+    """
+    try:
+        for data in sources:
+            count = data.dataset.size() if data.dataset.config.test_size else None
+            if count is None or count < asked.MANY or (key := _key(data)) in _begun:
+                continue
+            if key in _known or _read(key) is not None:
+                continue
+            if (reading := asked.begin(data.dataset, count)) is not None:
+                _begun[key] = reading
+        yield
+    finally:
+        while _begun:
+            _begun.popitem()[1].close()
+
+
+def _key(data: Data) -> str:
+    return depends.digest("split", __version__, depends.of_plugin(data.dataset))
+
+
+def _asked(key: str, data: Data, rows: Streamed[Record]) -> array[int]:
+    """The digests of what the rows ask, as far as other processes read them."""
+    count = min(len(rows), data.dataset.config.limit or len(rows))
+    reading = _begun.pop(key, None) or asked.begin(data.dataset, count)
+    return array("Q") if reading is None else reading.digests(count)
+
+
+def _made(data: Data, rows: Streamed[Record], known: array[int]) -> array[int] | None:
+    """How many are held out, their places, and those of the others.
+
+    Args:
+        known: what the rows ask, as `asked` has it; of rows after its end nothing is known.
+    """
     import numpy as np
 
     config = data.dataset.config
     places, digests = array("I"), array("Q")
-    known = asked.digests(data.dataset, min(len(rows), config.limit or len(rows)))
     for place in range(len(rows)):
         if place < len(known) and known[place] != asked.UNKNOWN:
             places.append(place)

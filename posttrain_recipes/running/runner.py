@@ -23,6 +23,7 @@ from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.planning import costs, gates, needs, pricing
 from posttrain_recipes.planning.costs import Estimator
+from posttrain_recipes.planning.data import reading_ahead
 from posttrain_recipes.planning.plans import Plan, PlannedStage, Resources
 from posttrain_recipes.planning.reuse import (
     Action,
@@ -131,6 +132,8 @@ def run(
             telling.tell_late(plan, kept, earlier, reporter)
             return earlier
         held.enter_context(interrupts.installed())
+        ahead = [stage for stage in scope.stages(plan) if not record.stage(stage.name).done]
+        held.enter_context(reading_ahead(ahead))
         reporter = held.enter_context(stalls.looked_after(directory, reporter))
         record.status, record.error = "running", None
         reporter.run_started(plan, record, resumed=earlier is not None)

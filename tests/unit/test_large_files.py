@@ -24,7 +24,7 @@ from posttrain_recipes.options import ModelRef, RendererConfig
 from posttrain_recipes.planning import asked, splits
 from posttrain_recipes.planning.data import load_records, open_records
 from posttrain_recipes.planning.plans import Data
-from posttrain_recipes.plugin import Conversation, Labelled, Prompt, Record, Resume
+from posttrain_recipes.plugin import Conversation, Dataset, Labelled, Prompt, Record, Resume
 from posttrain_recipes.running import sampled, texts
 from posttrain_recipes.running.reading import read_records
 from posttrain_recipes.streamed import Streamed
@@ -288,10 +288,6 @@ def test_several_processes_split_a_file_as_one_does_and_tell_as_much(
 ) -> None:
     monkeypatch.setattr(asked, "cores", lambda: 3)
     reads, found, said = [], [], []
-    real = asked.digests
-    monkeypatch.setattr(
-        asked, "digests", lambda dataset, count: reads.append(real(dataset, count)) or reads[-1]
-    )
     for at_least in (1, 1 << 30):
         monkeypatch.setattr(asked, "MANY", at_least)
         splits._known.clear()
@@ -299,7 +295,8 @@ def test_several_processes_split_a_file_as_one_does_and_tell_as_much(
         one = data(many, test_size=500, bad_rows="skip", **options)
         source = one.dataset.streamed()
         assert source is not None
-        found.append(splits._made(one, source.leaving_out(lambda error: True)))
+        reads.append(splits._asked("key", one, source))
+        found.append(splits._made(one, source.leaving_out(lambda error: True), reads[-1]))
         said.append([message for message in caplog.messages if "late" not in message])
     assert found[0] == found[1]
     assert found[0] is not None
@@ -320,6 +317,75 @@ def test_a_late_field_is_told_though_another_process_read_it(
     assert told(caplog) == ["late"]
 
 
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[asked.Reading]:
+    """The readings that other processes begin from now on."""
+    monkeypatch.setattr(asked, "MANY", 1)
+    monkeypatch.setattr(asked, "cores", lambda: 2)
+    begun: list[asked.Reading] = []
+    real = asked.begin
+
+    def begin(dataset: Dataset, count: int) -> asked.Reading | None:
+        if (reading := real(dataset, count)) is not None:
+            begun.append(reading)
+        return reading
+
+    monkeypatch.setattr(asked, "begin", begin)
+    return begun
+
+
+def ended(reading: asked.Reading) -> bool:
+    return all(reader.poll() is not None for reader in reading._readers)
+
+
+def good(folder: Path) -> Path:
+    return written(folder, [row(f"a {n}", f"b {n}") for n in range(21_000)])
+
+
+def test_a_file_that_is_read_ahead_is_split_by_that_reading(
+    tmp_path: Path, readings: list[asked.Reading], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [data(good(tmp_path), held, test_size=500) for held in (False, True)]
+    with splits.ahead(parts):
+        records = [list(open_records(part, Conversation)) for part in parts]
+    assert len(readings) == 1
+    assert ended(readings[0])
+    splits._known.clear()
+    with splits.ahead(parts):  # the places are in the cache
+        assert [list(open_records(part, Conversation)) for part in parts] == records
+    assert len(readings) == 1
+    monkeypatch.setattr(jsonl, "HELD", 1 << 20)
+    assert [load_records(part, Conversation) for part in parts] == records
+
+
+def test_a_reading_that_nobody_asks_for_ends_with_what_it_was_begun_for(
+    tmp_path: Path, readings: list[asked.Reading]
+) -> None:
+    path = good(tmp_path)
+    with pytest.raises(KeyError), splits.ahead([data(path), data(path, test_size=500)]):
+        raise KeyError("the run failed")
+    assert len(readings) == 1, "and a file that is not split is not read"
+    assert ended(readings[0])
+
+
+def test_a_file_edited_since_it_was_read_ahead_is_read_anew(
+    tmp_path: Path, readings: list[asked.Reading]
+) -> None:
+    path = good(tmp_path)
+    with splits.ahead([data(path, test_size=500)]):
+        path.write_text("".join(row(f"c {n}") + "\n" for n in range(21_000)))
+        held = open_records(data(path, True, test_size=500), Conversation)
+    assert len(held) == 500
+    assert all(question(record).startswith("c ") for record in held)
+    assert len(readings) == 2
+    assert all(map(ended, readings))
+
+
+def question(record: Record) -> str:
+    assert isinstance(record, Conversation)
+    return record.messages[0].content
+
+
 @pytest.mark.parametrize("fault", ["no address", "it fails", "it cannot be started"])
 def test_where_no_other_process_can_read_it_this_one_does(
     fault: str, many: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +402,8 @@ def test_where_no_other_process_can_read_it_this_one_does(
         monkeypatch.setattr(asked.sys, "executable", "/bin/false")
     else:
         monkeypatch.setattr(asked.sys, "executable", "/nowhere")
-    assert not asked.digests(dataset, 21_005)
+    reading = asked.begin(dataset, 21_005)
+    assert reading is None or not reading.digests(21_005)
 
 
 def test_other_processes_import_nothing_of_the_working_directory(
@@ -346,7 +413,9 @@ def test_other_processes_import_nothing_of_the_working_directory(
     (tmp_path / "hashlib.py").write_text("raise SystemExit('mine')")
     monkeypatch.chdir(tmp_path)
     dataset = data(many, test_size=500, bad_rows="skip").dataset
-    assert len(asked.digests(dataset, 21_005)) == 21_005
+    reading = asked.begin(dataset, 21_005)
+    assert reading is not None
+    assert len(reading.digests(21_005)) == 21_005
 
 
 RECIPE = """\
@@ -424,12 +493,14 @@ def test_a_file_that_is_another_one_is_indexed_again(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_edited_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, rows(40))
+    path = written(tmp_path, [row(f"{n} " + "a" * 10_000) for n in range(40)])
     records = streamed(path)
-    with path.open("a") as file:
-        file.write(row("more") + "\n")
+    before = records[3]
+    text = path.read_text()
+    path.write_text(text.replace("3 a", "4 a") + row("more") + "\n")
+    assert records[3] == before, "of what was read with the row before it"
     with pytest.raises(UsageError, match=r"a\.jsonl was edited while it was read"):
-        records[3]
+        records[30]
     assert len(streamed(path)) == 41
 
 
