@@ -128,6 +128,7 @@ def _print_record(number: int, record: SeenRecord, marks: tuple[str, str] | None
     for view in record.views:
         what = f"{view.what}: " if view.what else ""
         learned = f", {view.learned:,} of them learned" if view.weights else ", a prompt"
+        learned += f" ({view.weighs})" if view.weighs else ""
         click.echo(f"   {line(what)}{len(view.ids):,} tokens{learned}")
         _print_text(view, marks)
         for added in view.added:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pydantic import model_validator
+
 from posttrain_recipes.plugin import StageContext
 from posttrain_recipes.training.preference import completions, pairs
 from posttrain_recipes.training.preference.pair_losses import PairLossConfig
@@ -38,6 +40,16 @@ class DPO(pairs.PairMethod):
 
     class Config(PairLossConfig, pairs.PairConfig):
         """Options of direct preference optimization."""
+
+        @model_validator(mode="after")
+        def _pairs_are_ranked(self) -> DPO.Config:
+            ranked = {"aot", "aot_unpaired"} & self.losses.keys()
+            if self.batch_size == 1 and ranked:
+                raise ValueError(
+                    f"loss '{min(ranked)}' ranks the pairs of a batch, and is sigmoid with "
+                    "batch_size 1; raise it"
+                )
+            return self
 
     config: Config
 

@@ -7,6 +7,7 @@ there. `ptl data show` prints it, and a run keeps a page of the first record wit
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN = 600
 """Tokens that are shown of one sequence: half of them of its beginning, half of its end."""
+MANY_WEIGHTS = 3
+"""Different weights of learned tokens up to which each is told."""
 EPISODE_SECONDS = 10.0
 """That an environment may take to begin an episode that is only looked at."""
 BEGIN, END = "where the assistant begins", "after the last reply"
@@ -83,6 +86,17 @@ class View:
     def learned(self) -> int:
         """Tokens that are learned; the first of a sequence is never predicted."""
         return sum(weight != 0 for weight in self.weights[1:])
+
+    @property
+    def weighs(self) -> str:
+        """What the learned tokens weigh in the loss, where that is not 1 of each; else empty."""
+        counts = Counter(weight for weight in self.weights[1:] if weight)
+        if not counts.keys() - {1}:
+            return ""
+        if len(counts) > MANY_WEIGHTS:
+            return f"weights from {min(counts):g} to {max(counts):g}"
+        told = sorted(counts.items(), reverse=True)
+        return ", ".join(f"{count:,} with weight {weight:g}" for weight, count in told)
 
 
 @dataclass(frozen=True)
@@ -360,6 +374,7 @@ def page(user: Plugin, record: Record, renderers: Renderers) -> str:
     parts = [f"<h3>{_escaped(one.source)}</h3>"]
     for seen in one.views:
         learned = f", {seen.learned:,} learned (marked)" if seen.weights else ""
+        learned += _in_brackets(seen.weighs)
         what = f"{seen.what}: " if seen.what else ""
         parts.append(f"<p>{_escaped(what)}{len(seen.ids):,} tokens{learned}</p>")
         parts.append(f"<pre>{''.join(map(_markup, seen.pieces))}</pre>")

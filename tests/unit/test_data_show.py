@@ -310,6 +310,33 @@ def test_the_page_of_a_run_marks_what_is_learned_and_runs_nothing(tiny: ChatRend
     assert "<mark>&lt;b&gt;2&lt;/b&gt;</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in text
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ((None, None), ""),
+        ((1.0, 1.0), ""),
+        ((0.25, None), "2 with weight 1, 2 with weight 0.25"),
+        ((0.5, 0.5), "4 with weight 0.5"),
+        ((0.0, 2.0), "2 with weight 2"),
+        ((0.1, 0.2, 0.3, 0.4), "weights from 0.1 to 0.4"),
+    ],
+)
+def test_what_learned_tokens_weigh_is_told_where_it_is_not_one(
+    weights: tuple[float | None, ...], told: str, tiny: ChatRenderer
+) -> None:
+    messages = [
+        message
+        for weight in weights
+        for message in (Message("user", "1 + 1 ="), Message("assistant", "2", weight=weight))
+    ]
+    record = Conversation(messages=tuple(messages), source="x.jsonl:1")
+    (view,) = seen(sft(train_on="all"), record, tiny)
+    assert view.weighs == told
+    assert (
+        f"learned (marked) ({told})" in page(sft(train_on="all"), record, lambda ref: tiny)
+    ) == (told != "")
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 RECIPE = """
@@ -345,6 +372,13 @@ def test_learned_tokens_are_marked_where_there_is_no_colour(project: Project, pt
     assert "20 tokens" not in said.out
     assert "tokens, 2 of them learned" in said.out
     assert "\x1b" not in said.out
+
+
+def test_weights_of_messages_are_told(project: Project, ptl: Ptl) -> None:
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2", "weight": 0.5}]
+    project.write("weighed.jsonl", json.dumps({"messages": turns}) + "\n")
+    project.write("mine.yaml", RECIPE.replace("chat", "weighed"))
+    assert "2 of them learned (2 with weight 0.5)\n" in ptl("data", "show", "mine.yaml").out
 
 
 def test_variants_go_by_the_name_of_their_stage(project: Project, ptl: Ptl) -> None:
