@@ -236,8 +236,15 @@ class Registry:
 
 
 def nearest(name: str, options: Collection[str], cutoff: float = 0.6) -> str | None:
-    """What was most likely meant; None where nothing is near. `cutoff`: 0 to 1, 1 is the same."""
-    return next(iter(difflib.get_close_matches(name, sorted(options), n=1, cutoff=cutoff)), None)
+    """What was most likely meant, whatever its case, and with `-` for `_`; None where nothing is
+    near. `cutoff`: 0 to 1, 1 is the same."""
+    plain = {_plain(option): option for option in sorted(options, reverse=True)}
+    near = difflib.get_close_matches(_plain(name), sorted(plain), n=1, cutoff=cutoff)
+    return plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def suggest(name: str, options: Sequence[str]) -> str:

@@ -5,12 +5,12 @@ Nothing here knows what the keys mean, but that stages are addressed by name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain_recipes.errors import Fault, Location, RecipeError
+from posttrain_recipes.registry import suggest
 
 Key = tuple[str | int, ...]
 """The path of a value: `("stages", 0, "method", "learning_rate")`."""
@@ -109,9 +109,7 @@ def _merge_named(base: Node, over: Node, path: str) -> Node:
         else:
             known = [name for name in names if name]
             known += [name for item in items for name in _inside(item)]
-            near = difflib.get_close_matches(key, known, n=1)
-            tail = f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(known)}"
-            message = f"nothing is named '{key}'; {tail}"
+            message = f"nothing is named '{key}'; {suggest(key, known)}"
             faults.append(Fault(node.key_at or node.at, f"{path}.{key}", message))
     if faults:
         raise RecipeError(faults)

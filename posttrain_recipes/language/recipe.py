@@ -35,6 +35,7 @@ from posttrain_recipes.language.given import dumped
 from posttrain_recipes.language.nodes import NESTED, Key, Node, merge, name_of
 from posttrain_recipes.language.parsing import MAX_BYTES, parse, parse_value, placed
 from posttrain_recipes.options import is_key
+from posttrain_recipes.registry import suggest
 
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -130,11 +131,10 @@ def load(
         preset = "quick"
     if preset is not None:
         if preset not in choices:
-            near = difflib.get_close_matches(preset, list(choices), n=1)
-            there = f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(choices)}"
+            none = "this recipe has no presets; run it without --preset"
             raise UsageError(
                 f"{display_path(path)} has no preset '{preset}'",
-                hint=there if choices else "this recipe has no presets; run it without --preset",
+                hint=suggest(preset, list(choices)) if choices else none,
                 code="unknown-name",
             )
         chosen = choices[preset]

@@ -15,7 +15,7 @@ from posttrain_recipes.language import synonyms
 from posttrain_recipes.language.nodes import NESTED, Key
 from posttrain_recipes.language.recipe import Recipe
 from posttrain_recipes.language.schema import BOUND, NAME, recipe_schema
-from posttrain_recipes.registry import KINDS, Registry, suggest
+from posttrain_recipes.registry import KINDS, Registry, nearest, suggest
 from posttrain_recipes.shipped import INDEX
 
 MISPLACED = {
@@ -291,7 +291,9 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
             found = listed_in(kind, str(value))
             meant = f"write {data}" if data else found or suggest(str(value), options)
             return f"unknown {kind} {shown}; {meant}"
-        return f"must be one of {', '.join(options)}, not {shown}; {suggest(str(value), options)}"
+        near = nearest(str(value), options)
+        meant = f"; did you mean '{near}'?" if near else ""
+        return f"must be one of {', '.join(options)}, not {shown}{meant}"
     phrases = {
         "minimum": f"must be at least {rule}, not {shown}",
         "exclusiveMinimum": f"must be more than {rule}, not {shown}",

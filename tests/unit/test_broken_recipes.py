@@ -144,6 +144,22 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         GOOD.replace("learning_rate: 1e-3", "schedule: cosin"),
         ["stages.sft.method.schedule", "must be one of", "did you mean 'cosine'?"],
     ),
+    "a choice in capitals": (
+        GOOD.replace("learning_rate: 1e-3", "loss: DFT"),
+        ["stages.sft.method.loss", """must be one of nll, dft, not "DFT"; did you mean 'dft'?"""],
+    ),
+    "no choice is near": (
+        GOOD.replace("learning_rate: 1e-3", "loss: zzz"),
+        ["stages.sft.method.loss", 'must be one of nll, dft, not "zzz"\n'],
+    ),
+    "a method in capitals": (
+        GOOD.replace("use: dpo", "use: DPO"),
+        ["stages.dpo.method.use", """unknown method "DPO"; did you mean 'dpo'?"""],
+    ),
+    "a method with hyphens": (
+        GOOD.replace("use: dpo", "use: Online-DPO"),
+        ["stages.dpo.method.use", "did you mean 'online_dpo'?"],
+    ),
     "unknown stage": (
         GOOD.replace("  - name: dpo", "  - name: dpo\n    init_from: stf"),
         ["mine.yaml:9:16  stages.dpo.init_from", "unknown stage 'stf'; did you mean 'sft'?"],
