@@ -65,7 +65,7 @@ class Streamed(Sequence[Item], Generic[Item]):
     def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
             return self.chosen(range(self._count)[place])
-        return self._make(range(self._count)[place])
+        return self._make(place if 0 <= place < self._count else range(self._count)[place])
 
     def __iter__(self) -> Iterator[Item]:
         for place in range(self._count):

@@ -9,6 +9,7 @@ import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from posttrain_recipes import content
@@ -245,12 +246,18 @@ def _index(path: Path) -> LineIndex | None:
     known = _indexes.get(path)
     if known is None or known.changed:
         _indexes.pop(path, None)
-        if misnamed(path, "jsonl") or not indexable(path) or line_count(path) <= HELD:
+        if misnamed(path, "jsonl") or not indexable(path) or not _is_large(path):
             return None
         known = LineIndex(path)
         if len(known) > HELD:
             _indexes[path] = known
     return known if len(known) > HELD else None
+
+
+def _is_large(path: Path) -> bool:
+    """Whether there are more lines than are held."""
+    with path.open("rb") as stream:
+        return next(islice(stream, HELD, None), None) is not None
 
 
 class _FirstRowError(Exception):

@@ -37,8 +37,7 @@ class LineIndex:
         weakref.finalize(self, os.close, self._file)
         self._lock = threading.Lock()
         self._state = file_state(os.fstat(self._file))
-        self._starts = array("Q")
-        lines = array("I")
+        starts, lines = array("Q"), array("I")
         at = number = 0
         with open(self._file, "rb", closefd=False) as stream:
             for raw in stream:
@@ -47,12 +46,13 @@ class LineIndex:
                     at = len(codecs.BOM_UTF8)
                 number += 1
                 if raw.startswith(b"{") or not _blank(raw):
-                    self._starts.append(at)
+                    starts.append(at)
                     lines.append(number)
                 at += len(raw)
         self._lines = lines if len(lines) < number else None
-        self._starts.append(at)
-        self._next = self._starts[0]
+        starts.append(at)
+        self._starts = starts
+        self._next = starts[0]
         self._ahead = (0, b"")
 
     def __len__(self) -> int:
