@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posttrain_recipes import content
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.planning import asked, depends
 from posttrain_recipes.planning.plans import Data
 from posttrain_recipes.planning.questions import content_of, question_of
@@ -112,19 +112,23 @@ def ahead(sources: Iterable[Data]) -> Iterator[None]:
     What they ask takes a process on each core some seconds, and whoever starts a run keeps one of
     them busy for as long.
     """
+    mine = []
     try:
         for data in sources:
-            count = data.dataset.size() if data.dataset.config.test_size else None
-            if count is None or count < asked.MANY or (key := _key(data)) in _begun:
-                continue
-            if key in _known or _read(key) is not None:
-                continue
-            if (reading := asked.begin(data.dataset, count)) is not None:
-                _begun[key] = reading
+            with suppress(OSError, PtlError):  # told where the stage reads it
+                count = data.dataset.size() if data.dataset.config.test_size else None
+                if count is None or count < asked.MANY or (key := _key(data)) in _begun:
+                    continue
+                if key in _known or _read(key) is not None:
+                    continue
+                if (reading := asked.begin(data.dataset, count)) is not None:
+                    _begun[key] = reading
+                    mine.append(key)
         yield
     finally:
-        while _begun:
-            _begun.popitem()[1].close()
+        for key in mine:
+            if (left := _begun.pop(key, None)) is not None:
+                left.close()
 
 
 def _key(data: Data) -> str:

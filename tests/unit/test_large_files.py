@@ -17,7 +17,7 @@ from posttrain_recipes.datasets import jsonl
 from posttrain_recipes.datasets.json_rows import json_line, json_lines
 from posttrain_recipes.datasets.jsonl import Jsonl
 from posttrain_recipes.datasets.line_index import LineIndex
-from posttrain_recipes.errors import UsageError
+from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.methods.dpo import DPO
 from posttrain_recipes.methods.sft import SFT
 from posttrain_recipes.options import ModelRef, RendererConfig
@@ -366,6 +366,31 @@ def test_a_reading_that_nobody_asks_for_ends_with_what_it_was_begun_for(
         raise KeyError("the run failed")
     assert len(readings) == 1, "and a file that is not split is not read"
     assert ended(readings[0])
+
+
+def test_a_file_that_is_gone_is_told_where_it_is_read(
+    tmp_path: Path, readings: list[asked.Reading]
+) -> None:
+    path = good(tmp_path)
+    gone = data(path, test_size=500)
+    path.unlink()
+    with splits.ahead([gone]), pytest.raises(PtlError):
+        open_records(gone, Conversation)
+    assert not readings
+
+
+def test_runs_side_by_side_end_their_own_readings(
+    tmp_path: Path, readings: list[asked.Reading]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = (data(good(tmp_path / name), test_size=n) for name, n in (("one", 5), ("two", 6)))
+    with splits.ahead([one]):
+        with splits.ahead([two]):
+            pass
+        assert list(map(ended, readings)) == [False, True]
+        assert len(open_records(one, Conversation)) == 21_000 - 5
+    assert len(readings) == 2
 
 
 def test_a_file_edited_since_it_was_read_ahead_is_read_anew(
