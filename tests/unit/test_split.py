@@ -12,6 +12,7 @@ import pytest
 
 from posttrain_recipes.datasets.nim import NimTask
 from posttrain_recipes.planning.data import held_out, load_records
+from posttrain_recipes.planning.depends import digest
 from posttrain_recipes.planning.plans import Data
 from posttrain_recipes.planning.questions import content_of, question_of, questions_of
 from posttrain_recipes.plugin import (
@@ -24,6 +25,7 @@ from posttrain_recipes.plugin import (
     Record,
     Task,
 )
+from posttrain_recipes.records import ToolCall
 from tests.conftest import Project
 
 RECIPE = """\
@@ -242,3 +244,17 @@ def test_the_split_is_no_part_of_what_a_seed_changes(project: Project) -> None:
     assert first.data.identity() == second.data.identity()
     assert first.fingerprint != second.fingerprint
     assert first.evals[0].fingerprint != second.evals[0].fingerprint, "it samples with the seed"
+
+
+@pytest.mark.parametrize("said", ["a", '"q\\ \n\t x', "é\u2028 \x7f \x01", "\U0001f600  x", ""])
+def test_a_question_is_the_digest_of_its_turns_as_plain_values(said: str) -> None:
+    call = ToolCall("add", '{"a": 1}', "x")
+    messages = (
+        Message("system", "left out"),
+        Message("user", said),
+        Message("assistant", said, tool_calls=(call,)),
+        Message("tool", said, name="add", tool_call_id="x"),
+    )
+    text = " ".join(said.split())
+    turns = [["user", text, None], ["assistant", text, [call.as_dict()]], ["tool", text, None]]
+    assert question_of(Prompt(messages=messages)) == digest(turns)
