@@ -89,6 +89,12 @@ class LineIndex:
         else:
             raw = self._read(begin, end - begin)
         self._next = end
+        if file_state(os.fstat(self._file)) != self._state:
+            raise UsageError(
+                f"{display_path(self.path)} was edited while it was read",
+                hint="run it again; a run keeps to what the file held as it began",
+                code="changed",
+            )
         return raw if self._lines is None else raw.partition(b"\n")[0]
 
     def _read(self, begin: int, size: int) -> bytes:
@@ -97,12 +103,6 @@ class LineIndex:
         with self._lock:  # stages may read side by side
             os.lseek(self._file, begin, os.SEEK_SET)
             block = os.read(self._file, max(size, _AHEAD) if in_order else size)
-        if file_state(os.fstat(self._file)) != self._state:
-            raise UsageError(
-                f"{display_path(self.path)} was edited while it was read",
-                hint="run it again; a run keeps to what the file held as it began",
-                code="changed",
-            )
         if in_order:
             self._ahead = begin, block
         return block[:size]

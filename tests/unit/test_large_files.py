@@ -518,14 +518,12 @@ def test_a_file_that_is_another_one_is_indexed_again(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_edited_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, [row(f"{n} " + "a" * 10_000) for n in range(40)])
+    path = written(tmp_path, rows(40))
     records = streamed(path)
-    before = records[3]
-    text = path.read_text()
-    path.write_text(text.replace("3 a", "4 a") + row("more") + "\n")
-    assert records[3] == before, "of what was read with the row before it"
+    with path.open("a") as file:
+        file.write(row("more") + "\n")
     with pytest.raises(UsageError, match=r"a\.jsonl was edited while it was read"):
-        records[30]
+        records[3]
     assert len(streamed(path)) == 41
 
 
