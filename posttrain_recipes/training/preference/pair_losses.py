@@ -58,9 +58,13 @@ SMOOTHED: set[str] = set()
 
 OF_RATIO: set[str] = set()
 """Losses of log p/p_ref itself, whatever the divergence."""
+RANKED: set[str] = set()
+"""Losses that rank the pairs of a batch, and are `sigmoid` of one pair."""
 
 
-def pair_loss(smoothed: bool = False, of_ratio: bool = False) -> Callable[[Formula], Formula]:
+def pair_loss(
+    smoothed: bool = False, of_ratio: bool = False, ranked: bool = False
+) -> Callable[[Formula], Formula]:
     """Make a function a value of the option `loss` of `dpo`, by its name."""
 
     def register(formula: Formula) -> Formula:
@@ -69,6 +73,8 @@ def pair_loss(smoothed: bool = False, of_ratio: bool = False) -> Callable[[Formu
             SMOOTHED.add(formula.__name__)
         if of_ratio:
             OF_RATIO.add(formula.__name__)
+        if ranked:
+            RANKED.add(formula.__name__)
         return formula
 
     return register
@@ -159,7 +165,7 @@ def sppo_hard(pairs: ScoredPairs) -> Tensor:
     return (good - 0.5 / pairs.beta) ** 2 + (bad + 0.5 / pairs.beta) ** 2
 
 
-@pair_loss(smoothed=True, of_ratio=True)
+@pair_loss(smoothed=True, of_ratio=True, ranked=True)
 def aot(pairs: ScoredPairs) -> Tensor:
     """DPO's loss of sorted margins: those of the policy dominate the reference's as a distribution.
 
@@ -172,7 +178,7 @@ def aot(pairs: ScoredPairs) -> Tensor:
     return losses.dpo_sigmoid(ours - theirs, pairs.beta, pairs.smoothing)
 
 
-@pair_loss(smoothed=True, of_ratio=True)
+@pair_loss(smoothed=True, of_ratio=True, ranked=True)
 def aot_unpaired(pairs: ScoredPairs) -> Tensor:
     """DPO's loss of sorted log p/p_ref, chosen against rejected of the same rank in the batch.
 
