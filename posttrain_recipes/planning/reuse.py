@@ -24,6 +24,8 @@ Lost = Callable[[str], str | None]
 where that is not known without asking the engine."""
 _CANDIDATES = 20
 """Earlier tries of a stage that are compared with it to say what changed."""
+_NAMED = 3
+"""Stages that are named for one reason."""
 _LONGEST = 40
 """Characters of a value in a reason."""
 
@@ -62,6 +64,10 @@ class Scope:
         names = [stage.name for stage in plan.stages]
         return plan.stages[: names.index(self.last) + 1] if self.last else plan.stages
 
+    def left(self, plan: Plan, record: RunRecord) -> Sequence[PlannedStage]:
+        """Of the stages that are asked for, those that a run has not done yet."""
+        return [stage for stage in self.stages(plan) if not record.stage(stage.name).done]
+
     def reasons(self, plan: Plan) -> dict[str, str]:
         """For the stages that nothing is reused for: why."""
         names = [stage.name for stage in plan.stages]
@@ -80,7 +86,7 @@ class Decision:
     action: Action
     why: str
     run: RunRecord | None = None
-    """The run that left what is reused or gone on with."""
+    """The run that left what is reused or gone on with, or that `why` compares with."""
     stage: StageRecord | None = None
     """What that run left of the stage."""
     done: int = 0
@@ -186,7 +192,7 @@ class History:
             if not (why := self._unusable(earlier.checkpoint)):
                 return _reuse(f"the same inputs as in run {run.id}", stage, run, earlier)
             gone = gone or f"the checkpoint of run {run.id} {why}"
-        return Decision("run", gone or self.changed(stage, recipe))
+        return Decision("run", gone) if gone else self.changed(stage, recipe)
 
     def _unfinished(self, stage: PlannedStage, run: RunRecord, earlier: StageRecord) -> str:
         """Why nothing is taken of an earlier try of which no input is known to differ."""
@@ -203,20 +209,43 @@ class History:
             )
         return f"not finished in run {run.id}, which saved no checkpoint"
 
-    def changed(self, stage: PlannedStage, recipe: str) -> str:
-        """What differs from the earlier try of the stage that differs least."""
+    def changed(self, stage: PlannedStage, recipe: str) -> Decision:
+        """To run a stage, for what differs from the earlier try of it that differs least."""
         tried = [t for t in self._named.get(stage.name, []) if t[1].inputs]
         same_recipe = [t for t in tried if t[0].recipe == recipe]
-        best: tuple[int, str] | None = None
+        best: tuple[int, Decision] | None = None
         for run, earlier in reversed((same_recipe or tried)[-_CANDIDATES:]):
             found = list(differences(earlier.inputs, stage))
             if not found:
-                return self._unfinished(stage, run, earlier)
+                return Decision("run", self._unfinished(stage, run, earlier), run)
             if best is None or len(found) < best[0]:
                 shown = "; ".join(found[:3])
                 more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-                best = len(found), f"{shown}{more} (against run {run.id})"
-        return best[1] if best else "first run"
+                why = f"{shown}{more} (against {_as_far(run, earlier)})"
+                best = len(found), Decision("run", why, run)
+        return best[1] if best else Decision("run", "first run")
+
+
+def _as_far(run: RunRecord, earlier: StageRecord) -> str:
+    """A run, and how far a stage had come in it where it was not finished."""
+    if earlier.done or not earlier.resume:
+        return f"run {run.id}"
+    return f"run {run.id}, which stopped at step {earlier.resume.step} of {earlier.total_steps}"
+
+
+def restarted(
+    decided: Iterable[tuple[PlannedStage, Decision]], plan: Plan, scope: Scope
+) -> Iterator[str]:
+    """Why stages that this recipe ran before run from their beginning, a line for each reason."""
+    asked = scope.reasons(plan)
+    reasons: dict[str, list[str]] = {}
+    for stage, decision in decided:
+        own = decision.run is not None and decision.run.recipe == plan.name
+        if decision.action == "run" and own and stage.name not in asked:
+            reasons.setdefault(decision.why, []).append(stage.name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"from the beginning: {', '.join(names[:_NAMED])}{more}: {why}"
 
 
 def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str]:

@@ -32,6 +32,7 @@ from posttrain_recipes.planning.reuse import (
     decisions,
     finished,
     new_evals,
+    restarted,
     take,
 )
 from posttrain_recipes.plugin import Connection, Engine
@@ -132,8 +133,7 @@ def run(
             telling.tell_late(plan, kept, earlier, reporter)
             return earlier
         held.enter_context(interrupts.installed())
-        ahead = [stage for stage in scope.stages(plan) if not record.stage(stage.name).done]
-        held.enter_context(reading_ahead(ahead))
+        held.enter_context(reading_ahead(scope.left(plan, record)))
         reporter = held.enter_context(stalls.looked_after(directory, reporter))
         record.status, record.error = "running", None
         reporter.run_started(plan, record, resumed=earlier is not None)
@@ -338,6 +338,8 @@ class _Run:
         content.make_cache_dir()  # where what is measured of this machine is kept
         runs = self.kept.runs()
         decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
+        for line in restarted(decided, self.plan, self.scope):
+            self.reporter.doing(line)
         estimator = Estimator(self.plan, self.spending.prices, runs)
         ahead = []
         self.decided = {stage.name: decision.action for stage, decision in decided}
@@ -370,8 +372,8 @@ class _Run:
             self.serving = Serving(self.plan, connection, wait, data_dir)
             weights.check(self.plan, self.serving, self.decided)
             tokenizers.check(self.plan, self.serving)
-            ahead = [s for s in self.scope.stages(self.plan) if not self.record.stage(s.name).done]
-            seen = texts.check(self.plan, ahead, self.serving.renderer, self.reporter.warning)
+            left = self.scope.left(self.plan, self.record)
+            seen = texts.check(self.plan, left, self.serving.renderer, self.reporter.warning)
             for text in seen.looked:
                 self.reporter.note(text)
             with self._workers(seen.first) as self.stages:

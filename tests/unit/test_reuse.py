@@ -9,7 +9,14 @@ import pytest
 
 from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning.plans import Plan, PlannedStage
-from posttrain_recipes.planning.reuse import Decision, History, Scope, decisions, finished
+from posttrain_recipes.planning.reuse import (
+    Decision,
+    History,
+    Scope,
+    decisions,
+    finished,
+    restarted,
+)
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.records import Checkpoint
 from posttrain_recipes.running.runner import new_record
@@ -171,6 +178,23 @@ def test_a_run_is_finished_where_a_plan_says_so(project: Project) -> None:
 
     assert is_finished("nowhere")
     assert not is_finished("weights/sft"), "its checkpoint is gone, whatever run.json says"
+
+
+def test_a_run_says_what_it_does_not_go_on_with_and_why(project: Project) -> None:
+    stopped = ran(project.plan(RECIPE), 1, sft="killed", dpo="failed")
+    changed = project.plan(RECIPE.replace("1e-3", "2e-3"))
+
+    def lines(plan: Plan, scope: Scope) -> list[str]:
+        return list(restarted(decisions(plan, scope, [stopped], project.path), plan, scope))
+
+    assert lines(changed, Scope()) == [
+        "from the beginning: sft: method.learning_rate 0.001 -> 0.002 (against run demo-1, which "
+        "stopped at step 4 of 8)",
+        "from the beginning: dpo: parent sft changed (against run demo-1)",
+    ]
+    assert lines(changed, Scope(fresh=True)) == []  # it was asked for
+    other = project.plan(RECIPE.replace("name: demo", "name: other").replace("1e-3", "2e-3"))
+    assert lines(other, Scope()) == []  # nobody ran this recipe before
 
 
 def test_many_changes_are_counted(project: Project) -> None:
