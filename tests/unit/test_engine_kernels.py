@@ -88,6 +88,25 @@ def test_the_functions_are_the_same_in_torchscript_and_in_python() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.skipif(
+    kernels.norm_on_gpu is kernels.norm_by_parts, reason="this torch has no such kernel"
+)
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_kernel_normalizes_as_nine_operations_do(dtype: torch.dtype, heads: bool) -> None:
+    """On a CPU it is made of operations, with the same interface."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(T, N + G, D).to(dtype), torch.randn(N + G, D).to(dtype)
+    if not heads:
+        x, weight = x[:, 0], weight[0]
+    y, r = kernels.norm_in_one(x, weight, 1e-5)
+    wanted, wanted_r = kernels.norm_by_parts(x, weight, 1e-5)
+    assert (y.dtype, r.dtype, r.shape) == (dtype, torch.float32, wanted_r.shape)
+    assert torch.allclose(r, wanted_r, rtol=1e-5)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-7
+    assert torch.allclose(y.float(), wanted.float(), rtol=rounding, atol=1e-5)
+
+
 def test_a_layers_way_back_is_what_autograd_finds() -> None:
     with torch.no_grad():
         _, _, dx, *found = forward_and_back(lambda function: function)

@@ -92,22 +92,17 @@ def step(
         if unwritten is not None:
             scores.masked_fill_(unwritten, float("-inf"))
         if longest == 0:
-            attn_out = softmax(scores) @ v
+            attn_out = torch.softmax(scores, dim=-1) @ v
         else:
             layer_shared = shared[index * per_layer : (index + 1) * per_layer]
             scores = torch.cat(
                 [prefix_scores(query, layout, layer_shared, longest), scores], dim=-1
             )
-            probs = softmax(scores)
+            probs = torch.softmax(scores, dim=-1)  # within, in float32
             attn_out = probs[..., longest:] @ v
             add_prefix_values(probs, layout, layer_shared, attn_out)
         x = after_attention(x, attn_out.view(x.shape[0], -1).to(qkv.dtype), layer)
     return product(norm(x, last, layers[0].eps)[0], head).float()
-
-
-def softmax(scores: Tensor) -> Tensor:
-    """The softmax over the last dimension, computed in float32."""
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
 def prefix_scores(query: Tensor, layout: BatchLayout, shared: List[Tensor], longest: int) -> Tensor:

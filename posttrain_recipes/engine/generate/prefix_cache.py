@@ -22,7 +22,7 @@ from torch import Tensor
 from posttrain_recipes.engine.model.base import BaseModel
 from posttrain_recipes.engine.model.decoder import DecoderWeights
 from posttrain_recipes.engine.model.kernels import product
-from posttrain_recipes.engine.model.packing import Packing, wide_dtype
+from posttrain_recipes.engine.model.packing import Packing
 
 SHARED_SEQUENCES = 4  # sequences that share a prefix's keys and values, at least
 SHARED_TOKENS = 32  # of a prefix that is shared, at least
@@ -32,11 +32,12 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class PrefixKV:
-    """The token ids (S,) of a prefix, and each layer's keys and values of them, (G, S, D)."""
+    """The token ids (S,) of a prefix, and all layers' keys and values of them, (layers, G, S, D):
+    one tensor, as it is moved whole, and to move one a layer takes a GPU longer than to read it."""
 
     ids: Ids
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: Tensor
+    values: Tensor
 
     @property
     def size(self) -> int:
@@ -64,11 +65,11 @@ class PrefilledPrompt:
         prefix, suffix = self.prefix, self.suffix
         if prefix is None:
             return suffix
-        keys, values = (
-            [torch.cat(pair, dim=1) for pair in zip(*both, strict=True)]
-            for both in ((prefix.keys, suffix.keys), (prefix.values, suffix.values))
+        return PrefixKV(
+            np.concatenate([prefix.ids, suffix.ids]),
+            torch.cat([prefix.keys, suffix.keys], dim=2),
+            torch.cat([prefix.values, suffix.values], dim=2),
         )
-        return PrefixKV(np.concatenate([prefix.ids, suffix.ids]), keys, values)
 
 
 class PrefixCache:
@@ -123,21 +124,15 @@ class PrefixCache:
     def _prefill(self, prompts: Sequence[Ids], prefix: PrefixKV | None) -> list[PrefilledPrompt]:
         decoder = self.base.decoder
         assert decoder is not None
-        before = None if prefix is None else list(zip(prefix.keys, prefix.values, strict=True))
+        before = None if prefix is None else (prefix.keys, prefix.values)
         packing = Packing([ids.size for ids in prompts], self.base.device)
         ids = torch.from_numpy(np.concatenate(prompts)).to(self.base.device)
-        hidden, cache = decoder.prefill(self.weights, ids, packing, before)
+        hidden, *cache = decoder.prefill(self.weights, ids, packing, before)
         logits = product(hidden, self.weights.head).float()
         out = []
-
-        def kept(x: Tensor) -> Tensor:
-            return x.to(wide_dtype(x)).contiguous()
-
         for index, tokens in enumerate(prompts):
             span = slice(int(packing.starts[index]), int(packing.starts[index + 1]))
-            keys, values = (
-                [kept(pair[side][span].transpose(0, 1)) for pair in cache] for side in (0, 1)
-            )
+            keys, values = (side[:, span].transpose(1, 2).contiguous() for side in cache)
             out.append(PrefilledPrompt(prefix, PrefixKV(tokens, keys, values), logits[index]))
         return out
 

@@ -135,8 +135,9 @@ class Slot:
         self.own_lengths = np.zeros(0, np.int64)  # (R,) tokens in the sequence's own cache
         self.prefix_lengths = np.zeros(0, np.int64)  # (R,) tokens of its shared prefix
         self.logits: Tensor  # (R, V) of each sequence's next token
-        self.keys: list[Tensor] = []  # the KV cache: for each layer, keys (R, G, D, room)
-        self.values: list[Tensor] = []  # and values (R, G, room, D)
+        self.keys: Tensor  # the KV cache: keys (layers, R, G, D, room)
+        self.values: Tensor  # and values (layers, R, G, room, D)
+        self.room = 0  # own tokens that a sequence may have
 
     def join(self, sequences: Sequence[SequenceState], prompts: Sequence[PrefilledPrompt]) -> None:
         """Add sequences, each with its prefilled prompt."""
@@ -149,9 +150,8 @@ class Slot:
         self._make_room(held + len(sequences), room)
         for index, (size, prompt) in enumerate(zip(own, prompts, strict=True), held):
             if size:  # all of the prompt but the shared prefix
-                for layer in range(len(self.keys)):
-                    self.keys[layer][index, :, :, :size] = prompt.suffix.keys[layer].mT
-                    self.values[layer][index, :, :size] = prompt.suffix.values[layer]
+                self.keys[:, index, :, :, :size] = prompt.suffix.keys.mT
+                self.values[:, index, :, :size] = prompt.suffix.values
         logits = torch.stack([prompt.logits for prompt in prompts])
         self.logits = torch.cat([self.logits, logits]) if held else logits
         self.own_lengths = np.concatenate([self.own_lengths, own]).astype(np.int64)
@@ -163,24 +163,23 @@ class Slot:
     def _written(self) -> int:
         """How many cells of the KV cache may be in use. A finished sequence that is not removed yet
         counts on, and is not written to any more."""
-        room = self.values[0].shape[2] if self.values else 0
-        return min(int(self.own_lengths.max(initial=0)), room)
+        return min(int(self.own_lengths.max(initial=0)), self.room)
 
     def _make_room(self, count: int, room: int) -> None:
         """Reallocate the KV cache for `count` sequences of up to `room` own tokens."""
         held, longest = len(self.sequences), self._written
-        room = max(room, self.values[0].shape[2] if self.values else 0)
+        self.room = max(room, self.room)
         groups, width = self.decoder.groups, self.decoder.width
-        layers, like = range(len(self.decoder.layers)), self.decoder.embedding
-        for buffers, shape, axis in (
-            (self.keys, (count, groups, width, room), 3),
-            (self.values, (count, groups, room, width), 2),
-        ):
-            # Zeros: cells not yet written are masked in attention, but 0 * NaN would be NaN.
-            new = [like.new_zeros(shape, dtype=wide_dtype(like)) for _ in layers]
-            for layer, old in enumerate(buffers):
-                new[layer][:held].narrow(axis, 0, longest).copy_(old.narrow(axis, 0, longest))
-            buffers[:] = new
+        layers, like = len(self.decoder.layers), self.decoder.embedding
+        # Zeros: cells not yet written are masked in attention, but 0 * NaN would be NaN.
+        new = like.new_zeros(layers, count, groups, width, self.room, dtype=wide_dtype(like))
+        if held:
+            new[:, :held, :, :, :longest] = self.keys[..., :longest]
+        self.keys = new
+        new = like.new_zeros(layers, count, groups, self.room, width, dtype=wide_dtype(like))
+        if held:
+            new[:, :held, :, :longest] = self.values[:, :, :, :longest]
+        self.values = new
 
     def run(self, tokens: int, pressed: Callable[[], bool]) -> list[SequenceState]:
         """Generate up to `tokens` tokens for every sequence, and no more once `pressed` holds.
@@ -207,12 +206,8 @@ class Slot:
             return
         chosen = torch.tensor(alive, dtype=torch.long, device=self.base.device)
         longest = self._written
-        for buffers, axis in ((self.keys, 3), (self.values, 2)):
-            for layer, old in enumerate(buffers):
-                new = old.new_zeros(len(alive), *old.shape[1:])
-                kept = old.narrow(axis, 0, longest).index_select(0, chosen)
-                new.narrow(axis, 0, longest).copy_(kept)
-                buffers[layer] = new
+        self.keys = _rows(self.keys, chosen, 3, longest)
+        self.values = _rows(self.values, chosen, 2, longest)
         self.own_lengths, self.prefix_lengths, self.logits = (
             self.own_lengths[alive],
             self.prefix_lengths[alive],
@@ -228,8 +223,8 @@ class Slot:
 
     def _step(self) -> None:
         """Run the model on every sequence's last token; `logits` are then those of the next one."""
-        decoder, device, room = self.decoder, self.base.device, self.values[0].shape[2]
-        at = np.minimum(self.own_lengths, room - 1)  # a finished sequence has no room for more
+        decoder, device = self.decoder, self.base.device
+        at = np.minimum(self.own_lengths, self.room - 1)  # a finished sequence has no room for more
         width = int(at.max()) + 1
         layout = decode_step.BatchLayout(
             torch.from_numpy(at).to(device),
@@ -244,7 +239,7 @@ class Slot:
         ids = torch.tensor([seq.tokens[-1] for seq in self.sequences], device=device)
         shared = [
             tensor
-            for layer in range(len(self.keys))
+            for layer in range(len(decoder.layers))
             for group in self.groups
             if group.prefix is not None
             for tensor in (group.prefix.keys[layer], group.prefix.values[layer])
@@ -252,6 +247,15 @@ class Slot:
         self.logits = _step(
             decoder.embed(ids), cos[positions], sin[positions],
             self.weights.layers, decoder.norm, self.weights.head, decoder.scale,
-            self.keys, self.values, layout, shared,
+            list(self.keys), list(self.values), layout, shared,
         )  # fmt: skip
         self.own_lengths = self.own_lengths + 1
+
+
+def _rows(cache: Tensor, chosen: Tensor, axis: int, longest: int) -> Tensor:
+    """The `chosen` rows of a KV cache (layers, R, ...), of which `longest` tokens along the `axis`
+    of a layer are in use. A layer at a time: the copy is the one thing that is there twice."""
+    new = cache.new_zeros(cache.shape[0], chosen.numel(), *cache.shape[2:])
+    for to, old in zip(new, cache, strict=True):
+        to.narrow(axis, 0, longest).copy_(old.narrow(axis, 0, longest).index_select(0, chosen))
+    return new

@@ -237,34 +237,38 @@ class Decoder:
         weights: DecoderWeights,
         ids: Tensor,
         packing: Packing,
-        start: Sequence[tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        start: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Read prompts, for generation.
 
         Args:
             weights: from `weights`.
             ids: token ids (T,) of S prompts, end to end; without `start` if that is given.
             packing: where each prompt begins, and its positions.
-            start: the cached keys and values, (G, P, D) for each layer, of a prefix of P tokens
-                that all of the prompts continue; None if they have none in common.
+            start: the cached keys and values, (layers, G, P, D), of a prefix of P tokens that all
+                of the prompts continue; None if they have none in common.
 
         Returns:
-            The normalized hidden states (S, H) of each prompt's last token, and for every layer the
-            keys and values (T, G, D) of `ids`.
+            The normalized hidden states (S, H) of each prompt's last token, and the keys and values
+            of `ids`, (layers, T, G, D) each.
         """
-        cos, sin = self.rotation(packing, start[0][0].shape[1] if start else 0)
+        cos, sin = self.rotation(packing, start[0].shape[2] if start else 0)
         x = self.embed(ids)
         ends = torch.from_numpy(packing.starts[1:] - 1).to(ids.device)
-        cache = []
+        shape = (len(weights.layers), packing.total, self.groups, self.width)
+        keys, values = (
+            self.embedding.new_empty(shape, dtype=wide_dtype(self.embedding)) for _ in range(2)
+        )
         for index, layer in enumerate(weights.layers):
             before = kernels.before_attention(x, layer, cos, sin, self.groups)
-            values = kernels.values(before[2], self.width, self.groups)
-            cache.append((before[4][:, self.heads :], values))
-            attn_out = self._attend(before, packing, None, start[index] if start else None)
+            keys[index] = before[4][:, self.heads :]
+            values[index] = kernels.values(before[2], self.width, self.groups)
+            prefix = (start[0][index], start[1][index]) if start else None
+            attn_out = self._attend(before, packing, None, prefix)
             if index == len(weights.layers) - 1:  # only the last tokens' outputs are read
                 x, attn_out = x[ends], attn_out[ends]
             x = kernels.after_attention(x, attn_out, layer)
-        return kernels.norm(x, self.norm, self.eps)[0], cache
+        return kernels.norm(x, self.norm, self.eps)[0], keys, values
 
     def kept_per_token(self) -> int:
         """Bytes that the backward pass of one layer needs of a token."""
