@@ -18,7 +18,7 @@ from pydantic import model_validator
 
 from posttrain_recipes.plugin import StageContext
 from posttrain_recipes.training.preference import completions, pairs
-from posttrain_recipes.training.preference.pair_losses import RANKED, PairLossConfig
+from posttrain_recipes.training.preference.pair_losses import PairLossConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +43,7 @@ class DPO(pairs.PairMethod):
 
         @model_validator(mode="after")
         def _pairs_are_ranked(self) -> DPO.Config:
-            ranked = RANKED & self.losses.keys()
-            if self.batch_size == 1 and ranked:
-                raise ValueError(
-                    f"loss '{min(ranked)}' ranks the pairs of a batch, and is sigmoid with "
-                    "batch_size 1; raise it"
-                )
+            self.check_ranked(self.batch_size)
             return self
 
     config: Config

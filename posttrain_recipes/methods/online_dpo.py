@@ -88,6 +88,8 @@ class OnlineDPO(RolloutMethod):
                 raise ValueError("xpo_alpha is for opponent: reference")
             if self.xpo_alpha and self.ld_alpha != 1:
                 raise ValueError("xpo_alpha prices whole replies; leave ld_alpha out, or it")
+            prompts = self.batch_size // self.updates_per_batch  # of the smallest step
+            self.check_ranked(prompts * (1 if self.opponent == "policy" else self.group_size))
             return self
 
         @property

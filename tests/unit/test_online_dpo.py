@@ -160,6 +160,12 @@ def test_metrics_are_of_the_policy_and_not_of_its_opponent() -> None:
     ("options", "said"),
     [
         ({"group_size": 1}, "group_size 1 makes no pair"),
+        ({"loss": "aot", "batch_size": 1}, "ranks the pairs of a step"),
+        ({"loss": "aot", "batch_size": 3, "updates_per_batch": 2}, "raise batch_size"),
+        (
+            {"loss": "aot", "batch_size": 1, "group_size": 1, "opponent": "reference"},
+            "ranks the pairs of a step",
+        ),
         ({"xpo_alpha": 0.1}, "xpo_alpha is for opponent: reference"),
         ({"loss": "exo_pair"}, "needs a label_smoothing"),
     ],

@@ -170,7 +170,7 @@ def test_several_losses_are_summed_with_their_weights() -> None:
         ({"loss": {"sigmoid": 0}}, "greater than 0"),
         ({"loss": "robust"}, "is sigmoid without a label_smoothing"),
         ({"loss": "sft"}, "compares nothing"),
-        ({"loss": "aot", "batch_size": 1}, "'aot' ranks the pairs of a batch"),
+        ({"loss": "aot", "batch_size": 1}, "'aot' ranks the pairs of a step"),
         ({"loss": {"sigmoid": 1, "sft": 1}, "ld_alpha": 0.5}, "learns whole replies"),
         ({"divergence": "alpha", "divergence_alpha": 1}, "set that"),
         ({"divergence_alpha": 0.3}, "is for divergence: alpha"),

@@ -351,6 +351,14 @@ class PairLossConfig(PluginConfig):
             raise ValueError("loss 'sft' learns whole replies; leave ld_alpha out, or that loss")
         return self
 
+    def check_ranked(self, pairs: int) -> None:
+        """Raise ValueError for a loss that ranks the pairs of a step of at most so many."""
+        if pairs == 1 and (ranked := RANKED & self.losses.keys()):
+            raise ValueError(
+                f"loss '{min(ranked)}' ranks the pairs of a step, and is sigmoid of one pair; "
+                "raise batch_size"
+            )
+
     def counts_by_token(self, lengths: Sequence[int]) -> list[list[float]]:
         """What log p of each token of a pair's replies counts, from how many tokens they have."""
         shared = min(lengths)
