@@ -427,7 +427,6 @@ class RolloutLoop:
         tokens = sum(len(item.segment.tokens) for item in items) + step.extra.train
         metrics = {
             **batch_metrics(step.learned),
-            "train/loss": sum(output.metrics["loss:sum"] for output in outputs),
             "train/learning_rate": step.learning_rate,
             "train/tokens": float(tokens),
             "train/tokens_per_second": tokens / max(1e-9, now - self.clock),
@@ -435,6 +434,8 @@ class RolloutLoop:
                 step.learned, items, [one for out in outputs for one in out.loss_fn_outputs]
             ),
         }
+        if outputs:  # a step that learned of nothing has no loss
+            metrics.setdefault("train/loss", sum(out.metrics["loss:sum"] for out in outputs))
         metrics.update(step.metrics)
         if self.config.max_staleness:
             batch = (step.number - 1) // self.config.updates_per_batch
