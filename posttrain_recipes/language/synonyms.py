@@ -133,6 +133,10 @@ _SAME: Mapping[str, Sequence[str]] = {
             "pretrained_model_name_or_path",
         ),
     ),
+    "init_from": (
+        *("start", "from", "start_from", "parent", "checkpoint"),
+        *("adapter_name_or_path", "lora_model_dir", "warm_start"),
+    ),
     "how": ("merge_method", "combination_type"),
     "of": ("adapters", "models"),
     "rank": ("r",),

@@ -23,7 +23,7 @@ stages:
 def test_every_option_of_the_table_is_one() -> None:
     found = registry.load()
     schema = recipe_schema(found)
-    there = words.all_words(found) | set(schema["properties"]) | {"every", "rank"}
+    there = words.all_words(found) | set(schema["properties"]) | {"every", "rank", "init_from"}
     assert {name for names in map(synonyms.options, synonyms.names()) for name in names} <= there
     assert not set(synonyms.ELSEWHERE) & {n for n in synonyms.names() if synonyms.options(n)}
 
@@ -53,6 +53,13 @@ def test_an_unknown_key_says_what_it_is_called_here(
     said = ptl("validate", "mine.yaml")
     assert said.code == 2
     assert hint in said.err + said.out
+
+
+def test_a_stage_says_what_its_keys_are_called(ptl: Ptl, project: Project) -> None:
+    text = RECIPE.replace("METHOD", "sft") + "  - {name: second, start: first, method: sft}\n"
+    project.write("mine.yaml", text)
+    said = ptl("validate", "mine.yaml")
+    assert "'start' is called 'init_from' here" in said.err + said.out
 
 
 @pytest.mark.parametrize(
