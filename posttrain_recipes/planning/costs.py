@@ -61,7 +61,9 @@ class Estimator:
         done = decision.done or (resume.step if resume else 0)
         steps = training.steps if training else None
         if training and decision.action == "resume" and training.steps and done:
-            left = max(0, training.steps - done)
+            if decision.stage is not None and decision.stage.ended:
+                steps = done  # by its evals
+            left = max(0, (steps or 0) - done)
             usage = training.usage.scaled(left / training.steps)
             training = replace(training, usage=usage, steps=left)
         evals, evals_exact = self._evals(stage, done, steps)

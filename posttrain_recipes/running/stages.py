@@ -316,12 +316,14 @@ class Sink:
 
     def begin(self, total_steps: int) -> None:
         """How many optimizer steps the stage will take, as far as is known by now."""
-        self.kept.total_steps = total_steps
+        # One that its evals ended in an earlier try takes no more than it has.
+        self.kept.total_steps = self.done if self.kept.ended else total_steps
         if self.begun:
             return
         self.begun = True
         self.watch.begin()
-        self.work.reporter.training(self.stage, self.done, total_steps)
+        if not self.kept.ended:
+            self.work.reporter.training(self.stage, self.done, total_steps)
         asked = getattr(self.stage.method and self.stage.method.config, "max_steps", None)
         epochs = getattr(self.stage.method and self.stage.method.config, "epochs", None)
         if asked and epochs and total_steps < asked:

@@ -189,6 +189,19 @@ def test_evals_decide_what_a_stage_leaves_and_when_it_ends(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("quick_engines")
+def test_a_stage_that_its_evals_ended_stays_ended_where_the_run_was_stopped_then(lab: Lab) -> None:
+    class Stops(Reporter):
+        def note(self, text: str) -> None:
+            if text.startswith("ended at step"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ptl.run(lab.recipe, home=lab.home, fresh=True, reporter=Stops())
+    assert Store(lab.home).runs()[-1].stages[-1].ended
+    assert_same(lab, ptl.run(lab.recipe, home=lab.home).record)
+
+
+@pytest.mark.usefixtures("quick_engines")
 @pytest.mark.parametrize(
     "index",
     [i if i % 8 == 0 else pytest.param(i, marks=pytest.mark.nightly) for i in range(POINTS)],
