@@ -200,7 +200,7 @@ class Texts:
         yield from _ended(use, renderer, rendered)
         for text in sorted(renderer.told) if self.whole else ():  # a run logs them
             yield PreflightFinding(
-                f"end of replies of {use.name}",
+                f"chat template of {use.name}",
                 "warning",
                 f"{use.stage.model}: {text}",
                 "look at what is learned with 'ptl data show'",

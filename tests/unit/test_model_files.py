@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -207,6 +209,26 @@ def test_why_a_base_model_could_not_read_the_data_is_told(
     assert found is not None
     assert (found.verdict, found.hint) == (verdict, "copy them")
     assert found.message == "not looked at: the engine could not do it: the weights are cut"
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict", "said"),
+    [
+        (0.45, "ok", "nats a token"),  # bare sums, by a model that reads them
+        (0.68, "warning", "reads the data hardly better than a guess"),  # a tokenizer of another
+        (0.99, "warning", "reads the data no better than a guess"),
+    ],
+)
+def test_a_model_that_hardly_reads_the_data_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch, share: float, verdict: str, said: str
+) -> None:
+    plan = project.plan(RECIPE.replace("./broken", "ptl/nano"))
+    serving = SimpleNamespace(renderer=lambda _: SimpleNamespace(rows=50_000))
+    monkeypatch.setattr(firstlook, "_nll", lambda *_: (share * math.log(50_000), 500))
+    found = firstlook.look(plan, cast(Serving, serving), "./mine", [[1, 2, 3]])
+    assert found is not None
+    assert found.verdict == verdict
+    assert said in found.message
 
 
 # --- where templates are kept --------------------------------------------------------------------

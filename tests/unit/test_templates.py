@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -334,6 +335,49 @@ def test_a_template_without_tools_refuses_them(renderer: Any, messages: Any, los
     made = renderer(LLAMA3)
     with pytest.raises(UsageError, match=f"leaves out {lost}"):
         made.prompt(messages) if len(messages) == 1 else made.supervised(messages)
+
+
+CODE = "If x < 1:\n    print('a  \"b\" & c')"
+MUTATED = {
+    "replace('\\n', ' ')": "changes",
+    "replace('  ', ' ')": "changes",
+    "tojson": "changes",
+    "lower": "changes",
+    "e": "changes",
+    "replace('print', '')": "leaves out",
+}
+
+
+@pytest.mark.parametrize("mutate", MUTATED)
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_template_that_changes_what_is_said_is_refused(
+    renderer: Any, mutate: str, index: int
+) -> None:
+    made = renderer(LLAMA3.replace("m.content | trim", f"m.content | {mutate}"))
+    messages = talk("u hi", "a ho")
+    messages[index] = replace(messages[index], content=CODE)
+    said = rf"{MUTATED[mutate]} a part of message {index + 1}"
+    with pytest.raises(UsageError, match=said) as caught:
+        made.supervised(messages)
+    assert ("renderer: {chat_template" in (caught.value.hint or "")) == ("changes" in said)
+
+
+def test_what_a_tool_gives_may_be_written_as_json(renderer: Any) -> None:
+    made = renderer(
+        LLAMA3.replace(
+            "m.content | trim", "(m.content | tojson) if m.role == 'tool' else m.content"
+        )
+    )
+    messages = [*talk("u Hi."), Message("tool", CODE), *talk("a Ho.")]
+    assert learned(made, messages) == ["Ho.<|eot|>"]
+
+
+def test_a_template_that_strips_what_is_said_is_told_where_that_is_something(renderer: Any) -> None:
+    made = renderer(LLAMA3)
+    made.supervised(talk("u Hi.", "a Ho."))
+    assert not made.told
+    assert learned(made, [*talk("u Hi."), Message("assistant", "  return 1")])
+    assert any("strips white space" in text for text in made.told)
 
 
 def test_a_system_message_that_is_merged_or_refused(renderer: Any) -> None:

@@ -211,7 +211,7 @@ def test_a_template_whose_end_stops_nothing_is_told(project: Project) -> None:
     folder = copied(project)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     findings = told(found(project))
-    assert [finding.check for finding in findings][:1] == ["end of replies of sft"]
+    assert [finding.check for finding in findings][:1] == ["chat template of sft"]
     assert "ends a reply with no token; '<|im_end|>' is learned after the last one" in (
         findings[0].message
     )

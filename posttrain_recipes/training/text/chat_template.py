@@ -16,7 +16,7 @@ from posttrain_recipes.pretrained import in_a_line, load_tokenizer
 from posttrain_recipes.records import Message, tools_of
 from posttrain_recipes.training.text import jinja, model_files
 from posttrain_recipes.training.text.dialects import arguments_as_text, reasoning_key
-from posttrain_recipes.training.text.left_out import left_out, marked
+from posttrain_recipes.training.text.left_out import left_out, marked, stripped
 from posttrain_recipes.training.text.model_files import NO_LIMITS, ModelLimits
 from posttrain_recipes.training.text.turns import (
     ReplySpan,
@@ -37,6 +37,10 @@ _OTHER_PROMPT = (
     "that it is learned after a prompt that sampling does not use"
 )
 _NO_OPENING = "this model's chat template has no generation prompt"
+_STRIPS = (
+    "this model's chat template strips white space at the ends of messages: what is read and "
+    "learned of them has none"
+)
 _UNREADABLE = "\ue000"
 """Put into a control token's text so that no template or tokenizer reads it as one."""
 
@@ -318,15 +322,17 @@ class ChatRenderer:
         keep = self._options.thinking == "keep"
         lost = left_out(messages, read, learned, keep) or self._unshown(messages, learned, keep)
         if lost is None:
+            if stripped(messages, read):
+                self._tell(_STRIPS)
             return
         hint = "remove it from the data, or use a model whose template shows it"
+        if lost.startswith("changes"):
+            hint = "have 'renderer: {chat_template: FILE}' name one that writes it as it is"
         if "thought" in lost and self._options.thinking == "off":
             hint = f"set 'renderer: {{thinking: on}}', or {hint}"
         if "message" in lost and len(learned) > 1:
             hint = f"train on the last message only ('train_on: last'), or {hint}"
-        raise UsageError(
-            f"the model's chat template leaves out {lost}", hint=hint, code="chat-template"
-        )
+        raise UsageError(f"the model's chat template {lost}", hint=hint, code="chat-template")
 
     def _unshown(
         self, messages: Sequence[Message], learned: Sequence[int], keep: bool
@@ -344,7 +350,7 @@ class ChatRenderer:
                 text = "".join(parts)
             self._shapes[key] = next((mark for mark in parts if mark not in text), None)
         lost = self._shapes[key]
-        return None if lost is None else parts[lost]
+        return None if lost is None else f"leaves out {parts[lost]}"
 
     # --- tokens ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a conversation: nothing may be trained on without it.
+"""What a chat template leaves out of a conversation, or changes: no other text may be trained on.
 
 Words are looked for in the text; and because they may stand elsewhere in it too, in a tool's
 description say, a conversation of the same shape is rendered with a mark for each part.
@@ -6,13 +6,19 @@ description say, a conversation of the same shape is rendered with a mark for ea
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from posttrain_recipes.records import Message, ToolCall
 from posttrain_recipes.training.text.turns import MARK
+
+_THOUGHTS = re.compile(r"(</?think>)")
+"""Templates take thoughts apart from what is said, and write line breaks of their own between."""
 
 
 def marked(
@@ -64,10 +70,12 @@ def marked(
 def left_out(
     messages: Sequence[Message], text: str, learned: Sequence[int], keep: bool
 ) -> str | None:
-    """What of a conversation is not in its text, in words; None where all of it is.
+    """What becomes of a part of a conversation that is not in its text, in words that follow "the
+    template"; None where all of it is there.
 
-    White space does not count: many templates strip it. What was thought in turns that are not
-    learned may be left out unless it is to be kept: that is how such models are used.
+    White space at the ends does not count: many templates strip it (`stripped`). What was thought
+    in turns that are not learned may be left out unless it is to be kept: that is how such models
+    are used.
     """
     shown = _Shown(text)
     for index, message in enumerate(messages):
@@ -76,19 +84,27 @@ def left_out(
         whole = index in learned or keep
         if not whole and message.role == "assistant":
             said = said.rpartition("</think>")[2].replace("<think>", "")
-        if not shown.has(said):
-            return f"{'what was thought in' if '</think>' in said else 'a part of'} {where}"
+        has = shown.has_value if message.role == "tool" else shown.has
+        if lost := next((part for part in _THOUGHTS.split(said) if not has(part)), None):
+            what = "what was thought in" if "</think>" in said else "a part of"
+            return f"{shown.instead(lost)} {what} {where}"
         if whole and not shown.has(message.reasoning):
-            return f"what was thought in {where}"
+            return f"{shown.instead(message.reasoning)} what was thought in {where}"
         for call in message.tool_calls:
             values = (call.name, *_texts(json.loads(call.arguments)))
-            if not all(map(shown.has, values)):
-                return f"the call of '{call.name}' in {where}"
+            if not all(map(shown.has_value, values)):
+                return f"leaves out the call of '{call.name}' in {where}"
         for tool in message.tools:
             name = str(json.loads(tool)["function"]["name"])
-            if not shown.has(name):
-                return f"the tool '{name}'"
+            if not shown.has_value(name):
+                return f"leaves out the tool '{name}'"
     return None
+
+
+def stripped(messages: Sequence[Message], text: str) -> bool:
+    """Whether white space at the ends of a message is not in the text."""
+    said = (message.content for message in messages)
+    return any(one not in text and one.strip() in text for one in said)
 
 
 class _Shown:
@@ -96,16 +112,33 @@ class _Shown:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._dense: str | None = None
 
     def has(self, said: str) -> bool:
-        """Whether `said` is in it, as it is or as a string of JSON, but for white space."""
-        if said in self.text or said.strip() in self.text:
+        """Whether `said` is in it as it is, but for white space at its ends."""
+        return said.strip() in self.text
+
+    def has_value(self, said: str) -> bool:
+        """The same of what a tool is given or gives, which may be written as a string of JSON."""
+        if self.has(said):
             return True
-        if self._dense is None:
-            self._dense = "".join(self.text.split())
         escaped = json.dumps(said.strip(), ensure_ascii=False)[1:-1]
-        return any("".join(form.split()) in self._dense for form in (said, escaped))
+        return any(_dense(form) in self.dense for form in (said, escaped))
+
+    def instead(self, said: str) -> str:
+        """What becomes of what is not in it as it is."""
+        folded = _dense(html.unescape(self.text)).casefold()
+        forms = (said, json.dumps(said.strip(), ensure_ascii=False)[1:-1])
+        changed = any(_dense(form).casefold() in folded for form in forms)
+        return "changes" if changed else "leaves out"
+
+    @cached_property
+    def dense(self) -> str:
+        """The text without white space."""
+        return _dense(self.text)
+
+
+def _dense(text: str) -> str:
+    return "".join(text.split())
 
 
 def _texts(value: Any) -> Iterator[str]:
