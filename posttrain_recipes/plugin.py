@@ -314,6 +314,9 @@ class Eval(Plugin):
     which nobody here reads; it is handed none, and `digest` is to tell them from others."""
     data_options: ClassVar[tuple[str, ...]] = ()
     """Options by which `own_data` chooses. Results are known by what the data hold, not by them."""
+    undirected: ClassVar[frozenset[str]] = frozenset()
+    """Metrics of `measures` of which neither direction is the better one: nothing is chosen by
+    them."""
     sources: Mapping[str, Sequence[Dataset]] = {}
     """What `own_data` brings beside the records to evaluate on; the planner fills it."""
 

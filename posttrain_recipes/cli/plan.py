@@ -170,9 +170,7 @@ def _stages(
                     for e in stage.evals
                 ],
                 "keep": f"the best checkpoint by {stage.keep}" if stage.keep else None,
-                "stop": f"after {stage.stop.patience} evals without gain of {stage.stop.yardstick}"
-                if stage.stop
-                else None,
+                "stop": f"after {stage.stop}" if stage.stop else None,
                 "measures": list(decision.evals),
                 "fingerprint": stage.fingerprint,
                 "memory": str(taken)

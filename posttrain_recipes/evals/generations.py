@@ -28,6 +28,7 @@ class Generations(Eval):
     name = "generations"
     takes: ClassVar[tuple[type[Record], ...]] = (Prompt,)
     needs = ("sample",)
+    undirected = frozenset({"words"})
 
     class Config(PluginConfig):
         """Options of the eval."""

@@ -14,7 +14,7 @@ from posttrain_recipes.errors import Fault
 from posttrain_recipes.language import synonyms
 from posttrain_recipes.language.nodes import NESTED, Key
 from posttrain_recipes.language.recipe import Recipe
-from posttrain_recipes.language.schema import BOUND, NAME, recipe_schema
+from posttrain_recipes.language.schema import BOUND, NAME, WITHOUT_GAIN, recipe_schema
 from posttrain_recipes.registry import KINDS, Registry, nearest, suggest
 from posttrain_recipes.shipped import INDEX
 
@@ -309,6 +309,8 @@ def _phrase(error: Any, key: Key, registry: Registry) -> str:
         if rule == NAME["pattern"]
         else f'{shown} is no bound; write ">= 0.8" or "<= 5%"'
         if rule == BOUND["pattern"]
+        else f"{shown} is no number of evals; write '3 evals without gain'"
+        if rule == WITHOUT_GAIN
         else f"{shown} must match {rule}",
     }
     return phrases.get(str(error.validator), error.message)

@@ -80,6 +80,14 @@ def _yardstick(
             f"eval '{planned.name}' has no metric '{subject.metric}'; {near}",
             code="unknown-name",
         )
+    elif (metric := subject.metric or next(iter(known), "")) in planned.eval.undirected:
+        others = [name for name in known if name not in planned.eval.undirected]
+        named = " or ".join(f"'{planned.name}/{name}'" for name in others)
+        builder.fault(
+            key,
+            f"neither more nor less of '{metric}' is better, so checkpoints cannot be compared by "
+            f"it; name {named or 'another eval'}",
+        )
     elif planned.every is None and not builder.faults:  # or it has one that is no number
         builder.fault(key, f"eval '{planned.name}' is not run during training; give it an 'every:'")
     return Yardstick(planned.name, subject.metric)

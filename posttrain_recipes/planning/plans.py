@@ -109,6 +109,10 @@ class Stop:
     patience: int
     """Evals in a row without a gain that end it."""
 
+    def __str__(self) -> str:
+        evals = f"{self.patience} evals" if self.patience > 1 else "1 eval"
+        return f"{evals} without gain of {self.yardstick}"
+
 
 MOST_MEMORY_GB = 1e6
 """What is asked above that is a slip; Ray counts bytes in 64 bits and takes it for nothing."""

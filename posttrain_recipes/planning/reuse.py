@@ -271,9 +271,21 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
         old = before[index] if index < len(before) else {}
         new = after[index] if index < len(after) else {}
         yield from _plugin("reward" if len(after) < 2 else f"reward.{index}", old, new)
-    for key in sorted(set(earlier) | set(inputs)):
-        if key not in _KNOWN and earlier.get(key) != inputs.get(key):
-            yield f"{key} changed"
+    changed = [key for key in sorted({*earlier, *inputs}) if earlier.get(key) != inputs.get(key)]
+    yield from dict.fromkeys(
+        _yardstick(key, earlier, stage) or f"{key} changed" for key in changed if key not in _KNOWN
+    )
+
+
+def _yardstick(key: str, earlier: Mapping[str, Any], stage: PlannedStage) -> str | None:
+    """What is said where `keep` and `stop` are as they were, and what their eval measures is not
+    (`ends.depends_on`)."""
+    stop = stage.stop.yardstick if stage.stop else None
+    yardstick = {"keep": stage.keep, "stop": stop}.get(key)
+    before, after = ([*(of.get(key) or ())] for of in (earlier, stage.inputs))
+    if yardstick is None or before[:1] + before[2:] != after[:1] + after[2:]:
+        return None
+    return f"what eval '{yardstick.eval}' measures changed"
 
 
 _KNOWN = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes.errors import UsageError
 from posttrain_recipes.planning.plans import PlannedEval, PlannedStage, Yardstick
 from posttrain_recipes.plugin import Checkpoint, Resume
 from posttrain_recipes.reporting import report
@@ -30,7 +30,7 @@ class During:
         """Refuse, before anything is trained, a metric by which checkpoints cannot be compared.
 
         Raises:
-            PtlError: the eval before the stage did not find it, or neither way is the better one.
+            UsageError: the eval before the stage did not find it, or neither way is the better one.
         """
         for yardstick in (self.stage.keep, self.stage.stop.yardstick if self.stage.stop else None):
             if yardstick is not None:
@@ -69,10 +69,8 @@ class During:
         if (stop := self.stage.stop) is not None and resume.step < self.kept.total_steps:
             gained = list(self._gains(stop.yardstick))
             if len(gained) >= stop.patience and not any(gained[-stop.patience :]):
-                what = f"{stop.patience} evals" if stop.patience > 1 else "1 eval"
                 self.kept.notes.append(
-                    f"ended at step {resume.step} of {self.kept.total_steps}: {what} without gain "
-                    f"of {stop.yardstick}"
+                    f"ended at step {resume.step} of {self.kept.total_steps}: {stop}"
                 )
                 self.kept.ended, self.kept.total_steps = True, resume.step
         return self.kept.ended
@@ -124,16 +122,18 @@ class During:
             metric = yardstick.metric or found.main
             if metric is None or metric not in found.metrics:
                 there = ", ".join(found.metrics)
-                raise PtlError(
+                raise UsageError(
                     f"eval '{yardstick.eval}' found no '{metric}'; there is: {there}",
                     code="unknown-name",
                 )
             better = found.higher_is_better.get(metric)
             if better is None:
-                why = "it says of neither direction that it is the better one"
-                raise PtlError(
+                others = [name for name, way in found.higher_is_better.items() if way is not None]
+                named = " or ".join(f"'{yardstick.eval}/{name}'" for name in others)
+                raise UsageError(
                     f"checkpoints cannot be compared by {yardstick.eval}/{metric}",
-                    why=why,
+                    why="it says of neither direction that it is the better one",
+                    hint=f"have 'keep:' and 'stop:' name {named or 'another eval'}",
                     code="unknown-name",
                 )
             value = found.metrics[metric].value

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from posttrain_recipes.errors import PtlError, RecipeError
+from posttrain_recipes.errors import RecipeError, UsageError
 from posttrain_recipes.planning.plans import PlannedStage
+from posttrain_recipes.planning.reuse import differences
 from posttrain_recipes.plugin import Checkpoint, Resume
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.reporting.page import measured_during
@@ -163,13 +164,13 @@ def test_a_metric_that_has_no_better_is_none_to_choose_by(project: Project) -> N
     found = trained.found(2)
     found.higher_is_better = {"nll": None}
     trained.kept.during = [found]
-    with pytest.raises(PtlError, match="cannot be compared by nll/nll"):
+    with pytest.raises(UsageError, match="cannot be compared by nll/nll"):
         trained.during.review(Resume(2, "state2", "sampler2"))
     # Before anything is trained, by what was found before the stage.
     trained.kept.during = []
     trained.during.check()
     trained.kept.before[0].higher_is_better = {"nll": None}
-    with pytest.raises(PtlError, match="cannot be compared by nll/nll"):
+    with pytest.raises(UsageError, match="cannot be compared by nll/nll"):
         trained.during.check()
 
 
@@ -204,7 +205,14 @@ def faults(project: Project, old: str, new: str) -> list[str]:
         ("nll, every: 2", "nll", "keep.best: eval 'nll' is not run during training"),
         ("every: 2", "every: 0", "eval[0].every"),
         ("every: 2", "every: often", "eval[0].every"),
-        ("2 evals without gain", "two evals", "stop.after"),
+        ("2 evals without gain", "two evals", "no number of evals; write '3 evals without gain'"),
+        ("2 evals without gain", "0 evals without gain", "is no number of evals; write"),
+        (
+            "[{use: nll, every: 2}]",
+            "[{use: generations, name: nll, every: 2}]",
+            "neither more nor less of 'words' is better, so checkpoints cannot be compared by it; "
+            "name 'nll/cut_off'",
+        ),
         ("without gain}", "without gain, by: nil}", "stop.by: no eval of this stage"),
         (
             "    method: {use: sft, batch_size: 1, epochs: 3}\n",
@@ -267,6 +275,17 @@ def test_only_evals_that_decide_are_part_of_what_a_stage_is(project: Project) ->
         )
     }
     assert len(every) == 6
+
+
+def test_a_run_says_that_it_is_the_eval_which_changed(project: Project) -> None:
+    text = RECIPE.replace("eval: [{", "eval: [{dataset: {use: jsonl, path: held.jsonl}, ")
+    project.write("held.jsonl", '{"prompt": "a", "completion": "b"}\n')
+    earlier = project.plan(text).stages[0].inputs
+    project.write("held.jsonl", '{"prompt": "a", "completion": "c"}\n')
+    [stage] = project.plan(text).stages
+    assert list(differences(earlier, stage)) == ["what eval 'nll' measures changed"]
+    [stage] = project.plan(text.replace("after: 2 evals", "after: 3 evals")).stages
+    assert "stop changed" in differences(earlier, stage)
 
 
 def test_what_is_measured_in_between_is_priced(project: Project) -> None:
