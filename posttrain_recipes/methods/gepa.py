@@ -42,7 +42,7 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.intervals import summary
 from posttrain_recipes.training.judges.backends import Endpoint, EndpointJudge
 from posttrain_recipes.training.judges.judge import Judge, ModelJudge
-from posttrain_recipes.training.rl.scoring import feedback_of
+from posttrain_recipes.training.rl.scoring import feedback_of, told_where_it_fails
 from posttrain_recipes.training.sampling import datagen
 from posttrain_recipes.training.text.instructions import instructed
 
@@ -437,7 +437,9 @@ class InstructedModel:
         """What the rewards have to say of each sample."""
         said: list[list[str]] = [[] for _ in samples]
         for reward, _ in self.stage.rewards:
-            for words, text in zip(said, feedback_of(reward, reward.label, samples), strict=True):
+            with told_where_it_fails(reward):
+                texts = feedback_of(reward, reward.label, samples)
+            for words, text in zip(said, texts, strict=True):
                 words += [text] if text else []
         return [" ".join(words) for words in said]
 

@@ -28,6 +28,13 @@ FALLING = -4.0
 """A reward falls where the slope of its line, over the last `2 * WINDOW` steps or over all so far,
 is this many of its standard errors below zero. Looked at every `WINDOW` steps: of 100 stages
 of 200 steps without a slope no more than two look so (simulated)."""
+SHORTEST = 6
+"""Steps of a stage that is judged at its end, where it ends before there are `2 * WINDOW`."""
+FALLING_SHORT = (
+    *(-4.6, -4.03, -3.71, -3.5, -3.36, -3.25, -3.17),
+    *(-3.11, -3.05, -3.01, -2.98, -2.95, -2.92, -2.9),
+)
+"""The same bound for stages of so many steps and more: Student's quantile at 0.5%, for one look."""
 OVERVIEW = {
     "reward/mean": "reward",
     "groups/zero_variance_share": "share of zero-variance groups",
@@ -156,11 +163,15 @@ def _little_learned(health: Health) -> str | None:
 
 def _reward_falls(health: Health) -> str | None:
     every = health.series.get("reward/mean", [])
-    if len(every) < 2 * WINDOW or len(every) % WINDOW:
+    short = len(every) < 2 * WINDOW
+    if not health.ended and (short or len(every) % WINDOW):
         return None
+    if len(every) < SHORTEST:
+        return None
+    bound = FALLING_SHORT[len(every) - SHORTEST] if short else FALLING
     for rewards in (every[-2 * WINDOW :], every):
-        if slope_t(rewards) < FALLING:
-            begin, end = statistics.fmean(rewards[:5]), statistics.fmean(rewards[-5:])
+        if slope_t(rewards) < bound:
+            begin, end = _ends(rewards)
             return (
                 f"the reward falls, from {begin:.3f} to {end:.3f} in {len(rewards)} steps; a lower "
                 "learning_rate, or kl_beta above 0"
@@ -169,17 +180,22 @@ def _reward_falls(health: Health) -> str | None:
 
 
 def _entropy_collapses(health: Health) -> str | None:
-    recent = health.last("policy/entropy", 5)
     every = health.series.get("policy/entropy", [])
-    if len(every) < WINDOW or not recent:
+    if len(every) < (SHORTEST if health.ended else WINDOW):
         return None
-    begin, end = statistics.fmean(every[:5]), statistics.fmean(recent)
+    begin, end = _ends(every)
     if not begin > 0 or end >= begin / 2:
         return None
     return (
         f"the entropy of the policy fell by half, from {begin:.3f} to {end:.3f} nats a token: it "
         "tries less and less; a lower learning_rate, kl_beta above 0, or fewer steps"
     )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The means of the first and of the last values: of five, or of half where they are few."""
+    count = min(5, len(values) // 2)
+    return statistics.fmean(values[:count]), statistics.fmean(values[-count:])
 
 
 def _replies_are_cut(health: Health) -> str | None:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posttrain_recipes.running.health import RAISE, Health, overview, slope_t
+from posttrain_recipes.running.health import (
+    FALLING_SHORT,
+    RAISE,
+    SHORTEST,
+    WINDOW,
+    Health,
+    overview,
+    slope_t,
+)
 
 WELL = {
     "groups/learned": 4.0,
@@ -114,6 +122,39 @@ def test_noise_seldom_looks_like_a_fall() -> None:
     draw = np.random.default_rng(0)
     stages = [[{"reward/mean": x} for x in row] for row in draw.normal(size=(500, 200))]
     assert sum(bool(told(stage)) for stage in stages) / 500 < 0.03
+
+
+@pytest.mark.parametrize("steps", [6, 18, 27])
+def test_a_short_stage_is_judged_at_its_end(steps: int) -> None:
+    draw = random.Random(4)
+    health, found = Health(), []
+    for i in range(1, steps + 1):
+        reward = 2.0 - i / steps + draw.gauss(0, 0.02)
+        made = {**WELL, "reward/mean": reward, "policy/entropy": 2.0 * 0.1 ** (i / steps)}
+        found += [(i, text) for text in health.step(made, last=i == steps)]
+    falls = [(i, text) for i, text in found if text.startswith("the reward falls")]
+    entropy = [(i, text) for i, text in found if text.startswith("the entropy of the policy fell")]
+    assert [i for i, _ in falls] == [min(steps, 20)]
+    assert [i for i, _ in entropy] == [min(steps, max(i for i, _ in entropy))]
+
+
+def test_noise_of_a_short_stage_seldom_looks_like_a_fall() -> None:
+    draw = np.random.default_rng(1)
+    alarms = 0
+    for row in draw.normal(size=(2000, 12)):
+        health = Health()
+        steps = [({"reward/mean": x}, i == 11) for i, x in enumerate(row)]
+        alarms += any([*health.step(made, last=last)] for made, last in steps)
+    assert 0 < alarms <= 20
+
+
+def test_the_bounds_of_short_stages_are_students() -> None:
+    from scipy import stats
+
+    lengths = range(SHORTEST, 2 * WINDOW)
+    assert pytest.approx([stats.t.ppf(0.005, n - 2) for n in lengths], abs=0.006) == [
+        *FALLING_SHORT
+    ]
 
 
 def test_the_slope_is_that_of_a_regression() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -93,6 +94,22 @@ def test_the_mean_reward_leaves_out_where_it_abstains() -> None:
     assert [sample.scores for sample in result.samples] == [{"number": 2.0}, {"number": 3.0}, {}]
     with pytest.raises(PtlError, match="abstained on every reply"):
         evaluate(made, [200], 1)
+
+
+def test_a_reward_that_fails_is_told_with_the_eval_and_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def down(self: Number, samples: Sequence[Sample]) -> list[float | None]:
+        raise ValueError("service down")
+
+    monkeypatch.setattr(Number, "score", down)
+    made = MeanReward(MeanReward.Config.model_validate({"reward": {"use": "number"}}))
+    with pytest.raises(PtlError, match="eval 'e': reward 'number' failed") as caught:
+        evaluate(made, [1], 1)
+    assert re.fullmatch(
+        r"ValueError: service down \(test_rewarded_evals\.py:\d+\)", caught.value.why or ""
+    )
+    assert "mend it" in (caught.value.hint or "")
 
 
 def test_a_win_is_one_and_a_tie_is_half() -> None:

@@ -81,7 +81,8 @@ def test_a_reward_that_raises_fails_for_its_own_reply_alone(
     scores = scorer((broken, 3.0), on_error=on_error).score(SAMPLES)
     assert scores.totals == [3.0, expected, 3.0]
     assert scores.counts == {"failed": 1, "abstained": 0}
-    assert scores.error == "reward 'made': KeyError: 'no such word'"
+    line = broken.__code__.co_firstlineno + 2
+    assert scores.error == f"reward 'made': KeyError: 'no such word' (test_scoring.py:{line})"
 
 
 def test_a_reward_that_raises_may_end_the_stage() -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from posttrain_recipes.context import RewardLike
@@ -113,6 +115,37 @@ def each(returned: Any, count: int, source: str) -> list[Any]:
         f"{source} returned {what} for {count} {'reply' if count == 1 else 'replies'}",
         hint="return a list with a number for each reply, in their order; None where there is none",
     )
+
+
+@contextmanager
+def told_where_it_fails(reward: RewardLike, where: str = "") -> Iterator[None]:
+    """What a reward raises, which is anybody's code, as an error that says what to do.
+
+    Args:
+        where: who asks it, before what is told.
+
+    Raises:
+        PtlError: it raised something.
+    """
+    try:
+        yield
+    except (PtlError, Cancelled):
+        raise
+    except Exception as error:
+        raise PtlError(
+            f"{where}reward '{reward.label}' failed",
+            why=in_words(error),
+            hint="mend it, or have it return None where it cannot tell; then the same command goes "
+            "on from what is kept",
+            code="reward-failed",
+        ) from error
+
+
+def in_words(error: Exception) -> str:
+    """What anybody's code raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{at}"
 
 
 def feedback_of(
@@ -219,7 +252,7 @@ class Scorer:
             except (Cancelled, KeyboardInterrupt, WrongScores):
                 raise
             except Exception as error:  # a reward is anybody's code
-                self._failed(name, f"feedback: {type(error).__name__}: {error}", 0, unread)
+                self._failed(name, f"feedback: {in_words(error)}", 0, unread)
                 continue
             for texts, text in zip(said, texts_of, strict=True):
                 texts += [text] if text else []
@@ -242,7 +275,7 @@ class Scorer:
                 # Only the reply that it fails on is to be without a score.
                 return [self._ask(name, reward, [sample], scores)[0] for sample in samples]
             scores.counts["failed"] += 1
-            return self._failed(name, f"{type(error).__name__}: {error}", 1, scores)
+            return self._failed(name, in_words(error), 1, scores)
         scores.counts["abstained"] += sum(value is None for value in values)
         return values
 

@@ -20,7 +20,6 @@ from posttrain_recipes.plugin import (
     ModelRef,
     PluginConfig,
     Prompt,
-    PtlError,
     Renderer,
     RewardContext,
     Sample,
@@ -29,8 +28,7 @@ from posttrain_recipes.plugin import (
     Waiter,
 )
 from posttrain_recipes.training.requests import derive_seed, sample
-from posttrain_recipes.training.rl.scoring import scores_of
-from posttrain_recipes.waiting import Cancelled
+from posttrain_recipes.training.rl.scoring import scores_of, told_where_it_fails
 
 if TYPE_CHECKING:
     import tinker
@@ -93,24 +91,12 @@ def totals(
     """
     found: list[float | None] = [0.0] * len(samples)
     for reward, weight in rewards:
-        for place, score in enumerate(_asked(reward, samples)):
+        with told_where_it_fails(reward):
+            scores = scores_of(reward, samples)
+        for place, score in enumerate(scores):
             total = found[place]
             found[place] = None if total is None or score is None else total + weight * score
     return found
-
-
-def _asked(reward: RewardLike, samples: Sequence[Sample]) -> list[float | None]:
-    try:
-        return scores_of(reward, samples)
-    except (PtlError, Cancelled):
-        raise
-    except Exception as error:  # a reward is anybody's code
-        raise PtlError(
-            f"reward '{reward.label}' failed",
-            why=f"{type(error).__name__}: {error}",
-            hint="mend it, or have it return None where it cannot tell",
-            code="reward-failed",
-        ) from error
 
 
 def cut_share(replies: Sequence[Completion]) -> float:

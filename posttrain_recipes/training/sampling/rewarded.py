@@ -8,7 +8,7 @@ from dataclasses import replace
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import EvalContext, Reward, RewardContext
 from posttrain_recipes.records import Prompt, Sample
-from posttrain_recipes.training.rl.scoring import scores_of
+from posttrain_recipes.training.rl.scoring import scores_of, told_where_it_fails
 from posttrain_recipes.training.sampling.generation import generate
 
 
@@ -23,11 +23,12 @@ def rewarded(
     """One reply to each prompt, in order, with its reward; None where the reward abstained.
 
     Raises:
-        PtlError: the reward abstained on every reply.
+        PtlError: the reward failed, or abstained on every reply.
     """
     samples = generate(context, prompts, max_tokens=max_tokens, temperature=temperature)
     reward.open(RewardContext(context.seed, context.renderer, context.wait, context.resolve))
-    scores = scores_of(reward, samples)
+    with told_where_it_fails(reward, f"eval '{context.name}': "):
+        scores = scores_of(reward, samples)
     if all(score is None for score in scores):
         raise PtlError(
             f"eval '{context.name}': reward '{reward.label}' abstained on every reply",
