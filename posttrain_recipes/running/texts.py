@@ -152,6 +152,18 @@ class Texts:
                 "token id, nor a list of them",
                 f"replies end at {_names(renderer)}; have it name the ids of tokens",
             )
+        beyond = {
+            file: [token for token in named if rows is not None and token >= rows]
+            for file, named in model_files.ends_by_file(location).items()
+        }
+        if (lacks := next(((file, ids) for file, ids in beyond.items() if ids), None)) and rows:
+            return PreflightFinding(
+                name,
+                "warning",
+                f"{lacks[0]} of {location} names {', '.join(map(str, lacks[1]))} as the end of a "
+                f"sequence, and the model's embedding ends at {rows - 1}: nothing ever ends there",
+                "have it name tokens that the model has",
+            )
         differ = soundness.ends_differ(
             renderer.eos, model_files.ends_by_file(location), lambda token: renderer.decode([token])
         )
@@ -386,7 +398,8 @@ def _bytes(record: Record) -> int:
 
 
 def _names(renderer: ChatRenderer) -> str:
-    return ", ".join(repr(renderer.decode([token])) for token in renderer.stop)
+    there = (token for token in renderer.stop if renderer.rows is None or token < renderer.rows)
+    return ", ".join(repr(renderer.decode([token])) for token in there)
 
 
 def check(

@@ -186,6 +186,16 @@ def test_files_that_name_more_ends_agree(project: Project) -> None:
     assert told(found(project)) == []
 
 
+@pytest.mark.parametrize("named", [[2, 0, 9999], 9999])
+def test_an_end_that_no_token_of_the_model_is_is_told(project: Project, named: Any) -> None:
+    copied(project, generation_config=lambda held: held.update(eos_token_id=named))
+    [finding] = told(found(project))
+    assert (finding.check, finding.verdict) == ("end of a reply of ./broken", "warning")
+    assert "generation_config.json of" in finding.message
+    assert "names 9999 as the end of a sequence" in finding.message
+    assert "embedding ends at 1023" in finding.message
+
+
 def test_another_end_of_the_tokenizer_is_told(project: Project) -> None:
     copied(project, tokenizer_config=lambda held: held.update(eos_token="<|endoftext|>"))
     [finding] = told(found(project))
