@@ -350,7 +350,7 @@ def _added(
         elif wheres[0].endswith("(assistant)"):
             remark = "it ends in the generation prompt"
         if _says_something(text, special):
-            first = text == found[0][1] and not has_system
+            first = text == found[0][1] and not has_system and "system" in text.casefold()
             words = "a system prompt that is not in the data" if first else "words not in the data"
             remark = f"{remark}, with {words}" if remark else words
         told.append(Added(wheres[0] + more, text, remark))

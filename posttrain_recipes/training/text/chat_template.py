@@ -158,7 +158,8 @@ class ChatRenderer:
         if self.context is not None and len(tokens) >= self.context:
             raise TooLongError(
                 f"{len(tokens)} tokens leave no room for a reply in the model's context of "
-                f"{self.context}"
+                f"{self.context}",
+                hint="shorten or remove the record, or use a model that reads more",
             )
 
     def supervised(
