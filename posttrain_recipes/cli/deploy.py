@@ -46,8 +46,8 @@ def deploy(
 ) -> None:
     """Write a program to DIRECTORY that serves a checkpoint, and one that asks it.
 
-    TARGET is as that of 'ptl export'. DIRECTORY is RUN-modal where none is named. Nothing is
-    uploaded: you do that, with the commands that are printed.
+    TARGET is as that of 'ptl export'. DIRECTORY is RUN-STAGE-modal where none is named.
+    Nothing is uploaded: you do that, with the commands that are printed.
     """
     if not re.fullmatch(r"[A-Za-z0-9!:-]+", gpu):
         raise UsageError("--gpu names no GPU", hint="as Modal does: L40S, H100, or H100:2 for two")
@@ -56,7 +56,10 @@ def deploy(
     check_address(base_url, "--base-url")
     home = default_home(home)
     with fetched(target, home, base_url, say) as found:
-        label = modal_app.label(found.run.id if found.run else "model")
+        label = modal_app.label(
+            found.run.id if found.run else found.target.model,
+            found.stage if found.run else "",
+        )
         directory = directory or Path(f"{label}-modal")
         new_directory(directory)
         if not merge:
@@ -76,7 +79,8 @@ def deploy(
             (out / "app.py").write_text(modal_app.app(served), encoding="utf-8")
             (out / "client.py").write_text(modal_app.client(served), encoding="utf-8")
         click.echo(
-            f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}"
+            f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}, "
+            f"for the app {label}"
         )
         click.echo(
             "next, there: the commands that app.py begins with. It was not run on Modal here"
