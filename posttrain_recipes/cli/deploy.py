@@ -11,10 +11,12 @@ from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.cli.streams import say
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.exporting import modal_app, vllm
-from posttrain_recipes.exporting.checkpoint import Found, fetched, new_directory, written
+from posttrain_recipes.exporting.checkpoint import Found, fetched
+from posttrain_recipes.exporting.placing import new_directory, written
 from posttrain_recipes.exporting.writing import Form, write_into
 from posttrain_recipes.options import check_address
 from posttrain_recipes.store import default_home
+from posttrain_recipes.waiting import ended_politely
 
 
 @click.command()
@@ -54,6 +56,7 @@ def deploy(
     if not modal:
         raise UsageError("there is nothing to deploy to", hint="give --modal")
     check_address(base_url, "--base-url")
+    click.get_current_context().with_resource(ended_politely())
     home = default_home(home)
     with fetched(target, home, base_url, say) as found:
         label = modal_app.label(

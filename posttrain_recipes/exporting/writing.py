@@ -11,9 +11,10 @@ from pathlib import Path
 
 from posttrain_recipes.errors import PtlError, UsageError, writing
 from posttrain_recipes.exporting import vllm
-from posttrain_recipes.exporting.checkpoint import Found, fetched, new_directory, written
+from posttrain_recipes.exporting.checkpoint import Found, fetched
 from posttrain_recipes.exporting.merged import ADAPTER
 from posttrain_recipes.exporting.merged import merge as _merge
+from posttrain_recipes.exporting.placing import new_directory, written
 from posttrain_recipes.options import check_address
 
 
