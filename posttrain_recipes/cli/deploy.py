@@ -85,6 +85,8 @@ def deploy(
             f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}, "
             f"for the app {label}"
         )
+        for note in found.notes:
+            click.echo(f"note: {note}")
         click.echo(
             "next, there: the commands that app.py begins with. It was not run on Modal here"
         )

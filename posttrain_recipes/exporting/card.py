@@ -243,6 +243,8 @@ def _results(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[
     earlier = [row for row in table if row.stage in before]
     if own:
         yield _table(run, own)
+    elif run.status != "finished":
+        yield f"No eval has measured this model: the run is {markdown(run.status)}."
     elif table:
         yield "No eval of the run measured this model."
     else:
@@ -255,6 +257,15 @@ def _results(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[
             "after: what the stage left; before: what it started from. ± is half of a 95% "
             "confidence interval over the records of the eval."
         )
+    measured = {row.stage for row in (*own, *earlier)}
+    for one in sources:
+        keep = one.spec.get("keep")
+        if one.stage.name in measured and isinstance(keep, Mapping) and keep.get("best"):
+            name = code(one.stage.name)
+            yield (
+                f"The best checkpoint of {name} by {code(str(keep['best']))} was kept: that choice "
+                "flatters its result."
+            )
 
 
 def _table(run: RunRecord, rows: Sequence[report.TableRow]) -> str:

@@ -35,6 +35,8 @@ class Found:
     """The stage of the run that made it; empty without a run."""
     console: str | None = None
     """Where hosted Tinker shows its training."""
+    notes: tuple[str, ...] = ()
+    """What a person who named the run alone may not expect, in sentences."""
 
 
 @contextmanager
@@ -61,6 +63,7 @@ def fetched(
             hint="name a run of 'ptl runs', or a tinker:// path",
         )
     run, stage = _origin(found, home)
+    notes = _notes(run, stage) if run and found.said != target else ()
     engine = _service(run, base_url)
     if engine is None:
         require_here(found, home)
@@ -71,7 +74,7 @@ def fetched(
                 f"the checkpoint is damaged: {adapter} lacks {', '.join(missing)}",
                 code="bad-checkpoint",
             )
-        yield Found(found, adapter, base_of(adapter), run, stage)
+        yield Found(found, adapter, base_of(adapter), run, stage, notes=notes)
         return
     with tempfile.TemporaryDirectory(prefix="ptl-export-") as folder:
         adapter = Path(folder) / "adapter"
@@ -82,7 +85,17 @@ def fetched(
             download(connection, found.model, adapter, EngineWaiter(connection.alive))
         _check_finite(adapter / ADAPTER[1])
         console = sdk.console(found.model) if engine.name == "tinker" else None
-        yield Found(found, adapter, base_of(adapter), run, stage, console)
+        yield Found(found, adapter, base_of(adapter), run, stage, console, notes)
+
+
+def _notes(run: RunRecord, stage: str) -> tuple[str, ...]:
+    """Of a run that is still to train more: that this is not what it will leave."""
+    below = run.stages[[one.name for one in run.stages].index(stage) + 1 :]
+    waits = [one for one in below if one.method and not one.checkpoint]
+    ahead = [one.name for one in waits if one.status != "left_out"]
+    if not ahead:
+        return ()
+    return (f"this is stage {stage}: {', '.join(ahead)} of {run.id} left no checkpoint so far",)
 
 
 def _service(run: RunRecord | None, base_url: str | None) -> Engine | None:

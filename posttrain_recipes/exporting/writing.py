@@ -113,7 +113,7 @@ class Exported:
     base: str | None
     """The base model that an adapter needs; None for a whole model."""
     notes: list[str]
-    """What is otherwise than in training, in sentences."""
+    """What is otherwise than in training or than expected, in sentences."""
     url: str | None
     """Where it is on the hub."""
     vllm: str | None
@@ -169,7 +169,7 @@ def export(
         hub.check(push, private)
     plain = form == Form()
     with fetched(target, home, base_url, doing) as found, _place(directory) as place:
-        notes = write(found, place.path, form, home)
+        notes = [*found.notes, *write(found, place.path, form, home)]
         place.kept |= form.merge or form.gguf is not None
         url = None if push is None else _push(found, place, form, push, private)
         return Exported(

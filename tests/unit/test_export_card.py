@@ -213,6 +213,26 @@ def test_a_start_from_elsewhere_and_a_checkpoint_that_is_not_the_last_are_told()
     assert "from `tinker://r/weights/w`, of which nothing is known here" in told
 
 
+def test_a_result_that_chose_the_checkpoint_is_told_as_one_that_flatters() -> None:
+    text = """
+        - {name: a, dataset: {use: jsonl, path: a.jsonl}, keep: {best: right}, method: {use: sft}}
+        - {name: b, dataset: {use: jsonl, path: b.jsonl}, method: {use: sft}}
+        """
+    made = run(recipe(text), a={"found": 0.3}, b={"start": "a", "found": 0.2})
+    for name in ("a", "b"):
+        told = sections(made, name)["Results"]
+        assert "The best checkpoint of `a` by `right` was kept: that choice flatters" in told
+    unmeasured = run(recipe(text), a={}, b={"start": "a", "found": 0.2})
+    assert "flatters" not in sections(unmeasured, "b")["Results"]
+
+
+def test_a_run_that_has_not_ended_is_told_as_that() -> None:
+    made = run(recipe("- {name: a, method: {use: sft}}"), a={})
+    assert "The recipe has no evals" in sections(made, "a")["Results"]
+    made.status = "running"
+    assert "No eval has measured this model: the run is running" in sections(made, "a")["Results"]
+
+
 @pytest.mark.parametrize("resolved", [{}, {"stages": None}, {"stages": [3, {"use": "x"}]}])
 def test_a_recipe_that_names_no_such_stage_claims_nothing(resolved: dict[str, Any]) -> None:
     made = run(resolved, a={"found": 0.1}, b={})

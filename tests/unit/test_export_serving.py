@@ -25,6 +25,7 @@ from posttrain_recipes.engine.model.base import BaseModel, new_adapter, pick_dev
 from posttrain_recipes.engine.wire import AdapterConfig
 from posttrain_recipes.exporting import modal_app, vllm
 from posttrain_recipes.exporting.modal_app import Served
+from posttrain_recipes.store import StageRecord, dump
 from tests import exported
 from tests.conftest import ROOT
 
@@ -97,6 +98,27 @@ def test_vllm_takes_the_engines_files_as_they_are(
         assert a.shape == (rank, target.inputs)
         assert b.shape == (target.outputs, rank)
         assert scale == 32 / rank
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "told"),
+    [("demo-1", "waiting", True), ("demo", "failed", True), ("demo-1/sft", "waiting", False),
+     ("demo-1", "left_out", False)],
+)  # fmt: skip
+@pytest.mark.parametrize(("command", "words"), [(export, ["out"]), (deploy, ["out", "--modal"])])
+def test_a_run_that_is_to_train_more_says_which_stage_this_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, status: str, told: bool,
+    command: Any, words: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    home = home_of(tmp_path, "org/base")
+    record = exported.run(home, "org/base")
+    record.stages.append(StageRecord("dpo", "e" * 16, "dpo", status=status))
+    (home / "runs" / "demo-1" / "run.json").write_text(dump(record))
+    result = ptl(command, home, target, *words)
+    assert result.exit_code == 0, str(result.exception)
+    said = "note: this is stage sft: dpo of demo-1 left no checkpoint so far"
+    assert (said in result.output) is told
 
 
 @pytest.mark.parametrize(
