@@ -109,7 +109,7 @@ def serving() -> Iterator[Hub]:
                 value = told["value"]
                 if told["key"] != "header":
                     made.setdefault("files", []).append(value["path"])
-                elif value.get("parentCommit", HEAD) != made.get("sha", HEAD):
+                elif value.get("parentCommit", made.get("sha", HEAD)) != made.get("sha", HEAD):
                     handler.answer({"error": "A commit has happened since"}, 412)
                     return
                 if told["key"] == "file":

@@ -58,14 +58,15 @@ def test_what_another_one_writes_and_what_is_a_persons_stays(tmp_path: Path) -> 
         (first / "a").write_text("first")
         mine = tmp_path / ".ptl-export-abcdefgh"
         mine.mkdir()
-        (mine / "notes.txt").write_text("mine")
+        for name in ("notes.txt", placing.LOCK):
+            (mine / name).write_text("mine")
         (tmp_path / ".ptl-export-of-mine").mkdir()
         with placing.written(tmp_path / "second", tmp_path / "home") as second:
             (second / "a").write_text("second")
     assert (tmp_path / "first" / "a").read_text() == "first"
     assert (tmp_path / "second" / "a").read_text() == "second"
     assert names(tmp_path) == {"first", "second", mine.name, ".ptl-export-of-mine"}
-    assert names(mine) == {"notes.txt"}
+    assert names(mine) == {"notes.txt", placing.LOCK}
 
 
 def test_a_directory_that_another_one_writes_into_is_there_already(tmp_path: Path) -> None:
