@@ -67,8 +67,8 @@ def rows(count: int) -> list[str | bytes]:
     return [row(f"a {number - (number % 3 == 1)}", f"b {number}") for number in range(count)]
 
 
-def written(folder: Path, lines: Sequence[str | bytes]) -> Path:
-    path = folder / "a.jsonl"
+def written(folder: Path, lines: Sequence[str | bytes], name: str = "a.jsonl") -> Path:
+    path = folder / name
     path.write_bytes(
         b"".join((one if isinstance(one, bytes) else one.encode()) + b"\n" for one in lines)
     )
@@ -525,6 +525,30 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"a\.jsonl was edited while it was read"):
         records[3]
     assert len(streamed(path)) == 41
+
+
+def linked(path: Path) -> None:
+    path.with_name("backup").hardlink_to(path)
+
+
+def protected(path: Path) -> None:
+    path.chmod(0o400)
+
+
+def replaced(path: Path) -> None:
+    other = written(path.parent, rows(3), "other.jsonl")
+    other.replace(path)
+
+
+@pytest.mark.parametrize("touch", [linked, protected, replaced, Path.unlink])
+def test_a_file_whose_rows_stay_as_they_were_is_read_to_its_end(
+    touch: Callable[[Path], None], tmp_path: Path
+) -> None:
+    expected = list(streamed(written(tmp_path, rows(40), "b.jsonl")))
+    path = written(tmp_path, rows(40))
+    records = streamed(path)
+    touch(path)
+    assert [one.messages for one in records] == [one.messages for one in expected]
 
 
 def spoil(path: Path) -> None:
