@@ -89,7 +89,7 @@ class LineIndex:
         else:
             raw = self._read(begin, end - begin)
         self._next = end
-        # The third tells of a new name, other rights, or of none any more: the rows are as they were.
+        # What else is told of is another name or other rights: the rows are as they were.
         if file_state(os.fstat(self._file))[:2] != self._state[:2]:
             raise UsageError(
                 f"{display_path(self.path)} was edited while it was read",

@@ -29,6 +29,7 @@ from posttrain_recipes.planning.reuse import (
     Action,
     History,
     Scope,
+    current_run,
     decisions,
     finished,
     new_evals,
@@ -59,7 +60,7 @@ from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
 from posttrain_recipes.running.tracked import log_kept, tell_again, track_reused, tracked_stage
 from posttrain_recipes.shown import redact
-from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
+from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.tracker import MlflowTracker
 from posttrain_recipes.version import __version__
@@ -111,7 +112,7 @@ def run(
         held.enter_context(private.home(home))
         with kept.choosing():
             runs, unreadable = kept.listed()
-            earlier = None if scope.anew else latest(runs, plan.fingerprint)
+            earlier = current_run(plan, scope, runs)
             # Decided as 'ptl plan' decides it: a run whose checkpoint is gone is not finished.
             decided = decisions(plan, scope, runs, home)
             done = earlier is not None and finished(decided, scope.stages(plan), earlier)
@@ -475,6 +476,8 @@ class _Run:
         kept = self.record.stage(stage.name)
         decision = self.history.decide(stage, self.record, self.plan.name)
         if decision.stage is kept:
+            if decision.action == "resume":
+                kept.inputs = dict(stage.inputs)  # `bad_rows` may be another: see `depends.usable`
             return kept
         if decision.stage is None and not (kept.done or kept.resume):
             return kept
@@ -484,7 +487,7 @@ class _Run:
             kept.name,
             kept.fingerprint,
             kept.method,
-            kept.inputs,
+            dict(stage.inputs),
             kept.fresh,
             auto=kept.auto,
             model=kept.model,
