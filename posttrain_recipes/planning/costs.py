@@ -131,7 +131,7 @@ class Estimator:
                     continue
                 self._measured.add((planned.fingerprint, weights))
                 total = total + work if total and work else None
-            if planned.every and (times := _times(stage, planned, done, steps)) != 0:
+            if planned.every and (times := times_during(stage, planned, done, steps)) != 0:
                 during = _repeated(work, times) if work and times else None
                 total = total + during if total and during else None
         if total and (stage.keep or stage.stop):
@@ -209,7 +209,9 @@ class Estimator:
 _COUNTERS: dict[tuple[str, str | None], CountTokens | None] = {}
 
 
-def _times(stage: PlannedStage, planned: PlannedEval, done: int, steps: int | None) -> int | None:
+def times_during(
+    stage: PlannedStage, planned: PlannedEval, done: int, steps: int | None
+) -> int | None:
     """How often an eval is run in the middle of a stage that has `done` steps already; None where
     it is not known how many steps there are."""
     if steps is None:

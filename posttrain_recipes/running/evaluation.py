@@ -191,7 +191,7 @@ class Evaluator:
                     by_record = scores.load(record, kept, found, when)
                     if kept.reused_from and not by_record:
                         continue  # an older run kept none, and a change is tested record by record
-                    self.reporter.doing(f"{what}: known from {when} {kept.name}")
+                    self.reporter.note(f"{what}: known from {when} {kept.name}")
                     run = runs / (kept.reused_from or record.id)
                     samples = tuple(store.load_samples(run, kept.name, found.name, when))
                     better, notes = found.higher_is_better, tuple(found.notes)
@@ -204,7 +204,7 @@ class Evaluator:
         self, planned: PlannedEval, checkpoint: Checkpoint, what: str, keep: Keep
     ) -> EvalResult:
         self.spending.check(f"evaluating {what}")
-        self.reporter.doing(f"evaluating {what}")
+        self.reporter.evaluating(planned, what)
         if not planned.eval.takes and planned.renderer != AS_EVER:
             self.reporter.warning(
                 f"eval {planned.name}: 'renderer:' is not applied to it; {planned.eval.suite} is "

@@ -245,7 +245,7 @@ class _Run:
 
     def _work(self, tracker: MlflowTracker) -> None:
         for pin in self.plan.pins:
-            self.reporter.doing(pin)
+            self.reporter.note(pin)
         self._preflight()
         self._estimate()
         self.spending.start()
@@ -340,7 +340,7 @@ class _Run:
         runs = self.kept.runs()
         decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
         for line in restarted(decided, self.plan, self.scope):
-            self.reporter.doing(line)
+            self.reporter.note(line)
         estimator = Estimator(self.plan, self.spending.prices, runs)
         ahead = []
         self.decided = {stage.name: decision.action for stage, decision in decided}
@@ -391,7 +391,7 @@ class _Run:
         self.taken = driver.take_over(self.plan, self.directory, self.reporter, place)
         if self.cluster is None:
             if any(stage.resources != Resources() for stage in self.plan.stages):
-                self.reporter.doing("'resources:' is read by --jobs ray alone, and not here")
+                self.reporter.note("'resources:' is read by --jobs ray alone, and not here")
             yield StageWork(*shared, self._made, first, self.beside)
             return
         self.reporter.doing("connecting to Ray")

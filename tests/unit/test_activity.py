@@ -278,16 +278,16 @@ def test_in_a_terminal_it_is_one_line(width: int, monkeypatch: pytest.MonkeyPatc
 
 def test_before_the_first_step_the_bar_says_what_was_answered() -> None:
     live = Live(Lasting(io.StringIO()))
-    stage: Any = SimpleNamespace(name="rl")
+    stage: Any = SimpleNamespace(name="rl", method=None, evals=())
     live.training(stage, 0, 10)
-    assert live.progress is not None
+    bar = live.bar
+    assert bar is not None
     try:
         live.sampling(far(done=0, total=0))
-        (task,) = live.progress.tasks
-        assert (task.fields["told"], task.fields["rate"]) == ("64 of 64 requests", "1,234")
+        assert (bar.told, bar.speed) == ("64 of 64 requests", "1,234 tokens/s")
         live.step(1, 10, {"train/loss": 1.0, "train/tokens_per_second": 9.0})
         live.sampling(far(done=0, total=0))
-        assert (task.fields["told"], task.fields["rate"]) == ("loss 1.0000", "9")
+        assert (bar.told, bar.speed) == ("loss 1.0000", "9 tokens/s")
     finally:
         live.close()
 

@@ -58,6 +58,7 @@ class Bench:
     def evaluator(self) -> Evaluator:
         reporter = Reporter()
         reporter.doing = self.heard.append  # type: ignore[method-assign]
+        reporter.note = self.heard.append  # type: ignore[method-assign]
         reporter.warning = self.heard.append  # type: ignore[method-assign]
         serving: Any = SimpleNamespace(sampler=lambda _: None, renderer=lambda *_: None, wait=None)
         return Evaluator(self.directory, serving, reporter, self.spending, Path)
