@@ -76,11 +76,15 @@ class Live(Lines):
             self.status = None
 
     def _hide_bar(self, leave: bool) -> None:
-        """Make room for a spinner, or `leave` the bar as it is."""
-        if self.shown is not None:
-            self.shown.transient = not leave
-            self.shown.stop()
-            self.shown = None
+        """Make room for a spinner. The bar stays in its place where it is to be left, or full."""
+        if self.shown is None or self.bar is None:
+            return
+        full = self.bar.step >= self.bar.total
+        self.shown.transient = not (leave or full)
+        self.shown.stop()
+        self.shown = None
+        if full:
+            self.bar = None
 
     def _show_bar(self) -> None:
         """Show the bar of the stage that trains, in the place of a spinner: what that said is
@@ -160,18 +164,22 @@ class Live(Lines):
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
         training = self.now
         training.add(metrics)
-        if self.bar is not None:
-            left = training.left(number, total)
-            self.bar.step, self.bar.total = number, total
-            self.bar.told = training.told(metrics)
-            self.bar.speed = f"{training.tokens:,.0f} tokens/s" if training.tokens else ""
-            self.bar.left = f"{left} left" if left else ""
+        left = training.left(number, total)
+        with self.lock:
+            bar = self.bar = self.bar or Bar(number, total)
+            bar.step, bar.total = number, total
+            bar.told = training.told(metrics)
+            bar.speed = f"{training.tokens:,.0f} tokens/s" if training.tokens else ""
+            bar.left = f"{left} left" if left else ""
             self._show_bar()
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
-        self._over()
+        with self.lock:
+            if when == "after" and not worker():
+                self.bar = None  # of a stage that ended early
+            self._over()
         super().evaluated(stage, planned, when, r)
 
     def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:
@@ -194,8 +202,14 @@ class Live(Lines):
         self.note(estimate_told(plan, ahead, prices))
 
     def note(self, text: str) -> None:
-        room = {"width": self.console.width, "break_on_hyphens": False, "break_long_words": False}
-        for line in textwrap.wrap(text, **room, initial_indent="  ", subsequent_indent="    "):
+        fold = textwrap.TextWrapper(
+            self.console.width,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in fold.wrap(text):
             self.line(line)
 
     def warning(self, text: str) -> None:

@@ -106,6 +106,18 @@ def test_the_bar_comes_back_after_an_eval(live: Live, terminal: Terminal) -> Non
     assert sum("step 3/9" in line for line in terminal.screen) == 0, "an old bar stays nowhere"
 
 
+@pytest.mark.parametrize("total", [3, 9])
+def test_after_its_last_step_no_bar_comes_back(live: Live, terminal: Terminal, total: int) -> None:
+    """Nor does that of a stage which its evals ended early."""
+    live.training(STAGE, 0, total)
+    live.step(3, total, {"train/loss": 0.5})
+    evaluate(live, "after")
+    assert live.shown is None
+    live.stage_finished(STAGE, StageRecord("sft", "", "sft"))
+    full = ["step 3/3"] if total == 3 else []
+    assert [line[2:10] for line in terminal.screen] == [*full, "after  v", "done in "]
+
+
 def test_a_step_brings_the_bar_back_whatever_was_said(live: Live) -> None:
     live.training(STAGE, 0, 9)
     live.doing("something that nobody ends")
