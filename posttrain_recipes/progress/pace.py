@@ -156,13 +156,4 @@ class StageProgress:
             * self.pauses.evals.get(planned.fingerprint, 0.0)
             for planned in self.stage.evals
         )
-        return evals + self._checkpoints(number, total) * self.pauses.checkpoint
-
-    def _checkpoints(self, number: int, total: int) -> int:
-        """How many are due after step `number`, by steps: those that minutes ask for are few."""
-        assert self.stage is not None
-        config = getattr(self.stage.method, "config", None)
-        every = {planned.every or 0 for planned in self.stage.evals}
-        every.add(getattr(config, "save_every", 0))
-        steps = {n for k in every - {0} for n in range(number // k * k + k, total, k)}
-        return len(steps) + (number < total)
+        return evals + costs.checkpoints(self.stage, number, total) * self.pauses.checkpoint
