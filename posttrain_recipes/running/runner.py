@@ -368,6 +368,7 @@ class _Run:
                 self.reporter.warning,
                 activity.tick,
             )
+            self.reporter.doing("looking at models and data")
             needs.check(self.plan, connection, wait)
             self.plan.check_models()
             self.serving = Serving(self.plan, connection, wait, data_dir)
