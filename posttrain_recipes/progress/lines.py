@@ -12,7 +12,7 @@ from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.pricing import duration
 from posttrain_recipes.plugin import Resume
-from posttrain_recipes.progress.pace import Pauses, StageProgress
+from posttrain_recipes.progress.pace import BetweenSteps, StageProgress
 from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.progress.terminal import folded
 from posttrain_recipes.records import EvalResult
@@ -69,7 +69,7 @@ class Lines(Reporter):
         self.told: dict[str, float] = defaultdict(clock)
         """When each worker printed a line the last time."""
         self.path = Path()
-        self.pauses = Pauses(clock)
+        self.pauses = BetweenSteps(clock)
         self.stages: dict[str, StageProgress] = defaultdict(
             lambda: StageProgress(pauses=self.pauses)
         )
@@ -144,9 +144,9 @@ class Lines(Reporter):
     def saved(self, resume: Resume) -> None:
         self.now.saved(resume.step)
 
-    def evaluating(self, planned: PlannedEval, what: str) -> None:
+    def evaluating(self, planned: PlannedEval, when: str, what: str) -> None:
         self.pauses.evaluating()
-        super().evaluating(planned, what)
+        super().evaluating(planned, when, what)
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult

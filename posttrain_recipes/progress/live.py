@@ -77,9 +77,9 @@ class Live(Lines):
 
     def _hide_bar(self, leave: bool) -> None:
         """Make room for a spinner. The bar stays in its place where it is to be left, or full."""
-        if self.shown is None or self.bar is None:
+        if self.shown is None:
             return
-        full = self.bar.step >= self.bar.total
+        full = self.bar is not None and self.bar.step >= self.bar.total
         self.shown.transient = not (leave or full)
         self.shown.stop()
         self.shown = None
@@ -173,14 +173,22 @@ class Live(Lines):
             bar.left = f"{left} left" if left else ""
             self._show_bar()
 
+    def evaluating(self, planned: PlannedEval, when: str, what: str) -> None:
+        self._trained(when)
+        super().evaluating(planned, when, what)
+
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
-        with self.lock:
-            if when == "after" and not worker():
-                self.bar = None  # of a stage that ended early
-            self._over()
+        self._trained(when)
+        self._over()
         super().evaluated(stage, planned, when, r)
+
+    def _trained(self, when: str) -> None:
+        """A stage that is evaluated `after` it has trained, which may be before its last step:
+        what its bar said stays, and it does not come back."""
+        if when == "after" and not worker():
+            self.close()
 
     def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:
         self.close()

@@ -13,7 +13,7 @@ from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.pricing import duration
 from posttrain_recipes.plugin import Resume
 from posttrain_recipes.progress.lines import headline, how_far
-from posttrain_recipes.progress.pace import Pauses, StageProgress
+from posttrain_recipes.progress.pace import BetweenSteps, StageProgress
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report
 from posttrain_recipes.running.events import Reporter, SamplingProgress
@@ -65,7 +65,7 @@ class Notebook(Reporter):
         self._rows: dict[str, _Row] = {}
         self._now: dict[str, str] = {}
         """The stage of each worker."""
-        self._pauses = Pauses(clock)
+        self._pauses = BetweenSteps(clock)
         self._stages: dict[str, StageProgress] = {}
         self._warned: list[str] = []
         self._noted: list[str] = []
@@ -131,9 +131,9 @@ class Notebook(Reporter):
             if (training := self._stages.get(self._now.get(worker(), ""))) is not None:
                 training.saved(resume.step)
 
-    def evaluating(self, planned: PlannedEval, what: str) -> None:
+    def evaluating(self, planned: PlannedEval, when: str, what: str) -> None:
         self._pauses.evaluating()
-        super().evaluating(planned, what)
+        super().evaluating(planned, when, what)
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult

@@ -21,7 +21,7 @@ PACE_STEPS = 50
 
 
 @dataclass
-class Pauses:
+class BetweenSteps:
     """Seconds that what comes between the steps of a run's stages took the last time."""
 
     clock: Callable[[], float] = time.monotonic
@@ -61,10 +61,10 @@ class StageProgress:
         self,
         done: int = 0,
         stage: PlannedStage | None = None,
-        pauses: Pauses | None = None,
+        pauses: BetweenSteps | None = None,
     ) -> None:
         self.stage = stage
-        self.pauses = pauses or Pauses()
+        self.pauses = pauses or BetweenSteps()
         self.done = done
         self.kept = done
         """Steps that a next run need not do again."""

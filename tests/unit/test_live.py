@@ -83,7 +83,7 @@ def under_way(live: Live) -> str | None:
 
 
 def evaluate(live: Live, when: str) -> None:
-    live.evaluating(EVAL, f"val at {when} of sft")
+    live.evaluating(EVAL, when.replace(" ", "-"), f"val at {when} of sft")
     live.evaluated(STAGE, EVAL, when, FOUND)
 
 
@@ -91,7 +91,7 @@ def test_the_bar_comes_back_after_an_eval(live: Live, terminal: Terminal) -> Non
     live.training(STAGE, 0, 9)
     for step in range(1, 4):
         live.step(step, 9, {"train/loss": 1.0})
-    live.evaluating(EVAL, "val at step 3 of sft")
+    live.evaluating(EVAL, "step-3", "val at step 3 of sft")
     assert live.shown is None
     assert under_way(live) == "evaluating val at step 3 of sft"
     live.evaluated(STAGE, EVAL, "step 3", FOUND)
@@ -107,15 +107,21 @@ def test_the_bar_comes_back_after_an_eval(live: Live, terminal: Terminal) -> Non
 
 
 @pytest.mark.parametrize("total", [3, 9])
-def test_after_its_last_step_no_bar_comes_back(live: Live, terminal: Terminal, total: int) -> None:
-    """Nor does that of a stage which its evals ended early."""
+@pytest.mark.parametrize("known", [False, True])
+def test_after_its_last_step_the_bar_stays_where_it_is(
+    live: Live, terminal: Terminal, total: int, known: bool
+) -> None:
+    """So does that of a stage which its evals ended early."""
     live.training(STAGE, 0, total)
     live.step(3, total, {"train/loss": 0.5})
-    evaluate(live, "after")
+    if known:
+        live.evaluated(STAGE, EVAL, "after", FOUND)
+    else:
+        evaluate(live, "after")
     assert live.shown is None
     live.stage_finished(STAGE, StageRecord("sft", "", "sft"))
-    full = ["step 3/3"] if total == 3 else []
-    assert [line[2:10] for line in terminal.screen] == [*full, "after  v", "done in "]
+    told = [line[2:10] for line in terminal.screen]
+    assert told == [f"step 3/{total}", "after  v", "done in "]
 
 
 def test_a_step_brings_the_bar_back_whatever_was_said(live: Live) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from posttrain_recipes.progress.lines import Lines
-from posttrain_recipes.progress.pace import Pauses, StageProgress
+from posttrain_recipes.progress.pace import BetweenSteps, StageProgress
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.store import Spent, StageRecord
 
@@ -50,7 +50,7 @@ def run(
     found = EvalResult({}, ())
 
     def evaluate(one: Any, when: str) -> None:
-        lines.evaluating(one, f"{one.name} {when} sft")
+        lines.evaluating(one, when, f"{one.name} {when} sft")
         clock.now += EVAL
         lines.evaluated(of, one, when, found)
 
@@ -89,7 +89,7 @@ def lines(clock: Clock) -> Lines:
 
 @pytest.mark.parametrize("done", [0, 40])
 def test_it_is_near_after_three_steps_though_the_first_was_slow(clock: Clock, done: int) -> None:
-    told = StageProgress(done, pauses=Pauses(clock))
+    told = StageProgress(done, pauses=BetweenSteps(clock))
     total = done + 103
     for step in range(3):
         clock.now += 90.0 if step == 0 else 10.0
