@@ -188,6 +188,8 @@ class Live(Lines):
         """A stage that is evaluated `after` it has trained, which may be before its last step:
         what its bar said stays, and it does not come back."""
         if when == "after" and not worker():
+            if self.bar is not None:
+                self.bar.left = ""
             self.close()
 
     def stage_trained(self, stage: PlannedStage, record: StageRecord) -> None:

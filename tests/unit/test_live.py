@@ -122,6 +122,7 @@ def test_after_its_last_step_the_bar_stays_where_it_is(
     live.stage_finished(STAGE, StageRecord("sft", "", "sft"))
     told = [line[2:10] for line in terminal.screen]
     assert told == [f"step 3/{total}", "after  v", "done in "]
+    assert not any(line.endswith(" left") for line in terminal.screen)
 
 
 def test_a_step_brings_the_bar_back_whatever_was_said(live: Live) -> None:
