@@ -13,6 +13,7 @@ from posttrain_recipes.progress.bar import Bar
 from posttrain_recipes.progress.live import Live
 from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.records import Estimate, EvalResult
+from posttrain_recipes.running import runner
 from posttrain_recipes.running.events import SamplingProgress
 from posttrain_recipes.store import StageRecord
 
@@ -211,3 +212,34 @@ def test_a_short_line_has_a_bar_beside_it(terminal: Terminal) -> None:
     assert len(line) == 80
     assert line.startswith("  step 5/10  ━━━━")
     assert line.endswith("  loss 0.5000  900 tokens/s  5 s left")
+
+
+# --- what a pipe keeps as lines ------------------------------------------------------------------
+
+
+def test_where_a_default_came_from_and_why_a_stage_begins_anew_stay(
+    live: Live, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found as a run begins is said before the engine starts, and stays above that."""
+    anew = "from the beginning: sft: seed 1 -> 2"
+    monkeypatch.setattr(runner, "restarted", lambda *_: [anew])
+    monkeypatch.setattr(runner, "decisions", lambda *_: [])
+    monkeypatch.setattr(runner.content, "make_cache_dir", lambda: None)
+    run: Any = SimpleNamespace(
+        plan=SimpleNamespace(pins=["exact_match: max_tokens 16: 95% of the answers fit"]),
+        reporter=live,
+        kept=SimpleNamespace(runs=list, home=None),
+        scope=None,
+        spending=SimpleNamespace(prices=None, start=lambda: live.doing("starting the engine")),
+        directory=SimpleNamespace(save=lambda: None),
+        interrupts=SimpleNamespace(noticed=None),
+        _preflight=lambda: live.doing("looking at the data"),
+    )
+    run._estimate = lambda: runner._Run._estimate(run)
+    with pytest.raises(AttributeError, match="_connected"):
+        runner._Run._work(run, None)  # type: ignore[arg-type]
+    live.close()
+    assert terminal.screen == [
+        "  exact_match: max_tokens 16: 95% of the answers fit",
+        f"  {anew}",
+    ]
