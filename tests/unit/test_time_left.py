@@ -109,6 +109,13 @@ def test_evals_and_checkpoints_that_are_due_are_in_it(
             assert told == pytest.approx(took, rel=0.25, abs=1.0), number
 
 
+def test_checkpoints_are_no_part_of_a_step_and_are_counted(lines: Lines, clock: Clock) -> None:
+    said = run(lines, clock, stage(save_every=4), 30, StageRecord("sft", "", "sft"))
+    told, took = said[9]
+    assert took == 21 * STEP + 6 * SAVE
+    assert told == pytest.approx(took, abs=0.5)
+
+
 def test_an_eval_that_was_measured_before_says_nothing_of_time(lines: Lines, clock: Clock) -> None:
     of = stage(planned("loss", 5))
     run(lines, clock, of, 10, StageRecord("sft", "", "sft"))
