@@ -127,7 +127,9 @@ def _build(
         models=tuple(builder.models),
         engine=engine,
         stages=tuple(stages),
-        resolved=rates.resolved(written, engine, origins, stages),
+        resolved=auto.written_out(
+            rates.resolved(written, engine, origins, stages), origins, stages
+        ),
         limits=Limits(**data.get("limits", {})),
         origins=origins,
         pins=tuple(builder.pins),
