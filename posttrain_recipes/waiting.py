@@ -7,6 +7,7 @@ waiter checks whether the engine is alive and whether a signal has come.
 from __future__ import annotations
 
 import contextvars
+import math
 import re
 import signal
 import threading
@@ -122,12 +123,21 @@ to its group."""
 @contextmanager
 def ended_politely() -> Iterator[None]:
     """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does, unless the program already does
-    something about it; only the main thread can."""
+    something about it; only the main thread can. A second one within `ONCE_S` is none: it would
+    end what the first one has cleaned up."""
     on_main = threading.current_thread() is threading.main_thread()
     if not on_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ended = -math.inf
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ended
+        again, ended = time.monotonic() - ended < ONCE_S, time.monotonic()
+        if not again:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HEAD = "0" * 40
+"""The commit that a repository is born with."""
+
 
 @dataclass
 class Hub:
@@ -65,6 +68,9 @@ def serving() -> Iterator[Hub]:
 
         do_GET = do_POST = do_PUT = take
 
+    def private(made: dict[str, Any]) -> bool:
+        return bool(made.get("private")) or made.get("visibility") == "private"
+
     def respond(handler: Any, path: str, body: bytes) -> None:
         if path == "/api/whoami-v2":
             handler.answer({"name": "ada", "type": "user", "auth": {}})
@@ -97,9 +103,15 @@ def serving() -> Iterator[Hub]:
             hub.large[path.rpartition("/")[2]] = body
             handler.answer({})
         elif "/commit/" in path:
+            made = hub.repositories[path.removeprefix("/api/models/").partition("/commit/")[0]]
             for line in body.splitlines():
                 told = json.loads(line)
                 value = told["value"]
+                if told["key"] != "header":
+                    made.setdefault("files", []).append(value["path"])
+                elif value.get("parentCommit", HEAD) != made.get("sha", HEAD):
+                    handler.answer({"error": "A commit has happened since"}, 412)
+                    return
                 if told["key"] == "file":
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif told["key"] == "lfsFile":
@@ -113,6 +125,11 @@ def serving() -> Iterator[Hub]:
             )
         elif path == "/api/validate-yaml":
             handler.answer({"errors": [], "warnings": []})
+        elif (name := path.removeprefix("/api/models/")) in hub.repositories:
+            found = hub.repositories[name]
+            files = [".gitattributes", *found.get("files", [])]
+            about = {"id": name, "sha": found.get("sha", HEAD), "private": private(found)}
+            handler.answer({**about, "siblings": [{"rfilename": file} for file in files]})
         elif (
             path.startswith(("/api/models/", "/api/datasets/"))
             and (name := path.removeprefix("/api/").removeprefix("models/")) in hub.licenses

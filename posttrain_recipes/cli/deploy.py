@@ -11,10 +11,12 @@ from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.cli.streams import say
 from posttrain_recipes.errors import UsageError, display_path
 from posttrain_recipes.exporting import modal_app, vllm
-from posttrain_recipes.exporting.checkpoint import Found, fetched, new_directory, written
+from posttrain_recipes.exporting.checkpoint import Found, fetched
+from posttrain_recipes.exporting.placing import new_directory, written
 from posttrain_recipes.exporting.writing import Form, write_into
 from posttrain_recipes.options import check_address
 from posttrain_recipes.store import default_home
+from posttrain_recipes.waiting import ended_politely
 
 
 @click.command()
@@ -46,17 +48,21 @@ def deploy(
 ) -> None:
     """Write a program to DIRECTORY that serves a checkpoint, and one that asks it.
 
-    TARGET is as that of 'ptl export'. DIRECTORY is RUN-modal where none is named. Nothing is
-    uploaded: you do that, with the commands that are printed.
+    TARGET is as that of 'ptl export'. DIRECTORY is RUN-STAGE-modal where none is named.
+    Nothing is uploaded: you do that, with the commands that are printed.
     """
     if not re.fullmatch(r"[A-Za-z0-9!:-]+", gpu):
         raise UsageError("--gpu names no GPU", hint="as Modal does: L40S, H100, or H100:2 for two")
     if not modal:
         raise UsageError("there is nothing to deploy to", hint="give --modal")
     check_address(base_url, "--base-url")
+    click.get_current_context().with_resource(ended_politely())
     home = default_home(home)
     with fetched(target, home, base_url, say) as found:
-        label = modal_app.label(found.run.id if found.run else "model")
+        label = modal_app.label(
+            found.run.id if found.run else found.target.model,
+            found.stage if found.run else "",
+        )
         directory = directory or Path(f"{label}-modal")
         new_directory(directory)
         if not merge:
@@ -76,7 +82,8 @@ def deploy(
             (out / "app.py").write_text(modal_app.app(served), encoding="utf-8")
             (out / "client.py").write_text(modal_app.client(served), encoding="utf-8")
         click.echo(
-            f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}"
+            f"{found.target.said}: app.py, client.py and {weights}/ in {display_path(directory)}, "
+            f"for the app {label}"
         )
         click.echo(
             "next, there: the commands that app.py begins with. It was not run on Modal here"

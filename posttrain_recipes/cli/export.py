@@ -13,6 +13,7 @@ from posttrain_recipes.exporting import writing
 from posttrain_recipes.exporting.writing import Form
 from posttrain_recipes.options import check_address
 from posttrain_recipes.store import default_home
+from posttrain_recipes.waiting import ended_politely
 
 
 @click.command()
@@ -69,6 +70,7 @@ def export(
             "--private is of what --push puts on the hub", hint="give --push USER/NAME"
         )
     check_address(base_url, "--base-url")
+    click.get_current_context().with_resource(ended_politely())
     made = writing.export(
         target,
         directory,

@@ -9,6 +9,7 @@ import click
 from posttrain_recipes import api
 from posttrain_recipes.cli.options import home_option
 from posttrain_recipes.errors import display_path
+from posttrain_recipes.waiting import ended_politely
 
 
 @click.command()
@@ -29,6 +30,7 @@ def pack(run: str, output: Path | None, no_data: bool, no_weights: bool, home: P
     Base models, data of the hub and files of 100 MB and more are not in it: the lock has their
     content. RUN is an id of 'ptl runs', or a recipe's name for its last run.
     """
+    click.get_current_context().with_resource(ended_politely())
     made = api.pack(run, output, data=not no_data, weights=not no_weights, home=home)
     size = made.path.stat().st_size / 1e6
     click.echo(f"{display_path(made.path)}: {len(made.files)} files, {size:.1f} MB")

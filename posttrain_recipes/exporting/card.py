@@ -10,6 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from posttrain_recipes import models
+from posttrain_recipes.exporting import lineage
+from posttrain_recipes.exporting.lineage import Source
 from posttrain_recipes.reporting import report
 from posttrain_recipes.shown import cell, code, markdown, plain, redact
 from posttrain_recipes.store import RunRecord
@@ -58,15 +60,17 @@ def write(
     if on_hub(base):
         front["base_model"] = base
         front["base_model_relation"] = RELATION[kind]
-    used = data_of(run, stage) if run else []
-    if ids := [one for one in used if _HUB_ID.fullmatch(one)]:
+    sources = lineage.of(run, stage) if run else []
+    used = _data_by_stage(sources)
+    trained_on = [name for name, by in used.items() if any(one.data for one in by)]
+    if ids := [one for one in trained_on if _HUB_ID.fullmatch(one)]:
         front["datasets"] = ids
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=False) + "---",
         f"# {markdown(f'{run.id}/{stage}' if run else name)}",
         _what(kind, base, name, license),
         *_licences(used, data_licences or {}),
-        *(_of_run(run, stage) if run else _unknown(checkpoint)),
+        *(_of_run(run, stage, sources) if run else _unknown(checkpoint)),
         f"Made with posttrain-recipes {markdown((run.version if run else '') or __version__)}.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -101,16 +105,19 @@ def license_of(base: str) -> str | None:
 
 
 def data_of(run: RunRecord, stage: str) -> list[str]:
-    """The data that a stage and those that it stands on were trained on or made from: ids of the
-    hub, addresses, and files by their name."""
-    listed = run.resolved.get("stages") if isinstance(run.resolved, Mapping) else None
-    names = [one.name for one in run.stages]
-    upto = set(names[: names.index(stage) + 1])
-    found: dict[str, None] = {}
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, Mapping) and one.get("name") in upto and one.get("method"):
-            found.update(dict.fromkeys(_sources(one.get("dataset"))))
-    return list(found)
+    """The data that a stage was trained on or made from, and those of its teachers and judges: ids
+    of the hub, addresses, and files by their name."""
+    return list(_data_by_stage(lineage.of(run, stage)))
+
+
+def _data_by_stage(sources: Sequence[Source]) -> dict[str, list[Source]]:
+    """Of data: the stages that used them."""
+    found: dict[str, list[Source]] = {}
+    for one in sources:
+        if one.stage.method:
+            for name in dict.fromkeys(_sources(one.spec.get("dataset"))):
+                found.setdefault(name, []).append(one)
+    return found
 
 
 def _sources(dataset: Any) -> Iterator[str]:
@@ -135,14 +142,17 @@ def _cut_data(path: str) -> str:
     return redact(path.partition("?")[0]) if "://" in path else Path(path).name
 
 
-def _licences(used: Sequence[str], known: Mapping[str, str]) -> Iterator[str]:
+def _licences(used: Mapping[str, Sequence[Source]], known: Mapping[str, str]) -> Iterator[str]:
     """What is known of the data's licences, and of which nothing is."""
     if not used:
         return
     yield "## Licences of the data"
     lines = []
-    for one in used:
+    for one, by in used.items():
         said = code(known[one]) if one in known else "unknown to the program that wrote this card"
+        if not any(source.data for source in by):
+            names = ", ".join(code(source.stage.name) for source in by)
+            said += f"; this model was not trained on it, only {names} was"
         lines.append(f"- {code(one)}: {said}")
     yield "\n".join(lines)
 
@@ -179,58 +189,86 @@ def _unknown(checkpoint: str) -> Iterator[str]:
     )
 
 
-def _of_run(run: RunRecord, stage: str) -> Iterator[str]:
-    upto = [one.name for one in run.stages].index(stage) + 1
-    resolved = shareable(run.resolved)
+def _of_run(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[str]:
     yield "## Training"
-    lines = []
-    for one in run.stages[:upto]:
-        method = code(one.method) if one.method else "evaluation"
-        amount = f"{one.total_steps:,} steps, {one.records:,} records" if one.method else ""
-        lines.append(
-            f"- {code(one.name)}: {method}"
-            + (f" ({amount})" if amount else "")
-            + _data(resolved, one.name)
-        )
-    yield "\n".join(lines)
+    yield "\n".join(_trained(one) for one in sources if one.stage.method)
+    if not sources[-1].spec:
+        yield "The recipe below does not name this stage: what it was made from is unknown."
     yield "## Results"
-    yield from _results(run)
+    yield from _results(run, stage, sources)
     yield "## Reproduce"
     preset = f" (preset {code(run.preset)})" if run.preset else ""
+    others = len(run.stages) > 1
     yield (
         f"Save this recipe{preset}, seed {run.seed}, as `recipe.yaml`. Places on the machine that "
         "it ran on are cut to their last part: put your own in. Then: "
         "`pip install posttrain-recipes && ptl run recipe.yaml`"
+        + (f". This model is what its stage {code(stage)} leaves." if others else "")
     )
-    yield fenced(redact(report.resolved_yaml(resolved)), "yaml")
+    yield fenced(redact(report.resolved_yaml(shareable(run.resolved))), "yaml")
 
 
-def _data(resolved: Any, stage: str) -> str:
-    """What the recipe says of a stage's data, in one line."""
-    listed = resolved.get("stages") if isinstance(resolved, Mapping) else None
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, Mapping) and one.get("name") == stage and one.get("dataset"):
-            data = one["dataset"]
-            if isinstance(data, Mapping):
-                data = ", ".join(f"{key}: {report.plain(value)}" for key, value in data.items())
-            return f" on {code(redact(str(data)))}"
-    return ""
+def _trained(one: Source) -> str:
+    """A stage of the training, in a line: what it did, on what, and what it is to the model."""
+    stage = one.stage
+    said = f"- {code(stage.name)}"
+    if one.roles:
+        said += f", {' and '.join(f'{role} {code(name)}' for role, name in one.roles)}"
+    end = stage.checkpoint.step if stage.checkpoint and one.trained else stage.total_steps
+    kept = f", kept: step {end:,}" if end < stage.total_steps else ""
+    said += (
+        f": {code(stage.method or '')} "
+        f"({stage.total_steps:,} steps{kept}, {stage.records:,} records)"
+    )
+    if data := shareable(one.spec.get("dataset")):
+        if isinstance(data, Mapping):
+            data = ", ".join(f"{key}: {report.plain(value)}" for key, value in data.items())
+        said += f" on {code(redact(str(data)))}"
+    if one.outside:
+        said += f", from {code(one.outside)}, of which nothing is known here"
+    return said
 
 
-def _results(run: RunRecord) -> Iterator[str]:
+def _results(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[str]:
+    """The rows of this model, and those of the models that its weights were made from."""
     table = report.rows(run)
-    if not table:
+    kept = run.stage(stage).checkpoint
+    same = {stage} | {
+        one.name
+        for one in run.stages
+        if kept and one.checkpoint and one.checkpoint.sampler_uri == kept.sampler_uri
+    }
+    own = [row for row in table if row.stage in same]
+    before = {one.stage.name for one in sources if one.weights} - same
+    earlier = [row for row in table if row.stage in before]
+    if own:
+        yield _table(run, own)
+    elif table:
+        yield "No eval of the run measured this model."
+    else:
         yield "The recipe has no evals: nothing was measured."
-        return
+    if earlier:
+        yield "Of the stages that it was made from, which are other models than this one:"
+        yield _table(run, earlier)
+    if own or earlier:
+        yield (
+            "after: what the stage left; before: what it started from. ± is half of a 95% "
+            "confidence interval over the records of the eval."
+        )
+
+
+def _table(run: RunRecord, rows: Sequence[report.TableRow]) -> str:
     lines = ["| stage | eval | n | before | after | change |", "|---|---|--:|--:|--:|--:|"]
-    lines += [
-        f"| {cell(row.stage)} | {cell(row.label)} | {row.count} "
-        f"| {report.show(row.before, row.percent)} | {report.show(row.after, row.percent)} "
-        f"| {report.show_change(row)} |"
-        for row in table
-    ]
-    yield "\n".join(lines)
-    yield "± is half of a 95% confidence interval over the records of the eval."
+    for row in rows:
+        # A stage without a method measures once, what it leaves as it is.
+        alone = run.stage(row.stage).method is None
+        before, after = (None, row.before) if alone else (row.before, row.after)
+        lines.append(
+            f"| {cell(row.stage)} | {cell(row.label)} | {row.count} "
+            f"| {report.show(before, row.percent)} | {report.show(after, row.percent)} "
+            f"| {report.show_change(row)} |"
+        )
+    return "\n".join(lines)
 
 
 def shareable(value: Any) -> Any:

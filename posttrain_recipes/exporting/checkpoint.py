@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from posttrain_recipes import private, registry, sdk
 from posttrain_recipes.engines import Hosted
-from posttrain_recipes.errors import PtlError, UsageError, display_path, writing
+from posttrain_recipes.errors import PtlError, UsageError, display_path
 from posttrain_recipes.exporting.download import download
 from posttrain_recipes.exporting.merged import ADAPTER, base_of
 from posttrain_recipes.inference import kept
@@ -111,44 +110,6 @@ def _origin(found: Target, home: Path) -> tuple[RunRecord | None, str]:
 
 def _addresses(kept: object) -> tuple[str | None, ...]:
     return getattr(kept, "sampler_uri", None), getattr(kept, "state_uri", None)
-
-
-def new_directory(directory: Path) -> None:
-    """Raise UsageError for a directory that has something in it."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(
-            f"{directory} is there already", hint="name a new directory", code="already-there"
-        )
-
-
-@contextmanager
-def written(directory: Path, home: Path) -> Iterator[Path]:
-    """A place to write files to that become `directory` at the end, whole or not at all.
-
-    An empty directory that is there stays the one that it is: somebody may be in it, or a disk be
-    mounted there. Everything in it may be read by whoever may read files that this user makes:
-    safetensors makes its own for the user alone.
-
-    Raises:
-        PtlError: the system does not let us write there.
-    """
-    with writing(directory), private.within(home, directory):
-        there = directory.is_dir()
-        beside = directory if there else directory.parent
-        beside.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as temporary:
-            out = Path(temporary) / "out"
-            out.mkdir()
-            yield out
-            mode = out.stat().st_mode & 0o666
-            for file in out.rglob("*"):
-                if file.is_file():
-                    file.chmod(mode)
-            if not there:
-                os.replace(out, directory)
-            else:
-                for made in sorted(out.iterdir()):
-                    os.replace(made, directory / made.name)
 
 
 def _check_finite(file: Path) -> None:

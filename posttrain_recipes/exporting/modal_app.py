@@ -5,6 +5,7 @@ Both are meant to be read and changed. What comes from outside stands in them as
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from string import Template
@@ -14,6 +15,8 @@ ADAPTER, MODEL = "adapter", "model"
 KEY = "VLLM_API_KEY"
 """The environment variable that vLLM reads its key from, and the name of it in the secret."""
 GPU = "L40S"
+LONGEST = 36
+"""Characters of a label: Modal takes 64, and the volume and the function add theirs."""
 
 _APP = Template('''\
 """Serve $label with vLLM on Modal: the API of OpenAI, behind a key.
@@ -25,6 +28,7 @@ $upload    modal deploy app.py
 The secret may hold HF_TOKEN too, for a base model that the hub hands out to some alone. Containers
 start when requests come, and stop when none has come for SCALEDOWN seconds: the first request after
 that waits for the model to load. GET /health answers 200 once it is there. client.py asks it.
+`modal deploy` replaces an app of the same name: change APP for a second one of this model.
 """
 
 import subprocess
@@ -138,10 +142,24 @@ class Served:
     gpu: str = GPU
 
 
-def label(name: str) -> str:
-    """A run's name as Modal takes it, at most 36 characters: letters, digits, '-', '_' and '.'."""
-    made = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:36].strip("-._")
-    return made or "model"
+def label(run: str, stage: str) -> str:
+    """A stage of a run as Modal takes a name, at most 36 characters: letters, digits, '-', '_' and
+    '.'. Two stages have two names: where one was changed for it, a hash of the whole stands at the
+    end.
+
+    Args:
+        run: its id, or the path of a checkpoint that is of no run.
+        stage: empty without a run.
+    """
+    whole = f"{run}-{stage}" if stage else run
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", whole).strip("-._")
+    # The ids of runs end in a number: with one in the middle of a stage's name, as that of stage
+    # `b-2-c` of run `a-1`, the same letters may be those of stage `c` of run `a-1-b-2`.
+    if made == whole and len(made) <= LONGEST and not re.search(r"-\d+-", stage):
+        return made
+    short = hashlib.sha256(f"{run}/{stage}".encode()).hexdigest()[:6]
+    kept = made[: LONGEST - len(short) - 1].rstrip("-._")
+    return f"{kept or 'model'}-{short}"
 
 
 def app(served: Served) -> str:

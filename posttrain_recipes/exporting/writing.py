@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain_recipes.errors import UsageError, writing
+from posttrain_recipes.errors import PtlError, UsageError, writing
 from posttrain_recipes.exporting import vllm
-from posttrain_recipes.exporting.checkpoint import Found, fetched, new_directory, written
+from posttrain_recipes.exporting.checkpoint import Found, fetched
 from posttrain_recipes.exporting.merged import ADAPTER
 from posttrain_recipes.exporting.merged import merge as _merge
+from posttrain_recipes.exporting.placing import new_directory, written
 from posttrain_recipes.options import check_address
 
 
@@ -43,13 +44,32 @@ class Form:
         return "model" if self.merge else "adapter"
 
 
+@dataclass
+class _Place:
+    """Where it is written to."""
+
+    path: Path
+    kept: bool
+    """Whether it outlasts a failure: what a person named, and what took long to make."""
+
+
 @contextlib.contextmanager
-def _place(directory: Path | None) -> Iterator[Path]:
+def _place(directory: Path | None) -> Iterator[_Place]:
     if directory is not None:
-        yield directory.resolve()
+        yield _Place(directory.resolve(), True)
         return
-    with tempfile.TemporaryDirectory(prefix="ptl-export-") as temporary:
-        yield Path(temporary).resolve() / "model"
+    temporary = tempfile.mkdtemp(prefix="ptl-export-")
+    place = _Place(Path(temporary).resolve() / "model", False)
+    try:
+        yield place
+    except PtlError:
+        if not place.kept:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write(found: Found, directory: Path, form: Form, home: Path) -> list[str]:
@@ -146,14 +166,14 @@ def export(
     if push is not None:
         from posttrain_recipes.exporting import hub
 
-        hub.check(push)
+        hub.check(push, private)
     plain = form == Form()
     with fetched(target, home, base_url, doing) as found, _place(directory) as place:
-        notes = write(found, place, form, home)
-        kept = directory is not None
-        url = None if push is None else _push(found, place, form, push, private, kept=kept)
+        notes = write(found, place.path, form, home)
+        place.kept |= form.merge or form.gguf is not None
+        url = None if push is None else _push(found, place, form, push, private)
         return Exported(
-            place if kept else None,
+            None if directory is None else place.path,
             found.target.said,
             form.said,
             found.base if plain else None,
@@ -164,7 +184,7 @@ def export(
         )
 
 
-def _push(found: Found, place: Path, form: Form, name: str, hidden: bool, *, kept: bool) -> str:
+def _push(found: Found, place: _Place, form: Form, name: str, hidden: bool) -> str:
     """Where it is on the hub."""
     from posttrain_recipes.exporting import card, hub
 
@@ -180,9 +200,9 @@ def _push(found: Found, place: Path, form: Form, name: str, hidden: bool, *, kep
         license,
         licences,
     )
-    with writing(place):
-        (place / "README.md").write_text(made, encoding="utf-8")
-    return hub.push(place, name, hidden, kept=kept)
+    with writing(place.path):
+        (place.path / "README.md").write_text(made, encoding="utf-8")
+    return hub.push(place.path, name, hidden, kept=place.kept)
 
 
 def _vllm(found: Found, where: str) -> str:

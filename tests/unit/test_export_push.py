@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub.constants
 import pytest
 import yaml
@@ -168,12 +169,99 @@ def test_what_the_hub_refuses_is_told_with_what_to_do(
     assert Path("out").exists() is ("whoami" not in refuses)
 
 
-def test_a_repository_that_is_there_is_left_alone(hub: Hub, home: Path) -> None:
-    hub.repositories[NAME] = {}
+@pytest.mark.parametrize("refuses", [{}, {"api/models/": (500, "no")}])
+def test_a_repository_with_files_is_left_alone(
+    hub: Hub, home: Path, refuses: dict[str, tuple[int, str]]
+) -> None:
+    hub.repositories[NAME] = {"files": ["README.md"]}
+    hub.refuses = refuses
     result = ptl(home, "demo-1", "--push", NAME)
     assert "is on the Hugging Face hub already" in str(result.exception)
     assert "stays in" not in str(result.exception)
     assert hub.files == {}
+
+
+def test_a_repository_with_files_is_told_before_anything_is_made(hub: Hub, home: Path) -> None:
+    hub.repositories[NAME] = {"files": ["README.md"]}
+    result = ptl(home, "demo-1", "out", "--merge", "--push", NAME)
+    assert "is on the Hugging Face hub already" in str(result.exception)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("part", ["preupload", "objects/batch", "/lfs/", "/commit/"])
+@pytest.mark.parametrize("options", [[], ["--private"]])
+def test_what_failed_after_the_repository_was_made_goes_on(
+    hub: Hub, home: Path, part: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    hub.refuses = {part: (403, "not now")}
+    result = ptl(home, "demo-1", "--push", NAME, *options)
+    assert f"{NAME} stands there without files: the same command goes on" in (
+        told := str(result.exception)
+    )
+    assert "stays in" not in told, "an adapter is made again in no time"
+    there = str(ptl(home, "demo-1", "out", "--push", NAME, *options).exception)
+    assert "the same command without a directory goes on" in there
+    assert hub.files == {}
+    hub.refuses = {}
+    other = [] if options else ["--private"]
+    refused = str(ptl(home, "demo-1", "--push", NAME, *other).exception)
+    assert f"already, empty and {'private' if options else 'public'}" in refused
+    assert hub.files == {}
+    result = ptl(home, "demo-1", "--push", NAME, *options)
+    assert result.exit_code == 0, str(result.exception)
+    assert f"at {hub.address}/{NAME}" in result.output
+    assert {*ADAPTER, "README.md"} == set(hub.files)
+
+
+def test_of_a_commit_whose_answer_is_lost_nothing_is_claimed(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses(self: Any, *_: Any, **__: Any) -> None:
+        raise httpx.ReadError("connection reset")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", loses)
+    told = str(ptl(home, "demo-1", "--push", NAME).exception)
+    assert "the Hugging Face hub is not reached" in told
+    assert f"{NAME} stands there: where it has no files, the same command goes on" in told
+
+
+def test_what_another_one_puts_there_meanwhile_is_not_joined(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain_recipes.exporting import hub as pushing
+
+    hub.repositories[NAME] = {}
+    looked = pushing._require_empty
+
+    def then_moved(*words: Any) -> str | None:
+        found = looked(*words)
+        hub.repositories[NAME]["sha"] = "2" * 40
+        return found
+
+    monkeypatch.setattr(pushing, "_require_empty", then_moved)
+    hub.repositories[NAME]["sha"] = "1" * 40
+    monkeypatch.setattr(pushing, "check", lambda *_: None)
+    assert isinstance(ptl(home, "demo-1", "--push", NAME).exception, PtlError)
+    assert hub.files == {}
+
+
+@pytest.mark.parametrize("options", [["--merge"], ["--gguf", "f16"]])
+def test_a_model_that_took_long_to_make_outlasts_a_push_that_fails(
+    hub: Hub, home: Path, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    hub.refuses = {"/commit/": (403, "not now")}
+    told = str(ptl(home, "demo-1", *options, "--push", NAME).exception)
+    (kept,) = (tmp_path / "temporary").iterdir()
+    assert f"what was written stays in temporary/{kept.name}/model" in told
+    assert f"'hf upload {NAME} temporary/{kept.name}/model' goes on with it" in told
+    assert any((kept / "model").glob("model.*"))
+    assert (kept / "model" / "README.md").is_file()
+    hub.refuses = {}
+    assert ptl(home, "demo-1", *options, "--push", NAME).exit_code == 0
+    assert list((tmp_path / "temporary").iterdir()) == [kept], "what was pushed is not kept too"
 
 
 def test_a_hub_that_is_not_there_is_told(
@@ -198,6 +286,18 @@ def test_without_a_token_nothing_is_begun(
     assert "HF_TOKEN" in str(result.exception)
     assert not Path("out").exists()
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("token", ["hf_tök3n", "hf_a b", "hf_\x7f", "hf_🙂"])
+def test_a_token_that_is_none_is_told_and_not_shown(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    result = ptl(home, "demo-1", "out", "--push", NAME)
+    assert "the token for the Hugging Face hub is malformed" in str(result.exception)
+    assert token[3:] not in str(result.exception)
+    assert hub.asked == []
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("name", ["demo", "a/b/c", "a/../b", "a b/c", "", "a/b\nc", "https://x/y"])

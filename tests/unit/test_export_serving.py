@@ -190,7 +190,7 @@ def test_an_app_for_an_adapter_has_its_files_beside_it(
     home = home_of(tmp_path, "org/base", r=24)
     result = ptl(deploy, home, "demo-1", "--modal", "--gpu", "H100:2")
     assert result.exit_code == 0, str(result.exception)
-    folder = tmp_path / "demo-1-modal"
+    folder = tmp_path / "demo-1-sft-modal"
     assert sorted(p.name for p in folder.iterdir()) == ["adapter", "app.py", "client.py"]
     vllm_loads(folder / "adapter", 32)
     constants = check(folder)
@@ -200,7 +200,7 @@ def test_an_app_for_an_adapter_has_its_files_beside_it(
     for part in ('"--max-lora-rank",\n        "32"', "modal.Secret.from_name(SECRET", "/health",
                  "scaledown_window", "modal deploy app.py", 'f"{MODEL}=/adapter"'):  # fmt: skip
         assert part in text
-    assert "demo-1-modal" in result.output
+    assert "demo-1-sft-modal" in result.output
 
 
 def test_a_base_of_this_machine_is_refused_or_merged(
@@ -217,7 +217,7 @@ def test_a_base_of_this_machine_is_refused_or_merged(
     assert result.exit_code == 0, str(result.exception)
     assert (Path("there") / "model" / "model.safetensors").is_file()
     assert check(Path("there"))["BASE"] == "/weights/model"
-    assert "modal volume put demo-1-weights model /" in Path("there/app.py").read_text()
+    assert "modal volume put demo-1-sft-weights model /" in Path("there/app.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ NASTY = ['a"b', "a'b", "a\nimport os", "$app ${x}", '"""', "\\", "ü{}", "x" * 2
 
 @pytest.mark.parametrize("name", NASTY)
 def test_no_name_breaks_the_programs(tmp_path: Path, name: str) -> None:
-    label = modal_app.label(name)
+    label = modal_app.label(name, name)
     for place, base in ((tmp_path / "a", name), (tmp_path / "b", None)):
         served = Served(label, base, ("--max-lora-rank", "32"), template=True)
         place.mkdir()
@@ -248,6 +248,32 @@ def test_no_name_breaks_the_programs(tmp_path: Path, name: str) -> None:
         assert constants["APP"] == constants["MODEL"] == label
         assert constants["BASE"] == (base or "/weights/model")
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,36}", label)
+
+
+def test_no_two_stages_have_an_app_in_common() -> None:
+    long = "a_recipe_with_a_long_name_for_the_hub_x"
+    stages = [
+        ("two-1", "a"), ("two-1", "b"), ("two-2", "a"), (f"{long}-1", "a"), (f"{long}-2", "a"),
+        (f"{long}-1", "b"), ("m-1", "q@rank=2"), ("m-1", "q-rank-2"), ("m-1", "q@rank:2"),
+        ("a-1", "b-2-c"), ("a-1-b-2", "c"), ("tinker://x:train:0/sampler_weights/a", ""),
+        ("tinker://x:train:0/sampler_weights/b", ""),
+    ]  # fmt: skip
+    labels = [modal_app.label(*one) for one in stages]
+    assert len(set(labels)) == len(stages), labels
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}", one) for one in labels), labels
+    assert labels[:2] == ["two-1-a", "two-1-b"]
+    assert labels[3].startswith("a_recipe_with_a_long_name_for")
+
+
+@pytest.mark.parametrize("words", [["demo-1"], ["demo-1/sft"], [str(exported.PATH)]])
+def test_an_app_is_named_by_run_and_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = ptl(deploy, home_of(tmp_path, "org/base"), *words, "there", "--modal")
+    assert "for the app demo-1-sft" in result.output, str(result.exception)
+    assert check(Path("there"))["APP"] == "demo-1-sft"
+    assert check(Path("there"))["SECRET"] == "demo-1-sft"
 
 
 @pytest.mark.parametrize("whole", [False, True])
