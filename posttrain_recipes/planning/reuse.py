@@ -262,8 +262,8 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
     elif earlier.get("model") != inputs["model"]:
         yield "the base model changed"
     for key in ("engine", "seed"):
-        if earlier.get(key) != inputs[key]:
-            yield f"{key} {_show(earlier.get(key))} -> {_show(inputs[key])}"
+        if (old := earlier.get(key)) != (new := inputs[key]):
+            yield f"{key} {_show(_named(old, new))} -> {_show(_named(new, old))}"
     for key in ("lora", "renderer"):
         yield from _options(key, earlier.get(key, {}), inputs[key])
     yield from _plugin("method", earlier.get("method", {}), inputs["method"])
@@ -277,6 +277,11 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
     yield from dict.fromkeys(
         _yardstick(key, earlier, stage) or f"{key} changed" for key in changed if key not in _KNOWN
     )
+
+
+def _named(engine: Any, other: Any) -> Any:
+    """What results depend on of an engine, with float32, which has no name there."""
+    return f"{engine} float32" if str(other).startswith(f"{engine} ") else engine
 
 
 def _yardstick(key: str, earlier: Mapping[str, Any], stage: PlannedStage) -> str | None:

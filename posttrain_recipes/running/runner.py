@@ -506,4 +506,4 @@ class _Run:
 
 
 def _described(engine: Engine) -> str:
-    return f"{engine.name}, {engine.precision}" if engine.precision else engine.name
+    return f"{engine.name}, {engine.computes}" if engine.computes else engine.name

@@ -136,7 +136,9 @@ def test_the_number_is_written_out_of_a_comparison_and_its_evals(project: Projec
     assert again.fingerprint == plan.fingerprint
 
 
-def test_an_eval_that_is_meant_again_by_its_name_has_the_number_of_the_one_above(project: Project) -> None:
+def test_an_eval_that_is_meant_again_by_its_name_has_the_number_of_the_one_above(
+    project: Project,
+) -> None:
     ask(project, *["ha " * 30] * 20)
     project.write("other.jsonl", '{"prompt": "a", "answer": "b"}\n' * 4)
     text = recipe().replace(
