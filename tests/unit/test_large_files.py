@@ -517,6 +517,28 @@ def test_a_file_that_is_another_one_is_indexed_again(tmp_path: Path) -> None:
     assert len(before) == 40
 
 
+def test_a_split_tells_of_all_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    lines: list[str | bytes] = [*rows(40)]
+    for place in range(3, 30, 2):
+        lines[place] = '{"no": "row"}'
+    path = written(tmp_path, lines)
+    with pytest.raises(UsageError) as caught:
+        streamed(path, test_size=5)
+    told = caught.value.what.replace(f"{tmp_path}/", "")
+    assert told.startswith("14 of 40 rows of a.jsonl cannot be used:\n  a.jsonl:4  ")
+    assert len(told.splitlines()) == 1 + 10 + 1
+    assert "bad_rows: skip" in (caught.value.hint or "")
+
+
+def test_a_split_of_another_size_than_was_asked_for_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, [*[row("same")] * 20, *[row("other")] * 20])
+    for _ in range(2):
+        streamed(path, test_size=4)
+    assert caplog.text.count("has 20 records and not test_size=4: rows that ask the same") == 1
+
+
 def test_a_file_that_is_edited_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, rows(40))
     records = streamed(path)
