@@ -130,9 +130,14 @@ class Local(Engine):
         self.precision = "" if self.dtype == "float32" else self.dtype
         return f"engine: computes in {self.dtype}: {why}" if why else None
 
+    @property
+    def computes(self) -> str:
+        """The type that it took."""
+        return "" if self.dtype == "auto" else self.dtype
+
     def settled(self) -> Mapping[str, str]:
-        """The type, where it is not that of old."""
-        return {"dtype": self.precision} if self.precision else {}
+        """The type that it took."""
+        return {"dtype": self.computes} if self.computes else {}
 
     def _by_model(self, folder: Path | None, measure: bool) -> tuple[str, str]:
         if machine.GPU.exists():

@@ -365,6 +365,12 @@ class Engine(Plugin):
     precision: str = ""
     """The numbers that it computes in, where a recipe or `settle` says so and results depend on it;
     empty for those of the service, and for float32 on this machine."""
+
+    @property
+    def computes(self) -> str:
+        """The same in words for people, who are told of float32 too."""
+        return self.precision
+
     exact: ClassVar[bool] = False
     """Whether what it tells of a sample's log-probabilities is known to be what it reads of it."""
     open_options: Mapping[str, Any] = {}

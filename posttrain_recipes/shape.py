@@ -107,6 +107,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def damage(folder: Path) -> str | None:
+    """What is wrong with the file that tells the sizes of a model; None where it can be read, or is
+    not there."""
+    if ggufs.is_gguf(str(folder)):
+        try:
+            ggufs.metadata(str(folder))
+        except PtlError as error:
+            return "; ".join([error.what, *filter(None, (error.why, error.hint))])
+        return None
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except UnicodeDecodeError:
+        why = "it is no text in UTF-8"
+    except (ValueError, RecursionError) as error:
+        why = f"it is no JSON ({error})"
+    else:
+        if isinstance(found, dict):
+            return None
+        why = "it is no mapping"
+    return f"its config.json cannot be read: {why}; copy it from the model's origin again"
+
+
 def hidden_size(config: Mapping[str, Any]) -> int | None:
     """The width of the residual stream, which more models tell than a whole `Shape`; None where a
     `config.json` does not."""

@@ -82,7 +82,7 @@ def _explain_word(word: str, found: Registry, width: int) -> None:
     """An option, a value of one, or what another tool calls so. Raises `UsageError` with the
     nearest word that there is."""
     meanings = words.meanings(word, found)
-    elsewhere = synonyms.ELSEWHERE.get(synonyms.plain(word))
+    elsewhere = synonyms.elsewhere(word)
     if not meanings and elsewhere is None:
         names = {*shipped.recipes(), *codes.sections(), *(entry.name for entry in found)}
         names |= {name.partition("/")[2] for name in metric_words.METRICS}

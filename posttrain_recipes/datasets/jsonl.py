@@ -173,7 +173,8 @@ class Jsonl(Dataset):
             return None  # `load` says why
         if index is None:
             return None
-        parser, hint, wants = self._parser(), self._hint, self._wants
+        parser, wants = self._parser(), self._wants
+        hint = f"{self._hint}; with 'bad_rows: skip' the run goes on without such rows"
         told: set[str] | None = None
 
         def make(place: int) -> Record:

@@ -89,7 +89,8 @@ class LineIndex:
         else:
             raw = self._read(begin, end - begin)
         self._next = end
-        if file_state(os.fstat(self._file)) != self._state:
+        # What else is told of is another name or other rights: the rows are as they were.
+        if file_state(os.fstat(self._file))[:2] != self._state[:2]:
             raise UsageError(
                 f"{display_path(self.path)} was edited while it was read",
                 hint="run it again; a run keeps to what the file held as it began",
@@ -109,7 +110,8 @@ class LineIndex:
 
 
 def file_state(status: os.stat_result) -> tuple[int, ...]:
-    """What tells that a file was not edited since."""
+    """What tells that a file was not edited since: its size, and when what it holds and what is
+    known of it changed."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

@@ -70,6 +70,7 @@ class Episodes(Eval):
             def over(count: int, before: int = begin) -> None:
                 context.progress(before + count, len(tasks), "episodes")
 
+            over(0)
             plays += play(
                 tasks[begin : begin + AT_ONCE],
                 context.seed + begin,

@@ -2,7 +2,7 @@
 tinker-cookbook.
 
 One table, for every hint: of a recipe's unknown key, and of `ptl explain WORD`. Names are compared
-without case, and with `_` for `-` and `.`.
+by their letters: `lora_alpha`, `lora-alpha` and `loraAlpha` are the same.
 """
 
 from __future__ import annotations
@@ -139,11 +139,64 @@ _SAME: Mapping[str, Sequence[str]] = {
     ),
     "how": ("merge_method", "combination_type"),
     "of": ("adapters", "models"),
-    "rank": ("r",),
 }
 """An option here, with what it is called elsewhere."""
 
+_WIRE = "is nothing that Tinker's protocol carries: an adapter has a rank and the layers it is on"
+ADAPTER: Mapping[str, str] = {
+    **dict.fromkeys(("r", "lora_r", "lora_rank", "lora_dim"), "is called 'rank' here"),
+    **dict.fromkeys(
+        (
+            *("alpha", "lora_alpha", "lora_scaling", "lora_scale", "use_rslora", "rslora"),
+            *("rank_stabilized", "rank_stabilized_lora"),
+        ),
+        f"{_WIRE}. alpha is 32 on every engine; to scale what is learned, change learning_rate",
+    ),
+    **dict.fromkeys(
+        ("dropout", "lora_dropout"),
+        f"{_WIRE}. Against overfitting: fewer epochs, or 'keep: {{best: EVAL}}'",
+    ),
+    **dict.fromkeys(
+        ("rank_pattern", "alpha_pattern"), f"{_WIRE}: one rank for all of them, and alpha is 32"
+    ),
+    **dict.fromkeys(
+        (
+            *("dora", "use_dora", "pissa", "olora", "vera", "loftq", "loftq_config", "eva_config"),
+            *("corda_config", "kasa_config", "velora_config", "lora_ga", "lora_ga_config"),
+            *("monteclora_config", "arrow_config", "use_bdlora", "alora_invocation_tokens"),
+            *("use_qalora", "qalora", "qalora_group_size", "init_lora_weights", "lora_init"),
+            *("lora_init_scale", "lora_bias", "fan_in_fan_out", "lora_fan_in_fan_out"),
+            *("lora_plus", "loraplus", "loraplus_lr_ratio", "loraplus_lr_embedding"),
+            *("layer_replication", "ensure_weight_tying", "megatron_config", "megatron_core"),
+        ),
+        _WIRE,
+    ),
+    **dict.fromkeys(
+        (
+            *("target_modules", "modules_to_save", "lora_target", "lora_target_modules"),
+            *("lora_target_linear", "lora_modules_to_save", "lora_layers", "target_parameters"),
+            *("exclude_modules", "layers_to_transform", "layers_pattern", "train_embeddings"),
+            *("freeze_trainable_layers", "trainable_token_indices"),
+        ),
+        f"{_WIRE}: train_attn, train_mlp and train_unembed choose them",
+    ),
+}
+"""What other libraries let one say of an adapter, and what to do here."""
+_IN_LORA: Mapping[str, str] = {
+    **dict.fromkeys(("dim", "adapter_rank"), ADAPTER["r"]),
+    **dict.fromkeys(("scaling", "scale"), ADAPTER["alpha"]),
+    **dict.fromkeys(("layers", "modules", "targets"), ADAPTER["target_modules"]),
+    **dict.fromkeys(("init", "bias", "runtime_config"), _WIRE),
+}
+"""The same of words that mean something else in other places."""
+
 ELSEWHERE: Mapping[str, str] = {
+    **{
+        name: "stands in 'lora: {rank: ...}', at the top or in a stage"
+        if why == ADAPTER["r"]
+        else why
+        for name, why in ADAPTER.items()
+    },
     **dict.fromkeys(
         ("gradient_accumulation_steps", "accumulation_steps", "grad_accum", "grad_acc_steps"),
         "is not needed: 'batch_size' is what one step learns from, however the engine splits it",
@@ -189,16 +242,8 @@ ELSEWHERE: Mapping[str, str] = {
         "is not needed: runs lie in .ptl, or where 'ptl run --home DIR' says; 'ptl gc' cleans up",
     ),
     **dict.fromkeys(
-        ("adapter", "peft_type", "finetuning_type", "use_peft", "use_lora"),
+        ("adapter", "peft_type", "task_type", "finetuning_type", "use_peft", "use_lora"),
         "is not needed: every stage trains a LoRA adapter; 'lora: {rank: 32}' at the top sizes it",
-    ),
-    **dict.fromkeys(
-        ("lora_alpha", "alpha", "lora_dropout", "dropout", "target_modules", "lora_target"),
-        "is nothing that Tinker's protocol carries: 'lora:' at the top has the rank and the parts",
-    ),
-    **dict.fromkeys(
-        ("lora_r", "lora_rank", "lora_dim"),
-        "stands in 'lora: {rank: ...}', at the top or in a stage",
     ),
     **dict.fromkeys(
         ("reward_funcs", "reward_function", "reward_fn", "reward_model_path", "reward_weights"),
@@ -230,9 +275,9 @@ for _option, _names in _SAME.items():
         _TO.setdefault(_name, []).append(_option)
 
 
-def names() -> Collection[str]:
-    """Every name that an option here has elsewhere."""
-    return _TO.keys()
+def _joined(name: str) -> str:
+    """A name without what words are joined by: `loraAlpha` and `lora_alpha` are the same."""
+    return plain(name).replace("_", "")
 
 
 def plain(name: str) -> str:
@@ -240,9 +285,33 @@ def plain(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(".", "_")
 
 
+_SPELT = {_joined(name): name for name in (*_TO, *ELSEWHERE, *ADAPTER, *_IN_LORA)}
+"""By its letters alone, each name as its table has it."""
+
+
+def _spelt(name: str) -> str:
+    return _SPELT.get(_joined(name), plain(name))
+
+
+def names() -> Collection[str]:
+    """Every name that an option here has elsewhere."""
+    return _TO.keys()
+
+
 def options(name: str) -> Sequence[str]:
     """What that may be called here; empty where the table does not have it."""
-    return _TO.get(plain(name), ())
+    return _TO.get(_spelt(name), ())
+
+
+def elsewhere(name: str) -> str | None:
+    """Where something that is no option here is, or why it is not, in words that follow it."""
+    return ELSEWHERE.get(_spelt(name))
+
+
+def of_adapter(name: str) -> str | None:
+    """The same of a key of `lora:`."""
+    spelt = _spelt(name)
+    return ADAPTER.get(spelt) or _IN_LORA.get(spelt)
 
 
 def hint(name: str, known: Collection[str]) -> str | None:
@@ -256,5 +325,5 @@ def hint(name: str, known: Collection[str]) -> str | None:
         return f"'{name}' is called '{here[0]}' here"
     if plain(name) in known:
         return f"write '{plain(name)}'"
-    why = ELSEWHERE.get(plain(name))
+    why = elsewhere(name)
     return f"'{name}' {why}" if why else None

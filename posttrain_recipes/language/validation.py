@@ -30,24 +30,6 @@ MISPLACED = {
     ),
 }
 """Words of the language with the place where they mean something."""
-WIRE = "is nothing that Tinker's protocol carries: an adapter has a rank and the layers it is on"
-LORA = {
-    **dict.fromkeys(("r", "lora_r", "lora_rank"), "is called 'rank' here"),
-    **dict.fromkeys(
-        ("alpha", "lora_alpha", "use_rslora", "rslora"),
-        f"{WIRE}. alpha is 32 on every engine; to scale what is learned, change learning_rate",
-    ),
-    **dict.fromkeys(
-        ("dropout", "lora_dropout"),
-        f"{WIRE}. Against overfitting: fewer epochs, or 'keep: {{best: EVAL}}'",
-    ),
-    **dict.fromkeys(("dora", "use_dora", "pissa", "init_lora_weights", "bias", "lora_plus"), WIRE),
-    **dict.fromkeys(
-        ("target_modules", "modules_to_save", "layers", "lora_target", "lora_target_modules"),
-        f"{WIRE}: train_attn, train_mlp and train_unembed choose them",
-    ),
-}
-"""What other libraries let one say of an adapter, and what to do here."""
 
 
 # --- a recipe against the schema -----------------------------------------------------------------
@@ -168,8 +150,8 @@ def _type(option: Mapping[str, Any]) -> str:
 def _unknown(recipe: Recipe, key: Key, name: str, known: list[str]) -> str:
     if name in MISPLACED and name not in known:
         return f"'{name}' {MISPLACED[name]}"
-    if key[-1:] == ("lora",) and name in LORA:
-        return f"'{name}' {LORA[name]}"
+    if key[-1:] == ("lora",) and (why := synonyms.of_adapter(name)):
+        return f"'{name}' {why}"
     elsewhere = synonyms.hint(name, known)
     return f"unknown {_owner(recipe, key)}; {elsewhere or suggest(name, known)}"
 

@@ -42,7 +42,8 @@ from posttrain_recipes.plugin import (
 from posttrain_recipes.training.intervals import summary
 from posttrain_recipes.training.judges.backends import Endpoint, EndpointJudge
 from posttrain_recipes.training.judges.judge import Judge, ModelJudge
-from posttrain_recipes.training.rl.scoring import feedback_of, told_where_it_fails
+from posttrain_recipes.training.rl.failing import told_where_it_fails
+from posttrain_recipes.training.rl.scoring import feedback_of
 from posttrain_recipes.training.sampling import datagen
 from posttrain_recipes.training.text.instructions import instructed
 

@@ -9,19 +9,22 @@ read, some of their records, and no more is asked of a tokenizer than `tokens` d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from posttrain_recipes import hub
 from posttrain_recipes.conversion import REPLY, convert
+from posttrain_recipes.language.flat import Origin
+from posttrain_recipes.language.nodes import Key
 from posttrain_recipes.options import FromData
 from posttrain_recipes.planning import tokens
 from posttrain_recipes.planning.building import Builder
-from posttrain_recipes.planning.plans import Data, model_location
+from posttrain_recipes.planning.plans import Data, PlannedStage, model_location
 from posttrain_recipes.plugin import Dataset, Plugin, Prompt, Record, Task
 from posttrain_recipes.records import Message
 from posttrain_recipes.workload import CountTokens
@@ -69,9 +72,55 @@ def resolve(
         builder.pins[f"{plugin.name}: {name} {value}: {why}"] = None
 
 
+def written_out(resolved: Any, origins: Sequence[Origin], stages: Sequence[PlannedStage]) -> Any:
+    """The resolved recipe with the numbers that its methods and evals have in place of what it
+    leaves open; one that variants of a stage differ in stays open."""
+    found: dict[tuple[Key, str], set[Any]] = {}
+    above: dict[str, Key] = {}
+    for origin, stage in zip(origins, stages, strict=True):
+        for key, plugin in _written(resolved, origin.key, stage, above):
+            for name, info in type(plugin.config).model_fields.items():
+                if FromData.REPLY_TOKENS in info.metadata:
+                    found.setdefault((key, name), set()).add(getattr(plugin.config, name))
+    for (key, name), numbers in found.items():
+        if len(numbers) == 1:
+            _at(resolved, key).setdefault(name, *numbers)
+    return resolved
+
+
+def _written(
+    resolved: Any, key: Key, stage: PlannedStage, above: dict[str, Key]
+) -> Iterator[tuple[Key, Plugin]]:
+    """Where the method and the evals of a stage are written: in it, in a comparison around it, or,
+    where it has their names alone, `above`."""
+    if stage.method is not None and "method" in _at(resolved, key):
+        yield (*key, "method"), stage.method
+    places: dict[str, Key] = {}
+    for depth in range(len(key), 0, -1):
+        block = _at(resolved, key[:depth])
+        evals = block.get("eval") if isinstance(block, dict) else None
+        for index, item in enumerate(evals if isinstance(evals, list) else ()):
+            if isinstance(item, dict):
+                name = str(item.get("name", item.get("use")))
+                places.setdefault(name, (*key[:depth], "eval", index))
+            elif item in above:
+                places.setdefault(item, above[item])
+    above |= places
+    for planned in stage.evals:
+        if planned.name in places:
+            yield places[planned.name], planned.eval
+
+
+def _at(value: Any, key: Key) -> Any:
+    for part in key:
+        value = value[part]
+    return value
+
+
 def _of_answers(builder: Builder, data: Data, wants: type[Record]) -> tuple[int | None, str]:
     """The number that follows from the answers, or None; and why, in words. It is found once for
-    the same data, whichever stage asks first: branches of a comparison get the same."""
+    the same data, whichever stage asks first: branches of a comparison get the same, also those of
+    several models, where it is the greatest that the answers are by any one's tokenizer."""
     # The test split, and what is trained on, are of one file.
     key = f"{Data(data.dataset, data.key, 0).identity()} {wants.__name__}"
     if key not in builder.answers:
@@ -87,22 +136,39 @@ def _look(builder: Builder, data: Data, wants: type[Record]) -> tuple[int | None
         return None, f"{label} is an environment, which has no answers to go by"
     if not _is_local(data.dataset):
         return None, f"{label} is not a file of this machine, whose answers could be counted"
-    count = _counter(builder)
-    if count is None:
-        return None, f"the tokenizer of {builder.model} is not on this machine to count {label}"
+    counts: dict[str, CountTokens] = {}
+    for model in _models(builder):
+        counter = _counter(builder, model)
+        if counter is None:
+            return None, f"the tokenizer of {model} is not on this machine to count {label}"
+        counts[model] = counter
     limit = min(READ, data.dataset.config.limit or READ)
     try:
         read = [convert(record, wants) for record in islice(data.dataset.load(), limit)]
         records = read[:: math.ceil(len(read) / COUNTED) or 1]
-        lengths = [length for record in records if (length := _answer(record, count)) is not None]
+        every = {model: _lengths(records, count) for model, count in counts.items()}
     except Exception:  # whoever reads it to its end says what is wrong
         return None, f"{label} cannot be read"
-    if not lengths:
+    if not all(every.values()):
         return None, f"{label} has no answers to go by"
-    number, longest = reply_tokens(lengths)
+    model = max(every, key=lambda name: reply_tokens(every[name]))
+    number, longest = reply_tokens(every[model])
     some = len(records) < len(read) or len(read) == READ
-    whose = f"{len(lengths):,} answers in {label}" if some else f"the answers in {label}"
-    return number, f"95% of {whose} have at most {longest} tokens"
+    whose = f"{len(every[model]):,} answers in {label}" if some else f"the answers in {label}"
+    by = f" of {model}, the most of {len(every)} models" if len(every) > 1 else ""
+    return number, f"95% of {whose} have at most {longest} tokens{by}"
+
+
+def _models(builder: Builder) -> list[str]:
+    """The base models of the recipe's stages, in an order that is none of theirs."""
+    data = builder.recipe.data
+    own = {spec["model"] for spec in data["stages"] if isinstance(spec.get("model"), str)}
+    shared = {data["model"]} if any("model" not in spec for spec in data["stages"]) else set()
+    return sorted(own | {name for name in shared if isinstance(name, str)} | {builder.model})
+
+
+def _lengths(records: Sequence[Record], count: CountTokens) -> list[int]:
+    return [length for record in records if (length := _answer(record, count)) is not None]
 
 
 def _answer(record: Record, count: CountTokens) -> int | None:
@@ -128,8 +194,8 @@ def _is_local(dataset: Dataset) -> bool:
     return isinstance(path, Path) and path.is_file()
 
 
-def _counter(builder: Builder) -> CountTokens | None:
-    location = model_location(builder.model, builder.recipe.base_dir)
+def _counter(builder: Builder, model: str) -> CountTokens | None:
+    location = model_location(model, builder.recipe.base_dir)
     if tokens.tokenizer_file(location) is None and builder.ask:
         # A run needs it anyhow; and the next plan, made when it is there, has to come to the same.
         hub.fetch_tokenizer(location)

@@ -27,6 +27,9 @@ STREAMED_BYTES = 64 << 20
 """Files whose records have to be read to be counted are read up to this size."""
 TRIES = 5
 """Earlier stages whose speed is averaged."""
+START_S, STEP_S, EVAL_S, CHECKPOINT_S = 0.5, 0.07, 0.08, 0.04
+"""Seconds that a stage in training, and each of these, takes beside its tokens: measured with
+`ptl/tiny`, whose tokens take next to nothing. Of a stage that was never run they are added."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Estimator:
             left = max(0, (steps or 0) - done)
             usage = training.usage.scaled(left / training.steps)
             training = replace(training, usage=usage, steps=left)
-        evals, evals_exact = self._evals(stage, done, steps)
+        evals, evals_exact, count = self._evals(stage, done, steps)
         unknown = [name for name, part in (("training", training), ("evals", evals)) if not part]
         unknown += ["rewards"] * any(reward.asks_model for reward, _ in stage.rewards)
         whole = (training or Workload(Usage())) + (evals or Workload(Usage()))
@@ -81,7 +84,7 @@ class Estimator:
             exact=exact and evals_exact,
             at_most=whole.at_most,
             usd=price.usd(whole.usage) if self.plan.engine.billed else None,
-            **self._seconds(stage, training, evals),
+            **self._seconds(stage, training, evals, _beside_tokens(stage, training, done), count),
         )
 
     # --- work ------------------------------------------------------------------------------------
@@ -112,11 +115,12 @@ class Estimator:
 
     def _evals(
         self, stage: PlannedStage, done: int, steps: int | None
-    ) -> tuple[Workload | None, bool]:
-        """What the evals of a stage take that has done some of its steps, if those are known."""
+    ) -> tuple[Workload | None, bool, int]:
+        """What the evals of a stage take that has done some of its steps, if those are known; and
+        how many they are."""
         start, end = self._weights(stage)
         total: Workload | None = Workload(Usage())
-        exact = True
+        exact, runs = True, 0
         counter = self._counter(stage)
         for planned in stage.evals:
             found = self._sample(planned.data, planned.wants)
@@ -130,13 +134,15 @@ class Estimator:
                 if (planned.fingerprint, weights) in self._measured:
                     continue
                 self._measured.add((planned.fingerprint, weights))
+                runs += 1
                 total = total + work if total and work else None
-            if planned.every and (times := _times(stage, planned, done, steps)) != 0:
+            if planned.every and (times := times_during(stage, planned, done, steps)) != 0:
+                runs += times or 0
                 during = _repeated(work, times) if work and times else None
                 total = total + during if total and during else None
         if total and (stage.keep or stage.stop):
             total = replace(total, at_most=True)
-        return total, exact
+        return total, exact, runs
 
     def _counter(self, stage: PlannedStage) -> CountTokens | None:
         location = model_location(stage.model, self.plan.path.parent)
@@ -174,9 +180,12 @@ class Estimator:
 
     # --- time ------------------------------------------------------------------------------------
 
-    def _seconds(self, stage: PlannedStage, training: Workload, evals: Workload) -> dict[str, Any]:
+    def _seconds(
+        self, stage: PlannedStage, training: Workload, evals: Workload, beside: float, count: int
+    ) -> dict[str, Any]:
         """The estimated seconds, from earlier runs of the same model, method and engine; what was
-        never run is told by the machine's speed, where the engine knows that.
+        never run is told by the machine's speed, where the engine knows that, and by what training
+        takes `beside` its tokens, and so many evals beside theirs.
 
         A bound on tokens is not what is expected: it counts as the share that was used of the
         bounds of those runs.
@@ -191,15 +200,16 @@ class Estimator:
         found, calibrated = 0.0, False
         folder = tokens.folder(model_location(stage.model, self.plan.path.parent))
         alike = [kept for kept in same if kept.method == method]
-        for work, spent in (
-            (training, [kept.training for kept in alike]),
-            (evals, [kept.evaluation for kept in same]),
+        for work, spent, more in (
+            (training, [kept.training for kept in alike], beside),
+            (evals, [kept.evaluation for kept in same], EVAL_S * count),
         ):
             if work.usage.tokens:
                 rate = _rate(spent)
                 ahead = rate * work.usage.tokens if rate is not None else None
                 if ahead is None and folder is not None:
                     ahead, calibrated = self.plan.engine.seconds(folder, work.usage), True
+                    found += more
                 if ahead is None:
                     return {"seconds": None}
                 found += ahead * (_share(alike) if work.at_most else 1.0)
@@ -209,7 +219,9 @@ class Estimator:
 _COUNTERS: dict[tuple[str, str | None], CountTokens | None] = {}
 
 
-def _times(stage: PlannedStage, planned: PlannedEval, done: int, steps: int | None) -> int | None:
+def times_during(
+    stage: PlannedStage, planned: PlannedEval, done: int, steps: int | None
+) -> int | None:
     """How often an eval is run in the middle of a stage that has `done` steps already; None where
     it is not known how many steps there are."""
     if steps is None:
@@ -218,6 +230,20 @@ def _times(stage: PlannedStage, planned: PlannedEval, done: int, steps: int | No
         return 0
     decides = stage.keep is not None and stage.keep.eval == planned.name
     return (steps - 1) // planned.every - done // planned.every + decides
+
+
+def checkpoints(stage: PlannedStage, done: int, total: int) -> int:
+    """How many a stage saves after step `done` of `total`, by steps: `save_minutes` adds few."""
+    every = {planned.every or 0 for planned in stage.evals}
+    every.add(getattr(getattr(stage.method, "config", None), "save_every", 0))
+    steps = {n for k in every - {0} for n in range(done // k * k + k, total, k)}
+    return len(steps) + (done < total)
+
+
+def _beside_tokens(stage: PlannedStage, training: Workload, done: int) -> float:
+    """Seconds that training takes beside its tokens."""
+    saves = checkpoints(stage, done, done + training.steps)
+    return START_S + STEP_S * training.steps + CHECKPOINT_S * saves
 
 
 def _repeated(work: Workload, times: int) -> Workload:
@@ -325,9 +351,8 @@ def describe(estimate: Estimated, billed: bool) -> str:
         return ", ".join(parts)
     parts.append(f"{_hedged(estimate)} tokens")
     if estimate.seconds is not None:
-        most = "at most " if estimate.calibrated and estimate.at_most else ""
         how = " by this machine's speed" if estimate.calibrated else ""
-        parts.append(f"{most}about {duration(estimate.seconds)}{how}")
+        parts.append(f"about {_ahead(estimate.seconds)}{how}")
     if billed and estimate.usd is None:
         parts.append("price unknown")
     elif billed:
@@ -343,7 +368,7 @@ def took(stage: StageRecord) -> str | None:
     tokens_ahead = time_ahead = usd_ahead = None
     if expected is not None and not expected.unknown:
         tokens_ahead = _hedged(expected)
-        time_ahead = None if expected.seconds is None else duration(expected.seconds)
+        time_ahead = None if expected.seconds is None else _ahead(expected.seconds)
         usd_ahead = None if expected.usd is None else show_usd(expected.usd)
 
     def beside(actual: str, estimate: str | None) -> str:
@@ -360,6 +385,11 @@ def took(stage: StageRecord) -> str | None:
     if watching := stage.watching.usage.tokens:
         parts.append(f"and {watching:,} tokens of the prompts of 'watch:'")
     return ", ".join(parts)
+
+
+def _ahead(seconds: float) -> str:
+    """A time that is expected: nothing takes none."""
+    return duration(max(1.0, seconds))
 
 
 def _hedged(estimate: Estimated) -> str:

@@ -59,7 +59,33 @@ class Dependencies:
     @property
     def fingerprint(self) -> str:
         """Equal for two stages that would train the same weights."""
-        return digest("stage", self.inputs)
+        return digest("stage", usable(self.inputs))
+
+
+def usable(inputs: Any) -> Any:
+    """`inputs` as of data of which every row can be used.
+
+    With `bad_rows: skip` these train the same weights as with `stop`; and what `stop` trained up to
+    a row that cannot be used is what `skip` trains too. So who meets one late and sets `skip` loses
+    nothing. The other way around `stricter` tells.
+    """
+    if isinstance(inputs, Mapping):
+        return {
+            key: "stop" if (key, value) == ("bad_rows", "skip") else usable(value)
+            for key, value in inputs.items()
+        }
+    return [usable(value) for value in inputs] if isinstance(inputs, list | tuple) else inputs
+
+
+def stricter(earlier: Any, inputs: Any) -> bool:
+    """Whether an earlier try left out rows that cannot be used, where this one would stop."""
+    if isinstance(earlier, Mapping) and isinstance(inputs, Mapping):
+        if (earlier.get("bad_rows"), inputs.get("bad_rows")) == ("skip", "stop"):
+            return True
+        return any(stricter(held, inputs.get(key)) for key, held in earlier.items())
+    if isinstance(earlier, list | tuple) and isinstance(inputs, list | tuple):
+        return any(map(stricter, earlier, inputs))
+    return False
 
 
 # --- plugins -------------------------------------------------------------------------------------

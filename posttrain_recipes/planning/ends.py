@@ -25,7 +25,7 @@ def ends(
     """What a stage's `keep` and `stop` ask for, after noting what is wrong with them."""
     trains = method is not None and not isinstance(method, DataMethod)
     for index, item in enumerate(spec["eval"] if isinstance(spec.get("eval"), list) else ()):
-        if isinstance(item, dict) and "every" in item and "method" in spec and not trains:
+        if isinstance(item, dict) and "every" in item and method is not None and not trains:
             builder.fault((*key, "eval", index, "every"), DOES_NOT_TRAIN, of_key=True)
     keep, stop = spec.get("keep"), spec.get("stop")
     if not trains:

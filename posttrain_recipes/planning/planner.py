@@ -127,7 +127,9 @@ def _build(
         models=tuple(builder.models),
         engine=engine,
         stages=tuple(stages),
-        resolved=rates.resolved(written, engine, origins, stages),
+        resolved=auto.written_out(
+            rates.resolved(written, engine, origins, stages), origins, stages
+        ),
         limits=Limits(**data.get("limits", {})),
         origins=origins,
         pins=tuple(builder.pins),
@@ -468,6 +470,6 @@ def _eval(
     names = environment_names(json.dumps(builder.recipe.data["stages"][builder.index], default=str))
     asked = [depends.of_plugin(plugin), data.identity(), data.eval_seed, effective(renderer)]
     asked += [builder.engine.precision] if builder.engine and builder.engine.precision else []
-    known = depends.without_environment(asked, names)
+    known = depends.usable(depends.without_environment(asked, names))
     every = building.first_int(spec.get("every"), 0) or None
     return PlannedEval(name, plugin, data, wants, depends.digest(*known), renderer, every)

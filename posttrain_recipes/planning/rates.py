@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain_recipes import ggufs, hub, shape
-from posttrain_recipes.errors import PtlError
+from posttrain_recipes import hub, shape
 from posttrain_recipes.ggufs import is_gguf
 from posttrain_recipes.language.flat import Origin
 from posttrain_recipes.language.nodes import Key, name_of
@@ -81,12 +80,14 @@ def _rate(builder: Builder, method: type[Plugin], name: str, key: Key) -> float:
         # Else its own fault, or not known.
         if model and model in builder.models and not is_registered(model):
             large = f"{automatic(LARGE, family, rank):g}"
-            builder.fault(
-                key,
-                f"'auto' follows from the model's hidden size, and {_why(builder)}; write a "
-                f"number, as '{name}: {large}', which auto is for {family} at a hidden size of "
-                f"{LARGE} (8B)",
+            place = folder(model_location(model, builder.recipe.base_dir).partition(":")[0])
+            wrong = place and shape.damage(place)
+            remedy = (
+                f"write a number, as '{name}: {large}', which auto is for {family} at a hidden "
+                f"size of {LARGE} (8B)"
             )
+            why = f"of {model}: {wrong}" if wrong else f"{_why(builder)}; {remedy}"
+            builder.fault(key, f"'auto' follows from the model's hidden size, and {why}")
         return automatic(HIDDEN, family, rank)
     rate = kept.get(name) or automatic(hidden or HIDDEN, family, rank)
     width = f"hidden size {hidden}" if hidden else "as the run had it"
@@ -134,11 +135,6 @@ def folder(location: str) -> Path | None:
 def _why(builder: Builder) -> str:
     location = model_location(builder.model, builder.recipe.base_dir).partition(":")[0]
     if is_gguf(location):
-        try:
-            ggufs.metadata(location)
-        except PtlError as error:  # a file that is damaged, or nothing here that reads it
-            told = [error.what, *filter(None, (error.why, error.hint))]
-            return "; ".join(told)
         return f"{builder.model} tells no embedding_length"
     if folder(location):
         return f"the config.json of {builder.model} tells no hidden_size"

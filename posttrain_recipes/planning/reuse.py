@@ -186,6 +186,8 @@ class History:
         for run, earlier in finished:
             if earlier.checkpoint is None or earlier is own:
                 continue
+            if depends.stricter(earlier.inputs, stage.inputs):
+                continue
             if self._records_lost(earlier):
                 gone = gone or f"the records that it made in run {run.id} are gone"
                 continue
@@ -260,8 +262,8 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
     elif earlier.get("model") != inputs["model"]:
         yield "the base model changed"
     for key in ("engine", "seed"):
-        if earlier.get(key) != inputs[key]:
-            yield f"{key} {_show(earlier.get(key))} -> {_show(inputs[key])}"
+        if (old := earlier.get(key)) != (new := inputs[key]):
+            yield f"{key} {_show(_named(old, new))} -> {_show(_named(new, old))}"
     for key in ("lora", "renderer"):
         yield from _options(key, earlier.get(key, {}), inputs[key])
     yield from _plugin("method", earlier.get("method", {}), inputs["method"])
@@ -275,6 +277,11 @@ def differences(earlier: Mapping[str, Any], stage: PlannedStage) -> Iterator[str
     yield from dict.fromkeys(
         _yardstick(key, earlier, stage) or f"{key} changed" for key in changed if key not in _KNOWN
     )
+
+
+def _named(engine: Any, other: Any) -> Any:
+    """What results depend on of an engine, with float32, which has no name there."""
+    return f"{engine} float32" if str(other).startswith(f"{engine} ") else engine
 
 
 def _yardstick(key: str, earlier: Mapping[str, Any], stage: PlannedStage) -> str | None:
@@ -398,6 +405,21 @@ def remade(plan: Plan, runs: Sequence[RunRecord]) -> str | None:
     return depends.scheme_words() if known and all(map(depends.other_scheme, known)) else None
 
 
+def current_run(plan: Plan, scope: Scope, runs: Sequence[RunRecord]) -> RunRecord | None:
+    """The run that is gone on with, of all of them, the oldest first; None for a new one."""
+    if scope.anew:
+        return None
+    return store.latest([run for run in runs if not _left_rows_out(run, plan)], plan.fingerprint)
+
+
+def _left_rows_out(run: RunRecord, plan: Plan) -> bool:
+    """Whether a run of this plan may have left rows out that the plan would stop at."""
+    if run.fingerprint != plan.fingerprint:
+        return False
+    stages = zip(run.stages, plan.stages, strict=True)
+    return any(depends.stricter(one.inputs, stage.inputs) for one, stage in stages)
+
+
 def decisions(
     plan: Plan, scope: Scope, runs: Sequence[RunRecord], home: Path
 ) -> Iterator[tuple[PlannedStage, Decision]]:
@@ -412,7 +434,7 @@ def decisions(
         return plan.engine.lost(uri, home / "engine")
 
     history = History.of(runs, lost, home / "runs")
-    current = None if scope.anew else store.latest(runs, plan.fingerprint)
+    current = current_run(plan, scope, runs)
     reasons = scope.reasons(plan)
     asked = scope.stages(plan)
     for stage in plan.stages:

@@ -26,6 +26,8 @@ from posttrain_recipes.version import __version__
 log = logging.getLogger(__name__)
 KEPT = 8
 """Splits that are kept in the cache, 4 bytes a row each; and in this process."""
+_TOLD = 10
+"""Rows that cannot be used and are named; the others are only counted."""
 _SUM = 32
 """Bytes of the hash that a kept split ends with."""
 
@@ -97,11 +99,15 @@ def split(data: Data, rows: Streamed[Record]) -> Sequence[int] | None:
             return None
         if not rows.left_out:  # else they would not be told again
             _write(key, kept)
+    held, size = kept[0], data.dataset.config.test_size
+    if key not in _known and held != size:  # of smaller files it is told as a run begins
+        label = data.label.removesuffix(" (test split)")
+        what = f"{label} (test split) has {held:,} records and not test_size={size}"
+        log.warning("%s: rows that ask the same stay together", what)
     _known[key] = kept
     _known.move_to_end(key)
     while len(_known) > KEPT:
         _known.popitem(last=False)
-    held = kept[0]
     return kept[1 : 1 + held] if data.held_out else kept[1 + held :]
 
 
@@ -151,13 +157,21 @@ def _made(data: Data, rows: Streamed[Record], known: array[int]) -> array[int] |
     import numpy as np
 
     config = data.dataset.config
+    faults: list[UsageError] = []
     places, digests = array("I"), array("Q")
     for place in range(len(rows)):
         if place < len(known) and known[place] != asked.UNKNOWN:
             places.append(place)
             digests.append(known[place])
         else:
-            for record in rows.chosen((place,)):
+            try:
+                found = rows.chosen((place,))
+            except UsageError as error:
+                if error.code == "changed":  # no row is what it was
+                    raise
+                faults.append(error)
+                continue
+            for record in found:
                 question = question_of(record)
                 if question is None:
                     return None
@@ -165,6 +179,8 @@ def _made(data: Data, rows: Streamed[Record], known: array[int]) -> array[int] |
                 digests.append(int(question, 16))
         if len(places) == config.limit:
             break
+    if faults:
+        raise _unusable(data, faults, len(rows))
     if known:
         rows.chosen(places[:1])  # raises where the file was edited while others read it
     if rows.left_out:
@@ -184,6 +200,19 @@ def _made(data: Data, rows: Streamed[Record], known: array[int]) -> array[int] |
     made.frombytes(there[held].tobytes())
     made.frombytes(there[~held].tobytes())
     return made
+
+
+def _unusable(data: Data, faults: Sequence[UsageError], count: int) -> UsageError:
+    """All rows that cannot be used, where the split had each of them read."""
+    if len(faults) == 1:
+        return faults[0]
+    shown = "\n  ".join(error.what for error in faults[:_TOLD])
+    more = "\n  ..." if len(faults) > _TOLD else ""
+    return UsageError(
+        f"{len(faults):,} of {count:,} rows of {data.label} cannot be used:\n  {shown}{more}",
+        hint="mend or remove them, or leave them out with 'bad_rows: skip' of the data set",
+        code="bad-row",
+    )
 
 
 def _folder() -> Path:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TextIO, cast
+from typing import IO, TextIO, cast
 
 from posttrain_recipes.planning import costs, gates
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.pricing import duration
 from posttrain_recipes.plugin import Resume
+from posttrain_recipes.progress.pace import BetweenSteps, StageProgress
 from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.progress.terminal import folded
 from posttrain_recipes.records import EvalResult
@@ -22,15 +22,14 @@ from posttrain_recipes.running.events import Reporter, SamplingProgress
 from posttrain_recipes.store import Estimated, RunRecord, StageRecord
 from posttrain_recipes.waiting import worker
 
-if TYPE_CHECKING:
-    pass
-
 LINE_SECONDS = 5.0
 """In a pipe, steps are printed this far apart."""
 NO_EVALS = (
     "No eval has a result: nothing tells what the training changed. 'eval:' of a stage names what "
     "is measured before and after it."
 )
+TELLING = 10
+"""Once one of so many requests is answered, the answers tell how fast it goes."""
 QUIET_SECONDS = 15.0
 """In a pipe, what is under way is told of after so long a silence."""
 
@@ -39,6 +38,12 @@ def headline(plan: Plan) -> str:
     """What runs where: model, engine and preset."""
     preset = f", preset {plan.preset}" if plan.preset else ""
     return f"{plan.model} on engine {plan.engine.name}{preset}"
+
+
+def estimate_told(plan: Plan, ahead: Estimated, prices: str) -> str:
+    """What a run is going to take, and how old the prices are that it is by."""
+    note = f" ({prices})" if plan.engine.billed else ""
+    return f"ahead: {costs.describe(ahead, plan.engine.billed)}{note}"
 
 
 def _after(record: RunRecord) -> list[str]:
@@ -64,7 +69,10 @@ class Lines(Reporter):
         self.told: dict[str, float] = defaultdict(clock)
         """When each worker printed a line the last time."""
         self.path = Path()
-        self.stages: dict[str, StageProgress] = defaultdict(StageProgress)
+        self.pauses = BetweenSteps(clock)
+        self.stages: dict[str, StageProgress] = defaultdict(
+            lambda: StageProgress(pauses=self.pauses)
+        )
         """By worker."""
 
     @property
@@ -92,8 +100,7 @@ class Lines(Reporter):
             self.line(f"{record.id} {verb}: {headline(plan)}")
 
     def estimated(self, plan: Plan, ahead: Estimated, prices: str) -> None:
-        note = f" ({prices})" if plan.engine.billed else ""
-        self.line(f"  ahead: {costs.describe(ahead, plan.engine.billed)}{note}")
+        self.line(f"  {estimate_told(plan, ahead, prices)}")
 
     def doing(self, what: str) -> None:
         self.line(f"  {what}")
@@ -103,38 +110,50 @@ class Lines(Reporter):
             self.line(f"  {progress.what}: {how_far(progress)}")
 
     def stage_started(self, stage: PlannedStage, record: StageRecord, count: int) -> None:
-        self.stages[worker()] = StageProgress(record.resume.step if record.resume else 0)
+        self._begun(stage, record)
         how = stage.method.name if stage.method else "evaluation"
         self.line(f"[{stage.index}/{count}] {stage.name} ({how} from {stage.start})")
+
+    def _begun(self, stage: PlannedStage, record: StageRecord) -> None:
+        self.pauses.known(stage, record)
+        done = record.resume.step if record.resume else 0
+        self.stages[worker()] = StageProgress(done, stage, self.pauses)
 
     def stage_reused(self, stage: PlannedStage, record: StageRecord) -> None:
         source = f" of run {record.reused_from}" if record.reused_from else ""
         self.line(f"[{stage.index}] {stage.name}: reused, finished on the same inputs{source}")
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
-        self.stages[worker()] = StageProgress(done)
+        self.stages[worker()] = StageProgress(done, stage, self.pauses)
         self.line(f"  training from step {done} to {total}")
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
-        training, now = self.now, time.monotonic()
+        training, now = self.now, self.clock()
         training.add(metrics)
         if now - training.last >= LINE_SECONDS or number == total:
             training.last = now
-            speed = f"{training.tokens:,.0f} tokens/s  " if training.tokens else ""
-            self.line(
-                f"  step {number}/{total}  {training.told(metrics)}  {speed}"
-                f"{training.left(number, total)} left"
-            )
+            left = training.left(number, total)
+            parts = [f"  step {number}/{total}", training.told(metrics)]
+            parts += [f"{training.tokens:,.0f} tokens/s"] if training.tokens else []
+            parts += [f"{left} left"] if left else []
+            self.line("  ".join(parts))
 
     def made(self, stage: PlannedStage, batch: int) -> None:
         self.now.kept = batch
 
     def saved(self, resume: Resume) -> None:
-        self.now.kept = resume.step
+        self.now.saved(resume.step)
+
+    def evaluating(self, planned: PlannedEval, when: str, what: str) -> None:
+        self.pauses.evaluating()
+        super().evaluating(planned, when, what)
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
+        self.pauses.evaluated(planned)
+        if worker() in self.stages:
+            self.now.evaluated()
         if stage.method is None and when == "after":
             return  # the same as before: nothing was trained
         told = f"{when:6} " if stage.method else ""
@@ -212,7 +231,7 @@ def shortened(text: str, room: int) -> str:
 
 
 def how_far(progress: SamplingProgress) -> str:
-    """`64 of 200 replies, 1,234 tokens/s, 25 s left`."""
+    """`64 of 200 replies, 1,234 tokens/s, 21 s left`."""
     parts = []
     if progress.total:
         parts.append(f"{progress.done:,} of {progress.total:,} {progress.unit}")
@@ -221,10 +240,9 @@ def how_far(progress: SamplingProgress) -> str:
     if judged or not progress.total:
         asked = f" of {progress.asked:,}" if progress.asked > progress.answered else ""
         parts.append(f"{progress.answered:,}{asked} requests answered")
-    tokens, verb = (progress.written, "") if progress.written else (progress.read, " read")
-    if tokens and progress.seconds:
-        parts.append(f"{tokens / progress.seconds:,.0f} tokens/s{verb}")
-    if 0 < progress.done < progress.total:
+    if told := speed(progress):
+        parts.append(told)
+    if 0 < progress.done < progress.total and _tells(progress):
         left = progress.seconds / progress.done * (progress.total - progress.done)
         parts.append(f"{duration(left)} left")
     else:
@@ -232,73 +250,15 @@ def how_far(progress: SamplingProgress) -> str:
     return ", ".join(parts)
 
 
-SLOPE_STEPS = 20
-"""Of RL, steps that the slope of the reward is taken over."""
+def speed(progress: SamplingProgress) -> str:
+    """`1,234 tokens/s`; empty where nothing tells it yet."""
+    tokens, verb = (progress.written, "") if progress.written else (progress.read, " read")
+    if not (tokens and progress.seconds and _tells(progress)):
+        return ""
+    return f"{tokens / progress.seconds:,.0f} tokens/s{verb}"
 
 
-class StageProgress:
-    """The progress of a stage in training: steps saved, and its smoothed speed."""
-
-    def __init__(self, done: int = 0) -> None:
-        self.began = time.monotonic()
-        self.first = 0.0
-        """When its first step here was done."""
-        self.done = done
-        self.kept = done
-        """Steps that a next run need not do again."""
-        self.stepped = False
-        """Whether a step was done."""
-        self.last = 0.0
-        """When a step was told of."""
-        self.tokens = 0.0
-        """Tokens a second."""
-        self.rewards: deque[float] = deque(maxlen=SLOPE_STEPS)
-        """The mean rewards of the last steps of RL."""
-
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """A step is done."""
-        self.first = self.first or time.monotonic()
-        self.stepped = True
-        now = metrics.get("train/tokens_per_second", 0.0)
-        self.tokens = now if not self.tokens else 0.9 * self.tokens + 0.1 * now
-        if "reward/mean" in metrics:
-            self.rewards.append(metrics["reward/mean"])
-
-    def told(self, metrics: Mapping[str, float]) -> str:
-        """The numbers of a step that people look at first."""
-        if "reward/mean" in metrics:
-            return "  ".join(self._rollouts(metrics))
-        if "train/loss" in metrics:
-            return f"loss {metrics['train/loss']:z.4f}"
-        if "merge/norm" in metrics:
-            return f"norm {metrics['merge/norm']:.3g}  lost {metrics['merge/lost']:.0%} of it"
-        return f"{metrics.get('data/kept', 0):,.0f} records"
-
-    def _rollouts(self, metrics: Mapping[str, float]) -> Iterator[str]:
-        """Of RL, whose loss is 0 by its making: what the replies got, how many groups taught
-        nothing, how many were cut at max_tokens, how far the policy went, how long they are. Where
-        it is what is said of them that teaches, also the loss and how many were learned."""
-        reward = f"reward {metrics['reward/mean']:z.3f}"
-        if len(self.rewards) >= 3:
-            slope = statistics.linear_regression(range(len(self.rewards)), self.rewards).slope
-            reward += f" ({slope:+z.3f}/step)"
-        yield reward
-        if (share := metrics.get("feedback/learned_share")) is not None:
-            yield f"loss {metrics.get('train/loss', 0):z.4f}  learned {share:.0%}"
-        if (share := metrics.get("groups/zero_variance_share")) is not None:
-            yield f"zero-var {share:.0%}"
-        if (share := metrics.get("completions/clipped_ratio")) is not None:
-            yield f"cut {share:.0%}"
-        if (kl := metrics.get("policy/kl_reference")) is not None:
-            yield f"kl {kl:z.3f}"
-        if (length := metrics.get("completions/mean_length")) is not None:
-            yield f"len {length:.0f}"
-
-    def left(self, number: int, total: int) -> str:
-        """Time until the last step, as a person says it."""
-        steps, now = number - self.done, time.monotonic()
-        if steps <= 0:
-            return "?"
-        # The first one starts up what the others find running.
-        took = (now - self.first) / (steps - 1) if steps > 1 and self.first else now - self.began
-        return duration(took * (total - number))
+def _tells(progress: SamplingProgress) -> bool:
+    """Whether so much was answered that it tells of the rest: an engine works at many requests at
+    once, and the tokens of one are known only when it is answered."""
+    return progress.answered * TELLING >= progress.asked

@@ -11,7 +11,9 @@ from typing import Any
 
 from posttrain_recipes.planning.plans import Plan, PlannedEval, PlannedStage
 from posttrain_recipes.planning.pricing import duration
-from posttrain_recipes.progress.lines import StageProgress, headline, how_far
+from posttrain_recipes.plugin import Resume
+from posttrain_recipes.progress.lines import headline, how_far
+from posttrain_recipes.progress.pace import BetweenSteps, StageProgress
 from posttrain_recipes.records import EvalResult
 from posttrain_recipes.reporting import report
 from posttrain_recipes.running.events import Reporter, SamplingProgress
@@ -63,8 +65,10 @@ class Notebook(Reporter):
         self._rows: dict[str, _Row] = {}
         self._now: dict[str, str] = {}
         """The stage of each worker."""
+        self._pauses = BetweenSteps(clock)
         self._stages: dict[str, StageProgress] = {}
-        self._said: list[str] = []
+        self._warned: list[str] = []
+        self._noted: list[str] = []
 
     def close(self) -> None:
         """Show the last state."""
@@ -91,6 +95,7 @@ class Notebook(Reporter):
         how = stage.method.name if stage.method else "evaluation"
         with self._lock:
             self._now[worker()] = stage.name
+            self._pauses.known(stage, record)
             self._rows[stage.name] = _Row(stage.name, f"{how} from {stage.start}")
         self._show(at_once=True)
 
@@ -101,7 +106,7 @@ class Notebook(Reporter):
 
     def training(self, stage: PlannedStage, done: int, total: int) -> None:
         with self._lock:
-            self._stages[stage.name] = StageProgress(done)
+            self._stages[stage.name] = StageProgress(done, stage, self._pauses)
             row = self._row(stage)
             row.step, row.total = done, total
         self._show()
@@ -111,18 +116,33 @@ class Notebook(Reporter):
             name = self._now.get(worker(), "")
             if (row := self._rows.get(name)) is None:
                 return
-            training = self._stages.setdefault(name, StageProgress())
+            training = self._stages.setdefault(name, StageProgress(pauses=self._pauses))
             training.add(metrics)
             row.step, row.total = number, total
-            left = f", {training.left(number, total)} left" if number < total else ""
-            row.told = f"{training.told(metrics)}, {training.tokens:,.0f} tokens/s{left}"
+            parts = [training.told(metrics)]
+            parts += [f"{training.tokens:,.0f} tokens/s"] if training.tokens else []
+            parts += [f"{left} left"] if (left := training.left(number, total)) else []
+            row.told = ", ".join(parts)
             self._doing = ""
         self._show()
+
+    def saved(self, resume: Resume) -> None:
+        with self._lock:
+            if (training := self._stages.get(self._now.get(worker(), ""))) is not None:
+                training.saved(resume.step)
+
+    def evaluating(self, planned: PlannedEval, when: str, what: str) -> None:
+        self._pauses.evaluating()
+        super().evaluating(planned, when, what)
 
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:
         with self._lock:
+            self._doing = ""
+            self._pauses.evaluated(planned)
+            if (training := self._stages.get(stage.name)) is not None:
+                training.evaluated()
             for name, estimate in r.metrics.items():
                 label = report.metric_label(planned.name, planned.eval.name, name)
                 value = report.show(estimate, name in report.SHARES)
@@ -143,10 +163,10 @@ class Notebook(Reporter):
         self._show()
 
     def note(self, text: str) -> None:
-        self._say(text)
+        self._say(self._noted, text)
 
     def warning(self, text: str) -> None:
-        self._say(f"warning: {text}")
+        self._say(self._warned, f"warning: {text}")
 
     def run_finished(self, record: RunRecord) -> None:
         self.close()
@@ -155,9 +175,9 @@ class Notebook(Reporter):
         how = stage.method.name if stage.method else "evaluation"
         return self._rows.setdefault(stage.name, _Row(stage.name, f"{how} from {stage.start}"))
 
-    def _say(self, text: str) -> None:
+    def _say(self, among: list[str], text: str) -> None:
         with self._lock:
-            self._said.append(text)
+            among.append(text)
         self._show()
 
     def _show(self, *, at_once: bool = False) -> None:
@@ -171,8 +191,10 @@ class Notebook(Reporter):
         """What the cell shows now."""
         rows = "".join(map(_line, self._rows.values()))
         doing = f"<div><i>{_text(self._doing)} …</i></div>" if self._doing else ""
-        hidden = len(self._said) - SHOWN_WARNINGS
-        said = "".join(f"<div>{_text(text)}</div>" for text in self._said[:SHOWN_WARNINGS])
+        # Warnings first: no note takes the place of one.
+        texts = [*self._warned, *self._noted]
+        hidden = len(texts) - SHOWN_WARNINGS
+        said = "".join(f"<div>{_text(text)}</div>" for text in texts[:SHOWN_WARNINGS])
         if hidden > 0:
             said += f"<div>and {hidden} more: result.record has them</div>"
         return (

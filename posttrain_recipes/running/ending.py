@@ -63,7 +63,7 @@ def complete(plan: Plan, kept: Store, run: RunRecord, reporter: Reporter, scope:
             "are told while a run goes on; --fresh runs it again"
         )
     if not ended:
-        reporter.doing("all of its stages are done; its end, which was not written, is written now")
+        reporter.note("all of its stages are done; its end, which was not written, is written now")
         with kept.open(run) as directory:
             tracker = MlflowTracker(kept.home, warn=reporter.warning)
             with tracker, tracker_run(tracker, plan, directory, reporter) as tracked:

@@ -143,9 +143,8 @@ class Evaluator:
             place = when if when in ("before", "after") else f"at step {checkpoint.step} of"
             what = f"{planned.name} {place} {stage.name}"
             folder = f"{planned.name}-{when}"
-            result = self._result(
-                planned, checkpoint, what, partial(self._file, stage, child, folder)
-            )
+            keep = partial(self._file, stage, child, folder)
+            result = self._result(planned, checkpoint, when, what, keep)
         kept.evaluation += kept.lost - before
         kept.lost = before
         scores.keep(self.directory, stage.name, planned.name, when, result)
@@ -168,13 +167,13 @@ class Evaluator:
         child.write_file(path, f"artifacts/{folder}/{name}")
 
     def _result(
-        self, planned: PlannedEval, checkpoint: Checkpoint, what: str, keep: Keep
+        self, planned: PlannedEval, checkpoint: Checkpoint, when: str, what: str, keep: Keep
     ) -> EvalResult:
         key = (planned.fingerprint, _weights(checkpoint))
         with self._busy.setdefault(key, threading.Lock()):  # another stage may be at it
             if key not in self.results:
                 found = self._known(planned, checkpoint, what)
-                self.results[key] = found or self._evaluate(planned, checkpoint, what, keep)
+                self.results[key] = found or self._evaluate(planned, checkpoint, when, what, keep)
             return self.results[key]
 
     def _known(self, planned: PlannedEval, checkpoint: Checkpoint, what: str) -> EvalResult | None:
@@ -191,7 +190,7 @@ class Evaluator:
                     by_record = scores.load(record, kept, found, when)
                     if kept.reused_from and not by_record:
                         continue  # an older run kept none, and a change is tested record by record
-                    self.reporter.doing(f"{what}: known from {when} {kept.name}")
+                    self.reporter.note(f"{what}: known from {when} {kept.name}")
                     run = runs / (kept.reused_from or record.id)
                     samples = tuple(store.load_samples(run, kept.name, found.name, when))
                     better, notes = found.higher_is_better, tuple(found.notes)
@@ -201,10 +200,10 @@ class Evaluator:
         return None
 
     def _evaluate(
-        self, planned: PlannedEval, checkpoint: Checkpoint, what: str, keep: Keep
+        self, planned: PlannedEval, checkpoint: Checkpoint, when: str, what: str, keep: Keep
     ) -> EvalResult:
         self.spending.check(f"evaluating {what}")
-        self.reporter.doing(f"evaluating {what}")
+        self.reporter.evaluating(planned, when, what)
         if not planned.eval.takes and planned.renderer != AS_EVER:
             self.reporter.warning(
                 f"eval {planned.name}: 'renderer:' is not applied to it; {planned.eval.suite} is "

@@ -83,6 +83,11 @@ class Reporter:
     def saved(self, resume: Resume) -> None:
         """A checkpoint is safe."""
 
+    def evaluating(self, planned: PlannedEval, when: str, what: str) -> None:
+        """An eval begins, whose result was not known before; `when` is before, after or `step-20`,
+        `what` is `nll before sft`."""
+        self.doing(f"evaluating {what}")
+
     def evaluated(
         self, stage: PlannedStage, planned: PlannedEval, when: str, r: EvalResult
     ) -> None:

@@ -29,6 +29,7 @@ from posttrain_recipes.planning.reuse import (
     Action,
     History,
     Scope,
+    current_run,
     decisions,
     finished,
     new_evals,
@@ -59,7 +60,7 @@ from posttrain_recipes.running.serving import Serving, locations
 from posttrain_recipes.running.stages import StageWork
 from posttrain_recipes.running.tracked import log_kept, tell_again, track_reused, tracked_stage
 from posttrain_recipes.shown import redact
-from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store, latest
+from posttrain_recipes.store import RunDirectory, RunRecord, StageRecord, Store
 from posttrain_recipes.tracking import mlstore
 from posttrain_recipes.tracking.tracker import MlflowTracker
 from posttrain_recipes.version import __version__
@@ -111,7 +112,7 @@ def run(
         held.enter_context(private.home(home))
         with kept.choosing():
             runs, unreadable = kept.listed()
-            earlier = None if scope.anew else latest(runs, plan.fingerprint)
+            earlier = current_run(plan, scope, runs)
             # Decided as 'ptl plan' decides it: a run whose checkpoint is gone is not finished.
             decided = decisions(plan, scope, runs, home)
             done = earlier is not None and finished(decided, scope.stages(plan), earlier)
@@ -244,7 +245,7 @@ class _Run:
 
     def _work(self, tracker: MlflowTracker) -> None:
         for pin in self.plan.pins:
-            self.reporter.doing(pin)
+            self.reporter.note(pin)
         self._preflight()
         self._estimate()
         self.spending.start()
@@ -339,7 +340,7 @@ class _Run:
         runs = self.kept.runs()
         decided = list(decisions(self.plan, self.scope, runs, self.kept.home))
         for line in restarted(decided, self.plan, self.scope):
-            self.reporter.doing(line)
+            self.reporter.note(line)
         estimator = Estimator(self.plan, self.spending.prices, runs)
         ahead = []
         self.decided = {stage.name: decision.action for stage, decision in decided}
@@ -367,6 +368,7 @@ class _Run:
                 self.reporter.warning,
                 activity.tick,
             )
+            self.reporter.doing("looking at models and data")
             needs.check(self.plan, connection, wait)
             self.plan.check_models()
             self.serving = Serving(self.plan, connection, wait, data_dir)
@@ -390,7 +392,7 @@ class _Run:
         self.taken = driver.take_over(self.plan, self.directory, self.reporter, place)
         if self.cluster is None:
             if any(stage.resources != Resources() for stage in self.plan.stages):
-                self.reporter.doing("'resources:' is read by --jobs ray alone, and not here")
+                self.reporter.note("'resources:' is read by --jobs ray alone, and not here")
             yield StageWork(*shared, self._made, first, self.beside)
             return
         self.reporter.doing("connecting to Ray")
@@ -475,6 +477,8 @@ class _Run:
         kept = self.record.stage(stage.name)
         decision = self.history.decide(stage, self.record, self.plan.name)
         if decision.stage is kept:
+            if decision.action == "resume":
+                kept.inputs = dict(stage.inputs)  # `bad_rows` may be another: see `depends.usable`
             return kept
         if decision.stage is None and not (kept.done or kept.resume):
             return kept
@@ -484,7 +488,7 @@ class _Run:
             kept.name,
             kept.fingerprint,
             kept.method,
-            kept.inputs,
+            dict(stage.inputs),
             kept.fresh,
             auto=kept.auto,
             model=kept.model,
@@ -502,4 +506,4 @@ class _Run:
 
 
 def _described(engine: Engine) -> str:
-    return f"{engine.name}, {engine.precision}" if engine.precision else engine.name
+    return f"{engine.name}, {engine.computes}" if engine.computes else engine.name

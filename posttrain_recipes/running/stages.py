@@ -171,6 +171,7 @@ class StageWork:
         sequences = self.first.pop(stage.model, None)
         if sequences is None:
             return
+        self.reporter.doing(f"reading a few records with {stage.model}")
         with self.spending.meter.into(Spent()):  # nothing is billed, and it is no part of a stage
             found = firstlook.look(self.plan, self.serving, stage.model, sequences)
         if found is not None and found.verdict != "ok":

@@ -14,16 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-from posttrain_recipes.plugin import Prompt, Renderer, Sample
+from posttrain_recipes.plugin import Prompt, Renderer, Sample, Waiter
 from posttrain_recipes.waiting import in_thread
 
 if TYPE_CHECKING:
     import tinker
 
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 CHANCE = -20.0
 """Nats: replies that agree by less than this chance are copies of each other."""
@@ -33,6 +35,31 @@ _repeats: WeakSet[object] = WeakSet()
 
 Draw = Callable[[int, int], "tinker.APIFuture[tinker.SampleResponse]"]
 """(number of samples, number of the sample that they begin with) -> their request, submitted."""
+
+
+def awaited(
+    futures: Sequence[tinker.APIFuture[T] | Future[T]],
+    wait: Waiter,
+    tell: Callable[[int], None],
+) -> list[T]:
+    """The answers to requests, in the order of these. `tell` hears how many are there: 0 at once,
+    and one more with each that comes, whichever it is, as a long one may be the first of them."""
+    turns: list[Future[int]] = [Future() for _ in futures]
+    turn = iter(turns)
+
+    def answered(place: int, _: object) -> None:
+        next(turn).set_result(place)
+
+    tell(0)
+    for place, future in enumerate(futures):
+        inner: Future[T] = future.future() if hasattr(future, "future") else future
+        inner.add_done_callback(partial(answered, place))
+    found: dict[int, T] = {}
+    for one in turns:
+        place = wait(one)
+        found[place] = wait(futures[place])
+        tell(len(found))
+    return [found[place] for place in range(len(futures))]
 
 
 def derive_seed(*parts: object) -> int:

@@ -72,8 +72,8 @@ class Heard(Reporter):
         self.nodes: dict[str, str] = {}
         self.warnings: list[str] = []
 
-    def doing(self, what: str) -> None:
-        if found := re.search(r"runs on node (\w+)", what):
+    def note(self, text: str) -> None:
+        if found := re.search(r"runs on node (\w+)", text):
             self.nodes[worker()] = found.group(1)
 
     def saved(self, resume: Resume) -> None:

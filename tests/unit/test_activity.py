@@ -34,6 +34,7 @@ from posttrain_recipes.registry import load
 from posttrain_recipes.running import activity
 from posttrain_recipes.running.events import SamplingProgress
 from posttrain_recipes.running.metering import Meter
+from posttrain_recipes.training.sampling import generation
 from posttrain_recipes.training.sandbox import tested
 from posttrain_recipes.training.text.chat_template import ChatRenderer, load_renderer
 from posttrain_recipes.waiting import EngineWaiter
@@ -145,9 +146,10 @@ def test_every_built_in_eval_tells_how_far_it_is(name: str, tiny: ChatRenderer) 
     assert {far[1] for far in told} == {total}
     counts = [far[0] for far in told]
     assert counts == sorted(counts)
+    assert counts[0] == 0, "how many there will be is told before the first is awaited"
     assert counts[-1] == total
     if name != "episodes":
-        assert counts == list(range(1, total + 1))
+        assert sorted(set(counts)) == list(range(total + 1))
 
 
 # --- whatever asks -------------------------------------------------------------------------------
@@ -199,6 +201,50 @@ def test_an_eval_that_says_nothing_is_told_by_its_answers() -> None:
     (told,) = heard.told
     assert told == SamplingProgress("evaluating x", 0, 0, "", 3, 1, 7, 40, 10.0)
     assert how_far(told) == "1 of 3 requests answered, 4 tokens/s, 10 s"
+
+
+def test_what_comes_first_counts_though_another_was_asked_before(
+    tiny: ChatRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply to the first prompt that takes long hides no others."""
+    monkeypatch.setattr(waiting, "TICK", 0.001)
+    clock, heard, meter = Clock(), Heard(), Meter()
+    asked: list[ApiFuture] = []
+
+    class Slow(Sampler):
+        def sample(self, prompt: Any, count: int, params: Any, **more: Any) -> Any:
+            asked.append(ApiFuture())
+            meter._sampled(asked[-1], prompt)
+            return asked[-1]
+
+    answer = Sampler(tiny.stop[0]).sample(None, 1, None).result()
+    order = iter((None, 2, None, 1, None, None, 0))
+
+    def looked() -> bool:
+        """Each second one more look at the engine; at some of them an answer has come."""
+        clock.now += 1.0
+        if (place := next(order)) is not None:
+            asked[place].inner.set_result(answer)
+        return True
+
+    slow: Any = Slow(tiny.stop[0])
+    prompts = [Prompt(messages=ASK, answer="2") for _ in range(3)]
+    with activity.watched("evaluating x", heard, clock) as watch:
+        waiter = EngineWaiter(looked, tick=activity.tick)
+        context = EvalContext("e", 0, prompts, tiny, slow, waiter, progress=watch.progress)
+        generation.generate(context, prompts, max_tokens=4, temperature=0.0)
+    told = [how_far(one) for one in heard.told]
+    assert told[0] == "0 of 3 replies, 1 s"
+    for there in ("1 of 3 replies", "2 of 3 replies"):
+        assert any(text.startswith(there) and text.endswith(" left") for text in told), told
+
+
+@pytest.mark.parametrize(("answered", "says"), [(1, False), (11, False), (12, True)])
+def test_a_few_answers_of_many_tell_nothing_of_the_others(answered: int, says: bool) -> None:
+    """An engine works at many at once: one reply after 15 s is no speed, and no time left."""
+    told = SamplingProgress("e", answered, 120, "replies", 120, answered, 90, 30, 15.0)
+    assert ("tokens/s" in how_far(told), how_far(told).endswith("left")) == (says, says)
+    assert how_far(told).startswith(f"{answered} of 120 replies, ")
 
 
 def test_whoever_waits_gives_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,16 +324,16 @@ def test_in_a_terminal_it_is_one_line(width: int, monkeypatch: pytest.MonkeyPatc
 
 def test_before_the_first_step_the_bar_says_what_was_answered() -> None:
     live = Live(Lasting(io.StringIO()))
-    stage: Any = SimpleNamespace(name="rl")
+    stage: Any = SimpleNamespace(name="rl", method=None, evals=())
     live.training(stage, 0, 10)
-    assert live.progress is not None
+    bar = live.bar
+    assert bar is not None
     try:
         live.sampling(far(done=0, total=0))
-        (task,) = live.progress.tasks
-        assert (task.fields["told"], task.fields["rate"]) == ("64 of 64 requests", "1,234")
+        assert (bar.told, bar.speed) == ("64 of 64 requests", "1,234 tokens/s")
         live.step(1, 10, {"train/loss": 1.0, "train/tokens_per_second": 9.0})
         live.sampling(far(done=0, total=0))
-        assert (task.fields["told"], task.fields["rate"]) == ("loss 1.0000", "9")
+        assert (bar.told, bar.speed) == ("loss 1.0000", "9 tokens/s")
     finally:
         live.close()
 

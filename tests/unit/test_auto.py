@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from posttrain_recipes import hub, registry
 from posttrain_recipes.language import recipe as recipes
@@ -90,6 +91,74 @@ def test_the_number_is_in_the_options_the_fingerprint_and_the_record(project: Pr
     assert other.stages[0].evals[0].fingerprint != stage.evals[0].fingerprint
 
 
+def test_the_number_is_written_out_where_the_recipe_left_it_open(project: Project) -> None:
+    ask(project, *["ha " * 30] * 20)
+    plan = project.plan(recipe())
+    number, same = numbers(plan)
+    [stage] = plan.resolved["stages"]
+    assert (stage["method"]["max_tokens"], stage["eval"][0]["max_tokens"]) == (number, same)
+    again = project.plan(yaml.safe_dump(plan.resolved, sort_keys=False))
+    assert again.fingerprint == plan.fingerprint
+
+
+COMPARED = """
+name: mine
+model: ptl/tiny
+stages:
+  - name: first
+    eval: [{use: exact_match, name: held, dataset: {use: jsonl, path: asked.jsonl}}]
+  - name: both
+    compare:
+      - name: a
+        init_from: base
+        method: {use: best_of_n}
+        dataset: {use: jsonl, path: OTHER}
+        reward: {use: length, most: 8}
+      - name: b
+        init_from: base
+        method: {use: best_of_n, max_tokens: 17}
+        dataset: {use: jsonl, path: OTHER}
+        reward: {use: length, most: 8}
+    eval:
+      - {use: exact_match, name: more, dataset: {use: jsonl, path: asked.jsonl}}
+"""
+
+
+def test_the_number_is_written_out_of_a_comparison_and_its_evals(project: Project) -> None:
+    ask(project, *["ha " * 30] * 20)
+    project.write("other.jsonl", '{"prompt": "a", "answer": "b"}\n' * 4)
+    plan = project.plan(COMPARED.replace("OTHER", "other.jsonl"))
+    first, both = plan.resolved["stages"]
+    a, b = both["compare"]
+    assert first["eval"][0]["max_tokens"] == both["eval"][0]["max_tokens"] > 17
+    assert (a["method"], b["method"]["max_tokens"]) == ({"use": "best_of_n", "max_tokens": 16}, 17)
+    again = project.plan(yaml.safe_dump(plan.resolved, sort_keys=False))
+    assert again.fingerprint == plan.fingerprint
+
+
+def test_an_eval_that_is_meant_again_by_its_name_has_the_number_of_the_one_above(
+    project: Project,
+) -> None:
+    ask(project, *["ha " * 30] * 20)
+    project.write("other.jsonl", '{"prompt": "a", "answer": "b"}\n' * 4)
+    text = recipe().replace(
+        "name: held_out, dataset: {use: jsonl, path: asked.jsonl}", "name: held"
+    )
+    text = text.replace("asked.jsonl}\n    reward", "asked.jsonl, test_size: 2}\n    reward")
+    text += """  - name: again
+    method: {use: best_of_n}
+    dataset: {use: jsonl, path: other.jsonl, test_size: 1}
+    reward: {use: length, most: 8}
+    eval: [held]
+"""
+    plan = project.plan(text)
+    values = [stage.evals[0].eval.config.max_tokens for stage in plan.stages]
+    assert [plan.resolved["stages"][0]["eval"][0]["max_tokens"]] * 2 == values
+    assert plan.resolved["stages"][1]["eval"] == ["held"]
+    again = project.plan(yaml.safe_dump(plan.resolved, sort_keys=False))
+    assert again.fingerprint == plan.fingerprint
+
+
 def test_a_number_that_the_recipe_names_stands(project: Project) -> None:
     ask(project, "ha " * 30)
     plan = project.plan(recipe(method=", max_tokens: 3", eval=", max_tokens: 5"))
@@ -130,6 +199,25 @@ stages:
     )
     assert len(plan.stages) == 4
     assert len({tuple(numbers_of(stage)) for stage in plan.stages}) == 1
+
+
+@pytest.mark.parametrize("models", ["ptl/tiny, ptl/nano", "ptl/nano, ptl/tiny"])
+def test_of_several_models_the_one_whose_tokenizer_makes_most_of_the_answers_counts(
+    project: Project, monkeypatch: pytest.MonkeyPatch, models: str
+) -> None:
+    def counts(location: str, template: str | None) -> Any:
+        each = 3 if "nano" in location else 2  # those that ship have one tokenizer
+        return lambda messages: each * sum(len(one.content) for one in messages)
+
+    monkeypatch.setattr(auto, "_counts", counts)
+    ask(project, *["what is it? 12345 " * 9] * 3)
+    alone = {name: numbers(project.plan(recipe(name)))[0] for name in ("ptl/tiny", "ptl/nano")}
+    assert alone["ptl/tiny"] != alone["ptl/nano"]
+    most = max(alone, key=lambda name: alone[name])
+    plan = project.plan(f"matrix: {{model: [{models}]}}\n{recipe()}")
+    found = {tuple(numbers_of(stage)) for stage in plan.stages}
+    assert found == {(alone[most], alone[most])}
+    assert any(f"tokens of {most}, the most of 2 models" in pin for pin in plan.pins)
 
 
 def numbers_of(stage: Any) -> list[int]:

@@ -200,7 +200,7 @@ def test_evals_beside_leave_the_bar_of_what_trains_alone(project: Project) -> No
     told = io.StringIO()
     live = progress.Live(Lasting(told))
     live.training(dpo, 0, 8)
-    bar = live.progress
+    bar = live.shown
 
     def evals() -> None:
         live.doing("evaluating nll after sft")
@@ -211,7 +211,7 @@ def test_evals_beside_leave_the_bar_of_what_trains_alone(project: Project) -> No
 
     try:
         as_worker("sft", evals).result(60)
-        assert live.progress is bar
+        assert live.shown is bar is not None
         assert live.status is None
     finally:
         live.close()

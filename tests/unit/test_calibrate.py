@@ -18,6 +18,7 @@ from posttrain_recipes.models import BUNDLED
 from posttrain_recipes.planning import costs, pricing
 from posttrain_recipes.planning.reuse import Decision
 from posttrain_recipes.plugin import PluginConfig, Usage
+from posttrain_recipes.store import Estimated, Spent, StageRecord
 from tests.conftest import Project, real_speed
 
 
@@ -160,10 +161,36 @@ def test_a_plan_has_a_time_before_anything_was_run(
     training, _ = estimator._training(stage)
     assert training
     evals = found.tokens - training.usage.tokens
-    assert found.seconds == pytest.approx(0.5 * training.usage.train + 0.25 * evals)
+    tokens = 0.5 * training.usage.train + 0.25 * evals
+    rest = costs.START_S + costs.STEP_S * found.steps + costs.CHECKPOINT_S + 2 * costs.EVAL_S
+    assert found.seconds == pytest.approx(tokens + rest)
     assert found.calibrated
     assert costs.describe(found, False).endswith(" by this machine's speed")
     assert set(asked) == {BUNDLED["ptl/tiny"]}
+
+
+def test_steps_evals_and_checkpoints_of_a_tiny_model_are_not_forgotten(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens take no time: `0 s` was told of a run of 14 s."""
+    monkeypatch.setattr(calibrate, "speed", lambda *_: dict.fromkeys(SPEED, 0.0))
+    text = RECIPE.replace("epochs: 3", "epochs: 30, max_steps: 30, save_every: 5")
+    text = text.replace("{use: nll}", "{use: nll, every: 3}")
+    plan = project.plan(text)
+    [stage] = plan.stages
+    found = costs.Estimator(plan, pricing.load(project.path)).stage(stage, Decision("run", ""))
+    assert found.steps == 30
+    saves = len({3, 6, 9, 12, 15, 18, 21, 24, 27, 5, 10, 20, 25, 30})
+    rest = costs.START_S + 30 * costs.STEP_S + saves * costs.CHECKPOINT_S + 11 * costs.EVAL_S
+    assert found.seconds == pytest.approx(rest)
+
+
+def test_a_time_is_no_bound_and_never_nothing() -> None:
+    found = Estimated(tokens=100, exact=True, at_most=True, seconds=0.2, calibrated=True)
+    said = "at most 100 tokens, about 1 s by this machine's speed"
+    assert costs.describe(found, False) == said
+    kept = StageRecord("sft", "", "sft", estimate=found, training=Spent(8.0, train=100))
+    assert costs.took(kept) == "100 tokens (at most 100 expected), 8 s (1 s expected)"
 
 
 def test_a_model_that_is_not_here_has_no_time(tmp_path: Path) -> None:

@@ -232,6 +232,11 @@ def test_what_cannot_decide_is_a_fault_of_the_recipe(
     assert any(expected in fault for fault in faults(project, old, new)), faults(project, old, new)
 
 
+def test_a_method_with_a_fault_is_not_said_to_take_no_steps(project: Project) -> None:
+    found = faults(project, "use: sft,", "use: sft, bogus: 1,")
+    assert [fault.partition(":")[0] for fault in found] == ["stages.sft.method.bogus"]
+
+
 @pytest.mark.parametrize("every", ["0", "two", "2.5"])
 def test_what_is_no_number_is_one_fault(project: Project, every: str) -> None:
     found = faults(project, "every: 2", f"every: {every}")

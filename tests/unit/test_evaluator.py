@@ -45,6 +45,7 @@ class Bench:
     cut: int = 0
     notes: tuple[str, ...] = ()
     heard: list[str] = field(default_factory=list)
+    noted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.plan = self.project.plan(RECIPE)
@@ -58,6 +59,7 @@ class Bench:
     def evaluator(self) -> Evaluator:
         reporter = Reporter()
         reporter.doing = self.heard.append  # type: ignore[method-assign]
+        reporter.note = self.noted.append  # type: ignore[method-assign]
         reporter.warning = self.heard.append  # type: ignore[method-assign]
         serving: Any = SimpleNamespace(sampler=lambda _: None, renderer=lambda *_: None, wait=None)
         return Evaluator(self.directory, serving, reporter, self.spending, Path)
@@ -96,7 +98,7 @@ def test_what_is_known_after_the_stage_above_is_not_measured_again(project: Proj
     assert bench.asked == 2
     bench.measure(bench.evaluator(), 1, "before", TRAINED)  # another try: nothing is in memory
     assert bench.asked == 2
-    assert bench.heard[-1] == "nll before dpo: known from after sft"
+    assert bench.noted == ["nll before dpo: known from after sft"]
     sft, dpo = bench.record.stages
     assert dpo.before[0].metrics == sft.after[0].metrics
     path = bench.directory.path / "samples" / "dpo" / "nll-before.jsonl"

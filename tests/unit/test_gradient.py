@@ -17,7 +17,7 @@ import pytest
 from posttrain_recipes.errors import PtlError, UsageError
 from posttrain_recipes.plugin import LoraConfig, Resume, StageContext, Usage
 from posttrain_recipes.records import Checkpoint
-from posttrain_recipes.training.loops import optimizer
+from posttrain_recipes.training.loops import optimizer, supervised
 from posttrain_recipes.training.loops.optimizer import OptimizerConfig
 from posttrain_recipes.training.loops.supervised import (
     GradientConfig,
@@ -594,6 +594,29 @@ def test_nothing_is_under_way_while_a_checkpoint_is_evaluated() -> None:
     assert engine.batches == plain.batches
     assert engine.adam == plain.adam
     assert engine.metrics.keys() == plain.metrics.keys()
+
+
+def test_an_eval_is_no_part_of_the_speed_of_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(supervised.time, "monotonic", lambda: now)
+
+    @dataclass
+    class Slow(Engine):
+        def wait(self, future: Future[Any]) -> Any:
+            nonlocal now
+            if isinstance(future, Answer) and future.what.startswith("forward"):
+                now += 2.0
+            return super().wait(future)
+
+        def review(self) -> bool:
+            nonlocal now
+            now += 100.0
+            return super().review()
+
+    engine = Slow(due_at=(2, 4))
+    run(engine, save_every=0)
+    speeds = [shown["train/tokens_per_second"] for shown in engine.metrics.values()]
+    assert speeds == [10.0] * 5  # 20 tokens in 2 s
 
 
 def test_a_stage_ends_with_the_checkpoint_that_evals_end_it_with() -> None:

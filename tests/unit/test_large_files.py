@@ -67,8 +67,8 @@ def rows(count: int) -> list[str | bytes]:
     return [row(f"a {number - (number % 3 == 1)}", f"b {number}") for number in range(count)]
 
 
-def written(folder: Path, lines: Sequence[str | bytes]) -> Path:
-    path = folder / "a.jsonl"
+def written(folder: Path, lines: Sequence[str | bytes], name: str = "a.jsonl") -> Path:
+    path = folder / name
     path.write_bytes(
         b"".join((one if isinstance(one, bytes) else one.encode()) + b"\n" for one in lines)
     )
@@ -517,6 +517,28 @@ def test_a_file_that_is_another_one_is_indexed_again(tmp_path: Path) -> None:
     assert len(before) == 40
 
 
+def test_a_split_tells_of_all_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    lines: list[str | bytes] = [*rows(40)]
+    for place in range(3, 30, 2):
+        lines[place] = '{"no": "row"}'
+    path = written(tmp_path, lines)
+    with pytest.raises(UsageError) as caught:
+        streamed(path, test_size=5)
+    told = caught.value.what.replace(f"{tmp_path}/", "")
+    assert told.startswith("14 of 40 rows of a.jsonl cannot be used:\n  a.jsonl:4  ")
+    assert len(told.splitlines()) == 1 + 10 + 1
+    assert "bad_rows: skip" in (caught.value.hint or "")
+
+
+def test_a_split_of_another_size_than_was_asked_for_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, [*[row("same")] * 20, *[row("other")] * 20])
+    for _ in range(2):
+        streamed(path, test_size=4)
+    assert caplog.text.count("has 20 records and not test_size=4: rows that ask the same") == 1
+
+
 def test_a_file_that_is_edited_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, rows(40))
     records = streamed(path)
@@ -525,6 +547,30 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"a\.jsonl was edited while it was read"):
         records[3]
     assert len(streamed(path)) == 41
+
+
+def linked(path: Path) -> None:
+    path.with_name("backup").hardlink_to(path)
+
+
+def protected(path: Path) -> None:
+    path.chmod(0o400)
+
+
+def replaced(path: Path) -> None:
+    other = written(path.parent, rows(3), "other.jsonl")
+    other.replace(path)
+
+
+@pytest.mark.parametrize("touch", [linked, protected, replaced, Path.unlink])
+def test_a_file_whose_rows_stay_as_they_were_is_read_to_its_end(
+    touch: Callable[[Path], None], tmp_path: Path
+) -> None:
+    expected = list(streamed(written(tmp_path, rows(40), "b.jsonl")))
+    path = written(tmp_path, rows(40))
+    records = streamed(path)
+    touch(path)
+    assert [one.messages for one in records] == [one.messages for one in expected]
 
 
 def spoil(path: Path) -> None:

@@ -226,7 +226,26 @@ def test_without_a_config_the_plan_asks_for_a_number(
     assert numbers(project.plan(f"engine: {engine}\n{named}")) == (1e-4,) * 3
 
 
-@pytest.mark.parametrize("config", ["{}", '{"hidden_size": "64"}', "[1]", "{"])
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (b"[1]", "it is no mapping"),
+        (b"{", "it is no JSON"),
+        (b"", "it is no JSON"),
+        (b"\xff\xfe{\x00}\x00", "it is no text in UTF-8"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_told_as_that(
+    config: bytes, why: str, project: Project
+) -> None:
+    (project.path / "model" / "config.json").write_bytes(config)
+    found = faults(project, recipe(model="./model"))
+    assert len(found) == 3
+    assert all(f"./model: its config.json cannot be read: {why}" in one for one in found)
+    assert not any("write a number" in one for one in found)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"hidden_size": "64"}'])
 def test_a_config_that_tells_no_size_is_told_of(config: str, project: Project) -> None:
     project.write("model/config.json", config)
     found = faults(project, recipe(model="./model"))

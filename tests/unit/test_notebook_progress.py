@@ -13,13 +13,17 @@ from posttrain_recipes.progress.lines import Lines
 from posttrain_recipes.progress.notebook import EVERY_S, SHOWN_WARNINGS, Notebook, is_notebook
 from posttrain_recipes.records import Estimate, EvalResult
 from posttrain_recipes.running.events import SamplingProgress
+from posttrain_recipes.store import StageRecord
 
 PLAN = cast(
     Any, SimpleNamespace(model="ptl/nano", engine=SimpleNamespace(name="local"), preset="tiny")
 )
 RUN = cast(Any, SimpleNamespace(id="demo-1", status="running"))
 STAGE = cast(
-    Any, SimpleNamespace(name="sft<b>", start="base", method=SimpleNamespace(name="sft"), index=1)
+    Any,
+    SimpleNamespace(
+        name="sft<b>", start="base", method=SimpleNamespace(name="sft"), index=1, evals=()
+    ),
 )
 
 
@@ -40,7 +44,7 @@ class Cell:
 def cell() -> Cell:
     made = Cell()
     made.reporter.run_started(PLAN, RUN, False)
-    made.reporter.stage_started(STAGE, cast(Any, SimpleNamespace()), 1)
+    made.reporter.stage_started(STAGE, StageRecord("sft<b>", "", "sft"), 1)
     return made
 
 
@@ -51,7 +55,8 @@ def test_a_stage_moves_in_its_line_and_ends_with_its_results(cell: Cell) -> None
         cell.reporter.step(step, 20, {"train/loss": 2.0 / step, "train/tokens_per_second": 50.0})
     assert '<progress value="20" max="20">' in cell.last
     assert "loss 0.1000" in cell.last
-    planned = cast(Any, SimpleNamespace(name="held_out", eval=SimpleNamespace(name="exact_match")))
+    named = SimpleNamespace(name="exact_match")
+    planned = cast(Any, SimpleNamespace(name="held_out", eval=named, fingerprint="e"))
     for when, value in (("before", 0.25), ("after", 0.75)):
         found = EvalResult({"exact_match": Estimate(value, value - 0.1, value + 0.1, 64)})
         cell.reporter.evaluated(STAGE, planned, when, found)
@@ -89,6 +94,15 @@ def test_warnings_stand_below_without_secrets_and_their_number_is_bounded(
     assert "warning: number 0" in cell.last
     assert "abcdefghijklmnop" not in cell.last
     assert "and 3 more" in cell.last
+
+
+def test_no_note_takes_the_place_of_a_warning(cell: Cell) -> None:
+    for number in range(SHOWN_WARNINGS):
+        cell.reporter.note(f"note {number}")
+    cell.reporter.warning("look here")
+    cell.reporter.close()
+    assert "warning: look here" in cell.last
+    assert "and 1 more" in cell.last
 
 
 def test_who_tells_a_person(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from posttrain_recipes.engine import calibrate
 from posttrain_recipes.engine.model import kernels, precision
 from posttrain_recipes.engines import Local
 from posttrain_recipes.planning import planner as planning
+from posttrain_recipes.planning.reuse import differences
 from tests.conftest import Project, Ptl
 
 LARGE = {
@@ -142,7 +143,10 @@ def test_results_of_one_precision_are_not_those_of_another(project: Project) -> 
     assert stages["bfloat16"].evals[0].fingerprint != stages["float32"].evals[0].fingerprint
     assert stages["bfloat16"].inputs["engine"] == "local bfloat16"
     assert plans["bfloat16"].resolved["engine"] == {"use": "local", "dtype": "bfloat16"}
-    assert "engine" not in plans["auto"].resolved
+    assert plans["auto"].resolved["engine"] == {"use": "local", "dtype": "float32"}
+    assert list(differences(stages["bfloat16"].inputs, stages["float32"]))[0] == (
+        "engine local bfloat16 -> local float32"
+    )
 
 
 def test_what_auto_came_to_is_kept_with_the_run(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from posttrain_recipes.progress import lines as progress
-from posttrain_recipes.progress.lines import Lines, StageProgress
+from posttrain_recipes.progress.lines import Lines
 from posttrain_recipes.progress.live import Live
+from posttrain_recipes.progress.pace import StageProgress
 from posttrain_recipes.progress.streams import Lasting
 from posttrain_recipes.records import Estimate
 from posttrain_recipes.reporting import report
@@ -52,7 +53,7 @@ def test_learning_from_what_is_said_shows_its_loss_and_how_many_were_learned() -
 def test_a_step_that_reads_no_tokens_has_no_speed() -> None:
     out = io.StringIO()
     Lines(out).step(1, 1, {"merge/norm": 1.0, "merge/lost": 0.0})
-    assert out.getvalue() == "  step 1/1  norm 1  lost 0% of it  0 s left\n"
+    assert out.getvalue() == "  step 1/1  norm 1  lost 0% of it\n"
 
 
 def test_a_line_of_rl_fits_a_terminal() -> None:
@@ -61,20 +62,6 @@ def test_a_line_of_rl_fits_a_terminal() -> None:
     (line,) = out.getvalue().splitlines()
     assert line.startswith("  step 1200/1200  reward 0.400  zero-var 35%")
     assert len(line) <= 100
-
-
-@pytest.mark.parametrize("done", [0, 40])
-def test_the_time_left_is_near_after_three_steps_though_the_first_was_slow(
-    monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    told = StageProgress(done)
-    total = done + 103
-    for step in range(3):
-        now += 90.0 if step == 0 else 10.0
-        told.add({})
-    assert told.left(done + 3, total) == "16 min 40 s"  # 100 steps of 10 s, not of 37 s
 
 
 def test_what_is_too_long_for_a_line_keeps_how_it_ends() -> None:

@@ -13,6 +13,7 @@ from posttrain_recipes.planning.reuse import (
     Decision,
     History,
     Scope,
+    current_run,
     decisions,
     finished,
     restarted,
@@ -195,6 +196,24 @@ def test_a_run_says_what_it_does_not_go_on_with_and_why(project: Project) -> Non
     assert lines(changed, Scope(fresh=True)) == []  # it was asked for
     other = project.plan(RECIPE.replace("name: demo", "name: other").replace("1e-3", "2e-3"))
     assert lines(other, Scope()) == []  # nobody ran this recipe before
+
+
+def test_rows_that_are_left_out_from_now_on_lose_nothing(project: Project) -> None:
+    stopped = project.plan(RECIPE)
+    skips = project.plan(RECIPE.replace("chat.jsonl}", "chat.jsonl, bad_rows: skip}"))
+    assert skips.fingerprint == stopped.fingerprint
+    left = ran(stopped, 1, sft="killed", dpo="pending")
+
+    def actions(plan: Plan, run: RunRecord) -> list[str]:
+        found = decide(plan, run, current=current_run(plan, Scope(), [run]))
+        return [decision.action for decision in found.values()]
+
+    assert actions(skips, left) == ["resume", "run"]
+    # The other way around rows may have been left out: it stops there, and where there is none the
+    # next stage's start is as it was.
+    assert actions(stopped, ran(skips)) == ["run", "reuse"]
+    assert current_run(stopped, Scope(), [ran(skips)]) is None, "what is finished there stays"
+    assert actions(skips, ran(skips)) == ["reuse", "reuse"]
 
 
 def test_many_changes_are_counted(project: Project) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from posttrain_recipes import registry
 from posttrain_recipes.cli import words
+from posttrain_recipes.errors import RecipeError
 from posttrain_recipes.language import synonyms
 from posttrain_recipes.language.schema import recipe_schema
 from tests.conftest import Project, Ptl
@@ -53,6 +54,41 @@ def test_an_unknown_key_says_what_it_is_called_here(
     said = ptl("validate", "mine.yaml")
     assert said.code == 2
     assert hint in said.err + said.out
+
+
+SPELLINGS = (
+    *("loraAlpha", "lora-alpha", "LoRA_alpha", "DoRA", "rsLoRA", "loraplus_lr_ratio", "pissa"),
+    *("qlora", "lora_r", "lora_dim", "lora_target_modules", "layers_to_transform"),
+)
+PEFT_ALONE = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "runtime_config", "bias"),
+}
+"""Fields of peft's config that are no matter of an adapter's shape, or mean more than that."""
+
+
+def test_every_word_of_peft_for_an_adapter_is_known() -> None:
+    peft = pytest.importorskip("peft")
+    fields = set(peft.LoraConfig.__dataclass_fields__) - PEFT_ALONE
+    assert fields - {name for name in fields if synonyms.of_adapter(name)} == set()
+    assert fields - {name for name in fields if synonyms.elsewhere(name)} == set()
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize(
+    "where", ["lora: {rank: 8, NAME: 1}\n", "NAME: 1\n", "    NAME: 1\n", "    lora: {NAME: 1}\n"]
+)
+def test_words_of_an_adapter_are_answered_wherever_they_stand(
+    project: Project, name: str, where: str
+) -> None:
+    text = RECIPE.replace("METHOD", "sft")
+    line = where.replace("NAME", name)
+    with pytest.raises(RecipeError) as caught:
+        project.plan(text + line if where.startswith(" ") else line + text)
+    [fault] = [one.message for one in caught.value.faults if name in one.message]
+    assert "did you mean" not in fault
+    words = ("Tinker's protocol carries", "'rank' here", "'lora: {rank: ...}'", "quantized base")
+    assert any(word in fault for word in words), fault
 
 
 def test_a_stage_says_what_its_keys_are_called(ptl: Ptl, project: Project) -> None:

@@ -188,7 +188,7 @@ class ClusterStages:
                     f"step {event.step}"
                 )
             else:
-                self.reporter.doing(f"stage '{stage.name}' runs on {event.node}")
+                self.reporter.note(f"stage '{stage.name}' runs on {event.node}")
             task.begun = True
             if event.step:
                 # What an earlier node had no time to tell.

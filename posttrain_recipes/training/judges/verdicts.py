@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from posttrain_recipes.context import untold
 from posttrain_recipes.plugin import Renderer, Waiter
 from posttrain_recipes.records import Message
-from posttrain_recipes.training.requests import sample
+from posttrain_recipes.training.requests import awaited, sample
 from posttrain_recipes.training.sampling.generation import IN_FLIGHT
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ def log_odds(
     All are submitted before the first is awaited, `IN_FLIGHT` at a time.
     """
 
+    def tell(before: int, there: int) -> None:
+        progress(before + there, len(questions), "verdicts")
+
     found: list[float] = []
     for begin in range(0, len(questions), IN_FLIGHT):
         block = questions[begin : begin + IN_FLIGHT]
@@ -102,16 +106,16 @@ def log_odds(
             sample(sampler, one.prompt, 1, max_tokens=1, temperature=1.0, seed=0, top_k=_TOP)
             for one in asked
         ]
+        answers = awaited(futures, wait, partial(tell, begin))
         pairs: list[list[float | Future[list[float | None]]]] = []
-        for one, future in zip(asked, futures, strict=True):
-            top = dict((wait(future).sequences[0].topk_logprobs or [None])[0] or ())
+        for one, answer in zip(asked, answers, strict=True):
+            top = dict((answer.sequences[0].topk_logprobs or [None])[0] or ())
             pairs.append(
                 [
                     top[token] if token in top else _submit(sampler, one.prompt, token)
                     for token in (one.yes, one.no)
                 ]
             )
-            progress(begin + len(pairs), len(questions), "verdicts")
         for pair in pairs:
             yes, no = (one if isinstance(one, int | float) else _last(wait(one)) for one in pair)
             found.append(yes - no)

@@ -179,6 +179,7 @@ class RolloutLoop:
                 self._drain()
                 if self.stage.sink.review():
                     return
+                self.clock = time.monotonic()  # an eval is no part of the speed of the next step
             self._snapshot(batch)
             self._launch(batch)
             self._drain()

@@ -254,6 +254,7 @@ def train(
                 drain(leave=0)
                 if stage.sink.review():
                     break
+                clock = time.monotonic()  # an eval is no part of the speed of the next step
             if number < total:
                 objective.prepare(order.batch(number))
             drain(leave=1)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-import traceback
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from posttrain_recipes.context import RewardLike
@@ -32,6 +30,7 @@ from posttrain_recipes.plugin import (
 )
 from posttrain_recipes.training.rl import entropy
 from posttrain_recipes.training.rl.behaviour import Behaviour
+from posttrain_recipes.training.rl.failing import in_words
 from posttrain_recipes.training.rl.rollout import Group, Rollout, StepMarks
 from posttrain_recipes.waiting import CancellableWaiter, Cancelled, in_thread, pressed
 
@@ -115,37 +114,6 @@ def each(returned: Any, count: int, source: str) -> list[Any]:
         f"{source} returned {what} for {count} {'reply' if count == 1 else 'replies'}",
         hint="return a list with a number for each reply, in their order; None where there is none",
     )
-
-
-@contextmanager
-def told_where_it_fails(reward: RewardLike, where: str = "") -> Iterator[None]:
-    """What a reward raises, which is anybody's code, as an error that says what to do.
-
-    Args:
-        where: who asks it, before what is told.
-
-    Raises:
-        PtlError: it raised something.
-    """
-    try:
-        yield
-    except (PtlError, Cancelled):
-        raise
-    except Exception as error:
-        raise PtlError(
-            f"{where}reward '{reward.label}' failed",
-            why=in_words(error),
-            hint="mend it, or have it return None where it cannot tell; then the same command goes "
-            "on from what is kept",
-            code="reward-failed",
-        ) from error
-
-
-def in_words(error: Exception) -> str:
-    """What anybody's code raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{at}"
 
 
 def feedback_of(

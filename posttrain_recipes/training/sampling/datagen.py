@@ -28,7 +28,8 @@ from posttrain_recipes.plugin import (
     Waiter,
 )
 from posttrain_recipes.training.requests import derive_seed, sample
-from posttrain_recipes.training.rl.scoring import scores_of, told_where_it_fails
+from posttrain_recipes.training.rl.failing import told_where_it_fails
+from posttrain_recipes.training.rl.scoring import scores_of
 
 if TYPE_CHECKING:
     import tinker

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from posttrain_recipes.plugin import CountTokens, EvalContext, Record, Usage, Workload
 from posttrain_recipes.records import Prompt, Sample
-from posttrain_recipes.training.requests import derive_seed, reply, sample
+from posttrain_recipes.training.requests import awaited, derive_seed, reply, sample
 from posttrain_recipes.training.text.examples import Example
 from posttrain_recipes.workload import mean
 
@@ -46,6 +47,9 @@ def generate(
         # That of a further reply follows from the first one's, which neighbours may not share.
         return context.seed + place if count == 1 else derive_seed(context.seed, place)
 
+    def tell(before: int, there: int) -> None:
+        context.progress(count * (before + there), count * len(prompts), "replies")
+
     for begin in range(0, len(prompts), IN_FLIGHT):
         block = prompts[begin : begin + IN_FLIGHT]
         futures = [
@@ -60,10 +64,9 @@ def generate(
             )
             for offset, prompt in enumerate(block)
         ]
-        for prompt, future in zip(block, futures, strict=True):
-            sequences = context.wait(future).sequences
-            samples += [reply(prompt, one, context.renderer) for one in sequences]
-            context.progress(len(samples), count * len(prompts), "replies")
+        answers = awaited(futures, context.wait, partial(tell, begin))
+        for prompt, answer in zip(block, answers, strict=True):
+            samples += [reply(prompt, one, context.renderer) for one in answer.sequences]
     return samples
 
 
@@ -72,14 +75,17 @@ def log_likelihoods(context: EvalContext, examples: Sequence[Example]) -> list[f
     import tinker
 
     sums: list[float] = []
+
+    def tell(before: int, there: int) -> None:
+        context.progress(before + there, len(examples), "texts")
+
     for begin in range(0, len(examples), IN_FLIGHT):
         block = examples[begin : begin + IN_FLIGHT]
         futures: list[tinker.APIFuture[list[float | None]]] = [
             context.sampler.compute_logprobs(tinker.ModelInput.from_ints(e.tokens)) for e in block
         ]
-        for example, future in zip(block, futures, strict=True):
-            logprobs = context.wait(future)
+        answers = awaited(futures, context.wait, partial(tell, begin))
+        for example, logprobs in zip(block, answers, strict=True):
             pairs = zip(example.weights[1:], logprobs[1:], strict=True)
             sums.append(sum(weight * (logprob or 0.0) for weight, logprob in pairs))
-            context.progress(len(sums), len(examples), "texts")
     return sums

@@ -8,7 +8,8 @@ from dataclasses import replace
 from posttrain_recipes.errors import PtlError
 from posttrain_recipes.plugin import EvalContext, Reward, RewardContext
 from posttrain_recipes.records import Prompt, Sample
-from posttrain_recipes.training.rl.scoring import scores_of, told_where_it_fails
+from posttrain_recipes.training.rl.failing import told_where_it_fails
+from posttrain_recipes.training.rl.scoring import scores_of
 from posttrain_recipes.training.sampling.generation import generate
 
 
