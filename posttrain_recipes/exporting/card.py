@@ -11,7 +11,7 @@ import yaml
 
 from posttrain_recipes import models
 from posttrain_recipes.exporting import lineage
-from posttrain_recipes.exporting.lineage import Source
+from posttrain_recipes.exporting.lineage import Ancestor
 from posttrain_recipes.reporting import report
 from posttrain_recipes.shown import cell, code, markdown, plain, redact
 from posttrain_recipes.store import RunRecord
@@ -110,9 +110,9 @@ def data_of(run: RunRecord, stage: str) -> list[str]:
     return list(_data_by_stage(lineage.of(run, stage)))
 
 
-def _data_by_stage(sources: Sequence[Source]) -> dict[str, list[Source]]:
+def _data_by_stage(sources: Sequence[Ancestor]) -> dict[str, list[Ancestor]]:
     """Of data: the stages that used them."""
-    found: dict[str, list[Source]] = {}
+    found: dict[str, list[Ancestor]] = {}
     for one in sources:
         if one.stage.method:
             for name in dict.fromkeys(_sources(one.spec.get("dataset"))):
@@ -142,7 +142,7 @@ def _cut_data(path: str) -> str:
     return redact(path.partition("?")[0]) if "://" in path else Path(path).name
 
 
-def _licences(used: Mapping[str, Sequence[Source]], known: Mapping[str, str]) -> Iterator[str]:
+def _licences(used: Mapping[str, Sequence[Ancestor]], known: Mapping[str, str]) -> Iterator[str]:
     """What is known of the data's licences, and of which nothing is."""
     if not used:
         return
@@ -189,7 +189,7 @@ def _unknown(checkpoint: str) -> Iterator[str]:
     )
 
 
-def _of_run(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[str]:
+def _of_run(run: RunRecord, stage: str, sources: Sequence[Ancestor]) -> Iterator[str]:
     yield "## Training"
     yield "\n".join(_trained(one) for one in sources if one.stage.method)
     if not sources[-1].spec:
@@ -208,7 +208,7 @@ def _of_run(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[s
     yield fenced(redact(report.resolved_yaml(shareable(run.resolved))), "yaml")
 
 
-def _trained(one: Source) -> str:
+def _trained(one: Ancestor) -> str:
     """A stage of the training, in a line: what it did, on what, and what it is to the model."""
     stage = one.stage
     said = f"- {code(stage.name)}"
@@ -218,7 +218,7 @@ def _trained(one: Source) -> str:
     kept = f", kept: step {end:,}" if end < stage.total_steps else ""
     said += (
         f": {code(stage.method or '')} "
-        f"({stage.total_steps:,} steps{kept}, {stage.records:,} records)"
+        f"({_counted(stage.total_steps, 'step')}{kept}, {_counted(stage.records, 'record')})"
     )
     if data := shareable(one.spec.get("dataset")):
         if isinstance(data, Mapping):
@@ -229,7 +229,11 @@ def _trained(one: Source) -> str:
     return said
 
 
-def _results(run: RunRecord, stage: str, sources: Sequence[Source]) -> Iterator[str]:
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _results(run: RunRecord, stage: str, sources: Sequence[Ancestor]) -> Iterator[str]:
     """The rows of this model, and those of the models that its weights were made from."""
     table = report.rows(run)
     kept = run.stage(stage).checkpoint

@@ -24,7 +24,7 @@ the option: the teacher of, the judge of."""
 
 
 @dataclass
-class Source:
+class Ancestor:
     """A stage that another one comes from, or that one itself."""
 
     stage: StageRecord
@@ -46,7 +46,7 @@ class Source:
         return start is None or end is None or start.state_uri != end.state_uri
 
 
-def of(run: RunRecord, stage: str) -> list[Source]:
+def of(run: RunRecord, stage: str) -> list[Ancestor]:
     """A stage and those that it comes from, in the recipe's order; itself is the last.
 
     What the kept recipe does not name has no `spec`, and nothing is known of where it comes from.
@@ -54,7 +54,7 @@ def of(run: RunRecord, stage: str) -> list[Source]:
     known = {one.name: one for one in run.stages}
     flat, stand_ins = _flat(run)
     start = starts(list(flat.values()))
-    found = {stage: Source(known[stage], flat.get(stage, {}), weights=True, data=True)}
+    found = {stage: Ancestor(known[stage], flat.get(stage, {}), weights=True, data=True)}
     for name in reversed(flat):  # only stages above are referred to, so each is complete by now
         if (one := found.get(name)) is None:
             continue
@@ -63,7 +63,7 @@ def of(run: RunRecord, stage: str) -> list[Source]:
             if other not in known or other not in flat:
                 one.outside = other if kind == START and "://" in other else one.outside
                 continue
-            source = found.setdefault(other, Source(known[other], flat[other]))
+            source = found.setdefault(other, Ancestor(known[other], flat[other]))
             source.weights |= one.weights and kind in (START, PART)
             source.data |= kind == RECORDS and one.data
             source.data |= kind in (START, PART) and one.weights and source.trained
