@@ -435,7 +435,7 @@ class RolloutLoop:
                 step.learned, items, [one for out in outputs for one in out.loss_fn_outputs]
             ),
         }
-        if outputs:  # a step that learned of nothing has no loss
+        if outputs or not step.beside:  # where a critic alone learned the policy has no loss
             metrics.setdefault("train/loss", sum(out.metrics["loss:sum"] for out in outputs))
         metrics.update(step.metrics)
         if self.config.max_staleness:
